@@ -1,0 +1,282 @@
+"""The client for programs that run an asyncio loop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import os
+import random
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+import grpc
+import grpc.aio
+
+from teacher_proto import codec
+from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_options
+from teacher_proto.errors import (
+    ConfigurationError,
+    DeadlineError,
+    InvalidRequestError,
+    LsmError,
+    TeacherUnavailableError,
+)
+from teacher_proto.reply_check import check_reply
+from teacher_proto.retry import RetryPolicy
+from teacher_proto.status import from_rpc_error
+from teacher_proto.types import (
+    Level,
+    ScoreReply,
+    ScoreRequest,
+    ServerInfo,
+    TeacherInfo,
+    TokenizerUpload,
+)
+from teacher_proto.v1 import teacher_pb2
+
+SERVICE = "/teacher_proto.v1.TeacherScoringService"
+START_ONE = "start one with `teacher-server serve --model PATH`, or correct the address"
+
+log = logging.getLogger(__name__)
+
+
+class AsyncTeacherClient:
+    """Asks one teacher service for scores; belongs to the loop of its first call.
+
+    A call that finds no teacher, or is told when to come back, is sent again,
+    unchanged, until its own deadline. A reply is checked against its request
+    before anybody sees it, and against what ``get_teacher`` reported last.
+
+    Every call raises InvalidRequestError, ContractMismatchError,
+    UnknownTeacherError, OverloadedError, TeacherUnavailableError, DeadlineError,
+    EngineError or PoisonedReplyError (docs/errors.md). Cancelling a call cancels
+    it on the server.
+
+    Args:
+        address: ``host:port`` of the service's gRPC port.
+        run: the training run a request without one of its own is sent for.
+        max_attempts: sends per call at most; None leaves only the deadline.
+        max_request_bytes, max_reply_bytes: bounds on one message.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        run: str,
+        max_attempts: int | None = None,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+    ) -> None:
+        if not all(address.rpartition(":")):
+            raise ConfigurationError(
+                f"{address!r} is not an address", where="address", fix="write it as host:port"
+            )
+        if max_attempts is not None and max_attempts < 1:
+            raise ConfigurationError(f"is {max_attempts}, must be 1 or more", where="max_attempts")
+        self.address = address
+        self.run = run
+        self._policy = RetryPolicy(max_attempts)
+        self._max_request_bytes = max_request_bytes
+        self._options = client_options(
+            address, max_request_bytes=max_request_bytes, max_reply_bytes=max_reply_bytes
+        )
+        self._random = random.Random()
+        self._process = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: grpc.aio.Channel | None = None
+        self._closing = asyncio.Event()
+        self._teachers: dict[str, TeacherInfo] = {}
+
+    async def get_teacher(self, *, timeout: float) -> ServerInfo:  # noqa: ASYNC109
+        """What the service offers. Later replies are checked against it, so that a
+        teacher that changed is a ContractMismatchError until this is called again.
+
+        Args:
+            timeout: seconds for the whole call, retries included.
+        """
+        body = codec.serialize(teacher_pb2.GetTeacherRequest())
+        reply = await self._unary("GetTeacher", body, timeout)
+        info = codec.decode_server_info(reply)
+        self._teachers = {teacher.name: teacher for teacher in info.teachers}
+        return info
+
+    async def score(
+        self,
+        request: ScoreRequest,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> ScoreReply:
+        """Scores one group; the reply keeps the contract or PoisonedReplyError is raised.
+
+        Args:
+            request: every attempt carries its request_id and the same bytes.
+            timeout: seconds for the whole call, retries included.
+        """
+        if not request.run:
+            request = replace(request, run=self.run)
+        body = codec.serialize(codec.encode_request(request))
+        if len(body) > self._max_request_bytes:
+            raise InvalidRequestError(
+                f"is {len(body)} bytes, this client sends {self._max_request_bytes} at most",
+                where="request",
+                fix="send fewer continuations at once, or raise max_request_bytes",
+                reason="MESSAGE_TOO_LARGE",
+            )
+        reply = codec.decode_reply(await self._unary("Score", body, timeout))
+        check_reply(request, reply, self._teachers.get(request.teacher))
+        return reply
+
+    async def register_tokenizer(
+        self,
+        upload: TokenizerUpload,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> Mapping[str, Level]:
+        """Teaches the service a tokenizer; returns its level by name of teacher."""
+        if not upload.run:
+            upload = replace(upload, run=self.run)
+        parts = [codec.serialize(message) for message in codec.encode_tokenizer(upload)]
+
+        async def send(channel: grpc.aio.Channel, seconds: float) -> bytes:
+            method: Any = channel.stream_unary(f"{SERVICE}/RegisterTokenizer", None, None)
+            reply: bytes = await method(iter(parts), timeout=seconds)
+            return reply
+
+        reply = await self._until_deadline("RegisterTokenizer", send, timeout)
+        return codec.decode_levels(reply, upload.tokenizer_hash)
+
+    async def close(self) -> None:
+        """Cancels what is in flight (it raises TeacherUnavailableError) and disconnects."""
+        self._closing.set()
+        if self._channel is not None and os.getpid() == self._process:
+            await self._channel.close(None)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def _unary(self, name: str, body: bytes, seconds: float) -> bytes:
+        async def send(channel: grpc.aio.Channel, left: float) -> bytes:
+            method: Any = channel.unary_unary(f"{SERVICE}/{name}", None, None)
+            reply: bytes = await method(body, timeout=left)
+            return reply
+
+        return await self._until_deadline(name, send, seconds)
+
+    async def _until_deadline(
+        self,
+        name: str,
+        send: Callable[[grpc.aio.Channel, float], Awaitable[bytes]],
+        seconds: float,
+    ) -> bytes:
+        """Sends, and sends again, until a reply, a final error or the deadline."""
+        if not 0 < seconds < math.inf:
+            raise InvalidRequestError(f"is {seconds} seconds, must be > 0", where="timeout")
+        channel = self._connected()
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        attempts = 0
+        while True:
+            attempts += 1
+            try:
+                return await send(channel, max(deadline - clock(), 0.001))
+            except grpc.aio.AioRpcError as failure:
+                error = self._explained(failure, name, seconds, channel)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if self._closing.is_set() and task is not None and not task.cancelling():
+                    raise self._closed() from None
+                raise
+            if not self._policy.allows(error, attempts):
+                raise error
+            delay = self._policy.delay(error, attempts, self._random)
+            if clock() + delay >= deadline:
+                raise _after(error, attempts, seconds)
+            log.info("%s at %s: %s; again in %.2f s", name, self.address, error.what, delay)
+            await self._pause(delay)
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            await asyncio.wait_for(self._closing.wait(), seconds)
+        except TimeoutError:
+            return
+        raise self._closed()
+
+    def _connected(self) -> grpc.aio.Channel:
+        if self._closing.is_set():
+            raise self._closed()
+        if os.getpid() != self._process:
+            raise ConfigurationError(
+                "a client cannot be used after a fork",
+                where=self.address,
+                fix="make a new client in the child process, or start it with spawn",
+                reason="USED_AFTER_FORK",
+            )
+        loop = asyncio.get_running_loop()
+        if self._channel is None or self._loop is None:
+            self._loop = loop
+            self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
+        elif loop is not self._loop:
+            raise ConfigurationError(
+                "a client belongs to the event loop of its first call",
+                where=self.address,
+                fix="make one client per loop, or use TeacherClient",
+                reason="OTHER_LOOP",
+            )
+        return self._channel
+
+    def _explained(
+        self,
+        failure: grpc.aio.AioRpcError,
+        name: str,
+        timeout: float,
+        channel: grpc.aio.Channel,
+    ) -> LsmError:
+        error = from_rpc_error(failure)
+        if error.where:
+            return error
+        if isinstance(error, DeadlineError):
+            if channel.get_state() is not grpc.ChannelConnectivity.READY:
+                return TeacherUnavailableError(
+                    f"no connection within {timeout:g} s", where=self.address, fix=START_ONE
+                )
+            return DeadlineError(
+                f"{name} was not answered within {timeout:g} s",
+                where=self.address,
+                fix="allow more time, ask for less at once, or look at the teacher's load",
+            )
+        gone = isinstance(error, TeacherUnavailableError)
+        return type(error)(
+            f"no teacher answers ({error.what})" if gone else error.what,
+            where=self.address,
+            fix=error.fix or (START_ONE if gone else ""),
+            reason=error.reason,
+            retry_after=error.retry_after,
+        )
+
+    def _closed(self) -> TeacherUnavailableError:
+        return TeacherUnavailableError(
+            "this client was closed", where=self.address, fix="make a new one", reason="CLOSED"
+        )
+
+
+def _after(error: LsmError, attempts: int, timeout: float) -> LsmError:
+    """The same error, saying that the deadline left no room for another attempt."""
+    return type(error)(
+        f"{error.what} (attempts: {attempts}; allowed time: {timeout:g} s)",
+        where=error.where,
+        fix=error.fix,
+        reason=error.reason,
+        retry_after=error.retry_after,
+    )

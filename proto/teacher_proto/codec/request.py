@@ -1,0 +1,229 @@
+"""ScoreRequest <-> message.
+
+Decoding checks form: presence, kinds, dtypes, dimensions, lengths. What a
+request means (ids in range, row selections, limits) is checked by whoever knows
+the teacher.
+"""
+
+from __future__ import annotations
+
+from teacher_proto.codec.arrays import INT32, decode_array, encode_array
+from teacher_proto.codec.structs import check_text, decode_struct, encode_struct
+from teacher_proto.codec.wire import parse
+from teacher_proto.errors import InvalidRequestError
+from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
+    Continuation,
+    Prompt,
+    Returns,
+    ScoreRequest,
+    Segment,
+    TextPrompt,
+    TokenPrompt,
+)
+from teacher_proto.v1 import score_pb2
+
+Error = InvalidRequestError
+INT32_RANGE = range(-(2**31), 2**31)
+
+
+def encode_request(request: ScoreRequest) -> score_pb2.ScoreRequest:
+    """Raises InvalidRequestError naming the field that the contract cannot carry."""
+    message = score_pb2.ScoreRequest(
+        request_id=check_text(request.request_id, "request_id", Error),
+        run=check_text(request.run, "run", Error),
+        teacher=check_text(request.teacher, "teacher", Error),
+        tokenizer_hash=check_text(request.tokenizer_hash, "tokenizer_hash", Error),
+        top_k=_int32(request.top_k, "top_k"),
+        temperature=_double(request.temperature, "temperature"),
+        returns=score_pb2.ReturnOptions(
+            sampled=request.returns.sampled,
+            log_tail=request.returns.log_tail,
+            realignment=request.returns.realignment,
+        ),
+        expected_identity=check_text(request.expected_identity, "expected_identity", Error),
+    )
+    _encode_prompt(request.prompt, message.prompt, "prompt")
+    if request.teacher_prompt is not None:
+        _encode_prompt(request.teacher_prompt, message.teacher_prompt, "teacher_prompt")
+    if request.student_vocabulary_size is not None:
+        message.student_vocabulary_size = _int32(
+            request.student_vocabulary_size, "student_vocabulary_size"
+        )
+    for index, continuation in enumerate(request.continuations):
+        _encode_continuation(continuation, message.continuations.add(), f"continuations[{index}]")
+    return message
+
+
+def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
+    """Raises InvalidRequestError naming the field, such as
+    ``continuations[2].segments[0].token_ids``."""
+    if isinstance(message, bytes):
+        message = parse(message, score_pb2.ScoreRequest(), Error)
+    for name, present in (
+        ("prompt", message.HasField("prompt")),
+        ("top_k", message.HasField("top_k")),
+        ("temperature", message.HasField("temperature")),
+    ):
+        if not present:
+            raise Error("is missing", where=name, fix="set it; it has no default")
+    return ScoreRequest(
+        request_id=message.request_id,
+        run=message.run,
+        teacher=message.teacher,
+        tokenizer_hash=message.tokenizer_hash,
+        prompt=_decode_prompt(message.prompt, "prompt"),
+        continuations=tuple(
+            _decode_continuation(item, f"continuations[{index}]")
+            for index, item in enumerate(message.continuations)
+        ),
+        top_k=message.top_k,
+        temperature=message.temperature,
+        returns=Returns(
+            sampled=message.returns.sampled,
+            log_tail=message.returns.log_tail,
+            realignment=message.returns.realignment,
+        ),
+        teacher_prompt=(
+            _decode_prompt(message.teacher_prompt, "teacher_prompt")
+            if message.HasField("teacher_prompt")
+            else None
+        ),
+        student_vocabulary_size=(
+            message.student_vocabulary_size if message.HasField("student_vocabulary_size") else None
+        ),
+        expected_identity=message.expected_identity,
+    )
+
+
+def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> None:
+    match prompt:
+        case TokenPrompt():
+            encode_array(prompt.token_ids, message.token_ids, INT32, 1, f"{where}.token_ids", Error)
+        case TextPrompt():
+            message.text = check_text(prompt.text, f"{where}.text", Error)
+        case ChatPrompt():
+            _encode_chat(prompt, message.chat, f"{where}.chat")
+        case _:
+            raise Error(
+                f"is {type(prompt).__name__}",
+                where=where,
+                fix="give a TokenPrompt, a TextPrompt or a ChatPrompt",
+            )
+
+
+def _encode_chat(prompt: ChatPrompt, message: score_pb2.ChatPrompt, where: str) -> None:
+    message.SetInParent()
+    message.add_generation_prompt = prompt.add_generation_prompt
+    for index, turn in enumerate(prompt.messages):
+        inner = f"{where}.messages[{index}]"
+        added = message.messages.add(
+            role=check_text(turn.role, f"{inner}.role", Error),
+            content=check_text(turn.content, f"{inner}.content", Error),
+        )
+        if turn.extra:
+            encode_struct(turn.extra, added.extra, f"{inner}.extra", Error)
+    if prompt.template_arguments:
+        encode_struct(
+            prompt.template_arguments,
+            message.template_arguments,
+            f"{where}.template_arguments",
+            Error,
+        )
+
+
+def _decode_prompt(message: score_pb2.Prompt, where: str) -> Prompt:
+    match message.WhichOneof("source"):
+        case "token_ids":
+            return TokenPrompt(
+                decode_array(message.token_ids, INT32, 1, f"{where}.token_ids", Error)
+            )
+        case "text":
+            return TextPrompt(message.text)
+        case "chat":
+            return _decode_chat(message.chat, f"{where}.chat")
+        case _:
+            raise Error("holds no prompt", where=where, fix="set token_ids, chat or text")
+
+
+def _decode_chat(message: score_pb2.ChatPrompt, where: str) -> ChatPrompt:
+    return ChatPrompt(
+        messages=tuple(
+            ChatMessage(
+                turn.role,
+                turn.content,
+                decode_struct(turn.extra, f"{where}.messages[{index}].extra", Error),
+            )
+            for index, turn in enumerate(message.messages)
+        ),
+        add_generation_prompt=message.add_generation_prompt,
+        template_arguments=decode_struct(
+            message.template_arguments, f"{where}.template_arguments", Error
+        ),
+    )
+
+
+def _encode_continuation(
+    continuation: Continuation, message: score_pb2.Continuation, where: str
+) -> None:
+    for index, segment in enumerate(continuation.segments):
+        added = message.segments.add(scored=segment.scored)
+        encode_array(
+            segment.token_ids,
+            added.token_ids,
+            INT32,
+            1,
+            f"{where}.segments[{index}].token_ids",
+            Error,
+        )
+    if continuation.rows is not None:
+        encode_array(continuation.rows, message.rows, INT32, 1, f"{where}.rows", Error)
+    if continuation.explicit_ids is not None:
+        encode_array(
+            continuation.explicit_ids,
+            message.explicit_ids,
+            INT32,
+            2,
+            f"{where}.explicit_ids",
+            Error,
+        )
+
+
+def _decode_continuation(message: score_pb2.Continuation, where: str) -> Continuation:
+    return Continuation(
+        segments=tuple(
+            Segment(
+                decode_array(
+                    segment.token_ids, INT32, 1, f"{where}.segments[{index}].token_ids", Error
+                ),
+                segment.scored,
+            )
+            for index, segment in enumerate(message.segments)
+        ),
+        rows=(
+            decode_array(message.rows, INT32, 1, f"{where}.rows", Error)
+            if message.HasField("rows")
+            else None
+        ),
+        explicit_ids=(
+            decode_array(message.explicit_ids, INT32, 2, f"{where}.explicit_ids", Error)
+            if message.HasField("explicit_ids")
+            else None
+        ),
+    )
+
+
+def _int32(value: int, where: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value not in INT32_RANGE:
+        raise Error(f"is {value!r}, must be an integer of 32 bits", where=where)
+    return value
+
+
+def _double(value: float, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise Error(f"is {value!r}, must be a number", where=where)
+    try:
+        return float(value)
+    except OverflowError:
+        raise Error("is beyond the range of a double", where=where) from None

@@ -1,0 +1,52 @@
+"""How both programs end: exit codes and one line for every known error (docs/errors.md)."""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+
+from teacher_proto.errors import EXIT_RUNTIME, LsmError
+
+EXIT_INTERRUPTED = 130
+
+
+def run_program(
+    main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
+) -> int:
+    """Runs ``main(argv)`` and gives the exit code for ``sys.exit``.
+
+    An LsmError becomes one line ``error: ...`` on standard error and the error's
+    own exit code; Ctrl-C gives 130; a reader of standard output that went away
+    gives 1 and no message; any other exception gives its traceback and 1.
+    SystemExit passes through.
+    """
+    try:
+        code = main(argv)
+        sys.stdout.flush()
+    except LsmError as error:
+        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+        return error.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        if not _output_is_gone():
+            traceback.print_exc()
+        return EXIT_RUNTIME
+    except Exception:
+        traceback.print_exc()
+        return EXIT_RUNTIME
+    return code
+
+
+def _output_is_gone() -> bool:
+    """Whether standard output is a pipe nobody reads; it then leads nowhere, so that
+    the interpreter's own last flush stays quiet."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)  # no events asked for: errors and hang-ups only
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True

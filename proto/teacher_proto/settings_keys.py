@@ -1,0 +1,142 @@
+"""What keys a settings model knows, and how a key is written."""
+
+from __future__ import annotations
+
+import difflib
+import enum
+import re
+import tomllib
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+
+Key = tuple[str, ...]
+SECRET = re.compile(r"(^|_)token$|password|passphrase|secret|api_?key|credential", re.IGNORECASE)
+BARE = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def dotted(key: Key) -> str:
+    """The key as TOML writes it: parts that need quotes have them."""
+    return ".".join(part if BARE.fullmatch(part) else f'"{part}"' for part in key)
+
+
+def parse_key(text: str) -> Key | None:
+    """The parts of a dotted TOML key; None when it is not one."""
+    if "\n" in text:
+        return None
+    try:
+        node: Any = tomllib.loads(f"{text} = 0")
+    except tomllib.TOMLDecodeError:
+        return None
+    parts = []
+    while isinstance(node, dict) and len(node) == 1:
+        part, node = next(iter(node.items()))
+        parts.append(part)
+    return tuple(parts) if node == 0 else None
+
+
+def is_secret(key: Key) -> bool:
+    """Whether a key's name says that its value must not be shown."""
+    return any(SECRET.search(part) for part in key)
+
+
+def annotations_at(model: type[BaseModel], key: Key) -> list[Any]:
+    """Every annotation a key can have; empty when the model does not know the key."""
+    found: list[Any] = [model]
+    for part in key:
+        found = [inner for outer in found for inner in _step(outer, part)]
+    return found
+
+
+def holds_only_text(annotations: Sequence[Any]) -> bool:
+    """Whether a value for these annotations can be nothing but text (or None)."""
+    leaves = [leaf for annotation in annotations for leaf in _alternatives(annotation)]
+    return bool(leaves) and all(_is_text(leaf) for leaf in leaves)
+
+
+def first_unknown(model: type[BaseModel], values: Mapping[str, Any], key: Key = ()) -> Key | None:
+    """The first key in ``values`` (nested) that the model does not know."""
+    for name, value in values.items():
+        inner = (*key, name)
+        if not annotations_at(model, inner):
+            return inner
+        if isinstance(value, Mapping):
+            found = first_unknown(model, value, inner)
+            if found:
+                return found
+    return None
+
+
+def nearest(model: type[BaseModel], key: Key) -> str:
+    """Advice for a key the model does not know: the closest known one."""
+    known = [dotted(path) for path in _known(model)]
+    siblings = sorted(
+        {
+            dotted((*key[:-1], name))
+            for annotation in annotations_at(model, key[:-1])
+            for inner in _models(annotation)
+            for name in inner.model_fields
+        }
+    )
+    for candidates in (siblings, known):
+        close = difflib.get_close_matches(dotted(key), candidates, n=1)
+        if close:
+            return f"did you mean {close[0]}?"
+    last = {path: path.rpartition(".")[2] for path in known}
+    close = difflib.get_close_matches(key[-1], sorted(set(last.values())), n=1)
+    if close:
+        return f"did you mean {next(path for path in known if last[path] == close[0])}?"
+    tops = sorted({path.partition(".")[0] for path in known})
+    return f"known keys are {', '.join(siblings or tops)}"
+
+
+def _step(annotation: Any, part: str) -> Iterator[Any]:
+    for leaf in _alternatives(annotation):
+        if isinstance(leaf, type) and issubclass(leaf, BaseModel):
+            if part in leaf.model_fields:
+                yield leaf.model_fields[part].annotation
+        elif leaf in (dict, Mapping, Any):
+            yield Any
+        elif get_origin(leaf) in (dict, Mapping) or _is_abstract_mapping(leaf):
+            yield get_args(leaf)[1]
+
+
+def _is_abstract_mapping(leaf: Any) -> bool:
+    origin = get_origin(leaf)
+    return isinstance(origin, type) and issubclass(origin, Mapping)
+
+
+def _alternatives(annotation: Any) -> Iterator[Any]:
+    """The members of unions, through Annotated, without None."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _alternatives(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from _alternatives(member)
+    elif annotation is not type(None):
+        yield annotation
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    for leaf in _alternatives(annotation):
+        if isinstance(leaf, type) and issubclass(leaf, BaseModel):
+            yield leaf
+
+
+def _is_text(leaf: Any) -> bool:
+    if get_origin(leaf) is Literal:
+        return all(isinstance(value, str) for value in get_args(leaf))
+    if isinstance(leaf, type) and issubclass(leaf, enum.Enum):
+        return all(isinstance(member.value, str) for member in leaf)
+    return isinstance(leaf, type) and issubclass(leaf, str | Path)
+
+
+def _known(model: type[BaseModel], key: Key = ()) -> Iterator[Key]:
+    for name, field in model.model_fields.items():
+        yield (*key, name)
+        for inner in _models(field.annotation):
+            yield from _known(inner, (*key, name))

@@ -1,0 +1,145 @@
+"""The client for programs without an event loop: any thread may use it."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import os
+import threading
+from collections.abc import Coroutine, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from teacher_proto.async_client import AsyncTeacherClient
+from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
+from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
+from teacher_proto.types import Level, ScoreReply, ScoreRequest, ServerInfo, TokenizerUpload
+
+T = TypeVar("T")
+# Seconds that calls cancelled by close have to unwind.
+UNWIND_SECONDS = 5.0
+
+
+class TeacherClient:
+    """AsyncTeacherClient over one background loop thread.
+
+    Arguments and errors are those of AsyncTeacherClient. All methods may be
+    called from any thread, but not from a callback of a future of ``submit``,
+    which runs on the loop's own thread. A forked child must make its own client.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        run: str,
+        max_attempts: int | None = None,
+        max_request_bytes: int = MAX_REQUEST_BYTES,
+        max_reply_bytes: int = MAX_REPLY_BYTES,
+    ) -> None:
+        self._client = AsyncTeacherClient(
+            address,
+            run=run,
+            max_attempts=max_attempts,
+            max_request_bytes=max_request_bytes,
+            max_reply_bytes=max_reply_bytes,
+        )
+        self._process = os.getpid()
+        self._lock = threading.Lock()
+        self._closed = False
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._serve, name=f"teacher-client {address}", daemon=True
+        )
+        self._thread.start()
+
+    @property
+    def address(self) -> str:
+        return self._client.address
+
+    def get_teacher(self, *, timeout: float) -> ServerInfo:
+        return self._wait(self._start(self._client.get_teacher(timeout=timeout)))
+
+    def score(self, request: ScoreRequest, *, timeout: float) -> ScoreReply:
+        return self._wait(self.submit(request, timeout=timeout))
+
+    def submit(
+        self, request: ScoreRequest, *, timeout: float
+    ) -> concurrent.futures.Future[ScoreReply]:
+        """Starts ``score`` and returns at once; cancelling the future cancels the call."""
+        return self._start(self._client.score(request, timeout=timeout))
+
+    def register_tokenizer(self, upload: TokenizerUpload, *, timeout: float) -> Mapping[str, Level]:
+        return self._wait(self._start(self._client.register_tokenizer(upload, timeout=timeout)))
+
+    def close(self) -> None:
+        """Ends calls in flight with TeacherUnavailableError and stops the thread."""
+        if os.getpid() != self._process:
+            return
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            ended = asyncio.run_coroutine_threadsafe(self._unwind(), self._loop)
+        ended.add_done_callback(lambda _: self._loop.call_soon_threadsafe(self._loop.stop))
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _serve(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        try:
+            self._loop.run_forever()
+        finally:
+            self._loop.close()
+
+    async def _unwind(self) -> None:
+        await self._client.close()
+        calls = asyncio.all_tasks() - {asyncio.current_task()}
+        if calls:
+            await asyncio.wait(calls, timeout=UNWIND_SECONDS)
+
+    def _start(self, call: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        if os.getpid() != self._process:
+            call.close()
+            raise ConfigurationError(
+                "a client cannot be used after a fork",
+                where=self.address,
+                fix="make a new client in the child process, or start it with spawn",
+                reason="USED_AFTER_FORK",
+            )
+        with self._lock:
+            if self._closed:
+                call.close()
+                raise TeacherUnavailableError(
+                    "this client was closed",
+                    where=self.address,
+                    fix="make a new one",
+                    reason="CLOSED",
+                )
+            return asyncio.run_coroutine_threadsafe(call, self._loop)
+
+    def _wait(self, future: concurrent.futures.Future[T]) -> T:
+        if threading.current_thread() is self._thread:
+            future.cancel()
+            raise ConfigurationError(
+                "a blocking call from a callback of submit would wait for itself",
+                where=self.address,
+                fix="hand the result to another thread first",
+                reason="CALLED_FROM_CALLBACK",
+            )
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise

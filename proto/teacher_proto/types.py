@@ -1,0 +1,283 @@
+"""The contract as plain Python: what a caller asks and what a teacher answers.
+
+Frozen dataclasses over numpy arrays. ``codec`` turns them into messages and
+back; nothing else touches the generated code. Shapes use one legend:
+
+    P  tokens of the prompt            G  continuations of a group
+    n  scored tokens (rows) of one     R  rows selected (n when none are)
+    K  size of the returned support    E  explicit ids per row
+    V  vocabulary
+
+Row alignment is stated in ``v1/score.proto``: row t is the teacher's
+distribution for scored token t given everything before it.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int32 = NDArray[np.int32]
+Float32 = NDArray[np.float32]
+Bool = NDArray[np.bool_]
+UInt8 = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class TokenPrompt:
+    """A prompt as ids of the request's tokenizer, int32 [P], taken verbatim."""
+
+    token_ids: Int32
+
+
+@dataclass(frozen=True)
+class TextPrompt:
+    """A prompt as text, encoded by the teacher's tokenizer as it stands."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class ChatMessage:
+    role: str
+    content: str
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A conversation, rendered by the teacher's own chat template."""
+
+    messages: tuple[ChatMessage, ...]
+    add_generation_prompt: bool = True
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+Prompt = TokenPrompt | TextPrompt | ChatPrompt
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Tokens that are all scored or all given, int32 [L], L >= 1."""
+
+    token_ids: Int32
+    scored: bool = True
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One continuation of the prompt.
+
+    Attributes:
+        segments: in order; at least one is scored.
+        rows: int32 [R], strictly increasing row indices; None asks for all.
+        explicit_ids: int32 [R, E]; -1 marks a slot that asks for nothing.
+    """
+
+    segments: tuple[Segment, ...]
+    rows: Int32 | None = None
+    explicit_ids: Int32 | None = None
+
+    @property
+    def token_ids(self) -> Int32:
+        """int32 [L]: every token of the continuation, scored or not."""
+        if not self.segments:
+            return np.zeros(0, np.int32)
+        return np.concatenate([segment.token_ids for segment in self.segments]).astype(np.int32)
+
+    @property
+    def scored_positions(self) -> Int32:
+        """int32 [n]: index into ``token_ids`` of each scored token."""
+        if not self.segments:
+            return np.zeros(0, np.int32)
+        flags = [np.full(len(s.token_ids), s.scored) for s in self.segments]
+        return np.flatnonzero(np.concatenate(flags)).astype(np.int32)
+
+    @property
+    def selected_positions(self) -> Int32:
+        """int32 [R]: index into ``token_ids`` of each row asked for."""
+        scored = self.scored_positions
+        return scored if self.rows is None else scored[self.rows]
+
+
+@dataclass(frozen=True)
+class Returns:
+    """What to return beside the support; each only when asked for."""
+
+    sampled: bool = True
+    log_tail: bool = False
+    realignment: bool = False
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """One group: a prompt and its continuations (v1/score.proto)."""
+
+    request_id: str
+    run: str
+    teacher: str
+    tokenizer_hash: str
+    prompt: Prompt
+    continuations: tuple[Continuation, ...]
+    top_k: int
+    temperature: float
+    returns: Returns = field(default_factory=Returns)
+    teacher_prompt: Prompt | None = None
+    student_vocabulary_size: int | None = None
+    expected_identity: str = ""
+
+
+class Status(enum.IntEnum):
+    OK = 1
+    NON_FINITE = 2
+    NOT_REALIGNED = 3
+
+
+class PositionClass(enum.IntEnum):
+    EXACT = 1
+    REMAP = 2
+    ALIGNED = 3
+    MID = 4
+    SPECIAL = 5
+    MASKED = 6
+
+
+@dataclass(frozen=True)
+class Realignment:
+    """Per row (R) and per chunk (C); see v1/score.proto."""
+
+    coverage: Float32
+    open_mass: Float32
+    lost_mass: Float32
+    position_class: UInt8
+    chunk_index: Int32
+    chunk_log_likelihood: Float32
+
+
+@dataclass(frozen=True)
+class ContinuationScores:
+    """Rows of one continuation; a part that was not asked for is None.
+
+    Log-probabilities are natural logarithms of the full-vocabulary softmax at
+    the request's temperature.
+
+    Attributes:
+        top_ids: int32 [R, K], descending by log-probability, ties by lower id.
+        top_log_probs: float32 [R, K].
+        valid_counts: int32 [R]; slots from it on hold id -1, log-probability 0.
+        sampled_log_probs, sampled_valid: float32 [R], bool [R].
+        log_tail, log_tail_valid: float32 [R], bool [R].
+        explicit_log_probs, explicit_valid: float32 [R, E], bool [R, E].
+    """
+
+    status: Status = Status.OK
+    detail: str = ""
+    top_ids: Int32 | None = None
+    top_log_probs: Float32 | None = None
+    valid_counts: Int32 | None = None
+    sampled_log_probs: Float32 | None = None
+    sampled_valid: Bool | None = None
+    log_tail: Float32 | None = None
+    log_tail_valid: Bool | None = None
+    explicit_log_probs: Float32 | None = None
+    explicit_valid: Bool | None = None
+    realignment: Realignment | None = None
+
+
+@dataclass(frozen=True)
+class TeacherIdentity:
+    """What a teacher is (v1/teacher.proto); ``digest`` covers the rest."""
+
+    digest: str
+    weights_digest: str
+    dtype: str
+    quantization: str
+    adapter_digest: str
+    tokenizer_hash: str
+
+
+class Level(enum.IntEnum):
+    SAME = 1
+    REMAP = 2
+    CROSS = 3
+
+
+@dataclass(frozen=True)
+class TeacherInfo:
+    name: str
+    identity: TeacherIdentity
+    vocabulary_size: int
+    max_top_k: int
+    max_length: int
+    engine: str
+    deterministic: bool
+    tokenizers: Mapping[str, Level]
+    model: str
+
+
+@dataclass(frozen=True)
+class ServerLimits:
+    max_request_bytes: int
+    max_reply_bytes: int
+    max_continuations: int
+    max_explicit_ids: int
+    max_request_tokens: int
+    max_queue_tokens: int
+    max_tokenizer_bytes: int
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    teachers: tuple[TeacherInfo, ...]
+    limits: ServerLimits
+    server_version: str
+
+    def teacher(self, name: str) -> TeacherInfo:
+        """The teacher of this name; raises KeyError when there is none."""
+        for teacher in self.teachers:
+            if teacher.name == name:
+                return teacher
+        raise KeyError(name)
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds, and tokens the engine computed for the request."""
+
+    queue_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    total_seconds: float = 0.0
+    computed_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class ScoreReply:
+    request_id: str
+    identity: TeacherIdentity
+    results: tuple[ContinuationScores, ...]
+    timing: Timing
+
+
+class SpecialRole(enum.IntEnum):
+    BEGIN_OF_TEXT = 1
+    END_OF_TEXT = 2
+    TURN_END = 3
+    THINK_OPEN = 4
+    THINK_CLOSE = 5
+    PADDING = 6
+    OTHER = 7
+
+
+@dataclass(frozen=True)
+class TokenizerUpload:
+    """A student's tokenizer.json and the roles of its special ids."""
+
+    run: str
+    tokenizer_hash: str
+    file: bytes
+    special_tokens: Mapping[int, SpecialRole] = field(default_factory=dict)
