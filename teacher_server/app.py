@@ -1,0 +1,227 @@
+"""The program behind ``teacher-server serve``: two servers over one set of engines.
+
+Both servers listen before the models load, so that liveness and readiness can be
+asked from the start. The first of these to happen ends the run:
+
+    SIGTERM, SIGINT   not ready at once, work in progress completes, exit code 0;
+                      143 or 130 when it needed longer than drain_seconds; a
+                      second signal ends the process at once
+    an engine's death not ready at once, work in progress fails with a retryable
+                      error, exit code 1
+    a server's end    exit code 1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+from collections.abc import Coroutine, Iterator
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
+
+from teacher_server.binding import address, check_exposure, listen
+from teacher_server.config import ServeConfig
+from teacher_server.grpc.server import GrpcServer
+from teacher_server.http.app import make_app
+from teacher_server.http.server import HttpServer
+from teacher_server.lifecycle import Lifecycle
+from teacher_server.log import configure_logging
+from teacher_server.metrics import Metrics
+from teacher_server.replay import ReplayWindow
+from teacher_server.service import TeacherService
+from teacher_server.teacher import Teachers, load_teachers
+from teacher_server.version import VERSION
+
+log = logging.getLogger(__name__)
+
+# How long replies may take to leave once their work has ended, seconds.
+FLUSH_SECONDS = 5.0
+
+T = TypeVar("T")
+
+
+def serve(config: ServeConfig) -> int:
+    """Runs the server until it is told to stop; returns the exit code."""
+    check_exposure(config.host, insecure_plaintext=config.insecure_plaintext)
+    if not config.teachers:
+        raise ConfigurationError(
+            "no teacher is configured",
+            where="teachers",
+            fix="give --model PATH, or --teacher NAME=PATH for each teacher",
+        )
+    prepare_ready_file(config.ready_file)
+    configure_logging(config.log_level)
+    return asyncio.run(Server(config).run())
+
+
+class Server:
+    """One run of the program: bind, load, serve, drain."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self.lifecycle = Lifecycle()
+        self.service = TeacherService(
+            lifecycle=self.lifecycle,
+            limits=config.limits.server_limits(),
+            replay=ReplayWindow(
+                max_entries=config.replay.max_entries,
+                max_bytes=config.replay.max_bytes,
+                max_seconds=config.replay.max_seconds,
+            ),
+            metrics=Metrics(),
+            server_version=VERSION,
+        )
+        self.ready = asyncio.Event()
+        self._stopped: asyncio.Queue[int] = asyncio.Queue()
+        self._signal: int | None = None
+        self.grpc_address = self.http_address = ""
+
+    async def run(self) -> int:
+        """Serves until the first of signal, engine death and end of a server.
+
+        Raises:
+            ConfigurationError: an address cannot be bound, or a model not loaded.
+        """
+        config = self._config
+        async with contextlib.AsyncExitStack() as stack:
+            listener = stack.enter_context(listen(config.host, config.http_port, "http_port"))
+            grpc_server = GrpcServer(self.service)
+            self.grpc_address = await grpc_server.start(config.host, config.grpc_port)
+            stack.push_async_callback(grpc_server.stop, FLUSH_SECONDS)
+            self.http_address = address(config.host, listener.getsockname()[1])
+            app = make_app(self.service, timeout_seconds=config.http_timeout_seconds)
+            http_server = HttpServer(app, listener)
+            http_server.start()
+            stack.push_async_callback(http_server.stop)
+            self._watch_signals()
+            log.info("listening on %s (gRPC) and %s (HTTP)", self.grpc_address, self.http_address)
+
+            loading = self._watched(
+                load_teachers(config.teachers, config.engine, config.limits), stack
+            )
+            self._watched(self._end_of(grpc_server.wait_closed(), "gRPC"), stack)
+            self._watched(self._end_of(http_server.wait_closed(), "HTTP"), stack)
+            stopping = self._watched(self._stopped.get(), stack)
+            await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if stopping.done():
+                loading.cancel()
+                self.lifecycle.drain()
+                return EXIT_OK if self._signal is not None else stopping.result()
+            teachers = loading.result()
+            stack.push_async_callback(close_engines, teachers)
+            return await self._serve(teachers, grpc_server, stopping)
+
+    async def _serve(
+        self, teachers: Teachers, grpc_server: GrpcServer, stopping: asyncio.Task[int]
+    ) -> int:
+        for teacher in teachers:
+            teacher.engine.on_death(self._engine_died)
+        self.service.serve(teachers)
+        await grpc_server.serving()
+        with ready_file(self._config.ready_file, self._ready_facts(teachers)):
+            log.info("ready: %s", ", ".join(teachers.names))
+            self.ready.set()
+            code = await stopping
+            self.lifecycle.drain()
+        await grpc_server.draining()
+        refusal = self.lifecycle.refusal()
+        if self._signal is None:
+            await self.service.abandon(refusal)
+            return code
+        log.info("draining for at most %g s", self._config.drain_seconds)
+        if not await self.service.drained(self._config.drain_seconds):
+            log.warning("work was still in progress after %g s", self._config.drain_seconds)
+            await self.service.abandon(refusal)
+            return 128 + self._signal
+        return EXIT_OK
+
+    def _ready_facts(self, teachers: Teachers) -> dict[str, Any]:
+        return {
+            "pid": os.getpid(),
+            "grpc_address": self.grpc_address,
+            "http_address": self.http_address,
+            "teachers": list(teachers.names),
+        }
+
+    def _engine_died(self, error: BaseException) -> None:
+        log.error("an engine died: %s", error)
+        self.lifecycle.die()
+        self._stopped.put_nowait(EXIT_RUNTIME)
+
+    async def _end_of(self, server: Coroutine[Any, Any, None], name: str) -> None:
+        try:
+            await server
+        except Exception:
+            log.exception("the %s server failed", name)
+        else:
+            log.error("the %s server ended", name)
+        self.lifecycle.die()
+        self._stopped.put_nowait(EXIT_RUNTIME)
+
+    def _watch_signals(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop, number)
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """What a signal does: the server takes no new work and ``run`` drains and returns."""
+        if self._signal is not None:
+            stop_at_once(number)
+        self._signal = number
+        self.lifecycle.drain()
+        self._stopped.put_nowait(EXIT_OK)
+
+    @staticmethod
+    def _watched(work: Coroutine[Any, Any, T], stack: contextlib.AsyncExitStack) -> asyncio.Task[T]:
+        task = asyncio.ensure_future(work)
+        stack.push_async_callback(cancel, task)
+        return task
+
+
+def stop_at_once(number: int) -> NoReturn:
+    """Ends the process without waiting for threads that compute."""
+    log.warning("a second signal: ending at once")
+    logging.shutdown()
+    os._exit(128 + number)
+
+
+async def cancel(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def close_engines(teachers: Teachers) -> None:
+    for teacher in teachers:
+        await teacher.engine.close()
+
+
+def prepare_ready_file(path: Path | None) -> None:
+    """Removes the file of an earlier run; raises ConfigurationError when it cannot be written."""
+    if path is None:
+        return
+    if not path.parent.is_dir():
+        raise ConfigurationError(
+            "its folder does not exist", where=f"ready_file={path}", fix="create the folder"
+        )
+    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def ready_file(path: Path | None, facts: dict[str, Any]) -> Iterator[None]:
+    """The file exists, whole, while the server is ready."""
+    if path is None:
+        yield
+        return
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(json.dumps(facts))
+    part.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,81 @@
+"""Addresses: which may be bound, and how a failure to bind is told."""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import socket
+
+from teacher_proto.errors import ConfigurationError
+
+
+def check_exposure(host: str, *, insecure_plaintext: bool) -> None:
+    """Refuses a host beyond loopback unless plain text is asked for.
+
+    Raises:
+        ConfigurationError: anybody who reaches the port could use the teacher.
+    """
+    if insecure_plaintext or is_loopback(host):
+        return
+    raise ConfigurationError(
+        f"{host} can be reached from other machines, and this server has neither credentials "
+        "nor encryption",
+        where="host",
+        fix="bind 127.0.0.1, or give --insecure-plaintext when a proxy in front of the server "
+        "or a private network keeps others out",
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is a loopback address by its text; names other than localhost are not."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def address(host: str, port: int) -> str:
+    """``host:port``, with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def listen(host: str, port: int, setting: str) -> socket.socket:
+    """A listening TCP socket; port 0 takes a free one.
+
+    Raises:
+        ConfigurationError: the address cannot be bound.
+    """
+    try:
+        family, _, _, _, where = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server((str(where[0]), port), family=family, backlog=1024)
+    except socket.gaierror as error:
+        raise ConfigurationError(
+            f"{host!r} is not an address of this machine ({error.strerror})",
+            where="host",
+            fix="give an address this machine has, such as 127.0.0.1",
+        ) from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise port_in_use(host, port, setting) from error
+        raise ConfigurationError(
+            f"{address(host, port)} cannot be bound: {error.strerror}",
+            where=setting,
+            fix="give an address this machine has and a port you may use",
+        ) from error
+
+
+def probe(host: str, port: int, setting: str) -> None:
+    """Raises ConfigurationError when ``listen`` would; leaves nothing open."""
+    listen(host, port, setting).close()
+
+
+def port_in_use(host: str, port: int, setting: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{address(host, port)} is in use by another program",
+        where=setting,
+        fix=f"stop that program, choose another {setting}, or 0 for any free port",
+    )

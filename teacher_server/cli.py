@@ -1,0 +1,148 @@
+"""``teacher-server``: arguments in, exit code out. Heavy imports come after parsing."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.program import run_program
+
+from teacher_server.version import VERSION
+
+ENV_PREFIX = "LSM_TEACHER__"
+DEFAULT_TEACHER = "default"
+
+EPILOG = """\
+settings: flag > --set > environment (LSM_TEACHER__KEY__KEY) > files, later ones win > default.
+exit codes: 0 stopped as asked, 1 failure (an engine died), 2 wrong settings,
+130 or 143 work in progress was cut off after --drain-seconds.
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="teacher-server", description="Scores students' rollouts under teacher models."
+    )
+    top.add_argument("--version", action="version", version=f"teacher-server {VERSION}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    serve = commands.add_parser(
+        "serve",
+        help="serve one or more teachers over gRPC and HTTP",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    serve.add_argument("config", nargs="*", type=Path, metavar="CONFIG.toml")
+    serve.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="set any key, such as limits.max_queue_tokens=2000000",
+    )
+    serve.add_argument("--dry-run", action="store_true", help="print the settings and their origin")
+    teachers = serve.add_argument_group("teachers")
+    teachers.add_argument("--model", metavar="PATH", help="serve this model as 'default'")
+    teachers.add_argument(
+        "--teacher",
+        action="append",
+        default=[],
+        metavar="NAME=PATH",
+        help="serve a model under a name; repeat for several",
+    )
+    engine = serve.add_argument_group("engine (for every teacher)")
+    engine.add_argument("--engine", metavar="NAME", help="transformers or vllm")
+    engine.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda, cuda:1, ...")
+    engine.add_argument("--dtype", metavar="DTYPE", help="auto, float32, bfloat16, float16")
+    engine.add_argument(
+        "--deterministic",
+        action=argparse.BooleanOptionalAction,
+        help="equal requests give equal bytes",
+    )
+    engine.add_argument("--max-batch-tokens", type=int, metavar="N", help="of one forward pass")
+    engine.add_argument("--max-length", type=int, metavar="N", help="prompt plus continuation")
+    net = serve.add_argument_group("network")
+    net.add_argument("--host", help="address to bind; 127.0.0.1 unless set")
+    net.add_argument("--grpc-port", type=int, metavar="PORT", help="0 takes a free one")
+    net.add_argument("--http-port", type=int, metavar="PORT", help="0 takes a free one")
+    net.add_argument(
+        "--insecure-plaintext",
+        action="store_true",
+        default=None,
+        help="allow a host beyond loopback without credentials and encryption",
+    )
+    program = serve.add_argument_group("program")
+    program.add_argument("--ready-file", metavar="FILE", help="JSON, written when ready")
+    program.add_argument(
+        "--drain-seconds", type=float, metavar="S", help="for work in progress when stopped"
+    )
+    program.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning, error")
+    return top
+
+
+def flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The flags given, by settings key."""
+    from teacher_proto.errors import ConfigurationError
+    from teacher_proto.settings_keys import dotted
+
+    chosen: dict[str, Any] = {
+        "engine.name": arguments.engine,
+        "engine.device": arguments.device,
+        "engine.dtype": arguments.dtype,
+        "engine.deterministic": arguments.deterministic,
+        "engine.max_batch_tokens": arguments.max_batch_tokens,
+        "engine.max_length": arguments.max_length,
+        "host": arguments.host,
+        "grpc_port": arguments.grpc_port,
+        "http_port": arguments.http_port,
+        "insecure_plaintext": arguments.insecure_plaintext,
+        "ready_file": arguments.ready_file,
+        "drain_seconds": arguments.drain_seconds,
+        "log_level": arguments.log_level,
+    }
+    if arguments.model is not None:
+        chosen[dotted(("teachers", DEFAULT_TEACHER, "model"))] = arguments.model
+    for item in arguments.teacher:
+        name, equals, path = item.partition("=")
+        if not equals or not name or not path:
+            raise ConfigurationError(
+                f"{item!r} is not NAME=PATH",
+                where="--teacher",
+                fix="write --teacher math=/models/math",
+            )
+        key = dotted(("teachers", name, "model"))
+        if key in chosen:
+            raise ConfigurationError(
+                f"teacher {name!r} is given twice", where="--teacher", fix="give each name once"
+            )
+        chosen[key] = path
+    return chosen
+
+
+def run(argv: Sequence[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    from teacher_proto.settings import describe, load_settings
+
+    from teacher_server.config import ServeConfig
+
+    resolved = load_settings(
+        ServeConfig,
+        files=arguments.config,
+        env_prefix=ENV_PREFIX,
+        overrides=arguments.overrides,
+        flags=flags(arguments),
+    )
+    if arguments.dry_run:
+        sys.stdout.write(describe(resolved) + "\n")
+        return 0
+    from teacher_server.app import serve
+
+    return serve(resolved.settings)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    return run_program(run, argv)

@@ -1,0 +1,130 @@
+"""The server's settings (docs/service.md).
+
+Every key can be given in a TOML file, as an environment variable
+(``LSM_TEACHER__LIMITS__MAX_QUEUE_TOKENS``), with ``--set`` or, for the common
+ones, as a flag of its own. Sizes are bytes or tokens, times are seconds.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from teacher_proto.types import ServerLimits
+
+MIB = 1024 * 1024
+INT32_MAX = 2**31 - 1
+Port = Annotated[int, Field(ge=0, le=65535)]
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Settings(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class EngineSettings(Settings):
+    """How models are run. A teacher may set any of these for itself."""
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    device: str = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    # Equal requests give equal bytes, whatever the neighbours.
+    deterministic: bool = False
+    # Tokens of one forward pass.
+    max_batch_tokens: int = Field(default=8192, ge=1)
+    # Longest prompt plus continuation; None takes the model's own limit.
+    max_length: int | None = Field(default=None, ge=2)
+    # vLLM's own engine arguments, passed through (docs/vllm.md).
+    vllm: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _options_fit_the_engine(self) -> Self:
+        if self.vllm and self.name != "vllm":
+            raise ValueError(f"options of vllm are set and engine.name is {self.name}")
+        return self
+
+
+class TeacherSettings(Settings):
+    """One teacher. What is None is taken from ``engine``."""
+
+    # A folder with safetensors and tokenizer.json, or a hub name.
+    model: str = Field(min_length=1)
+    device: str | None = None
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
+    deterministic: bool | None = None
+    max_batch_tokens: int | None = Field(default=None, ge=1)
+    max_length: int | None = Field(default=None, ge=2)
+    vllm: dict[str, Any] | None = None
+
+    def engine(self, shared: EngineSettings) -> EngineSettings:
+        """The shared engine settings with this teacher's own on top."""
+        return shared.model_copy(update=self.model_dump(exclude={"model"}, exclude_none=True))
+
+
+class LimitSettings(Settings):
+    """Requests beyond these are refused before they are queued."""
+
+    max_request_bytes: int = Field(default=16 * MIB, ge=1, le=512 * MIB)
+    max_reply_bytes: int = Field(default=64 * MIB, ge=1, le=1024 * MIB)
+    max_continuations: int = Field(default=1024, ge=1, le=INT32_MAX)
+    # Per row.
+    max_explicit_ids: int = Field(default=4096, ge=0, le=INT32_MAX)
+    # None: the teacher's whole vocabulary.
+    max_top_k: int | None = Field(default=None, ge=1)
+    max_request_tokens: int = Field(default=262_144, ge=2)
+    max_queue_tokens: int = Field(default=1_048_576, ge=1)
+    # Tokens inside one engine at once; None: four of its batches.
+    max_inflight_tokens: int | None = Field(default=None, ge=1)
+    max_tokenizer_bytes: int = Field(default=64 * MIB, ge=1)
+
+    @model_validator(mode="after")
+    def _the_queue_holds_a_request(self) -> Self:
+        if self.max_queue_tokens < self.max_request_tokens:
+            raise ValueError(
+                f"max_queue_tokens={self.max_queue_tokens} is less than "
+                f"max_request_tokens={self.max_request_tokens}: the largest request could "
+                "never wait"
+            )
+        return self
+
+    def server_limits(self) -> ServerLimits:
+        return ServerLimits(
+            max_request_bytes=self.max_request_bytes,
+            max_reply_bytes=self.max_reply_bytes,
+            max_continuations=self.max_continuations,
+            max_explicit_ids=self.max_explicit_ids,
+            max_request_tokens=self.max_request_tokens,
+            max_queue_tokens=self.max_queue_tokens,
+            max_tokenizer_bytes=self.max_tokenizer_bytes,
+        )
+
+
+class ReplaySettings(Settings):
+    """How many replies are kept to answer a repeated request id; 0 entries: none."""
+
+    max_entries: int = Field(default=1024, ge=0)
+    max_bytes: int = Field(default=256 * MIB, ge=0)
+    max_seconds: float = Field(default=300.0, gt=0)
+
+
+class ServeConfig(Settings):
+    """Everything ``teacher-server serve`` can be told."""
+
+    teachers: dict[Name, TeacherSettings] = Field(default_factory=dict)
+    engine: EngineSettings = EngineSettings()
+    host: str = Field(default="127.0.0.1", min_length=1)
+    # 0 takes a free port.
+    grpc_port: Port = 50051
+    http_port: Port = 8080
+    # Allows a host beyond loopback without credentials and without encryption.
+    insecure_plaintext: bool = False
+    # Written when the server is ready: JSON with pid, addresses and teachers.
+    ready_file: Path | None = None
+    # How long work in progress may go on after SIGTERM or SIGINT.
+    drain_seconds: float = Field(default=30.0, ge=0)
+    # Longest time of an HTTP request that names none itself.
+    http_timeout_seconds: float = Field(default=120.0, gt=0)
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    limits: LimitSettings = LimitSettings()
+    replay: ReplaySettings = ReplaySettings()

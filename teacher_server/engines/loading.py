@@ -1,0 +1,222 @@
+"""From a path or hub id to a model in memory, with refusals that say what to do."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from teacher_proto.errors import ConfigurationError
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
+
+from teacher_server.engines.digest import weights_digest
+
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
+# Rotary embeddings that depend on the longest sequence of the batch.
+LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+PLAIN_LAYERS = {"full_attention", "sliding_attention"}
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A causal language model on its device, in evaluation mode.
+
+    Attributes:
+        text_config: the configuration of the language model proper.
+        cacheable: its cache is plain attention, full or sliding.
+        alone: its numbers depend on the batch, so sequences must run alone.
+    """
+
+    model: Any
+    text_config: Any
+    weights_digest: str
+    quantization: str
+    max_length: int
+    cacheable: bool
+    alone: bool
+
+
+def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -> LoadedModel:
+    """Loads safetensors weights; never runs code of the checkpoint.
+
+    Raises:
+        ConfigurationError: the model, dtype, device or length cannot be served.
+    """
+    torch_dtype = parse_dtype(dtype)
+    torch_device = parse_device(device)
+    directory = resolve(model)
+    config = _read_config(model, directory)
+    length = _max_length(config.get_text_config(), max_length)
+    try:
+        loaded = AutoModelForCausalLM.from_pretrained(
+            directory, config=config, dtype=torch_dtype, use_safetensors=True
+        )
+        loaded = loaded.to(torch_device).eval().requires_grad_(False)
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ConfigurationError(
+            f"the model does not fit in the memory of {torch_device}: {error}",
+            where=f"model {model}",
+            fix="choose a smaller model, a smaller dtype or another device",
+        ) from error
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"transformers cannot load it: {error}", where=f"model {model}"
+        ) from error
+    text_config = config.get_text_config()
+    quantization = getattr(config, "quantization_config", None) or {}
+    if not isinstance(quantization, dict):
+        quantization = quantization.to_dict()
+    return LoadedModel(
+        model=loaded,
+        text_config=text_config,
+        weights_digest=weights_digest(weight_files(directory)),
+        quantization=str(quantization.get("quant_method", "")),
+        max_length=length,
+        cacheable=has_plain_cache(text_config),
+        alone=_rope_type(text_config) in LENGTH_DEPENDENT_ROPE,
+    )
+
+
+def parse_dtype(dtype: str) -> Any:
+    """The torch dtype of a name; "auto" is the checkpoint's."""
+    if dtype == "auto":
+        return "auto"
+    if dtype not in DTYPES:
+        raise ConfigurationError(
+            f"unknown dtype {dtype!r}", where="dtype", fix=f"use auto, {', '.join(DTYPES)}"
+        )
+    return DTYPES[dtype]
+
+
+def parse_device(device: str) -> torch.device:
+    """The torch device of a name; "auto" is the first GPU, or the CPU without one."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        parsed = torch.device(device)
+    except RuntimeError as error:
+        raise ConfigurationError(
+            f"unknown device {device!r}", where="device", fix="use auto, cpu, cuda or cuda:N"
+        ) from error
+    if parsed.type not in ("cpu", "cuda"):
+        raise ConfigurationError(
+            f"device {device!r} is not supported", where="device", fix="use auto, cpu or cuda"
+        )
+    if parsed.type == "cuda" and (parsed.index or 0) >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"there is no device {device!r}: torch sees {torch.cuda.device_count()} GPUs",
+            where="device",
+            fix="use cpu, or install a torch build for this machine's GPU",
+        )
+    return parsed
+
+
+def resolve(model: str) -> Path:
+    """The directory of a model: a path as it stands, or a hub model's snapshot."""
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    parts = model.split("/")
+    if path.exists() or len(parts) > 2 or model.startswith((".", "~")) or not all(parts):
+        raise ConfigurationError(
+            "there is no such directory",
+            where=f"model {model}",
+            fix="give a directory with config.json and safetensors files, or a hub id",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"it is neither a directory here nor a model the hub gives us: {error}",
+            where=f"model {model}",
+            fix="check the name, the network and HF_HUB_OFFLINE, or give a directory",
+        ) from error
+
+
+def _read_config(model: str, directory: Path) -> Any:
+    where = f"model {model}"
+    try:
+        config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigurationError(
+            f"its config.json cannot be used: {error}",
+            where=where,
+            fix="give a checkpoint of an architecture that transformers knows by itself",
+        ) from error
+    names = list(config.architectures or [])
+    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
+        raise ConfigurationError(
+            f"it is not a causal language model (architectures: {names})",
+            where=where,
+            fix="give a ...ForCausalLM checkpoint",
+        )
+    weight_files(directory)
+    return config
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; those its index names where it has one."""
+    single = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise ConfigurationError(
+                f"weight files are missing: {', '.join(missing)}", where=f"model {directory}"
+            )
+        return [directory / name for name in names]
+    raise ConfigurationError(
+        "it has no safetensors weights",
+        where=f"model {directory}",
+        fix="save it with save_pretrained(..., safe_serialization=True); other formats are refused",
+    )
+
+
+def _max_length(config: Any, asked: int | None) -> int:
+    own = getattr(config, "max_position_embeddings", None)
+    if asked is None:
+        if own is None:
+            raise ConfigurationError(
+                "the model does not state its maximum length", where="max_length", fix="set it"
+            )
+        return int(own)
+    if asked < 2 or (own is not None and asked > int(own)):
+        raise ConfigurationError(
+            f"{asked} is not a length the model can serve",
+            where="max_length",
+            fix=f"use 2 to {own}" if own is not None else "use 2 or more",
+        )
+    return asked
+
+
+def has_plain_cache(config: Any) -> bool:
+    """Whether every layer of the model's cache is full or sliding attention."""
+    if not set(getattr(config, "layer_types", None) or ()) <= PLAIN_LAYERS:
+        return False
+    if getattr(config, "attention_chunk_size", None) is not None:
+        return False
+    layers = DynamicCache(config=config).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def _rope_type(config: Any) -> str:
+    parameters = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in parameters.values() if isinstance(value, dict)]
+    for values in (parameters, *nested):
+        if values.get("rope_type", "default") in LENGTH_DEPENDENT_ROPE:
+            return str(values["rope_type"])
+    return "default"

@@ -1,0 +1,182 @@
+"""Which waiting sequences run together: pure functions over lengths.
+
+Two kinds of batch. A *flat* batch runs prompt and continuation of each item in
+one pass. A *group* batch runs each prompt once, then the continuations against
+the kept keys and values. Lengths are in tokens:
+
+    prompt_length P  tokens of the prompt
+    length L         tokens of the continuation up to its last selected position,
+                     that one included; the token there is judged, not read
+
+A flat item reads P + L - 1 tokens. In a group the prompt reads P - 1 tokens and
+each continuation reads L: the prompt's last token and L - 1 of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# A batch may pad by this share of its real tokens, or by this many tokens where
+# that is more: below it one more pass costs more than the padding.
+PADDING_SHARE = 0.125
+PADDING_TOKENS = 64
+# A prompt is shared when that saves at least this many tokens.
+MINIMUM_SAVING = 32
+
+
+@dataclass(frozen=True)
+class Item:
+    """One sequence that waits. ``prompt`` is equal for equal prompts."""
+
+    key: int
+    prompt: bytes
+    prompt_length: int
+    length: int
+
+    @property
+    def flat_tokens(self) -> int:
+        return self.prompt_length + self.length - 1
+
+
+@dataclass(frozen=True)
+class FlatBatch:
+    """Items of one right-padded pass."""
+
+    items: tuple[Item, ...]
+
+
+@dataclass(frozen=True)
+class GroupBatch:
+    """Prompts run once, left-padded to each other, then passes over their items."""
+
+    prompts: tuple[bytes, ...]
+    passes: tuple[tuple[Item, ...], ...]
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(item for batch_pass in self.passes for item in batch_pass)
+
+
+Batch = FlatBatch | GroupBatch
+
+
+@dataclass(frozen=True)
+class Packing:
+    """What a model and its settings allow.
+
+    Attributes:
+        tokens: padded tokens of one pass; an item above it runs alone.
+        cached_tokens: padded tokens whose keys and values one pass of
+            continuations holds, their prompts' copies included.
+        share_prompts: False for models whose cache cannot be shared.
+        alone: True runs every item by itself with its own shape.
+    """
+
+    tokens: int
+    cached_tokens: int
+    share_prompts: bool = True
+    alone: bool = False
+
+
+def next_batch(pending: Sequence[Item], packing: Packing) -> Batch:
+    """The batch to run next; it holds ``pending[0]``, so nothing waits for ever.
+
+    ``pending`` is in order of arrival and not empty. Time O(n log n).
+    """
+    first = pending[0]
+    if packing.alone:
+        return FlatBatch((first,))
+    groups = _groups(pending) if packing.share_prompts else {}
+    shared = {prompt: items for prompt, items in groups.items() if _worth_sharing(items)}
+    if first.prompt in shared:
+        return _group_batch(first.prompt, shared, packing)
+    flat = [item for item in pending if item.prompt not in shared]
+    return FlatBatch(_neighbours(flat, packing.tokens))
+
+
+def _groups(items: Sequence[Item]) -> dict[bytes, list[Item]]:
+    groups: dict[bytes, list[Item]] = {}
+    for item in items:
+        groups.setdefault(item.prompt, []).append(item)
+    return groups
+
+
+def _worth_sharing(items: Sequence[Item]) -> bool:
+    return (len(items) - 1) * (items[0].prompt_length - 1) >= MINIMUM_SAVING
+
+
+def _fits(count: int, longest: int, real: int, budget: int) -> bool:
+    """Whether ``count`` rows padded to ``longest`` stay in budget and waste little."""
+    padded = count * longest
+    return padded <= budget and padded - real <= max(PADDING_TOKENS, PADDING_SHARE * real)
+
+
+def _neighbours(items: Sequence[Item], budget: int) -> tuple[Item, ...]:
+    """The first item and those nearest to it in length that fit one pass."""
+    first = items[0]
+    ordered = sorted(items, key=lambda item: (item.flat_tokens, item.key))
+    low = high = ordered.index(first)
+    longest = real = first.flat_tokens
+    while True:
+        shorter = ordered[low - 1] if low > 0 else None
+        longer = ordered[high + 1] if high + 1 < len(ordered) else None
+        take_longer = longer is not None and (
+            shorter is None
+            or longer.flat_tokens - first.flat_tokens <= first.flat_tokens - shorter.flat_tokens
+        )
+        candidate = longer if take_longer else shorter
+        if candidate is None:
+            break
+        width = max(longest, candidate.flat_tokens)
+        if not _fits(high - low + 2, width, real + candidate.flat_tokens, budget):
+            break
+        longest, real = width, real + candidate.flat_tokens
+        low, high = (low, high + 1) if take_longer else (low - 1, high)
+    return tuple(ordered[low : high + 1])
+
+
+def _group_batch(first: bytes, shared: dict[bytes, list[Item]], packing: Packing) -> GroupBatch:
+    """The first group, and later ones while their prompts and continuations fit with it."""
+    prompts = [first]
+    items = list(shared[first])
+    longest = real = items[0].prompt_length - 1
+    tokens = sum(item.length for item in items)
+    for prompt, members in shared.items():
+        if prompt == first:
+            continue
+        prefix = members[0].prompt_length - 1
+        more = sum(item.length for item in members)
+        width = max(longest, prefix)
+        fits = _fits(len(prompts) + 1, width, real + prefix, packing.tokens)
+        if not fits or tokens + more > packing.tokens:
+            continue
+        prompts.append(prompt)
+        items.extend(members)
+        longest, real, tokens = width, real + prefix, tokens + more
+    return GroupBatch(tuple(prompts), _passes(items, longest, packing))
+
+
+def _passes(items: Sequence[Item], prefix: int, packing: Packing) -> tuple[tuple[Item, ...], ...]:
+    """Cuts a batch's continuations into passes of like lengths.
+
+    A pass stays within both budgets of ``packing``; an item that does not fit
+    makes a pass of its own.
+    """
+    passes: list[tuple[Item, ...]] = []
+    current: list[Item] = []
+    real = 0
+    for item in sorted(items, key=lambda item: (-item.length, item.key)):
+        longest = current[0].length if current else item.length
+        count = len(current) + 1
+        fits = (
+            _fits(count, longest, real + item.length, packing.tokens)
+            and count * (prefix + longest) <= packing.cached_tokens
+        )
+        if current and not fits:
+            passes.append(tuple(current))
+            current, real = [], 0
+        current.append(item)
+        real += item.length
+    passes.append(tuple(current))
+    return tuple(passes)

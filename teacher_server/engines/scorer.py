@@ -1,0 +1,135 @@
+"""One batch from token ids to rows: body, then head. Single-threaded, no waiting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from teacher_proto.types import Int32
+
+from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.engines.body import Body
+from teacher_server.engines.head import LanguageModelHead, RowRequest
+from teacher_server.engines.packing import Batch, FlatBatch, Item
+from teacher_server.engines.supports import SupportSpec
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One sequence of a job, ready to be packed."""
+
+    item: Item
+    job: Job
+    sequence: Sequence
+
+    @classmethod
+    def of(cls, key: int, job: Job, sequence: Sequence) -> Unit:
+        """``sequence`` has a position at least."""
+        prompt = np.ascontiguousarray(job.prompt_ids, np.int32).tobytes()
+        length = int(sequence.positions[-1]) + 1
+        return cls(Item(key, prompt, len(job.prompt_ids), length), job, sequence)
+
+    @property
+    def row_request(self) -> RowRequest:
+        job, sequence = self.job, self.sequence
+        explicit = sequence.explicit_ids
+        slots = 0 if explicit is None else explicit.shape[1]
+        spec = SupportSpec(
+            top_k=job.top_k,
+            temperature=job.temperature,
+            vocabulary_limit=job.vocabulary_limit,
+            want_sampled=job.want_sampled,
+            want_log_tail=job.want_log_tail,
+            explicit_slots=slots,
+        )
+        return RowRequest(spec, sequence.token_ids[sequence.positions], explicit)
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        return self.sequence.positions.astype(np.int64)
+
+    @property
+    def input_ids(self) -> Int32:
+        """The continuation as far as it is read."""
+        return self.sequence.token_ids[: self.item.length - 1].astype(np.int32)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one pass gave for one unit; seconds are its share by tokens."""
+
+    unit: Unit
+    rows: Rows
+    computed_tokens: int
+    seconds: float
+
+
+class Scorer:
+    """Runs batches on a body and a head."""
+
+    def __init__(self, body: Body, head: LanguageModelHead) -> None:
+        self.body = body
+        self.head = head
+
+    def run(
+        self, batch: Batch, units: Mapping[int, Unit], check: Callable[[], None]
+    ) -> Iterator[list[Outcome]]:
+        """Outcomes of a batch, one list per pass.
+
+        Args:
+            units: the units of the batch by their item's key.
+            check: called between chunks and passes; what it raises ends the batch.
+        """
+        with torch.inference_mode():
+            if isinstance(batch, FlatBatch):
+                yield self._flat([units[item.key] for item in batch.items], check)
+                return
+            prompts = [np.frombuffer(prompt, np.int32) for prompt in batch.prompts]
+            number = {prompt: index for index, prompt in enumerate(batch.prompts)}
+            unpaid = {
+                prompt: len(ids) - 1 for prompt, ids in zip(batch.prompts, prompts, strict=True)
+            }
+            started = time.perf_counter()
+            cached = self.body.prompts(prompts, check)
+            for batch_pass in batch.passes:
+                members = [units[item.key] for item in batch_pass]
+                hidden = self.body.continuations(
+                    cached,
+                    [number[item.prompt] for item in batch_pass],
+                    [
+                        np.concatenate([prompts[number[unit.item.prompt]][-1:], unit.input_ids])
+                        for unit in members
+                    ],
+                    [unit.rows for unit in members],
+                    check,
+                )
+                rows = self.head.score(hidden, [unit.row_request for unit in members], check)
+                tokens = [u.item.length + unpaid.pop(u.item.prompt, 0) for u in members]
+                now = time.perf_counter()
+                yield _outcomes(members, rows, tokens, now - started)
+                started = now
+
+    def _flat(self, members: list[Unit], check: Callable[[], None]) -> list[Outcome]:
+        started = time.perf_counter()
+        hidden = self.body.flat(
+            [np.concatenate([unit.job.prompt_ids, unit.input_ids]) for unit in members],
+            [unit.rows + unit.item.prompt_length - 1 for unit in members],
+            check,
+        )
+        rows = self.head.score(hidden, [unit.row_request for unit in members], check)
+        tokens = [unit.item.flat_tokens for unit in members]
+        return _outcomes(members, rows, tokens, time.perf_counter() - started)
+
+
+def _outcomes(
+    members: list[Unit], rows: list[Rows], tokens: list[int], seconds: float
+) -> list[Outcome]:
+    total = sum(tokens)
+    return [
+        Outcome(unit, result, count, seconds * count / total)
+        for unit, result, count in zip(members, rows, tokens, strict=True)
+    ]

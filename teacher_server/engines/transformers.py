@@ -1,0 +1,232 @@
+"""The embedded engine: a transformers model on the CPU or one GPU, in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from teacher_proto.errors import ConfigurationError, EngineError, LsmError
+
+from teacher_server.engines.base import EngineDescription, Job, JobResult
+from teacher_server.engines.body import Body
+from teacher_server.engines.head import LanguageModelHead, LogitTreatment
+from teacher_server.engines.loading import load_model, parse_device
+from teacher_server.engines.packing import Packing
+from teacher_server.engines.probe import check_model, check_self_score, self_score_job
+from teacher_server.engines.scorer import Scorer
+from teacher_server.engines.worker import Task, Worker, unavailable
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_BATCH_TOKENS = 8192
+DEFAULT_HEAD_CHUNK_ROWS = 256
+# A CPU's forward is fastest while its activations are small: 1024 tokens measured
+# best. Only a longer sequence makes a larger one.
+CPU_PACKED_TOKENS = 1024
+# Keys and values that copies of shared prompts may fill, over the token budget.
+CACHE_FACTOR = 2
+
+
+class TransformersEngine:
+    """Scores jobs on a causal language model; implements ``base.Engine``.
+
+    One thread owns the model. Jobs that wait are packed into batches of at most
+    ``max_batch_tokens`` padded tokens; a prompt with several continuations is
+    run once. A GPU is used by one engine at a time.
+
+    Args:
+        model: directory or hub id, safetensors.
+        dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
+        device: "auto", "cpu", "cuda" or "cuda:N".
+        max_batch_tokens: tokens of one forward; longer sequences run in chunks.
+        head_chunk_rows: rows of [rows, V] logits held at a time.
+        deterministic: every sequence runs alone with its own shape, so that its
+            bytes depend on it alone; slower.
+        max_length: tokens of prompt and continuation; None for the model's own.
+
+    Raises:
+        ConfigurationError: a number is out of range; loading is ``start``'s.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
+        head_chunk_rows: int = DEFAULT_HEAD_CHUNK_ROWS,
+        deterministic: bool = False,
+        max_length: int | None = None,
+    ) -> None:
+        for name, value in (
+            ("max_batch_tokens", max_batch_tokens),
+            ("head_chunk_rows", head_chunk_rows),
+        ):
+            if value < 1:
+                raise ConfigurationError(f"{value} is below 1", where=name)
+        self._model = model
+        self._dtype = dtype
+        self._device = device
+        self._max_batch_tokens = max_batch_tokens
+        self._head_chunk_rows = head_chunk_rows
+        self._deterministic = deterministic
+        self._max_length = max_length
+        self._description: EngineDescription | None = None
+        self._worker: Worker | None = None
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._death: BaseException | None = None
+        self._death_callbacks: list[Callable[[BaseException], None]] = []
+
+    @property
+    def description(self) -> EngineDescription:
+        """What was loaded; only after ``start``."""
+        assert self._description is not None, "start() has not returned"
+        return self._description
+
+    async def start(self) -> None:
+        """Loads the model, checks it and scores a probe.
+
+        Raises:
+            ConfigurationError: the model cannot be served as configured.
+        """
+        assert self._thread is None, "an engine starts once"
+        self._loop = asyncio.get_running_loop()
+        ready: asyncio.Future[None] = self._loop.create_future()
+        self._thread = threading.Thread(
+            target=self._main, args=(ready,), name="transformers-engine", daemon=True
+        )
+        self._thread.start()
+        try:
+            await ready
+            description = self.description
+            probe = self_score_job(description.vocabulary_size, description.max_length)
+            check_self_score(await self.score(probe))
+        except LsmError as error:
+            await self.close()
+            if isinstance(error, EngineError):
+                raise ConfigurationError(
+                    f"it fails to score a probe: {error.what}", where=f"model {self._model}"
+                ) from error
+            raise
+
+    async def score(self, job: Job) -> JobResult:
+        """See ``base.Engine``."""
+        if self._worker is None or self._loop is None:
+            raise unavailable(self._death)
+        loop = self._loop
+        future: asyncio.Future[JobResult] = loop.create_future()
+        task = Task(job, lambda result: _post(loop, partial(_settle, future, result)))
+        self._worker.submit(task)
+        try:
+            return await future
+        finally:
+            if not task.finished:
+                self._worker.drop(task)
+
+    def on_death(self, callback: Callable[[BaseException], None]) -> None:
+        """See ``base.Engine``."""
+        if self._death is not None and self._loop is not None:
+            self._loop.call_soon(callback, self._death)
+        else:
+            self._death_callbacks.append(callback)
+
+    async def close(self) -> None:
+        """Stops at the next chunk; jobs not finished fail with TeacherUnavailableError."""
+        if self._worker is not None:
+            self._worker.close()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+        self._worker = None
+
+    def _main(self, ready: asyncio.Future[None]) -> None:
+        """The engine's thread: the model lives and dies in it."""
+        assert self._loop is not None
+        loop = self._loop
+        try:
+            worker = self._load()
+        except BaseException as error:
+            _post(loop, partial(_settle, ready, error))
+            return
+        self._worker = worker
+        _post(loop, partial(_settle, ready, None))
+        worker.run()
+
+    def _load(self) -> Worker:
+        if self._deterministic:
+            _make_deterministic(parse_device(self._device))
+        loaded = load_model(
+            self._model, dtype=self._dtype, device=self._device, max_length=self._max_length
+        )
+        treatment = LogitTreatment.of(loaded.text_config)
+        head = LanguageModelHead(
+            loaded.model.get_output_embeddings(), treatment, self._head_chunk_rows
+        )
+        cacheable = loaded.cacheable and not loaded.alone
+        body = Body(loaded.model.base_model, loaded.text_config, self._max_batch_tokens, cacheable)
+        alone = loaded.alone or self._deterministic
+        packing = Packing(
+            tokens=min(self._max_batch_tokens, CPU_PACKED_TOKENS)
+            if body.device.type == "cpu"
+            else self._max_batch_tokens,
+            cached_tokens=CACHE_FACTOR * self._max_batch_tokens,
+            share_prompts=cacheable,
+            alone=alone,
+        )
+        packing = check_model(loaded.model, body, head, packing)
+        self._description = EngineDescription(
+            engine="transformers",
+            model=self._model,
+            weights_digest=loaded.weights_digest,
+            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            quantization=loaded.quantization,
+            adapter_digest="",
+            vocabulary_size=head.vocabulary_size,
+            max_length=loaded.max_length,
+            deterministic=self._deterministic,
+        )
+        return Worker(Scorer(body, head), packing, self._die)
+
+    def _die(self, error: BaseException) -> None:
+        """Called in the engine's thread."""
+        assert self._loop is not None
+        _post(self._loop, partial(self._announce_death, error))
+
+    def _announce_death(self, error: BaseException) -> None:
+        self._death = error
+        callbacks, self._death_callbacks = self._death_callbacks, []
+        for callback in callbacks:
+            callback(error)
+
+
+def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
+    """Runs ``call`` on the loop; a loop that has ended has nobody left to tell."""
+    try:
+        loop.call_soon_threadsafe(call)
+    except RuntimeError:
+        if not loop.is_closed():
+            raise
+        logger.debug("the event loop is closed; a result was dropped")
+
+
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if future.done():
+        return
+    if isinstance(result, BaseException):
+        future.set_exception(result)
+    else:
+        future.set_result(result)
+
+
+def _make_deterministic(device: torch.device) -> None:
+    """Asks CUDA for its reproducible kernels; a CPU's are, for equal shapes."""
+    if device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)

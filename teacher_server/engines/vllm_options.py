@@ -1,0 +1,154 @@
+"""From the server's settings to vLLM's engine arguments. Nothing here imports vLLM."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+
+WHERE = "engine.vllm"
+MAXIMUM_SEQUENCES = 256
+# Tokens of one block of keys and values; only whole blocks of a prompt are
+# shared, and vLLM's 128 on a CPU leaves up to 127 tokens of it to each sequence.
+CPU_BLOCK_SIZE = 32
+# Memory for keys and values on a CPU, where vLLM would take nearly all there is.
+CPU_CACHE_BYTES = 4 * 2**30
+CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
+
+# Arguments that this engine sets by itself, and what to use instead.
+OURS = {
+    "model": "teachers.NAME.model",
+    "tokenizer": "the model's folder, which holds it",
+    "skip_tokenizer_init": "nothing: vLLM never sees text here",
+    "dtype": "engine.dtype",
+    "max_model_len": "engine.max_length",
+    "max_num_batched_tokens": "engine.max_batch_tokens",
+    "max_logprobs": "limits.max_top_k",
+    "runner": "nothing: the engine generates no text",
+    "worker_extension_cls": "nothing: the engine needs its own",
+    "scheduler_cls": "nothing: the engine needs its own",
+    "async_scheduling": "nothing: a scoring step leaves nothing to overlap",
+    "generation_config": "nothing: the engine generates no text",
+    "disable_log_stats": "the server's own metrics",
+    "trust_remote_code": "a checkpoint of an architecture that vLLM knows by itself",
+    "load_format": "a checkpoint in safetensors",
+    "enable_lora": "a teacher whose model is the adapter's folder",
+    "lora_modules": "a teacher whose model is the adapter's folder",
+}
+# Parts of vLLM that change which tokens a row sees, or let it read what it wrote elsewhere.
+REFUSED = {
+    "speculative_config": "it speeds up generation, and nothing is generated",
+    "kv_transfer_config": "rows need hidden states, which other engines' caches do not hold",
+    "enable_prompt_embeds": "prompts are token ids only",
+    "logits_processors": "rows are the model's own distributions",
+    "data_parallel_external_lb": "this server is the one front of its engines",
+    "data_parallel_hybrid_lb": "this server is the one front of its engines",
+}
+
+
+def engine_arguments(
+    *,
+    model: str,
+    dtype: str,
+    max_length: int | None,
+    max_batch_tokens: int,
+    deterministic: bool,
+    options: Mapping[str, Any],
+    known: Collection[str],
+    on_cpu: bool,
+) -> dict[str, Any]:
+    """Arguments for vLLM's ``AsyncEngineArgs`` by name.
+
+    Args:
+        options: passed through; what is not given keeps vLLM's default, but for
+            ``block_size`` and ``kv_cache_memory_bytes`` on a CPU.
+        known: the names that this vLLM takes.
+
+    Raises:
+        ConfigurationError: an option is unknown, refused or set elsewhere.
+    """
+    for name in options:
+        check_option(name, known)
+    defaults: dict[str, Any] = {
+        "enable_prefix_caching": True,
+        "max_num_seqs": min(MAXIMUM_SEQUENCES, max_batch_tokens),
+    }
+    if on_cpu:
+        defaults["block_size"] = CPU_BLOCK_SIZE
+        if not os.environ.get(CPU_CACHE_VARIABLE):
+            defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
+    arguments = defaults | dict(options)
+    if deterministic:
+        for name, value in (("enable_prefix_caching", False), ("max_num_seqs", 1)):
+            if options.get(name, value) != value:
+                raise ConfigurationError(
+                    f"{options[name]!r} does not go with engine.deterministic, under which every "
+                    "sequence is read alone and whole",
+                    where=f"{WHERE}.{name}",
+                    fix="leave one of the two out",
+                )
+            arguments[name] = value
+    return arguments | {
+        "model": model,
+        "tokenizer": model,
+        "skip_tokenizer_init": True,
+        "runner": "generate",
+        "dtype": dtype,
+        "max_model_len": max_length,
+        "max_num_batched_tokens": max_batch_tokens,
+        "enable_chunked_prefill": True,
+        "load_format": "safetensors",
+        "trust_remote_code": False,
+        "async_scheduling": False,
+        "generation_config": "vllm",
+        "disable_log_stats": True,
+    }
+
+
+def check_option(name: str, known: Collection[str]) -> None:
+    """Raises ConfigurationError for an option that cannot be passed through."""
+    where = f"{WHERE}.{name}"
+    if name in OURS:
+        raise ConfigurationError(
+            "the server sets this argument of vLLM itself", where=where, fix=f"use {OURS[name]}"
+        )
+    if name in REFUSED:
+        raise ConfigurationError(
+            f"this argument of vLLM is not supported: {REFUSED[name]}",
+            where=where,
+            fix="leave it out",
+        )
+    if name not in known:
+        near = difflib.get_close_matches(name, sorted(known - OURS.keys() - REFUSED.keys()), n=1)
+        raise ConfigurationError(
+            "vLLM has no such engine argument",
+            where=where,
+            fix=f"did you mean {near[0]}?" if near else "see the engine arguments of vLLM's docs",
+        )
+
+
+def checkpoint_dtype(directory: str) -> str:
+    """The dtype a checkpoint was saved in; vLLM's own "auto" turns float32 into bfloat16.
+
+    Raises:
+        ConfigurationError: its config.json does not say, or cannot be read.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        config = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot be read: {error}", where=str(path)) from error
+    for part in (config.get("text_config") or {}, config):
+        for key in ("dtype", "torch_dtype"):
+            if isinstance(part.get(key), str):
+                return str(part[key])
+    raise ConfigurationError(
+        "it does not name the dtype of its weights",
+        where=str(path),
+        fix="set engine.dtype, such as --dtype bfloat16",
+    )

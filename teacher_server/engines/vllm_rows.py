@@ -1,0 +1,170 @@
+"""Rows from a model runner's hidden states, step by step, inside vLLM's worker.
+
+A request is read in one chunk or several, next to chunks of others. Of every
+chunk only the hidden states of planned rows reach the LM head, and of their
+logits only packed rows are kept. Nothing here imports vLLM.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from teacher_server.engines.head import LanguageModelHead, LogitTreatment
+from teacher_server.engines.vllm_wire import Outcome, PackedRows, RowPlan
+from teacher_server.engines.worker import is_fatal, is_out_of_memory
+
+logger = logging.getLogger(__name__)
+
+# Bytes of one chunk of logits as float32, on a CPU and elsewhere.
+CPU_CHUNK_BYTES = 48 * 2**20
+DEVICE_CHUNK_BYTES = 256 * 2**20
+
+
+class RunnerHead(LanguageModelHead):
+    """The head of a model that vLLM runs: its own logits, treatment included.
+
+    Args:
+        compute_logits: hidden [n, H] -> logits [n, V]; None on a tensor-parallel
+            rank that does not get them.
+        device: where hidden states live.
+    """
+
+    def __init__(
+        self,
+        compute_logits: Callable[[Tensor], Tensor | None],
+        vocabulary_size: int,
+        device: torch.device,
+    ) -> None:
+        chunk_bytes = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
+        # A projection of nothing: it tells V and the device, the model multiplies.
+        stand_in = nn.Linear(1, 1, bias=False)
+        nothing = torch.empty((vocabulary_size, 0), device=device)
+        stand_in.weight = nn.Parameter(nothing, requires_grad=False)
+        super().__init__(stand_in, LogitTreatment(), max(1, chunk_bytes // (4 * vocabulary_size)))
+        self._compute_logits = compute_logits
+        self.calls = 0
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        self.calls += 1
+        logits = self._compute_logits(hidden)
+        assert logits is not None
+        return logits
+
+    def follow(self, hidden: Tensor, calls: int = 0) -> None:
+        """Takes part in the products after the first ``calls`` without using them."""
+        for start in range(calls * self.chunk_rows, hidden.shape[0], self.chunk_rows):
+            self._compute_logits(hidden[start : start + self.chunk_rows])
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Tokens [start, start + count) of a request, at ``offset`` of the step's hidden states."""
+
+    request_id: str
+    start: int
+    count: int
+    offset: int
+    extra_args: Mapping[str, Any]
+
+
+@dataclass
+class Progress:
+    packed: PackedRows
+    computed_tokens: int = 0
+    seconds: float = 0.0
+
+
+class RowScorer:
+    """Turns steps into finished requests.
+
+    Args:
+        leads: this rank computes the supports; others only take part in the
+            products, in the same order.
+    """
+
+    def __init__(self, head: RunnerHead, leads: bool) -> None:
+        self._head = head
+        self._leads = leads
+        self._open: dict[str, Progress] = {}
+
+    def step(
+        self, hidden: Tensor, chunks: Sequence[Chunk], seconds: Callable[[], float]
+    ) -> dict[str, Progress]:
+        """Takes one step's chunks; gives the requests that it completes.
+
+        Args:
+            hidden: [tokens of the step, H].
+            seconds: what the step has taken until it is called.
+
+        Raises:
+            Exception: the device is lost, or another rank may be.
+        """
+        work: list[tuple[Progress, int, int]] = []
+        places = []
+        for chunk in chunks:
+            progress = self._progress(chunk)
+            indices = progress.packed.plan.indices
+            low, high = np.searchsorted(indices, (chunk.start, chunk.start + chunk.count))
+            progress.computed_tokens += chunk.count
+            if low < high and progress.packed.outcome is Outcome.FINITE:
+                work.append((progress, int(low), int(high)))
+                places.append(indices[low:high] - chunk.start + chunk.offset)
+        if work:
+            rows = torch.from_numpy(np.concatenate(places)).to(hidden.device)
+            self._score(hidden[rows], work)
+        taken = seconds()
+        total = sum(chunk.count for chunk in chunks)
+        finished = {}
+        for chunk in chunks:
+            progress = self._open[chunk.request_id]
+            progress.seconds += taken * chunk.count / total
+            if chunk.start + chunk.count >= progress.packed.plan.length:
+                progress.packed.finish()
+                finished[chunk.request_id] = self._open.pop(chunk.request_id)
+        return finished
+
+    def forget(self, alive: Collection[str]) -> None:
+        """Drops what was gathered for requests that are gone."""
+        for gone in [name for name in self._open if name not in alive]:
+            del self._open[gone]
+
+    def _progress(self, chunk: Chunk) -> Progress:
+        if chunk.request_id not in self._open:
+            plan = RowPlan.from_extra_args(dict(chunk.extra_args))
+            self._open[chunk.request_id] = Progress(PackedRows(plan))
+        return self._open[chunk.request_id]
+
+    def _score(self, hidden: Tensor, work: Sequence[tuple[Progress, int, int]]) -> None:
+        if not self._leads:
+            self._head.follow(hidden)
+            for progress, _, high in work:
+                progress.packed.filled = high
+            return
+        requests = [progress.packed.plan.request(low, high) for progress, low, high in work]
+        self._head.calls = 0
+        try:
+            results = self._head.score(hidden, requests, _no_check)
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            logger.exception("%d rows could not be scored", hidden.shape[0])
+            lost = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
+        else:
+            for (progress, low, high), rows in zip(work, results, strict=True):
+                progress.packed.fill(low, high, rows)
+            return
+        for progress, _, _ in work:
+            progress.packed.fail(lost)
+        # Other ranks go on with their products and wait for this one's.
+        self._head.follow(hidden, self._head.calls)
+
+
+def _no_check() -> None:
+    return

@@ -1,0 +1,203 @@
+"""What travels between the server and vLLM's workers: row plans there, packed rows back.
+
+Both ways as raw bytes or tensors inside vLLM's own messages: msgpack to the
+engine core, shared memory to its workers. Nothing here imports vLLM.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Float32, Int32
+
+from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.engines.head import RowRequest
+from teacher_server.engines.supports import SupportSpec
+
+# Key of ``SamplingParams.extra_args``.
+PLAN = "lsm_rows"
+FIRST_ROW = "lsm_first_row"
+MINUS_INFINITY = np.float32("-inf")
+
+
+class Outcome(enum.IntEnum):
+    """How a request's rows ended."""
+
+    FINITE = 0
+    NOT_FINITE = 1
+    # A row's hidden state came from the prefix cache, so that it was never seen.
+    ROW_MISSING = 2
+    OUT_OF_MEMORY = 3
+    FAILED = 4
+
+
+@dataclass(frozen=True)
+class RowPlan:
+    """The rows of one vLLM request, whose prompt holds N tokens.
+
+    Attributes:
+        indices: int64 [R], strictly increasing; row r comes from the hidden
+            state of the prompt's token ``indices[r]``; the last one is N - 1.
+        sampled: int32 [R], the token each row judges.
+        explicit: int32 [R, E] or None.
+    """
+
+    spec: SupportSpec
+    indices: NDArray[np.int64]
+    sampled: Int32
+    explicit: Int32 | None
+
+    @classmethod
+    def of(cls, job: Job, sequence: Sequence) -> RowPlan:
+        """``sequence`` has one position at least."""
+        explicit = sequence.explicit_ids
+        return cls(
+            spec=SupportSpec(
+                top_k=job.top_k,
+                temperature=job.temperature,
+                vocabulary_limit=job.vocabulary_limit,
+                want_sampled=job.want_sampled,
+                want_log_tail=job.want_log_tail,
+                explicit_slots=0 if explicit is None else explicit.shape[1],
+            ),
+            indices=sequence.positions.astype(np.int64) + len(job.prompt_ids) - 1,
+            sampled=sequence.token_ids[sequence.positions].astype(np.int32),
+            explicit=None if explicit is None else explicit.astype(np.int32),
+        )
+
+    @property
+    def count(self) -> int:
+        return len(self.indices)
+
+    @property
+    def length(self) -> int:
+        """N: tokens the engine reads."""
+        return int(self.indices[-1]) + 1
+
+    @property
+    def columns(self) -> int:
+        """Values of a packed row: top K, sampled, tail, explicit."""
+        spec = self.spec
+        return spec.top_k + spec.want_sampled + spec.want_log_tail + spec.explicit_slots
+
+    def to_extra_args(self) -> dict[str, Any]:
+        spec = self.spec
+        explicit = self.explicit
+        return {
+            FIRST_ROW: int(self.indices[0]),
+            PLAN: [
+                [
+                    spec.top_k,
+                    spec.temperature,
+                    spec.vocabulary_limit,
+                    spec.want_sampled,
+                    spec.want_log_tail,
+                    spec.explicit_slots,
+                ],
+                self.indices.tobytes(),
+                self.sampled.tobytes(),
+                None if explicit is None else np.ascontiguousarray(explicit).tobytes(),
+            ],
+        }
+
+    @classmethod
+    def from_extra_args(cls, arguments: dict[str, Any]) -> RowPlan:
+        spec, indices, sampled, explicit = arguments[PLAN]
+        rows = np.frombuffer(sampled, np.int32)
+        return cls(
+            spec=SupportSpec(*spec),
+            indices=np.frombuffer(indices, np.int64),
+            sampled=rows,
+            explicit=None
+            if explicit is None
+            else np.frombuffer(explicit, np.int32).reshape(len(rows), spec[-1]),
+        )
+
+    def request(self, low: int, high: int) -> RowRequest:
+        """Rows [low, high) as the head takes them."""
+        explicit = None if self.explicit is None else self.explicit[low:high]
+        return RowRequest(self.spec, self.sampled[low:high], explicit)
+
+
+class PackedRows:
+    """Rows of one request, filled from any chunk of it.
+
+    Attributes:
+        ids: int32 [R, K], -1 where a row has fewer.
+        values: float32 [R, columns], -inf where a value is not valid.
+    """
+
+    def __init__(self, plan: RowPlan) -> None:
+        self.plan = plan
+        self.ids = np.empty((plan.count, plan.spec.top_k), np.int32)
+        self.values = np.empty((plan.count, plan.columns), np.float32)
+        self.outcome = Outcome.FINITE
+        # Rows [0, filled) are there.
+        self.filled = 0
+
+    def fill(self, low: int, high: int, rows: Rows) -> None:
+        """Takes rows [low, high); a row may come twice, with a request's new start."""
+        if low > self.filled:
+            self.fail(Outcome.ROW_MISSING)
+        elif not rows.finite:
+            self.fail(Outcome.NOT_FINITE)
+        if self.outcome is not Outcome.FINITE:
+            return
+        self.filled = high
+        spec = self.plan.spec
+        assert rows.top_ids is not None
+        assert rows.top_log_probs is not None
+        self.ids[low:high] = rows.top_ids
+        self.values[low:high, : spec.top_k] = rows.top_log_probs
+        column = spec.top_k
+        for part, valid in (
+            (rows.sampled_log_probs, rows.sampled_valid),
+            (rows.log_tail, rows.log_tail_valid),
+        ):
+            if part is not None and valid is not None:
+                self.values[low:high, column] = np.where(valid, part, MINUS_INFINITY)
+                column += 1
+        explicit, given = rows.explicit_log_probs, rows.explicit_valid
+        if explicit is not None and given is not None:
+            self.values[low:high, column:] = np.where(given, explicit, MINUS_INFINITY)
+
+    def fail(self, outcome: Outcome) -> None:
+        """The first failure stays; what was filled is dropped."""
+        if self.outcome is Outcome.FINITE:
+            self.outcome = outcome
+            self.ids, self.values = self.ids[:0].copy(), self.values[:0].copy()
+
+    def finish(self) -> None:
+        """All of the request was read."""
+        if self.filled < self.plan.count:
+            self.fail(Outcome.ROW_MISSING)
+
+
+def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
+    """The rows of a finite request."""
+    spec = plan.spec
+    ids = np.ascontiguousarray(ids)
+    parts: dict[str, Any] = {
+        "top_ids": ids,
+        "top_log_probs": np.ascontiguousarray(values[:, : spec.top_k]),
+        "valid_counts": (ids >= 0).sum(axis=1, dtype=np.int32),
+    }
+    column = spec.top_k
+    for wanted, name in ((spec.want_sampled, "sampled"), (spec.want_log_tail, "log_tail")):
+        if wanted:
+            part, valid = _split(values[:, column])
+            parts["sampled_log_probs" if name == "sampled" else "log_tail"] = part
+            parts[f"{name}_valid"] = valid
+            column += 1
+    if plan.explicit is not None:
+        parts["explicit_log_probs"], parts["explicit_valid"] = _split(values[:, column:])
+    return Rows(**parts)
+
+
+def _split(values: Float32) -> tuple[Float32, NDArray[np.bool_]]:
+    valid = values > MINUS_INFINITY
+    return np.where(valid, values, np.float32(0)), valid

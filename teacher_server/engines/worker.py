@@ -1,0 +1,275 @@
+"""The thread that owns the model: takes jobs, packs what waits, hands rows back."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from teacher_proto.errors import EngineError, TeacherUnavailableError
+
+from teacher_server.engines.base import Job, JobResult, Rows, Sequence
+from teacher_server.engines.packing import Batch, FlatBatch, Packing, next_batch
+from teacher_server.engines.scorer import Outcome, Scorer, Unit
+
+logger = logging.getLogger(__name__)
+
+# Forwards are not cut below this many tokens when memory runs out.
+MINIMUM_CHUNK_TOKENS = 64
+
+
+@dataclass(eq=False)
+class Task:
+    """A submitted job and what it has so far.
+
+    ``done`` is called once, in the worker's thread, with a result or an error,
+    unless the task was dropped before.
+    """
+
+    job: Job
+    done: Callable[[JobResult | BaseException], None]
+    dropped: bool = False
+    finished: bool = False
+    rows: dict[int, Rows] = field(default_factory=dict)
+    computed_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def wanted(self) -> bool:
+        return not self.dropped and not self.finished
+
+    def finish(self, result: JobResult | BaseException) -> None:
+        if self.wanted:
+            self.finished = True
+            self.done(result)
+
+    def finish_when_complete(self) -> None:
+        count = len(self.job.sequences)
+        if len(self.rows) == count:
+            rows = tuple(self.rows[index] for index in range(count))
+            self.finish(JobResult(rows, self.computed_tokens, self.seconds))
+
+
+class _Abandoned(Exception):
+    """Nobody wants the rest of the batch."""
+
+
+class Worker:
+    """Owns a scorer on the calling thread of ``run`` until ``close`` or its death."""
+
+    def __init__(
+        self, scorer: Scorer, packing: Packing, on_death: Callable[[BaseException], None]
+    ) -> None:
+        self._scorer = scorer
+        self._packing = packing
+        self._on_death = on_death
+        self._condition = threading.Condition()
+        self._inbox: deque[Task] = deque()
+        self._closing = False
+        self._dead: BaseException | None = None
+        self._waiting: dict[int, tuple[Unit, Task, int]] = {}
+        self._next_key = 0
+
+    def submit(self, task: Task) -> None:
+        """Queues a task; raises TeacherUnavailableError after close or death."""
+        with self._condition:
+            if self._closing or self._dead is not None:
+                raise unavailable(self._dead)
+            self._inbox.append(task)
+            self._condition.notify()
+
+    def drop(self, task: Task) -> None:
+        """The task's caller is gone: what is not computed yet never will be."""
+        task.dropped = True
+
+    def close(self) -> None:
+        """Ends ``run`` at the next chunk; what is queued fails."""
+        with self._condition:
+            self._closing = True
+            self._condition.notify()
+
+    def run(self) -> None:
+        """Scores until closed; the body of the engine's thread."""
+        try:
+            while self._take_in():
+                self._run_next()
+        except _Abandoned:
+            pass
+        except BaseException as error:
+            self._dead = error
+            logger.exception("the engine died")
+            self._fail_all(unavailable(error))
+            self._on_death(error)
+            return
+        self._fail_all(unavailable(None))
+
+    def _take_in(self) -> bool:
+        """Moves new tasks to the waiting units, blocking while there is nothing to do."""
+        with self._condition:
+            self._forget_unwanted()
+            while not self._waiting and not self._inbox and not self._closing:
+                self._condition.wait()
+            if self._closing:
+                return False
+            tasks = list(self._inbox)
+            self._inbox.clear()
+        for task in tasks:
+            if task.wanted:
+                self._unpack(task)
+        return True
+
+    def _unpack(self, task: Task) -> None:
+        for index, sequence in enumerate(task.job.sequences):
+            if len(sequence.positions) == 0:
+                task.rows[index] = empty_rows(task.job, sequence)
+                continue
+            key, self._next_key = self._next_key, self._next_key + 1
+            self._waiting[key] = (Unit.of(key, task.job, sequence), task, index)
+        task.finish_when_complete()
+
+    def _forget_unwanted(self) -> None:
+        self._waiting = {k: entry for k, entry in self._waiting.items() if entry[1].wanted}
+
+    def _run_next(self) -> None:
+        self._forget_unwanted()
+        if self._waiting:
+            items = [unit.item for unit, _, _ in self._waiting.values()]
+            self._execute(next_batch(items, self._packing))
+
+    def _execute(self, batch: Batch) -> None:
+        """Runs a batch; when memory runs out, its halves, then smaller forwards."""
+        try:
+            self._score(batch)
+            return
+        except _Abandoned:
+            if self._closing:
+                raise
+            return
+        except Exception as error:
+            if is_fatal(error):
+                raise
+            out_of_memory = is_out_of_memory(error)
+            message = f"{type(error).__name__}: {error}"
+            if not out_of_memory:
+                logger.exception("a batch failed")
+        # Outside the handler: the traceback would keep the batch's tensors alive.
+        left = [item for item in batch.items if item.key in self._waiting]
+        if not out_of_memory:
+            for item in left:
+                self._fail(item.key, EngineError(f"scoring failed: {message}"))
+            return
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        logger.warning("out of memory with %d sequences; trying less at once", len(left))
+        if len(left) > 1:
+            for half in (left[: len(left) // 2], left[len(left) // 2 :]):
+                remaining = half
+                while remaining := [item for item in remaining if item.key in self._waiting]:
+                    self._execute(next_batch(remaining, self._packing))
+        elif left:
+            self._retry_in_smaller_chunks(FlatBatch((left[0],)))
+
+    def _retry_in_smaller_chunks(self, batch: FlatBatch) -> None:
+        item = batch.items[0]
+        body = self._scorer.body
+        before = body.chunk_tokens
+        if body.cacheable and before // 2 >= MINIMUM_CHUNK_TOKENS:
+            body.chunk_tokens = min(before, item.flat_tokens) // 2
+            try:
+                self._execute(batch)
+            finally:
+                body.chunk_tokens = before
+            return
+        self._fail(
+            item.key,
+            EngineError(
+                f"a sequence of {item.flat_tokens} tokens does not fit in memory, even alone",
+                where="engine",
+                fix="score shorter sequences, or lower max_length to refuse them at once",
+                reason="OUT_OF_MEMORY",
+            ),
+        )
+
+    def _score(self, batch: Batch) -> None:
+        units = {item.key: self._waiting[item.key][0] for item in batch.items}
+        tasks = {id(task): task for task in (self._waiting[key][1] for key in units)}
+
+        def check() -> None:
+            if self._closing or not any(task.wanted for task in tasks.values()):
+                raise _Abandoned
+
+        for outcomes in self._scorer.run(batch, units, check):
+            for outcome in outcomes:
+                self._deliver(outcome)
+
+    def _deliver(self, outcome: Outcome) -> None:
+        _, task, index = self._waiting.pop(outcome.unit.item.key)
+        task.rows[index] = outcome.rows
+        task.computed_tokens += outcome.computed_tokens
+        task.seconds += outcome.seconds
+        task.finish_when_complete()
+
+    def _fail(self, key: int, error: BaseException) -> None:
+        _, task, _ = self._waiting.pop(key)
+        task.finish(error)
+
+    def _fail_all(self, error: BaseException) -> None:
+        with self._condition:
+            tasks = [*self._inbox, *(task for _, task, _ in self._waiting.values())]
+            self._inbox.clear()
+            self._waiting.clear()
+        for task in tasks:
+            task.finish(error)
+
+
+def unavailable(cause: BaseException | None) -> TeacherUnavailableError:
+    """The error of every job that a closed or dead engine cannot score."""
+    if cause is None:
+        return TeacherUnavailableError("the engine is closed", where="engine")
+    return TeacherUnavailableError(
+        f"the engine died: {type(cause).__name__}: {cause}",
+        where="engine",
+        fix="restart the teacher server",
+    )
+
+
+def empty_rows(job: Job, sequence: Sequence) -> Rows:
+    """The rows of a sequence that asks for none."""
+    floats, flags = np.zeros(0, np.float32), np.zeros(0, np.bool_)
+    explicit = None if sequence.explicit_ids is None else (0, sequence.explicit_ids.shape[1])
+    return Rows(
+        top_ids=np.zeros((0, job.top_k), np.int32),
+        top_log_probs=np.zeros((0, job.top_k), np.float32),
+        valid_counts=np.zeros(0, np.int32),
+        sampled_log_probs=floats if job.want_sampled else None,
+        sampled_valid=flags if job.want_sampled else None,
+        log_tail=floats if job.want_log_tail else None,
+        log_tail_valid=flags if job.want_log_tail else None,
+        explicit_log_probs=None if explicit is None else np.zeros(explicit, np.float32),
+        explicit_valid=None if explicit is None else np.zeros(explicit, np.bool_),
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on the device or the host."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and (
+        "can't allocate memory" in text or "CUDA out of memory" in text
+    )
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether the device is lost: after a CUDA error no later call can be trusted."""
+    if is_out_of_memory(error):
+        return False
+    accelerator_error = getattr(torch, "AcceleratorError", None)
+    if accelerator_error is not None and isinstance(error, accelerator_error):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("CUDA error" in text or "cuBLAS" in text)

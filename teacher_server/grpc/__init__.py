@@ -1,0 +1,1 @@
+"""The gRPC side: thin handlers over ``teacher_server.service``."""

@@ -1,0 +1,83 @@
+"""TeacherScoringService: read, call the service, send what it returns.
+
+Messages arrive and leave as bytes, so that a malformed one is refused like any
+other wrong request and equal work can be answered with equal bytes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+
+import grpc
+from teacher_proto import codec
+from teacher_proto.errors import InvalidRequestError
+from teacher_proto.types import ScoreReply, ScoreRequest
+from teacher_proto.v1 import service_pb2, teacher_pb2, tokenizer_pb2
+
+from teacher_server.service import GRPC, Surface, TeacherService
+from teacher_server.teacher import Teacher, Teachers
+from teacher_server.validation import check_request_bytes
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_name
+
+Context = grpc.aio.ServicerContext[bytes, bytes]
+
+
+class _ScoreCall:
+    def __init__(self, body: bytes, context: Context, service: TeacherService) -> None:
+        self._body = body
+        self._context = context
+        self._limits = service.limits
+
+    @property
+    def surface(self) -> Surface:
+        return GRPC
+
+    async def read(self) -> bytes:
+        check_request_bytes(len(self._body), self._limits)
+        return self._body
+
+    async def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        remaining = self._context.time_remaining()
+        timeout = None if remaining is None or math.isinf(remaining) else max(0.0, remaining)
+        return codec.decode_request(body), timeout
+
+    async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+        return codec.serialize(codec.encode_reply(reply))
+
+
+class Servicer:
+    def __init__(self, service: TeacherService) -> None:
+        self._service = service
+
+    async def get_teacher(self, body: bytes, context: Context) -> bytes:
+        with self._service.observe("grpc", "GetTeacher"):
+            message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
+            return codec.serialize(
+                codec.encode_server_info(self._service.describe(message.teacher))
+            )
+
+    async def score(self, body: bytes, context: Context) -> bytes:
+        return await self._service.score(_ScoreCall(body, context, self._service))
+
+    async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
+        with self._service.observe("grpc", "RegisterTokenizer"):
+            assembler = codec.TokenizerAssembler(self._service.limits.max_tokenizer_bytes)
+            async for part in parts:
+                assembler.add(
+                    codec.parse(part, tokenizer_pb2.RegisterTokenizerRequest(), InvalidRequestError)
+                )
+            upload = assembler.finish()
+            levels = await self._service.register(upload)
+            return codec.serialize(codec.encode_levels(upload.tokenizer_hash, levels))
+
+    def handlers(self) -> grpc.GenericRpcHandler:
+        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
+            "GetTeacher": grpc.unary_unary_rpc_method_handler(self.get_teacher),
+            "Score": grpc.unary_unary_rpc_method_handler(self.score),
+            "RegisterTokenizer": grpc.stream_unary_rpc_method_handler(self.register_tokenizer),
+        }
+        declared = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].methods_by_name
+        assert set(methods) == set(declared)
+        return grpc.method_handlers_generic_handler(SERVICE, methods)

@@ -1,0 +1,137 @@
+"""The HTTP routes over ``TeacherService``."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+from fastapi import FastAPI
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, Response
+from teacher_proto.errors import DeadlineError, InvalidRequestError
+from teacher_proto.types import ScoreReply, ScoreRequest
+
+from teacher_server.http.body import parse_score_body, read_body
+from teacher_server.http.convert import choose_teacher, score_request
+from teacher_server.http.docs_page import docs_page
+from teacher_server.http.errors import error_response, install_error_handlers
+from teacher_server.http.render import render_info, render_reply, to_json
+from teacher_server.http.schema import ERRORS, SCORE_BODY, SCORE_REPLY, install_schema
+from teacher_server.service import HTTP, Surface, TeacherService
+from teacher_server.teacher import Teacher, Teachers
+
+JSON = "application/json"
+# Nobody reads this status: the caller is gone.
+CLIENT_CLOSED = 499
+
+
+class _ScoreCall:
+    def __init__(self, request: Request, service: TeacherService, timeout: float) -> None:
+        self._request = request
+        self._limits = service.limits
+        self._timeout = timeout
+        self.body_read = asyncio.Event()
+
+    @property
+    def surface(self) -> Surface:
+        return HTTP
+
+    async def read(self) -> bytes:
+        try:
+            async with asyncio.timeout(self._timeout):
+                body = await read_body(self._request, self._limits)
+        except TimeoutError:
+            raise DeadlineError(
+                f"the body did not arrive within {self._timeout} s", fix="send it faster"
+            ) from None
+        except ClientDisconnect:
+            raise InvalidRequestError(
+                "the connection ended before the body did", reason="CLIENT_CLOSED"
+            ) from None
+        self.body_read.set()
+        return body
+
+    async def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        def convert() -> tuple[ScoreRequest, float]:
+            parsed = parse_score_body(body)
+            teacher = choose_teacher(parsed.teacher, teachers)
+            timeout = parsed.timeout_seconds or self._timeout
+            return score_request(parsed, teacher, self._limits), timeout
+
+        return await asyncio.to_thread(convert)
+
+    async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+        return await asyncio.to_thread(render_reply, request, reply, teacher.tokenizer)
+
+
+def make_app(service: TeacherService, *, timeout_seconds: float) -> FastAPI:
+    """The application; ``timeout_seconds`` bounds requests that name no time themselves."""
+    app = FastAPI(
+        title="lsm-distill teacher server",
+        version=service.version,
+        docs_url=None,
+        redoc_url=None,
+    )
+    install_error_handlers(app)
+
+    @app.post("/v1/score", responses={200: SCORE_REPLY, **ERRORS}, openapi_extra=SCORE_BODY)
+    async def score(request: Request) -> Response:
+        """Scores a prompt's continuations: supports and log-probabilities of every row."""
+        call = _ScoreCall(request, service, timeout_seconds)
+        body = await _unless_gone(request, call, service.score(call))
+        if body is None:
+            return Response(status_code=CLIENT_CLOSED)
+        return Response(body, media_type=JSON)
+
+    @app.get("/v1/teacher", responses=ERRORS)
+    async def teacher(teacher: str = "") -> Response:
+        """The teachers and the server's limits; ``teacher`` chooses one by name."""
+        with service.observe(HTTP.name, "GetTeacher"):
+            return Response(render_info(service.describe(teacher)), media_type=JSON)
+
+    @app.get("/livez")
+    async def livez() -> Response:
+        """Answers while the process is alive."""
+        return Response(to_json({"status": "live"}), media_type=JSON)
+
+    @app.get("/readyz", responses=ERRORS)
+    async def readyz() -> Response:
+        """200 while the server takes work, else 503 and why."""
+        if not service.lifecycle.ready:
+            return error_response(service.lifecycle.refusal())
+        return Response(to_json({"status": "ready"}), media_type=JSON)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Metrics in Prometheus' text format."""
+        return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return HTMLResponse(docs_page(app.openapi()))
+
+    install_schema(app)
+    return app
+
+
+async def _unless_gone(
+    request: Request, call: _ScoreCall, work: Coroutine[Any, Any, bytes]
+) -> bytes | None:
+    """The work's result; None, and the work cancelled, when the client goes away first."""
+
+    async def gone() -> None:
+        await call.body_read.wait()
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(gone())
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        return working.result() if working.done() else None
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)

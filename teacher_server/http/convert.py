@@ -1,0 +1,126 @@
+"""ScoreBody -> ScoreRequest: text becomes ids of the teacher's tokenizer."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import numpy as np
+from teacher_proto.errors import InvalidRequestError
+from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
+    Continuation,
+    Int32,
+    Prompt,
+    Returns,
+    ScoreRequest,
+    Segment,
+    ServerLimits,
+    TextPrompt,
+    TokenPrompt,
+)
+
+from teacher_server.http.models import ContinuationBody, PromptBody, ScoreBody, SegmentBody
+from teacher_server.teacher import Teacher, Teachers
+from teacher_server.tokenizer import TeacherTokenizer
+from teacher_server.validation import check_continuation_count, exactly_one, refuse
+
+
+def choose_teacher(name: str | None, teachers: Teachers) -> Teacher:
+    """The named teacher; without a name the only one.
+
+    Raises:
+        InvalidRequestError: no name, and several teachers.
+        UnknownTeacherError: there is no such teacher.
+    """
+    if name is None and len(teachers.names) == 1:
+        return teachers.get(teachers.names[0])
+    return teachers.get(name or "")
+
+
+def score_request(body: ScoreBody, teacher: Teacher, limits: ServerLimits) -> ScoreRequest:
+    """Raises InvalidRequestError naming the field."""
+    check_continuation_count(len(body.continuations), limits)
+    return ScoreRequest(
+        request_id=body.request_id if body.request_id is not None else uuid.uuid4().hex,
+        run=body.run,
+        teacher=teacher.name,
+        tokenizer_hash=(
+            teacher.tokenizer.hash if body.tokenizer_hash is None else body.tokenizer_hash
+        ),
+        prompt=_prompt(body.prompt, "prompt"),
+        continuations=tuple(
+            _continuation(item, teacher.tokenizer, f"continuations[{index}]")
+            for index, item in enumerate(body.continuations)
+        ),
+        top_k=body.top_k,
+        temperature=body.temperature,
+        returns=Returns(**body.returns.model_dump()),
+        teacher_prompt=(
+            None if body.teacher_prompt is None else _prompt(body.teacher_prompt, "teacher_prompt")
+        ),
+        student_vocabulary_size=body.student_vocabulary_size,
+        expected_identity=body.expected_identity,
+    )
+
+
+def _prompt(body: PromptBody, where: str) -> Prompt:
+    sources = {"text": body.text, "messages": body.messages, "token_ids": body.token_ids}
+    exactly_one(sources, where)
+    if body.messages is not None:
+        return ChatPrompt(
+            messages=tuple(
+                ChatMessage(m.role, m.content, dict(m.model_extra or {})) for m in body.messages
+            ),
+            add_generation_prompt=body.add_generation_prompt is not False,
+            template_arguments=body.template_arguments or {},
+        )
+    for name in ("add_generation_prompt", "template_arguments"):
+        if getattr(body, name) is not None:
+            raise refuse("it only means something with messages", f"{where}.{name}", "leave it out")
+    if body.text is not None:
+        return TextPrompt(body.text)
+    return TokenPrompt(_ids(body.token_ids))
+
+
+def _continuation(body: ContinuationBody, tokenizer: TeacherTokenizer, where: str) -> Continuation:
+    sources = {"text": body.text, "token_ids": body.token_ids, "segments": body.segments}
+    exactly_one(sources, where)
+    if body.segments is not None:
+        segments = tuple(
+            _segment(item, tokenizer, f"{where}.segments[{index}]")
+            for index, item in enumerate(body.segments)
+        )
+    else:
+        whole = SegmentBody(text=body.text, token_ids=body.token_ids)
+        segments = (_segment(whole, tokenizer, where),)
+    return Continuation(
+        segments=segments,
+        rows=None if body.rows is None else _ids(body.rows),
+        explicit_ids=_lines(body.explicit_ids, f"{where}.explicit_ids"),
+    )
+
+
+def _segment(body: SegmentBody, tokenizer: TeacherTokenizer, where: str) -> Segment:
+    exactly_one({"text": body.text, "token_ids": body.token_ids}, where)
+    ids = tokenizer.encode(body.text) if body.text is not None else _ids(body.token_ids)
+    return Segment(ids, body.scored)
+
+
+def _ids(values: list[int] | None) -> Int32:
+    assert values is not None
+    return np.asarray(values, np.int32)
+
+
+def _lines(values: list[list[int]] | None, where: str) -> Any:
+    if values is None:
+        return None
+    widths = {len(line) for line in values}
+    if len(widths) > 1:
+        raise InvalidRequestError(
+            f"its lines have between {min(widths)} and {max(widths)} ids",
+            where=where,
+            fix="fill the lines up with -1 to one length",
+        )
+    return np.asarray(values, np.int32).reshape(len(values), widths.pop() if widths else 0)

@@ -1,0 +1,171 @@
+"""JSON of ``POST /v1/score``, both ways. Unknown fields are refused."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class MessageBody(BaseModel):
+    """A chat message; further fields are handed to the chat template as they are."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    role: str
+    content: str
+
+
+class PromptBody(Body):
+    """Exactly one of text, messages and token_ids."""
+
+    text: str | None = Field(default=None, description="Encoded without adding special tokens.")
+    messages: list[MessageBody] | None = Field(
+        default=None, description="Rendered by the teacher's own chat template."
+    )
+    token_ids: list[Int32] | None = Field(default=None, description="Taken as they are.")
+    add_generation_prompt: bool | None = Field(
+        default=None, description="With messages; true if absent."
+    )
+    template_arguments: dict[str, Any] | None = Field(
+        default=None,
+        description="With messages: arguments of the template, such as enable_thinking.",
+    )
+
+
+class SegmentBody(Body):
+    """Tokens that are all scored or all given: exactly one of text and token_ids."""
+
+    text: str | None = None
+    token_ids: list[Int32] | None = None
+    scored: bool = True
+
+
+class ContinuationBody(Body):
+    """Exactly one of text, token_ids (both one scored segment) and segments."""
+
+    text: str | None = None
+    token_ids: list[Int32] | None = None
+    segments: list[SegmentBody] | None = None
+    rows: list[Int32] | None = Field(
+        default=None, description="Indices of scored tokens, increasing; absent: every row."
+    )
+    explicit_ids: list[list[Int32]] | None = Field(
+        default=None, description="One line per row: ids to score; -1 asks for nothing."
+    )
+
+
+class ReturnsBody(Body):
+    sampled: bool = Field(default=True, description="The log-probability of each row's own token.")
+    log_tail: bool = Field(
+        default=False, description="log(1 - sum of the support's probabilities)."
+    )
+    realignment: bool = Field(
+        default=False, description="For a tokenizer other than the teacher's."
+    )
+
+
+class ScoreBody(Body):
+    """One group: a prompt and its continuations."""
+
+    prompt: PromptBody
+    continuations: list[ContinuationBody]
+    top_k: Int32 = Field(description="Size of the support; 0 for none.")
+    temperature: float = Field(description="Of the softmax; finite and above 0.")
+    returns: ReturnsBody = ReturnsBody()
+    teacher: str | None = Field(
+        default=None, description="Which teacher; may be left out when the server has one."
+    )
+    teacher_prompt: PromptBody | None = Field(
+        default=None, description="Replaces the prompt on the teacher's side."
+    )
+    tokenizer_hash: str | None = Field(
+        default=None, description="Tokenizer of the ids sent; absent: the teacher's own."
+    )
+    student_vocabulary_size: Int32 | None = Field(
+        default=None, description="Ids at or above it never enter a support."
+    )
+    expected_identity: str = Field(
+        default="", description="Refuse unless it is the digest of the teacher's identity."
+    )
+    run: str = Field(default="http", description="Who asks, for metrics and shares.")
+    request_id: str | None = Field(
+        default=None,
+        description="Equal ids with equal bodies get the same reply; absent: a new one.",
+    )
+    timeout_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Absent: the server's default."
+    )
+
+
+class EntryReply(Body):
+    token_id: int
+    token: str | None = Field(description="null for an id that no token has.")
+    log_prob: float
+
+
+class RowReply(Body):
+    """The teacher's distribution for one scored token given everything before it."""
+
+    row: int = Field(description="Index among the continuation's scored tokens.")
+    token_id: int
+    token: str | None
+    sampled_log_prob: float | None = Field(default=None, description="Of token_id; when asked for.")
+    log_tail: float | None = Field(
+        default=None, description="When asked for, and where something is left outside the support."
+    )
+    top: list[EntryReply] | None = Field(
+        default=None, description="The support, most likely first."
+    )
+    explicit: list[EntryReply] | None = Field(
+        default=None, description="In the order of explicit_ids."
+    )
+
+
+class ResultReply(Body):
+    status: str
+    detail: str
+    rows: list[RowReply]
+
+
+class IdentityReply(Body):
+    digest: str
+    weights_digest: str
+    dtype: str
+    quantization: str
+    adapter_digest: str
+    tokenizer_hash: str
+
+
+class TimingReply(Body):
+    queue_seconds: float
+    engine_seconds: float
+    total_seconds: float
+    computed_tokens: int
+
+
+class ScoreReplyBody(Body):
+    request_id: str
+    teacher: str
+    identity: IdentityReply
+    results: list[ResultReply]
+    timing: TimingReply
+
+
+class ErrorDetail(Body):
+    reason: str
+    what: str
+    where: str
+    fix: str
+    retry_after: float | None = Field(
+        default=None, description="Seconds; only when a retry can help."
+    )
+
+
+class ErrorBody(Body):
+    error: ErrorDetail

@@ -1,0 +1,111 @@
+"""Replies as JSON: ids, token text and log-probabilities, valid parts only."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+from teacher_proto.types import (
+    Continuation,
+    ContinuationScores,
+    Float32,
+    Int32,
+    ScoreReply,
+    ScoreRequest,
+    ServerInfo,
+    Status,
+)
+
+from teacher_server.tokenizer import TeacherTokenizer
+
+
+def to_json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
+
+
+def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TeacherTokenizer) -> bytes:
+    """The reply in the form of ``models.ScoreReplyBody``."""
+    texts = _Texts(tokenizer)
+    return to_json(
+        {
+            "request_id": reply.request_id,
+            "teacher": request.teacher,
+            "identity": dataclasses.asdict(reply.identity),
+            "results": [
+                {
+                    "status": scores.status.name,
+                    "detail": scores.detail,
+                    "rows": _rows(continuation, scores, texts),
+                }
+                for continuation, scores in zip(request.continuations, reply.results, strict=True)
+            ],
+            "timing": dataclasses.asdict(reply.timing),
+        }
+    )
+
+
+def render_info(info: ServerInfo) -> bytes:
+    """Teachers, limits and version, with realignment levels by name."""
+    document = dataclasses.asdict(info)
+    for teacher in document["teachers"]:
+        teacher["tokenizers"] = {key: level.name for key, level in teacher["tokenizers"].items()}
+    return to_json(document)
+
+
+class _Texts:
+    """Token texts of one reply; the same ids come again and again."""
+
+    def __init__(self, tokenizer: TeacherTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str | None] = {}
+
+    def __call__(self, token_id: int) -> str | None:
+        if token_id not in self._known:
+            self._known[token_id] = self._tokenizer.token_text(token_id)
+        return self._known[token_id]
+
+    def entries(self, ids: Int32, log_probs: Float32) -> list[dict[str, Any]]:
+        return [
+            {"token_id": token_id, "token": self(token_id), "log_prob": log_prob}
+            for token_id, log_prob in zip(ids.tolist(), log_probs.tolist(), strict=True)
+        ]
+
+
+def _rows(
+    continuation: Continuation, scores: ContinuationScores, texts: _Texts
+) -> list[dict[str, Any]]:
+    if scores.status is not Status.OK:
+        return []
+    sampled = continuation.token_ids[continuation.selected_positions].tolist()
+    indices = range(len(sampled)) if continuation.rows is None else continuation.rows.tolist()
+    return [
+        {"row": index, "token_id": token, "token": texts(token)}
+        | _row_parts(scores, slot, continuation.explicit_ids, texts)
+        for slot, (index, token) in enumerate(zip(indices, sampled, strict=True))
+    ]
+
+
+def _row_parts(
+    scores: ContinuationScores, slot: int, explicit_ids: Int32 | None, texts: _Texts
+) -> dict[str, Any]:
+    parts: dict[str, Any] = {}
+    for name, values, valid in (
+        ("sampled_log_prob", scores.sampled_log_probs, scores.sampled_valid),
+        ("log_tail", scores.log_tail, scores.log_tail_valid),
+    ):
+        if values is not None and valid is not None and valid[slot]:
+            parts[name] = float(values[slot])
+    if scores.top_ids is not None and scores.top_log_probs is not None:
+        assert scores.valid_counts is not None
+        count = int(scores.valid_counts[slot])
+        parts["top"] = texts.entries(
+            scores.top_ids[slot, :count], scores.top_log_probs[slot, :count]
+        )
+    if scores.explicit_log_probs is not None and explicit_ids is not None:
+        assert scores.explicit_valid is not None
+        given = scores.explicit_valid[slot]
+        parts["explicit"] = texts.entries(
+            explicit_ids[slot][given], scores.explicit_log_probs[slot][given]
+        )
+    return parts

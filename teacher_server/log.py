@@ -1,0 +1,45 @@
+"""Logs of the server: one JSON object a line on stderr.
+
+A request is one line at info. Contents (token ids, text, messages) are never
+logged; run and request id only once they are known to be printable and short.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+request_log = logging.getLogger("teacher_server.request")
+
+
+class JsonFormatter(logging.Formatter):
+    """time, level, event and the fields given as ``extra={"fields": {...}}``."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage(),
+        }
+        line.update(getattr(record, "fields", {}))
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure_logging(level: str) -> None:
+    """Sends this process's logs to stderr; libraries speak up from warning on."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter())
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(logging.WARNING)
+    logging.getLogger("teacher_server").setLevel(level.upper())
+
+
+def log_request(fields: dict[str, Any]) -> None:
+    request_log.info("request", extra={"fields": fields})

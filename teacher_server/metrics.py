@@ -1,0 +1,138 @@
+"""Prometheus metrics of one server, in a registry of their own (docs/service.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from teacher_proto.types import Timing
+
+from teacher_server.admission import Admission
+
+SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
+TOP_K = (0, 1, 8, 16, 32, 64, 128, 256, 1024, 8192)
+MAX_RUN_LABELS = 100
+OTHER_RUNS = "(other)"
+
+
+class Metrics:
+    """Labels are bounded: the first ``MAX_RUN_LABELS`` runs have their own, the rest share one."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._runs: set[str] = set()
+        self._requests = Counter(
+            "lsm_teacher_requests",
+            "Requests by outcome; reason is empty for those that succeeded.",
+            ("surface", "method", "outcome", "reason"),
+            registry=self.registry,
+        )
+        self._request_seconds = Histogram(
+            "lsm_teacher_request_seconds",
+            "From arrival to reply.",
+            ("surface", "method"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._queue_seconds = Histogram(
+            "lsm_teacher_queue_seconds",
+            "Time a scored request waited for the engine.",
+            ("teacher",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._overhead_seconds = Histogram(
+            "lsm_teacher_overhead_seconds",
+            "Time of a scored request that was neither queue nor engine.",
+            ("teacher",),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._engine_seconds = Counter(
+            "lsm_teacher_engine_seconds",
+            "Engine time spent on scored requests.",
+            ("teacher",),
+            registry=self.registry,
+        )
+        self._computed_tokens = Counter(
+            "lsm_teacher_computed_tokens",
+            "Tokens that went through the model; a shared prompt counts once.",
+            ("teacher",),
+            registry=self.registry,
+        )
+        self._scored_rows = Counter(
+            "lsm_teacher_scored_tokens",
+            "Rows returned, by run.",
+            ("run",),
+            registry=self.registry,
+        )
+        self._top_k = Histogram(
+            "lsm_teacher_top_k",
+            "K of scored requests.",
+            buckets=TOP_K,
+            registry=self.registry,
+        )
+        self._replayed = Counter(
+            "lsm_teacher_replayed_requests",
+            "Requests answered with the reply to an equal one.",
+            registry=self.registry,
+        )
+        self._ready = Gauge(
+            "lsm_teacher_ready", "1 while the server takes work.", registry=self.registry
+        )
+        self._queue_tokens = Gauge(
+            "lsm_teacher_queue_tokens",
+            "Tokens that wait.",
+            ("teacher",),
+            registry=self.registry,
+        )
+        self._queue_age = Gauge(
+            "lsm_teacher_queue_age_seconds",
+            "How long the first in the queue has waited.",
+            ("teacher",),
+            registry=self.registry,
+        )
+        self._inflight_tokens = Gauge(
+            "lsm_teacher_inflight_tokens",
+            "Tokens inside the engine.",
+            ("teacher",),
+            registry=self.registry,
+        )
+
+    def watch_ready(self, ready: Callable[[], bool]) -> None:
+        self._ready.set_function(ready)
+
+    def watch_queue(self, teacher: str, admission: Admission) -> None:
+        """Reads a teacher's queue whenever the metrics are asked for."""
+        queue = admission.queue
+        self._queue_tokens.labels(teacher).set_function(lambda: queue.queued_tokens)
+        self._queue_age.labels(teacher).set_function(admission.oldest_wait)
+        self._inflight_tokens.labels(teacher).set_function(lambda: queue.inflight_tokens)
+
+    def request(self, surface: str, method: str, outcome: str, reason: str, seconds: float) -> None:
+        self._requests.labels(surface, method, outcome, reason).inc()
+        self._request_seconds.labels(surface, method).observe(seconds)
+
+    def scored(self, teacher: str, run: str, *, rows: int, top_k: int, timing: Timing) -> None:
+        """One request that the engine answered."""
+        overhead = timing.total_seconds - timing.queue_seconds - timing.engine_seconds
+        self._queue_seconds.labels(teacher).observe(timing.queue_seconds)
+        self._overhead_seconds.labels(teacher).observe(max(0.0, overhead))
+        self._engine_seconds.labels(teacher).inc(timing.engine_seconds)
+        self._computed_tokens.labels(teacher).inc(timing.computed_tokens)
+        self._scored_rows.labels(self._run_label(run)).inc(rows)
+        self._top_k.observe(top_k)
+
+    def replayed(self) -> None:
+        self._replayed.inc()
+
+    def exposition(self) -> bytes:
+        """The metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _run_label(self, run: str) -> str:
+        if run not in self._runs:
+            if len(self._runs) >= MAX_RUN_LABELS:
+                return OTHER_RUNS
+            self._runs.add(run)
+        return run

@@ -1,0 +1,51 @@
+"""One request as metrics and logs see it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from teacher_proto.errors import EngineError, LsmError
+
+from teacher_server.log import log_request
+from teacher_server.metrics import Metrics
+
+
+@dataclass
+class Observation:
+    """What is known about a request when it ends; ``fields`` go to its log line."""
+
+    fields: dict[str, Any] = field(default_factory=dict)
+
+
+@contextlib.contextmanager
+def observed(metrics: Metrics, surface: str, method: str) -> Iterator[Observation]:
+    """Counts and logs one request, however it ends.
+
+    Outcomes: ok; refused (the request, the state or the load does not allow it);
+    failed (the server's fault); cancelled (nobody waits for it any more).
+    """
+    started = time.monotonic()
+    seen = Observation()
+    outcome, reason = "ok", ""
+    try:
+        yield seen
+    except asyncio.CancelledError:
+        outcome, reason = "cancelled", "CANCELLED"
+        raise
+    except LsmError as error:
+        fault = isinstance(error, EngineError)
+        outcome, reason = "failed" if fault else "refused", error.reason
+        raise
+    except BaseException:
+        outcome, reason = "failed", "INTERNAL"
+        raise
+    finally:
+        seconds = time.monotonic() - started
+        metrics.request(surface, method, outcome, reason, seconds)
+        head = {"surface": surface, "method": method, "outcome": outcome, "reason": reason}
+        log_request(head | {"total_seconds": round(seconds, 6)} | seen.fields)

@@ -1,0 +1,127 @@
+"""The one path from a request to its scores, whatever wire it came by.
+
+request -> validation -> prompt -> admission -> engine -> reply
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+
+from teacher_proto.errors import EngineError
+from teacher_proto.types import (
+    ContinuationScores,
+    Int32,
+    ScoreReply,
+    ScoreRequest,
+    ServerLimits,
+    Status,
+    Timing,
+    TokenPrompt,
+)
+
+from teacher_server.admission import Deadline, Ticket
+from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.prompts import prompt_ids, teacher_prompt
+from teacher_server.teacher import Teacher
+from teacher_server.validation import check_ids, check_request, check_sizes
+
+NON_FINITE_DETAIL = "the teacher's logits are not finite"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A reply and what it took, for metrics and logs."""
+
+    reply: ScoreReply
+    job_tokens: int
+
+
+async def score(
+    request: ScoreRequest,
+    teacher: Teacher,
+    limits: ServerLimits,
+    deadline: Deadline,
+    *,
+    bytes_per_entry: int,
+    started: float,
+) -> Scored:
+    """Scores one group.
+
+    Args:
+        bytes_per_entry: what one (id, log-probability) takes in the reply's format.
+        started: when the request arrived, ``time.monotonic``.
+
+    Raises:
+        InvalidRequestError, ContractMismatchError: see ``validation``.
+        OverloadedError, DeadlineError: see ``admission``.
+        EngineError, TeacherUnavailableError: the engine failed.
+    """
+    check_request(request, teacher.facts, limits)
+    ids = await _prompt_ids(request, teacher)
+    check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry)
+    job = make_job(request, ids, teacher.facts.vocabulary_size)
+    ticket = Ticket(tokens=job.tokens, run=request.run, deadline=deadline)
+    async with teacher.admission.slot(ticket) as queue_seconds:
+        result = await teacher.engine.score(job)
+    if len(result.rows) != len(job.sequences):
+        raise EngineError(f"{len(result.rows)} results for {len(job.sequences)} continuations")
+    timing = Timing(
+        queue_seconds=queue_seconds,
+        engine_seconds=result.engine_seconds,
+        total_seconds=time.monotonic() - started,
+        computed_tokens=result.computed_tokens,
+    )
+    reply = ScoreReply(
+        request_id=request.request_id,
+        identity=teacher.identity,
+        results=tuple(continuation_scores(rows, request.top_k) for rows in result.rows),
+        timing=timing,
+    )
+    return Scored(reply=reply, job_tokens=job.tokens)
+
+
+async def _prompt_ids(request: ScoreRequest, teacher: Teacher) -> Int32:
+    prompt, where = teacher_prompt(request)
+    if isinstance(prompt, TokenPrompt):
+        return prompt.token_ids
+    ids = await asyncio.to_thread(prompt_ids, prompt, teacher.tokenizer, where)
+    check_ids(ids, where, teacher.facts.vocabulary_size)
+    return ids
+
+
+def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
+    """The engine's work for a validated request; ``ids``: the prompt the teacher reads."""
+    limit = vocabulary_size
+    if request.student_vocabulary_size is not None:
+        limit = min(limit, request.student_vocabulary_size)
+    return Job(
+        prompt_ids=ids,
+        sequences=tuple(
+            Sequence(c.token_ids, c.selected_positions, c.explicit_ids)
+            for c in request.continuations
+        ),
+        top_k=request.top_k,
+        temperature=request.temperature,
+        vocabulary_limit=limit,
+        want_sampled=request.returns.sampled,
+        want_log_tail=request.returns.log_tail,
+    )
+
+
+def continuation_scores(rows: Rows, top_k: int) -> ContinuationScores:
+    """The rows as the contract has them: without supports when K is 0."""
+    if not rows.finite:
+        return ContinuationScores(status=Status.NON_FINITE, detail=NON_FINITE_DETAIL)
+    return ContinuationScores(
+        top_ids=rows.top_ids if top_k else None,
+        top_log_probs=rows.top_log_probs if top_k else None,
+        valid_counts=rows.valid_counts if top_k else None,
+        sampled_log_probs=rows.sampled_log_probs,
+        sampled_valid=rows.sampled_valid,
+        log_tail=rows.log_tail,
+        log_tail_valid=rows.log_tail_valid,
+        explicit_log_probs=rows.explicit_log_probs,
+        explicit_valid=rows.explicit_valid,
+    )

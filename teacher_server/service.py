@@ -1,0 +1,261 @@
+"""The front door of both wires: deadlines, replay, drain, metrics and logs.
+
+Handlers decode, call ``TeacherService`` and send the bytes it returns.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from teacher_proto.errors import (
+    ConfigurationError,
+    DeadlineError,
+    InvalidRequestError,
+    LsmError,
+)
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import (
+    Level,
+    ScoreReply,
+    ScoreRequest,
+    ServerInfo,
+    ServerLimits,
+    Status,
+    TokenizerUpload,
+)
+
+from teacher_server.admission import Deadline
+from teacher_server.lifecycle import Lifecycle
+from teacher_server.metrics import Metrics
+from teacher_server.observation import Observation, observed
+from teacher_server.replay import ReplayWindow
+from teacher_server.scoring import Scored, score
+from teacher_server.teacher import Teacher, Teachers
+from teacher_server.validation import (
+    check_name,
+    check_uploaded_hash,
+    is_name,
+    realignment_unavailable,
+    row_count,
+)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A wire: its name, and what one (id, log-probability) takes in its replies, bytes."""
+
+    name: str
+    bytes_per_entry: int
+
+
+GRPC = Surface("grpc", bytes_per_entry=8)
+# {"token_id":49151,"token":"\\u00e9...","log_prob":-12.345678901234567}
+HTTP = Surface("http", bytes_per_entry=80)
+
+
+class Call(Protocol):
+    """One request to score, as a wire received it."""
+
+    @property
+    def surface(self) -> Surface: ...
+
+    async def read(self) -> bytes:
+        """The bytes the request came in; equal bytes are equal work."""
+        ...
+
+    async def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        """(request, seconds the caller gives; None for no end)."""
+        ...
+
+    async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+        """The reply in the surface's format."""
+        ...
+
+
+class TeacherService:
+    def __init__(
+        self,
+        *,
+        lifecycle: Lifecycle,
+        limits: ServerLimits,
+        replay: ReplayWindow,
+        metrics: Metrics,
+        server_version: str,
+    ) -> None:
+        self.lifecycle = lifecycle
+        self.limits = limits
+        self.metrics = metrics
+        self._replay = replay
+        self.version = server_version
+        self._teachers: Teachers | None = None
+        self.active = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
+        metrics.watch_ready(lambda: lifecycle.ready)
+
+    def serve(self, teachers: Teachers) -> None:
+        """Takes the loaded teachers; from now on the server is ready."""
+        self._teachers = teachers
+        for teacher in teachers:
+            self.metrics.watch_queue(teacher.name, teacher.admission)
+        self.lifecycle.become_ready()
+
+    @property
+    def teachers(self) -> Teachers:
+        """Raises TeacherUnavailableError while models are loading."""
+        if self._teachers is None:
+            raise self.lifecycle.refusal()
+        return self._teachers
+
+    def describe(self, name: str = "") -> ServerInfo:
+        """What GetTeacher answers: every teacher, or the one of this name."""
+        chosen = [self.teachers.get(name)] if name else list(self.teachers)
+        return ServerInfo(
+            teachers=tuple(teacher.info for teacher in chosen),
+            limits=self.limits,
+            server_version=self.version,
+        )
+
+    async def register(self, upload: TokenizerUpload) -> dict[str, Level]:
+        """Levels of a student's tokenizer by teacher; teachers it does not fit are left out.
+
+        Raises:
+            InvalidRequestError: the file is not a tokenizer, or not the one named.
+            ContractMismatchError: no teacher has this tokenizer.
+        """
+        self.lifecycle.check_takes_work()
+        check_name(upload.run, "header.run")
+        try:
+            found = await asyncio.to_thread(tokenizer_hash, upload.file)
+        except ConfigurationError as error:
+            raise InvalidRequestError(error.what, where="chunk", fix=error.fix) from error
+        check_uploaded_hash(upload.tokenizer_hash, found)
+        levels = {t.name: Level.SAME for t in self.teachers if t.tokenizer.hash == found}
+        if not levels:
+            raise realignment_unavailable(
+                "no teacher of this server has this tokenizer", "header.tokenizer_hash"
+            )
+        return levels
+
+    async def score(self, call: Call) -> bytes:
+        """Answers one request to score.
+
+        Raises:
+            LsmError: see ``scoring.score``; TeacherUnavailableError while the
+                server is not ready; DeadlineError at the caller's deadline.
+        """
+        started = time.monotonic()
+        with self.observe(call.surface.name, "Score") as seen:
+            self.lifecycle.check_takes_work()
+            with self._counted():
+                body = await call.read()
+                request, timeout = await call.decode(body, self.teachers)
+                end = math.inf if timeout is None else started + timeout
+                try:
+                    async with asyncio.timeout_at(None if timeout is None else end):
+                        return await self._score(call, body, request, started, end, seen)
+                except TimeoutError as error:
+                    if isinstance(error, LsmError):
+                        raise
+                    raise DeadlineError(
+                        f"the deadline of {timeout:.3f} s passed",
+                        fix="give the call more time, or send less at once",
+                    ) from None
+
+    async def _score(
+        self,
+        call: Call,
+        body: bytes,
+        request: ScoreRequest,
+        started: float,
+        end: float,
+        seen: Observation,
+    ) -> bytes:
+        check_name(request.run, "run")
+        check_name(request.request_id, "request_id")
+        seen.fields |= _request_fields(request)
+        teacher = self.teachers.get(request.teacher)
+
+        async def compute(deadline: Deadline) -> bytes:
+            scored = await score(
+                request,
+                teacher,
+                self.limits,
+                deadline,
+                bytes_per_entry=call.surface.bytes_per_entry,
+                started=started,
+            )
+            self._note(request, scored, seen)
+            return await call.encode(request, scored.reply, teacher)
+
+        key = (request.run, request.request_id, hashlib.sha256(body).digest())
+        reply, replayed = await self._replay.answer(key, end, compute)
+        seen.fields["replayed"] = replayed
+        if replayed:
+            self.metrics.replayed()
+        return reply
+
+    def _note(self, request: ScoreRequest, scored: Scored, seen: Observation) -> None:
+        timing = scored.reply.timing
+        answered = zip(request.continuations, scored.reply.results, strict=True)
+        rows = sum(row_count(asked) for asked, got in answered if got.status is Status.OK)
+        self.metrics.scored(
+            request.teacher, request.run, rows=rows, top_k=request.top_k, timing=timing
+        )
+        seen.fields |= {
+            "rows": rows,
+            "tokens": scored.job_tokens,
+            "computed_tokens": timing.computed_tokens,
+            "queue_seconds": round(timing.queue_seconds, 6),
+            "engine_seconds": round(timing.engine_seconds, 6),
+        }
+
+    def observe(self, surface: str, method: str) -> AbstractContextManager[Observation]:
+        """Counts and logs one request, however it ends."""
+        return observed(self.metrics, surface, method)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        self.active += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self.active -= 1
+            if self.active == 0:
+                self._idle.set()
+
+    async def drained(self, seconds: float) -> bool:
+        """Waits until no request is in progress; False when ``seconds`` were not enough."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def abandon(self, error: LsmError) -> None:
+        """Ends all work in progress with ``error``."""
+        self._replay.abandon(error)
+        await self._replay.close()
+
+
+def _request_fields(request: ScoreRequest) -> dict[str, Any]:
+    return {
+        "run": request.run,
+        "request_id": request.request_id,
+        "teacher": request.teacher if is_name(request.teacher) else "",
+        "continuations": len(request.continuations),
+        "top_k": request.top_k,
+    }

@@ -1,0 +1,250 @@
+"""One named teacher: an engine, its tokenizer, its identity and its queue."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from teacher_proto.errors import ConfigurationError, EngineError
+from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
+
+from teacher_server.admission import Admission, AdmissionQueue
+from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
+from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
+from teacher_server.tokenizer import TeacherTokenizer, load_tokenizer
+from teacher_server.validation import TeacherFacts, unknown_teacher
+
+log = logging.getLogger(__name__)
+
+# Batches' worth of tokens inside an engine at once, when no setting says how
+# many: enough to fill the next batch while one runs.
+INFLIGHT_BATCHES = 4
+
+
+def _transformers(model: str, settings: EngineSettings) -> Engine:
+    from teacher_server.engines.transformers import TransformersEngine
+
+    return TransformersEngine(
+        model,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_batch_tokens=settings.max_batch_tokens,
+        deterministic=settings.deterministic,
+        max_length=settings.max_length,
+    )
+
+
+def _vllm(model: str, settings: EngineSettings) -> Engine:
+    from importlib.util import find_spec
+
+    if find_spec("vllm") is None:
+        raise ConfigurationError(
+            "vLLM is not installed",
+            where="engine.name",
+            fix="install it as docs/vllm.md says, or use engine.name=transformers",
+        )
+    from teacher_server.engines.vllm import VllmEngine
+
+    return VllmEngine(
+        model,
+        dtype=settings.dtype,
+        device=settings.device,
+        max_batch_tokens=settings.max_batch_tokens,
+        deterministic=settings.deterministic,
+        max_length=settings.max_length,
+        options=settings.vllm,
+    )
+
+
+# Engine name -> how to make one. Making is cheap; ``Engine.start`` loads.
+ENGINES: dict[str, Callable[[str, EngineSettings], Engine]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    name: str
+    engine: Engine
+    tokenizer: TeacherTokenizer
+    identity: TeacherIdentity
+    info: TeacherInfo
+    facts: TeacherFacts
+    admission: Admission
+
+
+class Teachers:
+    """The teachers of a server, by name."""
+
+    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
+        self._teachers = dict(teachers)
+
+    def __iter__(self) -> Iterator[Teacher]:
+        return iter(self._teachers.values())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self._teachers)
+
+    def get(self, name: str) -> Teacher:
+        """The teacher of this name.
+
+        Raises:
+            UnknownTeacherError: there is none.
+            InvalidRequestError: the name is empty.
+        """
+        try:
+            return self._teachers[name]
+        except KeyError:
+            raise unknown_teacher(name, self.names) from None
+
+
+def identity_of(description: EngineDescription, tokenizer_hash: str) -> TeacherIdentity:
+    """The identity of what an engine loaded.
+
+    The digest is the sha256, in hexadecimal, of the other five fields as a JSON
+    object in UTF-8: keys in alphabetical order, no spaces, non-ASCII characters
+    as they are.
+    """
+    fields = {
+        "adapter_digest": description.adapter_digest,
+        "dtype": description.dtype,
+        "quantization": description.quantization,
+        "tokenizer_hash": tokenizer_hash,
+        "weights_digest": description.weights_digest,
+    }
+    canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return TeacherIdentity(digest=hashlib.sha256(canonical.encode()).hexdigest(), **fields)
+
+
+async def load_teachers(
+    configured: Mapping[str, TeacherSettings], shared: EngineSettings, limits: LimitSettings
+) -> Teachers:
+    """Loads every teacher, one after the other, and lets each score itself.
+
+    Raises:
+        ConfigurationError: a model cannot be loaded.
+        EngineError: an engine fails its self-score.
+    """
+    loaded: dict[str, tuple[Engine, TeacherTokenizer, EngineSettings]] = {}
+    try:
+        for name, settings in configured.items():
+            own = settings.engine(shared)
+            tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
+            # In a thread for the sake of the engine's imports.
+            engine = await asyncio.to_thread(ENGINES[own.name], settings.model, own)
+            loaded[name] = engine, tokenizer, own
+            await engine.start()
+            _check_fit(name, engine.description, tokenizer)
+            await self_score(engine)
+            log.info("teacher %s is loaded from %s", name, settings.model)
+    except BaseException:
+        await asyncio.gather(*(engine.close() for engine, _, _ in loaded.values()))
+        raise
+    owners: dict[str, tuple[str, ...]] = {}
+    for name, (_, tokenizer, _) in loaded.items():
+        owners[tokenizer.hash] = (*owners.get(tokenizer.hash, ()), name)
+    return Teachers(
+        {
+            name: make_teacher(name, engine, tokenizer, owners, limits, own.max_batch_tokens)
+            for name, (engine, tokenizer, own) in loaded.items()
+        }
+    )
+
+
+def make_teacher(
+    name: str,
+    engine: Engine,
+    tokenizer: TeacherTokenizer,
+    owners: Mapping[str, tuple[str, ...]],
+    limits: LimitSettings,
+    max_batch_tokens: int,
+) -> Teacher:
+    """A teacher over a started engine; ``owners``: tokenizer hash -> teachers that own it."""
+    description = engine.description
+    identity = identity_of(description, tokenizer.hash)
+    max_top_k = min(description.vocabulary_size, limits.max_top_k or description.vocabulary_size)
+    return Teacher(
+        name=name,
+        engine=engine,
+        tokenizer=tokenizer,
+        identity=identity,
+        info=TeacherInfo(
+            name=name,
+            identity=identity,
+            vocabulary_size=description.vocabulary_size,
+            max_top_k=max_top_k,
+            max_length=description.max_length,
+            engine=description.engine,
+            deterministic=description.deterministic,
+            tokenizers={tokenizer.hash: Level.SAME},
+            model=description.model,
+        ),
+        facts=TeacherFacts(
+            name=name,
+            vocabulary_size=description.vocabulary_size,
+            max_top_k=max_top_k,
+            max_length=description.max_length,
+            tokenizer_hash=tokenizer.hash,
+            known_tokenizers=owners,
+            identity_digest=identity.digest,
+        ),
+        admission=Admission(
+            AdmissionQueue(
+                max_inflight_tokens=limits.max_inflight_tokens
+                or INFLIGHT_BATCHES * max_batch_tokens,
+                max_queue_tokens=limits.max_queue_tokens,
+            )
+        ),
+    )
+
+
+async def self_score(engine: Engine) -> None:
+    """Scores a few tokens and checks that the rows are distributions.
+
+    Raises:
+        EngineError: they are not.
+    """
+    vocabulary = engine.description.vocabulary_size
+    length = min(8, engine.description.max_length)
+    ids = (np.arange(1, length + 1) * 7919 % vocabulary).astype(np.int32)
+    prompt, scored = ids[: length // 2], ids[length // 2 :]
+    sequence = Sequence(token_ids=scored, positions=np.arange(len(scored), dtype=np.int32))
+    job = Job(
+        prompt_ids=prompt,
+        sequences=(sequence,),
+        top_k=min(16, vocabulary),
+        temperature=1.0,
+        vocabulary_limit=vocabulary,
+    )
+    rows = (await engine.score(job)).rows[0]
+    if not rows.finite or rows.top_log_probs is None or rows.sampled_log_probs is None:
+        raise _unsound("its logits are not finite")
+    mass = np.exp(rows.top_log_probs.astype(np.float64)).sum(axis=1)
+    highest = max(rows.top_log_probs.max(), rows.sampled_log_probs.max())
+    if highest > 1e-4 or mass.max() > 1 + 1e-4:
+        raise _unsound(f"a row's top 16 hold probability {mass.max():.6f}")
+
+
+def _unsound(what: str) -> EngineError:
+    return EngineError(
+        f"the engine fails its self-score: {what}",
+        fix="check the model's files and the engine's dtype",
+        reason="SELF_SCORE_FAILED",
+    )
+
+
+def _check_fit(name: str, description: EngineDescription, tokenizer: TeacherTokenizer) -> None:
+    if tokenizer.size > description.vocabulary_size:
+        raise ConfigurationError(
+            f"the tokenizer has ids up to {tokenizer.size - 1} and the model only "
+            f"{description.vocabulary_size} logits",
+            where=f"teachers.{name}.model",
+            fix="give a model and a tokenizer that belong together",
+        )

@@ -1,0 +1,142 @@
+"""The teacher's tokenizer: text and conversations to ids, ids to text.
+
+Encoding neither adds special tokens nor cuts nor pads, whatever tokenizer.json
+says about it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from teacher_proto.errors import ConfigurationError, InvalidRequestError
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import ChatMessage, Int32
+
+# Arguments of apply_chat_template that a template itself knows.
+TEMPLATE_OWN = {"tools", "documents"}
+
+
+class TeacherTokenizer:
+    """A tokenizer of transformers, read-only and safe to use from several threads.
+
+    Attributes:
+        hash: fingerprint by ``teacher_proto.tokenizer_hash``.
+        size: one above the highest id.
+    """
+
+    def __init__(self, source: Any) -> None:
+        from tokenizers import Tokenizer
+
+        backend = getattr(source, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise ConfigurationError(
+                "the model's tokenizer has no tokenizer.json form",
+                fix="choose a model whose folder holds tokenizer.json",
+            )
+        as_json = backend.to_str()
+        self.hash = tokenizer_hash(as_json)
+        self._source = source
+        self._encoder = Tokenizer.from_str(as_json)
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self.size = max(self._encoder.get_vocab(with_added_tokens=True).values()) + 1
+        parameters = set(inspect.signature(source.apply_chat_template).parameters)
+        self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
+
+    def encode(self, text: str) -> Int32:
+        """int32 [L]: special tokens written out in the text are recognised, none are added."""
+        return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of one id; None for an id no token has."""
+        if self._encoder.id_to_token(token_id) is None:
+            return None
+        text: str = self._encoder.decode([token_id], skip_special_tokens=False)
+        return text
+
+    def render(
+        self,
+        messages: Sequence[ChatMessage],
+        *,
+        add_generation_prompt: bool,
+        template_arguments: Mapping[str, Any],
+        where: str,
+    ) -> str:
+        """The conversation as text, by the tokenizer's own chat template.
+
+        Raises:
+            InvalidRequestError: no template, a reserved argument, or the template refuses.
+        """
+        if not self._source.chat_template:
+            raise InvalidRequestError(
+                "the teacher's tokenizer has no chat template",
+                where=where,
+                fix="send the prompt as text or token ids",
+            )
+        reserved = sorted(self._reserved & set(template_arguments))
+        if reserved:
+            raise InvalidRequestError(
+                f"{', '.join(reserved)} cannot be set by a request",
+                where=f"{where}.template_arguments",
+                fix="send only what the template itself reads",
+            )
+        rows = [_message(m, f"{where}.messages[{i}]") for i, m in enumerate(messages)]
+        try:
+            text = self._source.apply_chat_template(
+                rows,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **template_arguments,
+            )
+        except Exception as error:  # a template is a program and raises what it likes
+            raise InvalidRequestError(
+                f"the chat template refuses the conversation: {error}",
+                where=f"{where}.messages",
+                fix="send the roles and fields that the teacher's template expects",
+            ) from error
+        assert isinstance(text, str)
+        return text
+
+
+def _message(message: ChatMessage, where: str) -> dict[str, Any]:
+    twice = {"role", "content"} & set(message.extra)
+    if twice:
+        raise InvalidRequestError(
+            f"{', '.join(sorted(twice))} is given twice",
+            where=f"{where}.extra",
+            fix="leave it out of extra",
+        )
+    return {"role": message.role, "content": message.content, **message.extra}
+
+
+def load_tokenizer(model: str) -> TeacherTokenizer:
+    """Loads the tokenizer of a model folder or hub name.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be read.
+    """
+    looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_like_path and not Path(model).is_dir():
+        raise ConfigurationError(
+            "there is no such folder",
+            where=model,
+            fix="give the folder of a model (config.json, safetensors, tokenizer.json)",
+        )
+    from transformers import AutoTokenizer
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    try:
+        source = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigurationError(
+            f"no tokenizer can be loaded: {reason}",
+            where=model,
+            fix="give the folder of a model with tokenizer.json, or a hub name that can be reached",
+        ) from error
+    return TeacherTokenizer(source)

@@ -1,0 +1,402 @@
+"""Every refusal of a request, in one place: what is wrong, where, and what mends it.
+
+All functions return None or raise; none changes the request. Field paths are
+those of ``teacher_proto/v1/score.proto``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from teacher_proto.errors import ContractMismatchError, InvalidRequestError, UnknownTeacherError
+from teacher_proto.types import (
+    ChatPrompt,
+    Continuation,
+    Int32,
+    Prompt,
+    ScoreRequest,
+    ServerLimits,
+    TextPrompt,
+    TokenPrompt,
+)
+
+MAX_NAME_LENGTH = 256
+# Bytes of a reply besides its supports: per row (valid count, sampled
+# log-probability, tail, bitmaps) and per continuation (shapes, tags).
+ROW_BYTES = 16
+CONTINUATION_BYTES = 256
+
+
+@dataclass(frozen=True)
+class TeacherFacts:
+    """What a request is checked against.
+
+    Attributes:
+        vocabulary_size: width of the teacher's logits.
+        max_top_k, max_length: limits of this teacher.
+        tokenizer_hash: of the teacher's own tokenizer.
+        known_tokenizers: hash -> names of the teachers that own it, whole server.
+        identity_digest: as GetTeacher reports it.
+    """
+
+    name: str
+    vocabulary_size: int
+    max_top_k: int
+    max_length: int
+    tokenizer_hash: str
+    known_tokenizers: Mapping[str, tuple[str, ...]]
+    identity_digest: str
+
+
+def refuse(what: str, where: str, fix: str, reason: str = "") -> InvalidRequestError:
+    return InvalidRequestError(what, where=where, fix=fix, reason=reason)
+
+
+def over_limit(
+    what: str, where: str, setting: str, limit: int, fix: str, reason: str = "LIMIT_EXCEEDED"
+) -> InvalidRequestError:
+    """The error for a size over a limit; names the limit and the setting that raises it."""
+    return refuse(
+        f"{what}; the limit is {limit} ({setting})",
+        where,
+        f"{fix}, or raise {setting} on the server",
+        reason,
+    )
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` can be a run or a request id."""
+    return 0 < len(text) <= MAX_NAME_LENGTH and text.isprintable()
+
+
+def check_name(text: str, where: str) -> None:
+    if not text:
+        raise refuse("it is empty", where, "name it: any printable text")
+    if len(text) > MAX_NAME_LENGTH:
+        raise refuse(
+            f"it is {len(text)} characters long; at most {MAX_NAME_LENGTH} are taken",
+            where,
+            "send a shorter one",
+        )
+    if not text.isprintable():
+        raise refuse("it holds control characters", where, "send printable characters only")
+
+
+def unknown_teacher(name: str, known: tuple[str, ...]) -> InvalidRequestError | UnknownTeacherError:
+    listed = ", ".join(known)
+    if not name:
+        return refuse("it is empty", "teacher", f"name one of the server's teachers: {listed}")
+    shown = name if is_name(name) else "(not printable, or too long)"
+    return UnknownTeacherError(
+        f"there is no teacher {shown!r}",
+        where="teacher",
+        fix=f"name one of the server's teachers: {listed}",
+    )
+
+
+def check_request(request: ScoreRequest, facts: TeacherFacts, limits: ServerLimits) -> None:
+    """Everything that can be told before the prompt is rendered.
+
+    Raises:
+        InvalidRequestError: a field is wrong or over a limit.
+        ContractMismatchError: tokenizer or identity do not match.
+    """
+    check_name(request.run, "run")
+    check_name(request.request_id, "request_id")
+    check_tokenizer(request.tokenizer_hash, facts)
+    check_identity(request.expected_identity, facts)
+    check_support(request, facts)
+    check_prompt(request.prompt, "prompt", facts.vocabulary_size)
+    if request.teacher_prompt is not None:
+        check_prompt(request.teacher_prompt, "teacher_prompt", facts.vocabulary_size)
+    check_continuation_count(len(request.continuations), limits)
+    for index, continuation in enumerate(request.continuations):
+        check_continuation(continuation, f"continuations[{index}]", facts, limits)
+    asks = request.top_k > 0 or request.returns.sampled
+    if not asks and all(c.explicit_ids is None for c in request.continuations):
+        raise refuse(
+            "nothing is asked for: top_k is 0, returns.sampled is false and no continuation "
+            "has explicit_ids",
+            "top_k",
+            "set top_k, returns.sampled or explicit_ids",
+        )
+
+
+def check_continuation_count(count: int, limits: ServerLimits) -> None:
+    if count == 0:
+        raise refuse("there is none", "continuations", "send at least one continuation")
+    if count > limits.max_continuations:
+        raise over_limit(
+            f"there are {count}",
+            "continuations",
+            "limits.max_continuations",
+            limits.max_continuations,
+            "split the group",
+        )
+
+
+def exactly_one(sources: Mapping[str, object], where: str) -> None:
+    """Refuses unless one of the alternatives is given (is not None)."""
+    given = [name for name, value in sources.items() if value is not None]
+    if len(given) != 1:
+        raise refuse(
+            f"{' and '.join(given) or 'none'} of {', '.join(sources)} given; exactly one is needed",
+            where,
+            f"give one of {', '.join(sources)}",
+        )
+
+
+def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts) -> None:
+    if tokenizer_hash == facts.tokenizer_hash:
+        return
+    if not tokenizer_hash:
+        raise refuse(
+            "it is empty", "tokenizer_hash", "send the hash of the tokenizer whose ids these are"
+        )
+    if tokenizer_hash in facts.known_tokenizers:
+        raise realignment_unavailable(
+            f"teacher {facts.name!r} has another tokenizer than the request "
+            f"(it is that of {', '.join(facts.known_tokenizers[tokenizer_hash])})",
+            "tokenizer_hash",
+        )
+    raise ContractMismatchError(
+        "the server does not know this tokenizer",
+        where="tokenizer_hash",
+        fix="register the tokenizer with RegisterTokenizer, then send the request again",
+        reason="UNKNOWN_TOKENIZER",
+    )
+
+
+def realignment_unavailable(what: str, where: str) -> ContractMismatchError:
+    return ContractMismatchError(
+        f"{what}, and this server does not carry rows over from one tokenizer to another",
+        where=where,
+        fix="train a student that has the teacher's tokenizer, or choose a teacher that has "
+        "the student's (GetTeacher lists their tokenizer hashes)",
+        reason="REALIGNMENT_UNAVAILABLE",
+    )
+
+
+def check_uploaded_hash(named: str, found: str) -> None:
+    if named != found:
+        raise refuse(
+            f"the file's hash is {found}",
+            "header.tokenizer_hash",
+            "compute the hash from the file that is sent",
+        )
+
+
+def check_identity(expected: str, facts: TeacherFacts) -> None:
+    if expected and expected != facts.identity_digest:
+        raise ContractMismatchError(
+            f"teacher {facts.name!r} is not the one the request expects: its identity is "
+            f"{facts.identity_digest}",
+            where="expected_identity",
+            fix="ask GetTeacher for the identity and decide whether to go on with this teacher",
+            reason="IDENTITY_MISMATCH",
+        )
+
+
+def check_support(request: ScoreRequest, facts: TeacherFacts) -> None:
+    """top_k, temperature, returns and student_vocabulary_size."""
+    top_k, temperature = request.top_k, request.temperature
+    if top_k < 0:
+        raise refuse(f"{top_k} is negative", "top_k", "send 0 for no support, else K >= 1")
+    if top_k > facts.max_top_k:
+        raise over_limit(
+            f"{top_k} is too large for teacher {facts.name!r}, which has "
+            f"{facts.vocabulary_size} ids",
+            "top_k",
+            "limits.max_top_k",
+            facts.max_top_k,
+            "ask for less",
+        )
+    if not math.isfinite(temperature) or temperature <= 0:
+        raise refuse(
+            f"{temperature} is not a finite number above 0", "temperature", "send 1.0, say"
+        )
+    if request.returns.log_tail and top_k == 0:
+        raise refuse(
+            "log_tail is the mass outside the support and top_k is 0",
+            "returns.log_tail",
+            "set top_k >= 1 or leave log_tail out",
+        )
+    student = request.student_vocabulary_size
+    if student is None:
+        return
+    if student < 1:
+        raise refuse(
+            f"{student} is below 1",
+            "student_vocabulary_size",
+            "send the student's number of logits, or leave it out",
+        )
+    if top_k > student:
+        raise refuse(
+            f"{top_k} is more than student_vocabulary_size={student}",
+            "top_k",
+            "ask for a support that the student's vocabulary can hold",
+        )
+
+
+def check_prompt(prompt: Prompt, where: str, vocabulary_size: int) -> None:
+    if isinstance(prompt, TokenPrompt):
+        if len(prompt.token_ids) == 0:
+            raise empty_prompt(f"{where}.token_ids")
+        check_ids(prompt.token_ids, f"{where}.token_ids", vocabulary_size)
+    elif isinstance(prompt, TextPrompt):
+        if not prompt.text:
+            raise empty_prompt(f"{where}.text")
+    elif isinstance(prompt, ChatPrompt) and not prompt.messages:
+        raise refuse("there is no message", f"{where}.chat.messages", "send at least one")
+
+
+def empty_prompt(where: str) -> InvalidRequestError:
+    return refuse(
+        "the prompt is empty",
+        where,
+        "send at least one token: row 0 needs something before it",
+    )
+
+
+def check_ids(ids: Int32, where: str, vocabulary_size: int, *, lowest: int = 0) -> None:
+    """Refuses ids outside ``lowest``..``vocabulary_size`` - 1, naming the first one."""
+    wrong = np.flatnonzero((ids.reshape(-1) < lowest) | (ids.reshape(-1) >= vocabulary_size))
+    if len(wrong):
+        first = int(wrong[0])
+        raise refuse(
+            f"id {int(ids.reshape(-1)[first])} at index {first} is not in "
+            f"{lowest}..{vocabulary_size - 1}, the teacher's vocabulary",
+            where,
+            "send ids of the tokenizer that tokenizer_hash names",
+        )
+
+
+def check_continuation(
+    continuation: Continuation, where: str, facts: TeacherFacts, limits: ServerLimits
+) -> None:
+    if not continuation.segments:
+        raise refuse("there is none", f"{where}.segments", "send at least one scored segment")
+    for index, segment in enumerate(continuation.segments):
+        path = f"{where}.segments[{index}].token_ids"
+        if len(segment.token_ids) == 0:
+            raise refuse("the segment is empty", path, "leave the segment out")
+        check_ids(segment.token_ids, path, facts.vocabulary_size)
+    if not any(segment.scored for segment in continuation.segments):
+        raise refuse("no segment is scored", f"{where}.segments", "set scored on at least one")
+    if continuation.rows is not None:
+        scored = sum(len(s.token_ids) for s in continuation.segments if s.scored)
+        check_rows(continuation.rows, f"{where}.rows", scored)
+    if continuation.explicit_ids is not None:
+        rows = row_count(continuation)
+        check_explicit(continuation.explicit_ids, f"{where}.explicit_ids", rows, facts, limits)
+
+
+def row_count(continuation: Continuation) -> int:
+    """Rows asked for: the selected ones, else one per scored token."""
+    if continuation.rows is not None:
+        return len(continuation.rows)
+    return sum(len(segment.token_ids) for segment in continuation.segments if segment.scored)
+
+
+def check_rows(rows: Int32, where: str, count: int) -> None:
+    if rows.ndim != 1:
+        raise refuse(f"its shape is {list(rows.shape)}", where, "send one dimension")
+    if len(rows) == 0:
+        raise refuse("no row is selected", where, "leave rows out to select all of them")
+    if rows.min() < 0 or rows.max() >= count:
+        raise refuse(
+            f"rows {int(rows.min())}..{int(rows.max())} are not all in 0..{count - 1}: the "
+            f"continuation has {count} scored tokens",
+            where,
+            "send indices of scored tokens",
+        )
+    if len(rows) > 1 and int(np.diff(rows.astype(np.int64)).min()) <= 0:
+        raise refuse("the indices are not strictly increasing", where, "sort them, each once")
+
+
+def check_explicit(
+    ids: Int32, where: str, rows: int, facts: TeacherFacts, limits: ServerLimits
+) -> None:
+    if ids.ndim != 2 or ids.shape[0] != rows or ids.shape[1] == 0:
+        raise refuse(
+            f"its shape is {list(ids.shape)}; [{rows}, E] with E >= 1 is needed, one line for "
+            "each row asked for",
+            where,
+            "send one line per row, filled up with -1, or leave explicit_ids out",
+        )
+    if ids.shape[1] > limits.max_explicit_ids:
+        raise over_limit(
+            f"{ids.shape[1]} ids per row are asked for",
+            where,
+            "limits.max_explicit_ids",
+            limits.max_explicit_ids,
+            "ask for fewer",
+        )
+    check_ids(ids, where, facts.vocabulary_size, lowest=-1)
+
+
+def check_sizes(
+    request: ScoreRequest,
+    prompt_tokens: int,
+    facts: TeacherFacts,
+    limits: ServerLimits,
+    bytes_per_entry: int,
+) -> None:
+    """What can only be told once the prompt's length on the teacher's side is known.
+
+    Args:
+        prompt_tokens: length of the prompt the teacher reads.
+        bytes_per_entry: size of one (id, log-probability) in the reply.
+    """
+    prompt_where = "prompt" if request.teacher_prompt is None else "teacher_prompt"
+    if prompt_tokens == 0:
+        raise empty_prompt(prompt_where)
+    total = prompt_tokens
+    reply = 0
+    for index, continuation in enumerate(request.continuations):
+        tokens = sum(len(segment.token_ids) for segment in continuation.segments)
+        total += tokens
+        if prompt_tokens + tokens > facts.max_length:
+            raise over_limit(
+                f"{prompt_tokens} prompt tokens and {tokens} of the continuation are "
+                f"{prompt_tokens + tokens} together",
+                f"continuations[{index}]",
+                "engine.max_length, at most what the model can read",
+                facts.max_length,
+                "shorten the prompt or the continuation",
+            )
+        explicit = continuation.explicit_ids
+        per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
+        rows = row_count(continuation)
+        reply += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
+    if total > limits.max_request_tokens:
+        raise over_limit(
+            f"prompt and continuations are {total} tokens",
+            "continuations",
+            "limits.max_request_tokens",
+            limits.max_request_tokens,
+            "split the group",
+        )
+    if reply > limits.max_reply_bytes:
+        raise over_limit(
+            f"the reply would take {reply} bytes",
+            "continuations",
+            "limits.max_reply_bytes",
+            limits.max_reply_bytes,
+            "ask for fewer rows or a smaller top_k, or split the group",
+        )
+
+
+def check_request_bytes(size: int, limits: ServerLimits) -> None:
+    if size > limits.max_request_bytes:
+        raise over_limit(
+            f"the request is {size} bytes or more",
+            "the request's body",
+            "limits.max_request_bytes",
+            limits.max_request_bytes,
+            "split the group",
+            "REQUEST_TOO_LARGE",
+        )
