@@ -1,0 +1,201 @@
+"""Checkpoints: safetensors and JSON, written whole or not at all, checked by sha256.
+
+checkpoints/step-000020/
+    manifest.json          size and sha256 of every other file
+    state.json             step, data position, teacher identity, configuration
+    model/                 the model or its adapters, with the tokenizer
+    optimizer.safetensors  moments and masters (optim.py)
+    rng.safetensors        state of torch's generators
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.types import TeacherIdentity
+from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+TEMPORARY = ".tmp-"
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """Where a run stands between two steps.
+
+    Attributes:
+        step: completed steps.
+        updates: completed optimiser updates; sets the schedule.
+        position: prompts taken from the endless order of training.
+        data_digest: of the train prompts.
+        teacher: identity that scored every step so far.
+        config: the configuration, as JSON values.
+    """
+
+    step: int
+    updates: int
+    position: int
+    data_digest: str
+    teacher: TeacherIdentity
+    config: Mapping[str, Any]
+
+
+def capture_rng() -> dict[str, Tensor]:
+    """State of torch's generators, uint8."""
+    states = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
+    return states
+
+
+def restore_rng(states: Mapping[str, Tensor]) -> None:
+    torch.set_rng_state(states["torch"])
+    if torch.cuda.is_available() and "cuda0" in states:
+        count = sum(1 for name in states if name.startswith("cuda"))
+        torch.cuda.set_rng_state_all([states[f"cuda{i}"] for i in range(count)])
+
+
+def save(
+    directory: Path,
+    state: TrainState,
+    *,
+    save_model: Callable[[Path], None],
+    optimizer: Mapping[str, Tensor],
+    rng: Mapping[str, Tensor],
+    keep: int,
+) -> Path:
+    """Writes ``directory/step-NNNNNN`` and removes all but the newest ``keep``.
+
+    Raises:
+        LsmError: it could not be written; earlier checkpoints are untouched.
+    """
+    final = directory / f"step-{state.step:06d}"
+    temporary = directory / f"{TEMPORARY}{final.name}-{os.getpid()}"
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        for rest in directory.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(rest)
+        temporary.mkdir()
+        save_model(temporary / "model")
+        save_file({k: v.cpu().contiguous() for k, v in optimizer.items()}, temporary / _OPTIMIZER)
+        save_file(dict(rng), temporary / _RNG)
+        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
+        files = sorted(p for p in temporary.rglob("*") if p.is_file())
+        entries = {str(p.relative_to(temporary)): _entry(p) for p in files}
+        manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
+        (temporary / MANIFEST).write_text(manifest)
+        for path in [*files, temporary / MANIFEST]:
+            _sync(path)
+        for folder in sorted({p.parent for p in files}, reverse=True):
+            _sync(folder)
+        if final.exists():
+            final.rename(directory / f"{TEMPORARY}old-{final.name}")
+        temporary.rename(final)
+        _sync(directory)
+        for old in listing(directory)[keep:]:
+            doomed = directory / f"{TEMPORARY}old-{old.name}"
+            old.rename(doomed)
+            shutil.rmtree(doomed)
+        for rest in directory.glob(f"{TEMPORARY}*"):
+            shutil.rmtree(rest)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise LsmError(
+            f"cannot write the checkpoint of step {state.step}: {error}",
+            where=str(directory),
+            fix="free space or change run.output_dir, then start again: the run resumes",
+            reason="CHECKPOINT_NOT_WRITTEN",
+        ) from error
+    return final
+
+
+def listing(directory: Path) -> list[Path]:
+    """Checkpoints of a directory, newest first, good or not."""
+    found = [p for p in directory.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
+    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None."""
+    try:
+        manifest = json.loads((checkpoint / MANIFEST).read_text())
+        entries: Mapping[str, Any] = manifest["files"]
+        if manifest["format"] != FORMAT:
+            return f"format {manifest['format']}, not {FORMAT}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{MANIFEST}: {error!r}"
+    missing = {_OPTIMIZER, _RNG, "state.json"} - set(entries)
+    if missing:
+        return f"{MANIFEST} does not list {sorted(missing)}"
+    for name, entry in entries.items():
+        try:
+            if _entry(checkpoint / name) != entry:
+                return f"{name} is not what was written"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def newest_good(directory: Path) -> Path | None:
+    """The newest undamaged checkpoint; names the damaged ones it passes over.
+
+    Raises:
+        ConfigurationError: there are checkpoints and none is good.
+    """
+    found = listing(directory)
+    for checkpoint in found:
+        problem = damage(checkpoint)
+        if problem is None:
+            return checkpoint
+        log.warning("skipping damaged checkpoint %s: %s", checkpoint, problem)
+    if found:
+        raise ConfigurationError(
+            f"none of its {len(found)} checkpoints is undamaged",
+            where=str(directory),
+            fix="restore one, or remove the directory to start from the beginning",
+        )
+    return None
+
+
+def load_state(checkpoint: Path) -> TrainState:
+    """state.json of an undamaged checkpoint."""
+    values = json.loads((checkpoint / "state.json").read_text())
+    return TrainState(**(values | {"teacher": TeacherIdentity(**values["teacher"])}))
+
+
+def load_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Optimiser and generator states of an undamaged checkpoint."""
+    return load_file(checkpoint / _OPTIMIZER), load_file(checkpoint / _RNG)
+
+
+_OPTIMIZER = "optimizer.safetensors"
+_RNG = "rng.safetensors"
+
+
+def _entry(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"bytes": path.stat().st_size, "sha256": digest}
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""The program ``student-trainer``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from teacher_proto.program import run_program
+
+ENV_PREFIX = "LSM_TRAINER"
+
+
+def build_parser() -> argparse.ArgumentParser:
+    from student_trainer import prune
+    from student_trainer.quickstart import command as quickstart
+    from student_trainer.report import command as report
+
+    parser = argparse.ArgumentParser(
+        prog="student-trainer",
+        description="On-policy distillation by Local Support Matching against a teacher service.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    train = commands.add_parser("train", help="train a student (resumes by itself)")
+    train.add_argument(
+        "configs", nargs="*", type=Path, metavar="CONFIG.toml", help="read left to right"
+    )
+    train.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="set one key, such as rollout.top_p=0.9; again for more",
+    )
+    train.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="print every setting and where it comes from, and stop",
+    )
+    train.set_defaults(run=run_train)
+    for name, module, text in (
+        ("prune", prune, "make a depth-pruned student from a causal language model"),
+        ("report", report, "make a run's report again"),
+        ("quickstart", quickstart, "a teacher, a student and a training run, from nothing"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return parser
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from teacher_proto.settings import describe, load_settings
+
+    from student_trainer.config import TrainConfig
+
+    resolved = load_settings(TrainConfig, arguments.configs, ENV_PREFIX, arguments.overrides)
+    if arguments.dry_run:
+        sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
+        return 0
+    quiet_libraries()
+    from student_trainer.train import train
+
+    train(resolved.settings)
+    return 0
+
+
+def quiet_libraries() -> None:
+    """Our own log to standard error; the libraries' chatter off."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("student_trainer").setLevel(logging.INFO)
+    # peft and transformers warn about each other's renamed methods.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+
+
+def run(argv: Sequence[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    code: int = arguments.run(arguments)
+    return code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point of the console script."""
+    return run_program(run, argv)

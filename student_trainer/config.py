@@ -1,0 +1,230 @@
+"""Settings of a training run (docs/training.md). Lengths in tokens, times in seconds.
+
+Defaults follow arXiv 2603.25562 where it states a value (K = 32, eight rollouts
+of sixteen prompts, temperature 1, top-p 0.9, AdamW at 2e-6 with weight decay
+0.01, gradient norm clipped to 1).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from student_trainer.loss_config import LossConfig, LsmLoss, SampledTokenLoss
+from student_trainer.settings_base import (
+    Count,
+    NonNegative,
+    Positive,
+    PositiveInt,
+    Settings,
+    Share,
+)
+
+
+class RunSettings(Settings):
+    name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
+        default="student", description="name the teacher service keeps shares by"
+    )
+    output_dir: Path = Field(description="directory of everything the run writes")
+    seed: Count = Field(default=0, description="seeds rollouts, the order of prompts and dropout")
+    steps: PositiveInt = Field(default=400, description="steps (batches of rollouts) to train for")
+
+
+class LoraSettings(Settings):
+    rank: PositiveInt = Field(default=16, description="rank of the update")
+    alpha: Positive = Field(default=32.0, description="the update is scaled by alpha / rank")
+    dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="dropout on its input"
+    )
+    target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
+        default="all-linear", description="modules that get an adapter; the head can not"
+    )
+    merge_final: bool = Field(
+        default=True, description="merge into the base weights in the final model"
+    )
+
+
+class StudentSettings(Settings):
+    model: str = Field(min_length=1, description="directory or hub id of a causal language model")
+    dtype: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="dtype of weights and activations; for bfloat16 the optimiser keeps "
+        "float32 master weights and adds gradients up in float32",
+    )
+    device: str = Field(
+        default="auto", description="cpu, cuda, cuda:N; auto takes CUDA when there is one"
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="recompute activations in the backward"
+    )
+    lora: LoraSettings | None = Field(
+        default=None, description="train adapters instead of the weights"
+    )
+
+
+class TeacherSettings(Settings):
+    address: str = Field(
+        default="127.0.0.1:50051", description="host:port of the service's gRPC port"
+    )
+    name: str = Field(default="default", description="the teacher's name on that service")
+    connect_timeout_seconds: Positive = Field(
+        default=15.0, description="how long to look for it at start"
+    )
+    timeout_seconds: Positive = Field(
+        default=600.0, description="bound on one group, retries included"
+    )
+    max_in_flight: PositiveInt = Field(
+        default=8, description="groups that may wait for scores at once"
+    )
+    attempts: PositiveInt | None = Field(
+        default=None, description="tries per group within its timeout; unset, until the timeout"
+    )
+
+
+class DataSettings(Settings):
+    train: Path = Field(description='JSONL; a row is {"messages": [...]} or {"prompt": "text"}')
+    held_out: Path | None = Field(default=None, description="JSONL of prompts to evaluate on")
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0,
+        description="share of the train file's prompts held out, when held_out is not given",
+    )
+    max_prompt_tokens: PositiveInt = Field(default=2048, description="longest prompt, rendered")
+    over_long: Literal["error", "drop"] = Field(
+        default="error", description="what happens to a longer prompt; none is ever cut"
+    )
+    template_arguments: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments of the chat template"
+    )
+
+    @model_validator(mode="after")
+    def _one_source(self) -> DataSettings:
+        if self.held_out is not None and self.held_out_fraction > 0:
+            raise ValueError("held_out and held_out_fraction exclude each other")
+        return self
+
+
+class RolloutSettings(Settings):
+    temperature: Positive = Field(default=1.0, description="divides the student's logits")
+    top_p: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.9,
+        description="draw from the smallest set of tokens that reaches this probability",
+    )
+    group_size: PositiveInt = Field(default=8, description="responses per prompt")
+    prompts_per_step: PositiveInt = Field(default=16, description="prompts of a step")
+    max_new_tokens: PositiveInt = Field(
+        default=2048, description="a longer response is cut, and counted"
+    )
+    batch_size: PositiveInt = Field(default=32, description="responses generated together")
+
+
+class OptimizerSettings(Settings):
+    lr: Positive = Field(default=2e-6, description="peak learning rate of AdamW")
+    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="decay of both moments")
+    eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
+    weight_decay: NonNegative = Field(
+        default=0.01, description="on matrices; vectors are not decayed"
+    )
+    clip_norm: Positive | None = Field(
+        default=1.0, description="bound on the gradient's total norm"
+    )
+    schedule: Literal["constant", "linear", "cosine"] = Field(
+        default="constant",
+        description="course of the rate after warm-up; linear and cosine end at 0",
+    )
+    warmup_steps: Count = Field(default=0, description="updates of linear warm-up")
+    micro_batch_tokens: PositiveInt = Field(
+        default=16384, description="tokens, padding included, per forward and backward"
+    )
+    updates_per_batch: PositiveInt = Field(
+        default=1, description="updates a step's rollouts are split into"
+    )
+
+
+class EvaluationSettings(Settings):
+    prompts: Count = Field(default=32, description="held-out prompts used; 0 turns evaluation off")
+    frozen_rows: int = Field(
+        default=512,
+        description="positions of continuations frozen before training; 0 turns them off",
+    )
+    max_new_tokens: PositiveInt = Field(default=256, description="length limit of its responses")
+    rollouts: bool = Field(default=True, description="also evaluate on fresh responses")
+    samples: Count = Field(default=6, description="responses kept as text")
+    batch_size: PositiveInt = Field(default=32, description="responses generated together")
+
+    @field_validator("frozen_rows")
+    @classmethod
+    def _enough(cls, value: int) -> int:
+        if value != 0 and value < 256:
+            raise ValueError("frozen_rows must be 0 (off) or at least 256 to mean anything")
+        return value
+
+
+class CheckpointSettings(Settings):
+    every: PositiveInt = Field(
+        default=20, description="steps between checkpoints; the last step has one"
+    )
+    keep: PositiveInt = Field(default=2, description="checkpoints kept, newest first")
+    resume: str = Field(
+        default="auto",
+        description="auto (newest good one of output_dir), never, or a checkpoint's path",
+    )
+    allow_changed: tuple[str, ...] = Field(
+        default=(), description="keys that may differ from the checkpoint's when resuming"
+    )
+
+
+class ReportSettings(Settings):
+    html: bool = Field(default=True, description="write report.html and plots at the end")
+    metric_rows: Count = Field(
+        default=64,
+        description="rows per step for metrics over the whole vocabulary; 0 turns them off",
+    )
+
+
+class TrainConfig(Settings):
+    run: RunSettings
+    student: StudentSettings
+    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    data: DataSettings
+    rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    loss: LossConfig = Field(default_factory=LsmLoss)
+    optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
+    evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
+    checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
+    report: ReportSettings = Field(default_factory=ReportSettings)
+
+    @field_validator("loss", mode="before")
+    @classmethod
+    def _lsm_unless_named(cls, value: Any) -> Any:
+        """A loss section without a kind is of the default one."""
+        return {"kind": "lsm", **value} if isinstance(value, dict) else value
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainConfig:
+        longest = self.data.max_prompt_tokens + self.rollout.max_new_tokens
+        if self.optimizer.micro_batch_tokens < longest:
+            raise ValueError(
+                f"optimizer.micro_batch_tokens ({self.optimizer.micro_batch_tokens}) must hold the "
+                f"longest sequence: data.max_prompt_tokens + rollout.max_new_tokens = {longest}"
+            )
+        responses = self.rollout.prompts_per_step * self.rollout.group_size
+        if responses % self.optimizer.updates_per_batch:
+            raise ValueError(
+                f"optimizer.updates_per_batch ({self.optimizer.updates_per_batch}) must divide the "
+                f"step's {responses} responses"
+            )
+        same = self.loss.temperature == self.rollout.temperature
+        if isinstance(self.loss, SampledTokenLoss) and not same:
+            raise ValueError(
+                "sampled_token compares the student with itself at sampling time: "
+                f"loss.temperature ({self.loss.temperature}) must equal rollout.temperature "
+                f"({self.rollout.temperature})"
+            )
+        return self
+
+    @property
+    def updates(self) -> int:
+        """Optimiser updates of the whole run."""
+        return self.run.steps * self.optimizer.updates_per_batch

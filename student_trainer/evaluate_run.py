@@ -1,0 +1,100 @@
+"""Evaluation before and after a run, on positions frozen before its first step."""
+
+from __future__ import annotations
+
+import shutil
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.config import TrainConfig
+from student_trainer.data import PromptSets
+from student_trainer.evaluation import (
+    Evaluation,
+    evaluate,
+    freeze_continuations,
+    load_frozen,
+    save_evaluation,
+    save_frozen,
+)
+from student_trainer.model import Student
+from student_trainer.run_dir import RunDirectory
+from student_trainer.teacher import TeacherLink
+
+
+class RunEvaluation:
+    """Writes ``evaluation/frozen.json``, ``before.json`` and ``after.json``.
+
+    A resumed run keeps what is there, so that both ends are measured on the same
+    positions. With ``evaluation.prompts = 0`` nothing is evaluated.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: Student,
+        teacher: TeacherLink,
+        prompts: PromptSets,
+        run: RunDirectory,
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.teacher = teacher
+        self.prompts = prompts
+        self.directory = run.evaluation
+        self._frozen = run.evaluation / "frozen.json"
+        self._cache = run.evaluation / "cache"
+
+    @property
+    def enabled(self) -> bool:
+        return self.config.evaluation.prompts > 0
+
+    def before(self, step: int) -> None:
+        """Freezes the positions and measures the student as it came.
+
+        Args:
+            step: completed steps; after step 0 the files have to be there.
+
+        Raises:
+            ConfigurationError: a resumed run has lost them, or there are fewer
+                held-out prompts than asked for.
+        """
+        target = self.directory / "before.json"
+        if not self.enabled or (self._frozen.exists() and target.exists()):
+            return
+        if step > 0:
+            raise ConfigurationError(
+                f"{self._frozen} and {target.name} are missing, and the student has been trained "
+                "since they were made",
+                where="run.output_dir",
+                fix="restore the run's evaluation directory, or set evaluation.prompts = 0 and "
+                "name it in checkpoint.allow_changed",
+            )
+        if not self._frozen.exists():
+            frozen = freeze_continuations(
+                self.student,
+                self.prompts.held_out,
+                self.config.evaluation,
+                self.config.rollout,
+                self.config.run.seed,
+            )
+            save_frozen(frozen, self._frozen)
+        save_evaluation(self._measure(), target)
+
+    def after(self) -> None:
+        """Measures the trained student on the same positions."""
+        if not self.enabled:
+            return
+        save_evaluation(self._measure(), self.directory / "after.json")
+        shutil.rmtree(self._cache, ignore_errors=True)
+
+    def _measure(self) -> Evaluation:
+        return evaluate(
+            self.student,
+            self.teacher,
+            load_frozen(self._frozen),
+            self.prompts.held_out,
+            self.config.evaluation,
+            self.config.rollout,
+            seed=self.config.run.seed,
+            cache=self._cache,
+        )

@@ -1,0 +1,37 @@
+"""Held-out evaluation that shorter answers cannot improve (docs/training.md).
+
+``frozen`` fixes positions before training, ``evaluate`` measures a student on
+them and on its fresh responses, ``results`` is what comes out and its files.
+"""
+
+from student_trainer.evaluation.evaluate import evaluate
+from student_trainer.evaluation.frozen import freeze_continuations
+from student_trainer.evaluation.results import (
+    Divergence,
+    Evaluation,
+    Frozen,
+    FrozenContinuation,
+    Lengths,
+    Sample,
+    TeacherDescription,
+    load_evaluation,
+    load_frozen,
+    save_evaluation,
+    save_frozen,
+)
+
+__all__ = [
+    "Divergence",
+    "Evaluation",
+    "Frozen",
+    "FrozenContinuation",
+    "Lengths",
+    "Sample",
+    "TeacherDescription",
+    "evaluate",
+    "freeze_continuations",
+    "load_evaluation",
+    "load_frozen",
+    "save_evaluation",
+    "save_frozen",
+]

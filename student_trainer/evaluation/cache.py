@@ -1,0 +1,71 @@
+"""The teacher's frozen rows on disk: asked for once, used by every evaluation.
+
+One float32 .npy file [R, V] beside a JSON file that says whose rows they are.
+The JSON file is written last, so rows without it are not used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from student_trainer.evaluation.rows import TEMPERATURE, Selection, TeacherRows, teacher_rows
+from student_trainer.teacher import TeacherLink
+
+ROWS = "teacher_rows.npy"
+OWNER = "teacher_rows.json"
+
+
+def cached_rows(
+    teacher: TeacherLink, pieces: Sequence[Selection], ids: int, digest: str, directory: Path
+) -> Iterator[TeacherRows]:
+    """As ``teacher_rows``; from ``directory`` when it holds exactly these.
+
+    Rows of another teacher, of other positions or of another vocabulary are
+    asked for again.
+
+    Args:
+        digest: of the positions (``Frozen.digest``).
+    """
+    count = sum(len(piece.rows) for piece in pieces)
+    owner = {
+        "teacher_identity": teacher.info.identity.digest,
+        "positions": digest,
+        "rows": count,
+        "ids": ids,
+    }
+    table_path, owner_path = directory / ROWS, directory / OWNER
+    if _owner(owner_path) == owner and table_path.exists():
+        _ask_one(teacher, pieces[0])
+        table = np.load(table_path, mmap_mode="r", allow_pickle=False)
+        start = 0
+        for piece in pieces:
+            kept = np.array(table[start : start + len(piece.rows)])
+            start += len(piece.rows)
+            yield TeacherRows(kept, np.logical_and.reduce(np.isfinite(kept), axis=1))
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    owner_path.unlink(missing_ok=True)
+    out = np.lib.format.open_memmap(table_path, mode="w+", dtype=np.float32, shape=(count, ids))
+    start = 0
+    for piece, chunk in zip(pieces, teacher_rows(teacher, pieces, ids), strict=True):
+        out[start : start + len(piece.rows)] = chunk.log_probs
+        start += len(piece.rows)
+        yield chunk
+    out.flush()
+    owner_path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
+
+
+def _ask_one(teacher: TeacherLink, piece: Selection) -> None:
+    """One small reply, for its identity: the teacher there now is the one these are of."""
+    teacher.score_rows(piece.prompt, piece.response[:1], np.zeros(1, np.int32), 1, TEMPERATURE)
+
+
+def _owner(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None

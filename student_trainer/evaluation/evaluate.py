@@ -1,0 +1,225 @@
+"""Measure a student against its teacher on held-out prompts."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.types import ChatPrompt, TeacherInfo, TextPrompt
+from torch import Tensor
+
+from student_trainer.config import EvaluationSettings, RolloutSettings
+from student_trainer.evaluation.cache import cached_rows
+from student_trainer.evaluation.divergence import row_divergence
+from student_trainer.evaluation.frozen import (
+    FRESH_STEP,
+    evaluated_prompts,
+    evaluation_rollouts,
+    spread_rows,
+)
+from student_trainer.evaluation.results import (
+    Divergence,
+    Evaluation,
+    Frozen,
+    Lengths,
+    Sample,
+    TeacherDescription,
+)
+from student_trainer.evaluation.rows import (
+    Selection,
+    TeacherRows,
+    cut,
+    shared_ids,
+    student_hidden,
+    teacher_rows,
+)
+from student_trainer.model import Student, head_logits
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.generate import generate
+from student_trainer.teacher import TeacherLink
+
+
+def evaluate(
+    student: Student,
+    teacher: TeacherLink,
+    frozen: Frozen,
+    held_out: Sequence[PromptItem],
+    settings: EvaluationSettings,
+    rollout_settings: RolloutSettings,
+    *,
+    seed: int,
+    cache: Path,
+) -> Evaluation:
+    """Full-vocabulary divergences, response lengths and sample texts.
+
+    The fresh responses are drawn from the same streams whatever the student, so
+    that two evaluations differ by the student alone.
+
+    Args:
+        frozen: made by ``freeze_continuations`` before training.
+        cache: directory where the teacher's frozen rows are kept; those it
+            holds already are used when they are this teacher's.
+
+    Raises:
+        ConfigurationError: a frozen prompt is not among ``held_out``, or the
+            service does not return full distributions.
+        LsmError: the student's logits are not finite, or no row is left.
+    """
+    started = time.monotonic()
+    prompts = evaluated_prompts(held_out, settings)
+    if tuple(p.prompt_id for p in prompts) != frozen.prompts:
+        raise ConfigurationError(
+            "the held-out prompts are not those of the frozen evaluation",
+            where="evaluation",
+            fix="give the prompts the run was started with, or start another run",
+        )
+    ids = shared_ids(student, teacher)
+    on_frozen = None
+    if frozen.continuations:
+        pieces = cut(frozen_selections(frozen, prompts))
+        rows = cached_rows(teacher, pieces, ids, frozen.digest, cache)
+        on_frozen = _divergence(student, pieces, rows, ids, settings.batch_size)
+    asked = prompts if settings.rollouts else prompts[: settings.samples]
+    drawing = evaluation_rollouts(settings, rollout_settings)
+    fresh = generate(student, asked, drawing, seed=seed, step=FRESH_STEP) if asked else []
+    on_fresh = lengths = None
+    if settings.rollouts and fresh:
+        chosen = fresh_selections(fresh, settings.frozen_rows)
+        if chosen:
+            pieces = cut(chosen)
+            rows = teacher_rows(teacher, pieces, ids)
+            on_fresh = _divergence(student, pieces, rows, ids, settings.batch_size)
+        lengths = response_lengths(fresh)
+    return Evaluation(
+        prompts=len(prompts),
+        frozen=on_frozen,
+        fresh=on_fresh,
+        lengths=lengths,
+        samples=tuple(_sample(student, rollout) for rollout in fresh[: settings.samples]),
+        frozen_digest=frozen.digest,
+        teacher=describe_teacher(teacher.info),
+        seconds=time.monotonic() - started,
+    )
+
+
+def describe_teacher(info: TeacherInfo) -> TeacherDescription:
+    return TeacherDescription(
+        name=info.name,
+        model=info.model,
+        engine=info.engine,
+        identity=info.identity.digest,
+        weights_digest=info.identity.weights_digest,
+        dtype=info.identity.dtype,
+        quantization=info.identity.quantization,
+        tokenizer_hash=info.identity.tokenizer_hash,
+        vocabulary_size=info.vocabulary_size,
+    )
+
+
+def frozen_selections(frozen: Frozen, prompts: Sequence[PromptItem]) -> list[Selection]:
+    """The frozen positions with their prompts' tokens."""
+    by_id = {prompt.prompt_id: prompt for prompt in prompts}
+    return [
+        Selection(by_id[c.prompt_id], np.array(c.token_ids, np.int32), np.array(c.rows, np.int32))
+        for c in frozen.continuations
+    ]
+
+
+def fresh_selections(fresh: Sequence[Rollout], count: int) -> list[Selection]:
+    """``count`` positions of fresh responses, all of them when there are fewer."""
+    lengths = [len(rollout.token_ids) for rollout in fresh]
+    rows = spread_rows(lengths, min(count, sum(lengths)))
+    return [
+        Selection(rollout.prompt, rollout.token_ids, chosen)
+        for rollout, chosen in zip(fresh, rows, strict=True)
+        if len(chosen)
+    ]
+
+
+def response_lengths(fresh: Sequence[Rollout]) -> Lengths:
+    return Lengths(
+        responses=len(fresh),
+        mean=sum(len(rollout.token_ids) for rollout in fresh) / len(fresh),
+        truncated_share=sum(not rollout.finished for rollout in fresh) / len(fresh),
+    )
+
+
+@torch.no_grad()
+def _divergence(
+    student: Student,
+    pieces: Sequence[Selection],
+    teacher: Iterable[TeacherRows],
+    ids: int,
+    batch_size: int,
+) -> Divergence:
+    hidden = student_hidden(student, pieces, batch_size)
+    reverse: list[float] = []
+    forward: list[float] = []
+    agrees: list[bool] = []
+    start = dropped = 0
+    for piece, rows in zip(pieces, teacher, strict=True):
+        states = hidden[start : start + len(piece.rows)]
+        start += len(piece.rows)
+        finite = torch.from_numpy(rows.finite)
+        dropped += int((~finite).sum())
+        logits = head_logits(student.head, states)[finite.to(states.device), :ids]
+        _refuse_not_finite(logits, piece)
+        log_q = torch.from_numpy(rows.log_probs).to(logits.device)[finite.to(logits.device)]
+        found = row_divergence(logits, log_q)
+        reverse += found.reverse_kl.tolist()
+        forward += found.forward_kl.tolist()
+        agrees += found.agrees.tolist()
+    if not reverse:
+        raise LsmError(
+            f"none of the teacher's {dropped} rows is finite over the whole vocabulary",
+            where="evaluation",
+            fix="look at the teacher: its logits are not finite, or it forbids some ids",
+        )
+    count = len(reverse)
+    return Divergence(
+        rows=count,
+        dropped_rows=dropped,
+        ids=ids,
+        reverse_kl=math.fsum(reverse) / count,
+        forward_kl=math.fsum(forward) / count,
+        agreement=sum(agrees) / count,
+    )
+
+
+def _refuse_not_finite(logits: Tensor, piece: Selection) -> None:
+    if not bool(torch.isfinite(logits).all()):
+        raise LsmError(
+            "the student's logits are not finite",
+            where=f"evaluation, held-out prompt {piece.prompt.prompt_id}",
+            fix="go back to an earlier checkpoint and lower optimizer.lr",
+        )
+
+
+def _sample(student: Student, rollout: Rollout) -> Sample:
+    ids = rollout.token_ids.tolist()
+    if rollout.finished:
+        ids = ids[:-1]
+    return Sample(
+        prompt_id=rollout.prompt.prompt_id,
+        prompt=prompt_text(rollout.prompt),
+        response=student.tokenizer.decode(ids, skip_special_tokens=False),
+        tokens=len(rollout.token_ids),
+        finished=rollout.finished,
+    )
+
+
+def prompt_text(prompt: PromptItem) -> str:
+    """The prompt as a reader would write it: a lone message's text, else role by role."""
+    source = prompt.source
+    if isinstance(source, TextPrompt):
+        return source.text
+    if isinstance(source, ChatPrompt):
+        if len(source.messages) == 1:
+            return source.messages[0].content
+        return "\n".join(f"{m.role}: {m.content}" for m in source.messages)
+    return " ".join(str(i) for i in source.token_ids.tolist())

@@ -1,0 +1,123 @@
+"""Positions fixed before training, so that no later student can choose them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import Int32
+
+from student_trainer.config import EvaluationSettings, RolloutSettings
+from student_trainer.evaluation.results import Frozen, FrozenContinuation
+from student_trainer.model import Student
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.generate import generate
+
+# Training's steps count from 1; evaluation's responses have streams of their own.
+FRESH_STEP = -1
+FIRST_FROZEN_STEP = -2
+ROUNDS = 8
+GOLDEN = (5**0.5 - 1) / 2
+
+
+def freeze_continuations(
+    student: Student,
+    held_out: Sequence[PromptItem],
+    settings: EvaluationSettings,
+    rollout_settings: RolloutSettings,
+    seed: int,
+) -> Frozen:
+    """Draw the continuations and choose their positions; done once, before training.
+
+    One continuation per prompt; more rounds follow while they hold fewer than
+    ``frozen_rows`` positions.
+
+    Raises:
+        ConfigurationError: there are fewer held-out prompts than asked for, or
+            the student's answers are too short for that many positions.
+    """
+    prompts = evaluated_prompts(held_out, settings)
+    rollouts: list[Rollout] = []
+    drawing = evaluation_rollouts(settings, rollout_settings)
+    for number in range(ROUNDS if settings.frozen_rows else 0):
+        step = FIRST_FROZEN_STEP - number
+        rollouts += generate(student, prompts, drawing, seed=seed, step=step)
+        if sum(len(r.token_ids) for r in rollouts) >= settings.frozen_rows:
+            break
+    found = sum(len(r.token_ids) for r in rollouts)
+    if found < settings.frozen_rows:
+        raise ConfigurationError(
+            f"{ROUNDS} answers to each of {len(prompts)} held-out prompts have {found} tokens, "
+            f"fewer than the {settings.frozen_rows} positions to freeze",
+            where="evaluation.frozen_rows",
+            fix="raise evaluation.prompts or evaluation.max_new_tokens, or set frozen_rows to 0",
+        )
+    rows = spread_rows([len(r.token_ids) for r in rollouts], settings.frozen_rows)
+    return Frozen(
+        prompts=tuple(p.prompt_id for p in prompts),
+        continuations=tuple(
+            FrozenContinuation(r.prompt.prompt_id, tuple(r.token_ids.tolist()), tuple(c.tolist()))
+            for r, c in zip(rollouts, rows, strict=True)
+            if len(c)
+        ),
+        seed=seed,
+        temperature=rollout_settings.temperature,
+        top_p=rollout_settings.top_p,
+        max_new_tokens=settings.max_new_tokens,
+    )
+
+
+def evaluated_prompts(
+    held_out: Sequence[PromptItem], settings: EvaluationSettings
+) -> Sequence[PromptItem]:
+    """The first ``settings.prompts`` held-out prompts.
+
+    Raises:
+        ConfigurationError: there are fewer.
+    """
+    if settings.prompts > len(held_out):
+        raise ConfigurationError(
+            f"it asks for {settings.prompts} prompts and {len(held_out)} are held out",
+            where="evaluation.prompts",
+            fix="lower it, or hold out more prompts (data.held_out, data.held_out_fraction)",
+        )
+    return held_out[: settings.prompts]
+
+
+def evaluation_rollouts(
+    settings: EvaluationSettings, rollout_settings: RolloutSettings
+) -> RolloutSettings:
+    """Training's sampling, one response a prompt, evaluation's limits."""
+    return rollout_settings.model_copy(
+        update={
+            "group_size": 1,
+            "max_new_tokens": settings.max_new_tokens,
+            "batch_size": settings.batch_size,
+        }
+    )
+
+
+def spread_rows(lengths: Sequence[int], count: int) -> list[Int32]:
+    """Choose ``count`` positions among responses of these lengths, evenly.
+
+    A response gets its share by length; its positions are equally spaced from
+    an offset that differs from response to response, so that no position is
+    favoured. Depends on nothing but the arguments.
+
+    Args:
+        lengths: n of each response; ``count`` <= their sum.
+
+    Returns:
+        One int32 array per response, strictly increasing, in [0, n).
+    """
+    total = sum(lengths)
+    assert count <= total
+    chosen, before = [], 0
+    for index, length in enumerate(lengths):
+        share = count * (before + length) // max(total, 1) - count * before // max(total, 1)
+        offset = (index * GOLDEN) % 1.0
+        places = (np.arange(share) + offset) * (length / max(share, 1))
+        chosen.append(np.minimum(np.floor(places), length - 1).astype(np.int32))
+        before += length
+    return chosen

@@ -1,0 +1,223 @@
+"""What an evaluation is made of and what it yields, as JSON files.
+
+Nothing here needs torch. Divergences are in nats, lengths in tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class FrozenContinuation:
+    """One continuation fixed before training.
+
+    Attributes:
+        prompt_id: of the held-out prompt it continues.
+        token_ids: its n >= 1 tokens.
+        rows: indices in [0, n) of the positions measured, strictly increasing.
+    """
+
+    prompt_id: str
+    token_ids: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    """The positions every evaluation of a run is measured on.
+
+    Attributes:
+        prompts: ids of the held-out prompts that are evaluated, in order.
+        continuations: the untrained student's; none when ``frozen_rows`` is 0.
+        seed, temperature, top_p, max_new_tokens: how they were drawn.
+    """
+
+    prompts: tuple[str, ...]
+    continuations: tuple[FrozenContinuation, ...]
+    seed: int
+    temperature: float
+    top_p: float
+    max_new_tokens: int
+
+    @property
+    def rows(self) -> int:
+        """Number of positions."""
+        return sum(len(continuation.rows) for continuation in self.continuations)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over everything above, hexadecimal."""
+        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """Student pi against teacher q at temperature 1, means over rows.
+
+    Attributes:
+        rows: rows in the means.
+        dropped_rows: rows left out because the teacher's row is not finite or
+            gives some id no probability at all, which makes a divergence infinite.
+        ids: how many ids are compared, those that both vocabularies have.
+        reverse_kl: KL(pi || q) over the whole vocabulary, nats.
+        forward_kl: KL(q || pi) over the whole vocabulary, nats.
+        agreement: share of rows whose most likely id is the same.
+    """
+
+    rows: int
+    dropped_rows: int
+    ids: int
+    reverse_kl: float
+    forward_kl: float
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Of fresh responses: how many, mean tokens, share cut at the length limit."""
+
+    responses: int
+    mean: float
+    truncated_share: float
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One fresh response as text; ``finished`` is False when the limit cut it."""
+
+    prompt_id: str
+    prompt: str
+    response: str
+    tokens: int
+    finished: bool
+
+
+@dataclass(frozen=True)
+class TeacherDescription:
+    """Which teacher gave the rows, as its service described it."""
+
+    name: str
+    model: str
+    engine: str
+    identity: str
+    weights_digest: str
+    dtype: str
+    quantization: str
+    tokenizer_hash: str
+    vocabulary_size: int
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One student, measured once.
+
+    Attributes:
+        prompts: held-out prompts used.
+        frozen: on the frozen positions; None when there are none.
+        fresh: on positions of the fresh responses; None when turned off.
+        lengths: of the fresh responses; None when turned off.
+        samples: of the first prompts, in order.
+        frozen_digest: of the frozen positions.
+        teacher: the one that gave every row.
+        seconds: what the evaluation took.
+    """
+
+    prompts: int
+    frozen: Divergence | None
+    fresh: Divergence | None
+    lengths: Lengths | None
+    samples: tuple[Sample, ...]
+    frozen_digest: str
+    teacher: TeacherDescription
+    seconds: float
+
+
+def save_frozen(frozen: Frozen, path: Path) -> None:
+    """Write the frozen positions, whole or not at all."""
+    _write(path, asdict(frozen))
+
+
+def load_frozen(path: Path) -> Frozen:
+    """Raises ConfigurationError when the file is missing or not one of ours."""
+    raw = _read(path)
+    try:
+        continuations = tuple(
+            FrozenContinuation(str(c["prompt_id"]), _integers(c["token_ids"]), _integers(c["rows"]))
+            for c in raw["continuations"]
+        )
+        return Frozen(
+            prompts=tuple(str(p) for p in raw["prompts"]),
+            continuations=continuations,
+            seed=int(raw["seed"]),
+            temperature=float(raw["temperature"]),
+            top_p=float(raw["top_p"]),
+            max_new_tokens=int(raw["max_new_tokens"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(path, error) from error
+
+
+def save_evaluation(evaluation: Evaluation, path: Path) -> None:
+    """Write an evaluation, whole or not at all."""
+    _write(path, asdict(evaluation))
+
+
+def load_evaluation(path: Path) -> Evaluation:
+    """Raises ConfigurationError when the file is missing or not one of ours."""
+    raw = _read(path)
+    try:
+        return Evaluation(
+            prompts=int(raw["prompts"]),
+            frozen=_optional(Divergence, raw["frozen"]),
+            fresh=_optional(Divergence, raw["fresh"]),
+            lengths=_optional(Lengths, raw["lengths"]),
+            samples=tuple(Sample(**sample) for sample in raw["samples"]),
+            frozen_digest=str(raw["frozen_digest"]),
+            teacher=TeacherDescription(**raw["teacher"]),
+            seconds=float(raw["seconds"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise _malformed(path, error) from error
+
+
+def _optional(kind: Any, value: Any) -> Any:
+    return None if value is None else kind(**value)
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    return tuple(int(value) for value in values)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(json.dumps(content, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigurationError(
+            "there is no such file", where=str(path), fix="give the directory of a run"
+        ) from error
+    except (OSError, ValueError) as error:
+        raise _malformed(path, error) from error
+
+
+def _malformed(path: Path, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"it cannot be read ({type(error).__name__}: {error})",
+        where=str(path),
+        fix="run the training again, or restore the file",
+    )

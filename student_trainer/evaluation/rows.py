@@ -1,0 +1,142 @@
+"""Rows of both sides for chosen positions, a chunk of [rows, V] at a time.
+
+The teacher's rows come through the service with K as large as the vocabulary.
+Row t is the distribution of token t given everything before it, so the
+student's is the head applied to the hidden state of the token before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, Status
+from torch import Tensor
+
+from student_trainer.model import Student, hidden_states
+from student_trainer.rollout.base import PromptItem
+from student_trainer.teacher import TeacherLink
+
+CHUNK_ROWS = 64
+IN_FLIGHT = 4
+TEMPERATURE = 1.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Positions of one response.
+
+    Attributes:
+        response: int32 [n].
+        rows: int32 [R], strictly increasing, in [0, n); R >= 1.
+    """
+
+    prompt: PromptItem
+    response: Int32
+    rows: Int32
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """Rows of one chunk: float32 [R, V] log-probabilities, bool [R] all finite."""
+
+    log_probs: Float32
+    finite: Bool
+
+
+def cut(selections: Sequence[Selection]) -> list[Selection]:
+    """The same positions in the same order, at most ``CHUNK_ROWS`` in each piece."""
+    return [
+        Selection(s.prompt, s.response, s.rows[start : start + CHUNK_ROWS])
+        for s in selections
+        for start in range(0, len(s.rows), CHUNK_ROWS)
+    ]
+
+
+def shared_ids(student: Student, teacher: TeacherLink) -> int:
+    """How many ids both vocabularies have.
+
+    Raises:
+        ConfigurationError: the service does not return that many at once.
+    """
+    ids = min(student.vocabulary_size, teacher.info.vocabulary_size)
+    if teacher.info.max_top_k < ids:
+        raise ConfigurationError(
+            f"full distributions have {ids} ids and teacher {teacher.info.name!r} returns at most "
+            f"{teacher.info.max_top_k} (its limits.max_top_k)",
+            where="evaluation.frozen_rows",
+            fix=f"raise limits.max_top_k to {ids} on the server, or set evaluation.prompts to 0",
+        )
+    return ids
+
+
+def teacher_rows(
+    teacher: TeacherLink, pieces: Sequence[Selection], ids: int
+) -> Iterator[TeacherRows]:
+    """The teacher's rows of each piece, in order; a few requests are under way at once.
+
+    Args:
+        pieces: of at most ``CHUNK_ROWS`` positions each.
+        ids: V, the first ids of the vocabulary.
+
+    Raises:
+        LsmError: as ``TeacherLink.score_rows``.
+    """
+
+    def ask(piece: Selection) -> ContinuationScores:
+        # Later tokens cannot change the rows: what follows the last one is left out.
+        response = piece.response[: int(piece.rows[-1]) + 1]
+        return teacher.score_rows(piece.prompt, response, piece.rows, ids, TEMPERATURE)
+
+    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="teacher-rows") as pool:
+        under_way: deque[Future[ContinuationScores]] = deque()
+        try:
+            for place in range(len(pieces)):
+                while len(under_way) < IN_FLIGHT and place + len(under_way) < len(pieces):
+                    under_way.append(pool.submit(ask, pieces[place + len(under_way)]))
+                yield dense(under_way.popleft().result(), len(pieces[place].rows), ids)
+        finally:
+            for future in under_way:
+                future.cancel()
+
+
+def dense(scores: ContinuationScores, rows: int, ids: int) -> TeacherRows:
+    """A support of every id, ordered by id; -inf where the teacher gives none."""
+    if scores.status is not Status.OK or scores.top_ids is None:
+        return TeacherRows(np.full((rows, ids), -np.inf, np.float32), np.zeros(rows, np.bool_))
+    assert scores.top_log_probs is not None
+    assert scores.valid_counts is not None
+    # An extra column takes the slots that are not valid.
+    table = np.full((rows, ids + 1), -np.inf, np.float32)
+    valid = np.arange(scores.top_ids.shape[1])[None] < scores.valid_counts[:, None]
+    columns = np.where(valid, scores.top_ids, ids)
+    np.put_along_axis(table, columns.astype(np.int64), scores.top_log_probs, 1)
+    log_probs = np.ascontiguousarray(table[:, :ids])
+    return TeacherRows(log_probs, np.logical_and.reduce(np.isfinite(log_probs), axis=1))
+
+
+@torch.no_grad()
+def student_hidden(student: Student, selections: Sequence[Selection], batch_size: int) -> Tensor:
+    """Hidden states [R, H] that the head turns into the selected rows, in order."""
+    training = student.module.training
+    student.module.eval()
+    parts = []
+    try:
+        for start in range(0, len(selections), batch_size):
+            batch = selections[start : start + batch_size]
+            # The last selected row needs the tokens before it, and no more.
+            sequences = [
+                np.concatenate([s.prompt.token_ids, s.response[: int(s.rows[-1])]]) for s in batch
+            ]
+            states = hidden_states(student, sequences)
+            for place, selection in enumerate(batch):
+                before = selection.rows.astype(np.int64) + len(selection.prompt.token_ids) - 1
+                parts.append(states[place, torch.from_numpy(before).to(states.device)])
+    finally:
+        student.module.train(training)
+    return torch.cat(parts)

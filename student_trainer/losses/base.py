@@ -1,0 +1,129 @@
+"""What every loss takes and gives. Shapes: T rows, H hidden size, V vocabulary,
+K size of the support. Row t belongs to scored token t (docs/contract.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Head:
+    """The student's output projection: logits = softcap(scale * (hidden W^T + bias)).
+
+    Attributes:
+        weight: [V, H], the model's own parameter; its gradient arrives in it.
+        bias: [V] or None.
+        scale: factor on the logits (1 for most models).
+        softcap: c in c * tanh(logits / c), or None.
+        accumulate_in_place: when ``weight.grad`` is allocated, backward adds to
+            it directly and hands autograd nothing for the weight. Saves a dense
+            [V, H] gradient a micro-batch; hooks on the weight do not run.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: float = 1.0
+    softcap: float | None = None
+    accumulate_in_place: bool = False
+
+    def finish(self, projection: Tensor) -> Tensor:
+        """Turns hidden W^T + bias, any shape, into logits of the same shape."""
+        logits = projection * self.scale if self.scale != 1.0 else projection
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+@dataclass(frozen=True)
+class LossBatch:
+    """The scored rows of one micro-batch.
+
+    Attributes:
+        hidden: [T, H] final hidden states, the input of the head.
+        sampled_ids: int64 [T], the rollout's own token of each row.
+        weights: float32 [T]; 0 leaves the row out, else its share in the mean.
+        support_ids: int64 [T, K] ids of the teacher's support; any id in the
+            slots that are not valid.
+        support_log_probs: float32 [T, K], teacher, nats.
+        support_valid: bool [T, K].
+        teacher_log_tail: float32 [T], teacher's log-probability of everything
+            outside the support, as the service computed it; for ``tail="bucket"``.
+        teacher_tail_valid: bool [T], False where nothing is left outside.
+        teacher_sampled: float32 [T], teacher's log-probability of the sampled
+            token, or None when it was not asked for.
+        old_log_probs: float32 [T], the student's log-probability of the sampled
+            token when it was drawn, at rollout temperature before top-p.
+    """
+
+    hidden: Tensor
+    sampled_ids: Tensor
+    weights: Tensor
+    support_ids: Tensor | None = None
+    support_log_probs: Tensor | None = None
+    support_valid: Tensor | None = None
+    teacher_log_tail: Tensor | None = None
+    teacher_tail_valid: Tensor | None = None
+    teacher_sampled: Tensor | None = None
+    old_log_probs: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Settings of the losses; each uses those its definition names.
+
+    Attributes:
+        temperature: of both sides of the divergence.
+        chunk_rows: rows per chunk where a chunk of [rows, V] is needed.
+        tail: "none" renormalises both sides on the support; "bucket" adds one
+            outcome that holds the rest of each side and renormalises nothing.
+        beta: weight of the teacher in the mixture (topk_jsd), in (0, 1).
+        row_clamp: bound on a row's loss in nats, or None; a row at the bound
+            has no gradient and is counted.
+        clip: width of the ratio's trust region (sampled_token).
+        dual_clip: bound on the loss of negative advantages (sampled_token).
+        advantage_clamp: bound on |A_t| in nats, or None (sampled_token).
+    """
+
+    temperature: float = 1.0
+    chunk_rows: int = 128
+    tail: Literal["none", "bucket"] = "none"
+    beta: float = 0.5
+    row_clamp: float | None = None
+    clip: float = 0.2
+    dual_clip: float = 3.0
+    advantage_clamp: float | None = None
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """A sum, so that micro-batches add up and the mean is taken once a step.
+
+    Attributes:
+        total: scalar float32 with gradient, sum over used rows of weight * loss.
+        per_row: float32 [T], detached, nats; 0 where not used.
+        used: bool [T], rows that count in numerator and denominator.
+        dropped_non_finite: rows with weight > 0 left out as not finite.
+        dropped_small_support: rows with weight > 0 and fewer than two valid ids.
+        metrics: sums over used rows (weight 1), by name.
+    """
+
+    total: Tensor
+    per_row: Tensor
+    used: Tensor
+    dropped_non_finite: int = 0
+    dropped_small_support: int = 0
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+LossFunction = Callable[[LossBatch, Head, LossSettings], LossResult]
+
+
+def select_rows(condition: Tensor) -> Tensor:
+    """int64 indices of the True entries of a bool [T]."""
+    return torch.nonzero(condition, as_tuple=False).squeeze(-1)

@@ -1,0 +1,56 @@
+"""Divergences between two distributions over O outcomes a row, student p and teacher q.
+
+Each takes log p and log q, float [T, O], -inf allowed only in slots that are not
+valid, and bool [T, O]; each returns [T] in nats, differentiable in log p.
+Slots that are not valid are replaced before any product, so that neither value
+nor gradient sees them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Divergence = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def reverse_kl(log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
+    """sum p (log p - log q)."""
+    p = torch.where(valid, log_p, 0).exp().where(valid, 0)
+    return (p * torch.where(valid, log_p - log_q, 0)).sum(-1)
+
+
+def forward_kl(log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
+    """sum q (log q - log p)."""
+    q = torch.where(valid, log_q, 0).exp().where(valid, 0)
+    return (q * torch.where(valid, log_q - log_p, 0)).sum(-1)
+
+
+def jsd(beta: float) -> Divergence:
+    """beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p.
+
+    Raises:
+        ValueError: beta is not strictly between 0 and 1.
+    """
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie strictly between 0 and 1, got {beta}")
+
+    def divergence(log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
+        safe_p, safe_q = torch.where(valid, log_p, 0), torch.where(valid, log_q, 0)
+        log_m = torch.logaddexp(safe_q + math.log(beta), safe_p + math.log1p(-beta))
+        return beta * forward_kl(log_m, safe_q, valid) + (1 - beta) * reverse_kl(
+            safe_p, log_m, valid
+        )
+
+    return divergence
+
+
+def renormalise(log_weights: Tensor, valid: Tensor) -> Tensor:
+    """log of the weights divided by their sum over the valid slots, -inf elsewhere.
+
+    Every row has a valid slot.
+    """
+    return torch.log_softmax(log_weights.masked_fill(~valid, -torch.inf), -1)

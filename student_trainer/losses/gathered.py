@@ -1,0 +1,130 @@
+"""Student logits at K ids per row, without the [T, V] head product.
+
+A support of K ids touches K rows of the head, so forward reads T*K rows and
+backward writes the gradient of those rows alone. Shapes: T rows, K ids a row,
+H hidden size, V vocabulary, U distinct ids among the T*K.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from student_trainer.losses.base import Head
+
+# Elements of gathered head rows held at a time. On a CPU a chunk that stays in
+# cache is several times faster than a large one; a GPU wants large launches.
+_CPU_ELEMENTS = 2**21
+_GPU_ELEMENTS = 2**26
+# Distinct ids whose head gradient is accumulated in float32 at a time.
+_GRADIENT_IDS = 1024
+
+
+def gathered_logits(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
+    """Logits of the student at given ids.
+
+    Args:
+        hidden: [T, H].
+        head: the output projection.
+        ids: int64 [T, K], each in [0, V).
+
+    Returns:
+        float32 [T, K], differentiable in hidden, weight and bias. Products are
+        taken and summed in float32 whatever the parameters' dtype; the weight's
+        gradient is summed in float32 and rounded once a call.
+
+    Raises:
+        ValueError: an id lies outside the vocabulary.
+    """
+    if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.weight.shape[0]:
+        raise ValueError(
+            f"support ids reach from {int(ids.min())} to {int(ids.max())}, outside the "
+            f"student's vocabulary of {head.weight.shape[0]}"
+        )
+    projection: Tensor = _GatheredProjection.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, ids, head.accumulate_in_place
+    )
+    if head.bias is not None:
+        bias = F.embedding(ids, head.bias.unsqueeze(1)).squeeze(-1)
+        projection = projection + bias.to(projection.dtype)
+    return head.finish(projection)
+
+
+class _GatheredProjection(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, ids: Tensor, in_place: bool) -> Tensor:
+        ctx.save_for_backward(hidden, weight, ids)
+        ctx.in_place = in_place
+        return _project(hidden, weight, ids)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        hidden, weight, ids = ctx.saved_tensors
+        needs_hidden, needs_weight = ctx.needs_input_grad[:2]
+        grad_hidden = _weighted_rows(weight, ids, grad).to(hidden.dtype) if needs_hidden else None
+        if not needs_weight:
+            return grad_hidden, None, None, None
+        if ctx.in_place and weight.grad is not None:
+            _add_head_gradient(weight.grad, hidden, ids, grad)
+            return grad_hidden, None, None, None
+        grad_weight = torch.zeros_like(weight)
+        _add_head_gradient(grad_weight, hidden, ids, grad)
+        return grad_hidden, grad_weight, None, None
+
+
+def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
+    """hidden_t . weight[ids_tk], float32 (float64 for float64 inputs) [T, K]."""
+    rows, support = ids.shape
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    out = torch.empty(rows, support, dtype=dtype, device=hidden.device)
+    column = hidden.to(dtype).unsqueeze(-1)
+    step = _rows_per_chunk(ids, weight)
+    for start in range(0, rows, step):
+        chunk = F.embedding(ids[start : start + step], weight).to(dtype)
+        torch.bmm(chunk, column[start : start + step], out=out[start : start + step].unsqueeze(-1))
+    return out
+
+
+def _weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
+    """sum_k coefficients_tk * weight[ids_tk], [T, H] in the weight's dtype."""
+    return F.embedding_bag(
+        ids, weight, mode="sum", per_sample_weights=coefficients.to(weight.dtype)
+    )
+
+
+def _add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients: Tensor) -> None:
+    """target[v] += sum over (t, k) with ids_tk == v of coefficients_tk * hidden_t.
+
+    The pairs are sorted by id, so that each id's sum is taken in float32 at once
+    and written once: order and rounding do not depend on the chunking.
+    """
+    if ids.numel() == 0:
+        return
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    wide = hidden.to(dtype)
+    order = torch.argsort(ids.reshape(-1), stable=True)
+    row_of_pair = order // ids.shape[1]
+    value_of_pair = coefficients.reshape(-1)[order].to(dtype)
+    distinct, counts = torch.unique_consecutive(ids.reshape(-1)[order], return_counts=True)
+    ends = torch.cumsum(counts, 0)
+    starts = ends - counts
+    edges = [*starts[::_GRADIENT_IDS].tolist(), ids.numel()]
+    for block, (first, last) in enumerate(itertools.pairwise(edges)):
+        here = slice(block * _GRADIENT_IDS, (block + 1) * _GRADIENT_IDS)
+        sums = F.embedding_bag(
+            row_of_pair[first:last],
+            wide,
+            starts[here] - first,
+            mode="sum",
+            per_sample_weights=value_of_pair[first:last],
+        )
+        target.index_add_(0, distinct[here], sums.to(target.dtype))
+
+
+def _rows_per_chunk(ids: Tensor, weight: Tensor) -> int:
+    elements = _GPU_ELEMENTS if weight.device.type == "cuda" else _CPU_ELEMENTS
+    return max(1, elements // max(1, ids.shape[1] * weight.shape[1]))

@@ -1,0 +1,169 @@
+"""Quantities that need the student's full normaliser, a chunk of [rows, V] at a
+time. Shapes: T rows, H hidden size, V vocabulary, K size of the support.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student_trainer.losses.base import Head
+
+
+def logits_chunks(
+    hidden: Tensor, head: Head, chunk_rows: int
+) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yields (rows, projection, logits), the latter two float32 [rows, V].
+
+    ``projection`` is hidden W^T + bias, before scale and softcap. No gradient.
+    """
+    with torch.no_grad():
+        for start in range(0, hidden.shape[0], chunk_rows):
+            rows = slice(start, min(start + chunk_rows, hidden.shape[0]))
+            projection = hidden[rows].to(head.weight.dtype) @ head.weight.T
+            if head.bias is not None:
+                projection = projection + head.bias
+            wide = projection.to(torch.promote_types(projection.dtype, torch.float32))
+            yield rows, wide, head.finish(wide)
+
+
+def token_log_probs(
+    hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk_rows: int
+) -> Tensor:
+    """log softmax(logits / temperature) at one id a row.
+
+    Args:
+        hidden: [T, H].
+        ids: int64 [T].
+
+    Returns:
+        float32 [T], differentiable in hidden, weight and bias; backward
+        recomputes each chunk.
+    """
+    result: Tensor = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, ids, head, temperature, chunk_rows
+    )
+    return result
+
+
+class _TokenLogProbs(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        head: Head,
+        temperature: float,
+        chunk_rows: int,
+    ) -> Tensor:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        out = torch.empty(ids.shape[0], dtype=dtype, device=hidden.device)
+        normaliser = torch.empty_like(out)
+        for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+            scaled = logits / temperature
+            normaliser[rows] = torch.logsumexp(scaled, -1)
+            out[rows] = scaled.gather(1, ids[rows, None]).squeeze(1) - normaliser[rows]
+        ctx.save_for_backward(hidden, weight, ids, normaliser)
+        ctx.head, ctx.temperature, ctx.chunk_rows = head, temperature, chunk_rows
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, _, ids, normaliser = ctx.saved_tensors
+
+        def delta(rows: slice, logits: Tensor) -> Tensor:
+            # d log p_y / d logits = (onehot_y - p) / temperature
+            out: Tensor = -torch.exp(logits / ctx.temperature - normaliser[rows, None])
+            out.scatter_add_(1, ids[rows, None], torch.ones_like(out[:, :1]))
+            upstream: Tensor = grad[rows] / ctx.temperature
+            return out * upstream[:, None]
+
+        gradients = add_logit_gradient(
+            hidden, ctx.head, ctx.chunk_rows, delta, ctx.needs_input_grad
+        )
+        return (*gradients, None, None, None, None)
+
+
+def add_logit_gradient(
+    hidden: Tensor,
+    head: Head,
+    chunk_rows: int,
+    delta: Callable[[slice, Tensor], Tensor],
+    needs: Sequence[bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Carries a gradient with respect to the logits to hidden, weight and bias.
+
+    Args:
+        delta: (rows, logits [rows, V]) to the gradient at those logits.
+        needs: which of hidden, weight, bias want one.
+
+    Returns:
+        Their gradients; None for the weight when it was added to ``weight.grad``
+        in place (``Head.accumulate_in_place``).
+    """
+    weight = head.weight
+    in_place = head.accumulate_in_place and weight.grad is not None
+    grad_hidden = torch.zeros_like(hidden) if needs[0] else None
+    grad_weight = None
+    if needs[1]:
+        grad_weight = weight.grad if in_place else torch.zeros_like(weight)
+    grad_bias = torch.zeros_like(head.bias) if needs[2] and head.bias is not None else None
+    for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+        at_logits = delta(rows, logits)
+        if head.softcap is not None:
+            at_logits = at_logits * (1 - (logits / head.softcap) ** 2)
+        at_projection = (at_logits * head.scale).to(weight.dtype)
+        if grad_hidden is not None:
+            grad_hidden[rows] = (at_projection @ weight).to(hidden.dtype)
+        if grad_weight is not None:
+            grad_weight.addmm_(at_projection.T, hidden[rows].to(weight.dtype))
+        if grad_bias is not None:
+            grad_bias += at_projection.sum(0).to(grad_bias.dtype)
+    return grad_hidden, None if in_place else grad_weight, grad_bias
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Per row, float32 [T], nats: of the student's full distribution."""
+
+    entropy: Tensor
+    sampled_log_probs: Tensor
+    support_mass: Tensor | None
+
+
+def row_statistics(
+    hidden: Tensor,
+    head: Head,
+    sampled_ids: Tensor,
+    temperature: float,
+    chunk_rows: int,
+    support_ids: Tensor | None = None,
+    support_valid: Tensor | None = None,
+) -> RowStatistics:
+    """Diagnostics of the student's rows, without gradient.
+
+    Args:
+        hidden: [T, H].
+        sampled_ids: int64 [T].
+        support_ids, support_valid: int64 and bool [T, K]; both or neither.
+    """
+    entropy, sampled, mass = [], [], []
+    for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+        log_probs = torch.log_softmax(logits / temperature, -1)
+        entropy.append(-(log_probs.exp() * log_probs).sum(-1))
+        sampled.append(log_probs.gather(1, sampled_ids[rows, None]).squeeze(1))
+        if support_ids is not None and support_valid is not None:
+            at_support = log_probs.gather(1, support_ids[rows].clamp_min(0)).exp()
+            mass.append(at_support.where(support_valid[rows], 0).sum(-1))
+    empty = torch.zeros(0, device=hidden.device)
+    return RowStatistics(
+        entropy=torch.cat(entropy) if entropy else empty,
+        sampled_log_probs=torch.cat(sampled) if sampled else empty,
+        support_mass=(torch.cat(mass) if mass else empty) if support_ids is not None else None,
+    )

@@ -1,0 +1,68 @@
+"""The sampled-token baseline: policy gradient on the teacher's verdict over the
+token that was drawn (arXiv 2603.25562, token level).
+
+    A_t = log q(y_t) - log pi_old(y_t)
+    l_t = -min(r A, clip(r, 1 - c, 1 + c) A),   r = pi(y_t) / pi_old(y_t)
+
+and for A < 0 at most dual_clip * |A|.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings, select_rows
+from student_trainer.losses.normaliser import token_log_probs
+
+
+def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
+    """Clipped policy gradient. Rows with weight 0 or without a finite
+    log-probability on every side leave numerator and denominator, and are
+    counted.
+
+    Raises:
+        ValueError: the batch has no teacher or rollout log-probabilities.
+    """
+    if batch.teacher_sampled is None or batch.old_log_probs is None:
+        raise ValueError(
+            "sampled_token needs the teacher's and the rollout's log-probability of the sampled "
+            "token"
+        )
+    active = batch.weights > 0
+    advantage = batch.teacher_sampled - batch.old_log_probs
+    finite = advantage.isfinite() & batch.hidden.detach().isfinite().all(-1)
+    if settings.advantage_clamp is not None:
+        advantage = advantage.clamp(-settings.advantage_clamp, settings.advantage_clamp)
+    rows = select_rows(active & finite)
+
+    log_probs = token_log_probs(
+        batch.hidden.index_select(0, rows),
+        head,
+        batch.sampled_ids[rows],
+        settings.temperature,
+        settings.chunk_rows,
+    )
+    good = log_probs.detach().isfinite()
+    chosen = advantage[rows].to(log_probs.dtype)
+    ratio = torch.exp(torch.where(good, log_probs - batch.old_log_probs[rows], 0))
+    clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
+    gain = torch.minimum(ratio * chosen, clipped * chosen)
+    gain = torch.where(chosen < 0, torch.maximum(gain, settings.dual_clip * chosen), gain)
+    losses = torch.where(good, -gain, 0)
+
+    used = torch.zeros_like(active)
+    used[rows] = good
+    per_row = torch.zeros_like(batch.weights)
+    per_row[rows] = losses.detach().to(per_row.dtype)
+    outside = (ratio.detach() - 1).abs() > settings.clip
+    return LossResult(
+        total=(losses * batch.weights[rows]).sum(),
+        per_row=per_row,
+        used=used,
+        dropped_non_finite=int((active & ~used).sum()),
+        metrics={
+            "advantage": float(chosen[good].sum()),
+            "ratio": float(ratio.detach()[good].sum()),
+            "ratio_clipped": float((outside & good).sum()),
+        },
+    )

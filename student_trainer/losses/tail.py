@@ -1,0 +1,81 @@
+"""The student's mass outside a support, a chunk of [rows, V] at a time.
+
+Summed over what is outside, never as 1 minus what is inside, which cancels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from student_trainer.losses.base import Head
+from student_trainer.losses.normaliser import add_logit_gradient, logits_chunks
+
+
+def log_outside(
+    hidden: Tensor, head: Head, ids: Tensor, valid: Tensor, temperature: float, chunk_rows: int
+) -> Tensor:
+    """log of the sum of exp(logit / temperature) over every id not in the support.
+
+    Args:
+        hidden: [T, H].
+        ids, valid: int64 and bool [T, K]; an id that is not valid is outside.
+
+    Returns:
+        float32 [T], not normalised, differentiable in hidden, weight and bias;
+        -inf where the support is the whole vocabulary.
+    """
+    result: Tensor = _LogOutside.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, ids, valid, head, temperature, chunk_rows
+    )
+    return result
+
+
+def _without_support(logits: Tensor, ids: Tensor, valid: Tensor, temperature: float) -> Tensor:
+    """[rows, V] logits / temperature with -inf at the support."""
+    # One more column takes the slots that are not valid.
+    width = logits.shape[1]
+    inside = torch.zeros(logits.shape[0], width + 1, dtype=torch.bool, device=logits.device)
+    inside.scatter_(1, ids.where(valid, width), True)
+    return (logits / temperature).masked_fill(inside[:, :width], -torch.inf)
+
+
+class _LogOutside(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        valid: Tensor,
+        head: Head,
+        temperature: float,
+        chunk_rows: int,
+    ) -> Tensor:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        out = torch.empty(ids.shape[0], dtype=dtype, device=hidden.device)
+        for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+            rest = _without_support(logits, ids[rows], valid[rows], temperature)
+            out[rows] = torch.logsumexp(rest, -1)
+        ctx.save_for_backward(hidden, weight, bias, ids, valid, out)
+        ctx.head, ctx.temperature, ctx.chunk_rows = head, temperature, chunk_rows
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, _, _, ids, valid, total = ctx.saved_tensors
+        head: Head = ctx.head
+        # Where nothing is outside there is nothing to differentiate.
+        known = total.isfinite()
+
+        def delta(rows: slice, logits: Tensor) -> Tensor:
+            rest = _without_support(logits, ids[rows], valid[rows], ctx.temperature)
+            share: Tensor = torch.exp(rest - total[rows].where(known[rows], 0)[:, None])
+            upstream: Tensor = grad[rows].where(known[rows], 0) / ctx.temperature
+            return share * upstream[:, None]
+
+        gradients = add_logit_gradient(hidden, head, ctx.chunk_rows, delta, ctx.needs_input_grad)
+        return (*gradients, None, None, None, None, None)

@@ -1,0 +1,134 @@
+"""Which positions are left out: those whose sampled token is an artefact of a
+template or tokenizer (arXiv 2603.25562, special-token masking).
+
+A literal is looked for in the bytes the response's tokens stand for, so it is
+found as one special token and spelled out over several tokens alike, and every
+token that carries a byte of it is masked. Text that only resembles it (a bare
+"<") is not.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import Bool, Int32
+
+from student_trainer.loss_config import MaskSettings
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Finds masked positions.
+
+    Attributes:
+        literals: byte strings to look for.
+        token_ids: ids that are masked wherever they are sampled.
+        support_ids: ids to take out of supports; empty when none are.
+        pieces: what each id stands for, by id.
+    """
+
+    literals: tuple[bytes, ...]
+    token_ids: Int32
+    support_ids: Int32
+    pieces: dict[int, bytes] = field(repr=False)
+
+    def masked(self, response: Int32) -> Bool:
+        """bool [n]: True where the sampled token is masked."""
+        result = np.isin(response, self.token_ids)
+        if not self.literals:
+            return result
+        pieces = [self.pieces.get(int(token), b"") for token in response]
+        ends = np.cumsum([len(piece) for piece in pieces])
+        text = b"".join(pieces)
+        for literal in self.literals:
+            start = text.find(literal)
+            while start >= 0:
+                first = int(np.searchsorted(ends, start, side="right"))
+                last = int(np.searchsorted(ends, start + len(literal), side="left"))
+                result[first : last + 1] = True
+                start = text.find(literal, start + 1)
+        return result
+
+
+def token_mask(settings: MaskSettings, tokenizer: Any, vocabulary_size: int) -> TokenMask:
+    """The mask of these settings.
+
+    Raises:
+        ConfigurationError: an id is outside the vocabulary, or literals are
+            asked for and the tokenizer's tokens cannot be told as bytes.
+    """
+    for token in settings.token_ids:
+        if token >= vocabulary_size:
+            raise ConfigurationError(
+                f"id {token} is outside the student's vocabulary of {vocabulary_size}",
+                where="loss.mask.token_ids",
+            )
+    literals = tuple(text.encode() for text in settings.strings)
+    pieces = token_bytes(tokenizer) if literals else {}
+    whole = [token for token, piece in pieces.items() if piece in literals]
+    ids = np.asarray(sorted(settings.token_ids), np.int32)
+    support = sorted({*settings.token_ids, *whole}) if settings.remove_from_support else []
+    return TokenMask(literals, ids, np.asarray(support, np.int32), pieces)
+
+
+def token_bytes(tokenizer: Any) -> dict[int, bytes]:
+    """The bytes every id stands for, of a byte-level or SentencePiece-like tokenizer.
+
+    Raises:
+        ConfigurationError: it is of another kind.
+    """
+    backend = tokenizer.backend_tokenizer
+    kinds = _decoder_kinds(json.loads(backend.to_str())["decoder"])
+    added = {token: str(a.content).encode() for token, a in _added(backend).items()}
+    vocabulary = backend.get_vocab(with_added_tokens=False).items()
+    if "ByteLevel" in kinds:
+        table = _byte_level_table()
+        plain = {i: _through(table, token) for token, i in vocabulary}
+    elif kinds & {"ByteFallback", "Metaspace", "Replace"}:
+        plain = {i: _sentence_piece(token) for token, i in vocabulary}
+    else:
+        raise ConfigurationError(
+            f"the bytes of this tokenizer's tokens are not known (decoder {sorted(kinds)})",
+            where="loss.mask.strings",
+            fix="set loss.mask.strings = [] and list ids in loss.mask.token_ids",
+        )
+    return plain | added
+
+
+def _added(backend: Any) -> dict[int, Any]:
+    result: dict[int, Any] = backend.get_added_tokens_decoder()
+    return result
+
+
+def _decoder_kinds(decoder: Any) -> set[str]:
+    if decoder is None:
+        return set()
+    inner: Sequence[Any] = decoder.get("decoders", ())
+    return {decoder["type"]}.union(*(_decoder_kinds(d) for d in inner))
+
+
+def _sentence_piece(token: str) -> bytes:
+    if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+        return bytes([int(token[3:5], 16)])
+    return token.replace("\u2581", " ").encode()
+
+
+def _through(table: dict[str, int], token: str) -> bytes:
+    if all(character in table for character in token):
+        return bytes(table[character] for character in token)
+    return token.encode()
+
+
+@cache
+def _byte_level_table() -> dict[str, int]:
+    """The printable character that byte-level BPE writes for each byte."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(byte): byte for byte in printable}
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return table | {chr(256 + place): byte for place, byte in enumerate(others)}

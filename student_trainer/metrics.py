@@ -1,0 +1,172 @@
+"""The figures of a step (docs/training.md lists them). Nats, tokens, seconds."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from teacher_proto.types import Bool
+from torch import Tensor
+
+from student_trainer.batching import MicroBatch
+from student_trainer.losses.base import Head, LossBatch, LossResult
+from student_trainer.losses.normaliser import row_statistics
+from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.sampling import stream
+
+
+class Means:
+    """Sums and counts by name; each name's mean at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+
+    def add(self, name: str, total: float, count: int) -> None:
+        self._sums[name] += total
+        self._counts[name] += count
+
+    def add_values(self, name: str, values: Tensor) -> None:
+        self.add(name, float(values.double().sum()), values.numel())
+
+    def mean(self, name: str) -> float | None:
+        """None when nothing was counted."""
+        count = self._counts.get(name, 0)
+        return self._sums[name] / count if count else None
+
+    def all(self) -> dict[str, float | None]:
+        return {name: self.mean(name) for name in self._sums}
+
+
+@dataclass
+class UpdateFigures:
+    """What the updates of one step add up to.
+
+    Attributes:
+        losses: mean loss of each update. grad_norms: before clipping.
+    """
+
+    losses: list[float] = field(default_factory=list)
+    grad_norms: list[float] = field(default_factory=list)
+    clipped: bool = False
+    lr: float = 0.0
+    rows: int = 0
+    used: int = 0
+    masked: int = 0
+    dropped_non_finite: int = 0
+    dropped_small_support: int = 0
+    means: Means = field(default_factory=Means)
+
+
+def choose_rows(keep: Sequence[Bool], count: int, seed: int, step: int) -> list[Bool]:
+    """Marks ``count`` of the kept rows, or all when there are fewer.
+
+    The choice depends on the rows alone, not on how they are cut into
+    micro-batches.
+    """
+    lengths = [len(rows) for rows in keep]
+    kept = np.flatnonzero(np.concatenate(keep))
+    chosen = np.zeros(sum(lengths), np.bool_)
+    size = min(count, len(kept))
+    chosen[stream("metric rows", seed, step).choice(kept, size, replace=False)] = True
+    return np.split(chosen, np.cumsum(lengths)[:-1])
+
+
+def add_rows(
+    figures: UpdateFigures,
+    batch: LossBatch,
+    result: LossResult,
+    chosen: Tensor,
+    head: Head,
+    temperature: float,
+    chunk_rows: int,
+    same_temperature: bool,
+) -> None:
+    """Adds a micro-batch's rows.
+
+    Args:
+        chosen: bool [T], rows for which the whole vocabulary is computed.
+        same_temperature: the rollout was drawn at ``temperature``.
+    """
+    means, used = figures.means, result.used
+    count = int(used.sum())
+    for name, total in result.metrics.items():
+        means.add(name, total, count)
+    if batch.teacher_sampled is not None and batch.old_log_probs is not None:
+        ratio = batch.teacher_sampled - batch.old_log_probs
+        means.add_values("log_ratio_mean", ratio[used & ratio.isfinite()])
+    if batch.support_log_probs is not None and "teacher_support_mass" not in result.metrics:
+        _add_support(means, batch, used)
+    rows = torch.nonzero(chosen.to(used.device) & used).squeeze(-1)
+    if not len(rows):
+        return
+    statistics = row_statistics(
+        batch.hidden.detach()[rows],
+        head,
+        batch.sampled_ids[rows],
+        temperature,
+        chunk_rows,
+        None if batch.support_ids is None else batch.support_ids[rows],
+        None if batch.support_valid is None else batch.support_valid[rows],
+    )
+    means.add_values("student_entropy", statistics.entropy)
+    if statistics.support_mass is not None:
+        means.add_values("student_support_mass", statistics.support_mass)
+    if same_temperature and batch.old_log_probs is not None:
+        moved = statistics.sampled_log_probs - batch.old_log_probs[rows]
+        means.add_values("rollout_log_prob_gap", moved.abs())
+
+
+def _add_support(means: Means, batch: LossBatch, used: Tensor) -> None:
+    assert batch.support_ids is not None
+    assert batch.support_log_probs is not None
+    assert batch.support_valid is not None
+    valid = batch.support_valid[used]
+    mass = batch.support_log_probs[used].where(valid, -torch.inf).exp().sum(-1)
+    inside = ((batch.support_ids[used] == batch.sampled_ids[used, None]) & valid).any(-1)
+    means.add_values("teacher_support_mass", mass)
+    means.add_values("sampled_in_support", inside.float())
+
+
+def micro_batch_rows(batch: MicroBatch, chosen: Sequence[Bool]) -> Tensor:
+    """bool [T]: ``chosen`` by response, as the rows of a micro-batch."""
+    members, owners, steps = batch.members, batch.owners.tolist(), batch.steps.tolist()
+    flags = [bool(chosen[members[o]][t]) for o, t in zip(owners, steps, strict=True)]
+    return torch.tensor(flags, dtype=torch.bool)
+
+
+def rollout_figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    lengths = [len(rollout.token_ids) for rollout in rollouts]
+    return {
+        "response_length_mean": float(np.mean(lengths)),
+        "truncated_share": float(np.mean([not rollout.finished for rollout in rollouts])),
+    }
+
+
+def step_metrics(figures: UpdateFigures, rollouts: Sequence[Rollout]) -> dict[str, object]:
+    """The step's figures without times; None where nothing was measured."""
+    names = (
+        "teacher_support_mass",
+        "student_entropy",
+        "student_support_mass",
+        "sampled_in_support",
+        "top1_agreement_on_support",
+        "log_ratio_mean",
+    )
+    return {
+        "loss": float(np.mean(figures.losses)),
+        "tokens": figures.rows,
+        "tokens_used": figures.used,
+        "masked_tokens": figures.masked,
+        "dropped_non_finite": figures.dropped_non_finite,
+        "dropped_small_support": figures.dropped_small_support,
+        **rollout_figures(rollouts),
+        "grad_norm": max(figures.grad_norms),
+        "clipped": figures.clipped,
+        "lr": figures.lr,
+        **{name: figures.means.mean(name) for name in names},
+        **{k: v for k, v in figures.means.all().items() if k not in names},
+    }

@@ -1,0 +1,263 @@
+"""The student: a causal language model, its tokenizer and its head.
+
+The losses work on final hidden states and on the head's weight, so the head has
+to be exactly what the model itself applies; ``load_student`` checks that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import Int32
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from student_trainer.config import LoraSettings, StudentSettings
+from student_trainer.losses.base import Head
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+PROBE_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class Student:
+    """A loaded student.
+
+    Attributes:
+        module: the model that is trained, wrapped by peft when it has adapters.
+        tokenizer: the transformers tokenizer saved with it.
+        tokenizer_hash: its fingerprint, as the teacher service computes it.
+        head: the output projection; its weight is the model's own parameter.
+        vocabulary_size: width V of the logits.
+        terminators: ids that end a response, ascending.
+        padding_id: id written where a batch has no token; never scored.
+        max_length: longest sequence the model takes, tokens.
+    """
+
+    module: nn.Module
+    tokenizer: Any
+    tokenizer_hash: str
+    head: Head
+    device: torch.device
+    vocabulary_size: int
+    terminators: tuple[int, ...]
+    padding_id: int
+    max_length: int
+
+    @property
+    def causal_model(self) -> Any:
+        """The transformers model with its head; adapters act inside it."""
+        return _causal_model(self.module)
+
+    @property
+    def has_adapters(self) -> bool:
+        return self.causal_model is not self.module
+
+
+def load_student(settings: StudentSettings, weights: Path | None = None) -> Student:
+    """Loads the student for training; ``module`` is left in evaluation mode.
+
+    Args:
+        settings: what to load and how.
+        weights: a saved state to go on from (``save_weights``), in place of the
+            model's own weights, or on top of them when there are adapters.
+
+    Raises:
+        ConfigurationError: it cannot be loaded, has no terminator, or its head
+            is not a plain projection of its last hidden states.
+    """
+    device = resolve_device(settings.device)
+    source = settings.model if weights is None or settings.lora else str(weights)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[settings.dtype])
+        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"cannot load {source!r}: {error}",
+            where="student.model",
+            fix="give a directory or hub id of a causal language model with its tokenizer",
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigurationError(
+            "its tokenizer has no tokenizer.json", where="student.model", fix="convert it first"
+        )
+    model.to(device)
+    terminators = _terminators(model, tokenizer)
+    module = _with_adapters(model, settings.lora, weights) if settings.lora else model
+    if settings.gradient_checkpointing:
+        # transformers renamed the method in 5.2x; both take the same first argument.
+        enable = getattr(model, "activation_checkpointing_enable", None)
+        (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    module.eval()
+    head = _head(model)
+    padding = tokenizer.pad_token_id
+    student = Student(
+        module=module,
+        tokenizer=tokenizer,
+        tokenizer_hash=tokenizer_hash(tokenizer.backend_tokenizer.to_str()),
+        head=head,
+        device=device,
+        vocabulary_size=int(head.weight.shape[0]),
+        terminators=terminators,
+        padding_id=int(padding) if padding is not None else terminators[0],
+        max_length=int(getattr(model.config, "max_position_embeddings", 0) or 2**31 - 1),
+    )
+    _probe_head(student)
+    return student
+
+
+def resolve_device(name: str) -> torch.device:
+    """The torch device of a setting; ``auto`` is CUDA when there is one."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"device {name!r} cannot be used: {error}",
+            where="student.device",
+            fix="use cpu or auto",
+        ) from error
+    return device
+
+
+def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
+    """Final hidden states of a right-padded batch, after the last norm.
+
+    Returns:
+        [B, Lmax, H] in the model's dtype; positions past a sequence's end hold
+        values that mean nothing. Autograd as the ambient mode says.
+    """
+    width = max(len(sequence) for sequence in sequences)
+    ids = np.full((len(sequences), width), student.padding_id, np.int64)
+    mask = np.zeros((len(sequences), width), np.int64)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence
+        mask[row, : len(sequence)] = 1
+    return _last_hidden(
+        student, torch.from_numpy(ids).to(student.device), torch.from_numpy(mask).to(student.device)
+    )
+
+
+def head_logits(head: Head, hidden: Tensor) -> Tensor:
+    """float32 logits [T, V] of hidden states [T, H]."""
+    projection = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    return head.finish(projection.float())
+
+
+def save_weights(student: Student, directory: Path) -> None:
+    """Saves what is trained: the model, or only its adapters; with the tokenizer."""
+    module: Any = student.module
+    if student.has_adapters:
+        module.save_pretrained(directory, save_embedding_layers=False)
+    else:
+        module.save_pretrained(directory)
+    student.tokenizer.save_pretrained(directory)
+
+
+def save_final(student: Student, directory: Path, *, merge: bool) -> None:
+    """Saves the trained model for use; ``merge`` folds adapters into the weights.
+
+    Merging changes ``student`` for good.
+    """
+    if student.has_adapters and merge:
+        merged: Any = student.module
+        merged.merge_and_unload().save_pretrained(directory)
+        student.tokenizer.save_pretrained(directory)
+    else:
+        save_weights(student, directory)
+
+
+def _causal_model(module: Any) -> Any:
+    return module.get_base_model() if hasattr(module, "get_base_model") else module
+
+
+def _last_hidden(student: Student, ids: Tensor, mask: Tensor) -> Tensor:
+    decoder = student.causal_model.base_model
+    output = decoder(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
+    hidden: Tensor = output.last_hidden_state
+    return hidden
+
+
+def _with_adapters(model: Any, settings: LoraSettings, weights: Path | None) -> Any:
+    from peft import LoraConfig, PeftModel, get_peft_model
+
+    if weights is not None:
+        return PeftModel.from_pretrained(model, str(weights), is_trainable=True)
+    targets = settings.target_modules
+    configuration = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+    )
+    try:
+        return get_peft_model(model, configuration)
+    except ValueError as error:
+        raise ConfigurationError(str(error), where="student.lora.target_modules") from error
+
+
+def _terminators(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Ids that end a response: of the generation config and of the tokenizer."""
+    configured = model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list | tuple) else [configured])
+    ids.add(tokenizer.eos_token_id)
+    ids.discard(None)
+    if not ids:
+        raise ConfigurationError(
+            "neither its generation config nor its tokenizer names an end-of-text token",
+            where="student.model",
+            fix="set eos_token_id in generation_config.json",
+        )
+    return tuple(sorted(ids))
+
+
+def _head(model: Any) -> Head:
+    projection = model.get_output_embeddings()
+    if type(projection) is not nn.Linear:
+        raise ConfigurationError(
+            f"its head is a {type(projection).__name__}, not a plain linear layer",
+            where="student.lora.target_modules",
+            fix="leave the head out of the adapters; use a model with a linear head",
+        )
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(
+        weight=projection.weight,
+        bias=projection.bias,
+        scale=scale,
+        softcap=float(softcap) if softcap else None,
+    )
+
+
+@torch.no_grad()
+def _probe_head(student: Student) -> None:
+    """The head applied to the hidden states must give the model's own logits."""
+    step = max(student.vocabulary_size // PROBE_TOKENS, 1)
+    ids = torch.arange(PROBE_TOKENS, device=student.device) * step % student.vocabulary_size
+    ids = ids.unsqueeze(0)
+    mask = torch.ones_like(ids)
+    module: Any = student.module
+    own = module(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
+    ours = head_logits(student.head, _last_hidden(student, ids, mask)[0])
+    bound = 1e-4 if student.head.weight.dtype == torch.float32 else 3e-2
+    difference = float((own - ours).abs().max())
+    if not difference <= bound * max(float(own.abs().max()), 1.0):
+        raise ConfigurationError(
+            "its logits are not the head applied to its last hidden states "
+            f"(largest difference {difference:.3g})",
+            where="student.model",
+            fix="use a model whose head is a linear layer, with a scale or a softcap at most",
+        )

@@ -1,0 +1,157 @@
+"""AdamW over float32 parameters, the learning rate's course, and clipping.
+
+A float32 parameter is updated in place. A bfloat16 parameter has a float32
+master: its gradient is added up in float32 as each micro-batch's backward ends,
+AdamW moves the master, and the parameter is the master rounded.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from teacher_proto.errors import ConfigurationError
+from torch import Tensor, nn
+
+from student_trainer.config import OptimizerSettings
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+def learning_rate(settings: OptimizerSettings, update: int, updates: int) -> float:
+    """The rate of update 0, 1, ... of ``updates``.
+
+    Warm-up rises linearly and reaches the peak at its last update; linear and
+    cosine then fall to what would be 0 one update after the last.
+    """
+    if update < settings.warmup_steps:
+        return settings.lr * (update + 1) / settings.warmup_steps
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (update - settings.warmup_steps) / max(updates - settings.warmup_steps, 1)
+    if settings.schedule == "linear":
+        return settings.lr * (1 - done)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Optimizer:
+    """AdamW on the trainable parameters of a module.
+
+    Gradients of backward passes add up until ``zero_grad``.
+    """
+
+    def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
+        self.settings = settings
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        if not self.parameters:
+            raise ConfigurationError("the student has no trainable parameter", where="student")
+        self.masters = {name: self._master(p) for name, p in self.parameters.items()}
+        matrices = [m for m in self.masters.values() if m.ndim >= 2]
+        vectors = [m for m in self.masters.values() if m.ndim < 2]
+        groups = [
+            {"params": matrices, "weight_decay": settings.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=settings.lr,
+            betas=settings.betas,
+            eps=settings.eps,
+        )
+        self.zero_grad()
+
+    @staticmethod
+    def _master(parameter: nn.Parameter) -> Tensor:
+        if parameter.dtype == torch.float32:
+            return parameter
+        master = parameter.detach().float().requires_grad_()
+
+        def collect(source: Tensor) -> None:
+            assert source.grad is not None
+            assert master.grad is not None
+            master.grad += source.grad
+            source.grad = None
+
+        parameter.register_post_accumulate_grad_hook(collect)  # type: ignore[no-untyped-call]
+        return master
+
+    @property
+    def accumulates_in_place(self) -> bool:
+        """True when every parameter is its own master."""
+        return all(self.masters[name] is p for name, p in self.parameters.items())
+
+    def zero_grad(self) -> None:
+        """Sets gradients to 0 and keeps them allocated."""
+        for master in self.masters.values():
+            if master.grad is None:
+                master.grad = torch.zeros_like(master)
+            else:
+                master.grad.zero_()
+
+    @torch.no_grad()
+    def scale_gradients(self, factor: float) -> float:
+        """Multiplies every gradient and returns their total 2-norm after it."""
+        gradients = self._gradients()
+        torch._foreach_mul_(gradients, factor)
+        return float(torch.nn.utils.get_total_norm(gradients))
+
+    @torch.no_grad()
+    def clip(self, norm: float) -> bool:
+        """Scales gradients of total 2-norm ``norm`` down to the bound; True when it did."""
+        bound = self.settings.clip_norm
+        if bound is None or norm <= bound:
+            return False
+        torch._foreach_mul_(self._gradients(), bound / norm)
+        return True
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        for group in self.adamw.param_groups:
+            group["lr"] = rate
+        self.adamw.step()
+        self._round_masters()
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments, step counts and masters by ``kind/parameter``, float32."""
+        tensors: dict[str, Tensor] = {}
+        for name, master in self.masters.items():
+            state: Mapping[str, Any] = self.adamw.state.get(master, {})
+            if state:
+                tensors |= {f"{moment}/{name}": state[moment] for moment in MOMENTS}
+                tensors[f"step/{name}"] = torch.as_tensor(state["step"], dtype=torch.float32)
+            if master is not self.parameters[name]:
+                tensors[f"master/{name}"] = master.detach()
+        return tensors
+
+    @torch.no_grad()
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes over what ``state`` gave.
+
+        Raises:
+            ConfigurationError: it belongs to other parameters.
+        """
+        expected = {key.split("/", 1)[1] for key in tensors}
+        if tensors and expected != set(self.parameters):
+            other = sorted(expected ^ set(self.parameters))
+            raise ConfigurationError(
+                f"the optimiser state is of other parameters, for one {other[0]}",
+                where="checkpoint",
+                fix="resume with the student and adapters of the checkpoint",
+            )
+        for name, master in self.masters.items():
+            if f"master/{name}" in tensors:
+                master.copy_(tensors[f"master/{name}"])
+            if f"step/{name}" in tensors:
+                state = {m: tensors[f"{m}/{name}"].to(master.device).clone() for m in MOMENTS}
+                self.adamw.state[master] = {"step": tensors[f"step/{name}"].clone(), **state}
+        self._round_masters()
+
+    def _gradients(self) -> list[Tensor]:
+        return [m.grad for m in self.masters.values() if m.grad is not None]
+
+    def _round_masters(self) -> None:
+        for name, parameter in self.parameters.items():
+            if self.masters[name] is not parameter:
+                parameter.copy_(self.masters[name])

@@ -1,0 +1,70 @@
+"""What a run shows while it works: a bar on a terminal, else one JSON line a step."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, TextIO
+
+
+class Progress:
+    """Context manager; ``step`` after every step, ``phase`` when another part starts.
+
+    The bar needs a terminal and ``TQDM_DISABLE`` unset; ``NO_COLOR`` is
+    honoured. Without a bar, ``step`` writes the step's metrics as JSON.
+    """
+
+    def __init__(self, steps: int, done: int, stream: TextIO | None = None) -> None:
+        self._stream = stream if stream is not None else sys.stdout
+        disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+        self._bar: Any = None
+        if self._stream.isatty() and not disabled:
+            self._bar = _bar(self._stream)
+            self._task = self._bar.add_task("starting", total=steps, completed=done, figures="")
+
+    def __enter__(self) -> Progress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def phase(self, name: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, description=name)
+
+    def step(self, metrics: Mapping[str, Any]) -> None:
+        if self._bar is None:
+            self._stream.write(json.dumps(metrics) + "\n")
+            self._stream.flush()
+            return
+        figures = (
+            f"loss {metrics['loss']:.4f}  length {metrics['response_length_mean']:.0f}  "
+            f"{metrics['tokens_per_second']:.0f} tokens/s"
+        )
+        self._bar.update(self._task, completed=metrics["step"], figures=figures)
+
+
+def _bar(stream: TextIO) -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    return Bar(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[figures]}"),
+        TimeRemainingColumn(),
+        console=Console(file=stream),
+    )

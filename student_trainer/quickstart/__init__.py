@@ -1,0 +1,1 @@
+"""The quickstart: a real teacher and a real student on a machine without a GPU."""

@@ -1,0 +1,101 @@
+"""Where prepared models are kept, and how one gets there whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from teacher_proto.errors import ConfigurationError
+
+MANIFEST = "manifest.json"
+
+
+def cache_dir(environment: Mapping[str, str] | None = None) -> Path:
+    """The project's cache: LSM_CACHE, else XDG_CACHE_HOME/lsm-distill, else ~/.cache/lsm-distill.
+
+    Raises:
+        ConfigurationError: the variable holds a relative path.
+    """
+    values = os.environ if environment is None else environment
+    if values.get("LSM_CACHE"):
+        return _absolute(values["LSM_CACHE"], "LSM_CACHE")
+    if values.get("XDG_CACHE_HOME"):
+        return _absolute(values["XDG_CACHE_HOME"], "XDG_CACHE_HOME") / "lsm-distill"
+    return Path.home() / ".cache" / "lsm-distill"
+
+
+def _absolute(value: str, name: str) -> Path:
+    path = Path(value).expanduser()
+    if not path.is_absolute():
+        raise ConfigurationError(
+            f"{value!r} is not an absolute path", where=name, fix=f"give {name} an absolute path"
+        )
+    return path
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def ensure(directory: Path, make: Callable[[Path], Mapping[str, object]]) -> Path:
+    """``directory``, made by ``make`` unless it is already there and whole.
+
+    ``make`` fills an empty folder beside it and returns facts for the manifest.
+    The folder is renamed into place when it is complete, so that a reader never
+    sees half of one; of two processes that make the same, the first wins.
+
+    Raises:
+        ConfigurationError: the folder exists but files its manifest lists are
+            missing or have another size.
+    """
+    if directory.exists():
+        _check(directory)
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    try:
+        facts = make(work)
+        for path in work.iterdir():
+            path.chmod(0o644)
+        files = {
+            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+            for path in sorted(work.iterdir())
+        }
+        manifest = {**facts, "files": files}
+        (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        work.chmod(0o755)
+        try:
+            work.rename(directory)
+        except OSError:
+            if not directory.exists():
+                raise
+            _check(directory)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return directory
+
+
+def _check(directory: Path) -> None:
+    fix = f"delete {directory} and run the command again"
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        sizes = {name: entry["bytes"] for name, entry in manifest["files"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigurationError(
+            f"the cached model has no readable {MANIFEST} ({error})", where=str(directory), fix=fix
+        ) from error
+    for name, size in sizes.items():
+        path = directory / name
+        if not path.is_file() or path.stat().st_size != size:
+            raise ConfigurationError(
+                f"the cached model is damaged: {name} is not the {size} bytes it was made with",
+                where=str(directory),
+                fix=fix,
+            )

@@ -1,0 +1,222 @@
+"""``student-trainer quickstart``: a teacher, a student and a training run, from nothing."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from teacher_proto.errors import ConfigurationError, LsmError, TeacherUnavailableError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from student_trainer.config import TrainConfig
+
+DROPPED_LAYERS = (3, 5, 7, 12, 14, 17)
+ENV_PREFIX = "LSM_TRAINER"
+PACKAGE = Path(__file__).parent
+# Files a run directory of ours holds; another directory is never moved.
+RUN_MARKS = ("config.toml", "metrics.jsonl", "summary.json", "teacher-server.log")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path("runs/quickstart"),
+        metavar="DIR",
+        help="run directory; an older run there is moved aside (runs/quickstart)",
+    )
+    parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        dest="overrides",
+        help="change one key of the training settings, such as optimizer.lr=5e-5; again for more",
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    started = time.monotonic()
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    # Teacher and student share the cores: a thread that waits for another must
+    # not spin on the core the other process needs. Read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    with _ended_by_signals():
+        # Settings first: a wrong one is told before any work.
+        placeholder = Path("to-be-prepared")
+        load_config(arguments.overrides, run_flags(arguments, placeholder, "127.0.0.1:1"))
+        aside = move_aside(arguments.output)
+        if aside is not None:
+            console.print(f"moved the older run to {aside}", style="yellow", highlight=False)
+        arguments.output.mkdir(parents=True, exist_ok=True)
+        teacher, student = _models(console)
+        _train(console, arguments, teacher, student)
+    from student_trainer.quickstart.table import closing_table
+
+    out = Console()
+    out.print(closing_table(arguments.output))
+    out.print(
+        f"{time.monotonic() - started:.0f} s in all. Open {arguments.output / 'report.html'}; "
+        f"the student is in {arguments.output / 'model'}.",
+        highlight=False,
+    )
+    return 0
+
+
+def _models(console: Console) -> tuple[Path, Path]:
+    """Folders of the teacher and of the pruned student, made when they are not cached."""
+    from student_trainer.quickstart.prepare import smollm2_dir
+
+    def note(text: str) -> None:
+        console.print(text, style="dim", highlight=False)
+
+    _quiet()
+    teacher = smollm2_dir(note)
+    return teacher, pruned_dir(teacher, note)
+
+
+def pruned_dir(teacher: Path, note: Any) -> Path:
+    """The teacher without six of its thirty layers, in the cache beside it."""
+    from student_trainer.prune import prune
+    from student_trainer.quickstart.cache import ensure
+
+    def make(folder: Path) -> Mapping[str, object]:
+        note(f"removing layers {', '.join(map(str, DROPPED_LAYERS))} to make the student")
+        prune(str(teacher), folder, drop=DROPPED_LAYERS)
+        return {"source": teacher.name, "dropped_layers": list(DROPPED_LAYERS)}
+
+    dropped = "-".join(map(str, DROPPED_LAYERS))
+    return ensure(teacher.parent / f"{teacher.name}-without-{dropped}", make)
+
+
+def _train(console: Console, arguments: argparse.Namespace, teacher: Path, student: Path) -> None:
+    from student_trainer.quickstart.server import TeacherProcess
+
+    output: Path = arguments.output
+    with tempfile.TemporaryDirectory(prefix="lsm-quickstart-") as scratch:
+        server = TeacherProcess(
+            model=teacher,
+            log=output / "teacher-server.log",
+            ready_file=Path(scratch) / "ready.json",
+            arguments=("--engine", "transformers", "--device", "cpu", "--dtype", "float32"),
+        )
+        console.print("starting the teacher server", style="dim", highlight=False)
+        with server:
+            console.print(
+                f"teacher ready at {server.grpc_address} (process {server.pid})",
+                style="dim",
+                highlight=False,
+            )
+            flags = run_flags(arguments, student, server.grpc_address)
+            config = load_config(arguments.overrides, flags)
+            from student_trainer.train import train
+
+            try:
+                train(config)
+            except LsmError as error:
+                if why := server.ended():
+                    raise TeacherUnavailableError(
+                        why, where="quickstart", fix=f"see {server.log} for all of it"
+                    ) from error
+                raise
+            console.print("stopping the teacher server", style="dim", highlight=False)
+
+
+def run_flags(arguments: argparse.Namespace, student: Path, address: str) -> dict[str, Any]:
+    """What the command itself decides, by settings key."""
+    flags: dict[str, Any] = {
+        "run.output_dir": str(arguments.output),
+        "student.model": str(student),
+        "teacher.address": address,
+        "data.train": str(PACKAGE / "train.jsonl"),
+        "data.held_out": str(PACKAGE / "held_out.jsonl"),
+    }
+    if arguments.steps is not None:
+        flags["run.steps"] = arguments.steps
+    return flags
+
+
+def load_config(overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConfig:
+    """The packaged settings with the caller's changes; raises ConfigurationError."""
+    from teacher_proto.settings import load_settings
+
+    from student_trainer.config import TrainConfig
+
+    decided = sorted(key for text in overrides if (key := text.partition("=")[0].strip()) in flags)
+    if decided:
+        raise ConfigurationError(
+            f"the quickstart sets {decided[0]} itself",
+            where=f"--set {decided[0]}",
+            fix="use --output and --steps, or run student-trainer train with your own settings",
+        )
+    settings: TrainConfig = load_settings(
+        TrainConfig, [PACKAGE / "quickstart.toml"], ENV_PREFIX, list(overrides), flags
+    ).settings
+    return settings
+
+
+def move_aside(output: Path) -> Path | None:
+    """Free the run directory: an older run there gets the next free number.
+
+    Returns:
+        Where the older run is now; None when there was none.
+
+    Raises:
+        ConfigurationError: the directory holds something that is not a run.
+    """
+    if not output.exists() or (output.is_dir() and not any(output.iterdir())):
+        return None
+    if not output.is_dir() or not any((output / mark).exists() for mark in RUN_MARKS):
+        raise ConfigurationError(
+            "it exists and is not a run directory",
+            where=f"--output {output}",
+            fix="choose another directory",
+        )
+    number = 1
+    while (aside := output.with_name(f"{output.name}-{number}")).exists():
+        number += 1
+    shutil.move(output, aside)
+    return aside
+
+
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that the server is stopped."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _quiet() -> None:
+    """The libraries' chatter off; our own warnings to standard error."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

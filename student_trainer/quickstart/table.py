@@ -1,0 +1,46 @@
+"""The closing table: held-out figures before and after, from summary.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+ROWS = (
+    ("reverse KL (student to teacher), nats", "reverse_kl", "{:.3f}"),
+    ("forward KL (teacher to student), nats", "forward_kl", "{:.3f}"),
+    ("same most likely token", "agreement", "{:.1%}"),
+    ("reverse KL on fresh answers, nats", "fresh_reverse_kl", "{:.3f}"),
+    ("answer length, tokens", "rollout_length", "{:.1f}"),
+    ("answers cut at the length limit", "truncated_share", "{:.1%}"),
+)
+
+
+def closing_table(run_dir: Path) -> Table:
+    """Raises OSError or ValueError when ``summary.json`` is not there."""
+    summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+    return table(summary)
+
+
+def table(summary: Mapping[str, Any]) -> Table:
+    made = Table(
+        title=f"{summary['held_out_prompts']} held-out prompts, "
+        f"{summary['frozen_rows']} frozen positions",
+        caption=f"{summary['steps']} steps, {summary['tokens']} tokens, "
+        f"{summary['seconds']:.0f} s of training and evaluation",
+    )
+    made.add_column("")
+    made.add_column("before", justify="right")
+    made.add_column("after", justify="right")
+    for label, key, form in ROWS:
+        made.add_row(
+            label, *(_cell(summary[f"{key}_{when}"], form) for when in ("before", "after"))
+        )
+    return made
+
+
+def _cell(value: float | None, form: str) -> str:
+    return "not measured" if value is None else form.format(value)

@@ -1,0 +1,109 @@
+"""Everything a report shows, read from a run directory. Nothing here needs torch."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.evaluation.results import Evaluation, load_evaluation
+
+
+@dataclass(frozen=True)
+class RunFiles:
+    """A run as its files tell it.
+
+    Attributes:
+        config: the resolved settings.
+        metrics: one mapping per optimiser step, in order; at least one.
+        before, after: None when the run was not evaluated then.
+    """
+
+    path: Path
+    config: Mapping[str, Any]
+    metrics: list[dict[str, Any]]
+    before: Evaluation | None
+    after: Evaluation | None
+
+
+def read_run(path: Path) -> RunFiles:
+    """Raises ConfigurationError, which names the file, when one is missing or unreadable."""
+    if not path.is_dir():
+        raise ConfigurationError(
+            "there is no such directory", where=str(path), fix="give the directory of a run"
+        )
+    evaluation = path / "evaluation"
+    return RunFiles(
+        path=path,
+        config=_config(path / "config.toml"),
+        metrics=_metrics(path / "metrics.jsonl"),
+        before=_evaluation(evaluation / "before.json"),
+        after=_evaluation(evaluation / "after.json"),
+    )
+
+
+def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys and their values as text, in order."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            text = value if isinstance(value, str) else json.dumps(value, default=str)
+            yield f"{prefix}{key}", text
+
+
+def _config(path: Path) -> Mapping[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError as error:
+        raise _missing(path) from error
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            if number == len(lines):
+                break  # a run that was killed can leave its last line unfinished
+            raise _unreadable(path, f"line {number}: {error}") from error
+        if not isinstance(row, dict) or "step" not in row:
+            raise _unreadable(path, f"line {number} is not the metrics of a step")
+        rows.append(row)
+    if not rows:
+        raise ConfigurationError(
+            "it holds no step", where=str(path), fix="wait for the run's first step"
+        )
+    return rows
+
+
+def _evaluation(path: Path) -> Evaluation | None:
+    return load_evaluation(path) if path.exists() else None
+
+
+def _missing(path: Path) -> ConfigurationError:
+    return ConfigurationError(
+        f"the run has no {path.name}",
+        where=str(path),
+        fix="give the output_dir of a run of student-trainer train",
+    )
+
+
+def _unreadable(path: Path, why: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"it cannot be read: {why}", where=str(path), fix="restore the file, or run again"
+    )

@@ -1,0 +1,94 @@
+"""Whether a run may go on from a checkpoint: the same settings, prompts and teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.types import TeacherIdentity
+
+from student_trainer.checkpoint import TrainState
+
+# Keys that do not change a step's numbers, so they may change on resume. The
+# train file may move: its prompts are compared by content.
+FREE_KEYS = (
+    "run.name",
+    "run.output_dir",
+    "data.train",
+    "teacher.address",
+    "teacher.connect_timeout_seconds",
+    "teacher.timeout_seconds",
+    "teacher.max_in_flight",
+    "teacher.attempts",
+    "checkpoint",
+    "report",
+)
+
+
+def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Dotted keys whose value differs, with both values; a missing one is None."""
+    old, new = _flat(before), _flat(now)
+    return {
+        key: (old.get(key), new.get(key))
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
+    }
+
+
+def check_resumable(
+    state: TrainState,
+    config: Mapping[str, Any],
+    data_digest: str,
+    teacher: TeacherIdentity,
+    allowed: Sequence[str] = (),
+) -> None:
+    """A resumed run must be the run that was stopped.
+
+    Keys of FREE_KEYS may change; so may ``run.steps`` while the schedule is
+    constant, and what ``allowed`` names.
+
+    Raises:
+        ConfigurationError: other settings or other prompts.
+        ContractMismatchError: another teacher.
+    """
+    free = [*FREE_KEYS, *allowed]
+    if config["optimizer"]["schedule"] == "constant":
+        free.append("run.steps")
+    changed = {
+        key: values
+        for key, values in changed_keys(state.config, config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in free)
+    }
+    if changed:
+        shown = ", ".join(f"{k} ({old!r} to {new!r})" for k, (old, new) in changed.items())
+        raise ConfigurationError(
+            f"the configuration differs from the checkpoint's: {shown}",
+            where="checkpoint.resume",
+            fix="restore the values, name the keys in checkpoint.allow_changed, or start "
+            "another run in another run.output_dir",
+        )
+    if data_digest != state.data_digest and "data.train" not in allowed:
+        raise ConfigurationError(
+            "the train prompts differ from the checkpoint's",
+            where="data.train",
+            fix="restore the file, or name data.train in checkpoint.allow_changed",
+        )
+    if teacher != state.teacher:
+        raise ContractMismatchError(
+            f"the teacher's identity is {teacher.digest}, the run was scored by "
+            f"{state.teacher.digest} so far",
+            where="teacher.name",
+            fix="serve the same teacher again, or start another run",
+            reason="IDENTITY_CHANGED",
+        )
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

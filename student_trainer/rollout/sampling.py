@@ -1,0 +1,109 @@
+"""Nucleus sampling from per-rollout random streams. Pure functions of tensors.
+
+A rollout draws from a stream of its own, so its tokens do not depend on which
+other rollouts are generated beside it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+FIRST_CANDIDATES = 256
+
+
+def stream(*key: int | str) -> np.random.Generator:
+    """A Philox generator of its own for every key."""
+    digest = hashlib.sha256("\x1f".join(str(part) for part in key).encode()).digest()
+    return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
+
+
+def rollout_uniforms(
+    seed: int, step: int, prompt_id: str, index: int, count: int
+) -> NDArray[np.float64]:
+    """float64 [count] in [0, 1): the draws of one rollout, one per token."""
+    return stream("rollout", seed, step, prompt_id, index).random(count)
+
+
+def nucleus(
+    probabilities: Tensor, top_p: float, candidates: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The smallest set of tokens whose probability reaches ``top_p``.
+
+    Tokens enter by descending probability, ties by lower id.
+
+    Args:
+        probabilities: float32 [B, V], rows sum to 1.
+        top_p: in (0, 1].
+        candidates: C, how many of the most likely tokens to look at, 1 <= C <= V.
+
+    Returns:
+        ids int64 [B, C], cumulative float64 [B, C] in that order, size int64
+        [B] >= 1 and settled bool [B]. The first ``size`` entries of a settled
+        row are its nucleus; a row that is not settled needs more candidates.
+        With C = V every row is settled.
+    """
+    values, ids = _descending(probabilities, candidates)
+    cumulative = values.double().cumsum(-1)
+    # Rounding may leave the sum of all below top_p: the set is then everything.
+    size = ((cumulative < top_p).sum(-1) + 1).clamp(max=candidates)
+    if candidates == probabilities.shape[-1]:
+        return ids, cumulative, size, torch.ones_like(size, dtype=torch.bool)
+    last = values.gather(-1, (size - 1).unsqueeze(-1)).squeeze(-1)
+    # A tie with the weakest candidate could hide a lower id outside.
+    return ids, cumulative, size, (cumulative[:, -1] >= top_p) & (last > values[:, -1])
+
+
+def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """One token per row by the inverse of the nucleus's distribution function.
+
+    A row's token depends on that row alone. With ``top_p`` 1 the function runs
+    in the order of ids, else by descending probability.
+
+    Args:
+        log_probabilities: float32 [B, V], normalised.
+        uniforms: float64 [B] in [0, 1).
+        top_p: in (0, 1].
+
+    Returns:
+        int64 [B].
+    """
+    probabilities = log_probabilities.exp()
+    if top_p >= 1:
+        cumulative = probabilities.double().cumsum(-1)
+        everything = torch.full_like(cumulative[:, 0], cumulative.shape[1], dtype=torch.int64)
+        return _draw(cumulative, everything, uniforms)
+    tokens = torch.empty(len(uniforms), dtype=torch.int64, device=uniforms.device)
+    rows = torch.arange(len(uniforms), device=uniforms.device)
+    candidates = min(FIRST_CANDIDATES, probabilities.shape[-1])
+    while len(rows):
+        ids, cumulative, size, settled = nucleus(probabilities[rows], top_p, candidates)
+        slots = _draw(cumulative, size, uniforms[rows])
+        drawn = ids.gather(-1, slots.unsqueeze(-1)).squeeze(-1)
+        tokens[rows[settled]] = drawn[settled]
+        rows = rows[~settled]
+        candidates = min(candidates * 8, probabilities.shape[-1])
+    return tokens
+
+
+def _draw(cumulative: Tensor, size: Tensor, uniforms: Tensor) -> Tensor:
+    """int64 [B]: the slot of each draw among the first ``size`` of its row."""
+    total = cumulative.gather(-1, (size - 1).unsqueeze(-1))
+    target = uniforms.unsqueeze(-1) * total
+    slot = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    # u * total can round up to total itself.
+    return torch.minimum(slot, size - 1)
+
+
+def _descending(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The ``count`` largest entries of each row, descending, ties by lower id."""
+    if count == probabilities.shape[-1]:
+        values, ids = probabilities.sort(dim=-1, descending=True, stable=True)
+        return values, ids
+    ids = probabilities.topk(count, dim=-1, sorted=False).indices.sort(dim=-1).values
+    values, order = probabilities.gather(-1, ids).sort(dim=-1, descending=True, stable=True)
+    return values, ids.gather(-1, order)

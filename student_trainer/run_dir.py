@@ -1,0 +1,117 @@
+"""The run directory: where each file is, and what an earlier attempt left there."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer import checkpoint
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """Paths of a run (docs/training.md)."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.toml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def model(self) -> Path:
+        return self.path / "model"
+
+
+def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
+    """The checkpoint to go on from, or None to start from the beginning.
+
+    Args:
+        resume: ``auto``, ``never`` or the path of a checkpoint.
+
+    Raises:
+        ConfigurationError: the named checkpoint is damaged, no checkpoint is
+            good, or ``never`` meets a directory that already holds a run.
+    """
+    if resume == "auto":
+        return checkpoint.newest_good(run.checkpoints)
+    if resume == "never":
+        if run.metrics.exists() or checkpoint.listing(run.checkpoints):
+            raise ConfigurationError(
+                f"{run.path} already holds a run",
+                where="run.output_dir",
+                fix='choose another directory, or set checkpoint.resume = "auto" to go on',
+            )
+        return None
+    chosen = Path(resume)
+    problem = checkpoint.damage(chosen)
+    if problem is not None:
+        raise ConfigurationError(
+            f"{chosen} is not a good checkpoint: {problem}",
+            where="checkpoint.resume",
+            fix="give the path of a checkpoints/step-NNNNNN directory, or auto",
+        )
+    return chosen
+
+
+def prepare(run: RunDirectory, step: int) -> None:
+    """Brings the directory to the end of ``step``: later metrics lines go.
+
+    At step 0 nothing of an earlier attempt stays (it died before its first
+    checkpoint, so nothing of it can be used).
+    """
+    run.path.mkdir(parents=True, exist_ok=True)
+    if step == 0:
+        if run.metrics.exists():
+            log.warning("starting over in %s: an earlier attempt left no checkpoint", run.path)
+        run.metrics.unlink(missing_ok=True)
+        shutil.rmtree(run.evaluation, ignore_errors=True)
+    elif run.metrics.exists():
+        kept = [line for line in read_metrics(run.metrics) if line["step"] <= step]
+        write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Lines of metrics.jsonl; a last line cut by a kill is left out."""
+    lines = []
+    for text in path.read_text().splitlines():
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError:
+            log.warning("%s: leaving out a line that was not written whole", path)
+    return lines
+
+
+def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
+    """Adds one line; refuses NaN and infinity, which are not JSON."""
+    with path.open("a") as file:
+        file.write(json.dumps(metrics, allow_nan=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text)
+    os.replace(temporary, path)

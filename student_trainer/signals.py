@@ -1,0 +1,66 @@
+"""SIGTERM and SIGINT: a step in progress ends first; a second signal ends it too."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Stopped(SystemExit):
+    """A signal asked the program to end; the exit code is 128 + its number."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+
+
+class Stopper:
+    """Context manager that handles the signals; elsewhere than in the main
+    thread, where Python delivers none, it does nothing.
+
+    Attributes:
+        requested: number of the first signal that came during a step.
+    """
+
+    def __init__(self) -> None:
+        self.requested: int | None = None
+        self._in_step = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._handle) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around what a first signal lets finish."""
+        self._in_step = True
+        try:
+            yield
+        finally:
+            self._in_step = False
+
+    def raise_if_requested(self) -> None:
+        if self.requested is not None:
+            raise Stopped(self.requested)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._in_step and self.requested is None:
+            self.requested = number
+            return
+        raise Stopped(number)

@@ -1,0 +1,97 @@
+"""A run in one JSON object (docs/training.md), and its sample texts."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from student_trainer.evaluation.results import Divergence, Evaluation, Lengths, Sample
+from student_trainer.report.collect import RunFiles, read_run
+
+
+def write_summary(run_dir: Path) -> dict[str, Any]:
+    """Write ``summary.json`` and ``samples.json`` from the run's files; returns the summary.
+
+    Raises:
+        ConfigurationError: a file it needs is missing or unreadable.
+    """
+    run = read_run(run_dir)
+    summary = summarise(run)
+    _write(run_dir / "summary.json", summary)
+    _write(run_dir / "samples.json", sample_pairs(run.before, run.after))
+    return summary
+
+
+def summarise(run: RunFiles) -> dict[str, Any]:
+    """The summary; what was not measured is None. Nats, tokens, seconds."""
+    config, before, after = run.config, run.before, run.after
+    evaluation = after or before
+    seconds = sum(float(row["step_seconds"]) for row in run.metrics)
+    seconds += sum(e.seconds for e in (before, after) if e is not None)
+    summary: dict[str, Any] = {
+        "run": config["run"]["name"],
+        "teacher": evaluation.teacher.model if evaluation else config["teacher"]["name"],
+        "teacher_identity": run.metrics[-1]["teacher_identity"],
+        "student": config["student"]["model"],
+        "loss": config["loss"]["kind"],
+        "top_k": config["loss"]["top_k"],
+        "steps": run.metrics[-1]["step"],
+        "tokens": sum(int(row["tokens"]) for row in run.metrics),
+        "seconds": round(seconds, 3),
+        "held_out_prompts": evaluation.prompts if evaluation else 0,
+        "frozen_rows": evaluation.frozen.rows if evaluation and evaluation.frozen else 0,
+    }
+    for name, found in (("before", before), ("after", after)):
+        summary |= _divergence("", name, found.frozen if found else None)
+    for name, found in (("before", before), ("after", after)):
+        summary |= _divergence("fresh_", name, found.fresh if found else None)
+        summary |= _lengths(name, found.lengths if found else None)
+    return summary
+
+
+def _divergence(prefix: str, when: str, found: Divergence | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        f"{prefix}{name}_{when}": getattr(found, name) if found else None
+        for name in ("reverse_kl", "forward_kl", "agreement")
+    }
+    if prefix:
+        values[f"{prefix}rows_{when}"] = found.rows if found else 0
+    return values
+
+
+def _lengths(when: str, found: Lengths | None) -> dict[str, Any]:
+    return {
+        f"rollout_length_{when}": found.mean if found else None,
+        f"truncated_share_{when}": found.truncated_share if found else None,
+    }
+
+
+def sample_pairs(before: Evaluation | None, after: Evaluation | None) -> list[dict[str, Any]]:
+    """Prompts with the response before and after; None for one that was not drawn."""
+    earlier = {s.prompt_id: s for s in before.samples} if before else {}
+    later = {s.prompt_id: s for s in after.samples} if after else {}
+    first = {**later, **earlier}
+    return [
+        {
+            "prompt_id": key,
+            "prompt": sample.prompt,
+            "before": _response(earlier.get(key)),
+            "after": _response(later.get(key)),
+        }
+        for key, sample in first.items()
+    ]
+
+
+def _response(sample: Sample | None) -> dict[str, Any] | None:
+    if sample is None:
+        return None
+    return {"text": sample.response, "tokens": sample.tokens, "finished": sample.finished}
+
+
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,286 @@
+"""The trainer's link to its teacher: one identity from the first reply to the last.
+
+A request holds one prompt's responses, the prompt once. Its id is a digest of
+what it asks, so that the same work asked again is the same request.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from types import TracebackType
+
+import numpy as np
+from teacher_proto.client import TeacherClient
+from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.types import (
+    Continuation,
+    ContinuationScores,
+    Int32,
+    Returns,
+    ScoreReply,
+    ScoreRequest,
+    Segment,
+    ServerLimits,
+    TeacherInfo,
+    TokenPrompt,
+)
+
+from student_trainer.config import TeacherSettings
+from student_trainer.model import Student
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.teacher_requests import (
+    MESSAGE_BYTES,
+    concatenate,
+    reply_bytes,
+    request_digest,
+    row_bytes,
+    split_group,
+)
+
+
+class TeacherLink:
+    """Asks one teacher for scores; a context manager.
+
+    Attributes:
+        client: the synchronous client.
+        info: the teacher as it was when the link was made.
+        limits: of its server.
+    """
+
+    client: TeacherClient
+    info: TeacherInfo
+    limits: ServerLimits
+
+    def __init__(self, settings: TeacherSettings, student: Student, *, run: str) -> None:
+        """Connects and compares.
+
+        Raises:
+            TeacherUnavailableError, DeadlineError: nothing answers at the
+                address within ``connect_timeout_seconds``.
+            ConfigurationError: the server has no teacher of this name.
+            ContractMismatchError: its tokenizer is not the student's.
+        """
+        self.settings = settings
+        self._run = run
+        self._tokenizer_hash = student.tokenizer_hash
+        self._vocabulary_size = student.vocabulary_size
+        self._free = threading.BoundedSemaphore(settings.max_in_flight)
+        self.client = TeacherClient(settings.address, run=run, max_attempts=settings.attempts)
+        try:
+            server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
+            self.limits = server.limits
+            self.info = _named(server.teachers, settings)
+            _check_tokenizer(self.info, student)
+        except BaseException:
+            self.client.close()
+            raise
+
+    def __enter__(self) -> TeacherLink:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.client.close()
+
+    def check_fits(self, *, top_k: int, longest_prompt: int, longest_response: int) -> None:
+        """Refuses, before any work, what the server would refuse later.
+
+        Raises:
+            ConfigurationError: K, a sequence or a reply would be over a limit.
+        """
+        longest = longest_prompt + longest_response
+        bounds = [
+            ("loss.top_k", top_k, self.info.max_top_k, "its largest K"),
+            ("data.max_prompt_tokens", longest, self.info.max_length, "its longest sequence"),
+            (
+                "data.max_prompt_tokens",
+                longest,
+                self.limits.max_request_tokens,
+                "its tokens per request",
+            ),
+            (
+                "rollout.max_new_tokens",
+                reply_bytes(longest_response, top_k),
+                self.limits.max_reply_bytes,
+                "its bytes per reply",
+            ),
+        ]
+        for key, needed, limit, what in bounds:
+            if needed > limit:
+                raise ConfigurationError(
+                    f"{needed} is more than the teacher takes ({what}: {limit})",
+                    where=key,
+                    fix="lower the setting, or raise the server's limit",
+                )
+
+    def submit_rollouts(
+        self, group: Sequence[Rollout], top_k: int, temperature: float, log_tail: bool = False
+    ) -> Future[list[ContinuationScores]]:
+        """Asks for the scores of one prompt's responses, in their order, and for
+        the mass outside their supports when ``log_tail`` is set.
+
+        Waits while ``max_in_flight`` groups are under way. The future raises
+        ``ContractMismatchError`` when the reply is of another teacher than
+        ``info``, and the errors of ``TeacherClient.score``.
+        """
+        assert len({rollout.prompt.prompt_id for rollout in group}) == 1
+        prompt = group[0].prompt
+        pieces = split_group(
+            len(prompt.token_ids), [len(r.token_ids) for r in group], top_k, self.limits
+        )
+        requests = [
+            self._request(
+                prompt,
+                tuple(Continuation((Segment(r.token_ids),)) for r in group[piece]),
+                top_k,
+                temperature,
+                log_tail,
+            )
+            for piece in pieces
+        ]
+        self._free.acquire()
+        joined = _Joined(self, len(requests))
+        for place, request in enumerate(requests):
+            future = self.client.submit(request, timeout=self.settings.timeout_seconds)
+            joined.watch(place, future)
+        return joined.future
+
+    def score_rows(
+        self, prompt: PromptItem, response: Int32, rows: Int32, top_k: int, temperature: float
+    ) -> ContinuationScores:
+        """Scores some rows of one response; K may be the whole vocabulary.
+
+        Args:
+            response: int32 [n].
+            rows: int32 [R], strictly increasing, in [0, n).
+
+        Returns:
+            Supports and sampled log-probabilities of the R rows.
+        """
+        most = max((self.limits.max_reply_bytes - MESSAGE_BYTES) // row_bytes(top_k), 1)
+        parts = []
+        for start in range(0, len(rows), most):
+            chosen = rows[start : start + most].astype(np.int32)
+            continuation = Continuation((Segment(response),), rows=chosen)
+            request = self._request(prompt, (continuation,), top_k, temperature)
+            reply = self.client.score(request, timeout=self.settings.timeout_seconds)
+            self.check_identity(reply)
+            parts.append(reply.results[0])
+        return concatenate(parts)
+
+    def check_identity(self, reply: ScoreReply) -> None:
+        """Raises ContractMismatchError when the teacher is not the one at start."""
+        if reply.identity != self.info.identity:
+            raise ContractMismatchError(
+                f"a reply is of teacher {reply.identity.digest}, the run started with "
+                f"{self.info.identity.digest}",
+                where="teacher.name",
+                fix="serve the same teacher again and resume, or start another run",
+                reason="IDENTITY_CHANGED",
+            )
+
+    def _request(
+        self,
+        prompt: PromptItem,
+        continuations: tuple[Continuation, ...],
+        top_k: int,
+        temperature: float,
+        log_tail: bool = False,
+    ) -> ScoreRequest:
+        request = ScoreRequest(
+            request_id="",
+            run=self._run,
+            teacher=self.info.name,
+            tokenizer_hash=self._tokenizer_hash,
+            prompt=TokenPrompt(prompt.token_ids),
+            continuations=continuations,
+            top_k=top_k,
+            temperature=temperature,
+            returns=Returns(sampled=True, log_tail=log_tail),
+            student_vocabulary_size=self._vocabulary_size,
+            expected_identity=self.info.identity.digest,
+        )
+        return replace(request, request_id=request_digest(request))
+
+    def _release(self) -> None:
+        self._free.release()
+
+
+def check_reachable(settings: TeacherSettings) -> None:
+    """Finds the teacher before anything slow is done.
+
+    Raises:
+        TeacherUnavailableError, DeadlineError: nothing answers at the address
+            within ``connect_timeout_seconds``.
+        ConfigurationError: the server has no teacher of this name.
+    """
+    with TeacherClient(settings.address, run="connect") as client:
+        server = client.get_teacher(timeout=settings.connect_timeout_seconds)
+    _named(server.teachers, settings)
+
+
+class _Joined:
+    """One future over the requests of a group."""
+
+    def __init__(self, link: TeacherLink, count: int) -> None:
+        self.future: Future[list[ContinuationScores]] = Future()
+        self.future.set_running_or_notify_cancel()
+        self._link = link
+        self._lock = threading.Lock()
+        self._replies: list[ScoreReply | None] = [None] * count
+        self._error: BaseException | None = None
+        self._left = count
+
+    def watch(self, place: int, part: Future[ScoreReply]) -> None:
+        part.add_done_callback(lambda done: self._arrived(place, done))
+
+    def _arrived(self, place: int, part: Future[ScoreReply]) -> None:
+        error = CancelledError() if part.cancelled() else part.exception()
+        if error is None:
+            try:
+                self._link.check_identity(part.result())
+            except ContractMismatchError as mismatch:
+                error = mismatch
+        with self._lock:
+            self._replies[place] = None if error else part.result()
+            self._error = self._error or error
+            self._left -= 1
+            finished = self._left == 0
+        if finished:
+            self._link._release()
+            if self._error is not None:
+                self.future.set_exception(self._error)
+            else:
+                self.future.set_result([s for r in self._replies if r for s in r.results])
+
+
+def _named(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
+    for teacher in teachers:
+        if teacher.name == settings.name:
+            return teacher
+    raise ConfigurationError(
+        f"the service at {settings.address} has no teacher {settings.name!r}",
+        where="teacher.name",
+        fix=f"name one of {sorted(t.name for t in teachers)}",
+    )
+
+
+def _check_tokenizer(info: TeacherInfo, student: Student) -> None:
+    if info.identity.tokenizer_hash != student.tokenizer_hash:
+        raise ContractMismatchError(
+            f"the student's tokenizer ({student.tokenizer_hash[:16]}) is not the teacher's "
+            f"({info.identity.tokenizer_hash[:16]})",
+            where="student.model",
+            fix="use a student and a teacher that share one tokenizer.json",
+            reason="TOKENIZER_MISMATCH",
+        )

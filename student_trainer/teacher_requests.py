@@ -1,0 +1,91 @@
+"""Sizes, ids and joins of the requests a trainer sends. Pure functions."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from teacher_proto.types import ContinuationScores, ScoreRequest, ServerLimits, TokenPrompt
+
+ENTRY_BYTES = 8  # an id and a log-probability
+ROW_BYTES = 16  # what a row takes beside its support, generously
+MESSAGE_BYTES = 4096  # what a message takes beside its rows, generously
+
+
+def split_group(
+    prompt: int, responses: Sequence[int], top_k: int, limits: ServerLimits
+) -> list[slice]:
+    """Cuts a group into requests the server takes, as few as fill up in order.
+
+    Args:
+        prompt: tokens of the prompt.
+        responses: tokens of each response.
+    """
+    pieces, start, tokens, reply = [], 0, prompt, MESSAGE_BYTES
+    for index, length in enumerate(responses):
+        size = length * row_bytes(top_k)
+        full = (
+            index - start >= limits.max_continuations
+            or tokens + length > limits.max_request_tokens
+            or reply + size > limits.max_reply_bytes
+        )
+        if full and index > start:
+            pieces.append(slice(start, index))
+            start, tokens, reply = index, prompt, MESSAGE_BYTES
+        tokens += length
+        reply += size
+    return [*pieces, slice(start, len(responses))]
+
+
+def request_digest(request: ScoreRequest) -> str:
+    """sha256 over everything a trainer's request asks, 32 hexadecimal digits."""
+    digest = hashlib.sha256()
+    assert isinstance(request.prompt, TokenPrompt)
+    head = (
+        request.run,
+        request.teacher,
+        request.tokenizer_hash,
+        request.expected_identity,
+        request.top_k,
+        request.temperature,
+        request.student_vocabulary_size,
+    )
+    digest.update(repr(head).encode())
+    arrays = [request.prompt.token_ids]
+    for continuation in request.continuations:
+        arrays.append(continuation.token_ids)
+        arrays.append(np.zeros(0, np.int32) if continuation.rows is None else continuation.rows)
+    for array in arrays:
+        digest.update(len(array).to_bytes(8, "little"))
+        digest.update(array.astype("<i4").tobytes())
+    return digest.hexdigest()[:32]
+
+
+def row_bytes(top_k: int) -> int:
+    """Bytes of a reply's row, at most."""
+    return top_k * ENTRY_BYTES + ROW_BYTES
+
+
+def reply_bytes(rows: int, top_k: int) -> int:
+    """Bytes of a reply, at most."""
+    return rows * row_bytes(top_k) + MESSAGE_BYTES
+
+
+def concatenate(parts: Sequence[ContinuationScores]) -> ContinuationScores:
+    """Rows of the parts after one another; the first part that is not OK as it is."""
+    failed = [part for part in parts if part.top_ids is None or part.sampled_log_probs is None]
+    if failed:
+        return failed[0]
+
+    def joined(name: str) -> Any:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    return ContinuationScores(
+        top_ids=joined("top_ids"),
+        top_log_probs=joined("top_log_probs"),
+        valid_counts=joined("valid_counts"),
+        sampled_log_probs=joined("sampled_log_probs"),
+        sampled_valid=joined("sampled_valid"),
+    )

@@ -1,0 +1,95 @@
+"""A training run from its configuration to its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.settings import to_toml
+
+from student_trainer import run_dir
+from student_trainer.config import TrainConfig
+from student_trainer.data import load_prompts
+from student_trainer.evaluate_run import RunEvaluation
+from student_trainer.loop import TrainingLoop
+from student_trainer.model import Student, load_student, save_final
+from student_trainer.progress import Progress
+from student_trainer.run_dir import RunDirectory
+from student_trainer.signals import Stopper
+from student_trainer.teacher import TeacherLink, check_reachable
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains a student and returns its run directory.
+
+    Raises:
+        LsmError: see docs/errors.md; the state before the failed step is saved.
+        Stopped: a signal ended the run; its state is saved.
+    """
+    run = RunDirectory(config.run.output_dir)
+    found = run_dir.find_checkpoint(run, config.checkpoint.resume)
+    check_reachable(config.teacher)
+    torch.manual_seed(config.run.seed)
+    student = load_student(config.student, found / "model" if found else None)
+    prompts = load_prompts(config.data, student, seed=config.run.seed)
+    _check_lengths(config, student)
+    with (
+        TeacherLink(config.teacher, student, run=config.run.name) as teacher,
+        Stopper() as stopper,
+    ):
+        teacher.check_fits(
+            top_k=config.loss.top_k,
+            longest_prompt=config.data.max_prompt_tokens,
+            longest_response=max(new for _, new in _response_limits(config)),
+        )
+        loop = TrainingLoop(config, student, teacher, prompts, run)
+        if found:
+            loop.restore(found)
+        run_dir.prepare(run, loop.state.step)
+        run_dir.write_text(run.config, to_toml(config))
+        evaluation = RunEvaluation(config, student, teacher, prompts, run)
+        with Progress(config.run.steps, loop.state.step) as progress:
+            progress.phase("evaluating")
+            evaluation.before(loop.state.step)
+            progress.phase("training")
+            loop.run_steps(stopper, progress)
+            progress.phase("evaluating")
+            evaluation.after()
+        save_final(
+            student, run.model, merge=bool(config.student.lora and config.student.lora.merge_final)
+        )
+    report(config, run)
+    return run.path
+
+
+def report(config: TrainConfig, run: RunDirectory) -> None:
+    """Writes summary.json, and the report unless it is turned off."""
+    from student_trainer.summary import write_summary
+
+    write_summary(run.path)
+    if config.report.html:
+        from student_trainer.report import write_report
+
+        write_report(run.path)
+
+
+def _response_limits(config: TrainConfig) -> list[tuple[str, int]]:
+    """Settings that bound a response, with their tokens."""
+    limits = [("rollout.max_new_tokens", config.rollout.max_new_tokens)]
+    if config.evaluation.prompts:
+        limits.append(("evaluation.max_new_tokens", config.evaluation.max_new_tokens))
+    return limits
+
+
+def _check_lengths(config: TrainConfig, student: Student) -> None:
+    """Refuses lengths the student cannot take."""
+    for key, new in _response_limits(config):
+        longest = config.data.max_prompt_tokens + new
+        if longest > student.max_length:
+            raise ConfigurationError(
+                f"data.max_prompt_tokens + {key} = {longest} is more than the student's "
+                f"{student.max_length} positions",
+                where=key,
+                fix="lower one of them",
+            )
