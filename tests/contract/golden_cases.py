@@ -1,0 +1,173 @@
+"""The golden messages of v1. Their bytes are committed and never change while v1 lives.
+
+python -m tests.contract.golden_cases    writes the files of cases that have none
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from teacher_proto import codec
+from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
+    Continuation,
+    ContinuationScores,
+    Level,
+    PositionClass,
+    Realignment,
+    Returns,
+    ScoreReply,
+    ScoreRequest,
+    Segment,
+    ServerInfo,
+    ServerLimits,
+    Status,
+    TeacherIdentity,
+    TeacherInfo,
+    TextPrompt,
+    Timing,
+    TokenPrompt,
+)
+
+from tests.support.compare import plain
+
+FOLDER = Path(__file__).parent / "golden"
+IDENTITY = TeacherIdentity("digest", "weights", "bfloat16", "awq-int4", "adapter", "tokenizer")
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    value: Any
+    encode: Callable[[Any], Any]
+    decode: Callable[[bytes], Any]
+
+    @property
+    def binary(self) -> Path:
+        return FOLDER / f"{self.name}.bin"
+
+    @property
+    def readable(self) -> Path:
+        return FOLDER / f"{self.name}.json"
+
+
+def _ids(*values: int) -> Any:
+    return np.array(values, np.int32)
+
+
+def _floats(*values: float) -> Any:
+    return np.array(values, np.float32)
+
+
+REQUEST_GROUP = ScoreRequest(
+    request_id="0b8f",
+    run="run-a",
+    teacher="default",
+    tokenizer_hash="tokenizer",
+    prompt=TokenPrompt(_ids(1, 2, 300)),
+    continuations=(
+        Continuation((Segment(_ids(4, 5, 70000)),)),
+        Continuation(
+            (Segment(_ids(7, 8)), Segment(_ids(9), scored=False), Segment(_ids(10))),
+            rows=_ids(0, 2),
+            explicit_ids=np.array([[5, -1], [6, 7]], np.int32),
+        ),
+    ),
+    top_k=32,
+    temperature=0.75,
+    returns=Returns(sampled=True, log_tail=True, realignment=False),
+    student_vocabulary_size=151936,
+    expected_identity="digest",
+)
+REQUEST_CHAT = ScoreRequest(
+    request_id="0b90",
+    run="run-b",
+    teacher="mathématiques",
+    tokenizer_hash="other",
+    prompt=ChatPrompt(
+        (
+            ChatMessage("user", "1 + 1 = ?"),
+            ChatMessage("assistant", "", {"tool_calls": [{"name": "add", "arguments": [1, 1.5]}]}),
+        ),
+        add_generation_prompt=True,
+        template_arguments={"enable_thinking": False, "tools": None, "budget": {"tokens": 64}},
+    ),
+    continuations=(Continuation((Segment(_ids(0)),)),),
+    top_k=0,
+    temperature=1.0,
+    returns=Returns(sampled=False, log_tail=False, realignment=True),
+    teacher_prompt=TextPrompt("<|im_start|>user\n"),
+)
+REPLY = ScoreReply(
+    request_id="0b8f",
+    identity=IDENTITY,
+    results=(
+        ContinuationScores(
+            top_ids=np.array([[9, 3], [70000, -1]], np.int32),
+            top_log_probs=np.array([[-0.25, -1.5], [-0.125, 0.0]], np.float32),
+            valid_counts=_ids(2, 1),
+            sampled_log_probs=_floats(-1.5, 0.0),
+            sampled_valid=np.array([True, False]),
+            log_tail=_floats(-6.5, 0.0),
+            log_tail_valid=np.array([True, False]),
+            explicit_log_probs=np.array([[-3.0, 0.0, -7.75], [0.0, 0.0, -2.0]], np.float32),
+            explicit_valid=np.array([[True, False, True], [False, False, True]]),
+            realignment=Realignment(
+                coverage=_floats(0.75, 0.5),
+                open_mass=_floats(0.125, 0.25),
+                lost_mass=_floats(0.0, 0.125),
+                position_class=np.array([PositionClass.EXACT, PositionClass.MID], np.uint8),
+                chunk_index=_ids(0, 0),
+                chunk_log_likelihood=_floats(-4.5),
+            ),
+        ),
+        ContinuationScores(Status.NON_FINITE, "the logits of row 3 are not finite"),
+        ContinuationScores(
+            sampled_log_probs=np.zeros(0, np.float32), sampled_valid=np.zeros(0, np.bool_)
+        ),
+    ),
+    timing=Timing(0.5, 1.25, 2.0, 1_000_000),
+)
+SERVER_INFO = ServerInfo(
+    teachers=(
+        TeacherInfo(
+            name="default",
+            identity=IDENTITY,
+            vocabulary_size=151936,
+            max_top_k=151936,
+            max_length=32768,
+            engine="transformers",
+            deterministic=True,
+            tokenizers={"other": Level.CROSS, "tokenizer": Level.SAME, "wide": Level.REMAP},
+            model="/models/teacher",
+        ),
+    ),
+    limits=ServerLimits(1 << 24, 1 << 26, 64, 1024, 1 << 18, 1 << 20, 1 << 26),
+    server_version="0.1.0",
+)
+
+CASES = (
+    Case("request_group", REQUEST_GROUP, codec.encode_request, codec.decode_request),
+    Case("request_chat", REQUEST_CHAT, codec.encode_request, codec.decode_request),
+    Case("reply", REPLY, codec.encode_reply, codec.decode_reply),
+    Case("server_info", SERVER_INFO, codec.encode_server_info, codec.decode_server_info),
+)
+
+
+def write_missing() -> None:
+    FOLDER.mkdir(exist_ok=True)
+    for case in CASES:
+        if not case.binary.exists():
+            case.binary.write_bytes(codec.serialize(case.encode(case.value)))
+            text = json.dumps(plain(case.value), indent=1, ensure_ascii=False)
+            case.readable.write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_missing()

@@ -1,0 +1,158 @@
+"""Hypothesis strategies for everything the codec carries, small in size, free in shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
+    Continuation,
+    ContinuationScores,
+    Level,
+    PositionClass,
+    Realignment,
+    Returns,
+    ScoreReply,
+    ScoreRequest,
+    Segment,
+    ServerInfo,
+    ServerLimits,
+    SpecialRole,
+    Status,
+    TeacherIdentity,
+    TeacherInfo,
+    TextPrompt,
+    Timing,
+    TokenizerUpload,
+    TokenPrompt,
+)
+
+sizes = st.integers(0, 5)
+text = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+int31 = st.integers(0, 2**31 - 1)
+int63 = st.integers(0, 2**63 - 1)
+seconds = st.floats(0, 1e9)
+
+
+def array(dtype: Any, shape: Any) -> st.SearchStrategy[Any]:
+    return npst.arrays(dtype, shape)
+
+
+vector = sizes.flatmap(lambda size: array(np.int32, (size,)))
+matrix = st.tuples(sizes, sizes).flatmap(lambda shape: array(np.int32, shape))
+
+# Whole floats come back as int, so only fractions are drawn.
+number = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False).filter(
+    lambda value: not value.is_integer() or abs(value) > 2**53
+)
+json_value = st.recursive(
+    st.none() | st.booleans() | number | text,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(text, inner, max_size=3),
+    max_leaves=6,
+)
+mapping = st.dictionaries(text, json_value, max_size=3)
+messages = st.builds(ChatMessage, text, text, mapping)
+prompts = st.one_of(
+    st.builds(TokenPrompt, vector),
+    st.builds(TextPrompt, text),
+    st.builds(
+        ChatPrompt,
+        st.lists(messages, max_size=3).map(tuple),
+        st.booleans(),
+        mapping,
+    ),
+)
+continuations = st.builds(
+    Continuation,
+    st.lists(st.builds(Segment, vector, st.booleans()), max_size=3).map(tuple),
+    st.none() | vector,
+    st.none() | matrix,
+)
+requests = st.builds(
+    ScoreRequest,
+    request_id=text,
+    run=text,
+    teacher=text,
+    tokenizer_hash=text,
+    prompt=prompts,
+    continuations=st.lists(continuations, max_size=3).map(tuple),
+    top_k=st.integers(-(2**31), 2**31 - 1),
+    temperature=st.floats(),
+    returns=st.builds(Returns, st.booleans(), st.booleans(), st.booleans()),
+    teacher_prompt=st.none() | prompts,
+    student_vocabulary_size=st.none() | st.integers(-(2**31), 2**31 - 1),
+    expected_identity=text,
+)
+
+
+@st.composite
+def realignments(draw: st.DrawFn, rows: int) -> Realignment:
+    chunks = draw(sizes)
+    classes = npst.arrays(
+        np.uint8, (rows,), elements=st.sampled_from([int(c) for c in PositionClass])
+    )
+    return Realignment(
+        *(draw(array(np.float32, (rows,))) for _ in range(3)),
+        draw(classes),
+        draw(array(np.int32, (rows,))),
+        draw(array(np.float32, (chunks,))),
+    )
+
+
+@st.composite
+def scores(draw: st.DrawFn) -> ContinuationScores:
+    rows, width, explicit = draw(sizes), draw(sizes), draw(sizes)
+    parts: dict[str, Any] = {}
+    if draw(st.booleans()):
+        parts["top_ids"] = draw(array(np.int32, (rows, width)))
+        parts["top_log_probs"] = draw(array(np.float32, (rows, width)))
+        parts["valid_counts"] = draw(array(np.int32, (rows,)))
+    for name in ("sampled_log_probs", "log_tail"):
+        if draw(st.booleans()):
+            parts[name] = draw(array(np.float32, (rows,)))
+            parts[name.replace("_log_probs", "") + "_valid"] = draw(array(np.bool_, (rows,)))
+    if draw(st.booleans()):
+        parts["explicit_log_probs"] = draw(array(np.float32, (rows, explicit)))
+        parts["explicit_valid"] = draw(array(np.bool_, (rows, explicit)))
+    if draw(st.booleans()):
+        parts["realignment"] = draw(realignments(rows))
+    return ContinuationScores(draw(st.sampled_from(Status)), draw(text), **parts)
+
+
+identities = st.builds(TeacherIdentity, text, text, text, text, text, text)
+replies = st.builds(
+    ScoreReply,
+    text,
+    identities,
+    st.lists(scores(), max_size=3).map(tuple),
+    st.builds(Timing, seconds, seconds, seconds, int63),
+)
+teachers = st.builds(
+    TeacherInfo,
+    name=text,
+    identity=identities,
+    vocabulary_size=int31,
+    max_top_k=int31,
+    max_length=int31,
+    engine=text,
+    deterministic=st.booleans(),
+    tokenizers=st.dictionaries(text, st.sampled_from(Level), max_size=3),
+    model=text,
+)
+server_infos = st.builds(
+    ServerInfo,
+    st.lists(teachers, max_size=3, unique_by=lambda teacher: teacher.name).map(tuple),
+    st.builds(ServerLimits, int63, int63, int31, int31, int63, int63, int63),
+    text,
+)
+uploads = st.builds(
+    TokenizerUpload,
+    text,
+    text,
+    st.binary(min_size=1, max_size=40),
+    st.dictionaries(int31, st.sampled_from(SpecialRole), max_size=3),
+)

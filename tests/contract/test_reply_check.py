@@ -1,0 +1,282 @@
+"""Poisoned replies are refused, each by the field and row that is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
+from teacher_proto.reply_check import check_reply
+from teacher_proto.types import (
+    Continuation,
+    ContinuationScores,
+    Realignment,
+    Returns,
+    ScoreReply,
+    ScoreRequest,
+    Segment,
+    Status,
+)
+
+from tests.support.replies import IDENTITY, TEACHER, VOCABULARY, ids, make_reply, make_request
+
+EXPLICIT = Continuation(
+    (Segment(ids(4, 5, 6)),),
+    rows=ids(0, 2),
+    explicit_ids=np.array([[5, -1, 7], [8, 9, -1]], np.int32),
+)
+FULL = make_request(
+    continuations=(*make_request().continuations, EXPLICIT),
+    returns=Returns(sampled=True, log_tail=True),
+)
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 4, VOCABULARY])
+@pytest.mark.parametrize("limit", [None, 3, VOCABULARY, VOCABULARY + 9])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 3.0])
+def test_replies_that_keep_the_contract_pass(
+    top_k: int, limit: int | None, temperature: float
+) -> None:
+    request = dataclasses.replace(
+        FULL,
+        top_k=top_k,
+        temperature=temperature,
+        student_vocabulary_size=limit,
+        returns=Returns(sampled=True, log_tail=top_k > 0),
+    )
+    check_reply(request, make_reply(request))
+    check_reply(request, make_reply(request), TEACHER)
+
+
+def test_empty_selections_and_results_without_rows_pass() -> None:
+    request = make_request(
+        continuations=(Continuation((Segment(ids(1, 2)),), rows=ids()),),
+        returns=Returns(sampled=True, log_tail=True),
+    )
+    check_reply(request, make_reply(request))
+    reply = make_reply(FULL)
+    failed = ContinuationScores(Status.NON_FINITE, "why")
+    check_reply(FULL, dataclasses.replace(reply, results=(reply.results[0], failed, failed)))
+
+
+Edit = Callable[[Any], None]
+
+
+def edited(name: str, edit: Edit, *, result: int = 1, request: ScoreRequest = FULL) -> ScoreReply:
+    """A valid reply but for one part of one continuation."""
+    reply = make_reply(request)
+    part = getattr(reply.results[result], name).copy()
+    edit(part)
+    return with_part(reply, name, part, result)
+
+
+def with_part(reply: ScoreReply, name: str, part: Any, result: int = 1) -> ScoreReply:
+    results = list(reply.results)
+    results[result] = dataclasses.replace(results[result], **{name: part})
+    return dataclasses.replace(reply, results=tuple(results))
+
+
+def put(where: Any, value: Any) -> Edit:
+    def edit(part: Any) -> None:
+        part[where] = value
+
+    return edit
+
+
+def swap(row: int) -> Edit:
+    def edit(part: Any) -> None:
+        part[row, [1, 2]] = part[row, [2, 1]]
+
+    return edit
+
+
+NAN, INF = float("nan"), float("inf")
+POISON: dict[str, tuple[str, Edit, str]] = {
+    "NaN": ("top_log_probs", put((2, 1), NAN), "[2, 1]"),
+    "NaN first": ("top_log_probs", put((0, 0), NAN), "[0, 0]"),
+    "NaN last": ("top_log_probs", put((4, 3), NAN), "[4, 3]"),
+    "+inf": ("top_log_probs", put((1, 0), INF), "[1, 0]"),
+    "-inf": ("top_log_probs", put((3, 3), -INF), "[3, 3]"),
+    "above 0": ("top_log_probs", put((3, 0), 2e-4), "[3, 0]"),
+    "not descending": ("top_log_probs", swap(2), "[2, 2]"),
+    "mass": ("top_log_probs", put(0, np.log(0.3)), "[0]"),
+    "duplicate": ("top_ids", lambda part: put((2, 3), part[2, 0])(part), "[2]"),
+    "beyond the vocabulary": ("top_ids", put((4, 2), VOCABULARY), "[4, 2]"),
+    "negative id": ("top_ids", put((1, 1), -1), "[1, 1]"),
+    "very negative id": ("top_ids", put((1, 1), -(2**31)), "[1, 1]"),
+    "count beyond K": ("valid_counts", put(1, 5), "[1]"),
+    "negative count": ("valid_counts", put(1, -1), "[1]"),
+    "sampled NaN": ("sampled_log_probs", put(0, NAN), "[0]"),
+    "sampled -inf": ("sampled_log_probs", put(4, -INF), "[4]"),
+    "sampled above 0": ("sampled_log_probs", put(4, 0.5), "[4]"),
+    "sampled not valid and not 0": ("sampled_valid", put(2, False), "[2]"),
+    "tail NaN": ("log_tail", put(3, NAN), "[3]"),
+    "tail of another row": ("log_tail", put(3, -0.01), "[3]"),
+}
+
+
+@pytest.mark.parametrize("name", POISON)
+def test_poison(name: str) -> None:
+    part, edit, place = POISON[name]
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(FULL, edited(part, edit), TEACHER)
+    field = part if part != "sampled_valid" else "sampled_log_probs"
+    assert caught.value.where == f"results[1].{field}{place}"
+    assert caught.value.fix
+
+
+def test_rows_shifted_by_one_are_noticed() -> None:
+    request = make_request(top_k=VOCABULARY)
+    reply = make_reply(request)
+    scores = reply.results[1]
+    assert scores.top_ids is not None
+    assert scores.top_log_probs is not None
+    shifted = dataclasses.replace(
+        scores,
+        top_ids=np.roll(scores.top_ids, 1, axis=0),
+        top_log_probs=np.roll(scores.top_log_probs, 1, axis=0),
+    )
+    poisoned = dataclasses.replace(reply, results=(reply.results[0], shifted))
+    with pytest.raises(PoisonedReplyError, match="same token") as caught:
+        check_reply(request, poisoned)
+    assert caught.value.where.startswith("results[1].sampled_log_probs[")
+
+
+@pytest.mark.parametrize(
+    ("part", "edit", "place"),
+    [
+        ("top_ids", put((0, 3), 5), "top_ids[0, 3]"),
+        ("top_log_probs", put((0, 3), -1.0), "top_log_probs[0, 3]"),
+        ("top_log_probs", put((0, 3), NAN), "top_log_probs[0, 3]"),
+        ("top_log_probs", put((0, 1), NAN), "top_log_probs[0, 1]"),
+        ("top_log_probs", swap(1), "top_log_probs[1, 2]"),
+        ("top_ids", put((1, 0), 3), "top_ids[1, 0]"),
+        ("valid_counts", put(1, 2), "top_ids[1, 2]"),
+        ("valid_counts", put(1, 4), "top_log_probs[1, 3]"),
+    ],
+)
+def test_rows_with_padding(part: str, edit: Edit, place: str) -> None:
+    """Three ids exist, K is 4: the last slot of every row is padding."""
+    request = dataclasses.replace(FULL, student_vocabulary_size=3, returns=Returns())
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(request, edited(part, edit, request=request))
+    assert caught.value.where == f"results[1].{place}"
+
+
+@pytest.mark.parametrize(
+    ("part", "edit", "place"),
+    [
+        ("explicit_log_probs", put((0, 0), NAN), "[0, 0]"),
+        ("explicit_log_probs", put((1, 1), 0.01), "[1, 1]"),
+        ("explicit_log_probs", put((0, 1), -1.0), "[0, 1]"),
+        ("explicit_valid", put((1, 2), True), "[1, 2]"),
+    ],
+)
+def test_explicit_ids(part: str, edit: Edit, place: str) -> None:
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(FULL, edited(part, edit, result=2))
+    assert caught.value.where == f"results[2].explicit_log_probs{place}"
+
+
+PARTS = [
+    "top_ids", "top_log_probs", "valid_counts", "sampled_log_probs", "sampled_valid",
+    "log_tail", "log_tail_valid", "explicit_log_probs", "explicit_valid",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_parts_that_are_missing_unasked_for_or_of_another_length(name: str) -> None:
+    reply = make_reply(FULL)
+    part = getattr(reply.results[2], name)
+    bare = make_request(
+        top_k=0, returns=Returns(sampled=False), continuations=(Continuation(EXPLICIT.segments),)
+    )
+    for request, wrong in (
+        (FULL, with_part(reply, name, None, 2)),
+        (FULL, with_part(reply, name, part[:-1], 2)),
+        (FULL, with_part(reply, name, np.concatenate([part, part]), 2)),
+        (bare, with_part(make_reply(bare), name, part, 0)),
+    ):
+        with pytest.raises(PoisonedReplyError) as caught:
+            check_reply(request, wrong)
+        assert caught.value.where == f"results[{len(request.continuations) - 1}].{name}"
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_rows_that_come_with_a_failed_status(name: str) -> None:
+    part = getattr(make_reply(FULL).results[2], name)
+    failed = ContinuationScores(Status.NON_FINITE)
+    reply = dataclasses.replace(make_reply(FULL), results=(failed, failed, failed))
+    with pytest.raises(PoisonedReplyError, match="NON_FINITE"):
+        check_reply(FULL, with_part(reply, name, part, 2))
+
+
+def test_narrower_supports_than_asked_for() -> None:
+    reply = make_reply(dataclasses.replace(FULL, top_k=3))
+    with pytest.raises(PoisonedReplyError, match=r"must have \(3, 4\)"):
+        check_reply(FULL, reply)
+
+
+def test_other_numbers_of_continuations() -> None:
+    reply = make_reply(FULL)
+    for results in ((), reply.results[:2], (*reply.results, reply.results[0])):
+        with pytest.raises(PoisonedReplyError) as caught:
+            check_reply(FULL, dataclasses.replace(reply, results=results))
+        assert caught.value.where == "results"
+
+
+def test_the_answer_to_another_request() -> None:
+    reply = dataclasses.replace(make_reply(FULL), request_id="other")
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(FULL, reply)
+    assert caught.value.where == "request_id"
+
+
+def test_another_teacher_than_expected() -> None:
+    other = dataclasses.replace(IDENTITY, digest="d2")
+    reply = make_reply(FULL, identity=other)
+    check_reply(FULL, reply)
+    for request, info in (
+        (FULL, TEACHER),
+        (dataclasses.replace(FULL, expected_identity="d1"), None),
+        (dataclasses.replace(FULL, expected_identity="d2"), TEACHER),
+    ):
+        with pytest.raises(ContractMismatchError, match="d2") as caught:
+            check_reply(request, reply, info)
+        assert caught.value.reason == "IDENTITY_CHANGED"
+
+
+def block(rows: int, **changes: Any) -> Realignment:
+    half = np.full(rows, 0.5, np.float32)
+    chunks = np.zeros(rows, np.int32)
+    parts = Realignment(half, half / 2, half / 4, np.ones(rows, np.uint8), chunks, -half[:1])
+    return dataclasses.replace(parts, **changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"coverage": np.full(2, 0.5, np.float32)}, ".coverage"),
+        ({"open_mass": np.array([0, 0, 1.1], np.float32)}, ".open_mass[2]"),
+        ({"lost_mass": np.array([0, NAN, 0], np.float32)}, ".lost_mass[1]"),
+        ({"chunk_index": ids(0, 0, 1)}, ".chunk_index[2]"),
+        ({"chunk_index": ids(-1, 0, 0)}, ".chunk_index[0]"),
+        ({"chunk_log_likelihood": np.array([INF], np.float32)}, ".chunk_log_likelihood[0]"),
+    ],
+)
+def test_realignment(changes: dict[str, Any], place: str) -> None:
+    request = make_request(returns=Returns(realignment=True), tokenizer_hash="other")
+    request = dataclasses.replace(request, continuations=request.continuations[:1])
+    good = with_part(make_reply(request), "realignment", block(3), 0)
+    check_reply(request, good, TEACHER)
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(request, with_part(good, "realignment", block(3, **changes), 0))
+    assert caught.value.where == f"results[0].realignment{place}"
+    with pytest.raises(PoisonedReplyError, match="missing"):
+        check_reply(request, with_part(good, "realignment", None, 0), TEACHER)
+    unasked = dataclasses.replace(request, returns=Returns())
+    with pytest.raises(PoisonedReplyError, match="not asked"):
+        check_reply(unasked, good)

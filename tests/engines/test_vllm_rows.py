@@ -1,0 +1,208 @@
+"""What vLLM's workers do with hidden states, without vLLM: a real head, chunks and failures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from teacher_server.engines.base import Job, Rows
+from teacher_server.engines.head import LanguageModelHead, LogitTreatment
+from teacher_server.engines.vllm_rows import Chunk, RowScorer, RunnerHead
+from teacher_server.engines.vllm_wire import Outcome, RowPlan, unpack
+from tests.engines.conformance import arrays, ids, make_job
+
+SIZE, WIDTH = 97, 16
+
+
+@pytest.fixture(scope="module")
+def projection() -> torch.nn.Linear:
+    torch.manual_seed(0)
+    return torch.nn.Linear(WIDTH, SIZE, bias=False).requires_grad_(False)
+
+
+def head_of(projection: torch.nn.Linear) -> RunnerHead:
+    return RunnerHead(projection, SIZE, torch.device("cpu"))
+
+
+def job_with_explicit(seed: int, length: int, prompt: int = 6) -> Job:
+    job = make_job(seed, SIZE, prompt=prompt, lengths=(length,), top_k=5, temperature=0.8)
+    (sequence,) = job.sequences
+    chosen = np.flatnonzero(np.arange(length) % 3 != 1).astype(np.int32)
+    explicit = ids(seed, len(chosen) * 2, SIZE).reshape(-1, 2)
+    explicit[0, 1] = -1
+    return replace(job, sequences=(replace(sequence, positions=chosen, explicit_ids=explicit),))
+
+
+def run(
+    scorer: RowScorer, hidden: torch.Tensor, plan: RowPlan, cuts: Many[int], start: int = 0
+) -> Any:
+    """Reads a request from ``start`` in chunks that end at ``cuts`` and at its length."""
+    for low, high in zip([start, *cuts], [*cuts, plan.length], strict=True):
+        chunk = Chunk("a", low, high - low, 0, plan.to_extra_args())
+        finished = scorer.step(hidden[low:high], [chunk], lambda: 0.5)
+        if high == plan.length:
+            return finished["a"]
+        assert not finished
+    raise AssertionError("unreachable")
+
+
+def rows_of(job: Job, hidden: torch.Tensor, projection: torch.nn.Linear) -> Rows:
+    """The same rows from the embedded engine's head."""
+    plan = RowPlan.of(job, job.sequences[0])
+    head = LanguageModelHead(projection, LogitTreatment(), 64)
+    (rows,) = head.score(hidden[plan.indices], [plan.request(0, plan.count)], lambda: None)
+    return rows
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [6], [5, 6, 7, 20], list(range(1, 24))])
+def test_chunks_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list[int]) -> None:
+    job = job_with_explicit(1, 20)
+    plan = RowPlan.of(job, job.sequences[0])
+    hidden = torch.randn(plan.length, WIDTH)
+    progress = run(RowScorer(head_of(projection), True), hidden, plan, cuts)
+    assert progress.packed.outcome is Outcome.FINITE
+    assert progress.computed_tokens == plan.length
+    assert progress.seconds == 0.5 * (len(cuts) + 1)
+    ours = unpack(plan, progress.packed.ids, progress.packed.values)
+    expected = rows_of(job, hidden, projection)
+    assert arrays(ours).keys() == arrays(expected).keys()
+    for name, value in arrays(expected).items():
+        np.testing.assert_allclose(arrays(ours)[name], value, rtol=0, atol=1e-6, err_msg=name)
+        assert arrays(ours)[name].dtype == value.dtype
+
+
+def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -> None:
+    jobs = [job_with_explicit(2, 9), make_job(3, SIZE, lengths=(7,)), job_with_explicit(4, 12)]
+    plans = [RowPlan.of(job, job.sequences[0]) for job in jobs]
+    hidden = [torch.randn(plan.length, WIDTH) for plan in plans]
+    offsets = np.cumsum([0, *(plan.length for plan in plans)])
+    chunks = [
+        Chunk(str(i), 0, plan.length, int(offsets[i]), plan.to_extra_args())
+        for i, plan in enumerate(plans)
+    ]
+    finished = RowScorer(head_of(projection), True).step(torch.cat(hidden), chunks, lambda: 1.0)
+    for index, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
+        packed = finished[str(index)].packed
+        ours = unpack(plan, packed.ids, packed.values)
+        expected = rows_of(job, hidden[index], projection)
+        np.testing.assert_array_equal(ours.top_ids, expected.top_ids)
+        np.testing.assert_allclose(ours.top_log_probs, expected.top_log_probs, atol=1e-6)
+        np.testing.assert_allclose(ours.sampled_log_probs, expected.sampled_log_probs, atol=1e-6)
+    assert sum(progress.seconds for progress in finished.values()) == pytest.approx(1.0)
+
+
+def test_a_plan_survives_its_journey() -> None:
+    job = job_with_explicit(5, 8)
+    plan = RowPlan.of(job, job.sequences[0])
+    again = RowPlan.from_extra_args(plan.to_extra_args())
+    assert again.spec == plan.spec
+    np.testing.assert_array_equal(again.indices, plan.indices)
+    np.testing.assert_array_equal(again.sampled, plan.sampled)
+    np.testing.assert_array_equal(again.explicit, plan.explicit)
+    assert plan.indices[0] == len(job.prompt_ids) - 1
+
+
+def test_a_row_from_the_cache_is_never_returned(projection: torch.nn.Linear) -> None:
+    job = job_with_explicit(6, 10)
+    plan = RowPlan.of(job, job.sequences[0])
+    hidden = torch.randn(plan.length, WIDTH)
+    first = int(plan.indices[0])
+    scorer = RowScorer(head_of(projection), True)
+    assert run(scorer, hidden, plan, [], start=first).packed.outcome is Outcome.FINITE
+    late = run(scorer, hidden, plan, [], start=first + 1)
+    assert late.packed.outcome is Outcome.ROW_MISSING
+    assert late.packed.values.shape[0] == 0
+
+
+def test_a_request_that_starts_over_gives_the_same_rows(projection: torch.nn.Linear) -> None:
+    job = job_with_explicit(7, 14)
+    plan = RowPlan.of(job, job.sequences[0])
+    hidden = torch.randn(plan.length, WIDTH)
+    scorer = RowScorer(head_of(projection), True)
+    straight = run(scorer, hidden, plan, [9])
+    scorer.step(hidden[:15], [Chunk("a", 0, 15, 0, plan.to_extra_args())], lambda: 0.0)
+    resumed = run(scorer, hidden, plan, [12], start=4)
+    assert resumed.packed.outcome is Outcome.FINITE
+    np.testing.assert_array_equal(straight.packed.ids, resumed.packed.ids)
+
+
+def test_what_is_not_finite_stays_its_own(projection: torch.nn.Linear) -> None:
+    job = make_job(8, SIZE, lengths=(6,))
+    plan = RowPlan.of(job, job.sequences[0])
+    good, bad = torch.randn(plan.length, WIDTH), torch.randn(plan.length, WIDTH)
+    bad[-1] = float("nan")
+    chunks = [
+        Chunk("good", 0, plan.length, 0, plan.to_extra_args()),
+        Chunk("bad", 0, plan.length, plan.length, plan.to_extra_args()),
+    ]
+    finished = RowScorer(head_of(projection), True).step(
+        torch.cat([good, bad]), chunks, lambda: 0.0
+    )
+    assert finished["bad"].packed.outcome is Outcome.NOT_FINITE
+    assert finished["good"].packed.outcome is Outcome.FINITE
+
+
+class Failing:
+    """A head whose second product runs out of memory."""
+
+    def __init__(self, projection: torch.nn.Linear) -> None:
+        self._projection = projection
+        self.calls = 0
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        if self.calls == 2:
+            raise torch.OutOfMemoryError("no memory left")
+        return self._projection(hidden)
+
+
+def test_running_out_of_memory_fails_the_step_and_not_the_worker(
+    projection: torch.nn.Linear,
+) -> None:
+    failing = Failing(projection)
+    head = RunnerHead(failing, SIZE, torch.device("cpu"))
+    head.chunk_rows = 4
+    scorer = RowScorer(head, True)
+    job = make_job(9, SIZE, lengths=(20,))
+    plan = RowPlan.of(job, job.sequences[0])
+    hidden = torch.randn(plan.length, WIDTH)
+    assert run(scorer, hidden, plan, []).packed.outcome is Outcome.OUT_OF_MEMORY
+    assert failing.calls == 5, "the other ranks wait for every product"
+    assert run(scorer, hidden, plan, []).packed.outcome is Outcome.FINITE
+
+
+def test_a_rank_that_follows_makes_the_same_products(projection: torch.nn.Linear) -> None:
+    shapes: dict[bool, list[int]] = {True: [], False: []}
+    job = make_job(10, SIZE, lengths=(21,))
+    plan = RowPlan.of(job, job.sequences[0])
+    hidden = torch.randn(plan.length, WIDTH)
+    for leads, seen in shapes.items():
+
+        def compute(
+            rows: torch.Tensor, leads: bool = leads, seen: list[int] = seen
+        ) -> torch.Tensor | None:
+            seen.append(len(rows))
+            return projection(rows) if leads else None
+
+        head = RunnerHead(compute, SIZE, torch.device("cpu"))
+        head.chunk_rows = 4
+        run(RowScorer(head, leads), hidden, plan, [13])
+    assert shapes[True] == shapes[False] != []
+
+
+def test_what_was_gathered_for_gone_requests_is_dropped(projection: torch.nn.Linear) -> None:
+    scorer = RowScorer(head_of(projection), True)
+    job = make_job(11, SIZE, lengths=(20,))
+    plan = RowPlan.of(job, job.sequences[0])
+    hidden = torch.randn(plan.length, WIDTH)
+    scorer.step(hidden[:20], [Chunk("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
+    scorer.forget({"a"})
+    assert run(scorer, hidden, plan, [], start=20).packed.outcome is Outcome.FINITE
+    scorer.step(hidden[:20], [Chunk("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
+    scorer.forget(set())
+    assert run(scorer, hidden, plan, [], start=20).packed.outcome is Outcome.ROW_MISSING

@@ -1,0 +1,100 @@
+"""A run directory in the formats the trainer writes, with figures that are easy to follow."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from student_trainer.evaluation.results import (
+    Divergence,
+    Evaluation,
+    Lengths,
+    Sample,
+    TeacherDescription,
+    save_evaluation,
+)
+
+CONFIG = """
+[run]
+name = "a <b>run</b>"
+output_dir = "runs/x"
+[student]
+model = "models/student"
+[teacher]
+name = "default"
+[loss]
+kind = "lsm"
+top_k = 32
+[rollout]
+top_p = 0.9
+"""
+TEACHER = TeacherDescription(
+    "default", "models/teacher", "transformers", "id-1", "w-1", "float32", "", "t-1", 320
+)
+HOSTILE = "<script>alert('x')</script> & <img src=x>"
+
+
+def step(number: int) -> dict[str, object]:
+    return {
+        "step": number,
+        "loss": 2.0 / number,
+        "tokens": 100 + number,
+        "tokens_used": 100,
+        "masked_tokens": number,
+        "response_length_mean": 40.0 - number,
+        "truncated_share": 0.5,
+        "grad_norm": 3.0 / number,
+        "clipped": number == 1,
+        "lr": 1e-4,
+        "rollout_seconds": 2.0,
+        "teacher_wait_seconds": 1.0,
+        "update_seconds": 1.5,
+        "step_seconds": 4.5,
+        "tokens_per_second": 22.0,
+        "teacher_support_mass": 0.95,
+        "student_support_mass": 0.8 if number > 1 else None,
+        "sampled_in_support": 0.85,
+        "top1_agreement_on_support": None,
+        "student_entropy": 2.5,
+        "log_ratio_mean": -1.5,
+        "teacher_identity": "id-1",
+    }
+
+
+def evaluation(kl: float, response: str, length: float) -> Evaluation:
+    return Evaluation(
+        prompts=4,
+        frozen=Divergence(256, 0, 320, kl, kl / 2, 1 - kl / 4),
+        fresh=Divergence(250, 0, 320, kl + 1, kl, 0.5),
+        lengths=Lengths(4, length, 0.25),
+        samples=(
+            Sample("p1", "Say <hi>", response, 7, True),
+            Sample("p2", "Second", "fine", 1, False),
+        ),
+        frozen_digest="f",
+        teacher=TEACHER,
+        seconds=10.0,
+    )
+
+
+def write_run(folder: Path, *, evaluated: bool = True) -> Path:
+    folder.mkdir()
+    (folder / "config.toml").write_text(CONFIG)
+    lines = [json.dumps(step(n)) + "\n" for n in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    if evaluated:
+        save_evaluation(evaluation(2.0, HOSTILE, 30.0), folder / "evaluation" / "before.json")
+        save_evaluation(evaluation(0.5, "hi", 25.0), folder / "evaluation" / "after.json")
+    return folder
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "run")
+
+
+@pytest.fixture
+def unevaluated(tmp_path: Path) -> Path:
+    return write_run(tmp_path / "bare", evaluated=False)

@@ -1,0 +1,81 @@
+"""Both programs as real processes on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+PATIENCE = 120.0
+
+
+@dataclass
+class Server:
+    process: subprocess.Popen[bytes]
+    address: str
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE)
+
+
+@contextmanager
+def serve(directory: Path, *, port: int = 0, **teachers: Path) -> Iterator[Server]:
+    """A deterministic ``teacher-server`` with these teachers."""
+    directory.mkdir(parents=True, exist_ok=True)
+    ready = directory / "ready.json"
+    ready.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "teacher_server", "serve", "--deterministic"]
+    command += ["--grpc-port", str(port), "--http-port", "0", "--ready-file", str(ready)]
+    for name, model in teachers.items():
+        command += ["--teacher", f"{name}={model}"]
+    log = directory / "server.log"
+    with log.open("ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, env=ENVIRONMENT)
+    try:
+        pause = threading.Event()
+        for _ in range(int(PATIENCE / 0.05)):
+            if ready.exists():
+                break
+            assert process.poll() is None, log.read_text()
+            pause.wait(0.05)
+        yield Server(process, json.loads(ready.read_text())["grpc_address"])
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait(PATIENCE)
+
+
+@contextmanager
+def trainer(config: Path) -> Iterator[subprocess.Popen[str]]:
+    """``student-trainer train CONFIG`` with its output to be read by line."""
+    command = [sys.executable, "-m", "student_trainer", "train", str(config)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate()
+
+
+def steps(process: subprocess.Popen[str], count: int) -> list[dict[str, Any]]:
+    """The next ``count`` metrics lines of a trainer."""
+    assert process.stdout is not None
+    lines = []
+    while len(lines) < count:
+        line = process.stdout.readline()
+        assert line, process.communicate()[1]
+        lines.append(json.loads(line))
+    return lines

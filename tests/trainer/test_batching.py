@@ -1,0 +1,145 @@
+"""Cutting into micro-batches, and the alignment of rows and hidden states."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from teacher_proto.types import ContinuationScores, Status, TextPrompt
+
+from student_trainer.batching import (
+    loss_batch,
+    micro_batch,
+    plan,
+    sequence,
+    sequence_weights,
+    with_sampled,
+)
+from student_trainer.rollout.base import PromptItem, Rollout
+
+
+def rollout(prompt: int, response: int, first: int = 0) -> Rollout:
+    """Token ids count up from ``first``, so that a token tells its place."""
+    ids = np.arange(first, first + prompt + response, dtype=np.int32)
+    item = PromptItem(f"p{first}", ids[:prompt], TextPrompt(""))
+    return Rollout(item, 0, ids[prompt:], -np.arange(response, dtype=np.float32), True)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(40, 200))
+def test_a_plan_holds_everything_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    batches = plan(lengths, budget)
+    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) * max(lengths[index] for index in batch) <= budget
+    assert plan(lengths, budget) == batches
+    assert len(plan(lengths, 40 * 30)) == 1
+
+
+def test_a_row_reads_the_state_before_its_token() -> None:
+    # The hidden state at a position is the token there: the row of a token that
+    # counts up must read its predecessor.
+    rollouts = [rollout(5, 3, 100), rollout(2, 4, 200), rollout(7, 1, 300)]
+    keep = [np.ones(len(r.token_ids), np.bool_) for r in rollouts]
+    batch = micro_batch((2, 0, 1), rollouts, keep)
+    width = max(len(sequence(r)) for r in rollouts)
+    hidden = torch.full((3, width, 1), -1.0)
+    for place, member in enumerate(batch.members):
+        ids = sequence(rollouts[member])
+        hidden[place, : len(ids), 0] = torch.from_numpy(ids.astype(np.float32))
+    scores = {
+        member: ContinuationScores(
+            top_ids=np.stack([r.token_ids, r.token_ids + 1], 1),
+            top_log_probs=np.full((len(r.token_ids), 2), -1, np.float32),
+            valid_counts=np.full(len(r.token_ids), 2, np.int32),
+            sampled_log_probs=-r.token_ids.astype(np.float32),
+            sampled_valid=np.ones(len(r.token_ids), np.bool_),
+        )
+        for member, r in enumerate(rollouts)
+    }
+    rows = loss_batch(batch, hidden, rollouts, scores, 2, np.zeros(0, np.int32))
+    assert rows.sampled_ids.tolist() == [307, 105, 106, 107, 202, 203, 204, 205]
+    assert (rows.hidden[:, 0] == rows.sampled_ids - 1).all()
+    assert rows.support_ids is not None
+    assert rows.teacher_sampled is not None
+    assert rows.old_log_probs is not None
+    assert (rows.support_ids[:, 0] == rows.sampled_ids).all()
+    assert (rows.teacher_sampled == -rows.sampled_ids).all()
+    assert rows.old_log_probs.tolist() == [0, 0, -1, -2, 0, -1, -2, -3]
+
+
+def test_masked_rows_slots_and_ids_leave() -> None:
+    one, two = rollout(3, 4, 10), rollout(3, 2, 50)
+    keep = [np.array([True, False, False, True]), np.array([False, True])]
+    batch = micro_batch((0, 1), [one, two], keep)
+    ids = np.array([[1, 2, 3], [4, 5, -1], [6, -1, -1], [2, 8, 9]], np.int32)
+    scores = {
+        0: ContinuationScores(
+            top_ids=ids,
+            top_log_probs=np.full((4, 3), -1, np.float32),
+            valid_counts=np.array([3, 2, 1, 3], np.int32),
+            sampled_log_probs=np.zeros(4, np.float32),
+            sampled_valid=np.array([True, True, True, False]),
+        ),
+        1: ContinuationScores(status=Status.NON_FINITE),
+    }
+    hidden = torch.zeros(2, 6, 1)
+    rows = loss_batch(batch, hidden, [one, two], scores, 3, np.array([2], np.int32))
+    assert rows.sampled_ids.tolist() == [13, 16, 54]
+    assert rows.support_valid is not None
+    assert rows.support_ids is not None
+    assert rows.support_log_probs is not None
+    assert rows.teacher_sampled is not None
+    # Id 2 is taken out of the supports; the continuation without rows is NaN.
+    assert rows.support_valid[:2].tolist() == [[True, False, True], [False, True, True]]
+    assert rows.support_ids[:2].tolist() == [[1, 0, 3], [0, 8, 9]]
+    assert rows.support_log_probs[2].isnan().all()
+    assert rows.support_valid[2].any()
+    assert rows.teacher_sampled.isnan().tolist() == [False, True, True]
+
+
+def test_the_tail_travels_with_its_rows() -> None:
+    one = rollout(3, 3, 10)
+    scores = ContinuationScores(
+        top_ids=np.array([[1, 2], [3, 4], [5, 6]], np.int32),
+        top_log_probs=np.full((3, 2), -1, np.float32),
+        valid_counts=np.full(3, 2, np.int32),
+        sampled_log_probs=np.zeros(3, np.float32),
+        sampled_valid=np.ones(3, np.bool_),
+        log_tail=np.array([-1, -2, 0], np.float32),
+        log_tail_valid=np.array([True, True, False]),
+    )
+    batch = micro_batch((0,), [one], [np.array([False, True, True])])
+    rows = loss_batch(batch, torch.zeros(1, 5, 1), [one], {0: scores}, 2, np.zeros(0, np.int32))
+    assert rows.teacher_log_tail is not None
+    assert rows.teacher_tail_valid is not None
+    assert rows.teacher_log_tail.tolist() == [-2, 0]
+    assert rows.teacher_tail_valid.tolist() == [True, False]
+
+
+def test_the_sampled_token_joins_a_support_that_lacks_it() -> None:
+    one = rollout(3, 4, 10)  # responds 13, 14, 15, 16
+    scores = ContinuationScores(
+        top_ids=np.array([[13, 2], [3, 4], [15, -1], [5, 6]], np.int32),
+        top_log_probs=np.array([[-1, -2], [-1, -2], [-1, 0], [-1, -2]], np.float32),
+        valid_counts=np.array([2, 2, 1, 2], np.int32),
+        sampled_log_probs=np.array([-1, -5, -1, 0], np.float32),
+        sampled_valid=np.array([True, True, True, False]),
+    )
+    batch = micro_batch((0,), [one], [np.ones(4, np.bool_)])
+    rows = with_sampled(
+        loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2, np.zeros(0, np.int32))
+    )
+    assert rows.support_ids is not None
+    assert rows.support_valid is not None
+    assert rows.support_log_probs is not None
+    assert rows.support_ids[:, 2].tolist() == [13, 14, 15, 16]
+    # In the support already; not in it; in it; unknown to the teacher.
+    assert rows.support_valid[:, 2].tolist() == [False, True, False, False]
+    assert rows.support_log_probs[1, 2] == -5
+
+
+def test_sequence_weights_are_one_over_the_used_rows() -> None:
+    used = torch.tensor([True, True, False, True, False])
+    owners = torch.tensor([0, 0, 0, 1, 2])
+    assert sequence_weights(used, owners, 3).tolist() == [0.5, 0.5, 0, 1.0, 0]

@@ -1,0 +1,180 @@
+"""Checkpoints on disk: whole, checked, and refused when they are another run's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
+from teacher_proto.types import TeacherIdentity
+
+from student_trainer import checkpoint
+from student_trainer.checkpoint import TrainState, damage, listing, newest_good
+from student_trainer.resume import check_resumable
+from student_trainer.run_dir import RunDirectory, find_checkpoint, prepare
+
+IDENTITY = TeacherIdentity("d", "w", "float32", "", "", "t")
+CONFIG: dict[str, Any] = {
+    "run": {"name": "a", "steps": 5, "seed": 0},
+    "teacher": {"address": "x:1", "name": "default"},
+    "rollout": {"top_p": 0.9, "group_size": 8},
+    "optimizer": {"schedule": "constant", "lr": 1e-3},
+    "loss": {"mask": {"strings": ["<think>"]}},
+}
+
+
+def state(step: int) -> TrainState:
+    return TrainState(step, step, 3 * step, "data", IDENTITY, CONFIG)
+
+
+def save_model(directory: Path) -> None:
+    directory.mkdir()
+    save_file({"weight": torch.arange(64.0)}, directory / "model.safetensors")
+
+
+def save(directory: Path, step: int, keep: int = 3) -> Path:
+    return checkpoint.save(
+        directory,
+        state(step),
+        save_model=save_model,
+        optimizer={"exp_avg/weight": torch.full((64,), float(step))},
+        rng=checkpoint.capture_rng(),
+        keep=keep,
+    )
+
+
+def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
+    torch.manual_seed(4)
+    path = save(tmp_path, 7)
+    drawn = torch.rand(3)
+    assert path.name == "step-000007"
+    assert damage(path) is None
+    assert checkpoint.load_state(path) == state(7)
+    optimizer, rng = checkpoint.load_tensors(path)
+    assert optimizer["exp_avg/weight"].tolist() == [7.0] * 64
+    checkpoint.restore_rng(rng)
+    assert torch.equal(torch.rand(3), drawn)
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+def test_the_newest_are_kept(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-step-000001-99").mkdir()
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep=2)
+    assert [p.name for p in listing(tmp_path)] == ["step-000004", "step-000003"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000004"]
+    save(tmp_path, 4, keep=2)
+    assert damage(tmp_path / "step-000004") is None
+
+
+FILES = (
+    "manifest.json",
+    "state.json",
+    "optimizer.safetensors",
+    "rng.safetensors",
+    "model/model.safetensors",
+)
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["truncated", "flipped", "removed"])
+def test_a_damaged_one_is_named_and_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, how: str
+) -> None:
+    good, bad = save(tmp_path, 1), save(tmp_path, 2)
+    data = (bad / name).read_bytes()
+    if how == "truncated":
+        (bad / name).write_bytes(data[: len(data) // 2])
+    elif how == "flipped":
+        # In the manifest: a digit of a checksum, which is still JSON.
+        place = data.index(b'"sha256": "') + 11 if name == "manifest.json" else len(data) // 2
+        flipped = bytes([data[place] ^ 1])
+        (bad / name).write_bytes(data[:place] + flipped + data[place + 1 :])
+    else:
+        (bad / name).unlink()
+    with caplog.at_level(logging.WARNING):
+        assert newest_good(tmp_path) == good
+    assert "step-000002" in caplog.text
+    assert name in caplog.text or name == "manifest.json"
+    with pytest.raises(ConfigurationError, match="not a good checkpoint"):
+        find_checkpoint(RunDirectory(tmp_path), str(bad))
+
+
+def test_no_good_one_is_an_error_and_none_at_all_is_a_start(tmp_path: Path) -> None:
+    assert newest_good(tmp_path / "absent") is None
+    (save(tmp_path, 1) / "state.json").unlink()
+    with pytest.raises(ConfigurationError, match="none of its 1 checkpoints"):
+        newest_good(tmp_path)
+
+
+def test_a_failed_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
+    good = save(tmp_path, 1)
+
+    def full_disk(directory: Path) -> None:
+        directory.mkdir()
+        (directory / "half").write_bytes(b"x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(LsmError, match="No space left") as caught:
+        checkpoint.save(tmp_path, state(2), save_model=full_disk, optimizer={}, rng={}, keep=1)
+    assert caught.value.reason == "CHECKPOINT_NOT_WRITTEN"
+    assert newest_good(tmp_path) == good
+    assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]
+
+
+def changed(**sections: dict[str, Any]) -> dict[str, Any]:
+    return {name: {**values, **sections.get(name, {})} for name, values in CONFIG.items()}
+
+
+def test_settings_that_change_the_numbers_are_refused_by_name() -> None:
+    check_resumable(state(1), CONFIG, "data", IDENTITY)
+    free = changed(run={"name": "b", "steps": 9}, teacher={"address": "y:2"})
+    check_resumable(state(1), free, "data", IDENTITY)
+    other = changed(rollout={"top_p": 0.8}, loss={"mask": {"strings": []}})
+    with pytest.raises(ConfigurationError) as caught:
+        check_resumable(state(1), other, "data", IDENTITY)
+    assert "rollout.top_p (0.9 to 0.8)" in str(caught.value)
+    assert "loss.mask.strings (['<think>'] to [])" in str(caught.value)
+    assert "group_size" not in str(caught.value)
+    check_resumable(state(1), other, "data", IDENTITY, ["rollout.top_p", "loss.mask"])
+
+
+def test_the_length_of_a_falling_schedule_may_not_change() -> None:
+    before = replace(state(1), config=changed(optimizer={"schedule": "cosine"}))
+    longer = changed(optimizer={"schedule": "cosine"}, run={"steps": 9})
+    with pytest.raises(ConfigurationError, match=r"run\.steps \(5 to 9\)"):
+        check_resumable(before, longer, "data", IDENTITY)
+
+
+def test_other_prompts_and_another_teacher_are_refused() -> None:
+    with pytest.raises(ConfigurationError, match="train prompts differ"):
+        check_resumable(state(1), CONFIG, "other", IDENTITY)
+    check_resumable(state(1), CONFIG, "other", IDENTITY, ["data.train"])
+    with pytest.raises(ContractMismatchError, match="identity"):
+        check_resumable(state(1), CONFIG, "data", replace(IDENTITY, digest="e"))
+
+
+def test_never_does_not_overwrite_a_run(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert find_checkpoint(run, "never") is None
+    run.metrics.write_text("{}\n")
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        find_checkpoint(run, "never")
+
+
+def test_metrics_go_back_to_the_checkpoint(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    lines = [json.dumps({"step": step}) for step in (1, 2, 3)]
+    run.metrics.write_text("\n".join(lines) + '\n{"step": 4, "lo')
+    prepare(run, 2)
+    assert run.metrics.read_text() == "\n".join(lines[:2]) + "\n"
+    run.evaluation.mkdir()
+    prepare(run, 0)
+    assert not run.metrics.exists()
+    assert not run.evaluation.exists()

@@ -1,0 +1,326 @@
+"""Whole runs against a real teacher server over gRPC."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from teacher_proto.errors import ContractMismatchError
+from teacher_proto.program import run_program
+from teacher_proto.settings import to_toml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from student_trainer import checkpoint
+from student_trainer.cli import run as run_cli
+from student_trainer.config import TrainConfig
+from student_trainer.data import load_prompts
+from student_trainer.loop import TrainingLoop
+from student_trainer.model import Student, load_student
+from student_trainer.rollout.generate import generate
+from student_trainer.run_dir import RunDirectory
+from student_trainer.teacher import TeacherLink
+from student_trainer.train import train
+from tests.trainer.conftest import write_prompts
+from tests.trainer.local_teacher import LocalTeacher
+from tests.trainer.processes import PATIENCE, Server, serve, steps, trainer
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def server(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model_dir: Path,
+    other_tokenizer_model_dir: Path,
+) -> Iterator[Server]:
+    with serve(
+        tmp_path_factory.mktemp("server"), default=tiny_model_dir, foreign=other_tokenizer_model_dir
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def config(make_config: MakeConfig, server: Server) -> MakeConfig:
+    def make(**sections: dict[str, Any]) -> TrainConfig:
+        teacher = {"address": server.address, **sections.pop("teacher", {})}
+        every = {"every": 1, **sections.pop("checkpoint", {})}
+        return make_config(teacher=teacher, checkpoint=every, **sections)
+
+    return make
+
+
+def artefacts(run: Path, step: int) -> dict[str, bytes]:
+    """What two equal runs have equal, to the byte."""
+    folder = run / "checkpoints" / f"step-{step:06d}"
+    files = [*(folder / "model").glob("*.safetensors"), *folder.glob("*.safetensors")]
+    files += (run / "model").glob("*.safetensors")
+    return {str(path.relative_to(run)): path.read_bytes() for path in files}
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def in_directory(config: TrainConfig, path: Path, **run: Any) -> TrainConfig:
+    changed = config.run.model_copy(update={"output_dir": path, **run})
+    return config.model_copy(update={"run": changed})
+
+
+KINDS = {
+    "full": {},
+    "bfloat16": {"student": {"dtype": "bfloat16"}},
+    "lora": {"student": {"lora": {"rank": 2, "dropout": 0.2, "merge_final": False}}},
+    "two updates, falling rate": {
+        "optimizer": {"updates_per_batch": 2, "schedule": "linear", "warmup_steps": 1}
+    },
+    "sampled_token": {"loss": {"kind": "sampled_token"}},
+    "tail": {"loss": {"kind": "lsm", "tail": "bucket", "row_clamp": 20.0}},
+    "forward, sampled": {"loss": {"kind": "topk_forward_kl", "support": "teacher+sampled"}},
+    "jsd": {"loss": {"kind": "topk_jsd", "beta": 0.3}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    config: MakeConfig, tmp_path: Path, kind: str
+) -> None:
+    # The third step begins the second epoch.
+    settings = config(**KINDS[kind])
+    straight = train(in_directory(settings, tmp_path / "straight"))
+    broken = tmp_path / "broken"
+    interrupted_after(in_directory(settings, broken), 2)
+    train(in_directory(settings, broken))
+    assert losses(broken) == losses(straight)
+    assert [step for step, _ in losses(straight)] == [1, 2, 3]
+    assert artefacts(broken, 3) == artefacts(straight, 3)
+
+
+def interrupted_after(config: TrainConfig, count: int) -> None:
+    """Leaves what a run killed after ``count`` steps leaves."""
+    torch.manual_seed(config.run.seed)
+    student = load_student(config.student)
+    prompts = load_prompts(config.data, student, seed=config.run.seed)
+    run = RunDirectory(config.run.output_dir)
+    run.path.mkdir()
+    with TeacherLink(config.teacher, student, run=config.run.name) as teacher:
+        loop = TrainingLoop(config, student, teacher, prompts, run)
+        checkpoint.restore_rng(loop._rng)
+        for _ in range(count):
+            line = loop.step()
+            with run.metrics.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        loop.save()
+
+
+@pytest.mark.parametrize("leave_out", ["rng", "moments", "position"])
+def test_a_resume_that_forgets_something_is_noticed(
+    config: MakeConfig, tmp_path: Path, leave_out: str
+) -> None:
+    settings = config(**KINDS["lora"])
+    straight = train(in_directory(settings, tmp_path / "straight"))
+    broken = tmp_path / "broken"
+    interrupted_after(in_directory(settings, broken), 2)
+    (path,) = checkpoint.listing(broken / "checkpoints")
+    _forget(path, leave_out)
+    train(in_directory(settings, broken))
+    assert artefacts(broken, 3) != artefacts(straight, 3)
+
+
+def _forget(path: Path, what: str) -> None:
+    """Rewrites one part of a checkpoint, checksums included."""
+    if what == "rng":
+        torch.manual_seed(123)
+        save_file(checkpoint.capture_rng(), path / "rng.safetensors")
+    elif what == "moments":
+        tensors = load_file(path / "optimizer.safetensors")
+        save_file(
+            {k: torch.zeros_like(v) for k, v in tensors.items()}, path / "optimizer.safetensors"
+        )
+    else:
+        state = json.loads((path / "state.json").read_text())
+        (path / "state.json").write_text(json.dumps(state | {"position": 0}))
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in manifest["files"]:
+        manifest["files"][name] = checkpoint._entry(path / name)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_ended_goes_on_where_it_was(
+    config: MakeConfig, tmp_path: Path, number: signal.Signals
+) -> None:
+    settings = config(checkpoint={"every": 1 if number == signal.SIGKILL else 50})
+    ended = in_directory(settings, tmp_path / "ended", steps=12)
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(ended))
+    with trainer(file) as process:
+        steps(process, 2)
+        process.send_signal(number)
+        code = process.wait(PATIENCE)
+    found = checkpoint.newest_good(ended.run.output_dir / "checkpoints")
+    assert found is not None
+    at = checkpoint.load_state(found).step
+    recorded = [step for step, _ in losses(ended.run.output_dir)]
+    if number == signal.SIGKILL:
+        assert code == -number
+        assert 1 <= at <= recorded[-1]
+    else:
+        assert code == 128 + number
+        assert at == recorded[-1] >= 2, "no step is redone"
+    assert at < 12, "the signal came too late to matter"
+    target = at + 1
+    train(in_directory(ended, ended.run.output_dir, steps=target))
+    straight = train(in_directory(ended, tmp_path / "straight", steps=target))
+    assert losses(ended.run.output_dir) == losses(straight)
+    assert artefacts(ended.run.output_dir, target) == artefacts(straight, target)
+
+
+def test_the_final_model_is_one_transformers_loads(config: MakeConfig, tmp_path: Path) -> None:
+    lora = config(student={"lora": {"rank": 2}}, run={"steps": 1}, optimizer={"lr": 0.05})
+    run = train(lora)
+    model = AutoModelForCausalLM.from_pretrained(run / "model")
+    tokenizer = AutoTokenizer.from_pretrained(run / "model")
+    ids = tokenizer("The teacher reads", return_tensors="pt")["input_ids"]
+    adapted = load_student(lora.student, run / "checkpoints" / "step-000001" / "model")
+    with torch.no_grad():
+        merged = model(ids).logits
+        torch.testing.assert_close(merged, adapted.module(ids).logits, rtol=1e-4, atol=1e-4)
+        base = load_student(lora.student.model_copy(update={"lora": None})).module(ids).logits
+    assert float((merged - base).abs().max()) > 1e-2, "training changed it"
+
+
+def test_a_run_is_evaluated_and_reported(config: MakeConfig, tmp_path: Path) -> None:
+    write_prompts(tmp_path / "prompts.jsonl", [f"What is {n}?" for n in range(12)])
+    settings = config(
+        run={"steps": 8},
+        data={"held_out_fraction": 0.5},
+        evaluation={"prompts": 6, "frozen_rows": 256, "max_new_tokens": 60, "samples": 2},
+        optimizer={"lr": 3e-3},
+    )
+    run = train(settings)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["reverse_kl_after"] < summary["reverse_kl_before"]
+    assert summary["steps"] == 8
+    assert {path.name for path in run.iterdir()} >= {
+        "checkpoints", "config.toml", "evaluation", "metrics.jsonl", "model", "samples.json",
+    }  # fmt: skip
+    assert sorted(path.name for path in (run / "evaluation").iterdir()) == [
+        "after.json", "before.json", "frozen.json",
+    ]  # fmt: skip
+    frozen = (run / "evaluation" / "frozen.json").read_bytes()
+    before = (run / "evaluation" / "before.json").read_bytes()
+    train(settings.model_copy(update={"run": settings.run.model_copy(update={"steps": 9})}))
+    assert (run / "evaluation" / "frozen.json").read_bytes() == frozen
+    assert (run / "evaluation" / "before.json").read_bytes() == before
+    assert json.loads((run / "summary.json").read_text())["steps"] == 9
+
+
+def test_the_service_and_a_plain_forward_give_one_loss(
+    config: MakeConfig, tiny_model_dir: Path, student: Student
+) -> None:
+    settings = config()
+    local = LocalTeacher(tiny_model_dir)
+    prompts = load_prompts(settings.data, student).train[:1]
+    group = generate(student, prompts, settings.rollout, seed=0, step=1)
+    with TeacherLink(settings.teacher, student, run="test") as link:
+        scores = link.submit_rollouts(group, 16, 0.7).result()
+        rows = np.array([0, 3, 4, 9], np.int32)
+        few = link.limits.__class__(**{**vars(link.limits), "max_reply_bytes": 4096 + 2 * 2600})
+        object.__setattr__(link, "limits", few)
+        whole = link.score_rows(prompts[0], group[0].token_ids, rows, 320, 0.7)
+    for rollout, score, plain in zip(group, scores, local.score(group, 16, 0.7), strict=True):
+        assert len(score.top_log_probs) == len(rollout.token_ids)
+        np.testing.assert_allclose(score.top_log_probs, plain.top_log_probs, atol=1e-4)
+        np.testing.assert_allclose(score.sampled_log_probs, plain.sampled_log_probs, atol=1e-4)
+    expected = local.log_probs(group[0], 0.7)[torch.from_numpy(rows.astype(np.int64))]
+    assert whole.top_ids.shape == (4, 320)
+    values = np.take_along_axis(expected.numpy(), whole.top_ids.astype(np.int64), 1)
+    np.testing.assert_allclose(whole.top_log_probs, values, atol=1e-4)
+
+
+def main(config: TrainConfig, tmp_path: Path) -> int:
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config))
+    return run_program(run_cli, ["train", str(file)])
+
+
+def test_a_foreign_tokenizer_ends_with_3(
+    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(config(teacher={"name": "foreign"}), tmp_path) == 3
+    assert "tokenizer" in capsys.readouterr().err
+
+
+def test_an_unknown_teacher_and_a_wrong_setting_end_with_2(
+    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(config(teacher={"name": "absent"}), tmp_path) == 2
+    assert "['default', 'foreign']" in capsys.readouterr().err
+    assert main(config(rollout={"max_new_tokens": 460}, optimizer={"micro_batch_tokens": 999}),
+                tmp_path) == 2  # fmt: skip
+    assert "512 positions" in capsys.readouterr().err
+
+
+def test_no_teacher_ends_with_4(
+    make_config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import socket
+
+    with socket.socket() as taken:
+        # Bound and not listening: nobody else takes the port, and nobody answers.
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        teacher = {"address": address, "connect_timeout_seconds": 0.5}
+        assert main(make_config(teacher=teacher), tmp_path) == 4
+    assert address in capsys.readouterr().err
+
+
+def test_another_teacher_at_the_same_address_stops_the_run(
+    make_config: MakeConfig, tmp_path: Path, tiny_model_dir: Path, student_model_dir: Path
+) -> None:
+    with serve(tmp_path / "first", default=tiny_model_dir) as first:
+        settings = make_config(teacher={"address": first.address, "timeout_seconds": 60})
+        student = load_student(settings.student)
+        prompts = load_prompts(settings.data, student)
+        run = RunDirectory(settings.run.output_dir)
+        with TeacherLink(settings.teacher, student, run="test") as link:
+            loop = TrainingLoop(settings, student, link, prompts, run)
+            loop.step()
+            weights = student.head.weight.detach().clone()
+            first.stop()
+            port = int(first.address.rpartition(":")[2])
+            with serve(tmp_path / "second", port=port, default=student_model_dir) as second:
+                assert second.address == first.address
+                with pytest.raises(ContractMismatchError):
+                    loop.step()
+                assert torch.equal(student.head.weight, weights)
+                loop.save_unless_saved()
+                assert main(settings, tmp_path) == 3
+    state = checkpoint.load_state(run.checkpoints / "step-000001")
+    assert state.teacher == link.info.identity
+
+
+def test_a_dry_run_tells_every_origin(
+    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("LSM_TRAINER__ROLLOUT__TOP_P", "0.8")
+    file = tmp_path / "config.toml"
+    file.write_text(to_toml(config()))
+    assert run_program(run_cli, ["train", str(file), "--set", "run.steps=7", "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "run.steps = 7 (flag --set)" in lines
+    assert "rollout.top_p = 0.8 (env LSM_TRAINER__ROLLOUT__TOP_P)" in lines
+    assert any(line.startswith("optimizer.eps = ") and "(file" in line for line in lines)
+    assert not (tmp_path / "run").exists()
+    wrong = ["train", str(file), "--set", "rollout.topp=1"]
+    assert run_program(run_cli, wrong) == 2
+    assert "top_p" in capsys.readouterr().err
