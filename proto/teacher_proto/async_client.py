@@ -17,6 +17,8 @@ import grpc.aio
 
 from teacher_proto import codec
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_options
+from teacher_proto.credentials import ClientCredentials, Identification
+from teacher_proto.diagnosis import connection_problem
 from teacher_proto.errors import (
     ConfigurationError,
     DeadlineError,
@@ -57,7 +59,9 @@ class AsyncTeacherClient:
 
     Args:
         address: ``host:port`` of the service's gRPC port.
-        run: the training run a request without one of its own is sent for.
+        run: the training run a request without one of its own is sent for; with
+            credentials it may be empty, for the run they stand for.
+        credentials: token and TLS.
         max_attempts: sends per call at most; None leaves only the deadline.
         max_request_bytes, max_reply_bytes: bounds on one message.
     """
@@ -67,6 +71,7 @@ class AsyncTeacherClient:
         address: str,
         *,
         run: str,
+        credentials: ClientCredentials | None = None,
         max_attempts: int | None = None,
         max_request_bytes: int = MAX_REQUEST_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
@@ -79,6 +84,7 @@ class AsyncTeacherClient:
             raise ConfigurationError(f"is {max_attempts}, must be 1 or more", where="max_attempts")
         self.address = address
         self.run = run
+        self._identification = Identification(credentials or ClientCredentials(), address)
         self._policy = RetryPolicy(max_attempts)
         self._max_request_bytes = max_request_bytes
         self._options = client_options(
@@ -88,6 +94,7 @@ class AsyncTeacherClient:
         self._process = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: grpc.aio.Channel | None = None
+        self._has_connected = False
         self._closing = asyncio.Event()
         self._teachers: dict[str, TeacherInfo] = {}
 
@@ -99,7 +106,7 @@ class AsyncTeacherClient:
             timeout: seconds for the whole call, retries included.
         """
         body = codec.serialize(teacher_pb2.GetTeacherRequest())
-        reply = await self._unary("GetTeacher", body, timeout)
+        reply = await self._unary("GetTeacher", body, timeout, run=self.run)
         info = codec.decode_server_info(reply)
         self._teachers = {teacher.name: teacher for teacher in info.teachers}
         return info
@@ -143,7 +150,8 @@ class AsyncTeacherClient:
 
         async def send(channel: grpc.aio.Channel, seconds: float) -> bytes:
             method: Any = channel.stream_unary(f"{SERVICE}/RegisterTokenizer", None, None)
-            reply: bytes = await method(iter(parts), timeout=seconds)
+            metadata = self._identification.metadata()
+            reply: bytes = await method(iter(parts), timeout=seconds, metadata=metadata)
             return reply
 
         reply = await self._until_deadline("RegisterTokenizer", send, timeout)
@@ -166,10 +174,11 @@ class AsyncTeacherClient:
     ) -> None:
         await self.close()
 
-    async def _unary(self, name: str, body: bytes, seconds: float) -> bytes:
+    async def _unary(self, name: str, body: bytes, seconds: float, *, run: str = "") -> bytes:
         async def send(channel: grpc.aio.Channel, left: float) -> bytes:
             method: Any = channel.unary_unary(f"{SERVICE}/{name}", None, None)
-            reply: bytes = await method(body, timeout=left)
+            metadata = self._identification.metadata(run=run)
+            reply: bytes = await method(body, timeout=left, metadata=metadata)
             return reply
 
         return await self._until_deadline(name, send, seconds)
@@ -193,6 +202,7 @@ class AsyncTeacherClient:
                 return await send(channel, max(deadline - clock(), 0.001))
             except grpc.aio.AioRpcError as failure:
                 error = self._explained(failure, name, seconds, channel)
+                await self._check_connection(error, channel, deadline - clock())
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if self._closing.is_set() and task is not None and not task.cancelling():
@@ -226,7 +236,7 @@ class AsyncTeacherClient:
         loop = asyncio.get_running_loop()
         if self._channel is None or self._loop is None:
             self._loop = loop
-            self._channel = grpc.aio.insecure_channel(self.address, options=self._options)
+            self._channel = self._identification.channel(self.address, self._options)
         elif loop is not self._loop:
             raise ConfigurationError(
                 "a client belongs to the event loop of its first call",
@@ -235,6 +245,19 @@ class AsyncTeacherClient:
                 reason="OTHER_LOOP",
             )
         return self._channel
+
+    async def _check_connection(
+        self, error: LsmError, channel: grpc.aio.Channel, left: float
+    ) -> None:
+        """Raises what is wrong when there never was a connection and never will be."""
+        if channel.get_state() is grpc.ChannelConnectivity.READY:
+            self._has_connected = True
+        if self._has_connected or error.where != self.address:
+            return
+        if isinstance(error, TeacherUnavailableError):
+            problem = await connection_problem(self.address, self._identification.context, left)
+            if problem is not None:
+                raise problem from None
 
     def _explained(
         self,

@@ -11,10 +11,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, SecretStr
 
 Key = tuple[str, ...]
 SECRET = re.compile(r"(^|_)token$|password|passphrase|secret|api_?key|credential", re.IGNORECASE)
+# A file's name is no secret, whatever the file holds.
+PATH = re.compile(r"_(file|path|dir)$", re.IGNORECASE)
 BARE = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -40,7 +42,7 @@ def parse_key(text: str) -> Key | None:
 
 def is_secret(key: Key) -> bool:
     """Whether a key's name says that its value must not be shown."""
-    return any(SECRET.search(part) for part in key)
+    return any(SECRET.search(part) and not PATH.search(part) for part in key)
 
 
 def annotations_at(model: type[BaseModel], key: Key) -> list[Any]:
@@ -132,7 +134,7 @@ def _is_text(leaf: Any) -> bool:
         return all(isinstance(value, str) for value in get_args(leaf))
     if isinstance(leaf, type) and issubclass(leaf, enum.Enum):
         return all(isinstance(member.value, str) for member in leaf)
-    return isinstance(leaf, type) and issubclass(leaf, str | Path)
+    return isinstance(leaf, type) and issubclass(leaf, str | Path | SecretStr)
 
 
 def _known(model: type[BaseModel], key: Key = ()) -> Iterator[Key]:

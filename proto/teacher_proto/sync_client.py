@@ -12,6 +12,7 @@ from typing import Any, Self, TypeVar
 
 from teacher_proto.async_client import AsyncTeacherClient
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
+from teacher_proto.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 from teacher_proto.types import Level, ScoreReply, ScoreRequest, ServerInfo, TokenizerUpload
 
@@ -33,6 +34,7 @@ class TeacherClient:
         address: str,
         *,
         run: str,
+        credentials: ClientCredentials | None = None,
         max_attempts: int | None = None,
         max_request_bytes: int = MAX_REQUEST_BYTES,
         max_reply_bytes: int = MAX_REPLY_BYTES,
@@ -40,6 +42,7 @@ class TeacherClient:
         self._client = AsyncTeacherClient(
             address,
             run=run,
+            credentials=credentials,
             max_attempts=max_attempts,
             max_request_bytes=max_request_bytes,
             max_reply_bytes=max_reply_bytes,
