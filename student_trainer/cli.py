@@ -53,11 +53,12 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from teacher_proto.settings import describe, load_settings
+    from teacher_proto.settings import describe, from_environment_only, load_settings
 
     from student_trainer.config import TrainConfig
 
     resolved = load_settings(TrainConfig, arguments.configs, ENV_PREFIX, arguments.overrides)
+    from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
     if arguments.dry_run:
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
         return 0

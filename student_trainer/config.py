@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from student_trainer.loss_config import LossConfig, LsmLoss, SampledTokenLoss
 from student_trainer.settings_base import (
@@ -69,6 +69,23 @@ class TeacherSettings(Settings):
         default="127.0.0.1:50051", description="host:port of the service's gRPC port"
     )
     name: str = Field(default="default", description="the teacher's name on that service")
+    token: SecretStr | None = Field(
+        default=None, description="the run's token; from the environment only"
+    )
+    token_file: Path | None = Field(
+        default=None, description="file with the run's token, for its owner's eyes only"
+    )
+    tls: bool = Field(
+        default=False, description="encrypt, and trust this machine's certificate authorities"
+    )
+    ca: Path | None = Field(
+        default=None, description="encrypt, and trust the authorities of this PEM file alone"
+    )
+    cert: Path | None = Field(default=None, description="the trainer's own certificate, PEM")
+    key: Path | None = Field(default=None, description="key of cert, PEM")
+    insecure_plaintext: bool = Field(
+        default=False, description="send the token unencrypted beyond this machine"
+    )
     connect_timeout_seconds: Positive = Field(
         default=15.0, description="how long to look for it at start"
     )

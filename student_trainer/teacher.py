@@ -14,6 +14,7 @@ from types import TracebackType
 
 import numpy as np
 from teacher_proto.client import TeacherClient
+from teacher_proto.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.types import (
     Continuation,
@@ -60,6 +61,8 @@ class TeacherLink:
         Raises:
             TeacherUnavailableError, DeadlineError: nothing answers at the
                 address within ``connect_timeout_seconds``.
+            UnauthenticatedError, ForbiddenError: the credentials are not taken,
+                or not for this run.
             ConfigurationError: the server has no teacher of this name.
             ContractMismatchError: its tokenizer is not the student's.
         """
@@ -68,7 +71,7 @@ class TeacherLink:
         self._tokenizer_hash = student.tokenizer_hash
         self._vocabulary_size = student.vocabulary_size
         self._free = threading.BoundedSemaphore(settings.max_in_flight)
-        self.client = TeacherClient(settings.address, run=run, max_attempts=settings.attempts)
+        self.client = connect(settings, run)
         try:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
             self.limits = server.limits
@@ -216,15 +219,38 @@ class TeacherLink:
         self._free.release()
 
 
-def check_reachable(settings: TeacherSettings) -> None:
+def connect(settings: TeacherSettings, run: str) -> TeacherClient:
+    """A client with the settings' credentials.
+
+    Raises:
+        ConfigurationError: they cannot be used.
+    """
+    token = settings.token
+    credentials = ClientCredentials(
+        token="" if token is None else token.get_secret_value(),
+        token_file=settings.token_file,
+        tls=settings.tls,
+        ca=settings.ca,
+        cert=settings.cert,
+        key=settings.key,
+        insecure_plaintext=settings.insecure_plaintext,
+    )
+    return TeacherClient(
+        settings.address, run=run, credentials=credentials, max_attempts=settings.attempts
+    )
+
+
+def check_reachable(settings: TeacherSettings, run: str) -> None:
     """Finds the teacher before anything slow is done.
 
     Raises:
         TeacherUnavailableError, DeadlineError: nothing answers at the address
             within ``connect_timeout_seconds``.
+        UnauthenticatedError, ForbiddenError: the credentials are not taken, or
+            not for this run.
         ConfigurationError: the server has no teacher of this name.
     """
-    with TeacherClient(settings.address, run="connect") as client:
+    with connect(settings, run) as client:
         server = client.get_teacher(timeout=settings.connect_timeout_seconds)
     _named(server.teachers, settings)
 

@@ -29,7 +29,7 @@ def train(config: TrainConfig) -> Path:
     """
     run = RunDirectory(config.run.output_dir)
     found = run_dir.find_checkpoint(run, config.checkpoint.resume)
-    check_reachable(config.teacher)
+    check_reachable(config.teacher, config.run.name)
     torch.manual_seed(config.run.seed)
     student = load_student(config.student, found / "model" if found else None)
     prompts = load_prompts(config.data, student, seed=config.run.seed)

@@ -9,6 +9,8 @@ asked from the start. The first of these to happen ends the run:
     an engine's death not ready at once, work in progress fails with a retryable
                       error, exit code 1
     a server's end    exit code 1
+
+SIGHUP reads credentials and certificates again and opens the audit log anew.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from typing import Any, NoReturn, TypeVar
 
 from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
 
+from teacher_server.access.guard import Guard, make_guard
 from teacher_server.binding import address, check_exposure, listen
 from teacher_server.config import ServeConfig
 from teacher_server.grpc.server import GrpcServer
@@ -48,7 +51,12 @@ T = TypeVar("T")
 
 def serve(config: ServeConfig) -> int:
     """Runs the server until it is told to stop; returns the exit code."""
-    check_exposure(config.host, insecure_plaintext=config.insecure_plaintext)
+    check_exposure(
+        config.host,
+        credentials=config.access.configured,
+        encrypted=config.tls.cert is not None,
+        insecure_plaintext=config.insecure_plaintext,
+    )
     if not config.teachers:
         raise ConfigurationError(
             "no teacher is configured",
@@ -56,15 +64,17 @@ def serve(config: ServeConfig) -> int:
             fix="give --model PATH, or --teacher NAME=PATH for each teacher",
         )
     prepare_ready_file(config.ready_file)
+    guard = make_guard(config)
     configure_logging(config.log_level)
-    return asyncio.run(Server(config).run())
+    return asyncio.run(Server(config, guard).run())
 
 
 class Server:
     """One run of the program: bind, load, serve, drain."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, guard: Guard | None = None) -> None:
         self._config = config
+        self.guard = guard or make_guard(config)
         self.lifecycle = Lifecycle()
         self.service = TeacherService(
             lifecycle=self.lifecycle,
@@ -90,13 +100,14 @@ class Server:
         """
         config = self._config
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self.guard.close)
             listener = stack.enter_context(listen(config.host, config.http_port, "http_port"))
-            grpc_server = GrpcServer(self.service)
+            grpc_server = GrpcServer(self.service, self.guard)
             self.grpc_address = await grpc_server.start(config.host, config.grpc_port)
             stack.push_async_callback(grpc_server.stop, FLUSH_SECONDS)
             self.http_address = address(config.host, listener.getsockname()[1])
-            app = make_app(self.service, timeout_seconds=config.http_timeout_seconds)
-            http_server = HttpServer(app, listener)
+            app = make_app(self.service, self.guard, timeout_seconds=config.http_timeout_seconds)
+            http_server = HttpServer(app, listener, self.guard.certificates)
             http_server.start()
             stack.push_async_callback(http_server.stop)
             self._watch_signals()
@@ -168,6 +179,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self.stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self.guard.reload)
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """What a signal does: the server takes no new work and ``run`` drains and returns."""

@@ -9,20 +9,25 @@ import socket
 from teacher_proto.errors import ConfigurationError
 
 
-def check_exposure(host: str, *, insecure_plaintext: bool) -> None:
-    """Refuses a host beyond loopback unless plain text is asked for.
+def check_exposure(
+    host: str, *, credentials: bool, encrypted: bool, insecure_plaintext: bool
+) -> None:
+    """Refuses a host beyond loopback without credentials and TLS, unless that is asked for.
 
     Raises:
-        ConfigurationError: anybody who reaches the port could use the teacher.
+        ConfigurationError: anybody who reaches the port could use the teacher, or
+            read the tokens of those who do.
     """
-    if insecure_plaintext or is_loopback(host):
+    if insecure_plaintext or is_loopback(host) or (credentials and encrypted):
         return
+    needs = {"credentials": (credentials, "access.credentials_file"), "TLS": (encrypted, "tls")}
+    missing = {name: setting for name, (given, setting) in needs.items() if not given}
     raise ConfigurationError(
-        f"{host} can be reached from other machines, and this server has neither credentials "
-        "nor encryption",
+        f"{host} can be reached from other machines, and this server has no "
+        f"{' and no '.join(missing)}",
         where="host",
-        fix="bind 127.0.0.1, or give --insecure-plaintext when a proxy in front of the server "
-        "or a private network keeps others out",
+        fix=f"set {' and '.join(missing.values())}, bind 127.0.0.1, or give "
+        "--insecure-plaintext when a proxy in front of the server takes care of it",
     )
 
 

@@ -72,8 +72,18 @@ def parser() -> argparse.ArgumentParser:
         "--insecure-plaintext",
         action="store_true",
         default=None,
-        help="allow a host beyond loopback without credentials and encryption",
+        help="allow a host beyond loopback without credentials or encryption",
     )
+    access = serve.add_argument_group("access")
+    access.add_argument(
+        "--credentials-file", metavar="FILE", help="TOML: runs, their tokens and entitlements"
+    )
+    access.add_argument("--tls-cert", metavar="FILE", help="the server's certificate, PEM")
+    access.add_argument("--tls-key", metavar="FILE", help="its key, PEM")
+    access.add_argument(
+        "--tls-client-ca", metavar="FILE", help="clients must show a certificate of this CA"
+    )
+    access.add_argument("--audit-file", metavar="FILE", help="gets one line a call")
     program = serve.add_argument_group("program")
     program.add_argument("--ready-file", metavar="FILE", help="JSON, written when ready")
     program.add_argument(
@@ -99,6 +109,11 @@ def flags(arguments: argparse.Namespace) -> dict[str, Any]:
         "grpc_port": arguments.grpc_port,
         "http_port": arguments.http_port,
         "insecure_plaintext": arguments.insecure_plaintext,
+        "access.credentials_file": arguments.credentials_file,
+        "access.audit_file": arguments.audit_file,
+        "tls.cert": arguments.tls_cert,
+        "tls.key": arguments.tls_key,
+        "tls.client_ca": arguments.tls_client_ca,
         "ready_file": arguments.ready_file,
         "drain_seconds": arguments.drain_seconds,
         "log_level": arguments.log_level,
@@ -124,7 +139,7 @@ def flags(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def run(argv: Sequence[str] | None) -> int:
     arguments = parser().parse_args(argv)
-    from teacher_proto.settings import describe, load_settings
+    from teacher_proto.settings import describe, from_environment_only, load_settings
 
     from teacher_server.config import ServeConfig
 
@@ -135,6 +150,7 @@ def run(argv: Sequence[str] | None) -> int:
         overrides=arguments.overrides,
         flags=flags(arguments),
     )
+    from_environment_only(resolved, "access.credentials", instead="access.credentials_file")
     if arguments.dry_run:
         sys.stdout.write(describe(resolved) + "\n")
         return 0

@@ -10,7 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    StringConstraints,
+    model_validator,
+)
 from teacher_proto.types import ServerLimits
 
 MIB = 1024 * 1024
@@ -108,6 +115,31 @@ class ReplaySettings(Settings):
     max_seconds: float = Field(default=300.0, gt=0)
 
 
+class TlsSettings(Settings):
+    """PEM files; all None: plain text. Replaced files are used from the next connection on."""
+
+    # The server's certificate, leaf first, and its key, which only its owner may read.
+    cert: Path | None = None
+    key: Path | None = None
+    # Clients must show a certificate of this authority.
+    client_ca: Path | None = None
+
+
+class AccessSettings(Settings):
+    """Who may call (docs/access.md); all None: everybody who reaches the port."""
+
+    # Runs with their tokens and entitlements; read again when it changes.
+    credentials_file: Path | None = None
+    # The same text from the environment.
+    credentials: SecretStr | None = None
+    # One line a call: who, what, when, how it ended.
+    audit_file: Path | None = None
+
+    @property
+    def configured(self) -> bool:
+        return self.credentials_file is not None or self.credentials is not None
+
+
 class ServeConfig(Settings):
     """Everything ``teacher-server serve`` can be told."""
 
@@ -117,8 +149,10 @@ class ServeConfig(Settings):
     # 0 takes a free port.
     grpc_port: Port = 50051
     http_port: Port = 8080
-    # Allows a host beyond loopback without credentials and without encryption.
+    # Allows a host beyond loopback without credentials or without encryption.
     insecure_plaintext: bool = False
+    tls: TlsSettings = TlsSettings()
+    access: AccessSettings = AccessSettings()
     # Written when the server is ready: JSON with pid, addresses and teachers.
     ready_file: Path | None = None
     # How long work in progress may go on after SIGTERM or SIGINT.
@@ -128,3 +162,12 @@ class ServeConfig(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()
     replay: ReplaySettings = ReplaySettings()
+
+    @model_validator(mode="after")
+    def _certificates_stand_for_runs(self) -> Self:
+        if self.tls.client_ca is not None and not self.access.configured:
+            raise ValueError(
+                "tls.client_ca is set, and no access.credentials_file says which run a "
+                "client certificate stands for"
+            )
+        return self

@@ -23,6 +23,7 @@ from teacher_proto.types import (
 
 from teacher_server.admission import Deadline, Ticket
 from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.policy import RunPolicy
 from teacher_server.prompts import prompt_ids, teacher_prompt
 from teacher_server.teacher import Teacher
 from teacher_server.validation import check_ids, check_request, check_sizes
@@ -44,12 +45,14 @@ async def score(
     limits: ServerLimits,
     deadline: Deadline,
     *,
+    policy: RunPolicy,
     bytes_per_entry: int,
     started: float,
 ) -> Scored:
     """Scores one group.
 
     Args:
+        policy: of the run that asks.
         bytes_per_entry: what one (id, log-probability) takes in the reply's format.
         started: when the request arrived, ``time.monotonic``.
 
@@ -62,7 +65,7 @@ async def score(
     ids = await _prompt_ids(request, teacher)
     check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry)
     job = make_job(request, ids, teacher.facts.vocabulary_size)
-    ticket = Ticket(tokens=job.tokens, run=request.run, deadline=deadline)
+    ticket = Ticket(tokens=job.tokens, run=policy.run, deadline=deadline)
     async with teacher.admission.slot(ticket) as queue_seconds:
         result = await teacher.engine.score(job)
     if len(result.rows) != len(job.sequences):

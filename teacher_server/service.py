@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from teacher_proto.errors import (
@@ -33,6 +33,8 @@ from teacher_proto.types import (
     TokenizerUpload,
 )
 
+from teacher_server.access.guard import Caller
+from teacher_server.access.rules import Principal, policy_of, run_of
 from teacher_server.admission import Deadline
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.metrics import Metrics
@@ -118,16 +120,19 @@ class TeacherService:
             raise self.lifecycle.refusal()
         return self._teachers
 
-    def describe(self, name: str = "") -> ServerInfo:
-        """What GetTeacher answers: every teacher, or the one of this name."""
-        chosen = [self.teachers.get(name)] if name else list(self.teachers)
+    def describe(self, name: str, principal: Principal | None) -> ServerInfo:
+        """What GetTeacher answers: every teacher the caller may ask, or the one of this name."""
+        teachers = self.teachers.for_principal(principal)
+        chosen = [teachers.get(name)] if name else list(teachers)
         return ServerInfo(
             teachers=tuple(teacher.info for teacher in chosen),
             limits=self.limits,
             server_version=self.version,
         )
 
-    async def register(self, upload: TokenizerUpload) -> dict[str, Level]:
+    async def register(
+        self, upload: TokenizerUpload, principal: Principal | None
+    ) -> dict[str, Level]:
         """Levels of a student's tokenizer by teacher; teachers it does not fit are left out.
 
         Raises:
@@ -135,23 +140,25 @@ class TeacherService:
             ContractMismatchError: no teacher has this tokenizer.
         """
         self.lifecycle.check_takes_work()
-        check_name(upload.run, "header.run")
+        check_name(run_of(principal, upload.run, "header.run"), "header.run")
         try:
             found = await asyncio.to_thread(tokenizer_hash, upload.file)
         except ConfigurationError as error:
             raise InvalidRequestError(error.what, where="chunk", fix=error.fix) from error
         check_uploaded_hash(upload.tokenizer_hash, found)
-        levels = {t.name: Level.SAME for t in self.teachers if t.tokenizer.hash == found}
+        teachers = self.teachers.for_principal(principal)
+        levels = {t.name: Level.SAME for t in teachers if t.tokenizer.hash == found}
         if not levels:
             raise realignment_unavailable(
                 "no teacher of this server has this tokenizer", "header.tokenizer_hash"
             )
         return levels
 
-    async def score(self, call: Call) -> bytes:
-        """Answers one request to score.
+    async def score(self, call: Call, caller: Caller) -> bytes:
+        """Answers one request to score, as the policy of the caller's run allows.
 
         Raises:
+            ForbiddenError: another run's request, or a teacher the run may not ask.
             LsmError: see ``scoring.score``; TeacherUnavailableError while the
                 server is not ready; DeadlineError at the caller's deadline.
         """
@@ -160,11 +167,13 @@ class TeacherService:
             self.lifecycle.check_takes_work()
             with self._counted():
                 body = await call.read()
-                request, timeout = await call.decode(body, self.teachers)
+                request, timeout = await call.decode(
+                    body, self.teachers.for_principal(caller.principal)
+                )
                 end = math.inf if timeout is None else started + timeout
                 try:
                     async with asyncio.timeout_at(None if timeout is None else end):
-                        return await self._score(call, body, request, started, end, seen)
+                        return await self._score(call, caller, body, request, started, end, seen)
                 except TimeoutError as error:
                     if isinstance(error, LsmError):
                         raise
@@ -176,16 +185,20 @@ class TeacherService:
     async def _score(
         self,
         call: Call,
+        caller: Caller,
         body: bytes,
         request: ScoreRequest,
         started: float,
         end: float,
         seen: Observation,
     ) -> bytes:
-        check_name(request.run, "run")
         check_name(request.request_id, "request_id")
+        caller.request_id = request.request_id
+        request = replace(request, run=run_of(caller.principal, request.run))
+        check_name(request.run, "run")
+        policy = policy_of(caller.principal, request.run)
         seen.fields |= _request_fields(request)
-        teacher = self.teachers.get(request.teacher)
+        teacher = self.teachers.for_principal(caller.principal).get(request.teacher)
 
         async def compute(deadline: Deadline) -> bytes:
             scored = await score(
@@ -193,6 +206,7 @@ class TeacherService:
                 teacher,
                 self.limits,
                 deadline,
+                policy=policy,
                 bytes_per_entry=call.surface.bytes_per_entry,
                 started=started,
             )

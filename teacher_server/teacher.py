@@ -13,6 +13,7 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError, EngineError
 from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
 
+from teacher_server.access.rules import Principal, authorize, may_use
 from teacher_server.admission import Admission, AdmissionQueue
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
@@ -80,10 +81,14 @@ class Teacher:
 
 
 class Teachers:
-    """The teachers of a server, by name."""
+    """The teachers of a server, by name: those a principal may ask, or all of them."""
 
-    def __init__(self, teachers: Mapping[str, Teacher]) -> None:
-        self._teachers = dict(teachers)
+    def __init__(self, teachers: Mapping[str, Teacher], principal: Principal | None = None) -> None:
+        self._teachers = {n: t for n, t in teachers.items() if may_use(principal, n)}
+        self._principal = principal
+
+    def for_principal(self, principal: Principal | None) -> Teachers:
+        return Teachers(self._teachers, principal)
 
     def __iter__(self) -> Iterator[Teacher]:
         return iter(self._teachers.values())
@@ -96,9 +101,12 @@ class Teachers:
         """The teacher of this name.
 
         Raises:
+            ForbiddenError: the principal may not ask it.
             UnknownTeacherError: there is none.
             InvalidRequestError: the name is empty.
         """
+        if name:
+            authorize(self._principal, name)
         try:
             return self._teachers[name]
         except KeyError:

@@ -199,7 +199,9 @@ class AsyncTeacherClient:
         while True:
             attempts += 1
             try:
-                return await send(channel, max(deadline - clock(), 0.001))
+                reply = await send(channel, max(deadline - clock(), 0.001))
+                self._has_connected = True
+                return reply
             except grpc.aio.AioRpcError as failure:
                 error = self._explained(failure, name, seconds, channel)
                 await self._check_connection(error, channel, deadline - clock())

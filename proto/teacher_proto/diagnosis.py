@@ -98,7 +98,12 @@ def _refused(address: str, reason: str) -> LsmError | None:
             fix="give cert and key issued by the authority the server trusts (tls.client_ca)",
             reason="CLIENT_NOT_TRUSTED",
         )
-    if reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE", "HTTP_REQUEST", "PACKET_LENGTH_TOO_LONG"):
+    if reason in (
+        "WRONG_VERSION_NUMBER",
+        "RECORD_LAYER_FAILURE",
+        "HTTP_REQUEST",
+        "PACKET_LENGTH_TOO_LONG",
+    ):
         return ConfigurationError(
             "the port speaks plain text and this client TLS",
             where=address,

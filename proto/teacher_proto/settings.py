@@ -30,7 +30,7 @@ from teacher_proto.settings_keys import (
 )
 from teacher_proto.settings_show import describe, leaves, show, to_toml
 
-__all__ = ["Resolved", "describe", "load_settings", "to_toml"]
+__all__ = ["Resolved", "describe", "from_environment_only", "load_settings", "to_toml"]
 
 M = TypeVar("M", bound=BaseModel)
 DEFAULT = "default"
@@ -89,6 +89,22 @@ def load_settings(
             name = "-".join(key_or_none).replace("_", "-")
             layers.put(key_or_none, value, f"flag --{name}")
     return layers.resolve()
+
+
+def from_environment_only(resolved: Resolved[Any], key: str, *, instead: str) -> None:
+    """Refuses a secret from a flag or a file: others can read those.
+
+    Raises:
+        ConfigurationError: names ``instead``, the setting of a file that is checked.
+    """
+    origin = resolved.origins[key]
+    if origin != DEFAULT and not origin.startswith("env "):
+        raise ConfigurationError(
+            f"a secret is given by {origin}, where others may read it",
+            where=key,
+            fix=f"give it in the environment, or in the file that {instead} names",
+            reason="SECRET_EXPOSED",
+        )
 
 
 class _Layers(Generic[M]):

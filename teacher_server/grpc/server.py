@@ -9,7 +9,9 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 from teacher_proto.channel import MIB, server_options
 
+from teacher_server.access.guard import Guard
 from teacher_server.binding import address, port_in_use, probe
+from teacher_server.grpc.access import AccessInterceptor
 from teacher_server.grpc.interceptor import ErrorInterceptor
 from teacher_server.grpc.servicer import SERVICE, Servicer
 from teacher_server.service import TeacherService
@@ -24,10 +26,11 @@ SLACK = 4 * MIB
 class GrpcServer:
     """Serves from ``start`` to ``stop``; healthy only between ``serving`` and ``draining``."""
 
-    def __init__(self, service: TeacherService) -> None:
+    def __init__(self, service: TeacherService, guard: Guard) -> None:
+        self._certificates = guard.certificates
         limits = service.limits
         self._server = grpc.aio.server(
-            interceptors=[ErrorInterceptor()],
+            interceptors=[ErrorInterceptor(), AccessInterceptor(guard)],
             options=server_options(
                 limits.max_request_bytes + SLACK, limits.max_reply_bytes + SLACK
             ),
@@ -53,13 +56,18 @@ class GrpcServer:
         probe(host, port, "grpc_port")
         await self._set_health(NOT_SERVING)
         try:
-            bound = self._server.add_insecure_port(address(host, port))
+            bound = self._bind(address(host, port))
         except RuntimeError:
             bound = 0
         if bound == 0:
             raise port_in_use(host, port, "grpc_port")
         await self._server.start()
         return address(host, bound)
+
+    def _bind(self, where: str) -> int:
+        if self._certificates is None:
+            return self._server.add_insecure_port(where)
+        return self._server.add_secure_port(where, self._certificates.grpc_credentials())
 
     async def serving(self) -> None:
         await self._set_health(SERVING)

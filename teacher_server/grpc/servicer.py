@@ -15,6 +15,7 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreReply, ScoreRequest
 from teacher_proto.v1 import service_pb2, teacher_pb2, tokenizer_pb2
 
+from teacher_server.grpc.access import CALLER
 from teacher_server.service import GRPC, Surface, TeacherService
 from teacher_server.teacher import Teacher, Teachers
 from teacher_server.validation import check_request_bytes
@@ -55,11 +56,13 @@ class Servicer:
         with self._service.observe("grpc", "GetTeacher"):
             message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
             return codec.serialize(
-                codec.encode_server_info(self._service.describe(message.teacher))
+                codec.encode_server_info(
+                    self._service.describe(message.teacher, CALLER.get().principal)
+                )
             )
 
     async def score(self, body: bytes, context: Context) -> bytes:
-        return await self._service.score(_ScoreCall(body, context, self._service))
+        return await self._service.score(_ScoreCall(body, context, self._service), CALLER.get())
 
     async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         with self._service.observe("grpc", "RegisterTokenizer"):
@@ -69,7 +72,7 @@ class Servicer:
                     codec.parse(part, tokenizer_pb2.RegisterTokenizerRequest(), InvalidRequestError)
                 )
             upload = assembler.finish()
-            levels = await self._service.register(upload)
+            levels = await self._service.register(upload, CALLER.get().principal)
             return codec.serialize(codec.encode_levels(upload.tokenizer_hash, levels))
 
     def handlers(self) -> grpc.GenericRpcHandler:

@@ -10,9 +10,12 @@ from fastapi import FastAPI
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Route
 from teacher_proto.errors import DeadlineError, InvalidRequestError
 from teacher_proto.types import ScoreReply, ScoreRequest
 
+from teacher_server.access.guard import Guard
+from teacher_server.http.access import AccessMiddleware, caller_of
 from teacher_server.http.body import parse_score_body, read_body
 from teacher_server.http.convert import choose_teacher, score_request
 from teacher_server.http.docs_page import docs_page
@@ -23,6 +26,8 @@ from teacher_server.service import HTTP, Surface, TeacherService
 from teacher_server.teacher import Teacher, Teachers
 
 JSON = "application/json"
+# The run of a request that names none, where no credentials do.
+DEFAULT_RUN = "http"
 # Nobody reads this status: the caller is gone.
 CLIENT_CLOSED = 499
 
@@ -32,6 +37,7 @@ class _ScoreCall:
         self._request = request
         self._limits = service.limits
         self._timeout = timeout
+        self.caller = caller_of(request)
         self.body_read = asyncio.Event()
 
     @property
@@ -58,7 +64,9 @@ class _ScoreCall:
             parsed = parse_score_body(body)
             teacher = choose_teacher(parsed.teacher, teachers)
             timeout = parsed.timeout_seconds or self._timeout
-            return score_request(parsed, teacher, self._limits), timeout
+            principal = self.caller.principal
+            run = DEFAULT_RUN if principal is None else principal.run
+            return score_request(parsed, teacher, self._limits, run), timeout
 
         return await asyncio.to_thread(convert)
 
@@ -66,7 +74,7 @@ class _ScoreCall:
         return await asyncio.to_thread(render_reply, request, reply, teacher.tokenizer)
 
 
-def make_app(service: TeacherService, *, timeout_seconds: float) -> FastAPI:
+def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -> FastAPI:
     """The application; ``timeout_seconds`` bounds requests that name no time themselves."""
     app = FastAPI(
         title="lsm-distill teacher server",
@@ -80,16 +88,17 @@ def make_app(service: TeacherService, *, timeout_seconds: float) -> FastAPI:
     async def score(request: Request) -> Response:
         """Scores a prompt's continuations: supports and log-probabilities of every row."""
         call = _ScoreCall(request, service, timeout_seconds)
-        body = await _unless_gone(request, call, service.score(call))
+        body = await _unless_gone(request, call, service.score(call, call.caller))
         if body is None:
             return Response(status_code=CLIENT_CLOSED)
         return Response(body, media_type=JSON)
 
     @app.get("/v1/teacher", responses=ERRORS)
-    async def teacher(teacher: str = "") -> Response:
+    async def teacher(request: Request, teacher: str = "") -> Response:
         """The teachers and the server's limits; ``teacher`` chooses one by name."""
         with service.observe(HTTP.name, "GetTeacher"):
-            return Response(render_info(service.describe(teacher)), media_type=JSON)
+            info = service.describe(teacher, caller_of(request).principal)
+            return Response(render_info(info), media_type=JSON)
 
     @app.get("/livez")
     async def livez() -> Response:
@@ -113,6 +122,8 @@ def make_app(service: TeacherService, *, timeout_seconds: float) -> FastAPI:
         return HTMLResponse(docs_page(app.openapi()))
 
     install_schema(app)
+    paths = [route.path for route in app.routes if isinstance(route, Route)]
+    app.add_middleware(AccessMiddleware, guard=guard, paths=paths)
     return app
 
 

@@ -39,12 +39,14 @@ def choose_teacher(name: str | None, teachers: Teachers) -> Teacher:
     return teachers.get(name or "")
 
 
-def score_request(body: ScoreBody, teacher: Teacher, limits: ServerLimits) -> ScoreRequest:
+def score_request(
+    body: ScoreBody, teacher: Teacher, limits: ServerLimits, default_run: str
+) -> ScoreRequest:
     """Raises InvalidRequestError naming the field."""
     check_continuation_count(len(body.continuations), limits)
     return ScoreRequest(
         request_id=body.request_id if body.request_id is not None else uuid.uuid4().hex,
-        run=body.run,
+        run=default_run if body.run is None else body.run,
         teacher=teacher.name,
         tokenizer_hash=(
             teacher.tokenizer.hash if body.tokenizer_hash is None else body.tokenizer_hash

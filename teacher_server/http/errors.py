@@ -39,7 +39,7 @@ BY_CLASS: tuple[tuple[type[LsmError], int], ...] = (
 )
 # Given before the whole body was read: the connection is closed, so that what a
 # client goes on sending is not read either.
-CLOSING = {404, 405, 413, 415, 503, 504}
+CLOSING = {401, 403, 404, 405, 413, 415, 503, 504}
 FRAMEWORK_FIX = "GET /docs lists the routes and their methods"
 
 
@@ -57,7 +57,7 @@ def error_response(error: LsmError) -> Response:
         "where": error.where,
         "fix": error.fix,
     }
-    headers = {}
+    headers = {"WWW-Authenticate": "Bearer"} if isinstance(error, UnauthenticatedError) else {}
     if error.retry_after is not None:
         detail["retry_after"] = error.retry_after
         headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))

@@ -93,7 +93,10 @@ class ScoreBody(Body):
     expected_identity: str = Field(
         default="", description="Refuse unless it is the digest of the teacher's identity."
     )
-    run: str = Field(default="http", description="Who asks, for metrics and shares.")
+    run: str | None = Field(
+        default=None,
+        description="Who asks, for metrics and shares; the credentials' run, or 'http' without.",
+    )
     request_id: str | None = Field(
         default=None,
         description="Equal ids with equal bodies get the same reply; absent: a new one.",

@@ -24,6 +24,8 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": _content(ErrorBody)}
     for code, text in {
         400: "The request is wrong or over a limit.",
+        401: "No credentials in force.",
+        403: "The credentials do not allow this.",
         404: "No such teacher.",
         412: "Tokenizer or identity do not match.",
         413: "The body is too large.",

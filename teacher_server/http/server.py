@@ -6,9 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from teacher_server.access.certificates import Certificates, certificate_names
+from teacher_server.http.access import NAMES
 
 KEEP_ALIVE_SECONDS = 5
 
@@ -19,15 +24,39 @@ class _Server(uvicorn.Server):
         yield
 
 
+class _Protocol(H11Protocol):
+    """Tells the application the names in the connection's client certificate."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        tls = transport.get_extra_info("ssl_object")
+        names = certificate_names(tls.getpeercert()) if tls is not None else ()
+        app: Any = self.app
+
+        async def named(scope: Any, receive: Any, send: Any) -> None:
+            await app(scope | {NAMES: names}, receive, send)
+
+        self.app = named
+
+
 class HttpServer:
     """Serves ``app`` on a listening socket from ``start`` to ``stop``."""
 
-    def __init__(self, app: FastAPI, listener: socket.socket) -> None:
+    def __init__(
+        self, app: FastAPI, listener: socket.socket, certificates: Certificates | None
+    ) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,
             access_log=False,
             lifespan="off",
+            http=_Protocol,
+            ws="none",
+            ssl_context_factory=(
+                None if certificates is None else lambda *_: certificates.http_context()
+            ),
+            # What a client says of where it came from is not believed.
+            proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,
             timeout_graceful_shutdown=KEEP_ALIVE_SECONDS,

@@ -1,0 +1,1 @@
+"""Who may call, told the same way for both wires (docs/access.md)."""

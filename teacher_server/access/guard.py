@@ -1,0 +1,112 @@
+"""The door of both wires: lets a caller in or not, and records how the call ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from teacher_proto.errors import LsmError
+
+from teacher_server.access.audit import AuditLog
+from teacher_server.access.certificates import Certificates, check_tls
+from teacher_server.access.rules import Principal, authenticate
+from teacher_server.access.store import CredentialStore
+from teacher_server.config import ServeConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Caller:
+    """One call and who makes it.
+
+    Attributes:
+        method: of the service's own, so that it holds nothing the caller wrote.
+        peer: address the call came from.
+        principal: None while nobody is known, or where nobody has to be.
+        request_id: once it is known to be a name.
+    """
+
+    surface: str
+    method: str
+    peer: str
+    principal: Principal | None = None
+    request_id: str = ""
+
+
+@dataclass(frozen=True)
+class Guard:
+    """What stands at the door. Without credentials everybody may enter."""
+
+    credentials: CredentialStore | None = None
+    certificates: Certificates | None = None
+    audit: AuditLog | None = None
+    now: Callable[[], datetime] = lambda: datetime.now(UTC)
+
+    def admit(
+        self, caller: Caller, authorization: Sequence[str], certificate_names: Sequence[str]
+    ) -> None:
+        """Sets the caller's principal; raises UnauthenticatedError when nobody is known."""
+        if self.credentials is not None:
+            caller.principal = authenticate(
+                self.credentials.current(), authorization, certificate_names, self.now()
+            )
+
+    def record(self, caller: Caller, status: str, reason: str = "") -> None:
+        """Writes the call's audit line.
+
+        Raises:
+            TeacherUnavailableError: it cannot be written; the call must not succeed.
+        """
+        if self.audit is None:
+            return
+        principal = caller.principal
+        try:
+            self.audit.write(
+                {
+                    "surface": caller.surface,
+                    "method": caller.method,
+                    "peer": caller.peer,
+                    "run": "" if principal is None else principal.run,
+                    "request_id": caller.request_id,
+                    "status": status,
+                    "reason": reason,
+                }
+            )
+        except LsmError as error:
+            log.error("%s", error)
+            raise
+
+    def reload(self) -> None:
+        """Reads every file again and opens the audit log anew, as SIGHUP asks."""
+        if self.credentials is not None:
+            self.credentials.reload()
+        if self.certificates is not None:
+            self.certificates.reload()
+        if self.audit is not None:
+            try:
+                self.audit.reopen()
+            except OSError as error:
+                log.error("the audit log stays the old file: %s", error.strerror)
+
+    def close(self) -> None:
+        if self.audit is not None:
+            with contextlib.suppress(OSError):
+                self.audit.close()
+
+
+def make_guard(config: ServeConfig) -> Guard:
+    """The guard of these settings; raises ConfigurationError for files it cannot use."""
+    tls, access = config.tls, config.access
+    certificates = check_tls(tls.cert, tls.key, tls.client_ca)
+    text = None if access.credentials is None else access.credentials.get_secret_value()
+    store = None
+    if access.configured:
+        store = CredentialStore(
+            access.credentials_file, text, certificates=tls.client_ca is not None
+        )
+    audit = None if access.audit_file is None else AuditLog(access.audit_file)
+    return Guard(store, certificates, audit)

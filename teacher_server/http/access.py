@@ -1,0 +1,85 @@
+"""Lets HTTP calls in: every path but two needs credentials where there are any."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from teacher_proto.errors import LsmError
+
+from teacher_server.access.guard import Caller, Guard
+from teacher_server.http.errors import error_response, status_of
+
+PUBLIC = frozenset({"/livez", "/readyz"})
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+UNKNOWN = "(unknown)"
+# Where a connection's certificate names and a call's caller are in the scope.
+NAMES = "lsm.certificate_names"
+CALLER = "lsm.caller"
+
+
+class AccessMiddleware:
+    """Outside of routing, so that unknown paths and methods are no exception."""
+
+    def __init__(self, app: ASGIApp, guard: Guard, paths: Sequence[str]) -> None:
+        self._app = app
+        self._guard = guard
+        self._paths = frozenset(paths)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        assert scope["type"] == "http"  # the server speaks no WebSocket and has no lifespan
+        if scope["path"] in PUBLIC:
+            await self._app(scope, receive, send)
+            return
+        caller = self._caller(scope)
+        shown = [v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"]
+        try:
+            self._guard.admit(caller, shown, scope.get(NAMES, ()))
+        except LsmError as error:
+            # A failure is in the server's log; who is not let in learns nothing of it.
+            with contextlib.suppress(LsmError):
+                self._guard.record(caller, str(status_of(error)), error.reason)
+            await error_response(error)(scope, receive, send)
+            return
+        scope[CALLER] = caller
+        await self._app(scope, receive, _Recording(self._guard, caller, scope, receive, send))
+
+    def _caller(self, scope: Scope) -> Caller:
+        verb = scope["method"] if scope["method"] in METHODS else UNKNOWN
+        path = scope["path"] if scope["path"] in self._paths else UNKNOWN
+        client = scope.get("client")
+        return Caller("http", f"{verb} {path}", f"{client[0]}:{client[1]}" if client else "")
+
+
+class _Recording:
+    """Passes a response on once its audit line is written; else a refusal instead."""
+
+    def __init__(
+        self, guard: Guard, caller: Caller, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        self._guard = guard
+        self._caller = caller
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._replaced = False
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            try:
+                self._guard.record(self._caller, str(message["status"]))
+            except LsmError as error:
+                self._replaced = True
+                await error_response(error)(self._scope, self._receive, self._send)
+        if not self._replaced:
+            await self._send(message)
+
+
+def caller_of(request: Request) -> Caller:
+    """Who makes this call; raises KeyError for one that was not let in."""
+    caller: Any = request.scope[CALLER]
+    assert isinstance(caller, Caller)
+    return caller
