@@ -71,6 +71,8 @@ def _read(path: Path, where: str, *, private: bool) -> bytes:
                     reason="SECRET_EXPOSED",
                 )
             data = file.read(MAX_BYTES + 1)
+    except IsADirectoryError:
+        raise ConfigurationError("it is a folder", where=where, fix="give a file") from None
     except OSError as error:
         raise ConfigurationError(
             f"cannot be read: {error.strerror}", where=where, fix="check the path and its owner"

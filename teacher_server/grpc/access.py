@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2
@@ -23,7 +23,7 @@ UNKNOWN = "(unknown)"
 # Who makes the call that the current task answers; a method without one cannot run.
 CALLER: ContextVar[Caller] = ContextVar("caller")
 
-RpcHandler = grpc.RpcMethodHandler[Any, Any]
+RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):

@@ -51,7 +51,7 @@ def serving(folder: Path, *arguments: str, start: list[str] | None = None) -> It
             stdout=sink,
             text=True,
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            env=os.environ | {"PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "proto")))},
         )
     try:
         end = time.monotonic() + LONG

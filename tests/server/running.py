@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from teacher_proto import AsyncTeacherClient, codec
+from teacher_proto.credentials import ClientCredentials
 from teacher_proto.types import (
     Continuation,
     ScoreReply,
@@ -141,11 +143,29 @@ def body_of(request: ScoreRequest) -> bytes:
     return codec.serialize(codec.encode_request(request))
 
 
+def http_client(address: str, credentials: ClientCredentials) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {credentials.token}"} if credentials.token else {}
+    if credentials.ca is None:
+        return httpx.AsyncClient(base_url=f"http://{address}", timeout=LONG, headers=headers)
+    context = ssl.create_default_context(cafile=credentials.ca)
+    if credentials.cert is not None:
+        context.load_cert_chain(credentials.cert, credentials.key)
+    base = f"https://{address}"
+    return httpx.AsyncClient(base_url=base, timeout=LONG, headers=headers, verify=context)
+
+
 @contextlib.asynccontextmanager
 async def running(
-    models: dict[str, Path], monkeypatch: pytest.MonkeyPatch, **settings: Any
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    credentials: ClientCredentials | None = None,
+    run: str = "run",
+    **settings: Any,
 ) -> AsyncIterator[Running]:
-    """A ready server over these models (float32), stopped at the end if it still runs."""
+    """A ready server over these models (float32), stopped at the end if it still runs;
+    both clients show ``credentials``."""
+    credentials = credentials or ClientCredentials()
     engines: dict[str, WatchedEngine] = {}
 
     def make(model: str, own: EngineSettings) -> Engine:
@@ -176,8 +196,10 @@ async def running(
     for engine in engines.values():
         engine.jobs.clear()
     async with (
-        AsyncTeacherClient(server.grpc_address, run="run", max_attempts=1) as client,
-        httpx.AsyncClient(base_url=f"http://{server.http_address}", timeout=LONG) as http,
+        AsyncTeacherClient(
+            server.grpc_address, run=run, credentials=credentials, max_attempts=1
+        ) as client,
+        http_client(server.http_address, credentials) as http,
     ):
         info = await client.get_teacher(timeout=LONG)
         try:
