@@ -55,8 +55,10 @@ class EngineSettings(Settings):
 class TeacherSettings(Settings):
     """One teacher. What is None is taken from ``engine``."""
 
-    # A folder with safetensors and tokenizer.json, or a hub name.
+    # A folder with safetensors and tokenizer.json, a hub name, or a LoRA adapter's folder.
     model: str = Field(min_length=1)
+    # Of an adapter: the teacher it belongs to; None finds the one its folder names.
+    base: Name | None = None
     device: str | None = None
     dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
     deterministic: bool | None = None
@@ -66,7 +68,12 @@ class TeacherSettings(Settings):
 
     def engine(self, shared: EngineSettings) -> EngineSettings:
         """The shared engine settings with this teacher's own on top."""
-        return shared.model_copy(update=self.model_dump(exclude={"model"}, exclude_none=True))
+        return shared.model_copy(update=self.own_engine_settings)
+
+    @property
+    def own_engine_settings(self) -> dict[str, Any]:
+        """The engine settings that this teacher sets for itself."""
+        return self.model_dump(exclude={"model", "base"}, exclude_none=True)
 
 
 class LimitSettings(Settings):

@@ -14,8 +14,10 @@ from teacher_proto.errors import ConfigurationError, EngineError
 from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
 
 from teacher_server.access.rules import Principal, authorize, may_use
+from teacher_server.adapters import adapters_by_base
 from teacher_server.admission import Admission, AdmissionQueue
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
+from teacher_server.engines.adapter import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
 from teacher_server.tokenizer import TeacherTokenizer, load_tokenizer
 from teacher_server.validation import TeacherFacts, unknown_teacher
@@ -131,38 +133,83 @@ def identity_of(description: EngineDescription, tokenizer_hash: str) -> TeacherI
     return TeacherIdentity(digest=hashlib.sha256(canonical.encode()).hexdigest(), **fields)
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """A teacher before its identity; ``queue`` names the teacher whose queue it shares."""
+
+    engine: Engine
+    tokenizer: TeacherTokenizer
+    settings: EngineSettings
+    queue: str
+
+
 async def load_teachers(
     configured: Mapping[str, TeacherSettings], shared: EngineSettings, limits: LimitSettings
 ) -> Teachers:
     """Loads every teacher, one after the other, and lets each score itself.
 
+    Teachers whose model is a LoRA adapter share the engine and the queue of their base.
+
     Raises:
-        ConfigurationError: a model cannot be loaded.
+        ConfigurationError: a model cannot be loaded, or an adapter's base is not served.
         EngineError: an engine fails its self-score.
     """
-    loaded: dict[str, tuple[Engine, TeacherTokenizer, EngineSettings]] = {}
+    adapters = await asyncio.to_thread(adapters_by_base, configured)
+    loaded: dict[str, _Loaded] = {}
     try:
-        for name, settings in configured.items():
+        for name, own_adapters in adapters.items():
+            settings = configured[name]
             own = settings.engine(shared)
             tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
             # In a thread for the sake of the engine's imports.
             engine = await asyncio.to_thread(ENGINES[own.name], settings.model, own)
-            loaded[name] = engine, tokenizer, own
+            loaded[name] = _Loaded(engine, tokenizer, own, name)
+            if own_adapters:
+                engine.hold_adapters(own_adapters)
             await engine.start()
-            _check_fit(name, engine.description, tokenizer)
-            await self_score(engine)
-            log.info("teacher %s is loaded from %s", name, settings.model)
+            for other, adapter in own_adapters.items():
+                directory = str(adapter.directory)
+                own_tokenizer = tokenizer
+                if (adapter.directory / "tokenizer.json").is_file():
+                    own_tokenizer = await asyncio.to_thread(load_tokenizer, directory)
+                handle = AdapterEngine(engine, other, adapter, configured[other].model)
+                loaded[other] = _Loaded(handle, own_tokenizer, own, name)
+            for each in (name, *own_adapters):
+                _check_fit(each, loaded[each].engine.description, loaded[each].tokenizer)
+                await self_score(loaded[each].engine)
+                log.info("teacher %s is loaded from %s", each, configured[each].model)
     except BaseException:
-        await asyncio.gather(*(engine.close() for engine, _, _ in loaded.values()))
+        await asyncio.gather(*(one.engine.close() for one in loaded.values()))
         raise
     owners: dict[str, tuple[str, ...]] = {}
-    for name, (_, tokenizer, _) in loaded.items():
-        owners[tokenizer.hash] = (*owners.get(tokenizer.hash, ()), name)
+    for name in configured:
+        of = loaded[name].tokenizer.hash
+        owners[of] = (*owners.get(of, ()), name)
+    queues = {
+        name: make_admission(limits, loaded[name].settings.max_batch_tokens) for name in adapters
+    }
     return Teachers(
         {
-            name: make_teacher(name, engine, tokenizer, owners, limits, own.max_batch_tokens)
-            for name, (engine, tokenizer, own) in loaded.items()
+            name: make_teacher(
+                name,
+                loaded[name].engine,
+                loaded[name].tokenizer,
+                owners,
+                limits,
+                queues[loaded[name].queue],
+            )
+            for name in configured
         }
+    )
+
+
+def make_admission(limits: LimitSettings, max_batch_tokens: int) -> Admission:
+    """The queue before one engine."""
+    return Admission(
+        AdmissionQueue(
+            max_inflight_tokens=limits.max_inflight_tokens or INFLIGHT_BATCHES * max_batch_tokens,
+            max_queue_tokens=limits.max_queue_tokens,
+        )
     )
 
 
@@ -172,7 +219,7 @@ def make_teacher(
     tokenizer: TeacherTokenizer,
     owners: Mapping[str, tuple[str, ...]],
     limits: LimitSettings,
-    max_batch_tokens: int,
+    admission: Admission,
 ) -> Teacher:
     """A teacher over a started engine; ``owners``: tokenizer hash -> teachers that own it."""
     description = engine.description
@@ -203,13 +250,7 @@ def make_teacher(
             known_tokenizers=owners,
             identity_digest=identity.digest,
         ),
-        admission=Admission(
-            AdmissionQueue(
-                max_inflight_tokens=limits.max_inflight_tokens
-                or INFLIGHT_BATCHES * max_batch_tokens,
-                max_queue_tokens=limits.max_queue_tokens,
-            )
-        ),
+        admission=admission,
     )
 
 

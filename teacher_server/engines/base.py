@@ -7,11 +7,14 @@ a prompt and its continuations as the teacher's own ids, all validated before.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from teacher_proto.types import Bool, Float32, Int32
+
+if TYPE_CHECKING:
+    from teacher_server.engines.adapter import Adapter
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Job:
         vocabulary_limit: only ids below it enter a support; the normaliser
             always covers the whole vocabulary.
         want_sampled, want_log_tail: parts to compute.
+        adapter: name of one of the engine's LoRA adapters; empty for the base.
     """
 
     prompt_ids: Int32
@@ -67,6 +71,7 @@ class Job:
     vocabulary_limit: int
     want_sampled: bool = True
     want_log_tail: bool = False
+    adapter: str = ""
 
     @property
     def tokens(self) -> int:
@@ -121,8 +126,11 @@ class Engine(Protocol):
     @property
     def description(self) -> EngineDescription: ...
 
+    def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
+        """Before ``start``: LoRA adapters of the model, by the name that jobs give."""
+
     async def start(self) -> None:
-        """Loads the model; raises ConfigurationError when it cannot."""
+        """Loads the model and its adapters; raises ConfigurationError when it cannot."""
 
     async def score(self, job: Job) -> JobResult: ...
 

@@ -36,6 +36,16 @@ def weights_digest(files: Sequence[Path]) -> str:
     return total.hexdigest()
 
 
+def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
+    """Tensor name -> shape; raises ConfigurationError when a file is not safetensors."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in files:
+        header, _ = _read_header(path)
+        header.pop("__metadata__", None)
+        shapes |= {name: tuple(entry["shape"]) for name, entry in header.items()}
+    return shapes
+
+
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
     """The header of a safetensors file, and where its data begins."""
     try:

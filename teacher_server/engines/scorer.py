@@ -69,11 +69,16 @@ class Outcome:
 
 
 class Scorer:
-    """Runs batches on a body and a head."""
+    """Runs batches on a body and a head.
 
-    def __init__(self, body: Body, head: LanguageModelHead) -> None:
+    Args:
+        select: makes the body that of an adapter, or of the base for "".
+    """
+
+    def __init__(self, body: Body, head: LanguageModelHead, select: Callable[[str], None]) -> None:
         self.body = body
         self.head = head
+        self._select = select
 
     def run(
         self, batch: Batch, units: Mapping[int, Unit], check: Callable[[], None]
@@ -81,10 +86,11 @@ class Scorer:
         """Outcomes of a batch, one list per pass.
 
         Args:
-            units: the units of the batch by their item's key.
+            units: the units of the batch by their item's key, all of one adapter.
             check: called between chunks and passes; what it raises ends the batch.
         """
         with torch.inference_mode():
+            self._select(units[batch.items[0].key].job.adapter)
             if isinstance(batch, FlatBatch):
                 yield self._flat([units[item.key] for item in batch.items], check)
                 return

@@ -6,20 +6,22 @@ import asyncio
 import logging
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError, EngineError, LsmError
 
+from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult
 from teacher_server.engines.body import Body
 from teacher_server.engines.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.loading import load_model, parse_device
+from teacher_server.engines.loading import load_model, parse_device, resolve, weight_files
 from teacher_server.engines.packing import Packing
 from teacher_server.engines.probe import check_model, check_self_score, self_score_job
 from teacher_server.engines.scorer import Scorer
+from teacher_server.engines.transformers_adapters import ModelAdapters
 from teacher_server.engines.worker import Task, Worker, unavailable
 
 logger = logging.getLogger(__name__)
@@ -78,6 +80,7 @@ class TransformersEngine:
         self._head_chunk_rows = head_chunk_rows
         self._deterministic = deterministic
         self._max_length = max_length
+        self._adapters: dict[str, Adapter] = {}
         self._description: EngineDescription | None = None
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
@@ -90,6 +93,10 @@ class TransformersEngine:
         """What was loaded; only after ``start``."""
         assert self._description is not None, "start() has not returned"
         return self._description
+
+    def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
+        """See ``base.Engine``."""
+        self._adapters = dict(adapters)
 
     async def start(self) -> None:
         """Loads the model, checks it and scores a probe.
@@ -162,9 +169,12 @@ class TransformersEngine:
     def _load(self) -> Worker:
         if self._deterministic:
             _make_deterministic(parse_device(self._device))
+        for adapter in self._adapters.values():
+            check_base(adapter, weight_files(resolve(self._model)))
         loaded = load_model(
             self._model, dtype=self._dtype, device=self._device, max_length=self._max_length
         )
+        adapters = ModelAdapters(loaded.model, self._adapters)
         treatment = LogitTreatment.of(loaded.text_config)
         head = LanguageModelHead(
             loaded.model.get_output_embeddings(), treatment, self._head_chunk_rows
@@ -192,7 +202,7 @@ class TransformersEngine:
             max_length=loaded.max_length,
             deterministic=self._deterministic,
         )
-        return Worker(Scorer(body, head), packing, self._die)
+        return Worker(Scorer(body, head, adapters.select), packing, self._die)
 
     def _die(self, error: BaseException) -> None:
         """Called in the engine's thread."""

@@ -24,10 +24,9 @@ import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError, EngineError, LsmError
 
@@ -42,16 +41,18 @@ os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
 from vllm import SamplingParams
 from vllm.config import VllmConfig
+from vllm.config.lora import MaxLoRARanks
 from vllm.distributed import get_pp_group, get_tp_group
 from vllm.engine.arg_utils import AsyncEngineArgs
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor import Executor
 from vllm.v1.outputs import LogprobsTensors
-from vllm.v1.request import Request
 
+from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows, Sequence
 from teacher_server.engines.digest import weights_digest
 from teacher_server.engines.loading import parse_dtype, resolve, weight_files
@@ -62,9 +63,10 @@ from teacher_server.engines.vllm_children import (
     first_failure,
     report_failures,
 )
-from teacher_server.engines.vllm_options import checkpoint_dtype, engine_arguments
-from teacher_server.engines.vllm_rows import Chunk, RowScorer, RunnerHead
-from teacher_server.engines.vllm_wire import FIRST_ROW, Outcome, RowPlan, unpack
+from teacher_server.engines.vllm_options import checkpoint_dtype, engine_arguments, refused
+from teacher_server.engines.vllm_rows import RowScorer, RunnerHead
+from teacher_server.engines.vllm_runner import CacheReader, RunnerHook
+from teacher_server.engines.vllm_wire import RowPlan, rows_of
 from teacher_server.engines.worker import empty_rows, unavailable
 
 report_failures()
@@ -119,6 +121,8 @@ class VllmEngine:
         self._deterministic = deterministic
         self._max_length = max_length
         self._options = options or {}
+        self._adapters: dict[str, Adapter] = {}
+        self._loras: dict[str, LoRARequest] = {}
         self._description: EngineDescription | None = None
         self._client: AsyncMPClient | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -140,6 +144,14 @@ class VllmEngine:
         """Sequences given to vLLM and neither answered nor given up."""
         return len(self._pending)
 
+    def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
+        """See ``base.Engine``. vLLM tells the prefixes of its cache apart by their names."""
+        self._adapters = dict(adapters)
+        self._loras = {
+            name: LoRARequest(name, number, str(adapter.directory))
+            for number, (name, adapter) in enumerate(adapters.items(), 1)
+        }
+
     async def start(self) -> None:
         """Starts vLLM's processes and scores a probe.
 
@@ -148,6 +160,8 @@ class VllmEngine:
         """
         assert self._client is None, "an engine starts once"
         directory = await asyncio.to_thread(resolve, self._model)
+        for adapter in self._adapters.values():
+            await asyncio.to_thread(check_base, adapter, weight_files(directory))
         config = await asyncio.to_thread(self._configure, str(directory))
         client = await asyncio.to_thread(self._launch, config)
         self._client = client
@@ -156,6 +170,8 @@ class VllmEngine:
         try:
             facts = await client.collective_rpc_async("install_row_scoring")
             vocabulary_size = max(facts)
+            for lora in self._loras.values():
+                await self._add(client, lora)
             self._description = EngineDescription(
                 engine="vllm",
                 model=self._model,
@@ -201,9 +217,10 @@ class VllmEngine:
                     continue
                 name = str(next(self._numbers))
                 self._pending[name] = futures[name] = loop.create_future()
-                await client.add_request_async(
-                    _core_request(name, job, sequence, plan, rank if len(self._load) > 1 else None)
-                )
+                request = _core_request(name, job, sequence, plan)
+                request.lora_request = self._loras[job.adapter] if job.adapter else None
+                request.data_parallel_rank = rank if len(self._load) > 1 else None
+                await client.add_request_async(request)
             outputs = iter(await asyncio.gather(*futures.values()))
         except LsmError:
             raise
@@ -218,11 +235,25 @@ class VllmEngine:
             if plan is None:
                 rows.append(empty_rows(job, sequence))
                 continue
-            result, count, share = _rows_of(next(outputs), plan)
+            output = next(outputs)
+            result, count, share = rows_of(
+                output.new_prompt_logprobs_tensors, plan, output.finish_reason
+            )
             rows.append(result)
             computed += count
             seconds += share
         return JobResult(tuple(rows), computed, seconds)
+
+    async def _add(self, client: AsyncMPClient, lora: LoRARequest) -> None:
+        """Loads an adapter now: one that fails later would take the engine with it."""
+        try:
+            await client.add_lora_async(lora)
+        except Exception as error:
+            raise ConfigurationError(
+                f"vLLM cannot apply it: {error}",
+                where=f"adapter {lora.lora_path}",
+                fix="merge it into its base (merge_and_unload) and serve the result as a model",
+            ) from error
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
         """See ``base.Engine``."""
@@ -252,6 +283,8 @@ class VllmEngine:
             options=self._options,
             known={field.name for field in dataclasses.fields(AsyncEngineArgs)},
             on_cpu=current_platform.is_cpu(),
+            adapters=tuple(self._adapters.values()),
+            adapter_ranks=get_args(MaxLoRARanks),
         )
         try:
             return AsyncEngineArgs(
@@ -261,7 +294,7 @@ class VllmEngine:
                 scheduler_cls=SpanScheduler,
             ).create_engine_config()
         except Exception as error:
-            raise _refused(self._model, str(error)) from error
+            raise refused(self._model, str(error)) from error
 
     def _launch(self, config: VllmConfig) -> AsyncMPClient:
         with collected_failures() as failures:
@@ -270,7 +303,7 @@ class VllmEngine:
                     config, Executor.get_class(config), log_stats=False
                 )
             except Exception as error:
-                raise _refused(self._model, first_failure(failures) or str(error)) from error
+                raise refused(self._model, first_failure(failures) or str(error)) from error
 
     async def _read(self, client: AsyncMPClient) -> None:
         """Hands every output to who waits for it, until the engine dies."""
@@ -302,9 +335,7 @@ class VllmEngine:
                 future.set_exception(error)
 
 
-def _core_request(
-    name: str, job: Job, sequence: Sequence, plan: RowPlan, rank: int | None
-) -> EngineCoreRequest:
+def _core_request(name: str, job: Job, sequence: Sequence, plan: RowPlan) -> EngineCoreRequest:
     """One token is sampled because vLLM ends no request without; nobody reads it."""
     read = plan.length - len(job.prompt_ids)
     return EngineCoreRequest(
@@ -323,39 +354,7 @@ def _core_request(
         arrival_time=time.time(),
         lora_request=None,
         cache_salt=None,
-        data_parallel_rank=rank,
-    )
-
-
-def _rows_of(output: EngineCoreOutput, plan: RowPlan) -> tuple[Rows, int, float]:
-    """Rows, computed tokens and seconds of a finished request."""
-    packed = output.new_prompt_logprobs_tensors
-    if packed is None:
-        raise EngineError(f"vLLM ended a request without its rows ({output.finish_reason})")
-    outcome, computed, seconds = packed.selected_token_ranks.tolist()
-    if outcome == Outcome.FINITE:
-        rows = unpack(plan, packed.logprob_token_ids.numpy(), packed.logprobs.numpy())
-    elif outcome == Outcome.NOT_FINITE:
-        rows = Rows(finite=False)
-    elif outcome == Outcome.OUT_OF_MEMORY:
-        raise EngineError(
-            "memory ran out between the hidden states and the rows",
-            where="engine",
-            fix="leave more memory beside the cache: lower engine.vllm.gpu_memory_utilization",
-            reason="OUT_OF_MEMORY",
-        )
-    else:
-        raise EngineError(f"rows could not be computed: {Outcome(int(outcome)).name}")
-    return rows, int(computed), seconds
-
-
-def _refused(model: str, message: str) -> ConfigurationError:
-    _, _, value = message.rpartition("Value error, ")
-    return ConfigurationError(
-        f"vLLM cannot serve it as configured: {(value or message).split(' [type=')[0].strip()}",
-        where=f"model {model}",
-        fix="change what the message names: the model, engine.dtype, engine.max_length, or an "
-        "option under engine.vllm",
+        data_parallel_rank=None,
     )
 
 
@@ -380,64 +379,8 @@ class RowScoring:
             vocabulary_size = logits.shape[-1]
         leads = get_tp_group().rank_in_group == 0
         head = RunnerHead(model.compute_logits, vocabulary_size, runner.device)
-        RunnerHook(runner, RowScorer(head, leads)).install()
+        RunnerHook(runner, RowScorer(head, leads), LogprobsTensors).install()
         return int(vocabulary_size) if leads else 0
-
-
-class RunnerHook:
-    """Row scoring in the place of a V1 model runner's prompt log-probabilities."""
-
-    def __init__(self, runner: Any, scorer: RowScorer) -> None:
-        self._runner = runner
-        self._scorer = scorer
-        self._started = 0.0
-        self._execute_model = runner.execute_model
-
-    def install(self) -> None:
-        assert callable(self._runner._get_prompt_logprobs_dict)
-        self._runner._get_prompt_logprobs_dict = self.rows
-        self._runner.execute_model = self.execute_model
-
-    def execute_model(self, *arguments: Any, **named: Any) -> Any:
-        self._started = time.perf_counter()
-        return self._execute_model(*arguments, **named)
-
-    def rows(
-        self, hidden_states: torch.Tensor, num_scheduled_tokens: dict[str, int]
-    ) -> dict[str, LogprobsTensors | None]:
-        """Rows of the requests whose last token this step read.
-
-        The tensors are int32 ids [R, K], float32 values [R, columns] and float64
-        [outcome, computed tokens, seconds].
-        """
-        runner = self._runner
-        chunks = []
-        for name, count in num_scheduled_tokens.items():
-            request = runner.requests[name]
-            place = runner.input_batch.req_id_to_index[name]
-            chunks.append(
-                Chunk(
-                    request_id=name,
-                    start=request.num_computed_tokens,
-                    count=count,
-                    offset=int(runner.query_start_loc.np[place]),
-                    extra_args=request.sampling_params.extra_args,
-                )
-            )
-        finished = self._scorer.step(
-            hidden_states, chunks, lambda: time.perf_counter() - self._started
-        )
-        self._scorer.forget(runner.requests)
-        return {
-            name: LogprobsTensors(
-                torch.from_numpy(progress.packed.ids),
-                torch.from_numpy(progress.packed.values),
-                torch.from_numpy(
-                    np.array([progress.packed.outcome, progress.computed_tokens, progress.seconds])
-                ),
-            )
-            for name, progress in finished.items()
-        }
 
 
 class SpanScheduler(Scheduler):  # type: ignore[misc]  # Any where vLLM is not installed
@@ -454,14 +397,3 @@ class SpanScheduler(Scheduler):  # type: ignore[misc]  # Any where vLLM is not i
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         lookup = self.kv_cache_manager.get_computed_blocks
         self.kv_cache_manager.get_computed_blocks = lambda request: lookup(CacheReader(request))
-
-
-class CacheReader:
-    """A request as the cache lookup sees it: vLLM reads up to ``num_tokens - 1``."""
-
-    def __init__(self, request: Request) -> None:
-        self._request = request
-        self.num_tokens = request.sampling_params.extra_args[FIRST_ROW] + 1
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._request, name)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+
+from teacher_server.engines.adapter import Adapter
 
 WHERE = "engine.vllm"
 MAXIMUM_SEQUENCES = 256
@@ -39,6 +41,8 @@ OURS = {
     "load_format": "a checkpoint in safetensors",
     "enable_lora": "a teacher whose model is the adapter's folder",
     "lora_modules": "a teacher whose model is the adapter's folder",
+    "lora_target_modules": "nothing: the adapters say which modules they change",
+    "max_cpu_loras": "nothing: every adapter stays in memory",
 }
 # Parts of vLLM that change which tokens a row sees, or let it read what it wrote elsewhere.
 REFUSED = {
@@ -61,6 +65,8 @@ def engine_arguments(
     options: Mapping[str, Any],
     known: Collection[str],
     on_cpu: bool,
+    adapters: Sequence[Adapter] = (),
+    adapter_ranks: Iterable[int] = (),
 ) -> dict[str, Any]:
     """Arguments for vLLM's ``AsyncEngineArgs`` by name.
 
@@ -68,6 +74,7 @@ def engine_arguments(
         options: passed through; what is not given keeps vLLM's default, but for
             ``block_size`` and ``kv_cache_memory_bytes`` on a CPU.
         known: the names that this vLLM takes.
+        adapter_ranks: the sizes of adapters that it makes room for.
 
     Raises:
         ConfigurationError: an option is unknown, refused or set elsewhere.
@@ -93,6 +100,8 @@ def engine_arguments(
                     fix="leave one of the two out",
                 )
             arguments[name] = value
+    if adapters:
+        arguments |= adapter_arguments(adapters, options, adapter_ranks)
     return arguments | {
         "model": model,
         "tokenizer": model,
@@ -108,6 +117,53 @@ def engine_arguments(
         "generation_config": "vllm",
         "disable_log_stats": True,
     }
+
+
+def adapter_arguments(
+    adapters: Sequence[Adapter], options: Mapping[str, Any], ranks: Iterable[int]
+) -> dict[str, Any]:
+    """Room for every adapter, so that none is loaded while requests are served.
+
+    Only modules that an adapter changes are wrapped. The LM head is never one of
+    them: rows are computed beside vLLM's own bookkeeping of which token has which
+    adapter.
+
+    Raises:
+        ConfigurationError: an adapter's rank is above what vLLM takes or was told.
+    """
+    largest = max(adapters, key=lambda adapter: adapter.rank)
+    limit = options.get("max_lora_rank")
+    room = [limit] if limit is not None else sorted(ranks)
+    fitting = [size for size in room if size >= largest.rank]
+    if not fitting:
+        raise ConfigurationError(
+            f"its rank of {largest.rank} is above {room[-1]}",
+            where=f"adapter {largest.directory}",
+            fix=f"raise {WHERE}.max_lora_rank"
+            if limit is not None
+            else "merge it into its base (merge_and_unload) and serve the result as a model",
+        )
+    slots = options.get("max_loras", len(adapters))
+    return {
+        "enable_lora": True,
+        "max_loras": slots,
+        "max_cpu_loras": max(slots, len(adapters)),
+        "max_lora_rank": fitting[0],
+        "lora_target_modules": sorted(
+            {module.rpartition(".")[2] for adapter in adapters for module in adapter.modules}
+        ),
+    }
+
+
+def refused(model: str, message: str) -> ConfigurationError:
+    """vLLM's own reason, out of what pydantic and Python put around it."""
+    _, _, value = message.rpartition("Value error, ")
+    return ConfigurationError(
+        f"vLLM cannot serve it as configured: {(value or message).split(' [type=')[0].strip()}",
+        where=f"model {model}",
+        fix="change what the message names: the model, engine.dtype, engine.max_length, or an "
+        "option under engine.vllm",
+    )
 
 
 def check_option(name: str, known: Collection[str]) -> None:

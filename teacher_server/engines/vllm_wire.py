@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.errors import EngineError
 from teacher_proto.types import Float32, Int32
 
 from teacher_server.engines.base import Job, Rows, Sequence
@@ -201,3 +202,32 @@ def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
 def _split(values: Float32) -> tuple[Float32, NDArray[np.bool_]]:
     valid = values > MINUS_INFINITY
     return np.where(valid, values, np.float32(0)), valid
+
+
+def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows, int, float]:
+    """Rows, computed tokens and seconds of a finished request.
+
+    Args:
+        packed: the three tensors of the request; None when vLLM ended it without.
+        reason: why vLLM ended it.
+
+    Raises:
+        EngineError: the rows could not be computed.
+    """
+    if packed is None:
+        raise EngineError(f"vLLM ended a request without its rows ({reason})")
+    outcome, computed, seconds = packed.selected_token_ranks.tolist()
+    if outcome == Outcome.FINITE:
+        rows = unpack(plan, packed.logprob_token_ids.numpy(), packed.logprobs.numpy())
+    elif outcome == Outcome.NOT_FINITE:
+        rows = Rows(finite=False)
+    elif outcome == Outcome.OUT_OF_MEMORY:
+        raise EngineError(
+            "memory ran out between the hidden states and the rows",
+            where="engine",
+            fix="leave more memory beside the cache: lower engine.vllm.gpu_memory_utilization",
+            reason="OUT_OF_MEMORY",
+        )
+    else:
+        raise EngineError(f"rows could not be computed: {Outcome(int(outcome)).name}")
+    return rows, int(computed), seconds

@@ -137,7 +137,9 @@ class Worker:
     def _run_next(self) -> None:
         self._forget_unwanted()
         if self._waiting:
-            items = [unit.item for unit, _, _ in self._waiting.values()]
+            units = [unit for unit, _, _ in self._waiting.values()]
+            # A batch is of one adapter: the one that has waited longest.
+            items = [unit.item for unit in units if unit.job.adapter == units[0].job.adapter]
             self._execute(next_batch(items, self._packing))
 
     def _execute(self, batch: Batch) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from teacher_proto.types import (
 from teacher_server import teacher as teacher_module
 from teacher_server.app import Server
 from teacher_server.config import EngineSettings, ServeConfig
+from teacher_server.engines.adapter import Adapter
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.transformers import TransformersEngine
 
@@ -67,6 +68,9 @@ class WatchedEngine:
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
+
+    def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
+        self.inner.hold_adapters(adapters)
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
         self._callbacks.append(callback)

@@ -1,0 +1,198 @@
+"""LoRA adapters in PEFT's format: what a folder holds, and whether it belongs to a base.
+
+Only headers and JSON are read; the engines load the weights. An adapter that
+would not be applied whole, or to other weights than its own, is refused here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from teacher_proto.errors import ConfigurationError
+
+from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
+from teacher_server.engines.digest import tensor_shapes, weights_digest
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
+# Settings of PEFT that change what an adapter computes beyond B @ A times its scale.
+NOT_PLAIN = (
+    "alora_invocation_tokens",
+    "alpha_pattern",
+    "fan_in_fan_out",
+    "layer_replication",
+    "lora_bias",
+    "modules_to_save",
+    "rank_pattern",
+    "target_parameters",
+    "trainable_token_indices",
+    "use_bdlora",
+    "use_dora",
+    "use_qalora",
+)
+# Ways to begin training that leave the base's weights as they are.
+PLAIN_STARTS = {"gaussian", "eva", "orthogonal"}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A plain LoRA adapter.
+
+    Attributes:
+        base: the model its configuration names; a path or a hub name.
+        modules: module name -> (input size, output size).
+        digest: sha256 in hex over its tensors and its scale.
+    """
+
+    directory: Path
+    base: str
+    rank: int
+    modules: dict[str, tuple[int, int]]
+    digest: str
+
+
+def is_adapter(model: str) -> bool:
+    """Whether a teacher's model is a folder that PEFT wrote an adapter to."""
+    return (Path(model).expanduser() / CONFIG_FILE).is_file()
+
+
+def read_adapter(directory: Path) -> Adapter:
+    """Reads configuration and tensor names of an adapter.
+
+    Raises:
+        ConfigurationError: it is not a plain LoRA adapter in safetensors.
+    """
+    where = f"adapter {directory}"
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+        kind, rank, alpha = config["peft_type"], int(config["r"]), float(config["lora_alpha"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigurationError(
+            f"its {CONFIG_FILE} cannot be used: {type(error).__name__}: {error}",
+            where=where,
+            fix="save it with PEFT's save_pretrained",
+        ) from error
+    more = [name for name in NOT_PLAIN if config.get(name)]
+    if config.get("bias", "none") != "none":
+        more.append("bias")
+    start = config.get("init_lora_weights", True)
+    if isinstance(start, str) and start.lower() not in PLAIN_STARTS:
+        more.append(f"init_lora_weights={start}, which changes the base's own weights")
+    if kind != "LORA" or more:
+        raise ConfigurationError(
+            f"it is not a plain LoRA adapter ({', '.join(more) or kind})",
+            where=where,
+            fix="merge it into its base (merge_and_unload) and serve the result as a model",
+        )
+    file = directory / WEIGHTS_FILE
+    if not file.is_file():
+        raise ConfigurationError(
+            f"it has no {WEIGHTS_FILE}",
+            where=where,
+            fix="save it with save_pretrained(..., safe_serialization=True)",
+        )
+    scale = [rank, alpha, bool(config.get("use_rslora"))]
+    digest = hashlib.sha256(json.dumps([weights_digest([file]), *scale]).encode())
+    return Adapter(
+        directory=directory,
+        base=str(config.get("base_model_name_or_path") or ""),
+        rank=rank,
+        modules=_modules(tensor_shapes([file]), rank, where),
+        digest=digest.hexdigest(),
+    )
+
+
+def _modules(
+    shapes: dict[str, tuple[int, ...]], rank: int, where: str
+) -> dict[str, tuple[int, int]]:
+    modules = {}
+    for name in shapes:
+        module = name.removeprefix(PREFIX).removesuffix(A).removesuffix(B)
+        down, up = shapes.get(PREFIX + module + A, ()), shapes.get(PREFIX + module + B, ())
+        if "lora_embedding" in name or module.split(".")[-1] in ("lm_head", "embed_tokens"):
+            raise ConfigurationError(
+                f"it changes {module}, and only layers between embedding and LM head can be "
+                "adapted",
+                where=where,
+                fix="merge it into its base (merge_and_unload) and serve the result as a model",
+            )
+        if len(down) != 2 or len(up) != 2 or not down[0] == up[1] == rank:
+            raise ConfigurationError(
+                f"its tensor {name} is not half of a LoRA pair of rank {rank}",
+                where=where,
+                fix="save it again with PEFT's save_pretrained",
+            )
+        modules[module] = (down[1], up[0])
+    if not modules:
+        raise ConfigurationError("it changes nothing", where=where, fix="give a trained adapter")
+    return modules
+
+
+def check_base(adapter: Adapter, weights: Sequence[Path]) -> None:
+    """Compares an adapter's modules with a base's weight files.
+
+    Raises:
+        ConfigurationError: the base has no such module, or one of another shape.
+    """
+    where = f"adapter {adapter.directory}"
+    shapes = tensor_shapes(weights)
+    for module, (size_in, size_out) in adapter.modules.items():
+        shape = shapes.get(f"{module}.weight")
+        packed = shape is None and any(name.startswith(f"{module}.") for name in shapes)
+        if shape != (size_out, size_in) and not packed:
+            has = f"is {list(shape)}" if shape is not None else "does not exist"
+            raise ConfigurationError(
+                f"it changes {module} as [{size_out}, {size_in}], which in the base {has}",
+                where=where,
+                fix="serve the base that the adapter was trained on",
+            )
+
+
+class AdapterEngine:
+    """One adapter of an engine as an engine of its own; implements ``base.Engine``.
+
+    Args:
+        engine: holds the adapter under ``name``; starts and ends by itself.
+    """
+
+    def __init__(self, engine: Engine, name: str, adapter: Adapter, model: str) -> None:
+        self._engine = engine
+        self._name = name
+        self._adapter = adapter
+        self._model = model
+
+    @property
+    def description(self) -> EngineDescription:
+        return replace(
+            self._engine.description, model=self._model, adapter_digest=self._adapter.digest
+        )
+
+    def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
+        raise AssertionError("an adapter has no adapters of its own")
+
+    async def start(self) -> None:
+        """Nothing: the engine loads its adapters as it starts."""
+
+    async def score(self, job: Job) -> JobResult:
+        """See ``base.Engine``."""
+        return await self._engine.score(replace(job, adapter=self._name))
+
+    def on_death(self, callback: Callable[[BaseException], None]) -> None:
+        """See ``base.Engine``."""
+        self._engine.on_death(callback)
+
+    async def close(self) -> None:
+        """Nothing: the engine ends for all its adapters at once."""
+
+
+def names_model(name: str, model: str) -> bool:
+    """Whether ``name`` in an adapter's configuration is a teacher's ``model``."""
+    if not name:
+        return False
+    one, other = Path(name).expanduser(), Path(model).expanduser()
+    return name == model or (one.is_dir() and other.is_dir() and one.samefile(other))
