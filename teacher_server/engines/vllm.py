@@ -52,6 +52,7 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor import Executor
 from vllm.v1.outputs import LogprobsTensors
 
+from teacher_server.engines import vllm_cpu_lora
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows, Sequence
 from teacher_server.engines.digest import weights_digest
@@ -366,9 +367,12 @@ class RowScoring:
     def install_row_scoring(self) -> int:
         """Puts row scoring into the model runner; gives V, or 0 on a rank without logits."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        runner = self.model_runner
+        if runner.lora_config is not None and current_platform.is_cpu():
+            for wrapper in runner.lora_manager._adapter_manager.punica_wrapper_mapping.values():
+                vllm_cpu_lora.install(wrapper)
         if not get_pp_group().is_last_rank:
             return 0
-        runner = self.model_runner
         model = runner.model
         hidden_size = runner.model_config.get_hidden_size()
         probe = torch.zeros(1, hidden_size, dtype=runner.model_config.dtype, device=runner.device)

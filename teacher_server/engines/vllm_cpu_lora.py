@@ -1,0 +1,63 @@
+"""LoRA products for vLLM's CPU workers. Nothing here imports vLLM.
+
+vLLM 0.32 gathers an adapter's whole matrix for every token, and gives tokens
+without an adapter the one in the last slot (vllm-project/vllm pull requests 48421
+and 49656). This may go when a vLLM of the pinned range has either of them and
+tests/engines/test_vllm_adapters.py passes without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def install(wrapper: Any) -> None:
+    """Puts the products below in the place of a ``PunicaWrapperCPU``'s own."""
+    assert callable(wrapper._apply_shrink)
+    assert callable(wrapper._apply_expand)
+    wrapper._apply_shrink = partial(shrink, wrapper)
+    wrapper._apply_expand = partial(expand, wrapper)
+
+
+def shrink(wrapper: Any, y: Tensor, x: Tensor, weights: Tensor, scale: float) -> None:
+    """y[n, r] = scale * x[n, in] @ A.T with each token's own A; 0 for tokens without.
+
+    Args:
+        weights: [slots, 1, r, in].
+    """
+    y.zero_()
+    for slot, tokens in _slots(wrapper, x):
+        y[tokens] = scale * (x[tokens] @ weights[slot, 0].T).to(y.dtype)
+
+
+def expand(
+    wrapper: Any,
+    y: Tensor,
+    x: Tensor,
+    weights: Tensor,
+    offset: int,
+    size: int,
+    add_inputs: bool = True,
+) -> None:
+    """y[n, offset:offset + size] += x[n, r] @ B.T with each token's own B.
+
+    Args:
+        weights: [slots, 1, size, r].
+    """
+    assert add_inputs, "vLLM adds to what the base computed"
+    for slot, tokens in _slots(wrapper, x):
+        delta = x[tokens].to(weights.dtype) @ weights[slot, 0].T
+        y[tokens, offset : offset + size] += delta[:, :size].to(y.dtype)
+
+
+def _slots(wrapper: Any, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(slot, its tokens int64) for every adapter of the step."""
+    indices = wrapper.token_lora_indices[: x.shape[0]]
+    for slot in torch.unique(indices).tolist():
+        if slot >= 0:
+            yield slot, torch.nonzero(indices == slot).squeeze(1)
