@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
+from student_trainer.data_config import DataSettings
 from student_trainer.loss_config import LossConfig, LsmLoss, SampledTokenLoss
 from student_trainer.settings_base import (
     Count,
@@ -56,6 +57,11 @@ class StudentSettings(Settings):
     device: str = Field(
         default="auto", description="cpu, cuda, cuda:N; auto takes CUDA when there is one"
     )
+    chat_template: Path | None = Field(
+        default=None,
+        description="file of a Jinja chat template in place of the tokenizer's own; it is "
+        "saved with the model",
+    )
     gradient_checkpointing: bool = Field(
         default=False, description="recompute activations in the backward"
     )
@@ -98,28 +104,6 @@ class TeacherSettings(Settings):
     attempts: PositiveInt | None = Field(
         default=None, description="tries per group within its timeout; unset, until the timeout"
     )
-
-
-class DataSettings(Settings):
-    train: Path = Field(description='JSONL; a row is {"messages": [...]} or {"prompt": "text"}')
-    held_out: Path | None = Field(default=None, description="JSONL of prompts to evaluate on")
-    held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0,
-        description="share of the train file's prompts held out, when held_out is not given",
-    )
-    max_prompt_tokens: PositiveInt = Field(default=2048, description="longest prompt, rendered")
-    over_long: Literal["error", "drop"] = Field(
-        default="error", description="what happens to a longer prompt; none is ever cut"
-    )
-    template_arguments: dict[str, Any] = Field(
-        default_factory=dict, description="keyword arguments of the chat template"
-    )
-
-    @model_validator(mode="after")
-    def _one_source(self) -> DataSettings:
-        if self.held_out is not None and self.held_out_fraction > 0:
-            raise ValueError("held_out and held_out_fraction exclude each other")
-        return self
 
 
 class RolloutSettings(Settings):

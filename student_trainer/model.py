@@ -88,6 +88,8 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
         raise ConfigurationError(
             "its tokenizer has no tokenizer.json", where="student.model", fix="convert it first"
         )
+    if settings.chat_template is not None:
+        tokenizer.chat_template = read_chat_template(settings.chat_template)
     model.to(device)
     terminators = _terminators(model, tokenizer)
     module = _with_adapters(model, settings.lora, weights) if settings.lora else model
@@ -111,6 +113,23 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     )
     _probe_head(student)
     return student
+
+
+def read_chat_template(path: Path) -> str:
+    """The text of a template file.
+
+    Raises:
+        ConfigurationError: it cannot be read or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error}", where="student.chat_template", fix="check the path"
+        ) from error
+    if not text.strip():
+        raise ConfigurationError(f"{path} is empty", where="student.chat_template")
+    return text
 
 
 def resolve_device(name: str) -> torch.device:

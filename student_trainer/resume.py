@@ -30,6 +30,8 @@ FREE_KEYS = (
     "teacher.attempts",
     "checkpoint",
     "report",
+    "tracking",
+    "hub",
 )
 
 

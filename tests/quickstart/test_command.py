@@ -73,7 +73,7 @@ def test_the_packaged_settings_are_valid_and_can_be_changed() -> None:
     assert config.optimizer.lr == 5e-5
     assert config.evaluation.prompts <= len(prompts("held_out.jsonl"))
     assert config.evaluation.frozen_rows >= 256
-    assert config.data.train.is_file()
+    assert Path(config.data.train).is_file()
     with pytest.raises(ConfigurationError, match="did you mean optimizer"):
         command.load_config(["optimiser.lr=5e-5"], flags)
 

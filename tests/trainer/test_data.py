@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,9 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatPrompt, TextPrompt
 
-from student_trainer.config import DataSettings
+from student_trainer.config import DataSettings, StudentSettings
 from student_trainer.data import PromptOrder, load_prompts
-from student_trainer.model import Student
+from student_trainer.model import Student, load_student
 
 USER = [{"role": "user", "content": "hello there"}]
 
@@ -49,7 +51,9 @@ def test_conversations_and_text(student: Student, tmp_path: Path) -> None:
         ({"messages": "hello"}, "a conversation is a list"),
         ({"messages": [*USER, {"role": "assistant", "content": "hi"}]}, "assistant's turn"),
         ({"prompt": ""}, "the prompt is empty"),
-        ([1], 'either "messages" or "prompt"'),
+        ([1], "a row is a JSON object"),
+        ({"prompt": "half a pair \ud800"}, "surrogates not allowed"),
+        ({"prompt": 3}, "a conversation is a list"),
     ],
 )
 def test_a_bad_row_is_refused_with_its_line(
@@ -61,11 +65,36 @@ def test_a_bad_row_is_refused_with_its_line(
     assert message in str(caught.value)
 
 
+def test_a_missing_column_names_those_there_and_the_nearest(
+    student: Student, tmp_path: Path
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"Prompts": "x", "answer": "y"}])
+    with pytest.raises(ConfigurationError) as caught:
+        read(student, path)
+    assert "its columns are 'Prompts', 'answer'" in str(caught.value)
+    assert "did you mean 'Prompts'? name the column in data.columns.prompt" in str(caught.value)
+    (item,) = read(student, path, columns={"prompt": "Prompts"}).train
+    assert item.source == TextPrompt("x")
+    with pytest.raises(ConfigurationError, match=r"needs the column 'answers'.*mean 'answer'"):
+        read(student, path, columns={"prompt": "answers"})
+    both = write(tmp_path / "b.jsonl", [{"messages": USER, "prompt": "text"}])
+    with pytest.raises(ConfigurationError, match=r"has both.*say which in data\.columns\.prompt"):
+        read(student, both)
+    (item,) = read(student, both, columns={"prompt": "prompt"}).train
+    assert item.source == TextPrompt("text")
+
+
 def test_files_that_cannot_be_used(student: Student, tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="cannot read"):
         read(student, tmp_path / "absent.jsonl")
     with pytest.raises(ConfigurationError, match="holds no prompt"):
         read(student, write(tmp_path / "empty.jsonl", []))
+    (tmp_path / "prompts.txt").write_text('{"prompt": "a"}')
+    with pytest.raises(ConfigurationError, match=r"neither a \.jsonl nor a \.parquet file"):
+        read(student, tmp_path / "prompts.txt")
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "café"}'.encode("latin-1"))
+    with pytest.raises(ConfigurationError, match=r"line 2: not UTF-8: byte 0xe9 at offset 15"):
+        read(student, tmp_path / "latin.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"prompt": "a"}\n{"prompt"\n')
     with pytest.raises(ConfigurationError, match=r"line 2: not JSON"):
         read(student, tmp_path / "broken.jsonl")
@@ -80,6 +109,137 @@ def test_a_long_prompt_is_refused_or_dropped_and_never_cut(
     assert "over_long" in str(caught.value)
     sets = read(student, path, max_prompt_tokens=20, over_long="drop")
     assert (len(sets.train), sets.dropped) == (1, 1)
+    with pytest.raises(ConfigurationError, match="no prompt to use: all 2 are longer"):
+        read(student, path, max_prompt_tokens=1, over_long="drop")
+
+
+def test_a_line_separator_inside_a_text_ends_no_line(student: Student, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"prompt": "one\u2028two"}\r\n\n{"prompt": "b"}\n', encoding="utf-8")
+    assert [p.source for p in read(student, path).train] == [
+        TextPrompt("one\u2028two"), TextPrompt("b"),
+    ]  # fmt: skip
+
+
+def test_an_assistants_last_turn_is_refused_or_left_out(student: Student, tmp_path: Path) -> None:
+    answered = {"messages": [*USER, {"role": "assistant", "content": "hi"}]}
+    path = write(tmp_path / "a.jsonl", [answered])
+    with pytest.raises(ConfigurationError, match=r'data\.final_assistant = "drop"'):
+        read(student, path)
+    sets = read(student, path, final_assistant="drop")
+    plain = read(student, write(tmp_path / "b.jsonl", [{"messages": USER}]))
+    assert sets.train[0].token_ids.tolist() == plain.train[0].token_ids.tolist()
+    alone = write(tmp_path / "c.jsonl", [{"messages": answered["messages"][1:]}])
+    with pytest.raises(ConfigurationError, match="one assistant's turn"):
+        read(student, alone, final_assistant="drop")
+
+
+THINKING = (
+    "{% for m in messages %}[{{ m['role'] }}{% if m['name'] is defined %}+name{% endif %}]"
+    "{{ m['content'] }}{% endfor %}{% for tool in tools or [] %}<{{ tool['name'] }}>{% endfor %}"
+    "{% if enable_thinking %}think{% else %}plain{% endif %}"
+)
+
+
+def rendered(student: Student, path: Path, **settings: Any) -> list[str]:
+    return [student.tokenizer.decode(p.token_ids) for p in read(student, path, **settings).train]
+
+
+def test_the_template_takes_arguments_of_the_settings_and_of_the_row(
+    student_model_dir: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(THINKING)
+    student = load_student(
+        StudentSettings(model=str(student_model_dir), device="cpu", chat_template=template)
+    )
+    tools = [{"name": "search"}]
+    rows = [
+        {"prompt": USER, "kwargs": {"enable_thinking": True}, "tools": json.dumps(tools)},
+        {"prompt": USER, "kwargs": {}, "tools": tools},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    assert rendered(student, path) == ["[user]hello thereplain"] * 2
+    thinking = {"template_arguments": {"enable_thinking": True}}
+    assert rendered(student, path, **thinking) == ["[user]hello therethink"] * 2
+    columns = {"template_arguments": "kwargs", "tools": "tools"}
+    sets = read(student, path, columns=columns)
+    assert [student.tokenizer.decode(p.token_ids) for p in sets.train] == [
+        "[user]hello there<search>think", "[user]hello there<search>plain",
+    ]  # fmt: skip
+    assert sets.train[0].prompt_id != sets.train[1].prompt_id
+    assert sets.train[0].source.template_arguments == {"enable_thinking": True, "tools": tools}
+    assert read(student, path, **thinking).digest != read(student, path).digest
+    bad = write(tmp_path / "b.jsonl", [{"prompt": USER, "kwargs": [1], "tools": "{"}])
+    with pytest.raises(ConfigurationError, match="line 1: column 'kwargs' holds no object"):
+        read(student, bad, columns={"template_arguments": "kwargs"})
+    with pytest.raises(ConfigurationError, match="line 1: column 'tools' is not JSON"):
+        read(student, bad, columns={"tools": "tools"})
+    template.write_text("")
+    with pytest.raises(ConfigurationError, match=r"student\.chat_template.*is empty"):
+        load_student(StudentSettings(model=str(student_model_dir), chat_template=template))
+    with pytest.raises(ConfigurationError, match="cannot read"):
+        load_student(
+            StudentSettings(model=str(student_model_dir), chat_template=tmp_path / "absent")
+        )
+
+
+def test_parquet_and_hub_rows_are_those_of_jsonl(
+    student: Student, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+    import pyarrow
+    from pyarrow import parquet
+
+    named = [{"role": "user", "content": "hello", "name": "ann"}]
+    rows = [{"messages": USER, "source": "a"}, {"messages": named, "source": "b"}]
+    folder = tmp_path / "owner" / "prompts"
+    folder.mkdir(parents=True)
+    parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "train.parquet")
+    plain = read(student, write(tmp_path / "a.jsonl", rows)).train
+    found = read(student, folder / "train.parquet").train
+    assert [p.prompt_id for p in found] == [p.prompt_id for p in plain]
+    assert [p.source for p in found] == [p.source for p in plain]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    loaded = load_prompts(DataSettings(train="owner/prompts"), student).train
+    assert [p.prompt_id for p in loaded] == [p.prompt_id for p in plain]
+    assert [p.source for p in loaded] == [p.source for p in plain]
+    with pytest.raises(ConfigurationError, match="cannot load the dataset 'owner/prompts'"):
+        load_prompts(DataSettings(train="owner/prompts", train_split="absent"), student)
+    with pytest.raises(ConfigurationError, match=r"train\.parquet, row 1: .*'messages', 'source'"):
+        read(student, folder / "train.parquet", columns={"prompt": "text"})
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 it is not")
+    with pytest.raises(ConfigurationError, match=r"cannot read .*broken\.parquet"):
+        read(student, tmp_path / "broken.parquet")
+
+
+def test_a_hub_dataset_that_cannot_be_reached_is_refused(student: Student, tmp_path: Path) -> None:
+    # HF_HUB_OFFLINE is set for every test.
+    with pytest.raises(ConfigurationError, match="cannot load the dataset") as caught:
+        read(student, "lsm-distill/absent")  # type: ignore[arg-type]
+    assert "HF_HUB_OFFLINE" in str(caught.value)
+
+
+def test_without_the_extra_only_jsonl_is_read(student: Student, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": "a"}])
+    code = (
+        "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
+        "from student_trainer.data.rows import Source, read_rows\n"
+        "for name in sys.argv[1:]:\n"
+        "    try: print(list(read_rows(Source(name, 'data.train'))))\n"
+        "    except Exception as error: print(error)\n"
+    )
+    names = [str(path), str(tmp_path / "a.parquet"), "owner/name"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *names], capture_output=True, text=True, check=True
+    )
+    first, second, third = done.stdout.splitlines()
+    assert "line 1" in first
+    for line, package in ((second, "pyarrow"), (third, "datasets")):
+        assert f"needs the package {package}" in line
+        assert 'pip install "lsm-distill[data]"' in line
 
 
 def test_held_out_prompts_are_never_trained_on(student: Student, tmp_path: Path) -> None:

@@ -1,28 +1,32 @@
-"""Prompts: read, rendered as the student reads them, split, ordered.
+"""Prompts of the rows of a dataset, as the student reads them.
 
-A row of a JSONL file is ``{"messages": [...]}``, ``{"prompt": [...]}`` (both a
-conversation that ends before the assistant's turn) or ``{"prompt": "text"}``
-(taken as it stands; special tokens written out are recognised, none is added).
-Other columns are left alone.
+A row is ``{"messages": [...]}``, ``{"prompt": [...]}`` (both a conversation that
+ends before the assistant's turn) or ``{"prompt": "text"}`` (taken as it stands;
+special tokens written out are recognised, none is added). ``data.columns`` gives
+other names; other columns are left alone.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatMessage, ChatPrompt, Prompt, TextPrompt
 
-from student_trainer.config import DataSettings
+from student_trainer.data.columns import own_arguments, prompt_column
+from student_trainer.data.rows import Source, read_rows
+from student_trainer.data_config import DataSettings
 from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -39,42 +43,27 @@ class PromptSets:
 
     @property
     def digest(self) -> str:
-        """sha256 over the train prompts in their order, hexadecimal."""
-        return hashlib.sha256("\n".join(p.prompt_id for p in self.train).encode()).hexdigest()
-
-
-@dataclass(frozen=True)
-class PromptOrder:
-    """The order of training: a shuffle of its own for every epoch.
-
-    Position p is prompt ``p mod count`` of epoch ``p div count``.
-    """
-
-    seed: int
-    count: int
-
-    def take(self, position: int, count: int) -> list[int]:
-        """Indices of the ``count`` prompts from ``position`` on."""
-        permutations: dict[int, Any] = {}
-        indices = []
-        for place in range(position, position + count):
-            epoch, offset = divmod(place, self.count)
-            if epoch not in permutations:
-                permutations[epoch] = stream("order", self.seed, epoch).permutation(self.count)
-            indices.append(int(permutations[epoch][offset]))
-        return indices
+        """sha256 over the train prompts in their order and as rendered, hexadecimal."""
+        digest = hashlib.sha256()
+        for prompt in self.train:
+            digest.update(f"{prompt.prompt_id} {len(prompt.token_ids)}\n".encode())
+            digest.update(prompt.token_ids.astype("<i4").tobytes())
+        return digest.hexdigest()
 
 
 def load_prompts(settings: DataSettings, student: Student, *, seed: int = 0) -> PromptSets:
     """Reads and renders the prompts.
 
     Raises:
-        ConfigurationError: a file is missing, empty or malformed (with the
+        ConfigurationError: a dataset is missing, empty or malformed (with the
             line), a prompt is too long, or a prompt is in both sets.
     """
-    train, dropped = _read(settings.train, "data.train", settings, student)
+    hub = (settings.subset, settings.train_split, settings.revision)
+    train, dropped = _read(Source(settings.train, "data.train", *hub), settings, student)
     if settings.held_out is not None:
-        held_out, held_out_dropped = _read(settings.held_out, "data.held_out", settings, student)
+        hub = (settings.subset, settings.held_out_split, settings.revision)
+        source = Source(settings.held_out, "data.held_out", *hub)
+        held_out, held_out_dropped = _read(source, settings, student)
         dropped += held_out_dropped
         shared = {p.prompt_id for p in train} & {p.prompt_id for p in held_out}
         if shared:
@@ -110,19 +99,10 @@ def _split(
     )
 
 
-def _read(
-    path: Path, key: str, settings: DataSettings, student: Student
-) -> tuple[list[PromptItem], int]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"cannot read {path}: {error}", where=key) from error
+def _read(source: Source, settings: DataSettings, student: Student) -> tuple[list[PromptItem], int]:
     prompts, dropped = [], 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{path}, line {number}"
-        item = _item(_row(line, place), place, settings, student)
+    for place, row in read_rows(source):
+        item = _item(row, place, settings, student)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
         elif settings.over_long == "drop":
@@ -135,33 +115,35 @@ def _read(
                 fix='raise data.max_prompt_tokens, or set data.over_long = "drop"',
             )
     if not prompts:
-        raise ConfigurationError(f"{path} holds no prompt to use", where=key)
+        why = f": all {dropped} are longer than data.max_prompt_tokens" if dropped else ""
+        raise ConfigurationError(f"{source.name} holds no prompt to use{why}", where=source.key)
+    if dropped:
+        log.warning(
+            "%s: left out %d of %d prompts, longer than data.max_prompt_tokens (%d)",
+            source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
+        )  # fmt: skip
     return prompts, dropped
-
-
-def _row(line: str, place: str) -> Mapping[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigurationError(f"not JSON: {error}", where=place) from error
-    if not isinstance(row, dict) or ("messages" in row) == ("prompt" in row):
-        raise ConfigurationError(
-            'a row needs either "messages" or "prompt"',
-            where=place,
-            fix='write {"messages": [{"role": "user", "content": "..."}]} or {"prompt": "..."}',
-        )
-    return row
 
 
 def _item(
     row: Mapping[str, Any], place: str, settings: DataSettings, student: Student
 ) -> PromptItem:
-    value = row["messages"] if "messages" in row else row["prompt"]
-    if isinstance(value, str) and "prompt" in row:
+    column = prompt_column(row, settings.columns.prompt, place)
+    value = row[column]
+    own = own_arguments(row, settings.columns, place)
+    try:
+        content = json.dumps([value, own] if own else value, sort_keys=True, ensure_ascii=False)
+        encoded = content.encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ConfigurationError(
+            f"column {column!r} is not a text or a conversation: {error}", where=place
+        ) from error
+    if isinstance(value, str) and column != "messages":
         source: Prompt = TextPrompt(value)
         ids = student.tokenizer(value, add_special_tokens=False)["input_ids"]
     else:
-        messages = _messages(value, place)
+        messages = _messages(value, place, settings)
+        arguments = {**settings.template_arguments, **own}
         source = ChatPrompt(
             tuple(
                 ChatMessage(
@@ -169,20 +151,19 @@ def _item(
                 )
                 for m in messages
             ),
-            template_arguments=settings.template_arguments,
+            template_arguments=arguments,
         )
-        ids = _render(messages, place, settings, student)
+        ids = _render(messages, place, arguments, student)
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
-    content = json.dumps(value, sort_keys=True, ensure_ascii=False)
-    prompt_id = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    prompt_id = hashlib.sha256(encoded).hexdigest()[:16]
     return PromptItem(prompt_id, np.asarray(ids, np.int32), source)
 
 
 _PLAIN = ("role", "content")
 
 
-def _messages(value: Any, place: str) -> list[Mapping[str, Any]]:
+def _messages(value: Any, place: str, settings: DataSettings) -> list[Mapping[str, Any]]:
     good = isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
         for m in value
@@ -191,23 +172,27 @@ def _messages(value: Any, place: str) -> list[Mapping[str, Any]]:
         raise ConfigurationError(
             "a conversation is a list of objects with the texts role and content", where=place
         )
-    if value[-1]["role"] == "assistant":
+    if value[-1]["role"] != "assistant":
+        return list(value)
+    if settings.final_assistant == "error":
         raise ConfigurationError(
             "the conversation ends with the assistant's turn, which is the student's to write",
             where=place,
-            fix="end it with the user's turn",
+            fix='end it with the user\'s turn, or set data.final_assistant = "drop"',
         )
-    return list(value)
+    if len(value) == 1:
+        raise ConfigurationError("the conversation is one assistant's turn", where=place)
+    return list(value[:-1])
 
 
 def _render(
-    messages: list[Mapping[str, Any]], place: str, settings: DataSettings, student: Student
+    messages: list[Mapping[str, Any]], place: str, arguments: Mapping[str, Any], student: Student
 ) -> list[int]:
     if not student.tokenizer.chat_template:
         raise ConfigurationError(
             "the student's tokenizer has no chat template",
             where=place,
-            fix='give prompts as {"prompt": "text"}',
+            fix='give one in student.chat_template, or prompts as {"prompt": "text"}',
         )
     try:
         rendered = student.tokenizer.apply_chat_template(
@@ -215,7 +200,7 @@ def _render(
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
-            **settings.template_arguments,
+            **arguments,
         )
     except Exception as error:  # a template is a program: it raises what it likes
         raise ConfigurationError(f"the chat template failed: {error}", where=place) from error

@@ -1,0 +1,6 @@
+"""Prompts: read (``rows.py``), rendered as the student reads them, split, ordered."""
+
+from student_trainer.data.order import PromptOrder
+from student_trainer.data.prompts import PromptSets, load_prompts
+
+__all__ = ["PromptOrder", "PromptSets", "load_prompts"]
