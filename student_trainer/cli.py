@@ -6,15 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from teacher_proto.program import run_program
+from teacher_proto.program import add_completion, run_program
 
 ENV_PREFIX = "LSM_TRAINER"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from student_trainer import prune
+    from student_trainer import hub, merge, prune, recipes
     from student_trainer.quickstart import command as quickstart
     from student_trainer.report import command as report
 
@@ -22,10 +21,11 @@ def build_parser() -> argparse.ArgumentParser:
         prog="student-trainer",
         description="On-policy distillation by Local Support Matching against a teacher service.",
     )
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a student (resumes by itself)")
     train.add_argument(
-        "configs", nargs="*", type=Path, metavar="CONFIG.toml", help="read left to right"
+        "configs", nargs="*", metavar="CONFIG.toml", help="read left to right; or recipe:NAME"
     )
     train.add_argument(
         "--set",
@@ -43,7 +43,10 @@ def build_parser() -> argparse.ArgumentParser:
     train.set_defaults(run=run_train)
     for name, module, text in (
         ("prune", prune, "make a depth-pruned student from a causal language model"),
+        ("merge", merge, "fold LoRA adapters into their base model"),
         ("report", report, "make a run's report again"),
+        ("push", hub, "push a finished run's model and card to the hub"),
+        ("recipes", recipes, "list the ready settings, or print one"),
         ("quickstart", quickstart, "a teacher, a student and a training run, from nothing"),
     ):
         command = commands.add_parser(name, help=text, description=text)
@@ -56,8 +59,10 @@ def run_train(arguments: argparse.Namespace) -> int:
     from teacher_proto.settings import describe, from_environment_only, load_settings
 
     from student_trainer.config import TrainConfig
+    from student_trainer.recipes import config_files
 
-    resolved = load_settings(TrainConfig, arguments.configs, ENV_PREFIX, arguments.overrides)
+    files = config_files(arguments.configs)
+    resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
     from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
     if arguments.dry_run:
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")

@@ -22,6 +22,9 @@ from student_trainer.settings_base import (
     Settings,
     Share,
 )
+from student_trainer.trackers import check_names
+
+REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 
 
 class RunSettings(Settings):
@@ -184,6 +187,28 @@ class ReportSettings(Settings):
     )
 
 
+class TrackingSettings(Settings):
+    trackers: tuple[str, ...] = Field(
+        default=(), description="tensorboard, trackio, wandb, mlflow; none unless named"
+    )
+    project: Annotated[str, Field(min_length=1)] = Field(
+        default="lsm-distill", description="project (MLflow: experiment) the run belongs to"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(value)
+        return value
+
+
+class HubSettings(Settings):
+    repo: Annotated[str, Field(pattern=REPOSITORY)] | None = Field(
+        default=None, description="OWNER/NAME to push the final model to; unset, nothing is"
+    )
+    private: bool = Field(default=True, description="of a repository that is made")
+
+
 class TrainConfig(Settings):
     run: RunSettings
     student: StudentSettings
@@ -195,6 +220,8 @@ class TrainConfig(Settings):
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
     report: ReportSettings = Field(default_factory=ReportSettings)
+    tracking: TrackingSettings = Field(default_factory=TrackingSettings)
+    hub: HubSettings = Field(default_factory=HubSettings)
 
     @field_validator("loss", mode="before")
     @classmethod

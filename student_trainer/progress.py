@@ -9,15 +9,25 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, TextIO
 
+from student_trainer.trackers import Trackers
+
 
 class Progress:
     """Context manager; ``step`` after every step, ``phase`` when another part starts.
+    Trackers get the steps too.
 
     The bar needs a terminal and ``TQDM_DISABLE`` unset; ``NO_COLOR`` is
     honoured. Without a bar, ``step`` writes the step's metrics as JSON.
     """
 
-    def __init__(self, steps: int, done: int, stream: TextIO | None = None) -> None:
+    def __init__(
+        self,
+        steps: int,
+        done: int,
+        stream: TextIO | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
+        self._trackers = trackers
         self._stream = stream if stream is not None else sys.stdout
         disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
         self._bar: Any = None
@@ -44,6 +54,8 @@ class Progress:
             self._bar.update(self._task, description=name)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
+        if self._trackers is not None:
+            self._trackers.log(metrics["step"], metrics)
         if self._bar is None:
             self._stream.write(json.dumps(metrics) + "\n")
             self._stream.flush()

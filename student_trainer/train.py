@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError
@@ -10,14 +14,20 @@ from teacher_proto.settings import to_toml
 
 from student_trainer import run_dir
 from student_trainer.config import TrainConfig
-from student_trainer.data import load_prompts
+from student_trainer.data import PromptOrder, PromptSets, load_prompts
 from student_trainer.evaluate_run import RunEvaluation
+from student_trainer.first_example import first_example, wants_colour
+from student_trainer.hub import check_can_push, push
 from student_trainer.loop import TrainingLoop
 from student_trainer.model import Student, load_student, save_final
+from student_trainer.model_card import write_card
 from student_trainer.progress import Progress
 from student_trainer.run_dir import RunDirectory
 from student_trainer.signals import Stopper
 from student_trainer.teacher import TeacherLink, check_reachable
+from student_trainer.trackers import RunFacts, Trackers, check_installed
+
+log = logging.getLogger(__name__)
 
 
 def train(config: TrainConfig) -> Path:
@@ -29,6 +39,9 @@ def train(config: TrainConfig) -> Path:
     """
     run = RunDirectory(config.run.output_dir)
     found = run_dir.find_checkpoint(run, config.checkpoint.resume)
+    check_installed(config.tracking.trackers)
+    if config.hub.repo is not None:
+        check_can_push(config.hub.repo)
     check_reachable(config.teacher, config.run.name)
     torch.manual_seed(config.run.seed)
     student = load_student(config.student, found / "model" if found else None)
@@ -48,30 +61,69 @@ def train(config: TrainConfig) -> Path:
             loop.restore(found)
         run_dir.prepare(run, loop.state.step)
         run_dir.write_text(run.config, to_toml(config))
+        if not found:
+            _show_first_example(config, student, prompts)
         evaluation = RunEvaluation(config, student, teacher, prompts, run)
-        with Progress(config.run.steps, loop.state.step) as progress:
+        with (
+            _trackers(config, run) as trackers,
+            Progress(config.run.steps, loop.state.step, trackers=trackers) as progress,
+        ):
             progress.phase("evaluating")
             evaluation.before(loop.state.step)
             progress.phase("training")
             loop.run_steps(stopper, progress)
             progress.phase("evaluating")
             evaluation.after()
-        save_final(
-            student, run.model, merge=bool(config.student.lora and config.student.lora.merge_final)
-        )
-    report(config, run)
+            save_final(
+                student,
+                run.model,
+                merge=bool(config.student.lora and config.student.lora.merge_final),
+            )
+            summary = report(config, run)
+            trackers.log(loop.state.step, {f"summary/{k}": v for k, v in summary.items()})
+    write_card(
+        run.model,
+        config,
+        teacher.info,
+        summary,
+        run_dir.read_metrics(run.metrics),
+        prompts=len(prompts.train),
+        dropped=prompts.dropped,
+    )
+    if config.hub.repo is not None:
+        log.info("pushed to %s", push(run.model, config.hub.repo, private=config.hub.private))
     return run.path
 
 
-def report(config: TrainConfig, run: RunDirectory) -> None:
-    """Writes summary.json, and the report unless it is turned off."""
+def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
+    settings = tomllib.loads(to_toml(config))  # leaves secrets out
+    facts = RunFacts(config.tracking.project, config.run.name, run.path, settings)
+    return Trackers(config.tracking.trackers, facts)
+
+
+def _show_first_example(config: TrainConfig, student: Student, prompts: PromptSets) -> None:
+    (first,) = PromptOrder(config.run.seed, len(prompts.train)).take(0, 1)
+    text = first_example(
+        student,
+        prompts.train[first],
+        config.rollout,
+        config.loss.mask,
+        config.run.seed,
+        colour=wants_colour(sys.stderr),
+    )
+    log.info("%s", text)
+
+
+def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
+    """Writes summary.json, and the report unless it is turned off; returns the summary."""
     from student_trainer.summary import write_summary
 
-    write_summary(run.path)
+    summary = write_summary(run.path)
     if config.report.html:
         from student_trainer.report import write_report
 
         write_report(run.path)
+    return summary
 
 
 def _response_limits(config: TrainConfig) -> list[tuple[str, int]]:

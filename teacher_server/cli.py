@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.program import run_program
+from teacher_proto.program import add_completion, run_program
 
 from teacher_server.version import VERSION
 
@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
         prog="teacher-server", description="Scores students' rollouts under teacher models."
     )
     top.add_argument("--version", action="version", version=f"teacher-server {VERSION}")
+    add_completion(top)
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",

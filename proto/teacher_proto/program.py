@@ -1,16 +1,45 @@
-"""How both programs end: exit codes and one line for every known error (docs/errors.md)."""
+"""What both programs share: shell completion, and how they end: exit codes and one line
+for every known error (docs/errors.md)."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import select
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 
-from teacher_proto.errors import EXIT_RUNTIME, LsmError
+from teacher_proto.errors import EXIT_RUNTIME, ConfigurationError, LsmError
 
 EXIT_INTERRUPTED = 130
+SHELLS = ("bash", "zsh", "fish")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--print-completion SHELL``, which prints a script for the shell and ends."""
+    parser.add_argument(
+        "--print-completion",
+        action=_PrintCompletion,
+        choices=SHELLS,
+        help="print a completion script for this shell, and stop",
+    )
+
+
+class _PrintCompletion(argparse.Action):
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: object, shell: object, option: object = ""
+    ) -> None:
+        try:
+            import shtab
+        except ImportError as error:
+            raise ConfigurationError(
+                "shell completion needs the package shtab",
+                where="--print-completion",
+                fix="run: pip install shtab",
+            ) from error
+        sys.stdout.write(shtab.complete(parser, shell=str(shell)) + "\n")
+        parser.exit()
 
 
 def run_program(

@@ -1,0 +1,157 @@
+"""``student-trainer merge``: LoRA adapters folded into their base model.
+
+What is saved is loaded again and must give the logits of the base model with
+its adapters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teacher_proto.errors import ConfigurationError, LsmError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ADAPTER = "adapter_config.json"
+PROBE_TOKENS = 16
+# Of the largest logit; a bfloat16 weight is rounded once more when it is merged.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+
+
+def find_adapter(path: Path) -> Path:
+    """The adapter's folder: ``path`` itself, a run's final one, or the newest good
+    checkpoint's.
+
+    Raises:
+        ConfigurationError: there is none.
+    """
+    from student_trainer import checkpoint
+    from student_trainer.run_dir import RunDirectory
+
+    run = RunDirectory(path)
+    places = [path, run.model]
+    if run.checkpoints.is_dir() and (found := checkpoint.newest_good(run.checkpoints)):
+        places.append(found / "model")
+    for place in places:
+        if (place / ADAPTER).exists():
+            return place
+    raise ConfigurationError(
+        f"there is no {ADAPTER} in it, in its model nor in its checkpoints",
+        where=str(path),
+        fix="give the folder of a LoRA adapter, or the output_dir of a run with student.lora",
+    )
+
+
+def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
+    """Saves the base model with the adapters in its weights, in the base's dtype, with
+    the adapter's tokenizer; returns the adapter's folder.
+
+    Args:
+        source: see ``find_adapter``.
+        output: a folder that does not exist yet or is empty.
+        base: folder or hub name of the base model, when the adapter's own note
+            of it does not lead there.
+
+    Raises:
+        ConfigurationError: there is no adapter, the output is in use, or the base
+            model cannot be loaded or is another one.
+        LsmError: the merged model gives other logits than the adapted one.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(
+            "the output exists and is not an empty folder",
+            where=str(output),
+            fix="give --output a new folder, or delete this one",
+        )
+    adapter = find_adapter(source)
+    noted = json.loads((adapter / ADAPTER).read_text()).get("base_model_name_or_path")
+    network, tokenizer = _load(adapter, base or noted)
+    adapted = _probe(network)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        network.merge_and_unload().save_pretrained(work)
+        tokenizer.save_pretrained(work)
+        _check(adapted, work)
+        for path in work.iterdir():
+            path.chmod(0o644)
+        work.chmod(0o755)
+        if output.exists():
+            output.rmdir()
+        work.rename(output)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return adapter
+
+
+def _load(adapter: Path, base: str | None) -> tuple[Any, Any]:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if base is None:
+        raise ConfigurationError(
+            f"its {ADAPTER} does not name the base model", where=str(adapter), fix="give --base"
+        )
+    try:
+        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        network = PeftModel.from_pretrained(model, str(adapter)).eval()
+        tokenizer = AutoTokenizer.from_pretrained(adapter)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(
+            f"cannot load the base model {base!r} with these adapters: "
+            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            where=str(adapter),
+            fix="give the base model's folder or hub name with --base",
+        ) from error
+    return network, tokenizer
+
+
+def _probe(network: Any) -> Tensor:
+    """float32 logits [PROBE_TOKENS, V] of a fixed sequence."""
+    import torch
+
+    size = int(network.config.get_text_config().vocab_size)
+    ids = torch.randint(size, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        logits: Tensor = network(input_ids=ids, use_cache=False).logits[0].float()
+    return logits
+
+
+def _check(adapted: Tensor, folder: Path) -> None:
+    from transformers import AutoModelForCausalLM
+
+    merged = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    dtype = str(merged.dtype).removeprefix("torch.")
+    difference = float((_probe(merged) - adapted).abs().max())
+    largest = max(float(adapted.abs().max()), 1.0)
+    if not difference <= TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) * largest:
+        raise LsmError(
+            f"the merged model's logits differ from the adapted one's by {difference:.3g} "
+            f"(largest {largest:.3g})",
+            where=str(folder),
+            fix="use the adapters unmerged",
+        )
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "source", type=Path, metavar="RUN_DIR_or_ADAPTER", help="a run, or an adapter's folder"
+    )
+    parser.add_argument("--output", required=True, type=Path, help="folder of the merged model")
+    parser.add_argument("--base", help="folder or hub name of the base model, if it has moved")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from student_trainer.cli import quiet_libraries
+
+    quiet_libraries()
+    adapter = merge(arguments.source, arguments.output, base=arguments.base)
+    sys.stdout.write(f"merged {adapter} into {arguments.output}\n")
+    return 0

@@ -1,0 +1,132 @@
+"""The model card: README.md beside the final model, from the run's own figures.
+
+Names of local files and folders are given without their directories, since the
+card is made to be published.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.types import TeacherInfo
+
+from student_trainer.config import TrainConfig
+from student_trainer.data.rows import is_hub_name
+
+TEMPLATE = "model_card.md.j2"
+FIGURES = (
+    ("reverse KL (student‖teacher), nats", "reverse_kl"),
+    ("forward KL (teacher‖student), nats", "forward_kl"),
+    ("arg-max agreement", "agreement"),
+    ("response length, tokens", "rollout_length"),
+    ("share of responses cut at the limit", "truncated_share"),
+)
+SETTINGS = (
+    "run.steps",
+    "run.seed",
+    "loss.kind",
+    "loss.top_k",
+    "loss.temperature",
+    "loss.mean",
+    "rollout.temperature",
+    "rollout.top_p",
+    "rollout.group_size",
+    "rollout.prompts_per_step",
+    "rollout.max_new_tokens",
+    "data.max_prompt_tokens",
+    "optimizer.lr",
+    "optimizer.schedule",
+    "optimizer.weight_decay",
+    "optimizer.clip_norm",
+    "optimizer.updates_per_batch",
+)
+
+
+def write_card(
+    folder: Path,
+    config: TrainConfig,
+    teacher: TeacherInfo,
+    summary: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    prompts: int,
+    dropped: int,
+) -> Path:
+    """Writes ``folder/README.md``.
+
+    Args:
+        teacher: the one that scored the run.
+        summary: summary.json. metrics: lines of metrics.jsonl, at least one.
+        prompts, dropped: trained on, and left out as too long.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    # Markdown, not HTML: nothing is escaped but what goes into the YAML header.
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        autoescape=False,
+    )
+    text = environment.get_template(TEMPLATE).render(
+        header=_header(config),
+        student=public_name(config.student.model),
+        teacher=teacher,
+        teacher_model=public_name(teacher.model),
+        data=public_name(config.data.train),
+        data_revision=config.data.revision if is_hub_name(config.data.train) else None,
+        prompts=prompts,
+        dropped=dropped,
+        summary=summary,
+        kept=[
+            (what, metrics[0].get(name), metrics[-1].get(name))
+            for what, name in (
+                ("teacher's mass on its top K", "teacher_support_mass"),
+                ("student's mass on the same tokens", "student_support_mass"),
+            )
+        ],
+        figures=[(what, summary[f"{n}_before"], summary[f"{n}_after"]) for what, n in FIGURES],
+        settings=[(key, _value(config, key)) for key in SETTINGS if _has(config, key)],
+        adapters=config.student.lora is not None and not config.student.lora.merge_final,
+        figure=_figure,
+    )
+    path = folder / "README.md"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def public_name(name: str) -> str:
+    """A hub name as it is; of a path, its last part."""
+    path = Path(name)
+    return path.name if path.is_absolute() or path.exists() or len(path.parts) > 2 else name
+
+
+def _header(config: TrainConfig) -> list[str]:
+    """Lines of the YAML header; a JSON string is one in YAML too."""
+    lora = config.student.lora
+    lines = [f"library_name: {'peft' if lora and not lora.merge_final else 'transformers'}"]
+    lines.append("pipeline_tag: text-generation")
+    if public_name(config.student.model) == config.student.model:
+        lines.append(f"base_model: {json.dumps(config.student.model)}")
+    if is_hub_name(config.data.train):
+        lines += ["datasets:", f"- {json.dumps(config.data.train)}"]
+    return [*lines, "tags:", "- distillation", "- on-policy", "- lsm-distill"]
+
+
+def _has(config: TrainConfig, key: str) -> bool:
+    section, _, name = key.partition(".")
+    return hasattr(getattr(config, section), name)
+
+
+def _value(config: TrainConfig, key: str) -> str:
+    section, _, name = key.partition(".")
+    return json.dumps(getattr(getattr(config, section), name))
+
+
+def _figure(value: float | None) -> str:
+    return "not measured" if value is None else f"{value:.4g}"

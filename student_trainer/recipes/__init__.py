@@ -1,0 +1,66 @@
+"""Ready settings. ``student-trainer recipes`` lists them; ``train recipe:NAME`` reads one
+like a file, so that other files and ``--set`` go over it.
+
+A recipe is a TOML file here; its first comment line says what it is for.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from teacher_proto.errors import ConfigurationError
+
+PREFIX = "recipe:"
+PACKAGE = Path(__file__).parent
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in PACKAGE.glob("*.toml"))
+
+
+def recipe(name: str) -> Path:
+    """The recipe's file.
+
+    Raises:
+        ConfigurationError: there is none of this name; the nearest is named.
+    """
+    if name not in names():
+        close = difflib.get_close_matches(name.lower(), names(), n=1, cutoff=0.4)
+        advice = f"did you mean {close[0]}? " if close else ""
+        raise ConfigurationError(
+            f"there is no recipe {name!r}",
+            where=f"{PREFIX}{name}",
+            fix=f"{advice}there are {', '.join(names())}",
+        )
+    return PACKAGE / f"{name}.toml"
+
+
+def config_files(given: Sequence[str]) -> list[Path]:
+    """Files of the command line; ``recipe:NAME`` stands for one of ours."""
+    return [
+        recipe(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else Path(text)
+        for text in given
+    ]
+
+
+def purpose(path: Path) -> str:
+    """The first comment line of a recipe."""
+    return path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("#").strip()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", nargs="?", metavar="NAME", help="print this one whole, to copy")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.name is not None:
+        sys.stdout.write(recipe(arguments.name).read_text(encoding="utf-8"))
+        return 0
+    width = max(len(name) for name in names())
+    for name in names():
+        sys.stdout.write(f"{name:<{width}}  {purpose(recipe(name))}\n")
+    return 0

@@ -1,0 +1,165 @@
+"""Trackers: where a run's figures go beside its own files, by name and off by default.
+
+A new tracker is one file with ``start(facts) -> Tracker`` and one row in
+``TRACKERS``. None asks for a login; what cannot start is an error before the
+first step. A tracker that fails later is named and left out: metrics.jsonl has
+every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import logging
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from teacher_proto.errors import ConfigurationError, LsmError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What a tracker is told at the start.
+
+    Attributes:
+        project, name: of the run.
+        directory: of the run; a tracker that writes files writes them in there.
+        config: the settings as nested JSON values, without secrets.
+    """
+
+    project: str
+    name: str
+    directory: Path
+    config: Mapping[str, Any]
+
+
+class Tracker(Protocol):
+    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
+
+    def close(self, failed: bool) -> None: ...
+
+
+@dataclass(frozen=True)
+class TrackerRow:
+    """Attributes: module: file here. package: what it imports. extra: installs it."""
+
+    module: str
+    package: str
+    extra: str
+
+
+TRACKERS: Mapping[str, TrackerRow] = {
+    "tensorboard": TrackerRow("tensorboard", "tensorboard", "tensorboard"),
+    "trackio": TrackerRow("trackio", "trackio", "trackio"),
+    "wandb": TrackerRow("wandb", "wandb", "wandb"),
+    "mlflow": TrackerRow("mlflow", "mlflow", "mlflow"),
+}
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Raises ValueError, with the nearest name, for one that is not in ``TRACKERS``
+    or is given twice."""
+    for name in names:
+        if name not in TRACKERS:
+            close = difflib.get_close_matches(name.lower(), TRACKERS, n=1)
+            advice = f"did you mean {close[0]!r}? " if close else ""
+            raise ValueError(
+                f"there is no tracker {name!r}; {advice}there are {', '.join(TRACKERS)}"
+            )
+    if len(set(names)) != len(names):
+        raise ValueError("a tracker is named twice")
+
+
+def check_installed(names: Sequence[str]) -> None:
+    """Raises ConfigurationError for a tracker whose package is missing or does not import."""
+    for name in names:
+        row = TRACKERS[name]
+        try:
+            with _off_standard_output():
+                importlib.import_module(row.package)
+        except ImportError as error:
+            raise ConfigurationError(
+                f"the tracker {name} cannot be loaded: {error}",
+                where="tracking.trackers",
+                fix=f'run: pip install "lsm-distill[{row.extra}]"',
+            ) from error
+
+
+class Trackers:
+    """The trackers of a run, as one; a context manager.
+
+    With no name it does nothing.
+    """
+
+    def __init__(self, names: Sequence[str], facts: RunFacts) -> None:
+        """Starts them.
+
+        Raises:
+            ConfigurationError: a package is missing, or a tracker cannot start.
+        """
+        check_installed(names)
+        self._open: dict[str, Tracker] = {}
+        for name in names:
+            module = importlib.import_module(f"{__name__}.{TRACKERS[name].module}")
+            try:
+                with _off_standard_output():
+                    self._open[name] = module.start(facts)
+            except BaseException as error:
+                self._close(failed=True)
+                if isinstance(error, LsmError) or not isinstance(error, Exception):
+                    raise
+                raise ConfigurationError(
+                    f"the tracker {name} did not start: {error}",
+                    where="tracking.trackers",
+                    fix="see the tracker's own documentation, or leave it out",
+                ) from error
+
+    def __enter__(self) -> Trackers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._close(failed=error is not None)
+
+    def log(self, step: int, figures: Mapping[str, Any]) -> None:
+        """Hands on what of ``figures`` is a number."""
+        numbers = {
+            name: float(value)
+            for name, value in figures.items()
+            if isinstance(value, int | float) and name != "step"
+        }
+        for name, tracker in list(self._open.items()):
+            try:
+                with _off_standard_output():
+                    tracker.log(step, numbers)
+            except Exception as error:  # a library's or its network's: training goes on
+                log.warning(
+                    "the tracker %s failed at step %d and is left out from here on; "
+                    "metrics.jsonl has every step: %s", name, step, error,
+                )  # fmt: skip
+                del self._open[name]
+
+    def _close(self, failed: bool) -> None:
+        for name, tracker in self._open.items():
+            try:
+                with _off_standard_output():
+                    tracker.close(failed)
+            except Exception as error:
+                log.warning("the tracker %s did not end cleanly: %s", name, error)
+        self._open = {}
+
+
+def _off_standard_output() -> contextlib.AbstractContextManager[Any]:
+    """Standard output is for the run's own lines; trackers chatter on standard error."""
+    return contextlib.redirect_stdout(sys.stderr)
