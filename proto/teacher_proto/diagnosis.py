@@ -54,7 +54,8 @@ async def _plain(host: str, port: int, address: str) -> LsmError | None:
     anyone = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
     try:
-        await _exchange(host, port, anyone, b"")
+        _, writer = await asyncio.open_connection(host, port, ssl=anyone)
+        await _close(writer)
     except ssl.SSLError as error:
         # An alert about our certificate is TLS too; anything else is not.
         if "CERTIFICATE" not in (error.reason or ""):
@@ -76,7 +77,9 @@ async def _tls(host: str, port: int, address: str, context: ssl.SSLContext) -> L
         await _close(writer)
         if protocol != "h2":
             return _wrong_port(address)
-        await _exchange(host, port, context, PREFACE)
+        # A server of gRPC speaks first, and says nothing to those it does not accept.
+        if not await _exchange(host, port, context, PREFACE):
+            return _not_accepted(address)
     except ssl.SSLCertVerificationError as error:
         return ConfigurationError(
             f"the server's certificate is not accepted: {error.verify_message}",
@@ -91,13 +94,7 @@ async def _tls(host: str, port: int, address: str, context: ssl.SSLContext) -> L
 
 def _refused(address: str, reason: str) -> LsmError | None:
     if "ALERT" in reason and ("CERTIFICATE" in reason or "UNKNOWN_CA" in reason):
-        return UnauthenticatedError(
-            f"the server does not accept this client's certificate, or wants one "
-            f"({reason.lower().replace('_', ' ')})",
-            where=address,
-            fix="give cert and key issued by the authority the server trusts (tls.client_ca)",
-            reason="CLIENT_NOT_TRUSTED",
-        )
+        return _not_accepted(address)
     if reason in (
         "WRONG_VERSION_NUMBER",
         "RECORD_LAYER_FAILURE",
@@ -111,6 +108,15 @@ def _refused(address: str, reason: str) -> LsmError | None:
             reason="PLAIN_TEXT_EXPECTED",
         )
     return None
+
+
+def _not_accepted(address: str) -> LsmError:
+    return UnauthenticatedError(
+        "the server wants a client certificate, or does not accept this client's",
+        where=address,
+        fix="give cert and key, issued by the authority the server trusts (tls.client_ca)",
+        reason="CLIENT_NOT_TRUSTED",
+    )
 
 
 async def _exchange(host: str, port: int, context: ssl.SSLContext | None, say: bytes) -> bytes:
