@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tomllib
@@ -142,7 +141,10 @@ def holding(secret: str, *folders: Path) -> list[Path]:
 
 
 def test_a_secret_shows_up_nowhere(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     secrets, served, runs = (tmp_path / name for name in ("secrets", "served", "runs"))
     for folder in (secrets, served, runs):
@@ -168,33 +170,34 @@ def test_a_secret_shows_up_nowhere(
     assert "access.credentials = *** (env LSM_TEACHER__ACCESS__CREDENTIALS)" in shown.stdout
     with serving(served, *given) as program:
         address = program.facts["grpc_address"]
-        write_run(runs / "a", tiny_model_dir, address, ca=str(ca.pem), token_file=str(token_file))
-        write_run(runs / "b", tiny_model_dir, address, ca=str(ca.pem))
-        hidden = {"LSM_TRAINER__TEACHER__TOKEN": CANARY}
-        done = [
-            train(runs / "a"),
-            train(runs / "b", "--dry-run", environment=hidden),
-            train(runs / "b", environment=hidden),
-            train(runs / "b", "--set", "run.steps=3", environment=hidden),
-        ]
-        outputs += [text for ended in done for text in (ended.stdout, ended.stderr)]
-        assert [ended.returncode for ended in done] == [0] * 4, outputs
-        assert "teacher.token = *** (env LSM_TRAINER__TEACHER__TOKEN)" in done[1].stdout
-        wrong = train(runs / "b", environment={"LSM_TRAINER__TEACHER__TOKEN": f"{CANARY}x"})
-        other = train(runs / "b", environment={"LSM_TRAINER__TEACHER__TOKEN": OTHER})
-        for ended, part in ((wrong, "the token is not known"), (other, "run 'bob'")):
-            assert ended.returncode == 2
-            (line,) = ended.stderr.strip().splitlines()
-            assert part in line
-            outputs += [ended.stdout, ended.stderr]
+        write_run(runs, tiny_model_dir, address, ca=str(ca.pem))
+        done = train(runs, environment={"LSM_TRAINER__TEACHER__TOKEN": CANARY})
+        assert done.returncode == 0, done.stderr
+        outputs += [done.stdout, done.stderr]
+        # On from the checkpoint, the token from a file now.
+        config, token = str(runs / "run.toml"), f"teacher.token_file={token_file}"
+        assert trainer_cli.main(["train", config, "--set", token, "--set", "run.steps=3"]) == 0
+        outputs += capsys.readouterr()
+        for secret, code, part in (
+            (CANARY, 0, "teacher.token = *** (env LSM_TRAINER__TEACHER__TOKEN)"),
+            (f"{CANARY}x", 2, "the token is not known"),
+            (OTHER, 2, "run 'bob'"),
+        ):
+            monkeypatch.setenv("LSM_TRAINER__TEACHER__TOKEN", secret)
+            dry = ["--dry-run"] if code == 0 else []
+            assert trainer_cli.main(["train", config, *dry]) == code
+            printed = capsys.readouterr()
+            assert part in (printed.out if code == 0 else printed.err)
+            assert code == 0 or len(printed.err.strip().splitlines()) == 1
+            outputs += printed
         outputs.append(scrape(program, ca))
         write_secret(runs_file, f'[runs.alice]\ntoken = "{CANARY}"')  # a mistake, to be logged
         scrape(program, ca, OTHER)
         assert program.end(signal.SIGTERM) == 0
     assert "the credentials stay as they were" in program.log.read_text()
     assert '"run": "alice"' in audit.read_text()
-    assert (runs / "b" / "run" / "report.html").exists()
-    assert "# Left out, secret: teacher.token" in (runs / "b" / "run" / "config.toml").read_text()
+    assert (runs / "run" / "report.html").exists()
+    assert f'token_file = "{token_file}"' in (runs / "run" / "config.toml").read_text()
     for secret in (CANARY, OTHER):
         assert holding(secret, served, runs) == []
         assert [text for text in outputs if secret in text] == []
@@ -261,21 +264,11 @@ def test_the_trainer_takes_a_token_from_the_environment_or_a_checked_file_only(
     assert "chmod 600" in line
 
 
-def test_a_port_that_is_no_teacher_s_is_one_line(tiny_model_dir: Path, tmp_path: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        given = ["--model", "m", "--grpc-port", port, "--http-port", "0"]
-        ended = subprocess.run(
-            [sys.executable, "-m", "teacher_server", "serve", *given],
-            capture_output=True, text=True, check=False, cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": PATHS},
-        )  # fmt: skip
-    assert ended.returncode == 2
-    (line,) = ended.stderr.strip().splitlines()
-    assert "in use" in line
+def test_the_http_port_is_no_teacher_and_that_is_one_line(
+    tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with serving(tmp_path, "--model", str(tiny_model_dir)) as program:
         write_run(tmp_path / "run", tiny_model_dir, program.facts["http_address"])
-        wrong = train(tmp_path / "run")
-        assert wrong.returncode == 2
-        (line,) = wrong.stderr.strip().splitlines()
+        assert trainer_cli.main(["train", str(tmp_path / "run" / "run.toml")]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
         assert "speaks HTTP and not gRPC" in line

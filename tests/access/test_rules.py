@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from teacher_proto.errors import ConfigurationError, ForbiddenError, UnauthenticatedError
@@ -99,6 +100,16 @@ def test_no_run_is_charged_for_another() -> None:
         assert found.value.reason == "RUN_MISMATCH"
     assert policy_of(ALICE_S, "alice") is ALICE_S.policy
     assert policy_of(None, "x") == RunPolicy("x")
+
+
+def test_the_documented_file_is_one_the_server_takes() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "access.md").read_text()
+    text = page.split("```toml\n")[1].split("```")[0]
+    found = parse_runs(text, "docs")
+    assert [token.principal.run for token in found.tokens] == ["math-7b"] * 2 + ["prometheus"]
+    assert found.tokens[0].principal.teachers == {"math", "code"}
+    assert found.tokens[2].principal.teachers == frozenset()
+    assert set(found.certificates) == {"math-7b.trainers.example"}
 
 
 SECRET = "very-secret-0123456789"
