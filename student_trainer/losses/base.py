@@ -13,8 +13,26 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class LowRank:
+    """A LoRA adapter on the head: adds ``scale * (hidden down^T) up^T``.
+
+    Attributes:
+        down: [r, H]. up: [V, r]. scale: alpha / r.
+    """
+
+    down: Tensor
+    up: Tensor
+    scale: float = 1.0
+
+    def reduce(self, hidden: Tensor) -> Tensor:
+        """scale * hidden down^T, [T, r] in the adapter's dtype."""
+        return hidden.to(self.down.dtype) @ self.down.T * self.scale
+
+
+@dataclass(frozen=True)
 class Head:
-    """The student's output projection: logits = softcap(scale * (hidden W^T + bias)).
+    """The student's output projection: logits = softcap(scale * (hidden W^T + bias)),
+    with a LoRA adapter's product beside hidden W^T when there is one.
 
     Attributes:
         weight: [V, H], the model's own parameter; its gradient arrives in it.
@@ -24,6 +42,7 @@ class Head:
         accumulate_in_place: when ``weight.grad`` is allocated, backward adds to
             it directly and hands autograd nothing for the weight. Saves a dense
             [V, H] gradient a micro-batch; hooks on the weight do not run.
+        lora: adapter on the projection, or None.
     """
 
     weight: Tensor
@@ -31,6 +50,13 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     accumulate_in_place: bool = False
+    lora: LowRank | None = None
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """weight, bias, adapter's down, adapter's up: what may want a gradient."""
+        down, up = (None, None) if self.lora is None else (self.lora.down, self.lora.up)
+        return self.weight, self.bias, down, up
 
     def finish(self, projection: Tensor) -> Tensor:
         """Turns hidden W^T + bias, any shape, into logits of the same shape."""
@@ -47,9 +73,10 @@ class LossBatch:
     Attributes:
         hidden: [T, H] final hidden states, the input of the head.
         sampled_ids: int64 [T], the rollout's own token of each row.
-        weights: float32 [T]; 0 leaves the row out, else its share in the mean.
-        support_ids: int64 [T, K] ids of the teacher's support; any id in the
-            slots that are not valid.
+        weights: float32 [T]; 0 leaves the row out, else its share in the mean
+            (a row's importance weight multiplies in here).
+        support_ids: int64 [T, K] ids of the support; any id in the slots that
+            are not valid. No id twice among a row's valid slots.
         support_log_probs: float32 [T, K], teacher, nats.
         support_valid: bool [T, K].
         teacher_log_tail: float32 [T], teacher's log-probability of everything
@@ -59,6 +86,15 @@ class LossBatch:
             token, or None when it was not asked for.
         old_log_probs: float32 [T], the student's log-probability of the sampled
             token when it was drawn, at rollout temperature before top-p.
+        explicit_ids: int64 [T, E], ids whose teacher's log-probabilities were
+            asked for beside the top-K; ``choose_support`` makes a support of them.
+        explicit_log_probs, explicit_valid: float32 and bool [T, E].
+        responses: int64 [T], which response a row belongs to; a response's rows
+            stand together. For returns over a response (``sampled_token``).
+        steps: int64 [T], a row's place in its response, ascending in it.
+        teacher_logits: [T, V], an in-process teacher's, for the losses over the
+            whole vocabulary; or instead
+        teacher_hidden, teacher_head: [T, H'] and the teacher's own projection to V.
     """
 
     hidden: Tensor
@@ -71,6 +107,14 @@ class LossBatch:
     teacher_tail_valid: Tensor | None = None
     teacher_sampled: Tensor | None = None
     old_log_probs: Tensor | None = None
+    explicit_ids: Tensor | None = None
+    explicit_log_probs: Tensor | None = None
+    explicit_valid: Tensor | None = None
+    responses: Tensor | None = None
+    steps: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    teacher_hidden: Tensor | None = None
+    teacher_head: Head | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +126,15 @@ class LossSettings:
         chunk_rows: rows per chunk where a chunk of [rows, V] is needed.
         tail: "none" renormalises both sides on the support; "bucket" adds one
             outcome that holds the rest of each side and renormalises nothing.
-        beta: weight of the teacher in the mixture (topk_jsd), in (0, 1).
+        beta: weight of the teacher in the mixture (topk_jsd, full_jsd), in (0, 1).
         row_clamp: bound on a row's loss in nats, or None; a row at the bound
             has no gradient and is counted.
         clip: width of the ratio's trust region (sampled_token).
         dual_clip: bound on the loss of negative advantages (sampled_token).
         advantage_clamp: bound on |A_t| in nats, or None (sampled_token).
+        gamma: discount of what later tokens of a response owe to this one, in
+            [0, 1]; 0 is token-level, 1 sequence-level (sampled_token).
+        study: allows ``unnormalised_reverse_kl``, which collapses by design.
     """
 
     temperature: float = 1.0
@@ -98,6 +145,8 @@ class LossSettings:
     clip: float = 0.2
     dual_clip: float = 3.0
     advantage_clamp: float | None = None
+    gamma: float = 0.0
+    study: bool = False
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def gathered_logits(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
         ids: int64 [T, K], each in [0, V).
 
     Returns:
-        float32 [T, K], differentiable in hidden, weight and bias. Products are
+        float32 [T, K], differentiable in hidden and the head's tensors. Products are
         taken and summed in float32 whatever the parameters' dtype; the weight's
         gradient is summed in float32 and rounded once a call.
 
@@ -48,6 +48,9 @@ def gathered_logits(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
     projection: Tensor = _GatheredProjection.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, ids, head.accumulate_in_place
     )
+    if head.lora is not None:
+        reduced = head.lora.reduce(hidden)
+        projection = projection + _GatheredProjection.apply(reduced, head.lora.up, ids, False)  # type: ignore[no-untyped-call]
     if head.bias is not None:
         bias = F.embedding(ids, head.bias.unsqueeze(1)).squeeze(-1)
         projection = projection + bias.to(projection.dtype)

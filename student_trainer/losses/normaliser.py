@@ -19,7 +19,8 @@ def logits_chunks(
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yields (rows, projection, logits), the latter two float32 [rows, V].
 
-    ``projection`` is hidden W^T + bias, before scale and softcap. No gradient.
+    ``projection`` is hidden W^T + bias, adapter included, before scale and
+    softcap. No gradient.
     """
     with torch.no_grad():
         for start in range(0, hidden.shape[0], chunk_rows):
@@ -28,6 +29,8 @@ def logits_chunks(
             if head.bias is not None:
                 projection = projection + head.bias
             wide = projection.to(torch.promote_types(projection.dtype, torch.float32))
+            if head.lora is not None:
+                wide = wide + (head.lora.reduce(hidden[rows]) @ head.lora.up.T).to(wide.dtype)
             yield rows, wide, head.finish(wide)
 
 
@@ -41,11 +44,11 @@ def token_log_probs(
         ids: int64 [T].
 
     Returns:
-        float32 [T], differentiable in hidden, weight and bias; backward
+        float32 [T], differentiable in hidden and the head's tensors; backward
         recomputes each chunk.
     """
     result: Tensor = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, ids, head, temperature, chunk_rows
+        hidden, *head.tensors, ids, head, temperature, chunk_rows
     )
     return result
 
@@ -57,6 +60,8 @@ class _TokenLogProbs(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
         ids: Tensor,
         head: Head,
         temperature: float,
@@ -69,13 +74,13 @@ class _TokenLogProbs(torch.autograd.Function):
             scaled = logits / temperature
             normaliser[rows] = torch.logsumexp(scaled, -1)
             out[rows] = scaled.gather(1, ids[rows, None]).squeeze(1) - normaliser[rows]
-        ctx.save_for_backward(hidden, weight, ids, normaliser)
+        ctx.save_for_backward(hidden, ids, normaliser)
         ctx.head, ctx.temperature, ctx.chunk_rows = head, temperature, chunk_rows
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, _, ids, normaliser = ctx.saved_tensors
+        hidden, ids, normaliser = ctx.saved_tensors
 
         def delta(rows: slice, logits: Tensor) -> Tensor:
             # d log p_y / d logits = (onehot_y - p) / temperature
@@ -96,36 +101,84 @@ def add_logit_gradient(
     chunk_rows: int,
     delta: Callable[[slice, Tensor], Tensor],
     needs: Sequence[bool],
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Carries a gradient with respect to the logits to hidden, weight and bias.
+) -> tuple[Tensor | None, ...]:
+    """Carries a gradient with respect to the logits to hidden and ``head.tensors``.
 
     Args:
         delta: (rows, logits [rows, V]) to the gradient at those logits.
-        needs: which of hidden, weight, bias want one.
+        needs: which of hidden, weight, bias, down, up want one.
 
     Returns:
-        Their gradients; None for the weight when it was added to ``weight.grad``
-        in place (``Head.accumulate_in_place``).
+        Their gradients in that order; None for the weight when it was added to
+        ``weight.grad`` in place (``Head.accumulate_in_place``).
     """
-    weight = head.weight
+    weight, bias, down, up = head.tensors
     in_place = head.accumulate_in_place and weight.grad is not None
-    grad_hidden = torch.zeros_like(hidden) if needs[0] else None
-    grad_weight = None
+    # The weight's gradient is added to in bfloat16 where it is bfloat16; the
+    # others are small and are summed in float32.
+    into = [
+        None if tensor is None or not need else torch.zeros_like(tensor, dtype=_wide(tensor))
+        for tensor, need in zip((hidden, None, bias, down, up), needs[:5], strict=True)
+    ]
     if needs[1]:
-        grad_weight = weight.grad if in_place else torch.zeros_like(weight)
-    grad_bias = torch.zeros_like(head.bias) if needs[2] and head.bias is not None else None
+        into[1] = weight.grad if in_place else torch.zeros_like(weight)
+    grad_hidden, grad_weight, grad_bias, grad_down, grad_up = into
     for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
         at_logits = delta(rows, logits)
         if head.softcap is not None:
             at_logits = at_logits * (1 - (logits / head.softcap) ** 2)
-        at_projection = (at_logits * head.scale).to(weight.dtype)
+        wide = at_logits * head.scale
+        at_projection = wide.to(weight.dtype)
         if grad_hidden is not None:
-            grad_hidden[rows] = (at_projection @ weight).to(hidden.dtype)
+            grad_hidden[rows] += (at_projection @ weight).to(grad_hidden.dtype)
         if grad_weight is not None:
             grad_weight.addmm_(at_projection.T, hidden[rows].to(weight.dtype))
         if grad_bias is not None:
-            grad_bias += at_projection.sum(0).to(grad_bias.dtype)
-    return grad_hidden, None if in_place else grad_weight, grad_bias
+            grad_bias += wide.sum(0).to(grad_bias.dtype)
+        if head.lora is not None:
+            reduced = head.lora.reduce(hidden[rows])
+            at_up = wide.to(head.lora.up.dtype)
+            at_reduced = at_up @ head.lora.up * head.lora.scale
+            if grad_up is not None:
+                grad_up += at_up.T @ reduced
+            if grad_down is not None:
+                grad_down += at_reduced.T @ hidden[rows].to(at_reduced.dtype)
+            if grad_hidden is not None:
+                grad_hidden[rows] += (at_reduced @ head.lora.down).to(grad_hidden.dtype)
+    into[1] = None if in_place else grad_weight
+    return tuple(
+        None if gradient is None or tensor is None else gradient.to(tensor.dtype)
+        for gradient, tensor in zip(into, (hidden, weight, bias, down, up), strict=True)
+    )
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def top_ids(hidden: Tensor, head: Head, count: int, chunk_rows: int, limit: int) -> Tensor:
+    """The student's most likely ids, from its raw logits, without gradient.
+
+    Args:
+        hidden: [T, H].
+        count: K, at most ``limit``.
+        limit: ids from it on are not looked at (those another vocabulary lacks).
+
+    Returns:
+        int64 [T, K], descending by logit; one [chunk_rows, V] at a time.
+
+    Raises:
+        ValueError: K is more than the ids there are.
+    """
+    width = min(limit, head.weight.shape[0])
+    if count > width:
+        raise ValueError(f"the top {count} of {width} ids do not exist")
+    found = [
+        logits[:, :width].topk(count, -1).indices
+        for _, _, logits in logits_chunks(hidden, head, chunk_rows)
+    ]
+    empty = torch.zeros(0, count, dtype=torch.int64, device=hidden.device)
+    return torch.cat(found) if found else empty
 
 
 @dataclass(frozen=True)

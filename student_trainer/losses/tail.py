@@ -24,11 +24,11 @@ def log_outside(
         ids, valid: int64 and bool [T, K]; an id that is not valid is outside.
 
     Returns:
-        float32 [T], not normalised, differentiable in hidden, weight and bias;
+        float32 [T], not normalised, differentiable in hidden and the head's tensors;
         -inf where the support is the whole vocabulary.
     """
     result: Tensor = _LogOutside.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, ids, valid, head, temperature, chunk_rows
+        hidden, *head.tensors, ids, valid, head, temperature, chunk_rows
     )
     return result
 
@@ -49,6 +49,8 @@ class _LogOutside(torch.autograd.Function):
         hidden: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        down: Tensor | None,
+        up: Tensor | None,
         ids: Tensor,
         valid: Tensor,
         head: Head,
@@ -60,13 +62,13 @@ class _LogOutside(torch.autograd.Function):
         for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
             rest = _without_support(logits, ids[rows], valid[rows], temperature)
             out[rows] = torch.logsumexp(rest, -1)
-        ctx.save_for_backward(hidden, weight, bias, ids, valid, out)
+        ctx.save_for_backward(hidden, ids, valid, out)
         ctx.head, ctx.temperature, ctx.chunk_rows = head, temperature, chunk_rows
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, _, _, ids, valid, total = ctx.saved_tensors
+        hidden, ids, valid, total = ctx.saved_tensors
         head: Head = ctx.head
         # Where nothing is outside there is nothing to differentiate.
         known = total.isfinite()
