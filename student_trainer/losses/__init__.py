@@ -1,14 +1,32 @@
 """Losses: plain functions of (LossBatch, Head, LossSettings), one row each in LOSSES."""
 
-from student_trainer.losses.base import Head, LossBatch, LossFunction, LossResult, LossSettings
+from student_trainer.losses.base import (
+    Head,
+    LossBatch,
+    LossFunction,
+    LossResult,
+    LossSettings,
+    LowRank,
+)
+from student_trainer.losses.choose_support import choose_support
+from student_trainer.losses.full import full_jsd, full_reverse_kl
+from student_trainer.losses.normaliser import top_ids
 from student_trainer.losses.sampled_token import sampled_token
-from student_trainer.losses.support import lsm, topk_forward_kl, topk_jsd
+from student_trainer.losses.support import (
+    lsm,
+    topk_forward_kl,
+    topk_jsd,
+    unnormalised_reverse_kl,
+)
 
 LOSSES: dict[str, LossFunction] = {
     "lsm": lsm,
     "topk_forward_kl": topk_forward_kl,
     "topk_jsd": topk_jsd,
     "sampled_token": sampled_token,
+    "unnormalised_reverse_kl": unnormalised_reverse_kl,
+    "full_reverse_kl": full_reverse_kl,
+    "full_jsd": full_jsd,
 }
 
 __all__ = [
@@ -18,8 +36,14 @@ __all__ = [
     "LossFunction",
     "LossResult",
     "LossSettings",
+    "LowRank",
+    "choose_support",
+    "full_jsd",
+    "full_reverse_kl",
     "lsm",
     "sampled_token",
+    "top_ids",
     "topk_forward_kl",
     "topk_jsd",
+    "unnormalised_reverse_kl",
 ]

@@ -49,8 +49,10 @@ def jsd(beta: float) -> Divergence:
 
 
 def renormalise(log_weights: Tensor, valid: Tensor) -> Tensor:
-    """log of the weights divided by their sum over the valid slots, -inf elsewhere.
+    """log of the weights divided by their sum over the valid slots; elsewhere finite
+    and so low that its exponential is 0.
 
     Every row has a valid slot.
     """
-    return torch.log_softmax(log_weights.masked_fill(~valid, -torch.inf), -1)
+    lowest = torch.finfo(log_weights.dtype).min / 2
+    return torch.log_softmax(log_weights.masked_fill(~valid, lowest), -1)

@@ -4,15 +4,20 @@ token that was drawn (arXiv 2603.25562, token level).
     A_t = log q(y_t) - log pi_old(y_t)
     l_t = -min(r A, clip(r, 1 - c, 1 + c) A),   r = pi(y_t) / pi_old(y_t)
 
-and for A < 0 at most dual_clip * |A|.
+and for A < 0 at most dual_clip * |A|. With ``gamma`` a token also answers for
+what follows it in its response: A_t = -R_t with the return
+R_t = sum over t' >= t of gamma^(t' - t) r_t', r = log pi_old - log q; gamma 0 is
+token-level, gamma 1 sequence-level.
 """
 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings, select_rows
 from student_trainer.losses.normaliser import token_log_probs
+from student_trainer.losses.returns import discounted_returns
 
 
 def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
@@ -20,8 +25,12 @@ def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossR
     log-probability on every side leave numerator and denominator, and are
     counted.
 
+    A row that is not finite adds nothing to the returns before it, nor does one
+    of weight 0.
+
     Raises:
-        ValueError: the batch has no teacher or rollout log-probabilities.
+        ValueError: the batch has no teacher or rollout log-probabilities, or
+            no responses and steps where ``gamma`` needs them.
     """
     if batch.teacher_sampled is None or batch.old_log_probs is None:
         raise ValueError(
@@ -31,6 +40,8 @@ def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossR
     active = batch.weights > 0
     advantage = batch.teacher_sampled - batch.old_log_probs
     finite = advantage.isfinite() & batch.hidden.detach().isfinite().all(-1)
+    if settings.gamma != 0:
+        advantage = _returns(batch, advantage.where(active & finite, 0), settings.gamma)
     if settings.advantage_clamp is not None:
         advantage = advantage.clamp(-settings.advantage_clamp, settings.advantage_clamp)
     rows = select_rows(active & finite)
@@ -66,3 +77,12 @@ def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossR
             "ratio_clipped": float((outside & good).sum()),
         },
     )
+
+
+def _returns(batch: LossBatch, advantage: Tensor, gamma: float) -> Tensor:
+    """-R_t of the rewards -advantage, float [T]."""
+    if batch.responses is None or batch.steps is None:
+        raise ValueError("gamma needs to know which response and step each row is of")
+    # Negating twice, the reward and the return, cancels.
+    total = discounted_returns(advantage, batch.responses, batch.steps, gamma)
+    return total.to(advantage.dtype)

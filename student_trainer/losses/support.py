@@ -3,6 +3,7 @@
     lsm               reverse KL   sum p (log p - log q)     arXiv 2603.25562
     topk_forward_kl   forward KL   sum q (log q - log p)
     topk_jsd          generalised Jensen-Shannon divergence
+    unnormalised_reverse_kl   for studies of its collapse alone
 
 With ``tail="none"`` p and q are renormalised on the support, the vocabulary-wide
 normaliser cancels, and the [T, V] logits are never built. With ``tail="bucket"``
@@ -26,6 +27,12 @@ from student_trainer.losses.divergences import (
 from student_trainer.losses.gathered import gathered_logits
 from student_trainer.losses.tail import log_outside
 
+UNNORMALISED = (
+    "reverse KL on a support that is neither renormalised nor given a tail is least at p = q / e: "
+    "it collapses the student's mass on the support. Use kind lsm, or tail bucket; a study of "
+    "the collapse itself sets study = true"
+)
+
 
 def lsm(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
     """Local Support Matching: renormalised reverse KL on the support, the default.
@@ -46,8 +53,22 @@ def topk_jsd(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult
     return support_loss(batch, head, settings, jsd(settings.beta))
 
 
+def unnormalised_reverse_kl(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
+    """sum over the support of p (log p - log q), neither renormalised nor with a
+    tail: least at p = q / e on the support, so that it drives the student's mass
+    there down. For studies of that collapse alone.
+
+    Raises:
+        ValueError: ``settings.study`` is not set.
+    """
+    if not settings.study:
+        raise ValueError(UNNORMALISED)
+    return support_loss(batch, head, settings, reverse_kl, normalise=False)
+
+
 def support_loss(
-    batch: LossBatch, head: Head, settings: LossSettings, divergence: Divergence
+    batch: LossBatch, head: Head, settings: LossSettings, divergence: Divergence,
+    normalise: bool = True,
 ) -> LossResult:
     """Rows with weight 0, with fewer than two valid ids, or not finite on either
     side leave numerator and denominator, and are counted.
@@ -57,7 +78,7 @@ def support_loss(
             tail, where the loss is 0 whatever the student does.
     """
     ids, log_q, valid = _support(batch)
-    if ids.shape[1] < 2 and settings.tail == "none":
+    if ids.shape[1] < 2 and settings.tail == "none" and normalise:
         raise ValueError(
             f"a support needs at least 2 ids, got {ids.shape[1]}: "
             "renormalised on one id the loss is 0 for every student"
@@ -66,7 +87,7 @@ def support_loss(
     enough = valid.sum(-1) >= 2
     finite = log_q.where(valid, 0).isfinite().all(-1)
     finite &= batch.hidden.detach().isfinite().all(-1)
-    if settings.tail == "bucket":
+    if settings.tail == "bucket" and normalise:
         tail, has_tail = _teacher_tail(batch)
         finite &= tail.where(has_tail, 0).isfinite()
     rows = select_rows(active & enough & finite)
@@ -81,14 +102,16 @@ def support_loss(
     good = logits.detach().isfinite().all(-1)
     logits = torch.where(good[:, None], logits, 0)
     log_q = log_q.to(logits.dtype)
-    if settings.tail == "none":
+    if settings.tail == "none" and normalise:
         log_p = renormalise(logits / settings.temperature, valid)
         losses = divergence(log_p, renormalise(log_q, valid), valid)
     else:
         outside = log_outside(hidden, head, ids, valid, settings.temperature, settings.chunk_rows)
-        losses = _with_tail(
-            batch, rows, logits / settings.temperature, log_q, valid, outside, divergence
-        )
+        scaled = logits / settings.temperature
+        if normalise:
+            losses = _with_tail(batch, rows, scaled, log_q, valid, outside, divergence)
+        else:
+            losses = divergence(_of_everything(scaled, valid, outside), log_q, valid)
     good = good & losses.detach().isfinite()
     losses = torch.where(good, losses, 0)
     bounded = losses if settings.row_clamp is None else losses.clamp_max(settings.row_clamp)
@@ -108,6 +131,13 @@ def support_loss(
         dropped_small_support=int((active & ~enough).sum()),
         metrics=metrics,
     )
+
+
+def _of_everything(scaled: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
+    """log p of the support's slots under the whole vocabulary, [T, K]."""
+    rest = outside.detach().isfinite()[:, None]
+    weights = torch.cat([scaled, outside[:, None].where(rest, 0)], -1)
+    return renormalise(weights, torch.cat([valid, rest], -1))[:, :-1]
 
 
 def _with_tail(
