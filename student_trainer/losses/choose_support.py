@@ -121,7 +121,7 @@ def _within(log_q: Tensor, valid: Tensor, mass: float) -> Tensor:
 
 def _member(ids: Tensor, among: Tensor, valid: Tensor) -> Tensor:
     """bool [T, E]: whether each id is one of the row's valid others, [T, K]."""
-    ordered, order = among.where(valid, -1).sort(-1)
+    ordered = among.where(valid, -1).sort(-1).values
     place = torch.searchsorted(ordered, ids.contiguous()).clamp_max(ordered.shape[1] - 1)
     return ordered.gather(-1, place) == ids
 

@@ -67,7 +67,10 @@ def unnormalised_reverse_kl(batch: LossBatch, head: Head, settings: LossSettings
 
 
 def support_loss(
-    batch: LossBatch, head: Head, settings: LossSettings, divergence: Divergence,
+    batch: LossBatch,
+    head: Head,
+    settings: LossSettings,
+    divergence: Divergence,
     normalise: bool = True,
 ) -> LossResult:
     """Rows with weight 0, with fewer than two valid ids, or not finite on either

@@ -30,8 +30,10 @@ HEADS = [
     {"scale": 0.25},
     {"softcap": 5.0},
     {"bias": True, "scale": 2.0, "softcap": 4.0},
+    {"lora": True, "bias": True, "scale": 0.5, "softcap": 6.0},
 ]
-SETTINGS = LossSettings(temperature=0.7, chunk_rows=4)
+SUPPORT_LOSSES = ["lsm", "topk_forward_kl", "topk_jsd", "unnormalised_reverse_kl"]
+SETTINGS = LossSettings(temperature=0.7, chunk_rows=4, study=True)
 
 
 def gradients(total: torch.Tensor, case: Problem) -> list[torch.Tensor]:
@@ -55,7 +57,7 @@ def test_lsm_equals_the_full_logits_reference(head: dict, temperature: float) ->
 
 @pytest.mark.parametrize("head", HEADS)
 @pytest.mark.parametrize("tail", ["none", "bucket"])
-@pytest.mark.parametrize("name", ["lsm", "topk_forward_kl", "topk_jsd"])
+@pytest.mark.parametrize("name", SUPPORT_LOSSES)
 def test_support_losses_equal_the_full_logits_reference(name: str, tail: str, head: dict) -> None:
     case = problem(**head)
     chosen = replace(SETTINGS, tail=tail, beta=0.3)
@@ -110,6 +112,33 @@ def test_the_tail_bucket_needs_the_services_tail() -> None:
     batch = replace(problem().batch, teacher_log_tail=None)
     with pytest.raises(ValueError, match="log_tail"):
         lsm(batch, problem().head, replace(SETTINGS, tail="bucket"))
+
+
+def test_the_unnormalised_loss_needs_the_studys_switch() -> None:
+    case = problem()
+    with pytest.raises(ValueError, match=r"collapses.*study = true"):
+        LOSSES["unnormalised_reverse_kl"](case.batch, case.head, replace(SETTINGS, study=False))
+
+
+def test_the_unnormalised_loss_is_least_at_q_over_e() -> None:
+    """The collapse itself: the gradient vanishes at p = q / e on the support."""
+    q = torch.tensor([0.5, 0.3, 0.1], dtype=torch.float64)
+    p = torch.cat([q / torch.e, 1 - q.sum()[None] / torch.e])
+    batch = replace(
+        problem().batch,
+        hidden=p.log()[None].requires_grad_(),
+        weights=torch.ones(1, dtype=torch.float64),
+        support_ids=torch.arange(3)[None],
+        support_log_probs=q.log()[None],
+        support_valid=torch.ones(1, 3, dtype=torch.bool),
+        sampled_ids=torch.zeros(1, dtype=torch.int64),
+    )
+    head = Head(torch.eye(4, dtype=torch.float64))
+    chosen = LossSettings(study=True)
+    unnormalised = LOSSES["unnormalised_reverse_kl"](batch, head, chosen).total
+    (grad,) = torch.autograd.grad(unnormalised, batch.hidden)
+    assert float(grad.abs().max()) < 1e-12
+    assert float(lsm(batch, head, chosen).total.detach()) < 1e-12
 
 
 def test_a_row_at_the_clamp_has_its_value_and_no_gradient() -> None:
@@ -268,7 +297,11 @@ def test_rows_that_are_not_finite_are_dropped_and_counted(
         support[3, 0] = value
         sampled = case.batch.teacher_sampled.clone()
         sampled[3] = value
-        bad = with_batch(case, support_log_probs=support, teacher_sampled=sampled)
+        logits = case.batch.teacher_logits.clone()
+        logits[3, 0] = value
+        bad = with_batch(
+            case, support_log_probs=support, teacher_sampled=sampled, teacher_logits=logits
+        )
     result = LOSSES[name](bad.batch, bad.head, SETTINGS)
     torch.testing.assert_close(result.total, clean.total)
     assert result.dropped_non_finite == 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from student_trainer.losses import Head, LossBatch
+from student_trainer.losses import Head, LossBatch, LowRank
 
 
 def full_logits(hidden: Tensor, head: Head) -> Tensor:
@@ -15,6 +15,8 @@ def full_logits(hidden: Tensor, head: Head) -> Tensor:
     projection = hidden @ head.weight.T
     if head.bias is not None:
         projection = projection + head.bias
+    if head.lora is not None:
+        projection = projection + head.lora.scale * (hidden @ head.lora.down.T) @ head.lora.up.T
     logits = projection * head.scale
     if head.softcap is not None:
         logits = head.softcap * torch.tanh(logits / head.softcap)
@@ -23,7 +25,7 @@ def full_logits(hidden: Tensor, head: Head) -> Tensor:
 
 def divergence(name: str, p: Tensor, q: Tensor, beta: float = 0.5) -> Tensor:
     """By the definition, over outcomes of one row that all have mass."""
-    if name == "lsm":
+    if name in ("lsm", "full_reverse_kl", "unnormalised_reverse_kl"):
         return (p * (p.log() - q.log())).sum()
     if name == "topk_forward_kl":
         return (q * (q.log() - p.log())).sum()
@@ -53,13 +55,25 @@ def support_rows(
             continue
         pi = log_pi[t, batch.support_ids[t][valid]].exp()
         q = batch.support_log_probs[t][valid].to(log_pi.dtype).exp()
-        if tail == "none":
+        if name == "unnormalised_reverse_kl":
+            pass
+        elif tail == "none":
             pi, q = pi / pi.sum(), q / q.sum()
         elif bool(batch.teacher_tail_valid[t]):
             pi = torch.cat([pi, 1 - pi.sum()[None]])
             q = torch.cat([q, batch.teacher_log_tail[t].exp()[None]])
         rows.append(divergence(name, pi, q, beta))
     return torch.stack(rows)
+
+
+def full_rows(
+    name: str, batch: LossBatch, head: Head, temperature: float, beta: float = 0.5
+) -> Tensor:
+    """A divergence over the whole vocabulary, [T]."""
+    assert batch.teacher_logits is not None
+    pi = torch.softmax(full_logits(batch.hidden, head) / temperature, -1)
+    q = torch.softmax(batch.teacher_logits / temperature, -1)
+    return torch.stack([divergence(name, a, b, beta) for a, b in zip(pi, q, strict=True)])
 
 
 def lsm_rows(batch: LossBatch, head: Head, temperature: float) -> Tensor:
@@ -91,8 +105,8 @@ class Problem:
 
     @property
     def leaves(self) -> list[Tensor]:
-        found = [self.batch.hidden, self.head.weight]
-        return found if self.head.bias is None else [*found, self.head.bias]
+        every = [self.batch.hidden, *self.head.tensors]
+        return [leaf for leaf in every if leaf is not None]
 
 
 def problem(
@@ -104,6 +118,7 @@ def problem(
     bias: bool = False,
     scale: float = 1.0,
     softcap: float | None = None,
+    lora: bool = False,
     seed: int = 0,
     dtype: torch.dtype = torch.float64,
 ) -> Problem:
@@ -120,6 +135,13 @@ def problem(
         bias=torch.randn(vocabulary, generator=g, dtype=dtype).requires_grad_() if bias else None,
         scale=scale,
         softcap=softcap,
+        lora=LowRank(
+            torch.randn(2, hidden, generator=g, dtype=dtype).requires_grad_(),
+            torch.randn(vocabulary, 2, generator=g, dtype=dtype).requires_grad_(),
+            0.7,
+        )
+        if lora
+        else None,
     )
     states = torch.randn(rows, hidden, generator=g, dtype=dtype).requires_grad_()
     with torch.no_grad():
@@ -138,6 +160,7 @@ def problem(
         teacher_tail_valid=torch.ones(rows, dtype=torch.bool),
         teacher_sampled=teacher[torch.arange(rows), sampled],
         old_log_probs=old,
+        teacher_logits=teacher.to(dtype),
     )
     return Problem(batch, head)
 
