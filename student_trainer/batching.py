@@ -8,7 +8,7 @@ reads the hidden state at P + t - 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,6 @@ def loss_batch(
     rollouts: Sequence[Rollout],
     scores: Mapping[int, ContinuationScores],
     top_k: int,
-    support_mask_ids: Int32,
 ) -> LossBatch:
     """The rows of a micro-batch as the losses take them, every weight 1.
 
@@ -103,8 +102,8 @@ def loss_batch(
         rollouts, scores: of the whole update, by the same index. A continuation
             the teacher could not score (not finite) has NaN in every slot, which
             the losses drop and count.
-        top_k: size K that was asked for; 0 gives a batch without supports.
-        support_mask_ids: int32, ids taken out of supports.
+        top_k: size K that was asked for; 0 gives a batch without the teacher's
+            own ids. ``Rollout.support_ids`` come as the explicit ids.
     """
     device = hidden.device
     columns = [
@@ -116,7 +115,6 @@ def loss_batch(
     ids, log_probs, valid, tail, tail_valid, sampled, teacher, old = (
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
-    valid &= ~np.isin(ids, support_mask_ids)
     ids = np.where(valid, ids, 0).astype(np.int64)
     return LossBatch(
         hidden=hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
@@ -129,24 +127,9 @@ def loss_batch(
         teacher_tail_valid=torch.from_numpy(tail_valid).to(device),
         teacher_sampled=torch.from_numpy(teacher).to(device),
         old_log_probs=torch.from_numpy(old).to(device),
-    )
-
-
-def with_sampled(batch: LossBatch) -> LossBatch:
-    """The batch with supports of K + 1 slots: the last is the sampled token, valid
-    where the teacher knows it and the support does not hold it already."""
-    assert batch.support_ids is not None
-    assert batch.support_log_probs is not None
-    assert batch.support_valid is not None
-    assert batch.teacher_sampled is not None
-    sampled = batch.sampled_ids[:, None]
-    inside = ((batch.support_ids == sampled) & batch.support_valid).any(-1, keepdim=True)
-    known = batch.teacher_sampled.isfinite()[:, None]
-    return replace(
-        batch,
-        support_ids=torch.cat([batch.support_ids, sampled], -1),
-        support_log_probs=torch.cat([batch.support_log_probs, batch.teacher_sampled[:, None]], -1),
-        support_valid=torch.cat([batch.support_valid, ~inside & known], -1),
+        **_explicit(batch, rollouts, scores, device),
+        responses=batch.owners.to(device),
+        steps=batch.steps.to(device),
     )
 
 
@@ -154,6 +137,32 @@ def sequence_weights(used: Tensor, owners: Tensor, members: int) -> Tensor:
     """float32 [T]: 1 / (used rows of the row's response), 0 where not used."""
     counts = torch.zeros(members, device=used.device).index_add_(0, owners, used.float())
     return torch.where(used, 1.0 / counts.clamp(min=1.0)[owners], 0.0)
+
+
+def _explicit(
+    batch: MicroBatch,
+    rollouts: Sequence[Rollout],
+    scores: Mapping[int, ContinuationScores],
+    device: torch.device,
+) -> dict[str, Tensor]:
+    """The teacher at the rollouts' own ids, [T, E]; nothing where none were asked for."""
+    parts = []
+    for place, member in enumerate(batch.members):
+        asked, answer = rollouts[member].support_ids, scores[member]
+        if asked is None:
+            return {}
+        steps = batch.steps[batch.owners == place].numpy()
+        ids = asked[steps].astype(np.int64)
+        log_probs = np.full(ids.shape, np.nan, np.float32)
+        valid = np.ones(ids.shape, np.bool_)
+        if answer.status is Status.OK:
+            assert answer.explicit_log_probs is not None
+            assert answer.explicit_valid is not None
+            log_probs, valid = answer.explicit_log_probs[steps], answer.explicit_valid[steps]
+        parts.append((ids, log_probs, valid))
+    names = ("explicit_ids", "explicit_log_probs", "explicit_valid")
+    joined = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return {n: torch.from_numpy(v).to(device) for n, v in zip(names, joined, strict=True)}
 
 
 def _columns(

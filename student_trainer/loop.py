@@ -31,6 +31,7 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import iterate_groups
 from student_trainer.run_dir import RunDirectory
 from student_trainer.signals import Stopped, Stopper
+from student_trainer.student_support import with_student_support
 from student_trainer.teacher import TeacherLink
 from student_trainer.update import Updater, split
 
@@ -174,15 +175,25 @@ class TrainingLoop:
         for group in generated:
             done = time.perf_counter()
             times.rollout += done - clock
-            groups.append(group)
             loss = config.loss
+            asked = with_student_support(
+                self.student,
+                group,
+                loss.student_top_k,
+                limit=self.teacher.info.vocabulary_size,
+                micro_batch_tokens=config.optimizer.micro_batch_tokens,
+                chunk_rows=loss.chunk_rows,
+            )
+            groups.append(asked)
+            sending = time.perf_counter()
+            times.rollout += sending - done
             pending.append(
                 self.teacher.submit_rollouts(
-                    group, loss.top_k, loss.temperature, loss.needs_log_tail
+                    asked, loss.teacher_top_k, loss.temperature, loss.needs_log_tail
                 )
             )
             clock = time.perf_counter()
-            times.teacher_wait += clock - done
+            times.teacher_wait += clock - sending
         return groups, pending
 
     def save(self) -> None:

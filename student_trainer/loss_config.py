@@ -8,6 +8,14 @@ from pydantic import Field, field_validator, model_validator
 
 from student_trainer.settings_base import Count, Positive, PositiveInt, Settings, Share
 
+Support = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
+
+UNNORMALISED = (
+    "reverse KL on a support that is neither renormalised nor given a tail is least at "
+    "p = q / e: it collapses the student's mass on the support. Use kind = 'lsm', or "
+    "tail = 'bucket'; a study of the collapse itself sets study = true"
+)
+
 
 class MaskSettings(Settings):
     strings: tuple[str, ...] = Field(
@@ -46,14 +54,30 @@ class LossCommon(Settings):
         """Whether the teacher's mass outside its support is asked for."""
         return False
 
+    @property
+    def teacher_top_k(self) -> int:
+        """How many of its own ids the teacher is asked for a row."""
+        raise NotImplementedError
+
+    @property
+    def student_top_k(self) -> int:
+        """How many of the student's ids the teacher is asked at."""
+        return 0
+
 
 class SupportLoss(LossCommon):
-    """What the losses on the teacher's support share."""
+    """What the losses on a support share."""
 
-    top_k: int = Field(default=32, description="size of the teacher's support")
-    support: Literal["teacher", "teacher+sampled"] = Field(
+    top_k: int = Field(default=32, description="ids of the support a side, K")
+    support: Support = Field(
         default="teacher",
-        description="ids of the support: the teacher's top_k, or these and the sampled token",
+        description="ids of the support: the top_k of the teacher, of the student as it drew the "
+        "rollout, or of both (union); +sampled adds the sampled token",
+    )
+    support_mass: Annotated[float, Field(gt=0, le=1)] | None = Field(
+        default=None,
+        description="keep the teacher's ids, most likely first, until they hold this probability, "
+        "at least two and at most top_k",
     )
     tail: Literal["none", "bucket"] = Field(
         default="none",
@@ -73,18 +97,30 @@ class SupportLoss(LossCommon):
         return value
 
     @model_validator(mode="after")
-    def _the_tail_is_the_services(self) -> SupportLoss:
-        changed = self.support != "teacher" or self.mask.remove_from_support
-        if self.tail == "bucket" and changed:
+    def _the_mass_is_the_teachers(self) -> SupportLoss:
+        if self.support_mass is not None and not self._holds_teacher:
             raise ValueError(
-                "tail = 'bucket' takes the service's log_tail, which is of the teacher's own "
-                "top_k: leave support at 'teacher' and mask.remove_from_support off"
+                "support_mass cuts the teacher's ids: use a support that holds them "
+                "(teacher, teacher+sampled, union)"
             )
         return self
 
     @property
     def needs_log_tail(self) -> bool:
         return self.tail == "bucket"
+
+    @property
+    def teacher_top_k(self) -> int:
+        # The service's tail is of its own top-K, whatever the support.
+        return self.top_k if self._holds_teacher or self.needs_log_tail else 0
+
+    @property
+    def student_top_k(self) -> int:
+        return self.top_k if self.support in ("student", "student+sampled", "union") else 0
+
+    @property
+    def _holds_teacher(self) -> bool:
+        return self.support in ("teacher", "teacher+sampled", "union")
 
 
 class LsmLoss(SupportLoss):
@@ -108,6 +144,21 @@ class TopkJsdLoss(SupportLoss):
     )
 
 
+class UnnormalisedReverseKlLoss(SupportLoss):
+    """Reverse KL on the support, neither renormalised nor with a tail."""
+
+    kind: Literal["unnormalised_reverse_kl"] = "unnormalised_reverse_kl"
+    study: bool = Field(
+        default=False, description="the collapse of this loss is what is to be studied"
+    )
+
+    @model_validator(mode="after")
+    def _for_a_study(self) -> UnnormalisedReverseKlLoss:
+        if not self.study:
+            raise ValueError(UNNORMALISED)
+        return self
+
+
 class SampledTokenLoss(LossCommon):
     kind: Literal["sampled_token"] = "sampled_token"
     top_k: Count = Field(
@@ -120,8 +171,18 @@ class SampledTokenLoss(LossCommon):
         default=3.0, description="bound on the loss of negative advantages"
     )
     advantage_clamp: Positive | None = Field(default=None, description="bound on |advantage|, nats")
+    gamma: Share = Field(
+        default=0.0,
+        description="discount of later tokens' rewards in a token's return: 0 is token-level, "
+        "1 sequence-level",
+    )
+
+    @property
+    def teacher_top_k(self) -> int:
+        return self.top_k
 
 
 LossConfig = Annotated[
-    LsmLoss | TopkForwardKlLoss | TopkJsdLoss | SampledTokenLoss, Field(discriminator="kind")
+    LsmLoss | TopkForwardKlLoss | TopkJsdLoss | SampledTokenLoss | UnnormalisedReverseKlLoss,
+    Field(discriminator="kind"),
 ]

@@ -36,6 +36,7 @@ from student_trainer.teacher_requests import (
     MESSAGE_BYTES,
     concatenate,
     reply_bytes,
+    request_bytes,
     request_digest,
     row_bytes,
     split_group,
@@ -95,8 +96,13 @@ class TeacherLink:
     def close(self) -> None:
         self.client.close()
 
-    def check_fits(self, *, top_k: int, longest_prompt: int, longest_response: int) -> None:
+    def check_fits(
+        self, *, top_k: int, longest_prompt: int, longest_response: int, explicit: int = 0
+    ) -> None:
         """Refuses, before any work, what the server would refuse later.
+
+        Args:
+            explicit: ids a row asks for beside the top K.
 
         Raises:
             ConfigurationError: K, a sequence or a reply would be over a limit.
@@ -113,9 +119,16 @@ class TeacherLink:
             ),
             (
                 "rollout.max_new_tokens",
-                reply_bytes(longest_response, top_k),
+                reply_bytes(longest_response, top_k, explicit),
                 self.limits.max_reply_bytes,
                 "its bytes per reply",
+            ),
+            ("loss.top_k", explicit, self.limits.max_explicit_ids, "its explicit ids per row"),
+            (
+                "rollout.max_new_tokens",
+                request_bytes(longest, explicit),
+                self.limits.max_request_bytes,
+                "its bytes per request",
             ),
         ]
         for key, needed, limit, what in bounds:
@@ -130,7 +143,8 @@ class TeacherLink:
         self, group: Sequence[Rollout], top_k: int, temperature: float, log_tail: bool = False
     ) -> Future[list[ContinuationScores]]:
         """Asks for the scores of one prompt's responses, in their order, and for
-        the mass outside their supports when ``log_tail`` is set.
+        the mass outside their supports when ``log_tail`` is set. Rollouts with
+        ``support_ids`` are also scored at these ids.
 
         Waits while ``max_in_flight`` groups are under way. The future raises
         ``ContractMismatchError`` when the reply is of another teacher than
@@ -138,13 +152,21 @@ class TeacherLink:
         """
         assert len({rollout.prompt.prompt_id for rollout in group}) == 1
         prompt = group[0].prompt
+        asked = {0 if r.support_ids is None else r.support_ids.shape[1] for r in group}
         pieces = split_group(
-            len(prompt.token_ids), [len(r.token_ids) for r in group], top_k, self.limits
+            len(prompt.token_ids),
+            [len(r.token_ids) for r in group],
+            top_k,
+            self.limits,
+            max(asked),
         )
         requests = [
             self._request(
                 prompt,
-                tuple(Continuation((Segment(r.token_ids),)) for r in group[piece]),
+                tuple(
+                    Continuation((Segment(r.token_ids),), explicit_ids=r.support_ids)
+                    for r in group[piece]
+                ),
                 top_k,
                 temperature,
                 log_tail,

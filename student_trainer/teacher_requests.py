@@ -15,21 +15,23 @@ MESSAGE_BYTES = 4096  # what a message takes beside its rows, generously
 
 
 def split_group(
-    prompt: int, responses: Sequence[int], top_k: int, limits: ServerLimits
+    prompt: int, responses: Sequence[int], top_k: int, limits: ServerLimits, explicit: int = 0
 ) -> list[slice]:
     """Cuts a group into requests the server takes, as few as fill up in order.
 
     Args:
         prompt: tokens of the prompt.
         responses: tokens of each response.
+        explicit: ids a row asks for beside the top K.
     """
     pieces, start, tokens, reply = [], 0, prompt, MESSAGE_BYTES
     for index, length in enumerate(responses):
-        size = length * row_bytes(top_k)
+        size = length * row_bytes(top_k, explicit)
         full = (
             index - start >= limits.max_continuations
             or tokens + length > limits.max_request_tokens
             or reply + size > limits.max_reply_bytes
+            or request_bytes(tokens + length, explicit) > limits.max_request_bytes
         )
         if full and index > start:
             pieces.append(slice(start, index))
@@ -51,26 +53,34 @@ def request_digest(request: ScoreRequest) -> str:
         request.top_k,
         request.temperature,
         request.student_vocabulary_size,
+        request.returns,
     )
     digest.update(repr(head).encode())
     arrays = [request.prompt.token_ids]
     for continuation in request.continuations:
         arrays.append(continuation.token_ids)
         arrays.append(np.zeros(0, np.int32) if continuation.rows is None else continuation.rows)
+        explicit = continuation.explicit_ids
+        arrays.append(np.zeros(0, np.int32) if explicit is None else explicit.reshape(-1))
     for array in arrays:
         digest.update(len(array).to_bytes(8, "little"))
         digest.update(array.astype("<i4").tobytes())
     return digest.hexdigest()[:32]
 
 
-def row_bytes(top_k: int) -> int:
+def row_bytes(top_k: int, explicit: int = 0) -> int:
     """Bytes of a reply's row, at most."""
-    return top_k * ENTRY_BYTES + ROW_BYTES
+    return (top_k + explicit) * ENTRY_BYTES + ROW_BYTES
 
 
-def reply_bytes(rows: int, top_k: int) -> int:
+def reply_bytes(rows: int, top_k: int, explicit: int = 0) -> int:
     """Bytes of a reply, at most."""
-    return rows * row_bytes(top_k) + MESSAGE_BYTES
+    return rows * row_bytes(top_k, explicit) + MESSAGE_BYTES
+
+
+def request_bytes(tokens: int, explicit: int) -> int:
+    """Bytes of a request whose tokens are all scored, at most."""
+    return tokens * 4 * (1 + explicit) + MESSAGE_BYTES
 
 
 def concatenate(parts: Sequence[ContinuationScores]) -> ContinuationScores:

@@ -52,7 +52,8 @@ def train(config: TrainConfig) -> Path:
         Stopper() as stopper,
     ):
         teacher.check_fits(
-            top_k=config.loss.top_k,
+            top_k=config.loss.teacher_top_k,
+            explicit=config.loss.student_top_k,
             longest_prompt=config.data.max_prompt_tokens,
             longest_response=max(new for _, new in _response_limits(config)),
         )

@@ -25,11 +25,15 @@ from student_trainer.batching import (
     plan,
     sequence,
     sequence_weights,
-    with_sampled,
 )
 from student_trainer.config import TrainConfig
-from student_trainer.loss_config import SampledTokenLoss, SupportLoss, TopkJsdLoss
-from student_trainer.losses import LOSSES
+from student_trainer.loss_config import (
+    SampledTokenLoss,
+    SupportLoss,
+    TopkJsdLoss,
+    UnnormalisedReverseKlLoss,
+)
+from student_trainer.losses import LOSSES, choose_support
 from student_trainer.losses.base import LossBatch, LossResult, LossSettings
 from student_trainer.masking import token_mask
 from student_trainer.metrics import UpdateFigures
@@ -46,9 +50,15 @@ def loss_settings(config: TrainConfig) -> LossSettings:
     common = LossSettings(temperature=loss.temperature, chunk_rows=loss.chunk_rows)
     if isinstance(loss, SampledTokenLoss):
         return replace(
-            common, clip=loss.clip, dual_clip=loss.dual_clip, advantage_clamp=loss.advantage_clamp
+            common,
+            clip=loss.clip,
+            dual_clip=loss.dual_clip,
+            advantage_clamp=loss.advantage_clamp,
+            gamma=loss.gamma,
         )
     common = replace(common, tail=loss.tail, row_clamp=loss.row_clamp)
+    if isinstance(loss, UnnormalisedReverseKlLoss):
+        return replace(common, study=loss.study)
     return replace(common, beta=loss.beta) if isinstance(loss, TopkJsdLoss) else common
 
 
@@ -168,12 +178,13 @@ class Updater:
         hidden = hidden_states(
             self.student, [sequence(rollouts[member]) for member in batch.members]
         )
-        rows = loss_batch(
-            batch, hidden, rollouts, known, self.config.loss.top_k, self._mask.support_ids
-        )
         loss = self.config.loss
-        if isinstance(loss, SupportLoss) and loss.support == "teacher+sampled":
-            rows = with_sampled(rows)
+        rows = loss_batch(batch, hidden, rollouts, known, loss.teacher_top_k)
+        removed = torch.from_numpy(self._mask.support_ids.astype(np.int64)).to(hidden.device)
+        if isinstance(loss, SupportLoss):
+            rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
+        elif loss.teacher_top_k:
+            rows = choose_support(rows, "teacher", removed=removed)
         if self.config.loss.mean == "token":
             result = self._loss(rows, self._head, self._settings)
             return rows, result, result

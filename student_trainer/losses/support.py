@@ -27,12 +27,6 @@ from student_trainer.losses.divergences import (
 from student_trainer.losses.gathered import gathered_logits
 from student_trainer.losses.tail import log_outside
 
-UNNORMALISED = (
-    "reverse KL on a support that is neither renormalised nor given a tail is least at p = q / e: "
-    "it collapses the student's mass on the support. Use kind lsm, or tail bucket; a study of "
-    "the collapse itself sets study = true"
-)
-
 
 def lsm(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
     """Local Support Matching: renormalised reverse KL on the support, the default.
@@ -62,7 +56,10 @@ def unnormalised_reverse_kl(batch: LossBatch, head: Head, settings: LossSettings
         ValueError: ``settings.study`` is not set.
     """
     if not settings.study:
-        raise ValueError(UNNORMALISED)
+        raise ValueError(
+            "unnormalised_reverse_kl collapses the student's mass on the support: it is for "
+            "studies of that alone, with LossSettings.study = true"
+        )
     return support_loss(batch, head, settings, reverse_kl, normalise=False)
 
 

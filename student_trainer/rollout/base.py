@@ -34,6 +34,8 @@ class Rollout:
         log_probs: float32 [n], the student's log-probability of each token at
             rollout temperature, before top-p.
         finished: False when the length limit cut it.
+        support_ids: int32 [n, K], the ids most likely to the student that drew it,
+            at every token; None where the loss does not ask for them.
     """
 
     prompt: PromptItem
@@ -41,3 +43,4 @@ class Rollout:
     token_ids: Int32
     log_probs: Float32
     finished: bool
+    support_ids: Int32 | None = None

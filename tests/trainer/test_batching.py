@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from hypothesis import given
@@ -14,8 +16,8 @@ from student_trainer.batching import (
     plan,
     sequence,
     sequence_weights,
-    with_sampled,
 )
+from student_trainer.losses import choose_support
 from student_trainer.rollout.base import PromptItem, Rollout
 
 
@@ -57,7 +59,7 @@ def test_a_row_reads_the_state_before_its_token() -> None:
         )
         for member, r in enumerate(rollouts)
     }
-    rows = loss_batch(batch, hidden, rollouts, scores, 2, np.zeros(0, np.int32))
+    rows = loss_batch(batch, hidden, rollouts, scores, 2)
     assert rows.sampled_ids.tolist() == [307, 105, 106, 107, 202, 203, 204, 205]
     assert (rows.hidden[:, 0] == rows.sampled_ids - 1).all()
     assert rows.support_ids is not None
@@ -84,7 +86,8 @@ def test_masked_rows_slots_and_ids_leave() -> None:
         1: ContinuationScores(status=Status.NON_FINITE),
     }
     hidden = torch.zeros(2, 6, 1)
-    rows = loss_batch(batch, hidden, [one, two], scores, 3, np.array([2], np.int32))
+    rows = loss_batch(batch, hidden, [one, two], scores, 3)
+    rows = choose_support(rows, "teacher", removed=torch.tensor([2]))
     assert rows.sampled_ids.tolist() == [13, 16, 54]
     assert rows.support_valid is not None
     assert rows.support_ids is not None
@@ -92,7 +95,7 @@ def test_masked_rows_slots_and_ids_leave() -> None:
     assert rows.teacher_sampled is not None
     # Id 2 is taken out of the supports; the continuation without rows is NaN.
     assert rows.support_valid[:2].tolist() == [[True, False, True], [False, True, True]]
-    assert rows.support_ids[:2].tolist() == [[1, 0, 3], [0, 8, 9]]
+    assert rows.support_ids[:2].tolist() == [[1, 2, 3], [2, 8, 9]]
     assert rows.support_log_probs[2].isnan().all()
     assert rows.support_valid[2].any()
     assert rows.teacher_sampled.isnan().tolist() == [False, True, True]
@@ -110,7 +113,7 @@ def test_the_tail_travels_with_its_rows() -> None:
         log_tail_valid=np.array([True, True, False]),
     )
     batch = micro_batch((0,), [one], [np.array([False, True, True])])
-    rows = loss_batch(batch, torch.zeros(1, 5, 1), [one], {0: scores}, 2, np.zeros(0, np.int32))
+    rows = loss_batch(batch, torch.zeros(1, 5, 1), [one], {0: scores}, 2)
     assert rows.teacher_log_tail is not None
     assert rows.teacher_tail_valid is not None
     assert rows.teacher_log_tail.tolist() == [-2, 0]
@@ -127,8 +130,9 @@ def test_the_sampled_token_joins_a_support_that_lacks_it() -> None:
         sampled_valid=np.array([True, True, True, False]),
     )
     batch = micro_batch((0,), [one], [np.ones(4, np.bool_)])
-    rows = with_sampled(
-        loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2, np.zeros(0, np.int32))
+    known = loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2)
+    rows = choose_support(known, "teacher+sampled")
+        loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2), "teacher+sampled"
     )
     assert rows.support_ids is not None
     assert rows.support_valid is not None
@@ -143,3 +147,31 @@ def test_sequence_weights_are_one_over_the_used_rows() -> None:
     used = torch.tensor([True, True, False, True, False])
     owners = torch.tensor([0, 0, 0, 1, 2])
     assert sequence_weights(used, owners, 3).tolist() == [0.5, 0.5, 0, 1.0, 0]
+
+
+def test_the_teacher_at_the_students_ids_travels_with_its_rows() -> None:
+    one = replace(rollout(3, 3, 10), support_ids=np.array([[1, 2], [3, 4], [5, 6]], np.int32))
+    two = replace(rollout(2, 1, 50), support_ids=np.array([[7, 8]], np.int32))
+    scores = {
+        0: ContinuationScores(
+            sampled_log_probs=np.zeros(3, np.float32),
+            sampled_valid=np.ones(3, np.bool_),
+            explicit_log_probs=-np.array([[1, 2], [3, 4], [5, 6]], np.float32),
+            explicit_valid=np.array([[True, True], [True, False], [True, True]]),
+        ),
+        1: ContinuationScores(status=Status.NON_FINITE),
+    }
+    batch = micro_batch((1, 0), [one, two], [np.array([False, True, True]), np.ones(1, np.bool_)])
+    rows = loss_batch(batch, torch.zeros(2, 5, 1), [one, two], scores, 0)
+    assert rows.support_ids is None
+    assert rows.explicit_ids is not None
+    assert rows.explicit_log_probs is not None
+    assert rows.explicit_valid is not None
+    assert rows.explicit_ids.tolist() == [[7, 8], [3, 4], [5, 6]]
+    assert rows.explicit_log_probs[0].isnan().all()
+    assert rows.explicit_log_probs[1:].tolist() == [[-3, -4], [-5, -6]]
+    assert rows.explicit_valid.tolist() == [[True, True], [True, False], [True, True]]
+    assert rows.responses is not None
+    assert rows.steps is not None
+    assert rows.responses.tolist() == [0, 1, 1]
+    assert rows.steps.tolist() == [0, 1, 2]

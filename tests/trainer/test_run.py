@@ -83,6 +83,10 @@ KINDS = {
     },
     "sampled_token": {"loss": {"kind": "sampled_token"}},
     "tail": {"loss": {"kind": "lsm", "tail": "bucket", "row_clamp": 20.0}},
+    "student": {"loss": {"kind": "lsm", "support": "student"}},
+    "union, tail": {"loss": {"kind": "topk_jsd", "support": "union", "tail": "bucket"}},
+    "adaptive": {"loss": {"kind": "lsm", "support": "teacher+sampled", "support_mass": 0.8}},
+    "returns": {"loss": {"kind": "sampled_token", "gamma": 0.5}},
     "forward, sampled": {"loss": {"kind": "topk_forward_kl", "support": "teacher+sampled"}},
     "jsd": {"loss": {"kind": "topk_jsd", "beta": 0.3}},
 }

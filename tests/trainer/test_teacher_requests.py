@@ -14,6 +14,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
+    Returns,
     ScoreRequest,
     Segment,
     ServerLimits,
@@ -25,6 +26,7 @@ from student_trainer.teacher import TeacherLink
 from student_trainer.teacher_requests import (
     concatenate,
     reply_bytes,
+    request_bytes,
     request_digest,
     split_group,
 )
@@ -57,6 +59,19 @@ def test_a_group_that_fits_is_one_request() -> None:
     assert split_group(70, [20, 20], 4, LIMITS) == [slice(0, 1), slice(1, 2)]
 
 
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 8))
+def test_ids_of_the_callers_choosing_count_in_both_directions(
+    responses: list[int], explicit: int
+) -> None:
+    limits = replace(LIMITS, max_request_bytes=request_bytes(60, 8), max_continuations=99)
+    for piece in split_group(10, responses, 0, limits, explicit):
+        total = sum(responses[piece])
+        assert (
+            reply_bytes(total, 0, explicit) <= limits.max_reply_bytes or len(responses[piece]) == 1
+        )
+        assert request_bytes(10 + total, explicit) <= limits.max_request_bytes
+
+
 def request(**changes: Any) -> ScoreRequest:
     base = ScoreRequest(
         request_id="",
@@ -82,6 +97,12 @@ def test_the_same_work_has_the_same_id_and_other_work_another() -> None:
         request(continuations=(Continuation((Segment(np.array([4], np.int32)),)),)),
         request(continuations=(Continuation((Segment(one),)),) * 2),
         request(continuations=(Continuation((Segment(one),), rows=np.array([0], np.int32)),)),
+        request(
+            continuations=(
+                Continuation((Segment(one),), explicit_ids=np.array([[5, 6]], np.int32)),
+            )
+        ),
+        request(returns=Returns(sampled=True, log_tail=True)),
         # The border between prompt and continuation counts.
         request(
             prompt=TokenPrompt(np.array([1], np.int32)),
@@ -98,14 +119,19 @@ def test_the_same_work_has_the_same_id_and_other_work_another() -> None:
         ({"top_k": 65}, "loss.top_k"),
         ({"longest_prompt": 71}, "data.max_prompt_tokens"),
         ({"longest_response": 61, "longest_prompt": 5}, "rollout.max_new_tokens"),
+        ({"explicit": 9}, "loss.top_k"),
+        ({"explicit": 8, "small_request": True}, "rollout.max_new_tokens"),
     ],
 )
 def test_what_the_server_would_refuse_is_refused_before(needs: dict[str, int], key: str) -> None:
     limits = replace(LIMITS, max_reply_bytes=reply_bytes(60, 64))
+    more = dict(needs)
+    if more.pop("small_request", False):
+        limits = replace(limits, max_request_bytes=request_bytes(99, 8))
     link: Any = SimpleNamespace(info=SimpleNamespace(max_top_k=64, max_length=300), limits=limits)
     fits = {"top_k": 64, "longest_prompt": 70, "longest_response": 30}
     TeacherLink.check_fits(link, **fits)
-    more = {"top_k": 64, "longest_prompt": 70, "longest_response": 30, **needs}
+    more = {**fits, **more}
     with pytest.raises(ConfigurationError) as caught:
         TeacherLink.check_fits(link, **more)
     assert caught.value.where == key

@@ -1,0 +1,55 @@
+"""The student's own top-K along its rollouts, which the teacher is then asked at.
+
+The ids are of the student that drew the rollout: taken from one pass over the
+finished group, before it is sent, so that the teacher scores it while the rest
+of the batch is drawn. Without staleness and with one update a batch that is the
+student being updated; else the support is as old as the rollout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from student_trainer.batching import micro_batch, plan, sequence
+from student_trainer.losses.normaliser import top_ids
+from student_trainer.model import Student, hidden_states
+from student_trainer.rollout.base import Rollout
+
+
+@torch.no_grad()
+def with_student_support(
+    student: Student,
+    rollouts: Sequence[Rollout],
+    count: int,
+    *,
+    limit: int,
+    micro_batch_tokens: int,
+    chunk_rows: int,
+) -> list[Rollout]:
+    """The rollouts with ``support_ids``; as they are where ``count`` is 0.
+
+    Args:
+        student: in evaluation mode.
+        count: K. limit: size of the teacher's vocabulary; ids from it on are not
+            asked for.
+        micro_batch_tokens: padded tokens per forward.
+        chunk_rows: rows of [rows, V] held at a time.
+    """
+    if not count or not rollouts:
+        return list(rollouts)
+    found = list(rollouts)
+    lengths = [len(sequence(rollout)) for rollout in rollouts]
+    every = [np.ones(len(rollout.token_ids), np.bool_) for rollout in rollouts]
+    for members in plan(lengths, micro_batch_tokens):
+        batch = micro_batch(members, rollouts, every)
+        hidden = hidden_states(student, [sequence(rollouts[member]) for member in members])
+        rows = hidden.flatten(0, 1).index_select(0, batch.rows.to(hidden.device))
+        ids = top_ids(rows, student.head, count, chunk_rows, limit).cpu().numpy().astype(np.int32)
+        for place, member in enumerate(members):
+            own = ids[(batch.owners == place).numpy()]
+            found[member] = replace(rollouts[member], support_ids=own)
+    return found
