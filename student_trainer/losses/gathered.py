@@ -7,6 +7,8 @@ H hidden size, V vocabulary, U distinct ids among the T*K.
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import itertools
 from typing import Any
 
@@ -81,6 +83,8 @@ class _GatheredProjection(torch.autograd.Function):
 
 def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """hidden_t . weight[ids_tk], float32 (float64 for float64 inputs) [T, K]."""
+    if kernels := _kernels(weight):
+        return kernels.project(hidden, weight, ids)
     rows, support = ids.shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
     out = torch.empty(rows, support, dtype=dtype, device=hidden.device)
@@ -93,7 +97,9 @@ def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 
 
 def _weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
-    """sum_k coefficients_tk * weight[ids_tk], [T, H] in the weight's dtype."""
+    """sum_k coefficients_tk * weight[ids_tk], [T, H] in the weight's dtype or wider."""
+    if kernels := _kernels(weight):
+        return kernels.weighted_rows(weight, ids, coefficients)
     return F.embedding_bag(
         ids, weight, mode="sum", per_sample_weights=coefficients.to(weight.dtype)
     )
@@ -106,6 +112,10 @@ def _add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients
     and written once: order and rounding do not depend on the chunking.
     """
     if ids.numel() == 0:
+        return
+    kernels = _kernels(target)
+    if kernels and target.is_contiguous():
+        kernels.add_head_gradient(target, hidden, ids, coefficients)
         return
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     wide = hidden.to(dtype)
@@ -126,6 +136,20 @@ def _add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients
             per_sample_weights=value_of_pair[first:last],
         )
         target.index_add_(0, distinct[here], sums.to(target.dtype))
+
+
+def _kernels(parameter: Tensor) -> Any:
+    """The Triton kernels where they run: CUDA, Triton installed, no float64."""
+    if parameter.device.type != "cuda" or not _triton_installed():
+        return None
+    from student_trainer.losses import gathered_triton
+
+    return gathered_triton if parameter.dtype in gathered_triton.DTYPES else None
+
+
+@functools.cache
+def _triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _rows_per_chunk(ids: Tensor, weight: Tensor) -> int:

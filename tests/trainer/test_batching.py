@@ -132,8 +132,6 @@ def test_the_sampled_token_joins_a_support_that_lacks_it() -> None:
     batch = micro_batch((0,), [one], [np.ones(4, np.bool_)])
     known = loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2)
     rows = choose_support(known, "teacher+sampled")
-        loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2), "teacher+sampled"
-    )
     assert rows.support_ids is not None
     assert rows.support_valid is not None
     assert rows.support_log_probs is not None
