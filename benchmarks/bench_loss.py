@@ -8,17 +8,23 @@ gradients (checked here on the first repetition).
 Figures: speedup_trainable, speedup_frozen (baseline seconds over ours, with the
 same head trainability), memory_ratio (our peak extra memory over the
 baseline's; the worse of trainable and frozen head), at V=151,936, H=1,536,
-T=1,024, K=64 in bfloat16; the speed-ups again with everything in float32.
+T=1,024, K=64 in bfloat16; the speed-ups again with everything in float32;
+exponent_tokens, exponent_k, exponent_vocab_frozen: slopes of log seconds over log
+size of our forward and backward with a frozen float32 head, by least squares over
+the medians of four sizes each; liger_over_gathered: seconds of Liger's fused JSD
+over the whole vocabulary over ours, null where its Triton kernels cannot run.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import math
 import statistics
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -54,6 +60,22 @@ LARGE = Size(151_936, 1_536)
 LARGE_FLOAT32 = Size(151_936, 1_536, torch.float32)
 SMALL = Size(49_152, 576)
 SIZES = {size.name: size for size in (LARGE, LARGE_FLOAT32, SMALL)}
+
+
+# Each varies one size around a middle; the head is 75 to 600 MB of float32.
+MIDDLE = Size(75_968, 1_024, torch.float32, rows=512, support=32)
+SCALING = {
+    "exponent_tokens": [replace(MIDDLE, rows=n) for n in (256, 512, 1024, 2048)],
+    "exponent_k": [replace(MIDDLE, support=n) for n in (16, 32, 64, 128)],
+    "exponent_vocab_frozen": [
+        replace(MIDDLE, vocabulary=n) for n in (18_992, 37_984, 75_968, 151_936)
+    ],
+}
+SCALED = {
+    "exponent_tokens": "rows",
+    "exponent_k": "support",
+    "exponent_vocab_frozen": "vocabulary",
+}
 
 
 class Problem:
@@ -139,6 +161,66 @@ def measure_time(size: Size, trainable: bool, repetitions: int) -> dict[str, Any
     }
 
 
+def measure_exponent(name: str, repetitions: int) -> tuple[float, dict[str, float]]:
+    """Slope of log seconds over log size, and the median seconds by size."""
+    problems = {str(getattr(s, SCALED[name])): Problem(s, False) for s in SCALING[name]}
+    batches = {
+        key: [problem.batch(n) for n in range(-2, repetitions)] for key, problem in problems.items()
+    }
+    seconds = alternate(
+        {
+            key: lambda n, key=key: void(problems[key].gathered(batches[key][n + 2]))
+            for key in problems
+        },
+        repetitions,
+        warmup=2,
+    )
+    medians = {key: statistics.median(values) for key, values in seconds.items()}
+    return slope([(math.log(int(k)), math.log(v)) for k, v in medians.items()]), medians
+
+
+def slope(points: list[tuple[float, float]]) -> float:
+    """Least squares."""
+    x_mean, y_mean = (statistics.mean(column) for column in zip(*points, strict=True))
+    return sum((x - x_mean) * (y - y_mean) for x, y in points) / sum(
+        (x - x_mean) ** 2 for x, _ in points
+    )
+
+
+def liger_over_gathered(repetitions: int) -> tuple[float | None, str]:
+    """Seconds of Liger's fused linear JSD over ours, or why there are none."""
+    if not torch.cuda.is_available():
+        return None, "Liger's kernels are Triton's and need a GPU; there is none"
+    if importlib.util.find_spec("liger_kernel") is None:
+        return None, "liger-kernel is not installed"
+    from liger_kernel.transformers import LigerFusedLinearJSD
+
+    problem = Problem(LARGE, True)
+    device = torch.device("cuda")
+    weight = problem.weight.detach().to(device).requires_grad_()
+    weight.grad = torch.zeros_like(weight)
+    teacher = torch.randn_like(weight) * 0.02
+    fused = LigerFusedLinearJSD(jsd_beta=0.5)
+    batches = {n: problem.batch(n) for n in range(-1, repetitions)}
+
+    def hidden(n: int) -> Tensor:
+        return batches[n].hidden.detach().to(device).requires_grad_()
+
+    def ours(n: int) -> None:
+        moved = {k: v.to(device) for k, v in vars(batches[n]).items() if v is not None}
+        rows = replace(batches[n], **(moved | {"hidden": hidden(n)}))
+        lsm(rows, Head(weight, accumulate_in_place=True), LossSettings()).total.backward()
+        torch.cuda.synchronize()
+
+    def theirs(n: int) -> None:
+        states = hidden(n)
+        fused(states, weight, states.detach(), teacher).backward()
+        torch.cuda.synchronize()
+
+    seconds = alternate({"liger": theirs, "gathered": ours}, repetitions)
+    return median_ratio(seconds["liger"], seconds["gathered"]), ""
+
+
 def void(_: Tensor) -> None:
     return None
 
@@ -206,6 +288,11 @@ def main() -> None:
     print_table(
         ("V x H", "head", "full", "gathered", "speedup", "full peak", "our peak", "memory"), table
     )
+    exponents = {}
+    for name in SCALING:
+        exponents[name], details[name] = measure_exponent(name, 2 * arguments.repetitions)
+    liger, reason = liger_over_gathered(arguments.repetitions)
+    details["liger"] = reason or "ran"
     large = [details[f"{LARGE.name} {head}"] for head in ("trainable", "frozen")]
     wide = [details[f"{LARGE_FLOAT32.name} {head}"] for head in ("trainable", "frozen")]
     write_result(
@@ -216,6 +303,8 @@ def main() -> None:
             "memory_ratio": max(found["memory_ratio"] for found in large),
             "speedup_trainable_float32": wide[0]["speedup"],
             "speedup_frozen_float32": wide[1]["speedup"],
+            **exponents,
+            "liger_over_gathered": liger,
         },
         details,
     )

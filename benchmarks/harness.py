@@ -92,7 +92,9 @@ def commit() -> str:
     )
 
 
-def write_result(name: str, figures: Mapping[str, float], details: Mapping[str, Any]) -> Path:
+def write_result(
+    name: str, figures: Mapping[str, float | None], details: Mapping[str, Any]
+) -> Path:
     """Prints the figures and writes benchmarks/results/NAME.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
@@ -103,7 +105,8 @@ def write_result(name: str, figures: Mapping[str, float], details: Mapping[str, 
         "details": dict(details),
     }
     path.write_text(json.dumps(document, indent=2) + "\n")
-    print_table(("figure", "value"), [(key, f"{value:.4g}") for key, value in figures.items()])
+    shown = [(k, "null" if v is None else f"{v:.4g}") for k, v in figures.items()]
+    print_table(("figure", "value"), shown)
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
     return path
 
