@@ -1,0 +1,117 @@
+"""Local Support Matching in a plain PyTorch loop: the student draws, the service
+judges, one update follows.
+
+    python examples/plain_loop.py --teacher 127.0.0.1:50051 --student MODEL --steps 20
+"""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from teacher_proto import TeacherClient
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import Continuation, ScoreRequest, Segment, TokenPrompt
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from student_trainer.losses import Head, LossBatch, LossSettings, lsm
+
+PROMPTS = ("What is the capital of France?", "The weather in the morning was")
+TOP_K = 16
+
+
+class Teacher:
+    """The service, asked in the student's tokens."""
+
+    def __init__(self, address: str, tokenizer, vocabulary: int) -> None:
+        self.client = TeacherClient(address, run="example")
+        self.info = self.client.get_teacher(timeout=30).teacher("default")
+        self.tokenizer_hash = tokenizer_hash(tokenizer.backend_tokenizer.to_str())
+        self.vocabulary = vocabulary
+
+    def rows(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """ids, log-probabilities and validity [n, K] at each token of a response."""
+        reply = self.client.score(
+            ScoreRequest(
+                request_id=uuid.uuid4().hex,
+                run="example",
+                teacher=self.info.name,
+                tokenizer_hash=self.tokenizer_hash,
+                prompt=TokenPrompt(np.array(prompt, np.int32)),
+                continuations=(Continuation((Segment(np.array(response, np.int32)),)),),
+                top_k=TOP_K,
+                temperature=1.0,
+                student_vocabulary_size=self.vocabulary,
+            ),
+            timeout=60,
+        )
+        scores = reply.results[0]
+        valid = torch.arange(TOP_K) < torch.from_numpy(scores.valid_counts)[:, None]
+        ids = torch.from_numpy(scores.top_ids).long().clamp_min(0)
+        return ids, torch.from_numpy(scores.top_log_probs), valid
+
+
+def loss_batch(
+    teacher: Teacher, hidden: Tensor, prompts: Sequence[list[int]], responses: Sequence[list[int]]
+) -> LossBatch:
+    """The scored rows of some responses.
+
+    Args:
+        hidden: [T, H], the student's state before each response token, response
+            after response.
+    """
+    rows = [teacher.rows(p, r) for p, r in zip(prompts, responses, strict=True)]
+    ids, log_probs, valid = (torch.cat(part).to(hidden.device) for part in zip(*rows, strict=True))
+    sampled = torch.tensor([token for response in responses for token in response])
+    return LossBatch(
+        hidden=hidden,
+        sampled_ids=sampled.to(hidden.device),
+        weights=torch.ones(len(sampled), device=hidden.device),
+        support_ids=ids,
+        support_log_probs=log_probs,
+        support_valid=valid,
+    )
+
+
+def train(address: str, student: str, steps: int, lr: float = 1e-4) -> list[float]:
+    """Returns the mean loss of each step, nats per token."""
+    tokenizer = AutoTokenizer.from_pretrained(student)
+    model = AutoModelForCausalLM.from_pretrained(student)
+    teacher = Teacher(address, tokenizer, model.config.vocab_size)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
+    head = Head(model.get_output_embeddings().weight)
+    losses = []
+    for step in range(steps):
+        prompt = tokenizer(PROMPTS[step % len(PROMPTS)]).input_ids
+        model.eval()
+        drawn = model.generate(
+            torch.tensor([prompt]), do_sample=True, top_k=0, top_p=0.9, max_new_tokens=24
+        )[0].tolist()
+        response = drawn[len(prompt) :]
+        model.train()
+        # The last token is judged, never read: row t reads the state before token t.
+        states = model.base_model(torch.tensor([drawn[:-1]])).last_hidden_state[0]
+        batch = loss_batch(teacher, states[len(prompt) - 1 :], [prompt], [response])
+        result = lsm(batch, head, LossSettings(temperature=1.0))
+        loss = result.total / result.used.sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+        print(f"step {step + 1}: {len(response)} tokens, loss {losses[-1]:.4f}")
+    teacher.client.close()
+    return losses
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--teacher", required=True, help="host:port")
+    parser.add_argument("--student", required=True, help="directory or hub id")
+    parser.add_argument("--steps", type=int, default=20)
+    arguments = parser.parse_args()
+    train(arguments.teacher, arguments.student, arguments.steps)
