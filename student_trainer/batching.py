@@ -116,6 +116,7 @@ def loss_batch(
         np.concatenate(parts) for parts in zip(*columns, strict=True)
     )
     ids = np.where(valid, ids, 0).astype(np.int64)
+    asked, asked_log_probs, asked_valid = _explicit(batch, rollouts, scores, device)
     return LossBatch(
         hidden=hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
         sampled_ids=torch.from_numpy(sampled.astype(np.int64)).to(device),
@@ -127,7 +128,9 @@ def loss_batch(
         teacher_tail_valid=torch.from_numpy(tail_valid).to(device),
         teacher_sampled=torch.from_numpy(teacher).to(device),
         old_log_probs=torch.from_numpy(old).to(device),
-        **_explicit(batch, rollouts, scores, device),
+        explicit_ids=asked,
+        explicit_log_probs=asked_log_probs,
+        explicit_valid=asked_valid,
         responses=batch.owners.to(device),
         steps=batch.steps.to(device),
     )
@@ -144,13 +147,14 @@ def _explicit(
     rollouts: Sequence[Rollout],
     scores: Mapping[int, ContinuationScores],
     device: torch.device,
-) -> dict[str, Tensor]:
-    """The teacher at the rollouts' own ids, [T, E]; nothing where none were asked for."""
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Ids, log-probabilities and validity [T, E] of the teacher at the rollouts' own
+    ids; None where none were asked for."""
     parts = []
     for place, member in enumerate(batch.members):
         asked, answer = rollouts[member].support_ids, scores[member]
         if asked is None:
-            return {}
+            return None, None, None
         steps = batch.steps[batch.owners == place].numpy()
         ids = asked[steps].astype(np.int64)
         log_probs = np.full(ids.shape, np.nan, np.float32)
@@ -160,9 +164,10 @@ def _explicit(
             assert answer.explicit_valid is not None
             log_probs, valid = answer.explicit_log_probs[steps], answer.explicit_valid[steps]
         parts.append((ids, log_probs, valid))
-    names = ("explicit_ids", "explicit_log_probs", "explicit_valid")
-    joined = (np.concatenate(column) for column in zip(*parts, strict=True))
-    return {n: torch.from_numpy(v).to(device) for n, v in zip(names, joined, strict=True)}
+    asked_ids, asked_log_probs, asked_valid = (
+        torch.from_numpy(np.concatenate(column)).to(device) for column in zip(*parts, strict=True)
+    )
+    return asked_ids, asked_log_probs, asked_valid
 
 
 def _columns(

@@ -108,7 +108,8 @@ class _Teacher:
             assert self.hidden is not None
             assert self.head is not None
             ((_, _, logits),) = logits_chunks(self.hidden[rows], self.head, max(len(rows), 1))
-        return torch.log_softmax(logits / self.temperature, -1)
+        log_probs: Tensor = torch.log_softmax(logits / self.temperature, -1)
+        return log_probs
 
 
 class _FullDivergence(torch.autograd.Function):
@@ -145,8 +146,9 @@ class _FullDivergence(torch.autograd.Function):
             log_p = torch.log_softmax(logits / temperature, -1)
             p = log_p.exp()
             slope = ctx.slope(log_p, ctx.teacher.log_probs(rows).to(p.dtype))
-            centred: Tensor = p * (slope - (p * slope).sum(-1, keepdim=True))
-            return centred * (grad[rows] / temperature)[:, None]
+            centred = p * (slope - (p * slope).sum(-1, keepdim=True))
+            scaled: Tensor = centred * (grad[rows] / temperature)[:, None]
+            return scaled
 
         gradients = add_logit_gradient(
             hidden, ctx.head, ctx.settings.chunk_rows, delta, ctx.needs_input_grad

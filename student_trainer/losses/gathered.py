@@ -84,7 +84,8 @@ class _GatheredProjection(torch.autograd.Function):
 def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     """hidden_t . weight[ids_tk], float32 (float64 for float64 inputs) [T, K]."""
     if kernels := _kernels(weight):
-        return kernels.project(hidden, weight, ids)
+        logits: Tensor = kernels.project(hidden, weight, ids)
+        return logits
     rows, support = ids.shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
     out = torch.empty(rows, support, dtype=dtype, device=hidden.device)
@@ -99,7 +100,8 @@ def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 def _weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
     """sum_k coefficients_tk * weight[ids_tk], [T, H] in the weight's dtype or wider."""
     if kernels := _kernels(weight):
-        return kernels.weighted_rows(weight, ids, coefficients)
+        total: Tensor = kernels.weighted_rows(weight, ids, coefficients)
+        return total
     return F.embedding_bag(
         ids, weight, mode="sum", per_sample_weights=coefficients.to(weight.dtype)
     )

@@ -37,7 +37,7 @@ def _project_kernel(
     U: tl.constexpr,
     H: tl.constexpr,
     WIDE: tl.constexpr,
-):
+) -> None:
     tile = tl.program_id(0).to(tl.int64)
     first = tl.program_id(1) * U
     count = tl.load(counts + tile)
@@ -79,7 +79,7 @@ def _hidden_gradient_kernel(
     U: tl.constexpr,
     H: tl.constexpr,
     WIDE: tl.constexpr,
-):
+) -> None:
     tile = tl.program_id(0).to(tl.int64)
     column = tl.program_id(1) * H + tl.arange(0, H)
     count = tl.load(counts + tile)
@@ -117,7 +117,7 @@ def _head_gradient_kernel(
     width: Any,
     P: tl.constexpr,
     H: tl.constexpr,
-):
+) -> None:
     place = tl.program_id(0)
     column = tl.program_id(1) * H + tl.arange(0, H)
     inside = column < width

@@ -29,7 +29,9 @@ def discounted_returns(rewards: Tensor, responses: Tensor, steps: Tensor, gamma:
         return total
     same = responses[1:] == responses[:-1]
     gaps = steps[1:] - steps[:-1]
-    if bool((same & (gaps <= 0)).any()) or int(same.sum()) + len(responses.unique()) != len(total):
+    if bool((same & (gaps <= 0)).any()) or int(same.sum()) + len(torch.unique(responses)) != len(
+        total
+    ):
         raise ValueError("a response's rows must stand together with ascending steps")
     # weight[t] carries what is `reach` rows further on back to row t.
     weight = torch.zeros_like(total)
