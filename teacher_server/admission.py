@@ -1,8 +1,7 @@
 """Admission by tokens: what may enter an engine, what waits, what is refused.
 
-``AdmissionQueue`` is the pure core: no clock of its own, no tasks, no locks.
-``Admission`` is the asyncio shell around it. The order is first in, first out;
-``AdmissionQueue._next`` is the one place that decides who is next.
+``AdmissionQueue`` is the pure core: no clock of its own, no tasks, no locks. Who
+is next is the ``scheduler``'s to say. ``Admission`` is the asyncio shell around it.
 """
 
 from __future__ import annotations
@@ -11,44 +10,18 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 
 from teacher_proto.errors import DeadlineError, OverloadedError
+
+from teacher_server.policy import RunPolicy
+from teacher_server.quota import Quotas
+from teacher_server.scheduler import Scheduler, Ticket
 
 # What a refused caller is told before any throughput was measured, and the
 # bounds of every hint, seconds.
 FIRST_HINT = 1.0
 MIN_HINT = 0.1
 MAX_HINT = 60.0
-
-
-class Deadline:
-    """A point on the monotonic clock, seconds; ``inf`` when there is none.
-
-    It can move later while work waits, because a second caller of the same work
-    may have more time.
-    """
-
-    __slots__ = ("at",)
-
-    def __init__(self, at: float) -> None:
-        self.at = at
-
-    def extend(self, at: float) -> None:
-        self.at = max(self.at, at)
-
-    def passed(self, now: float) -> bool:
-        return now >= self.at
-
-
-@dataclass(eq=False)
-class Ticket:
-    """One piece of work: what it costs, whose it is, until when it is wanted."""
-
-    tokens: int
-    run: str
-    deadline: Deadline
-    arrived: float = 0.0
 
 
 class Throughput:
@@ -82,45 +55,56 @@ class AdmissionQueue:
 
     At most ``max_inflight_tokens`` are admitted at once, except that one ticket
     larger than that is admitted when nothing else is in flight. At most
-    ``max_queue_tokens`` wait.
+    ``max_queue_tokens`` wait, and a run that waits already may not take more of
+    them than it leaves free: however much some runs send, another finds room.
     """
 
-    def __init__(self, *, max_inflight_tokens: int, max_queue_tokens: int) -> None:
+    def __init__(
+        self, *, max_inflight_tokens: int, max_queue_tokens: int, quotas: Quotas | None = None
+    ) -> None:
         self.max_inflight_tokens = max_inflight_tokens
         self.max_queue_tokens = max_queue_tokens
         self.inflight_tokens = 0
-        self.queued_tokens = 0
         self.throughput = Throughput()
-        self._queue: dict[Ticket, None] = {}
+        self._quotas = quotas or Quotas()
+        self._waiting = Scheduler()
         self._inflight: set[Ticket] = set()
+
+    @property
+    def queued_tokens(self) -> int:
+        return self._waiting.tokens
+
+    def check(self, policy: RunPolicy, tokens: int, now: float) -> None:
+        """Passes when ``offer`` would take a ticket of so many tokens.
+
+        Raises:
+            OverloadedError: it would have to wait and the queue has no room for the
+                run, or the run has used its quota.
+            InvalidRequestError: the run's quota is smaller than the ticket.
+        """
+        self._quotas.check(policy, tokens, now)
+        if not self._enters(tokens):
+            self._check_room(policy, tokens)
 
     def offer(self, ticket: Ticket, now: float) -> bool:
         """Takes a new ticket: True when it is admitted at once, False when it waits.
 
         Raises:
-            OverloadedError: it would have to wait and the queue has no room.
+            OverloadedError, InvalidRequestError: as ``check``.
         """
+        self.check(ticket.policy, ticket.tokens, now)
+        self._quotas.take(ticket.policy, ticket.tokens, now)
         ticket.arrived = now
-        if not self._queue and self._fits(ticket):
-            self._admit(ticket, now)
-            return True
-        if self.queued_tokens + ticket.tokens > self.max_queue_tokens:
-            raise OverloadedError(
-                f"the queue holds {self.queued_tokens} tokens and the request's {ticket.tokens} "
-                f"do not fit into limits.max_queue_tokens={self.max_queue_tokens}",
-                fix="retry after the hinted time, send less at once, or raise "
-                "limits.max_queue_tokens on the server",
-                retry_after=self.retry_after(ticket.tokens),
-            )
-        self._queue[ticket] = None
-        self.queued_tokens += ticket.tokens
-        return False
+        enters = self._enters(ticket.tokens)
+        self._waiting.add(ticket)
+        if enters:
+            self._admit(self._waiting.give(), now)
+        return enters
 
     def leave(self, ticket: Ticket, now: float, *, completed: bool) -> None:
         """The ticket waits no longer or its work ended; does nothing when it is not held."""
-        if ticket in self._queue:
-            del self._queue[ticket]
-            self.queued_tokens -= ticket.tokens
+        if ticket in self._waiting:
+            self._waiting.remove(ticket)
         elif ticket in self._inflight:
             self._inflight.remove(ticket)
             self.inflight_tokens -= ticket.tokens
@@ -133,35 +117,61 @@ class AdmissionQueue:
     def advance(self, now: float) -> tuple[list[Ticket], list[Ticket]]:
         """(admitted, expired): moves what fits into flight and drops what came too late."""
         admitted: list[Ticket] = []
-        expired = [ticket for ticket in self._queue if ticket.deadline.passed(now)]
-        for ticket in expired:
-            self.leave(ticket, now, completed=False)
-        while (ticket_ := self._next()) is not None and self._fits(ticket_):
-            self.leave(ticket_, now, completed=False)
-            self._admit(ticket_, now)
-            admitted.append(ticket_)
+        expired = self._waiting.expire(now)
+        while (ticket := self._waiting.next()) is not None and self._fits(ticket.tokens):
+            self._admit(self._waiting.give(), now)
+            admitted.append(ticket)
         return admitted, expired
 
-    def retry_after(self, tokens: int) -> float:
-        """Seconds until the queue has moved on far enough for ``tokens`` more."""
+    def by_run(self, now: float) -> dict[str, tuple[int, float]]:
+        """run -> (tokens that wait, seconds the first of them has waited)."""
+        found: dict[str, tuple[int, float]] = {}
+        for ticket in self._waiting:
+            run = ticket.policy.run
+            if run not in found:
+                found[run] = self._waiting.tokens_of(run), now - ticket.arrived
+        return found
+
+    def oldest_wait(self, now: float) -> float:
+        """Seconds the longest wait so far has taken; 0 when nobody waits."""
+        first = next(iter(self._waiting), None)
+        return 0.0 if first is None else now - first.arrived
+
+    def _enters(self, tokens: int) -> bool:
+        return not len(self._waiting) and self._fits(tokens)
+
+    def _fits(self, tokens: int) -> bool:
+        return not self._inflight or self.inflight_tokens + tokens <= self.max_inflight_tokens
+
+    def _check_room(self, policy: RunPolicy, tokens: int) -> None:
+        free = self.max_queue_tokens - self.queued_tokens
+        own = self._waiting.tokens_of(policy.run)
+        # The first of a run needs room, every further one leaves as much as the run has.
+        missing = tokens - free if own == 0 else own + tokens - (free - tokens)
+        if missing <= 0:
+            return
+        full = tokens > free
+        raise OverloadedError(
+            f"{self.queued_tokens} tokens wait, {own} of them of run {policy.run!r}, and the "
+            f"request's {tokens} do not fit into "
+            f"{'' if full else 'the part of one run of '}"
+            f"limits.max_queue_tokens={self.max_queue_tokens}",
+            fix="retry after the hinted time, send less at once, or raise "
+            "limits.max_queue_tokens on the server",
+            reason="" if full else "RUN_QUEUE_FULL",
+            retry_after=self._hint(policy, missing, waits=own > 0),
+        )
+
+    def _hint(self, policy: RunPolicy, missing: int, *, waits: bool) -> float:
+        """Seconds until ``missing`` has shrunk to nothing when nobody else comes.
+
+        It shrinks with the queue, and once more with the run's own part of it.
+        """
         rate = self.throughput.rate()
         if rate is None:
             return FIRST_HINT
-        missing = self.queued_tokens + tokens - self.max_queue_tokens
-        return min(MAX_HINT, max(MIN_HINT, missing / rate))
-
-    def oldest_wait(self, now: float) -> float:
-        """Seconds the first in the queue has waited; 0 when nobody waits."""
-        first = next(iter(self._queue), None)
-        return 0.0 if first is None else now - first.arrived
-
-    def _next(self) -> Ticket | None:
-        return next(iter(self._queue), None)
-
-    def _fits(self, ticket: Ticket) -> bool:
-        return not self._inflight or (
-            self.inflight_tokens + ticket.tokens <= self.max_inflight_tokens
-        )
+        falling = rate * (1 + self._waiting.share(policy)) if waits else rate
+        return min(MAX_HINT, max(MIN_HINT, missing / falling))
 
     def _admit(self, ticket: Ticket, now: float) -> None:
         if not self._inflight:
@@ -185,7 +195,7 @@ class Admission:
         Cancelling the waiter frees its place, queued or in flight.
 
         Raises:
-            OverloadedError: no room in the queue.
+            OverloadedError, InvalidRequestError: see ``AdmissionQueue.check``.
             DeadlineError: the ticket's deadline passed before it was its turn.
         """
         if ticket.deadline.passed(self._clock()):
@@ -195,6 +205,7 @@ class Admission:
             if not self.queue.offer(ticket, self._clock()):
                 future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
                 self._waiting[ticket] = future
+                self._advance()  # it may be next, before one that waits for more room
                 await future
             yield self._clock() - ticket.arrived
             completed = True
@@ -203,8 +214,15 @@ class Admission:
             self.queue.leave(ticket, self._clock(), completed=completed)
             self._advance()
 
+    def check(self, policy: RunPolicy, tokens: int) -> None:
+        """Refuses at once what ``slot`` would refuse; see ``AdmissionQueue.check``."""
+        self.queue.check(policy, tokens, self._clock())
+
     def oldest_wait(self) -> float:
         return self.queue.oldest_wait(self._clock())
+
+    def by_run(self) -> dict[str, tuple[int, float]]:
+        return self.queue.by_run(self._clock())
 
     def _advance(self) -> None:
         admitted, expired = self.queue.advance(self._clock())

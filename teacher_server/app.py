@@ -86,6 +86,7 @@ class Server:
             ),
             metrics=Metrics(),
             server_version=VERSION,
+            policies={run: own.policy(run) for run, own in config.runs.items()},
         )
         self.ready = asyncio.Event()
         self._stopped: asyncio.Queue[int] = asyncio.Queue()

@@ -20,10 +20,13 @@ from pydantic import (
 )
 from teacher_proto.types import ServerLimits
 
+from teacher_server.policy import RunPolicy
+
 MIB = 1024 * 1024
 INT32_MAX = 2**31 - 1
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+RunName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 
 class Settings(BaseModel):
@@ -88,7 +91,7 @@ class LimitSettings(Settings):
     max_top_k: int | None = Field(default=None, ge=1)
     max_request_tokens: int = Field(default=262_144, ge=2)
     max_queue_tokens: int = Field(default=1_048_576, ge=1)
-    # Tokens inside one engine at once; None: four of its batches.
+    # Tokens inside one engine at once; None: what keeps it busy (docs/service.md).
     max_inflight_tokens: int | None = Field(default=None, ge=1)
     max_tokenizer_bytes: int = Field(default=64 * MIB, ge=1)
 
@@ -112,6 +115,19 @@ class LimitSettings(Settings):
             max_queue_tokens=self.max_queue_tokens,
             max_tokenizer_bytes=self.max_tokenizer_bytes,
         )
+
+
+class RunSettings(Settings):
+    """What one run may take; credentials that name the run go before these."""
+
+    # Its share beside runs that ask at the same time.
+    weight: float = Field(default=1.0, ge=0.001, le=1000.0)
+    # Higher ones go first (docs/service.md).
+    priority: int = Field(default=0, ge=-10, le=10)
+    tokens_per_minute: int | None = Field(default=None, ge=1)
+
+    def policy(self, run: str) -> RunPolicy:
+        return RunPolicy(run, self.weight, self.priority, self.tokens_per_minute)
 
 
 class ReplaySettings(Settings):
@@ -168,6 +184,8 @@ class ServeConfig(Settings):
     http_timeout_seconds: float = Field(default=120.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()
+    # By the name of the run.
+    runs: dict[RunName, RunSettings] = Field(default_factory=dict)
     replay: ReplaySettings = ReplaySettings()
 
     @model_validator(mode="after")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+from teacher_proto.errors import EngineError, LsmError
 from teacher_proto.types import Timing
 
 from teacher_server.admission import Admission
@@ -66,6 +70,18 @@ class Metrics:
             ("run",),
             registry=self.registry,
         )
+        self._run_tokens = Counter(
+            "lsm_teacher_run_tokens",
+            "Tokens of scored requests, prompt and continuations, by run.",
+            ("run",),
+            registry=self.registry,
+        )
+        self._rejections = Counter(
+            "lsm_teacher_rejections",
+            "Requests to score that were refused, by run and reason.",
+            ("run", "reason"),
+            registry=self.registry,
+        )
         self._top_k = Histogram(
             "lsm_teacher_top_k",
             "K of scored requests.",
@@ -109,18 +125,36 @@ class Metrics:
         self._queue_age.labels(teacher).set_function(admission.oldest_wait)
         self._inflight_tokens.labels(teacher).set_function(lambda: queue.inflight_tokens)
 
+    def watch_runs(self, admissions: Sequence[Admission]) -> None:
+        """Reads what each run has waiting, over all teachers, when the metrics are asked for."""
+        self.registry.register(_RunQueues(admissions, self._run_label))
+
+    @contextlib.contextmanager
+    def rejections(self, run: str) -> Iterator[None]:
+        """Counts the refusal, if one is raised inside, under the run's name."""
+        try:
+            yield
+        except EngineError:
+            raise
+        except LsmError as error:
+            self._rejections.labels(self._run_label(run), error.reason).inc()
+            raise
+
     def request(self, surface: str, method: str, outcome: str, reason: str, seconds: float) -> None:
         self._requests.labels(surface, method, outcome, reason).inc()
         self._request_seconds.labels(surface, method).observe(seconds)
 
-    def scored(self, teacher: str, run: str, *, rows: int, top_k: int, timing: Timing) -> None:
-        """One request that the engine answered."""
+    def scored(
+        self, teacher: str, run: str, *, rows: int, tokens: int, top_k: int, timing: Timing
+    ) -> None:
+        """One request that the engine answered; ``tokens`` of prompt and continuations."""
         overhead = timing.total_seconds - timing.queue_seconds - timing.engine_seconds
         self._queue_seconds.labels(teacher).observe(timing.queue_seconds)
         self._overhead_seconds.labels(teacher).observe(max(0.0, overhead))
         self._engine_seconds.labels(teacher).inc(timing.engine_seconds)
         self._computed_tokens.labels(teacher).inc(timing.computed_tokens)
         self._scored_rows.labels(self._run_label(run)).inc(rows)
+        self._run_tokens.labels(self._run_label(run)).inc(tokens)
         self._top_k.observe(top_k)
 
     def replayed(self) -> None:
@@ -136,3 +170,32 @@ class Metrics:
                 return OTHER_RUNS
             self._runs.add(run)
         return run
+
+
+class _RunQueues(Collector):
+    """What waits now, by run: nothing is kept between two readings."""
+
+    def __init__(self, admissions: Sequence[Admission], label: Callable[[str], str]) -> None:
+        self._admissions = admissions
+        self._label = label
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        waiting: dict[str, tuple[int, float]] = {}
+        for admission in self._admissions:
+            for run, (tokens, age) in admission.by_run().items():
+                name = self._label(run)
+                other_tokens, other_age = waiting.get(name, (0, 0.0))
+                waiting[name] = other_tokens + tokens, max(other_age, age)
+        tokens_of = GaugeMetricFamily(
+            "lsm_teacher_run_queue_tokens", "Tokens that wait, by run.", labels=("run",)
+        )
+        age_of = GaugeMetricFamily(
+            "lsm_teacher_run_queue_age_seconds",
+            "How long the first in the queue of a run has waited.",
+            labels=("run",),
+        )
+        for name, (tokens, age) in waiting.items():
+            tokens_of.add_metric((name,), tokens)
+            age_of.add_metric((name,), age)
+        yield tokens_of
+        yield age_of

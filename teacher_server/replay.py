@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 
 from teacher_proto.errors import LsmError, TeacherUnavailableError
 
-from teacher_server.admission import Deadline
+from teacher_server.scheduler import Deadline
 
 Key = tuple[str, str, bytes]
 

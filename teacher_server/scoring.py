@@ -21,10 +21,10 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.admission import Deadline, Ticket
 from teacher_server.engines.base import Job, Rows, Sequence
 from teacher_server.policy import RunPolicy
 from teacher_server.prompts import prompt_ids, teacher_prompt
+from teacher_server.scheduler import Deadline, Ticket
 from teacher_server.teacher import Teacher
 from teacher_server.validation import check_ids, check_request, check_sizes
 
@@ -58,14 +58,16 @@ async def score(
 
     Raises:
         InvalidRequestError, ContractMismatchError: see ``validation``.
-        OverloadedError, DeadlineError: see ``admission``.
+        OverloadedError, DeadlineError: see ``admission``. An overload is told
+            before the request's arrays are looked at or its text is tokenized.
         EngineError, TeacherUnavailableError: the engine failed.
     """
+    teacher.admission.check(policy, known_tokens(request))
     check_request(request, teacher.facts, limits)
     ids = await _prompt_ids(request, teacher)
     check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry)
     job = make_job(request, ids, teacher.facts.vocabulary_size)
-    ticket = Ticket(tokens=job.tokens, run=policy.run, deadline=deadline)
+    ticket = Ticket(tokens=job.tokens, policy=policy, deadline=deadline)
     async with teacher.admission.slot(ticket) as queue_seconds:
         result = await teacher.engine.score(job)
     if len(result.rows) != len(job.sequences):
@@ -83,6 +85,13 @@ async def score(
         timing=timing,
     )
     return Scored(reply=reply, job_tokens=job.tokens)
+
+
+def known_tokens(request: ScoreRequest) -> int:
+    """Tokens that the request holds as ids; a prompt in text has more."""
+    prompt, _ = teacher_prompt(request)
+    known = len(prompt.token_ids) if isinstance(prompt, TokenPrompt) else 0
+    return known + sum(len(s.token_ids) for c in request.continuations for s in c.segments)
 
 
 async def _prompt_ids(request: ScoreRequest, teacher: Teacher) -> Int32:

@@ -11,7 +11,7 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -35,11 +35,12 @@ from teacher_proto.types import (
 
 from teacher_server.access.guard import Caller
 from teacher_server.access.rules import Principal, policy_of, run_of
-from teacher_server.admission import Deadline
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.metrics import Metrics
 from teacher_server.observation import Observation, observed
+from teacher_server.policy import RunPolicy
 from teacher_server.replay import ReplayWindow
+from teacher_server.scheduler import Deadline
 from teacher_server.scoring import Scored, score
 from teacher_server.teacher import Teacher, Teachers
 from teacher_server.validation import (
@@ -94,11 +95,13 @@ class TeacherService:
         replay: ReplayWindow,
         metrics: Metrics,
         server_version: str,
+        policies: Mapping[str, RunPolicy] | None = None,
     ) -> None:
         self.lifecycle = lifecycle
         self.limits = limits
         self.metrics = metrics
         self._replay = replay
+        self._policies = policies or {}
         self.version = server_version
         self._teachers: Teachers | None = None
         self.active = 0
@@ -111,6 +114,8 @@ class TeacherService:
         self._teachers = teachers
         for teacher in teachers:
             self.metrics.watch_queue(teacher.name, teacher.admission)
+        # Adapters share the queue of their base.
+        self.metrics.watch_runs(list(dict.fromkeys(teacher.admission for teacher in teachers)))
         self.lifecycle.become_ready()
 
     @property
@@ -196,9 +201,23 @@ class TeacherService:
         caller.request_id = request.request_id
         request = replace(request, run=run_of(caller.principal, request.run))
         check_name(request.run, "run")
-        policy = policy_of(caller.principal, request.run)
+        policy = policy_of(caller.principal, request.run, self._policies)
         seen.fields |= _request_fields(request)
-        teacher = self.teachers.for_principal(caller.principal).get(request.teacher)
+        with self.metrics.rejections(request.run):
+            teacher = self.teachers.for_principal(caller.principal).get(request.teacher)
+            return await self._answer(call, body, request, policy, teacher, started, end, seen)
+
+    async def _answer(
+        self,
+        call: Call,
+        body: bytes,
+        request: ScoreRequest,
+        policy: RunPolicy,
+        teacher: Teacher,
+        started: float,
+        end: float,
+        seen: Observation,
+    ) -> bytes:
 
         async def compute(deadline: Deadline) -> bytes:
             scored = await score(
@@ -225,7 +244,12 @@ class TeacherService:
         answered = zip(request.continuations, scored.reply.results, strict=True)
         rows = sum(row_count(asked) for asked, got in answered if got.status is Status.OK)
         self.metrics.scored(
-            request.teacher, request.run, rows=rows, top_k=request.top_k, timing=timing
+            request.teacher,
+            request.run,
+            rows=rows,
+            tokens=scored.job_tokens,
+            top_k=request.top_k,
+            timing=timing,
         )
         seen.fields |= {
             "rows": rows,

@@ -19,14 +19,16 @@ from teacher_server.admission import Admission, AdmissionQueue
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.adapter import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
+from teacher_server.quota import Quotas
 from teacher_server.tokenizer import TeacherTokenizer, load_tokenizer
 from teacher_server.validation import TeacherFacts, unknown_teacher
 
 log = logging.getLogger(__name__)
 
-# Batches' worth of tokens inside an engine at once, when no setting says how
-# many: enough to fill the next batch while one runs.
-INFLIGHT_BATCHES = 4
+# Passes' worth of tokens inside an engine at once, when no setting says how many:
+# the pass that runs and the next one. More would only wait behind them, where fair
+# shares no longer reach.
+INFLIGHT_PASSES = 2
 
 
 def _transformers(model: str, settings: EngineSettings) -> Engine:
@@ -181,12 +183,19 @@ async def load_teachers(
     except BaseException:
         await asyncio.gather(*(one.engine.close() for one in loaded.values()))
         raise
+    quotas = Quotas()
     owners: dict[str, tuple[str, ...]] = {}
     for name in configured:
         of = loaded[name].tokenizer.hash
         owners[of] = (*owners.get(of, ()), name)
     queues = {
-        name: make_admission(limits, loaded[name].settings.max_batch_tokens) for name in adapters
+        name: make_admission(
+            limits,
+            loaded[name].settings.max_batch_tokens,
+            loaded[name].engine.description.pass_tokens,
+            quotas,
+        )
+        for name in adapters
     }
     return Teachers(
         {
@@ -203,12 +212,16 @@ async def load_teachers(
     )
 
 
-def make_admission(limits: LimitSettings, max_batch_tokens: int) -> Admission:
-    """The queue before one engine."""
+def make_admission(
+    limits: LimitSettings, max_batch_tokens: int, pass_tokens: int | None, quotas: Quotas
+) -> Admission:
+    """The queue before one engine; ``quotas``: of all teachers together."""
     return Admission(
         AdmissionQueue(
-            max_inflight_tokens=limits.max_inflight_tokens or INFLIGHT_BATCHES * max_batch_tokens,
+            max_inflight_tokens=limits.max_inflight_tokens
+            or inflight_tokens(max_batch_tokens, pass_tokens),
             max_queue_tokens=limits.max_queue_tokens,
+            quotas=quotas,
         )
     )
 
@@ -252,6 +265,11 @@ def make_teacher(
         ),
         admission=admission,
     )
+
+
+def inflight_tokens(max_batch_tokens: int, pass_tokens: int | None) -> int:
+    """Tokens inside an engine at once: what keeps it busy, and at least one batch."""
+    return max(max_batch_tokens, INFLIGHT_PASSES * (pass_tokens or max_batch_tokens))
 
 
 async def self_score(engine: Engine) -> None:

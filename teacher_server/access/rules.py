@@ -134,9 +134,13 @@ def run_of(principal: Principal | None, asked: str, where: str = "run") -> str:
     return principal.run
 
 
-def policy_of(principal: Principal | None, run: str) -> RunPolicy:
-    """Without credentials every run has the same entitlements."""
-    return RunPolicy(run) if principal is None else principal.policy
+def policy_of(
+    principal: Principal | None, run: str, configured: Mapping[str, RunPolicy]
+) -> RunPolicy:
+    """The credential's own; without credentials what the settings say of the run, if they do."""
+    if principal is not None:
+        return principal.policy
+    return configured.get(run) or RunPolicy(run)
 
 
 def _bearer(authorization: Sequence[str]) -> str:

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EngineDescription:
-    """What the engine loaded. Lengths in tokens; digests are sha256 in hex."""
+    """What the engine loaded. Lengths in tokens; digests are sha256 in hex.
+
+    ``pass_tokens``: tokens that one indivisible pass reads; None for all of
+    ``max_batch_tokens``.
+    """
 
     engine: str
     model: str
@@ -30,6 +34,7 @@ class EngineDescription:
     vocabulary_size: int
     max_length: int
     deterministic: bool
+    pass_tokens: int | None = None
 
 
 @dataclass(frozen=True)

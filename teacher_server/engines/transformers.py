@@ -201,6 +201,7 @@ class TransformersEngine:
             vocabulary_size=head.vocabulary_size,
             max_length=loaded.max_length,
             deterministic=self._deterministic,
+            pass_tokens=packing.tokens,
         )
         return Worker(Scorer(body, head, adapters.select), packing, self._die)
 

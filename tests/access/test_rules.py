@@ -98,8 +98,10 @@ def test_no_run_is_charged_for_another() -> None:
         with pytest.raises(ForbiddenError) as found:
             run_of(ALICE_S, other)
         assert found.value.reason == "RUN_MISMATCH"
-    assert policy_of(ALICE_S, "alice") is ALICE_S.policy
-    assert policy_of(None, "x") == RunPolicy("x")
+    configured = {"alice": RunPolicy("alice", weight=9.0)}
+    assert policy_of(ALICE_S, "alice", configured) is ALICE_S.policy
+    assert policy_of(None, "x", configured) == RunPolicy("x")
+    assert policy_of(None, "alice", configured) is configured["alice"]
 
 
 def test_the_documented_file_is_one_the_server_takes() -> None:

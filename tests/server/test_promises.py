@@ -226,7 +226,7 @@ async def test_a_request_is_one_line_without_its_contents(
 def test_run_labels_are_bounded() -> None:
     metrics = Metrics()
     for number in range(MAX_RUN_LABELS + 5):
-        metrics.scored("t", f"run-{number}", rows=1, top_k=1, timing=Timing())
+        metrics.scored("t", f"run-{number}", rows=1, tokens=4, top_k=1, timing=Timing())
     text = metrics.exposition().decode()
     assert text.count("lsm_teacher_scored_tokens_total{") == MAX_RUN_LABELS + 1
     assert f'lsm_teacher_scored_tokens_total{{run="{OTHER_RUNS}"}} 5.0' in text

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 
-from teacher_server.admission import Deadline
+from teacher_server.scheduler import Deadline
 from teacher_server.replay import Key, ReplayWindow
 
 KEY: Key = ("run", "id", b"digest")
