@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -12,21 +13,33 @@ from teacher_proto.errors import DeadlineError, OverloadedError
 
 from teacher_server.admission import (
     FIRST_HINT,
+    MAX_HINT,
+    MIN_HINT,
     Admission,
     AdmissionQueue,
-    Deadline,
     Throughput,
-    Ticket,
 )
+from teacher_server.policy import RunPolicy
+from teacher_server.quota import Quotas
+from teacher_server.scheduler import Deadline, Ticket
 
 
-def ticket(tokens: int, until: float = math.inf) -> Ticket:
-    return Ticket(tokens=tokens, run="run", deadline=Deadline(until))
+def ticket(tokens: int, until: float = math.inf, run: str = "run", **policy: Any) -> Ticket:
+    return Ticket(tokens, RunPolicy(run, **policy), Deadline(until))
+
+
+def refusal(queue: AdmissionQueue, item: Ticket, now: float) -> OverloadedError | None:
+    """Why ``item`` cannot enter now; None when it can. Nothing is taken in."""
+    try:
+        queue.check(item.policy, item.tokens, now)
+    except OverloadedError as error:
+        return error
+    return None
 
 
 events = st.lists(
     st.one_of(
-        st.tuples(st.just("offer"), st.integers(1, 60), st.integers(0, 20)),
+        st.tuples(st.sampled_from(["offer 1", "offer 2"]), st.integers(1, 60), st.integers(0, 20)),
         st.tuples(st.just("finish"), st.integers(0, 10), st.booleans()),
         st.tuples(st.just("withdraw"), st.integers(0, 10), st.just(0)),
         st.tuples(st.just("wait"), st.integers(1, 10), st.just(0)),
@@ -52,19 +65,25 @@ def test_bounds_order_and_work_conservation_hold_under_any_workload(
             waiting.remove(item)
         for item in admitted:
             assert not item.deadline.passed(now), "expired work was admitted"
-            assert item is waiting[0], "not first in, first out"
-            inflight.append(waiting.pop(0))
+            first = next(t for t in waiting if t.policy.run == item.policy.run)
+            assert item is first, "not first in, first out within its run"
+            waiting.remove(item)
+            inflight.append(item)
 
     for kind, number, extra in events:
         if kind == "wait":
             now += number
-        elif kind == "offer":
-            item = ticket(number, now + extra if extra else math.inf)
-            before = sum(t.tokens for t in waiting)
-            try:
+        elif kind.startswith("offer"):
+            item = ticket(number, now + extra if extra else math.inf, run=kind)
+            free = 100 - sum(t.tokens for t in waiting)
+            own = sum(t.tokens for t in waiting if t.policy.run == kind)
+            refused = refusal(queue, item, now)
+            if refused is None:
                 (inflight if queue.offer(item, now) else waiting).append(item)
-            except OverloadedError:
-                assert before + number > 100
+            else:
+                assert number > free or (own and own + number > free - number)
+                assert refused.retry_after is not None
+                assert MIN_HINT <= refused.retry_after <= MAX_HINT
         elif kind == "finish" and inflight:
             item = inflight.pop(number % len(inflight))
             queue.leave(item, now, completed=bool(extra))
@@ -77,7 +96,7 @@ def test_bounds_order_and_work_conservation_hold_under_any_workload(
         assert queue.inflight_tokens <= 50 or len(inflight) == 1
         if waiting:
             assert inflight, "the engine idles while work waits"
-            assert queue.inflight_tokens + waiting[0].tokens > 50
+            assert queue.inflight_tokens + max(t.tokens for t in waiting) > 50
 
     while waiting or inflight:
         queue.leave(inflight.pop(), now, completed=True)
@@ -108,8 +127,77 @@ def test_hints_follow_the_measured_throughput() -> None:
     queue.advance(4.0)
     queue.offer(ticket(100), 4.0)
     with pytest.raises(OverloadedError) as measured:
-        queue.offer(ticket(50), 4.0)
+        queue.offer(ticket(50, run="another"), 4.0)
+    assert measured.value.reason == "OVERLOADED"
     assert measured.value.retry_after == pytest.approx(50 / 25)
+    with pytest.raises(OverloadedError, match="the part of one run") as own:
+        queue.offer(ticket(0), 4.0)
+    assert own.value.reason == "RUN_QUEUE_FULL"
+    # The run's part and the queue shrink together: 25 tokens a second each.
+    assert own.value.retry_after == pytest.approx(100 / 50)
+
+
+def test_a_hint_is_true_when_nobody_else_comes() -> None:
+    """An engine of 100 tokens a second; the run comes back when it was told to."""
+    queue = AdmissionQueue(max_inflight_tokens=10, max_queue_tokens=1000)
+    now = 0.0
+    inflight: list[Ticket] = []
+    for run in ("mine", "other", "another"):
+        for _ in range(30):
+            item = ticket(10, run=run)
+            if refusal(queue, item, now) is None and queue.offer(item, now):
+                inflight.append(item)
+
+    def step() -> None:
+        nonlocal now
+        now += 0.1
+        queue.leave(inflight.pop(), now, completed=True)
+        inflight.extend(queue.advance(now)[0])
+
+    for _ in range(5):
+        step()
+    while (refused := refusal(queue, ticket(10, run="mine"), now)) is None:
+        queue.offer(ticket(10, run="mine"), now)
+    assert refused.retry_after is not None
+    back = now + refused.retry_after
+    while now < back + 0.2:  # two tickets' time: the hint counts tokens, not tickets
+        step()
+    queue.offer(ticket(10, run="mine"), now)
+
+
+def test_floods_leave_room_for_runs_that_have_nothing_waiting() -> None:
+    queue = AdmissionQueue(max_inflight_tokens=10, max_queue_tokens=1024)
+    for number in range(4):
+        flood = ticket(8, run=f"flood-{number}")
+        while (full := refusal(queue, flood, 0.0)) is None:
+            queue.offer(ticket(8, run=f"flood-{number}"), 0.0)
+        assert full.reason == "RUN_QUEUE_FULL"
+    assert not queue.offer(ticket(32, run="newcomer"), 0.0)
+
+
+def test_a_quota_refuses_before_anything_is_counted() -> None:
+    quotas = Quotas()
+    one, two = (
+        AdmissionQueue(max_inflight_tokens=10, max_queue_tokens=20, quotas=quotas) for _ in range(2)
+    )
+    one.offer(ticket(40, tokens_per_minute=60), 0.0)
+    with pytest.raises(OverloadedError) as found:
+        two.offer(ticket(40, tokens_per_minute=60), 0.0)  # one quota over all teachers
+    assert found.value.retry_after == pytest.approx(20.0)
+    assert two.queued_tokens == two.inflight_tokens == 0
+    with pytest.raises(OverloadedError, match="max_queue_tokens"):
+        one.offer(ticket(21, tokens_per_minute=60), 0.0 + 1.0)
+    two.offer(ticket(20, tokens_per_minute=60), 1.0)  # the refused one was not counted
+
+
+def test_a_small_ticket_passes_one_that_needs_more_room() -> None:
+    queue = AdmissionQueue(max_inflight_tokens=10, max_queue_tokens=100)
+    queue.offer(ticket(6, run="large"), 0.0)
+    large, small = ticket(9, run="large"), ticket(2, run="small")
+    queue.offer(large, 0.0)
+    assert queue.advance(0.0) == ([], [])
+    queue.offer(small, 0.0)
+    assert queue.advance(0.0) == ([small], [])
 
 
 def test_idle_time_does_not_count_as_throughput() -> None:
