@@ -22,6 +22,8 @@ from teacher_server.scheduler import Scheduler, Ticket
 FIRST_HINT = 1.0
 MIN_HINT = 0.1
 MAX_HINT = 60.0
+# Multiples of it, modulo 1, are spread evenly however many there are.
+GOLDEN = 0.6180339887498949
 
 
 class Throughput:
@@ -69,6 +71,7 @@ class AdmissionQueue:
         self._quotas = quotas or Quotas()
         self._waiting = Scheduler()
         self._inflight: set[Ticket] = set()
+        self._refusals = 0
 
     @property
     def queued_tokens(self) -> int:
@@ -159,19 +162,25 @@ class AdmissionQueue:
             fix="retry after the hinted time, send less at once, or raise "
             "limits.max_queue_tokens on the server",
             reason="" if full else "RUN_QUEUE_FULL",
-            retry_after=self._hint(policy, missing, waits=own > 0),
+            retry_after=self._hint(policy, missing, own),
         )
 
-    def _hint(self, policy: RunPolicy, missing: int, *, waits: bool) -> float:
+    def _hint(self, policy: RunPolicy, missing: int, own: int) -> float:
         """Seconds until ``missing`` has shrunk to nothing when nobody else comes.
 
-        It shrinks with the queue, and once more with the run's own part of it.
+        It shrinks with the queue, and once more with the run's own part of it. Those
+        of one run who are refused one after the other are spread over the time in
+        which what the run has waiting is served: they do not all come back at once,
+        and the run does not run dry.
         """
         rate = self.throughput.rate()
         if rate is None:
             return FIRST_HINT
-        falling = rate * (1 + self._waiting.share(policy)) if waits else rate
-        return min(MAX_HINT, max(MIN_HINT, missing / falling))
+        own_rate = rate * self._waiting.share(policy)
+        self._refusals += 1
+        spread = (self._refusals - 1) * GOLDEN % 1.0
+        seconds = missing / (rate + own_rate if own else rate) + spread * own / own_rate
+        return min(MAX_HINT, max(MIN_HINT, seconds))
 
     def _admit(self, ticket: Ticket, now: float) -> None:
         if not self._inflight:

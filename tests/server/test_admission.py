@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from typing import Any
 
@@ -13,6 +14,7 @@ from teacher_proto.errors import DeadlineError, OverloadedError
 
 from teacher_server.admission import (
     FIRST_HINT,
+    GOLDEN,
     MAX_HINT,
     MIN_HINT,
     Admission,
@@ -133,8 +135,9 @@ def test_hints_follow_the_measured_throughput() -> None:
     with pytest.raises(OverloadedError, match="the part of one run") as own:
         queue.offer(ticket(0), 4.0)
     assert own.value.reason == "RUN_QUEUE_FULL"
-    # The run's part and the queue shrink together: 25 tokens a second each.
-    assert own.value.retry_after == pytest.approx(100 / 50)
+    # The run's part and the queue shrink together: 25 tokens a second each. What it has
+    # waiting takes 4 seconds, over which those it is told to come back are spread.
+    assert own.value.retry_after == pytest.approx(100 / 50 + GOLDEN * 4.0)
 
 
 def test_a_hint_is_true_when_nobody_else_comes() -> None:
@@ -160,6 +163,12 @@ def test_a_hint_is_true_when_nobody_else_comes() -> None:
         queue.offer(ticket(10, run="mine"), now)
     assert refused.retry_after is not None
     back = now + refused.retry_after
+    hints = [refusal(queue, ticket(10, run="mine"), now) for _ in range(100)]
+    waits = sorted(hint.retry_after or 0.0 for hint in hints if hint is not None)
+    drained = 3 * sum(t.tokens for t in queue._waiting if t.policy.run == "mine") / 100.0
+    steps = [after - before for before, after in itertools.pairwise(waits)]
+    assert max(steps) < 0.03 * drained, "all come back at once"
+    assert waits[-1] < refused.retry_after + drained, "the run runs dry"
     while now < back + 0.2:  # two tickets' time: the hint counts tokens, not tickets
         step()
     queue.offer(ticket(10, run="mine"), now)
