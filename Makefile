@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher test-vllm bench-vllm clean
+.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-vllm bench-vllm clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -58,6 +58,9 @@ bench-loss: $(VENV)/.dev ## the loss against full logits: time and memory
 
 bench-teacher: $(VENV)/.dev ## the service against its engine, groups, codec, overhead
 	$(BIN)/python -m benchmarks.bench_teacher $(ARGS)
+
+bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods, overload (5 minutes)
+	$(BIN)/python -m benchmarks.bench_load $(ARGS)
 
 # vLLM's CPU build lives in an environment of its own, since it pins torch. What it
 # brings for pictures and sound is built for CUDA and breaks its imports.

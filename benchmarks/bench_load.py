@@ -2,8 +2,9 @@
 
 One real server process; every run is a process of its own over gRPC on loopback.
 
-``runs``: 1, 2, 4, 8 and 16 runs of equal load on SmolLM2-135M in float32, 96 groups
-of 128 tokens in flight together. One run and eight alternate.
+``runs``: 1, 2, 4, 8 and 16 runs of equal load on the transformers engine with a random
+Llama of 13 million parameters in float32 (``--model`` takes another), 48 groups of 128
+tokens in flight together. One run and eight alternate.
 
 The other parts use an engine of set service time (``timed_engine``): 20,000
 tokens/s, batches of 4096 tokens, jobs served one after the other.
@@ -22,7 +23,7 @@ Figures:
     rejection_p99_ms        of refusals under overload, as the client sees them
     goodput_ratio           tokens/s under overload over those of a saturating load
     overload_memory_mb      growth of the server's resident memory during the overload
-    scheduling_share        time inside the admission queue over engine time, SmolLM2
+    scheduling_share        time inside the admission queue over engine time, ``runs``
     scheduler_us_per_request  check, offer, advance and leave of one request with
                             10,000 waiting of 64 runs on four priorities
 """
@@ -44,7 +45,7 @@ from benchmarks.load_fleet import Measured, Server, jain, measure, percentile, s
 RATE = 20_000.0  # tokens/s of the timed engine
 BATCH = 4096
 COUNTS = (1, 2, 4, 8, 16)
-IN_FLIGHT = 96
+IN_FLIGHT = 48
 OVERLOAD_CLIENTS = 4
 MIB = 1024 * 1024
 Part = tuple[dict[str, float], dict[str, Any]]
@@ -72,13 +73,13 @@ def summary(found: Measured, runs: list[str]) -> dict[str, Any]:
 def runs(model: Path, seconds: float) -> Part:
     """Equal runs on a real engine; the scheduler's part of its time."""
     rounds: list[tuple[int, dict[str, Any]]] = []
-    with server(model) as teacher:
+    with server(model, "engine.max_batch_tokens=2048") as teacher:
         for count in (8, 1, 2, 1, 8, 4, 8, 1, 16):
             names = [f"run-{number}" for number in range(count)]
             each = IN_FLIGHT // count
             loads = [Load(teacher.address, name, 32, 2, 48, in_flight=each) for name in names]
             paired = count in (1, 8)
-            found = measure(teacher, loads, warm_up=6.0, seconds=seconds if paired else seconds / 2)
+            found = measure(teacher, loads, warm_up=3.0, seconds=seconds if paired else seconds / 2)
             rounds.append((count, summary(found, names)))
             print(f"{count} runs: {rounds[-1][1]['tokens_per_second']:.0f} tokens/s")
         engine = engine_seconds(teacher)
@@ -208,20 +209,19 @@ def scheduler(waiting: int = 10_000, requests: int = 20_000) -> Part:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench_load", description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, help="SmolLM2-135M, prepared when left out")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of every measurement")
+    parser.add_argument("--model", type=Path, help="for the part runs")
+    parser.add_argument("--seconds", type=float, default=8.0, help="of every measurement")
     parser.add_argument("--soak", action="store_true", help="sixty seconds of overload")
     parser.add_argument("--only", nargs="*", metavar="PART", help="print these parts' figures")
     arguments = parser.parse_args()
-    model, seconds = arguments.model, arguments.seconds
-    if model is None:
-        from student_trainer.quickstart.prepare import smollm2_dir
-
-        model = smollm2_dir(print)
+    seconds = arguments.seconds
     with tempfile.TemporaryDirectory() as folder:
         from tests.support.models import make_tiny_model
 
         tiny = make_tiny_model(Path(folder, "tiny"))
+        model = arguments.model or make_tiny_model(
+            Path(folder, "model"), hidden_size=384, intermediate_size=1024, num_hidden_layers=8
+        )
         parts: dict[str, Callable[[], Part]] = {
             "runs": lambda: runs(model, seconds),
             "small": lambda: small(tiny, 2 * seconds),

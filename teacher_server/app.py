@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import logging
 import os
@@ -134,6 +135,10 @@ class Server:
     ) -> int:
         for teacher in teachers:
             teacher.engine.on_death(self._engine_died)
+        # The collector need not look through models and libraries again: each time it
+        # does, nothing is answered for a quarter of a second.
+        gc.collect()
+        gc.freeze()
         self.service.serve(teachers)
         await grpc_server.serving()
         with ready_file(self._config.ready_file, self._ready_facts(teachers)):

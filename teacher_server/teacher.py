@@ -27,7 +27,8 @@ log = logging.getLogger(__name__)
 
 # Passes' worth of tokens inside an engine at once, when no setting says how many:
 # the pass that runs and the next one. More would only wait behind them, where fair
-# shares no longer reach.
+# shares no longer reach; but an engine that cuts batches into passes packs them
+# better out of half a batch.
 INFLIGHT_PASSES = 2
 
 
@@ -268,8 +269,8 @@ def make_teacher(
 
 
 def inflight_tokens(max_batch_tokens: int, pass_tokens: int | None) -> int:
-    """Tokens inside an engine at once: what keeps it busy, and at least one batch."""
-    return max(max_batch_tokens, INFLIGHT_PASSES * (pass_tokens or max_batch_tokens))
+    """Tokens inside an engine at once: what keeps it busy and its passes full."""
+    return max(max_batch_tokens // 2, INFLIGHT_PASSES * (pass_tokens or max_batch_tokens))
 
 
 async def self_score(engine: Engine) -> None:
