@@ -23,8 +23,9 @@ def check_can_push(repo: str) -> None:
         LsmError: the hub does not answer.
     """
     import huggingface_hub
+    from huggingface_hub import constants
 
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
         raise ConfigurationError(
             "HF_HUB_OFFLINE is set, so nothing can be pushed",
             where=f"hub.repo = {repo}",

@@ -25,7 +25,9 @@ class Trackio:
         self._run.log(dict(figures), step=step)
 
     def close(self, failed: bool) -> None:
-        self._run.finish()
+        import trackio
+
+        trackio.finish()  # its own exit hook would say it a second time
 
 
 def start(facts: RunFacts) -> Trackio:

@@ -1,0 +1,75 @@
+"""The table of the first example's tokens."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from teacher_proto.types import TextPrompt
+
+from student_trainer.config import TrainConfig
+from student_trainer.data import load_prompts
+from student_trainer.first_example import first_example, table, wants_colour
+from student_trainer.loss_config import MaskSettings
+from student_trainer.model import Student
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.generate import generate
+
+LINE = re.compile(r" *(-?\d+)  +(\d+)  (prompt|loss|masked) +['\"].*['\"]")
+
+
+def rows(text: str) -> list[tuple[int, int, str]]:
+    found = [LINE.fullmatch(line) for line in text.splitlines()]
+    return [(int(m[1]), int(m[2]), m[3]) for m in found if m]
+
+
+def test_it_shows_what_step_1_draws_and_what_the_loss_uses(
+    student: Student, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config()
+    prompts = load_prompts(config.data, student).train
+    own = generate(student, prompts, config.rollout, seed=5, step=1)[4]
+    masked_id = int(own.token_ids[2])
+    mask = MaskSettings(token_ids=(masked_id,))
+    shown = rows(first_example(student, prompts[2], config.rollout, mask, seed=5))
+    count = len(prompts[2].token_ids)
+    assert shown[:count] == [
+        (place - count, int(token), "prompt") for place, token in enumerate(prompts[2].token_ids)
+    ]
+    assert shown[count:] == [
+        (place, int(token), "masked" if token == masked_id else "loss")
+        for place, token in enumerate(own.token_ids)
+    ]
+
+
+def drawn(prompt: int, response: int) -> Rollout:
+    item = PromptItem("0", np.arange(3, 3 + prompt, dtype=np.int32), TextPrompt(""))
+    ids = np.arange(40, 40 + response, dtype=np.int32)
+    return Rollout(item, 0, ids, np.zeros(response, np.float32), finished=False)
+
+
+def test_a_long_prompt_is_counted_in_its_middle(student: Student) -> None:
+    text = table(student, drawn(100, 3), [False, True, False])
+    assert "100 prompt tokens (no loss)" in text
+    assert "2 tokens with loss, 1 masked" in text
+    assert "68 more prompt tokens" in text
+    assert [place for place, _, _ in rows(text)] == [*range(-100, -92), *range(-24, 0), 0, 1, 2]
+    assert len(rows(table(student, drawn(32, 1), [False]))) == 33
+    assert "\x1b" not in text
+    coloured = table(student, drawn(2, 2), [False, True], colour=True)
+    assert coloured.count("\x1b[31m") == 1
+    assert coloured.count("\x1b[2m") == 2
+
+
+def test_colour_is_for_terminals_without_no_color(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    assert not wants_colour(io.StringIO())
+    master, slave = os.openpty()
+    with os.fdopen(master), os.fdopen(slave, "w") as terminal:
+        assert wants_colour(terminal)
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert not wants_colour(terminal)

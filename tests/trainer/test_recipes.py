@@ -1,0 +1,194 @@
+"""Every recipe in small form against a real teacher server, and what such a run leaves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from teacher_proto.program import run_program
+from teacher_proto.settings import load_settings
+
+from student_trainer import checkpoint, recipes
+from student_trainer.cli import run as run_cli
+from student_trainer.config import TrainConfig
+from student_trainer.prune import prune
+from student_trainer.run_dir import RunDirectory, read_metrics
+from tests.trainer.conftest import write_prompts
+from tests.trainer.processes import Server, serve
+
+# What makes a recipe small; everything else is the recipe's own.
+SMALL = (
+    "run.steps=2",
+    "student.device=cpu",
+    "data.max_prompt_tokens=64",
+    "data.held_out_fraction=0.3",
+    "rollout.prompts_per_step=4",
+    "rollout.group_size=2",
+    "rollout.max_new_tokens=12",
+    "evaluation.prompts=2",
+    "evaluation.frozen_rows=0",
+    "evaluation.max_new_tokens=8",
+    "report.html=false",
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("server"), default=tiny_model_dir) as running:
+        yield running
+
+
+def small_run(name: str, model: Path, server: Server, directory: Path, *more: str) -> Path:
+    prompts = write_prompts(directory / "prompts.jsonl", [f"What is {n}?" for n in range(12)])
+    values = [
+        *SMALL,
+        f"run.output_dir={directory / 'run'}",
+        f"student.model={model}",
+        f"teacher.address={server.address}",
+        f"data.train={prompts}",
+        *more,
+    ]
+    flags = [part for value in values for part in ("--set", value)]
+    assert run_program(run_cli, ["train", f"recipe:{name}", *flags]) == 0
+    return directory / "run"
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_a_recipe_trains(
+    name: str, tiny_model_dir: Path, student_model_dir: Path, server: Server, tmp_path: Path
+) -> None:
+    model = student_model_dir
+    if name == "depth-pruned-heal":
+        model = prune(str(tiny_model_dir), tmp_path / "pruned", keep=2).output
+    run = small_run(name, model, server, tmp_path)
+    config = load_settings(TrainConfig, [recipes.recipe(name)]).settings
+    lines = read_metrics(run / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2]
+    found = checkpoint.newest_good(run / "checkpoints")
+    assert found is not None
+    assert checkpoint.load_state(found).updates == 2 * config.optimizer.updates_per_batch
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["loss"], summary["top_k"]) == (config.loss.kind, config.loss.top_k)
+    assert (run / "model" / "README.md").exists()
+
+
+def test_the_papers_settings() -> None:
+    paper = load_settings(TrainConfig, [recipes.recipe("paper-math")]).settings
+    assert paper.student.model == "Qwen/Qwen2.5-7B-Instruct"
+    assert "OpenThinker3-7B" in recipes.purpose(recipes.recipe("paper-math"))
+    assert (paper.loss.kind, paper.loss.top_k, paper.loss.temperature) == ("lsm", 32, 1.0)
+    rollout, optimizer = paper.rollout, paper.optimizer
+    assert (rollout.prompts_per_step, rollout.group_size) == (16, 8)
+    assert 16 * 8 / optimizer.updates_per_batch == 64, "the mini-batch"
+    assert (rollout.temperature, rollout.top_p) == (1.0, 0.9)
+    assert (paper.data.max_prompt_tokens, rollout.max_new_tokens) == (2048, 16384)
+    assert (optimizer.lr, optimizer.schedule, optimizer.warmup_steps) == (2e-6, "constant", 0)
+    assert (optimizer.weight_decay, optimizer.clip_norm, paper.run.steps) == (0.01, 1.0, 400)
+
+
+@pytest.mark.parametrize(
+    ("name", "base", "differ"),
+    [
+        ("sampled-token", "paper-math", {"run", "loss"}),
+        ("forward-kl", "one-gpu-lora", {"run", "loss"}),
+        ("jsd", "one-gpu-lora", {"run", "loss"}),
+    ],
+)
+def test_a_baseline_differs_in_its_loss_alone(name: str, base: str, differ: set[str]) -> None:
+    ours, theirs = (
+        load_settings(TrainConfig, [recipes.recipe(n)]).settings.model_dump() for n in (name, base)
+    )
+    assert {key for key in ours if ours[key] != theirs[key]} == differ
+    assert ours["run"]["steps"] == theirs["run"]["steps"]
+
+
+def test_the_command_lists_prints_and_refuses(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert run_program(run_cli, ["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == recipes.names()
+    assert run_program(run_cli, ["recipes", "laptop-cpu"]) == 0
+    copy = tmp_path / "copy.toml"
+    copy.write_text(capsys.readouterr().out)
+    kept, read = (
+        load_settings(TrainConfig, [f]).settings for f in (copy, recipes.recipe("laptop-cpu"))
+    )
+    assert kept == read
+    assert run_program(run_cli, ["train", "recipe:paper-maths", "--dry-run"]) == 2
+    assert "did you mean paper-math?" in capsys.readouterr().err
+    assert run_program(run_cli, ["train", "recipe:jsd", "--dry-run"]) == 0
+    assert f"loss.beta = 0.5 (file {recipes.recipe('jsd')})" in capsys.readouterr().out
+
+
+def test_what_a_run_shows_tracks_and_tells(
+    student_model_dir: Path,
+    server: Server,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    caplog.set_level("INFO", "student_trainer")
+    run = small_run(
+        "laptop-cpu", student_model_dir, server, tmp_path, 'tracking.trackers=["tensorboard"]'
+    )
+    lines = read_metrics(run / "metrics.jsonl")
+    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert shown == lines, "standard output is the steps alone"
+    example = next(r.getMessage() for r in caplog.records if "first example" in r.getMessage())
+    assert "prompt tokens (no loss)" in example
+    assert "with loss" in example
+
+    found = EventAccumulator(str(run / "tensorboard")).Reload()
+    assert [e.step for e in found.Scalars("loss")] == [1, 2]
+    assert [e.value for e in found.Scalars("loss")] == pytest.approx([x["loss"] for x in lines])
+    summary = json.loads((run / "summary.json").read_text())
+    (after,) = found.Scalars("summary/rollout_length_after")
+    assert after.value == pytest.approx(summary["rollout_length_after"])
+
+    card = (run / "model" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["library_name"] == "transformers"
+    assert "base_model" not in header, "the student is a folder of this machine"
+    assert lines[0]["teacher_identity"] in card
+    assert "| `loss.top_k` | 64 |" in card
+    assert "| `rollout.temperature` | 1.0 |" in card
+    assert "| `rollout.top_p` | 0.9 |" in card
+    kept = [f"{line['teacher_support_mass']:.4g}" for line in lines]
+    assert f"| teacher's mass on its top K | {' | '.join(kept)} |" in card
+    length = f"{summary['rollout_length_before']:.4g} | {summary['rollout_length_after']:.4g}"
+    assert f"| response length, tokens | {length} |" in card
+    assert "| reverse KL (student‖teacher), nats | not measured | not measured |" in card
+    assert "8 prompts of prompts.jsonl; 0 longer ones were left out." in card
+    for secret in (str(tmp_path), str(student_model_dir), server.address):
+        assert secret not in card
+
+
+def test_what_cannot_work_ends_the_run_before_its_first_step(
+    student_model_dir: Path, server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*more: str) -> str:
+        output = RunDirectory(tmp_path / "run")
+        values = [f"run.output_dir={output.path}", f"student.model={student_model_dir}",
+                  f"teacher.address={server.address}", *more]  # fmt: skip
+        flags = [part for value in (*SMALL, *values) for part in ("--set", value)]
+        assert run_program(run_cli, ["train", "recipe:laptop-cpu", *flags]) == 2
+        assert not output.metrics.exists()
+        return capsys.readouterr().err
+
+    empty = tmp_path / "empty.jsonl"
+    empty.write_text("\n")
+    assert "holds no prompt to use" in refused(f"data.train={empty}")
+    long = write_prompts(tmp_path / "long.jsonl", ["a" * 200])
+    assert 'data.over_long = "drop"' in refused(f"data.train={long}")
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"question": "x"}\n')
+    assert "its columns are 'question'" in refused(f"data.train={other}")
+    assert "did you mean 'mlflow'?" in refused('tracking.trackers=["mlfow"]')
+    assert "HF_HUB_OFFLINE is set" in refused('hub.repo="owner/name"', f"data.train={long}")
+    assert "hub.repo" in refused('hub.repo="name"')
