@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 import torch
 
+from student_trainer import recipes
 from student_trainer.config import TrainConfig
+from student_trainer.data_config import DataSettings
 from tests.server.running import Running, running
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +32,17 @@ def test_the_configuration_is_one_the_trainer_takes() -> None:
     (text,) = blocks("toml")
     config = TrainConfig.model_validate(tomllib.loads(text))
     assert config.loss.kind == "lsm"
+
+
+def test_the_data_example_is_one_the_trainer_takes() -> None:
+    (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
+    settings = DataSettings.model_validate(tomllib.loads(text)["data"])
+    assert settings.columns.prompt == "question"
+
+
+def test_every_recipe_is_in_the_documents() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    assert all(f"`{name}`" in page for name in recipes.names())
 
 
 def test_the_loss_runs_and_reaches_the_model() -> None:

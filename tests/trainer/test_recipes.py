@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from tests.trainer.processes import Server, serve
 SMALL = (
     "run.steps=2",
     "student.device=cpu",
+    "data.columns.prompt=prompt",
     "data.max_prompt_tokens=64",
     "data.held_out_fraction=0.3",
     "rollout.prompts_per_step=4",
@@ -103,6 +105,17 @@ def test_a_baseline_differs_in_its_loss_alone(name: str, base: str, differ: set[
     )
     assert {key for key in ours if ours[key] != theirs[key]} == differ
     assert ours["run"]["steps"] == theirs["run"]["steps"]
+
+
+def test_the_papers_lines_for_a_smaller_gpu_are_settings() -> None:
+    text = recipes.recipe("paper-math").read_text()
+    overrides = re.findall(r"--set (\S+=[^\s.]+(?:\.\d+)?)", text)
+    assert len(overrides) == 2
+    config = load_settings(
+        TrainConfig, [recipes.recipe("paper-math")], overrides=overrides
+    ).settings
+    assert config.student.lora is not None
+    assert config.optimizer.lr == 1e-4
 
 
 def test_the_command_lists_prints_and_refuses(
@@ -188,7 +201,8 @@ def test_what_cannot_work_ends_the_run_before_its_first_step(
     assert 'data.over_long = "drop"' in refused(f"data.train={long}")
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "x"}\n')
-    assert "its columns are 'question'" in refused(f"data.train={other}")
+    message = refused(f"data.train={other}")
+    assert "needs the column 'prompt'; its columns are 'question'" in message
     assert "did you mean 'mlflow'?" in refused('tracking.trackers=["mlfow"]')
     assert "HF_HUB_OFFLINE is set" in refused('hub.repo="owner/name"', f"data.train={long}")
     assert "hub.repo" in refused('hub.repo="name"')
