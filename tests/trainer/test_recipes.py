@@ -143,9 +143,12 @@ def test_what_a_run_shows_tracks_and_tells(
     tmp_path: Path,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    canary = "canary0123456789canary0123456789"
+    monkeypatch.setenv("LSM_TRAINER__TEACHER__TOKEN", canary)
     caplog.set_level("INFO", "student_trainer")
     run = small_run(
         "laptop-cpu", student_model_dir, server, tmp_path, 'tracking.trackers=["tensorboard"]'
@@ -178,8 +181,11 @@ def test_what_a_run_shows_tracks_and_tells(
     assert f"| response length, tokens | {length} |" in card
     assert "| reverse KL (student‖teacher), nats | not measured | not measured |" in card
     assert "8 prompts of prompts.jsonl; 0 longer ones were left out." in card
-    for secret in (str(tmp_path), str(student_model_dir), server.address):
-        assert secret not in card
+    for private in (str(tmp_path), str(student_model_dir), server.address):
+        assert private not in card
+    written = [path.read_bytes() for path in run.rglob("*") if path.is_file()]
+    assert not any(canary.encode() in content for content in written)
+    assert canary not in caplog.text
 
 
 def test_what_cannot_work_ends_the_run_before_its_first_step(
