@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-vllm bench-vllm clean
+.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-vllm test-gpu bench-vllm clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,6 +79,9 @@ $(VLLM_VENV)/.installed: pyproject.toml | $(VLLM_BIN)/python
 
 test-vllm: $(VLLM_VENV)/.installed ## the vLLM engine for real, on its CPU build
 	$(VLLM_BIN)/python -m pytest -m vllm tests/engines $(ARGS)
+
+test-gpu: $(VENV)/.dev ## both engines on a GPU; skipped without one
+	$(BIN)/python -m pytest -m gpu tests/engines $(ARGS)
 
 bench-vllm: $(VLLM_VENV)/.installed ## the vLLM engine against vLLM itself
 	$(VLLM_BIN)/python -m benchmarks.bench_vllm $(ARGS)

@@ -13,3 +13,13 @@ def smollm2() -> Path:
     from student_trainer.quickstart.prepare import smollm2_dir
 
     return smollm2_dir()
+
+
+@pytest.fixture(scope="session")
+def gpu() -> str:
+    """The device for tests that need a GPU; without one they are skipped."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return "cuda"

@@ -16,16 +16,19 @@ import numpy as np
 import psutil
 import pytest
 import pytest_asyncio
+import torch
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
+from transformers import LlamaForCausalLM
 
 from tests.engines.conformance import (
     Subject,
     assert_equals_reference,
+    assert_well_formed,
     make_job,
     running,
 )
 from tests.engines.vllm_subjects import vllm_engine
-from tests.support.models import make_tiny_model
+from tests.support.models import make_tiny_model, save_model, tiny_llama_config
 from tests.support.reference import plain_logits
 
 if TYPE_CHECKING:
@@ -168,6 +171,36 @@ async def test_memory_stays_within_chunks(engine: VllmEngine) -> None:
     assert worker.memory_info().rss - before < 2 * reply
 
 
+async def test_a_response_of_32k_tokens_fits_a_small_budget(tmp_path: Path) -> None:
+    """K=128 in steps of 512; its logits alone would be 1 GiB, its hidden states 8 MiB."""
+    size, length = 8192, 32 * 1024
+    config = tiny_llama_config(
+        size, num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=length + 64
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        directory = save_model(LlamaForCausalLM(config), tmp_path / "long")
+    engine = vllm_engine(directory, max_batch_tokens=512)
+    warm_up, job = (
+        make_job(15, size, prompt=16, lengths=(count,), top_k=128) for count in (600, length)
+    )
+    async with running(engine):
+        await engine.score(warm_up)
+        workers = _processes("VLLM")
+        before = sum(worker.memory_info().rss for worker in workers)
+        result = await engine.score(job)
+        peak = sum(_peak(worker.pid) for worker in workers)
+    assert result.computed_tokens == 16 + length - 1
+    assert_well_formed(job, job.sequences[0], result.rows[0])
+    assert peak - before < 400 * 2**20
+    (rows,), (sequence,) = result.rows, job.sequences
+    read = np.concatenate([job.prompt_ids, sequence.token_ids[:-1]])
+    last = plain_logits(directory)(read)[-1]
+    assert rows.top_log_probs is not None
+    expected = np.sort(last - np.log(np.exp(last).sum()))[::-1][:128]
+    np.testing.assert_allclose(rows.top_log_probs[-1], expected, rtol=0, atol=1e-3)
+
+
 async def test_the_engines_death_fails_what_is_in_flight_and_is_told(model: Path) -> None:
     engine = vllm_engine(model, max_batch_tokens=64)
     others = {process.pid for process in _processes()}
@@ -229,3 +262,9 @@ def _processes(title: str = "") -> list[psutil.Process]:
             if running and title in " ".join(process.cmdline()):
                 found.append(process)
     return found
+
+
+def _peak(pid: int) -> int:
+    """Peak resident bytes of a process."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
