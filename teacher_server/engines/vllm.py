@@ -54,7 +54,7 @@ from vllm.v1.outputs import LogprobsTensors
 
 from teacher_server.engines import vllm_cpu_lora
 from teacher_server.engines.adapter import Adapter, check_base
-from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows, Sequence
+from teacher_server.engines.base import EngineDescription, Job, JobResult, Sequence
 from teacher_server.engines.digest import weights_digest
 from teacher_server.engines.loading import parse_dtype, resolve, weight_files
 from teacher_server.engines.probe import check_self_score, self_score_job
@@ -67,8 +67,8 @@ from teacher_server.engines.vllm_children import (
 from teacher_server.engines.vllm_options import checkpoint_dtype, engine_arguments, refused
 from teacher_server.engines.vllm_rows import RowScorer, RunnerHead
 from teacher_server.engines.vllm_runner import CacheReader, RunnerHook
-from teacher_server.engines.vllm_wire import RowPlan, rows_of
-from teacher_server.engines.worker import empty_rows, unavailable
+from teacher_server.engines.vllm_wire import RowPlan, job_result
+from teacher_server.engines.worker import unavailable
 
 report_failures()
 
@@ -222,7 +222,7 @@ class VllmEngine:
                 request.lora_request = self._loras[job.adapter] if job.adapter else None
                 request.data_parallel_rank = rank if len(self._load) > 1 else None
                 await client.add_request_async(request)
-            outputs = iter(await asyncio.gather(*futures.values()))
+            outputs = await asyncio.gather(*futures.values())
         except LsmError:
             raise
         except Exception as error:
@@ -230,20 +230,7 @@ class VllmEngine:
         finally:
             self._load[rank] -= tokens
             await self._abort([name for name in futures if self._pending.pop(name, None)])
-        rows: list[Rows] = []
-        computed, seconds = 0, 0.0
-        for plan, sequence in zip(plans, job.sequences, strict=True):
-            if plan is None:
-                rows.append(empty_rows(job, sequence))
-                continue
-            output = next(outputs)
-            result, count, share = rows_of(
-                output.new_prompt_logprobs_tensors, plan, output.finish_reason
-            )
-            rows.append(result)
-            computed += count
-            seconds += share
-        return JobResult(tuple(rows), computed, seconds)
+        return job_result(job, plans, outputs)
 
     async def _add(self, client: AsyncMPClient, lora: LoRARequest) -> None:
         """Loads an adapter now: one that fails later would take the engine with it."""

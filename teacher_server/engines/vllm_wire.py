@@ -7,6 +7,7 @@ engine core, shared memory to its workers. Nothing here imports vLLM.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from numpy.typing import NDArray
 from teacher_proto.errors import EngineError
 from teacher_proto.types import Float32, Int32
 
-from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.engines import base
+from teacher_server.engines.base import Job, JobResult, Rows
 from teacher_server.engines.head import RowRequest
 from teacher_server.engines.supports import SupportSpec
+from teacher_server.engines.worker import empty_rows
 
 # Key of ``SamplingParams.extra_args``.
 PLAN = "lsm_rows"
@@ -53,7 +56,7 @@ class RowPlan:
     explicit: Int32 | None
 
     @classmethod
-    def of(cls, job: Job, sequence: Sequence) -> RowPlan:
+    def of(cls, job: Job, sequence: base.Sequence) -> RowPlan:
         """``sequence`` has one position at least."""
         explicit = sequence.explicit_ids
         return cls(
@@ -202,6 +205,33 @@ def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
 def _split(values: Float32) -> tuple[Float32, NDArray[np.bool_]]:
     valid = values > MINUS_INFINITY
     return np.where(valid, values, np.float32(0)), valid
+
+
+def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]) -> JobResult:
+    """The result of a job from the outputs of its requests.
+
+    Args:
+        plans: one for each sequence; None for one without rows, which was no request.
+        outputs: vLLM's, in the order of the plans that are there.
+
+    Raises:
+        EngineError: see ``rows_of``.
+    """
+    left = iter(outputs)
+    rows: list[Rows] = []
+    computed, seconds = 0, 0.0
+    for plan, scored in zip(plans, job.sequences, strict=True):
+        if plan is None:
+            rows.append(empty_rows(job, scored))
+            continue
+        output = next(left)
+        result, count, share = rows_of(
+            output.new_prompt_logprobs_tensors, plan, output.finish_reason
+        )
+        rows.append(result)
+        computed += count
+        seconds += share
+    return JobResult(tuple(rows), computed, seconds)
 
 
 def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows, int, float]:
