@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,19 @@ import psutil
 import pytest
 from teacher_proto import TeacherClient
 from teacher_proto.errors import TeacherUnavailableError
-from teacher_proto.types import Continuation, ScoreRequest, Segment, TeacherInfo, TokenPrompt
+from teacher_proto.types import (
+    Continuation,
+    ScoreReply,
+    ScoreRequest,
+    Segment,
+    TeacherInfo,
+    TokenPrompt,
+)
 
 from tests.engines.conformance import ids
 from tests.engines.vllm_subjects import OPTIONS
 from tests.server.processes import LONG, Program, run, serving
+from tests.support.adapters import make_adapter, merged
 from tests.support.models import make_tiny_model
 from tests.support.reference import plain_logits
 
@@ -66,28 +75,41 @@ def still_running(processes: list[psutil.Process]) -> list[psutil.Process]:
     return processes
 
 
+def assert_scores(asked: ScoreRequest, reply: ScoreReply, logits: Callable[..., Any]) -> None:
+    """Every row of a reply against a plain forward."""
+    assert isinstance(asked.prompt, TokenPrompt)
+    for continuation, scores in zip(asked.continuations, reply.results, strict=True):
+        token_ids = continuation.segments[0].token_ids
+        rows = logits(np.concatenate([asked.prompt.token_ids, token_ids]))[39:-1]
+        rows = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
+        assert scores.top_ids is not None
+        expected = np.take_along_axis(rows, scores.top_ids.astype(np.int64), axis=1)
+        np.testing.assert_allclose(scores.top_log_probs, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(
+            scores.sampled_log_probs, rows[np.arange(50), token_ids], rtol=0, atol=1e-4
+        )
+
+
 def test_a_server_scores_over_grpc_and_stops_with_its_engine(model: Path, tmp_path: Path) -> None:
-    with serving(tmp_path, "--model", str(model), *FLAGS) as program:
+    """A model and an adapter of it, as two teachers on one engine."""
+    adapter = make_adapter(tmp_path / "math", model)
+    teachers = ("--model", str(model), "--teacher", f"math={adapter}")
+    with serving(tmp_path, *teachers, *FLAGS) as program:
         children = below(program)
-        assert any("EngineCore" in " ".join(child.cmdline()) for child in children)
+        assert sum("EngineCore" in " ".join(child.cmdline()) for child in children) == 1
         with TeacherClient(program.facts["grpc_address"], run="test") as client:
-            info = client.get_teacher(timeout=LONG).teacher("default")
+            server = client.get_teacher(timeout=LONG)
+            info, math = server.teacher("default"), server.teacher("math")
             assert info.engine == "vllm"
             assert info.identity.dtype == "float32"
-            asked = request(info, "one", 3, 50)
-            reply = client.score(asked, timeout=LONG)
-        logits = plain_logits(model)
-        for continuation, scores in zip(asked.continuations, reply.results, strict=True):
-            assert isinstance(asked.prompt, TokenPrompt)
-            token_ids = continuation.segments[0].token_ids
-            rows = logits(np.concatenate([asked.prompt.token_ids, token_ids]))[39:-1]
-            rows = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-            assert scores.top_ids is not None
-            expected = np.take_along_axis(rows, scores.top_ids.astype(np.int64), axis=1)
-            np.testing.assert_allclose(scores.top_log_probs, expected, rtol=0, atol=1e-4)
-            np.testing.assert_allclose(
-                scores.sampled_log_probs, rows[np.arange(50), token_ids], rtol=0, atol=1e-4
-            )
+            assert info.identity.weights_digest == math.identity.weights_digest
+            assert info.identity.adapter_digest == ""
+            assert len(math.identity.adapter_digest) == 64
+            asked = [request(teacher, teacher.name, 3, 50) for teacher in (info, math)]
+            sent = [client.submit(one, timeout=LONG) for one in asked]
+            replies = [future.result(LONG) for future in sent]
+        assert_scores(asked[0], replies[0], plain_logits(model))
+        assert_scores(asked[1], replies[1], plain_logits(merged(model, adapter)))
         assert program.end(signal.SIGTERM) == 0
         assert not still_running(children)
         assert "Traceback" not in program.log.read_text()
