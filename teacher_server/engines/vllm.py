@@ -358,6 +358,14 @@ class RowScoring:
         if runner.lora_config is not None and current_platform.is_cpu():
             for wrapper in runner.lora_manager._adapter_manager.punica_wrapper_mapping.values():
                 vllm_cpu_lora.install(wrapper)
+        if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
+            # Made by a dummy run, which a CPU worker that does not compile leaves out; this
+            # may go when two stages on a CPU pass tests/engines/test_vllm_parallel.py without.
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens,
+                dtype=runner.model_config.dtype,
+                device=runner.device,
+            )
         if not get_pp_group().is_last_rank:
             return 0
         model = runner.model
