@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,18 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def flag_names(keys: Iterable[str]) -> dict[str, str]:
+    """The flags that are not called like their keys."""
+    named = {"engine.name": "--engine"}
+    for key in keys:
+        table, _, name = key.partition(".")
+        if table == "teachers":
+            named[key] = "--model" if key == f"teachers.{DEFAULT_TEACHER}.model" else "--teacher"
+        elif table in ("engine", "access"):
+            named.setdefault(key, "--" + name.replace("_", "-"))
+    return named
+
+
 def flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags given, by settings key."""
     from teacher_proto.errors import ConfigurationError
@@ -144,12 +156,14 @@ def run(argv: Sequence[str] | None) -> int:
 
     from teacher_server.config import ServeConfig
 
+    given = flags(arguments)
     resolved = load_settings(
         ServeConfig,
         files=arguments.config,
         env_prefix=ENV_PREFIX,
         overrides=arguments.overrides,
-        flags=flags(arguments),
+        flags=given,
+        flag_names=flag_names(given),
     )
     from_environment_only(resolved, "access.credentials", instead="access.credentials_file")
     if arguments.dry_run:

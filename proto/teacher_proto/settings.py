@@ -54,6 +54,7 @@ def load_settings(
     env_prefix: str = "",
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
+    flag_names: Mapping[str, str] | None = None,
 ) -> Resolved[M]:
     """Merges every layer and validates the result once.
 
@@ -63,6 +64,7 @@ def load_settings(
         env_prefix: such as ``LSM_TRAINER__``; empty reads no environment.
         overrides: ``key=value`` of ``--set``; a later one wins.
         flags: dotted key to value; None stands for a flag that was not given.
+        flag_names: dotted key to its flag, where that is not called like the key.
 
     Raises ConfigurationError for a file that cannot be read, for an unknown key
     (with the nearest known one) and for values the model refuses, each with its
@@ -86,8 +88,8 @@ def load_settings(
         key_or_none = parse_key(text)
         assert key_or_none is not None, f"flag key {text!r} is not a dotted key"
         if value is not None:
-            name = "-".join(key_or_none).replace("_", "-")
-            layers.put(key_or_none, value, f"flag --{name}")
+            name = "--" + "-".join(key_or_none).replace("_", "-")
+            layers.put(key_or_none, value, f"flag {(flag_names or {}).get(text, name)}")
     return layers.resolve()
 
 

@@ -167,7 +167,12 @@ def load_config(overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConf
             fix="use --output and --steps, or run student-trainer train with your own settings",
         )
     settings: TrainConfig = load_settings(
-        TrainConfig, [PACKAGE / "quickstart.toml"], ENV_PREFIX, list(overrides), flags
+        TrainConfig,
+        [PACKAGE / "quickstart.toml"],
+        ENV_PREFIX,
+        list(overrides),
+        flags,
+        {"run.steps": "--steps", "run.output_dir": "--output"},
     ).settings
     return settings
 

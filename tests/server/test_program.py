@@ -106,7 +106,8 @@ def test_a_model_that_is_not_there_is_one_line_and_exit_code_2(tmp_path: Path) -
         (["--teacher", "math"], "NAME=PATH"),
         (["--model", "a", "--teacher", "default=b"], "given twice"),
         (["--model", "m", "--teacher", "a/b=c"], "teachers"),
-        (["--model", "m", "--engine", "onnx"], "engine.name"),
+        (["--model", "m", "--engine", "onnx"], 'engine.name = "onnx" (flag --engine)'),
+        (["--model", "m", "--max-length", "1"], "(flag --max-length)"),
         (["--model", "m", "--set", "limits.max_queue_token=3"], "max_queue_tokens"),
         (["--model", "m", "--set", "limits.max_queue_tokens=3"], "max_request_tokens"),
         (["--model", "m", "--grpc-port", "65536"], "grpc_port"),
@@ -129,6 +130,7 @@ def test_dry_run_tells_every_setting_and_its_origin(
     file.write_text('http_port = 1\n[teachers.math]\nmodel = "/models/math"\ndtype = "float32"\n')
     monkeypatch.setenv("LSM_TEACHER__DRAIN_SECONDS", "7")
     arguments = ["serve", str(file), "--grpc-port", "2", "--dry-run", "--set", "host=::1"]
+    arguments += ["--teacher", "code=/models/code", "--credentials-file", "/etc/tokens"]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
     for line in (
@@ -136,6 +138,8 @@ def test_dry_run_tells_every_setting_and_its_origin(
         f'teachers.math.model = "/models/math" (file {file})',
         "drain_seconds = 7.0 (env LSM_TEACHER__DRAIN_SECONDS)",
         "grpc_port = 2 (flag --grpc-port)",
+        'teachers.code.model = "/models/code" (flag --teacher)',
+        'access.credentials_file = "/etc/tokens" (flag --credentials-file)',
         'host = "::1" (flag --set)',
         "limits.max_continuations = 1024 (default)",
     ):
