@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-vllm test-gpu bench-vllm clean
+.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -33,9 +33,25 @@ quickstart: $(VENV)/.quickstart ## a real student gets better under a real teach
 test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: $(VENV)/.dev ## ruff, and buf's rules for the proto files
+# Debian's docker.io and docker-compose where no engine is installed; as root the tests
+# then start one of their own, and end it. LSM_TEST_BASE=python:3.11-slim-bookworm builds
+# on that image; without it a base is made with debootstrap and no registry is needed.
+test-docker: $(VENV)/.dev ## the images, and compose's cpu profile for real (15 minutes, 2 cores)
+	docker info >/dev/null 2>&1 || .ci/packages dockerd=docker.io docker-compose=docker-compose
+	test -n "$(LSM_TEST_BASE)" || .ci/packages debootstrap=debootstrap
+	$(BIN)/python -m pytest -m docker tests/docker $(ARGS)
+
+test-prometheus: $(VENV)/.dev ## the dashboard against a real Prometheus, installed if need be
+	.ci/packages prometheus=prometheus
+	$(BIN)/python -m pytest tests/server/test_dashboard.py $(ARGS)
+
+compose-secrets: ## tokens for docker-compose.yml's runs, into secrets/
+	$(PYTHON) docker/demo/make_tokens.py secrets
+
+lint: $(VENV)/.dev ## ruff, hadolint, and buf's rules for the proto files
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/hadolint docker/*.Dockerfile
 	cd proto && ../$(BIN)/buf lint
 
 format: $(VENV)/.dev ## rewrites the sources in the project's format

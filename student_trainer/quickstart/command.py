@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
     parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="DIR",
+        help="only prepare the two models; DIR/teacher and DIR/student will lead to them",
+    )
+    parser.add_argument(
         "--set",
         action="append",
         default=[],
@@ -53,6 +59,9 @@ def run(arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
     console = Console(stderr=True)
+    if arguments.models is not None:
+        link_models(arguments.models, *_models(console))
+        return 0
     started = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Teacher and student share the cores: a thread that waits for another must
@@ -90,6 +99,16 @@ def _models(console: Console) -> tuple[Path, Path]:
     _quiet()
     teacher = smollm2_dir(note)
     return teacher, pruned_dir(teacher, note)
+
+
+def link_models(folder: Path, teacher: Path, student: Path) -> None:
+    """``folder/teacher`` and ``folder/student`` as relative links, so that they hold
+    wherever a volume with both is mounted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, model in (("teacher", teacher), ("student", student)):
+        link = folder / name
+        link.unlink(missing_ok=True)
+        link.symlink_to(os.path.relpath(model, folder.resolve()))
 
 
 def pruned_dir(teacher: Path, note: Any) -> Path:
