@@ -1,17 +1,23 @@
 """Logs of the server: one JSON object a line on stderr.
 
-A request is one line at info. Contents (token ids, text, messages) are never
-logged; run and request id only once they are known to be printable and short.
+A request is one line at info; whatever else is logged while one is worked on carries
+its run and request id, and its trace id where there is a trace. Contents (token ids,
+text, messages) are never logged; run and request id only once they are known to be
+printable and short.
 """
 
 from __future__ import annotations
 
+import contextvars
 import json
 import logging
 import sys
 from datetime import UTC, datetime
 from typing import Any
 
+from teacher_proto import tracing
+
+_names: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("names")
 request_log = logging.getLogger("teacher_server.request")
 
 
@@ -25,10 +31,18 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
+        line.update(_names.get({}))
         line.update(getattr(record, "fields", {}))
         if record.exc_info:
             line["traceback"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
+
+
+def bind(**names: str) -> None:
+    """Puts these fields, and the trace's id where there is a trace, on every later line
+    of the current task and those it starts."""
+    trace_id = tracing.trace_id()
+    _names.set(names | {"trace_id": trace_id} if trace_id else names)
 
 
 def configure_logging(level: str) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from teacher_proto.errors import EngineError, LsmError
 from teacher_proto.types import Timing
 
 from teacher_server.admission import Admission
+from teacher_server.engines.base import CountsPasses, Engine
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TOP_K = (0, 1, 8, 16, 32, 64, 128, 256, 1024, 8192)
@@ -125,6 +126,10 @@ class Metrics:
         self._queue_age.labels(teacher).set_function(admission.oldest_wait)
         self._inflight_tokens.labels(teacher).set_function(lambda: queue.inflight_tokens)
 
+    def watch_passes(self, engines: Mapping[str, Engine]) -> None:
+        """Reads how full the engines' passes were, of those that know (by name of teacher)."""
+        self.registry.register(_Passes(engines))
+
     def watch_runs(self, admissions: Sequence[Admission]) -> None:
         """Reads what each run has waiting, over all teachers, when the metrics are asked for."""
         self.registry.register(_RunQueues(admissions, self._run_label))
@@ -199,3 +204,29 @@ class _RunQueues(Collector):
             age_of.add_metric((name,), age)
         yield tokens_of
         yield age_of
+
+
+class _Passes(Collector):
+    """Forward passes by teacher; the engine counts them in its own thread."""
+
+    def __init__(self, engines: Mapping[str, Engine]) -> None:
+        self._engines = engines
+
+    def collect(self) -> Iterator[Metric]:
+        label = ("teacher",)
+        passes = CounterMetricFamily("lsm_teacher_passes", "Forward passes.", labels=label)
+        tokens = CounterMetricFamily(
+            "lsm_teacher_pass_tokens", "Tokens they read, padding left out.", labels=label
+        )
+        capacity = GaugeMetricFamily(
+            "lsm_teacher_pass_capacity_tokens", "Tokens that one of them can read.", labels=label
+        )
+        for name, engine in self._engines.items():
+            room = engine.description.pass_tokens
+            if not isinstance(engine, CountsPasses) or room is None:
+                continue
+            count = engine.pass_count()
+            passes.add_metric((name,), count.passes)
+            tokens.add_metric((name,), count.tokens)
+            capacity.add_metric((name,), room)
+        yield from (passes, tokens, capacity)

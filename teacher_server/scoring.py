@@ -6,9 +6,11 @@ request -> validation -> prompt -> admission -> engine -> reply
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from dataclasses import dataclass
 
+from teacher_proto import tracing
 from teacher_proto.errors import EngineError
 from teacher_proto.types import (
     ContinuationScores,
@@ -68,8 +70,11 @@ async def score(
     check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry)
     job = make_job(request, ids, teacher.facts.vocabulary_size)
     ticket = Ticket(tokens=job.tokens, policy=policy, deadline=deadline)
-    async with teacher.admission.slot(ticket) as queue_seconds:
-        result = await teacher.engine.score(job)
+    async with contextlib.AsyncExitStack() as held:
+        with tracing.span("admission", lsm_tokens=job.tokens):
+            queue_seconds = await held.enter_async_context(teacher.admission.slot(ticket))
+        with tracing.span("engine", lsm_teacher=teacher.name):
+            result = await teacher.engine.score(job)
     if len(result.rows) != len(job.sequences):
         raise EngineError(f"{len(result.rows)} results for {len(job.sequences)} continuations")
     timing = Timing(

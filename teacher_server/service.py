@@ -11,11 +11,12 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from teacher_proto import tracing
 from teacher_proto.errors import (
     ConfigurationError,
     DeadlineError,
@@ -36,6 +37,7 @@ from teacher_proto.types import (
 from teacher_server.access.guard import Caller
 from teacher_server.access.rules import Principal, policy_of, run_of
 from teacher_server.lifecycle import Lifecycle
+from teacher_server.log import bind
 from teacher_server.metrics import Metrics
 from teacher_server.observation import Observation, observed
 from teacher_server.policy import RunPolicy
@@ -72,6 +74,11 @@ class Call(Protocol):
 
     @property
     def surface(self) -> Surface: ...
+
+    @property
+    def headers(self) -> Iterable[tuple[str, Any]]:
+        """What came beside the request; a traceparent among it joins the caller's trace."""
+        ...
 
     async def read(self) -> bytes:
         """The bytes the request came in; equal bytes are equal work."""
@@ -114,6 +121,7 @@ class TeacherService:
         self._teachers = teachers
         for teacher in teachers:
             self.metrics.watch_queue(teacher.name, teacher.admission)
+        self.metrics.watch_passes({teacher.name: teacher.engine for teacher in teachers})
         # Adapters share the queue of their base.
         self.metrics.watch_runs(list(dict.fromkeys(teacher.admission for teacher in teachers)))
         self.lifecycle.become_ready()
@@ -168,7 +176,10 @@ class TeacherService:
                 server is not ready; DeadlineError at the caller's deadline.
         """
         started = time.monotonic()
-        with self.observe(call.surface.name, "Score") as seen:
+        with (
+            tracing.span("Score", "server", headers=call.headers),
+            self.observe(call.surface.name, "Score") as seen,
+        ):
             self.lifecycle.check_takes_work()
             with self._counted():
                 body = await call.read()
@@ -203,6 +214,7 @@ class TeacherService:
         check_name(request.run, "run")
         policy = policy_of(caller.principal, request.run, self._policies)
         seen.fields |= _request_fields(request)
+        bind(run=request.run, request_id=request.request_id)
         with self.metrics.rejections(request.run):
             teacher = self.teachers.for_principal(caller.principal).get(request.teacher)
             return await self._answer(call, body, request, policy, teacher, started, end, seen)

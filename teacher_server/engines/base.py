@@ -143,3 +143,18 @@ class Engine(Protocol):
         """Calls back once, on the event loop, when the engine can never score again."""
 
     async def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class PassCount:
+    """Forward passes since the start, and the tokens they read, padding left out."""
+
+    passes: int
+    tokens: int
+
+
+@runtime_checkable
+class CountsPasses(Protocol):
+    """An engine that knows how full its passes are (``EngineDescription.pass_tokens``)."""
+
+    def pass_count(self) -> PassCount: ...

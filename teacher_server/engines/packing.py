@@ -61,6 +61,15 @@ class GroupBatch:
 Batch = FlatBatch | GroupBatch
 
 
+def pass_tokens(batch: Batch) -> list[int]:
+    """Tokens that each pass of a batch reads, padding left out."""
+    if isinstance(batch, FlatBatch):
+        return [sum(item.flat_tokens for item in batch.items)]
+    lengths = {item.prompt: item.prompt_length for item in batch.items}
+    prompts = sum(lengths[prompt] - 1 for prompt in batch.prompts)
+    return [prompts, *(sum(item.length for item in one) for one in batch.passes)]
+
+
 @dataclass(frozen=True)
 class Packing:
     """What a model and its settings allow.

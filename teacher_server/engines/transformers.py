@@ -14,7 +14,7 @@ import torch
 from teacher_proto.errors import ConfigurationError, EngineError, LsmError
 
 from teacher_server.engines.adapter import Adapter, check_base
-from teacher_server.engines.base import EngineDescription, Job, JobResult
+from teacher_server.engines.base import EngineDescription, Job, JobResult, PassCount
 from teacher_server.engines.body import Body
 from teacher_server.engines.head import LanguageModelHead, LogitTreatment
 from teacher_server.engines.loading import load_model, parse_device, resolve, weight_files
@@ -137,6 +137,10 @@ class TransformersEngine:
         finally:
             if not task.finished:
                 self._worker.drop(task)
+
+    def pass_count(self) -> PassCount:
+        """See ``base.CountsPasses``."""
+        return PassCount(0, 0) if self._worker is None else self._worker.count
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
         """See ``base.Engine``."""

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 
-from teacher_server.engines.base import Job, JobResult, Rows, Sequence
-from teacher_server.engines.packing import Batch, FlatBatch, Packing, next_batch
+from teacher_server.engines.base import Job, JobResult, PassCount, Rows, Sequence
+from teacher_server.engines.packing import Batch, FlatBatch, Packing, next_batch, pass_tokens
 from teacher_server.engines.scorer import Outcome, Scorer, Unit
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,8 @@ class Worker:
         self._dead: BaseException | None = None
         self._waiting: dict[int, tuple[Unit, Task, int]] = {}
         self._next_key = 0
+        # Replaced whole in the worker's thread, read from any.
+        self.count = PassCount(0, 0)
 
     def submit(self, task: Task) -> None:
         """Queues a task; raises TeacherUnavailableError after close or death."""
@@ -197,6 +199,8 @@ class Worker:
         )
 
     def _score(self, batch: Batch) -> None:
+        tokens = pass_tokens(batch)
+        self.count = PassCount(self.count.passes + len(tokens), self.count.tokens + sum(tokens))
         units = {item.key: self._waiting[item.key][0] for item in batch.items}
         tasks = {id(task): task for task in (self._waiting[key][1] for key in units)}
 

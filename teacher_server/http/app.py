@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterable
 from typing import Any
 
 from fastapi import FastAPI
@@ -43,6 +43,10 @@ class _ScoreCall:
     @property
     def surface(self) -> Surface:
         return HTTP
+
+    @property
+    def headers(self) -> Iterable[tuple[str, Any]]:
+        return self._request.headers.items()
 
     async def read(self) -> bytes:
         try:

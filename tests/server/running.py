@@ -29,7 +29,14 @@ from teacher_server import teacher as teacher_module
 from teacher_server.app import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.adapter import Adapter
-from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
+from teacher_server.engines.base import (
+    CountsPasses,
+    Engine,
+    EngineDescription,
+    Job,
+    JobResult,
+    PassCount,
+)
 from teacher_server.engines.transformers import TransformersEngine
 
 SCORE = "/teacher_proto.v1.TeacherScoringService/Score"
@@ -71,6 +78,10 @@ class WatchedEngine:
 
     def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
         self.inner.hold_adapters(adapters)
+
+    def pass_count(self) -> PassCount:
+        assert isinstance(self.inner, CountsPasses)
+        return self.inner.pass_count()
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
         self._callbacks.append(callback)
