@@ -6,14 +6,20 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from teacher_proto.program import add_completion, run_program
+
+if TYPE_CHECKING:
+    from teacher_proto.settings import Resolved
+
+    from student_trainer.config import TrainConfig
 
 ENV_PREFIX = "LSM_TRAINER"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from student_trainer import hub, merge, prune, recipes
+    from student_trainer import doctor, hub, merge, prune, recipes
     from student_trainer.quickstart import command as quickstart
     from student_trainer.report import command as report
 
@@ -42,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     train.set_defaults(run=run_train)
     for name, module, text in (
+        ("doctor", doctor, "check what `train` with the same settings needs"),
         ("prune", prune, "make a depth-pruned student from a causal language model"),
         ("merge", merge, "fold LoRA adapters into their base model"),
         ("report", report, "make a run's report again"),
@@ -55,8 +62,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run_train(arguments: argparse.Namespace) -> int:
-    from teacher_proto.settings import describe, from_environment_only, load_settings
+def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
+    """The settings of ``train`` and ``doctor``; raises ConfigurationError."""
+    from teacher_proto.settings import from_environment_only, load_settings
 
     from student_trainer.config import TrainConfig
     from student_trainer.recipes import config_files
@@ -64,13 +72,25 @@ def run_train(arguments: argparse.Namespace) -> int:
     files = config_files(arguments.configs)
     resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
     from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
+    return resolved
+
+
+def run_train(arguments: argparse.Namespace) -> int:
+    from teacher_proto.settings import describe
+    from teacher_proto.tracing import export_traces
+
+    resolved = resolve(arguments)
     if arguments.dry_run:
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
         return 0
     quiet_libraries()
     from student_trainer.train import train
 
-    train(resolved.settings)
+    flush_traces = export_traces("student-trainer")
+    try:
+        train(resolved.settings)
+    finally:
+        flush_traces()
     return 0
 
 

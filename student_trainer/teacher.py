@@ -277,6 +277,17 @@ def check_reachable(settings: TeacherSettings, run: str) -> None:
     _named(server.teachers, settings)
 
 
+def service_date(settings: TeacherSettings, run: str) -> float | None:
+    """The service's clock when it answers, seconds since the epoch, whole ones; None
+    where what answers does not tell it.
+
+    Raises:
+        TeacherUnavailableError and others: see ``TeacherClient``.
+    """
+    with connect(settings, run) as client:
+        return client.service_date(timeout=settings.connect_timeout_seconds)
+
+
 class _Joined:
     """One future over the requests of a group."""
 

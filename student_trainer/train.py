@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> Path:
     torch.manual_seed(config.run.seed)
     student = load_student(config.student, found / "model" if found else None)
     prompts = load_prompts(config.data, student, seed=config.run.seed)
-    _check_lengths(config, student)
+    check_lengths(config, student)
     with (
         TeacherLink(config.teacher, student, run=config.run.name) as teacher,
         Stopper() as stopper,
@@ -55,7 +55,7 @@ def train(config: TrainConfig) -> Path:
             top_k=config.loss.teacher_top_k,
             explicit=config.loss.student_top_k,
             longest_prompt=config.data.max_prompt_tokens,
-            longest_response=max(new for _, new in _response_limits(config)),
+            longest_response=longest_response(config),
         )
         loop = TrainingLoop(config, student, teacher, prompts, run)
         if found:
@@ -127,6 +127,11 @@ def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
     return summary
 
 
+def longest_response(config: TrainConfig) -> int:
+    """Tokens of the longest response the run may send to the teacher."""
+    return max(new for _, new in _response_limits(config))
+
+
 def _response_limits(config: TrainConfig) -> list[tuple[str, int]]:
     """Settings that bound a response, with their tokens."""
     limits = [("rollout.max_new_tokens", config.rollout.max_new_tokens)]
@@ -135,7 +140,7 @@ def _response_limits(config: TrainConfig) -> list[tuple[str, int]]:
     return limits
 
 
-def _check_lengths(config: TrainConfig, student: Student) -> None:
+def check_lengths(config: TrainConfig, student: Student) -> None:
     """Refuses lengths the student cannot take."""
     for key, new in _response_limits(config):
         longest = config.data.max_prompt_tokens + new

@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
+from teacher_proto.tracing import export_traces
 
 from teacher_server.access.guard import Guard, make_guard
 from teacher_server.binding import address, check_exposure, listen
@@ -58,16 +59,25 @@ def serve(config: ServeConfig) -> int:
         encrypted=config.tls.cert is not None,
         insecure_plaintext=config.insecure_plaintext,
     )
+    check_has_teacher(config)
+    prepare_ready_file(config.ready_file)
+    guard = make_guard(config)
+    configure_logging(config.log_level)
+    flush_traces = export_traces("teacher-server")
+    try:
+        return asyncio.run(Server(config, guard).run())
+    finally:
+        flush_traces()
+
+
+def check_has_teacher(config: ServeConfig) -> None:
+    """Raises ConfigurationError when nothing would be served."""
     if not config.teachers:
         raise ConfigurationError(
             "no teacher is configured",
             where="teachers",
             fix="give --model PATH, or --teacher NAME=PATH for each teacher",
         )
-    prepare_ready_file(config.ready_file)
-    guard = make_guard(config)
-    configure_logging(config.log_level)
-    return asyncio.run(Server(config, guard).run())
 
 
 class Server:

@@ -6,11 +6,17 @@ import argparse
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from teacher_proto.program import add_completion, run_program
 
+from teacher_server import doctor, live_view, probe
 from teacher_server.version import VERSION
+
+if TYPE_CHECKING:
+    from teacher_proto.settings import Resolved
+
+    from teacher_server.config import ServeConfig
 
 ENV_PREFIX = "LSM_TEACHER__"
 DEFAULT_TEACHER = "default"
@@ -35,6 +41,26 @@ def parser() -> argparse.ArgumentParser:
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    add_settings(serve)
+    serve.add_argument("--dry-run", action="store_true", help="print the settings and their origin")
+    serve.set_defaults(run=run_serve)
+    text = "check what `serve` with the same settings needs"
+    examine = commands.add_parser("doctor", help=text, description=text)
+    add_settings(examine)
+    doctor.add_arguments(examine)
+    examine.set_defaults(run=run_doctor)
+    for name, module, text in (
+        ("top", live_view, "watch a running server: runs, queue, tokens/s"),
+        ("probe", probe, "ask a running server's gRPC health service"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        module.add_arguments(command)
+        command.set_defaults(run=module.run)
+    return top
+
+
+def add_settings(serve: argparse.ArgumentParser) -> None:
+    """Everything that sets a ``ServeConfig``."""
     serve.add_argument("config", nargs="*", type=Path, metavar="CONFIG.toml")
     serve.add_argument(
         "--set",
@@ -44,7 +70,6 @@ def parser() -> argparse.ArgumentParser:
         dest="overrides",
         help="set any key, such as limits.max_queue_tokens=2000000",
     )
-    serve.add_argument("--dry-run", action="store_true", help="print the settings and their origin")
     teachers = serve.add_argument_group("teachers")
     teachers.add_argument("--model", metavar="PATH", help="serve this model as 'default'")
     teachers.add_argument(
@@ -91,7 +116,6 @@ def parser() -> argparse.ArgumentParser:
         "--drain-seconds", type=float, metavar="S", help="for work in progress when stopped"
     )
     program.add_argument("--log-level", metavar="LEVEL", help="debug, info, warning, error")
-    return top
 
 
 def flag_names(keys: Iterable[str]) -> dict[str, str]:
@@ -150,9 +174,9 @@ def flags(arguments: argparse.Namespace) -> dict[str, Any]:
     return chosen
 
 
-def run(argv: Sequence[str] | None) -> int:
-    arguments = parser().parse_args(argv)
-    from teacher_proto.settings import describe, from_environment_only, load_settings
+def resolve(arguments: argparse.Namespace) -> Resolved[ServeConfig]:
+    """The settings of ``serve`` and ``doctor``; raises ConfigurationError."""
+    from teacher_proto.settings import from_environment_only, load_settings
 
     from teacher_server.config import ServeConfig
 
@@ -166,12 +190,29 @@ def run(argv: Sequence[str] | None) -> int:
         flag_names=flag_names(given),
     )
     from_environment_only(resolved, "access.credentials", instead="access.credentials_file")
+    return resolved
+
+
+def run_serve(arguments: argparse.Namespace) -> int:
+    resolved = resolve(arguments)
     if arguments.dry_run:
+        from teacher_proto.settings import describe
+
         sys.stdout.write(describe(resolved) + "\n")
         return 0
     from teacher_server.app import serve
 
     return serve(resolved.settings)
+
+
+def run_doctor(arguments: argparse.Namespace) -> int:
+    return doctor.run(arguments, lambda: resolve(arguments).settings)
+
+
+def run(argv: Sequence[str] | None) -> int:
+    arguments = parser().parse_args(argv)
+    code: int = arguments.run(arguments)
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

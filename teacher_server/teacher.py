@@ -273,25 +273,28 @@ def inflight_tokens(max_batch_tokens: int, pass_tokens: int | None) -> int:
     return max(max_batch_tokens // 2, INFLIGHT_PASSES * (pass_tokens or max_batch_tokens))
 
 
+def probe_job(about: EngineDescription, start: int = 1) -> Job:
+    """A few tokens to score; another ``start`` gives others."""
+    length = min(8, about.max_length)
+    ids = (np.arange(start, start + length) * 7919 % about.vocabulary_size).astype(np.int32)
+    prompt, scored = ids[: length // 2], ids[length // 2 :]
+    sequence = Sequence(token_ids=scored, positions=np.arange(len(scored), dtype=np.int32))
+    return Job(
+        prompt_ids=prompt,
+        sequences=(sequence,),
+        top_k=min(16, about.vocabulary_size),
+        temperature=1.0,
+        vocabulary_limit=about.vocabulary_size,
+    )
+
+
 async def self_score(engine: Engine) -> None:
     """Scores a few tokens and checks that the rows are distributions.
 
     Raises:
         EngineError: they are not.
     """
-    vocabulary = engine.description.vocabulary_size
-    length = min(8, engine.description.max_length)
-    ids = (np.arange(1, length + 1) * 7919 % vocabulary).astype(np.int32)
-    prompt, scored = ids[: length // 2], ids[length // 2 :]
-    sequence = Sequence(token_ids=scored, positions=np.arange(len(scored), dtype=np.int32))
-    job = Job(
-        prompt_ids=prompt,
-        sequences=(sequence,),
-        top_k=min(16, vocabulary),
-        temperature=1.0,
-        vocabulary_limit=vocabulary,
-    )
-    rows = (await engine.score(job)).rows[0]
+    rows = (await engine.score(probe_job(engine.description))).rows[0]
     if not rows.finite or rows.top_log_probs is None or rows.sampled_log_probs is None:
         raise _unsound("its logits are not finite")
     mass = np.exp(rows.top_log_probs.astype(np.float64)).sum(axis=1)

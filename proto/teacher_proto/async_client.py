@@ -9,13 +9,14 @@ import os
 import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, Self
 
 import grpc
 import grpc.aio
 
-from teacher_proto import codec
+from teacher_proto import codec, tracing
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_options
 from teacher_proto.credentials import ClientCredentials, Identification
 from teacher_proto.diagnosis import connection_problem
@@ -111,6 +112,17 @@ class AsyncTeacherClient:
         self._teachers = {teacher.name: teacher for teacher in info.teachers}
         return info
 
+    async def service_date(self, *, timeout: float) -> float | None:  # noqa: ASYNC109
+        """The service's clock when it answers GetTeacher, seconds since the epoch, whole
+        ones; None where what answers does not tell it."""
+        body = codec.serialize(teacher_pb2.GetTeacherRequest())
+        dates: list[str] = []
+        await self._unary("GetTeacher", body, timeout, run=self.run, dates=dates)
+        try:
+            return parsedate_to_datetime(dates[0]).timestamp() if dates else None
+        except ValueError:
+            return None
+
     async def score(
         self,
         request: ScoreRequest,
@@ -133,7 +145,10 @@ class AsyncTeacherClient:
                 fix="send fewer continuations at once, or raise max_request_bytes",
                 reason="MESSAGE_TOO_LARGE",
             )
-        reply = codec.decode_reply(await self._unary("Score", body, timeout))
+        with tracing.span(
+            "Score", "client", lsm_run=request.run, lsm_request_id=request.request_id
+        ):
+            reply = codec.decode_reply(await self._unary("Score", body, timeout))
         check_reply(request, reply, self._teachers.get(request.teacher))
         return reply
 
@@ -174,11 +189,24 @@ class AsyncTeacherClient:
     ) -> None:
         await self.close()
 
-    async def _unary(self, name: str, body: bytes, seconds: float, *, run: str = "") -> bytes:
+    async def _unary(
+        self,
+        name: str,
+        body: bytes,
+        seconds: float,
+        *,
+        run: str = "",
+        dates: list[str] | None = None,
+    ) -> bytes:
+        """The reply's bytes; ``dates`` takes what the server sent as its ``date``."""
+
         async def send(channel: grpc.aio.Channel, left: float) -> bytes:
             method: Any = channel.unary_unary(f"{SERVICE}/{name}", None, None)
-            metadata = self._identification.metadata(run=run)
-            reply: bytes = await method(body, timeout=left, metadata=metadata)
+            metadata = (*self._identification.metadata(run=run), *tracing.outgoing())
+            call = method(body, timeout=left, metadata=metadata)
+            reply: bytes = await call
+            if dates is not None:
+                dates[:] = [v for k, v in await call.initial_metadata() if k == "date"]
             return reply
 
         return await self._until_deadline(name, send, seconds)

@@ -63,6 +63,9 @@ class TeacherClient:
     def get_teacher(self, *, timeout: float) -> ServerInfo:
         return self._wait(self._start(self._client.get_teacher(timeout=timeout)))
 
+    def service_date(self, *, timeout: float) -> float | None:
+        return self._wait(self._start(self._client.service_date(timeout=timeout)))
+
     def score(self, request: ScoreRequest, *, timeout: float) -> ScoreReply:
         return self._wait(self.submit(request, timeout=timeout))
 

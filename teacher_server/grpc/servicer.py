@@ -7,7 +7,9 @@ other wrong request and equal work can be answered with equal bytes.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
+from email.utils import formatdate
+from typing import Any
 
 import grpc
 from teacher_proto import codec
@@ -35,6 +37,10 @@ class _ScoreCall:
     def surface(self) -> Surface:
         return GRPC
 
+    @property
+    def headers(self) -> Iterable[tuple[str, Any]]:
+        return self._context.invocation_metadata() or ()
+
     async def read(self) -> bytes:
         check_request_bytes(len(self._body), self._limits)
         return self._body
@@ -53,6 +59,8 @@ class Servicer:
         self._service = service
 
     async def get_teacher(self, body: bytes, context: Context) -> bytes:
+        # As every HTTP reply has it: clients compare clocks.
+        await context.send_initial_metadata((("date", formatdate(usegmt=True)),))
         with self._service.observe("grpc", "GetTeacher"):
             message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
             return codec.serialize(

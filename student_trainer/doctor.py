@@ -1,0 +1,225 @@
+"""``student-trainer doctor CONFIG``: what ``train`` with the same settings needs.
+
+Loads the student and the prompts, asks the teacher what the run would ask, and
+trains nothing and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teacher_proto.errors import ConfigurationError, ContractMismatchError
+
+if TYPE_CHECKING:
+    from teacher_proto.examination import Examination
+
+    from student_trainer.config import TrainConfig
+    from student_trainer.data import PromptSets
+    from student_trainer.model import Student
+    from student_trainer.teacher import TeacherLink
+
+# Beyond this, tokens and certificates may be valid on one side only, seconds.
+CLOCK_TOLERANCE = 30.0
+# How far repeated scores may lie apart, nats, by dtype of the teacher (docs/contract.md).
+TOLERANCE = {"float32": 5e-5}
+HALF_TOLERANCE = 0.1
+REPEATED_TOKENS = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG.toml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
+    parser.add_argument("--json", action="store_true", help="the findings as JSON")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints the findings; the exit code is that of the first failure."""
+    from student_trainer.cli import quiet_libraries, resolve
+
+    quiet_libraries()
+    examination = examine(lambda: resolve(arguments).settings)
+    sys.stdout.write(examination.render(as_json=arguments.json))
+    return examination.exit_code
+
+
+def examine(settings: Callable[[], TrainConfig]) -> Examination:
+    from teacher_proto.examination import Examination, check_device
+
+    examination = Examination()
+    with ExitStack() as stack:
+        read: list[TrainConfig] = []
+
+        def load() -> str:
+            read.append(settings())
+            return (
+                f"run {read[0].run.name}, {read[0].run.steps} steps into {read[0].run.output_dir}"
+            )
+
+        examination.check("settings", load)
+        if not read:
+            return examination
+        config = read[0]
+        students: list[Student] = []
+        prompts: list[PromptSets] = []
+        links: list[TeacherLink] = []
+        examination.check("run directory", lambda: check_run_directory(config))
+        examination.check("trackers", lambda: check_trackers(config))
+        examination.check("device", lambda: check_device(config.student.device, "student.device"))
+        examination.check("teacher", lambda: check_teacher(config))
+        examination.check("clock", lambda: check_clock(config), ("teacher",))
+        examination.check("student", lambda: check_student(config, students), ("device",))
+        examination.check("disk", lambda: check_disk(config, students[0]), ("student",))
+        examination.check("data", lambda: check_data(config, students[0], prompts), ("student",))
+        examination.check(
+            "tokenizer",
+            lambda: check_tokenizer(config, students[0], links, stack),
+            ("teacher", "student"),
+        )
+        examination.check(
+            "limits", lambda: check_limits(config, students[0], links[0]), ("tokenizer",)
+        )
+        examination.check(
+            "repeat",
+            lambda: check_repeat(config, links[0], prompts[0]),
+            ("tokenizer", "limits", "data"),
+        )
+    return examination
+
+
+def check_run_directory(config: TrainConfig) -> str:
+    from student_trainer.run_dir import RunDirectory, find_checkpoint
+
+    found = find_checkpoint(RunDirectory(config.run.output_dir), config.checkpoint.resume)
+    return f"goes on from {found}" if found else "starts from the beginning"
+
+
+def check_trackers(config: TrainConfig) -> str:
+    from student_trainer.trackers import check_installed
+
+    check_installed(config.tracking.trackers)
+    return ", ".join(config.tracking.trackers) or "none but the run's own files"
+
+
+def check_teacher(config: TrainConfig) -> str:
+    from student_trainer.teacher import check_reachable
+
+    check_reachable(config.teacher, config.run.name)
+    return f"{config.teacher.name} answers at {config.teacher.address}"
+
+
+def check_clock(config: TrainConfig) -> str:
+    """Compares with the date the service puts beside its answer.
+
+    Raises:
+        ConfigurationError: the clocks are more than ``CLOCK_TOLERANCE`` apart.
+    """
+    from student_trainer.teacher import service_date
+
+    theirs = service_date(config.teacher, config.run.name)
+    if theirs is None:
+        return "the service does not tell its time; not compared"
+    apart = abs(theirs - time.time())
+    if apart > CLOCK_TOLERANCE:
+        raise ConfigurationError(
+            f"this machine's clock and the teacher's are {apart:.0f} s apart",
+            where="clock",
+            fix="set both clocks by the network (timedatectl set-ntp true)",
+        )
+    return "this machine's and the teacher's agree"
+
+
+def check_student(config: TrainConfig, students: list[Student]) -> str:
+    from student_trainer.model import load_student
+
+    student = load_student(config.student)
+    students.append(student)
+    parameters = sum(p.numel() for p in student.module.parameters())
+    return f"{parameters / 1e6:.0f} M parameters, {student.vocabulary_size} ids"
+
+
+def check_disk(config: TrainConfig, student: Student) -> str:
+    from teacher_proto.examination import check_folder
+
+    return check_folder(config.run.output_dir, run_bytes(config, student), "run.output_dir")
+
+
+def run_bytes(config: TrainConfig, student: Student) -> int:
+    """Bytes of what a run keeps: checkpoints (one more while it is written) and the model.
+
+    A trained parameter has two moments in float32 beside it, and a float32 master
+    copy where it is bfloat16 itself.
+    """
+    parameters = list(student.module.parameters())
+    trained = [p for p in parameters if p.requires_grad]
+    checkpoint = sum(p.numel() * (12 if p.element_size() == 4 else 14) for p in trained)
+    model = sum(p.numel() * p.element_size() for p in parameters)
+    return (config.checkpoint.keep + 1) * checkpoint + model
+
+
+def check_data(config: TrainConfig, student: Student, prompts: list[PromptSets]) -> str:
+    from student_trainer.data import load_prompts
+
+    found = load_prompts(config.data, student, seed=config.run.seed)
+    prompts.append(found)
+    longest = max(len(prompt.token_ids) for prompt in found.train)
+    return (
+        f"{len(found.train)} prompts to train on, {len(found.held_out)} held out, "
+        f"{found.dropped} dropped; the longest has {longest} tokens"
+    )
+
+
+def check_tokenizer(
+    config: TrainConfig, student: Student, links: list[TeacherLink], stack: ExitStack
+) -> str:
+    from student_trainer.teacher import TeacherLink
+
+    link = TeacherLink(config.teacher, student, run=config.run.name)
+    links.append(stack.enter_context(link))
+    return f"hash {student.tokenizer_hash}, known to the teacher"
+
+
+def check_limits(config: TrainConfig, student: Student, link: TeacherLink) -> str:
+    from student_trainer.train import check_lengths, longest_response
+
+    check_lengths(config, student)
+    longest = longest_response(config)
+    link.check_fits(
+        top_k=config.loss.top_k,
+        longest_prompt=config.data.max_prompt_tokens,
+        longest_response=longest,
+    )
+    return (
+        f"K {config.loss.top_k} of {link.info.max_top_k}, "
+        f"{config.data.max_prompt_tokens + longest} tokens of {link.info.max_length}"
+    )
+
+
+def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) -> str:
+    """Scores the same tokens twice, as two requests that differ in a row left out, so that
+    neither is answered with the other's reply."""
+    import numpy as np
+
+    prompt = prompts.train[0]
+    response = np.resize(prompt.token_ids, REPEATED_TOKENS).astype(np.int32)
+    rows = np.arange(REPEATED_TOKENS, dtype=np.int32)
+    k, temperature = config.loss.top_k, config.loss.temperature
+    every = link.score_rows(prompt, response, rows, k, temperature)
+    later = link.score_rows(prompt, response, rows[1:], k, temperature)
+    assert every.sampled_log_probs is not None
+    assert later.sampled_log_probs is not None
+    apart = float(abs(every.sampled_log_probs[1:] - later.sampled_log_probs).max())
+    allowed = TOLERANCE.get(link.info.identity.dtype, HALF_TOLERANCE)
+    if apart > allowed:
+        raise ContractMismatchError(
+            f"the same tokens scored twice differ by {apart:.2g} nats, {allowed:.2g} are allowed",
+            where="teacher.name",
+            fix="run `teacher-server doctor` beside the teacher, or serve it with --deterministic",
+            reason="SCORES_DISAGREE",
+        )
+    return f"the same tokens scored twice lie {apart:.2g} nats apart"
