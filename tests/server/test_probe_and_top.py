@@ -84,6 +84,7 @@ async def test_probe_refuses_a_server_that_drains(server: Running) -> None:
     assert found.value.reason == "NOT_SERVING"
     engine.gate.set()
     await last
+    assert await server.task == 0
 
 
 async def drained(server: Running) -> None:
