@@ -11,7 +11,6 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
@@ -33,7 +32,7 @@ REPEATED_TOKENS = 16
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("configs", nargs="*", type=Path, metavar="CONFIG.toml")
+    parser.add_argument("configs", nargs="*", metavar="CONFIG.toml", help="as for train")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
 
