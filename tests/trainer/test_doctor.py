@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
+from teacher_proto.errors import ConfigurationError
 
+from student_trainer.config import TrainConfig
+from student_trainer.doctor import check_clock
 from tests.trainer.conftest import settings, write_prompts
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, Server, serve
 
@@ -123,3 +127,17 @@ def test_wrong_settings_are_one_finding(tmp_path: Path) -> None:
     assert code == 2
     assert list(found) == ["settings"]
     assert "steps" in found["settings"]["detail"] + found["settings"]["fix"]
+
+
+def test_clocks_that_differ_are_seen(
+    served: Server, student_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_prompts(tmp_path / "prompts.jsonl")
+    values = settings(student_model_dir, tmp_path, teacher={"address": served.address})
+    config = TrainConfig.model_validate(values)
+    assert "agree" in check_clock(config)
+    now = time.time
+    monkeypatch.setattr(time, "time", lambda: now() + 3600)
+    with pytest.raises(ConfigurationError, match=r"3(599|600|601) s apart") as found:
+        check_clock(config)
+    assert "timedatectl" in found.value.fix
