@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +10,9 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from student_trainer import cli as trainer_cli
 from tests.access.pki import ALICE, HOSTS, RUNS_WITHOUT_CERTIFICATES, Authority, write_secret
-from tests.server.processes import LONG, ROOT, Program, run, serving
+from tests.server.processes import Program, run, serving
 from tests.trainer.conftest import settings, write_prompts
 
 
@@ -74,7 +73,7 @@ def test_the_server_s_doctor_counts_tokens_and_refuses_exposed_files(
 
 
 def test_the_trainer_s_doctor_tells_a_refused_token_from_a_missing_teacher(
-    secured: Secured, tiny_model_dir: Path, tmp_path: Path
+    secured: Secured, tiny_model_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_prompts(tmp_path / "prompts.jsonl")
     teacher = {"address": secured.program.facts["grpc_address"], "ca": secured.ca}
@@ -84,16 +83,9 @@ def test_the_trainer_s_doctor_tells_a_refused_token_from_a_missing_teacher(
         )
         config = tmp_path / "run.toml"
         config.write_text(tomli_w.dumps(values))
-        ended = subprocess.run(
-            [sys.executable, "-m", "student_trainer", "doctor", str(config), "--json"],
-            capture_output=True,
-            text=True,
-            timeout=LONG,
-            cwd=ROOT,
-            check=False,
-        )
-        assert ended.returncode == code, ended.stdout + ended.stderr
-        found = {finding["check"]: finding for finding in json.loads(ended.stdout)["checks"]}
+        assert trainer_cli.main(["doctor", str(config), "--json"]) == code
+        shown = capsys.readouterr()
+        found = {finding["check"]: finding for finding in json.loads(shown.out)["checks"]}
         assert found["teacher"]["status"] == ("ok" if code == 0 else "failed")
         assert (found["clock"]["status"] == "ok") == (code == 0)
-        assert ALICE not in ended.stdout + ended.stderr
+        assert ALICE not in shown.out + shown.err

@@ -1,4 +1,4 @@
-"""``teacher-server doctor`` as a process: a healthy set-up, and one failure of each kind."""
+"""``teacher-server doctor``: a healthy set-up as a process, and one failure of each kind."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from teacher_proto.errors import EngineError
 
+from teacher_server import cli
 from teacher_server.doctor import HALF_TOLERANCE, Loaded, apart, check_repeat
 from teacher_server.engines.base import Rows
 from tests.server.processes import run
@@ -19,14 +21,21 @@ from tests.server.processes import run
 FREE = ("--grpc-port", "0", "--http-port", "0")
 
 
-def doctor(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
-    """Exit code and findings by check."""
-    ended = run("doctor", "--json", *arguments)
-    assert ended.stdout, ended.stderr
-    document = json.loads(ended.stdout)
-    assert document["exit_code"] == ended.returncode
-    assert document["healthy"] == (ended.returncode == 0)
-    return ended.returncode, {finding["check"]: finding for finding in document["checks"]}
+Doctor = Callable[..., tuple[int, dict[str, dict[str, Any]]]]
+
+
+@pytest.fixture
+def doctor(capsys: pytest.CaptureFixture[str]) -> Doctor:
+    """The program in this process: exit code and findings by check."""
+
+    def ask(*arguments: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        code = cli.main(["doctor", "--json", *arguments])
+        document = json.loads(capsys.readouterr().out)
+        assert document["exit_code"] == code
+        assert document["healthy"] == (code == 0)
+        return code, {finding["check"]: finding for finding in document["checks"]}
+
+    return ask
 
 
 def test_a_healthy_setup_is_a_table_and_0(tiny_model_dir: Path) -> None:
@@ -41,14 +50,14 @@ def test_a_healthy_setup_is_a_table_and_0(tiny_model_dir: Path) -> None:
     assert "320 ids, hash " in ended.stdout
 
 
-def test_wrong_settings_end_it_with_their_fix() -> None:
+def test_wrong_settings_end_it_with_their_fix(doctor: Doctor) -> None:
     code, found = doctor("--model", "m", "--set", "limits.max_queue_token=3")
     assert code == 2
     assert list(found) == ["settings"]
     assert "max_queue_tokens" in found["settings"]["detail"] + found["settings"]["fix"]
 
 
-def test_every_failure_is_told_at_once_with_its_fix(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_every_failure_is_told_at_once_with_its_fix(doctor: Doctor, tmp_path: Path) -> None:
     """A model that is not there, a device that is not there, a taken port, no credentials."""
     with socket.create_server(("0.0.0.0", 0)) as taken:
         port = str(taken.getsockname()[1])
@@ -67,7 +76,7 @@ def test_every_failure_is_told_at_once_with_its_fix(tiny_model_dir: Path, tmp_pa
         assert found[name]["status"] == "skipped"
 
 
-def test_limits_beyond_the_model_s_are_refused(tiny_model_dir: Path) -> None:
+def test_limits_beyond_the_model_s_are_refused(doctor: Doctor, tiny_model_dir: Path) -> None:
     model = ("--model", str(tiny_model_dir), *FREE)
     code, found = doctor(*model, "--set", "limits.max_top_k=321")
     assert code == 2
@@ -79,9 +88,9 @@ def test_limits_beyond_the_model_s_are_refused(tiny_model_dir: Path) -> None:
     assert "513" in found["limits of default"]["detail"]
 
 
-def test_a_clock_behind_the_files_is_seen(tiny_model_dir: Path, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.symlink_to(tiny_model_dir)
+def test_a_clock_behind_the_files_is_seen(
+    doctor: Doctor, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in tiny_model_dir.iterdir():
@@ -95,7 +104,9 @@ def test_a_clock_behind_the_files_is_seen(tiny_model_dir: Path, tmp_path: Path) 
     assert found["tokenizer of default"]["status"] == "ok"
 
 
-def test_a_folder_that_cannot_be_written_to_is_seen(tiny_model_dir: Path, tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_to_is_seen(
+    doctor: Doctor, tiny_model_dir: Path, tmp_path: Path
+) -> None:
     file = tmp_path / "file"
     file.write_text("")
     code, found = doctor(
