@@ -15,5 +15,7 @@ def containers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def images(containers: Engine, tmp_path_factory: pytest.TempPathFactory) -> Images:
-    return build_images(containers, tmp_path_factory.mktemp("build"))
+def images(containers: Engine, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Images]:
+    found = build_images(containers, tmp_path_factory.mktemp("build"))
+    yield found
+    containers.run("image", "rm", found.teacher, found.trainer)

@@ -119,6 +119,7 @@ def engine(folder: Path) -> Iterator[Engine]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+        shutil.rmtree(folder, ignore_errors=True)  # gigabytes of layers
 
 
 def _succeeds(command: list[str], environment: dict[str, str] | None = None) -> bool:
