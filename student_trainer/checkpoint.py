@@ -5,7 +5,8 @@ checkpoints/step-000020/
     state.json             step, data position, teacher identity, configuration
     model/                 the model or its adapters, with the tokenizer
     optimizer.safetensors  moments and masters (optim.py)
-    rng.safetensors        state of torch's generators
+    rng.safetensors        state of every process-wide generator (rng.py)
+    rollouts.safetensors   rollouts that wait for their update, if any (in_flight.py)
 """
 
 from __future__ import annotations
@@ -14,24 +15,27 @@ import hashlib
 import json
 import logging
 import os
-import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.types import TeacherIdentity
 from torch import Tensor
+
+from student_trainer.in_flight import InFlight
+from student_trainer.retention import Goal, listing, prune
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TEMPORARY = ".tmp-"
+NOT_WRITTEN = "CHECKPOINT_NOT_WRITTEN"
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,12 @@ class TrainState:
     Attributes:
         step: completed steps.
         updates: completed optimiser updates; sets the schedule.
-        position: prompts taken from the endless order of training.
+        position: prompts of the endless order of training that completed steps took.
         data_digest: of the train prompts.
         teacher: identity that scored every step so far.
         config: the configuration, as JSON values.
+        in_flight: batches that wait for their update.
+        score: what checkpoint.best names, or None.
     """
 
     step: int
@@ -53,21 +59,8 @@ class TrainState:
     data_digest: str
     teacher: TeacherIdentity
     config: Mapping[str, Any]
-
-
-def capture_rng() -> dict[str, Tensor]:
-    """State of torch's generators, uint8."""
-    states = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}
-    return states
-
-
-def restore_rng(states: Mapping[str, Tensor]) -> None:
-    torch.set_rng_state(states["torch"])
-    if torch.cuda.is_available() and "cuda0" in states:
-        count = sum(1 for name in states if name.startswith("cuda"))
-        torch.cuda.set_rng_state_all([states[f"cuda{i}"] for i in range(count)])
+    in_flight: tuple[InFlight, ...] = ()
+    score: float | None = None
 
 
 def save(
@@ -77,9 +70,11 @@ def save(
     save_model: Callable[[Path], None],
     optimizer: Mapping[str, Tensor],
     rng: Mapping[str, Tensor],
+    rollouts: Mapping[str, Tensor],
     keep: int,
+    goal: Goal = "min",
 ) -> Path:
-    """Writes ``directory/step-NNNNNN`` and removes all but the newest ``keep``.
+    """Writes ``directory/step-NNNNNN``; the newest ``keep`` and the best by ``goal`` stay.
 
     Raises:
         LsmError: it could not be written; earlier checkpoints are untouched.
@@ -94,6 +89,8 @@ def save(
         save_model(temporary / "model")
         save_file({k: v.cpu().contiguous() for k, v in optimizer.items()}, temporary / _OPTIMIZER)
         save_file(dict(rng), temporary / _RNG)
+        if rollouts:
+            save_file(dict(rollouts), temporary / _ROLLOUTS)
         (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
         files = sorted(p for p in temporary.rglob("*") if p.is_file())
         entries = {str(p.relative_to(temporary)): _entry(p) for p in files}
@@ -107,27 +104,18 @@ def save(
             final.rename(directory / f"{TEMPORARY}old-{final.name}")
         temporary.rename(final)
         _sync(directory)
-        for old in listing(directory)[keep:]:
-            doomed = directory / f"{TEMPORARY}old-{old.name}"
-            old.rename(doomed)
-            shutil.rmtree(doomed)
+        prune(directory, state.step, keep, goal, TEMPORARY)
         for rest in directory.glob(f"{TEMPORARY}*"):
             shutil.rmtree(rest)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         raise LsmError(
             f"cannot write the checkpoint of step {state.step}: {error}",
             where=str(directory),
             fix="free space or change run.output_dir, then start again: the run resumes",
-            reason="CHECKPOINT_NOT_WRITTEN",
+            reason=NOT_WRITTEN,
         ) from error
     return final
-
-
-def listing(directory: Path) -> list[Path]:
-    """Checkpoints of a directory, newest first, good or not."""
-    found = [p for p in directory.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -175,16 +163,33 @@ def newest_good(directory: Path) -> Path | None:
 def load_state(checkpoint: Path) -> TrainState:
     """state.json of an undamaged checkpoint."""
     values = json.loads((checkpoint / "state.json").read_text())
-    return TrainState(**(values | {"teacher": TeacherIdentity(**values["teacher"])}))
+    waiting = tuple(InFlight(**entry) for entry in values["in_flight"])
+    teacher = TeacherIdentity(**values["teacher"])
+    return TrainState(**(values | {"teacher": teacher, "in_flight": waiting}))
 
 
-def load_tensors(checkpoint: Path) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Optimiser and generator states of an undamaged checkpoint."""
-    return load_file(checkpoint / _OPTIMIZER), load_file(checkpoint / _RNG)
+@dataclass(frozen=True)
+class SavedTensors:
+    """Tensors of a checkpoint beside the model's."""
+
+    optimizer: dict[str, Tensor]
+    rng: dict[str, Tensor]
+    rollouts: dict[str, Tensor]
+
+
+def load_tensors(checkpoint: Path) -> SavedTensors:
+    """Everything but the model of an undamaged checkpoint."""
+    rollouts = checkpoint / _ROLLOUTS
+    return SavedTensors(
+        optimizer=load_file(checkpoint / _OPTIMIZER),
+        rng=load_file(checkpoint / _RNG),
+        rollouts=load_file(rollouts) if rollouts.exists() else {},
+    )
 
 
 _OPTIMIZER = "optimizer.safetensors"
 _RNG = "rng.safetensors"
+_ROLLOUTS = "rollouts.safetensors"
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -99,13 +99,13 @@ class TeacherSettings(Settings):
         default=15.0, description="how long to look for it at start"
     )
     timeout_seconds: Positive = Field(
-        default=600.0, description="bound on one group, retries included"
+        default=600.0, description="bound on one request, retries included"
     )
     max_in_flight: PositiveInt = Field(
-        default=8, description="groups that may wait for scores at once"
+        default=64, description="requests sent at once; others wait in the trainer"
     )
     attempts: PositiveInt | None = Field(
-        default=None, description="tries per group within its timeout; unset, until the timeout"
+        default=None, description="tries per request within its timeout; unset, until the timeout"
     )
 
 
@@ -121,6 +121,22 @@ class RolloutSettings(Settings):
         default=2048, description="a longer response is cut, and counted"
     )
     batch_size: PositiveInt = Field(default=32, description="responses generated together")
+
+
+class PipelineSettings(Settings):
+    staleness: Count = Field(
+        default=0,
+        description="steps between the weights that write a batch and those it updates; "
+        "0 is strictly on-policy",
+    )
+    send: Literal["finished", "group"] = Field(
+        default="finished",
+        description="a response is scored once it has ended, or once its whole group has",
+    )
+    importance_cap: Positive | None = Field(
+        default=2.0,
+        description="tokens of a stale batch weigh pi/pi_old, at most this; unset, 1",
+    )
 
 
 class OptimizerSettings(Settings):
@@ -170,6 +186,12 @@ class CheckpointSettings(Settings):
         default=20, description="steps between checkpoints; the last step has one"
     )
     keep: PositiveInt = Field(default=2, description="checkpoints kept, newest first")
+    best: str | None = Field(
+        default=None,
+        description="metric of metrics.jsonl whose best checkpoint is kept too, by its mean over "
+        "the last `every` steps; unset, none is",
+    )
+    best_goal: Literal["min", "max"] = Field(default="min", description="which end is best")
     resume: str = Field(
         default="auto",
         description="auto (newest good one of output_dir), never, or a checkpoint's path",
@@ -215,6 +237,7 @@ class TrainConfig(Settings):
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
     data: DataSettings
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
+    pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     loss: LossConfig = Field(default_factory=LsmLoss)
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)

@@ -93,6 +93,17 @@ def check_resumable(
         )
 
 
+def in_flight_usable(state: TrainState, config: Mapping[str, Any], data_digest: str) -> bool:
+    """Whether batches in flight are what a run of these settings would have written.
+
+    False only for what ``checkpoint.allow_changed`` let through.
+    """
+    changed = changed_keys(state.config, config)
+    written_by = ("run.seed", "rollout.", "student.")
+    same = not any(key.startswith(written_by) for key in changed)
+    return same and data_digest == state.data_digest
+
+
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in values.items():

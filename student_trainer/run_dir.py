@@ -14,6 +14,7 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer import checkpoint
+from student_trainer.retention import listing
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
     if resume == "auto":
         return checkpoint.newest_good(run.checkpoints)
     if resume == "never":
-        if run.metrics.exists() or checkpoint.listing(run.checkpoints):
+        if run.metrics.exists() or listing(run.checkpoints):
             raise ConfigurationError(
                 f"{run.path} already holds a run",
                 where="run.output_dir",

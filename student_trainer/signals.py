@@ -1,4 +1,5 @@
-"""SIGTERM and SIGINT: a step in progress ends first; a second signal ends it too."""
+"""SIGTERM and SIGINT: rollouts and waits are given up (a resumed run repeats them
+exactly), an update or a save in progress ends first; a second signal ends anything."""
 
 from __future__ import annotations
 
@@ -24,12 +25,15 @@ class Stopper:
     thread, where Python delivers none, it does nothing.
 
     Attributes:
-        requested: number of the first signal that came during a step.
+        requested: number of the first signal.
+        at_once: a second one came; what it interrupted may be half done.
     """
 
     def __init__(self) -> None:
         self.requested: int | None = None
+        self.at_once = False
         self._in_step = False
+        self._interruptible = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
@@ -55,12 +59,24 @@ class Stopper:
         finally:
             self._in_step = False
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Around the parts of a step that a first signal ends at once."""
+        self._interruptible = True
+        try:
+            self.raise_if_requested()
+            yield
+        finally:
+            self._interruptible = False
+
     def raise_if_requested(self) -> None:
         if self.requested is not None:
             raise Stopped(self.requested)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._in_step and self.requested is None:
-            self.requested = number
-            return
-        raise Stopped(number)
+        if self.requested is not None:
+            self.at_once = True
+            raise Stopped(number)
+        self.requested = number
+        if self._interruptible or not self._in_step:
+            raise Stopped(number)

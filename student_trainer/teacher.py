@@ -7,15 +7,17 @@ what it asks, so that the same work asked again is the same request.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future
 from dataclasses import replace
+from functools import partial
 from types import TracebackType
 
 import numpy as np
 from teacher_proto.client import TeacherClient
 from teacher_proto.credentials import ClientCredentials
-from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -71,7 +73,9 @@ class TeacherLink:
         self._run = run
         self._tokenizer_hash = student.tokenizer_hash
         self._vocabulary_size = student.vocabulary_size
-        self._free = threading.BoundedSemaphore(settings.max_in_flight)
+        self._lock = threading.Lock()
+        self._under_way = 0
+        self._waiting: deque[tuple[_Joined, int, ScoreRequest]] = deque()
         self.client = connect(settings, run)
         try:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
@@ -146,9 +150,9 @@ class TeacherLink:
         the mass outside their supports when ``log_tail`` is set. Rollouts with
         ``support_ids`` are also scored at these ids.
 
-        Waits while ``max_in_flight`` groups are under way. The future raises
-        ``ContractMismatchError`` when the reply is of another teacher than
-        ``info``, and the errors of ``TeacherClient.score``.
+        Returns at once; what is over ``max_in_flight`` requests waits its turn
+        here. The future raises ``ContractMismatchError`` when the reply is of
+        another teacher than ``info``, and the errors of ``TeacherClient.score``.
         """
         assert len({rollout.prompt.prompt_id for rollout in group}) == 1
         prompt = group[0].prompt
@@ -173,12 +177,34 @@ class TeacherLink:
             )
             for piece in pieces
         ]
-        self._free.acquire()
         joined = _Joined(self, len(requests))
-        for place, request in enumerate(requests):
-            future = self.client.submit(request, timeout=self.settings.timeout_seconds)
-            joined.watch(place, future)
+        with self._lock:
+            self._waiting += [(joined, place, r) for place, r in enumerate(requests)]
+        self._send()
         return joined.future
+
+    def _send(self, returned: int = 0) -> None:
+        """Sends what may be under way, in order, once ``returned`` requests are back."""
+        with self._lock:
+            self._under_way -= returned
+        while True:
+            with self._lock:
+                if not self._waiting or self._under_way >= self.settings.max_in_flight:
+                    return
+                joined, place, request = self._waiting.popleft()
+                self._under_way += 1
+            try:
+                future = self.client.submit(request, timeout=self.settings.timeout_seconds)
+            except LsmError as error:  # the client was closed
+                with self._lock:
+                    self._under_way -= 1
+                joined.done(error)
+                continue
+            future.add_done_callback(partial(self._returned, joined, place))
+
+    def _returned(self, joined: _Joined, place: int, future: Future[ScoreReply]) -> None:
+        self._send(returned=1)
+        joined.arrived(place, future)
 
     def score_rows(
         self, prompt: PromptItem, response: Int32, rows: Int32, top_k: int, temperature: float
@@ -236,9 +262,6 @@ class TeacherLink:
             expected_identity=self.info.identity.digest,
         )
         return replace(request, request_id=request_digest(request))
-
-    def _release(self) -> None:
-        self._free.release()
 
 
 def connect(settings: TeacherSettings, run: str) -> TeacherClient:
@@ -300,23 +323,26 @@ class _Joined:
         self._error: BaseException | None = None
         self._left = count
 
-    def watch(self, place: int, part: Future[ScoreReply]) -> None:
-        part.add_done_callback(lambda done: self._arrived(place, done))
-
-    def _arrived(self, place: int, part: Future[ScoreReply]) -> None:
+    def arrived(self, place: int, part: Future[ScoreReply]) -> None:
         error = CancelledError() if part.cancelled() else part.exception()
         if error is None:
             try:
                 self._link.check_identity(part.result())
             except ContractMismatchError as mismatch:
                 error = mismatch
+        if error is None:
+            self._replies[place] = part.result()
+            self.done(None)
+        else:
+            self.done(error)
+
+    def done(self, error: BaseException | None) -> None:
+        """One of the requests came to its end, or was never sent."""
         with self._lock:
-            self._replies[place] = None if error else part.result()
             self._error = self._error or error
             self._left -= 1
             finished = self._left == 0
         if finished:
-            self._link._release()
             if self._error is not None:
                 self.future.set_exception(self._error)
             else:

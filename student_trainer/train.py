@@ -57,7 +57,7 @@ def train(config: TrainConfig) -> Path:
             longest_prompt=config.data.max_prompt_tokens,
             longest_response=longest_response(config),
         )
-        loop = TrainingLoop(config, student, teacher, prompts, run)
+        loop = TrainingLoop(config, student, teacher, prompts, run, stopper)
         if found:
             loop.restore(found)
         run_dir.prepare(run, loop.state.step)
@@ -72,7 +72,7 @@ def train(config: TrainConfig) -> Path:
             progress.phase("evaluating")
             evaluation.before(loop.state.step)
             progress.phase("training")
-            loop.run_steps(stopper, progress)
+            loop.run_steps(progress)
             progress.phase("evaluating")
             evaluation.after()
             save_final(

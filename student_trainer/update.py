@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from teacher_proto.errors import LsmError, PoisonedReplyError
 from teacher_proto.types import Bool, ContinuationScores, Status
+from torch import Tensor
 
 from student_trainer import metrics
 from student_trainer.batching import (
@@ -27,6 +28,7 @@ from student_trainer.batching import (
     sequence_weights,
 )
 from student_trainer.config import TrainConfig
+from student_trainer.importance import log_ratios, truncated_weights
 from student_trainer.loss_config import (
     SampledTokenLoss,
     SupportLoss,
@@ -82,23 +84,37 @@ class Updater:
         self._mask = token_mask(config.loss.mask, student.tokenizer, student.vocabulary_size)
 
     def update(
-        self, rollouts: Sequence[Rollout], scores: ScoreSource, figures: UpdateFigures, step: int
+        self,
+        rollouts: Sequence[Rollout],
+        scores: ScoreSource,
+        figures: UpdateFigures,
+        step: int,
+        stale: bool = False,
     ) -> None:
         """One optimiser update; adds what it saw to ``figures``.
+
+        Args:
+            stale: other weights than the student's wrote the rollouts.
 
         Raises:
             LsmError: no token can be used, too many are not finite, or the
                 gradient is not finite; parameters and moments are as before.
         """
-        norm = self.gradients(rollouts, scores, figures, step)
+        norm = self.gradients(rollouts, scores, figures, step, stale)
         figures.clipped |= self.optimizer.clip(norm)
         figures.lr = learning_rate(self.config.optimizer, self.updates, self.config.updates)
+        # Counted first: were the step cut short, the weights would be nobody's.
+        self.updates += 1
         self.optimizer.step(figures.lr)
         self.optimizer.zero_grad()
-        self.updates += 1
 
     def gradients(
-        self, rollouts: Sequence[Rollout], scores: ScoreSource, figures: UpdateFigures, step: int
+        self,
+        rollouts: Sequence[Rollout],
+        scores: ScoreSource,
+        figures: UpdateFigures,
+        step: int,
+        stale: bool = False,
     ) -> float:
         """Leaves the gradient of the mean loss in the optimiser; returns its 2-norm.
 
@@ -116,7 +132,7 @@ class Updater:
         chosen = metrics.choose_rows(
             keep, self.config.report.metric_rows, self.config.run.seed, step
         )
-        total, denominator = self._backward(rollouts, keep, scores, chosen, figures, usable)
+        total, denominator = self._backward(rollouts, keep, scores, chosen, figures, usable, stale)
         norm = self.optimizer.scale_gradients(1 / denominator)
         if not math.isfinite(norm):
             self._refuse(f"the gradient's norm is {norm}")
@@ -132,6 +148,7 @@ class Updater:
         chosen: Sequence[Bool],
         figures: UpdateFigures,
         usable: int,
+        stale: bool,
     ) -> tuple[float, int]:
         """Adds up the gradients; returns the sum of losses and what to divide by."""
         self.optimizer.zero_grad()
@@ -144,7 +161,7 @@ class Updater:
                 if not len(batch.rows):
                     continue
                 known = {member: _rows_of(scores(member)) for member in members}
-                rows, result, first = self._loss_of(batch, rollouts, known)
+                rows, result, first = self._loss_of(batch, rollouts, known, figures, stale)
                 result.total.backward()  # type: ignore[no-untyped-call]
                 total += float(result.total.detach())
                 used_rows += int(result.used.sum())
@@ -172,7 +189,12 @@ class Updater:
         return total, used_rows if self.config.loss.mean == "token" else used_responses
 
     def _loss_of(
-        self, batch: MicroBatch, rollouts: Sequence[Rollout], known: dict[int, ContinuationScores]
+        self,
+        batch: MicroBatch,
+        rollouts: Sequence[Rollout],
+        known: dict[int, ContinuationScores],
+        figures: UpdateFigures,
+        stale: bool,
     ) -> tuple[LossBatch, LossResult, LossResult]:
         """The rows, the loss with its final weights, and the first evaluation's counts."""
         hidden = hidden_states(
@@ -185,19 +207,39 @@ class Updater:
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
         elif loss.teacher_top_k:
             rows = choose_support(rows, "teacher", removed=removed)
+        importance = self._importance(rows, figures) if stale else rows.weights
         if self.config.loss.mean == "token":
+            rows = replace(rows, weights=importance)
             result = self._loss(rows, self._head, self._settings)
             return rows, result, result
         # A response's weight is 1 / (its used rows); which rows are used is the
         # loss's to say, so it is asked again where it drops any.
         owners, members = batch.owners.to(hidden.device), len(batch.members)
         every = rows.weights > 0
-        rows = replace(rows, weights=sequence_weights(every, owners, members))
+        shares = sequence_weights(every, owners, members)
+        rows = replace(rows, weights=shares * importance)
         first = self._loss(rows, self._head, self._settings)
         if bool(first.used.all()):
             return rows, first, first
-        rows = replace(rows, weights=sequence_weights(first.used, owners, members))
+        shares = sequence_weights(first.used, owners, members)
+        rows = replace(rows, weights=shares * importance)
         return rows, self._loss(rows, self._head, self._settings), first
+
+    def _importance(self, rows: LossBatch, figures: UpdateFigures) -> Tensor:
+        """float32 [T]: what each row of a stale batch weighs.
+
+        ``sampled_token`` has the ratio in its own definition.
+        """
+        cap = self.config.pipeline.importance_cap
+        if cap is None or isinstance(self.config.loss, SampledTokenLoss):
+            return rows.weights
+        temperature = self.config.rollout.temperature
+        ratio = log_ratios(rows, self._head, temperature, self._settings.chunk_rows)
+        weights = truncated_weights(ratio, cap)
+        figures.means.add_values("importance_log_ratio", ratio)
+        figures.means.add_values("importance_weight", weights)
+        figures.means.add_values("importance_truncated", (ratio > math.log(cap)).float())
+        return weights
 
     def _refuse(self, what: str) -> None:
         self.optimizer.zero_grad()

@@ -25,8 +25,8 @@ class TeacherClient:
     """AsyncTeacherClient over one background loop thread.
 
     Arguments and errors are those of AsyncTeacherClient. All methods may be
-    called from any thread, but not from a callback of a future of ``submit``,
-    which runs on the loop's own thread. A forked child must make its own client.
+    called from any thread; in a callback of a future of ``submit``, which runs on
+    the loop's own thread, only ``submit`` itself. A forked child must make its own client.
     """
 
     def __init__(

@@ -8,9 +8,8 @@ settings (temperature, top-k, penalties) do not apply.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,8 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.sampling import rollout_uniforms, sample
 
 Job = tuple[PromptItem, int]
+# Gets what ended at one token, as (place in the result, rollout), places ascending.
+Ended = Callable[[list[tuple[int, Rollout]]], None]
 
 
 def generate(
@@ -34,45 +35,23 @@ def generate(
     *,
     seed: int,
     step: int,
+    ended: Ended | None = None,
 ) -> list[Rollout]:
     """``settings.group_size`` responses to each prompt, prompt-major.
 
     A prompt that occurs again in ``prompts`` goes on counting its responses'
-    indices, so no stream is used twice.
+    indices, so no stream is used twice. ``ended`` is called while the others
+    are still being written, in an order that depends on the responses alone.
 
     Raises:
         LsmError: the student's logits are not finite.
     """
-    return list(iterate(student, prompts, settings, seed=seed, step=step))
-
-
-def iterate(
-    student: Student,
-    prompts: Sequence[PromptItem],
-    settings: RolloutSettings,
-    *,
-    seed: int,
-    step: int,
-) -> Iterator[Rollout]:
-    """As ``generate``, each batch of responses as soon as it is done."""
     jobs = _jobs(prompts, settings.group_size)
+    rollouts: list[Rollout] = []
     for start in range(0, len(jobs), settings.batch_size):
-        yield from _batch(student, jobs[start : start + settings.batch_size], settings, seed, step)
-
-
-def iterate_groups(
-    student: Student,
-    prompts: Sequence[PromptItem],
-    settings: RolloutSettings,
-    *,
-    seed: int,
-    step: int,
-) -> Iterator[list[Rollout]]:
-    """As ``generate``, each prompt's responses together, as soon as all are done."""
-    rollouts = iterate(student, prompts, settings, seed=seed, step=step)
-    counted = enumerate(rollouts)
-    for _, group in groupby(counted, key=lambda pair: pair[0] // settings.group_size):
-        yield [rollout for _, rollout in group]
+        batch = jobs[start : start + settings.batch_size]
+        rollouts += _batch(student, batch, settings, seed, step, start, ended)
+    return rollouts
 
 
 def _jobs(prompts: Sequence[PromptItem], group_size: int) -> list[Job]:
@@ -86,25 +65,42 @@ def _jobs(prompts: Sequence[PromptItem], group_size: int) -> list[Job]:
 
 
 class _Sampler(LogitsProcessor):  # type: ignore[misc]
-    """Draws each row's token and leaves only it possible.
+    """Draws each row's token, leaves only it possible, and tells which rows ended.
 
     Attributes:
-        tokens: int64 [B] per step. log_probs: float32 [B] per step.
+        tokens: int64 [B, limit], log_probs: float32 [B, limit], what was drawn.
+        drawn: how many tokens.
+        open: bool [B], rows that have not ended.
     """
 
-    def __init__(self, uniforms: Tensor, settings: RolloutSettings) -> None:
+    def __init__(
+        self,
+        uniforms: Tensor,
+        settings: RolloutSettings,
+        terminators: Tensor,
+        ended: Callable[[list[int]], None],
+    ) -> None:
         self.uniforms = uniforms
         self.settings = settings
-        self.tokens: list[Tensor] = []
-        self.log_probs: list[Tensor] = []
+        self.terminators = terminators
+        self.ended = ended
+        self.tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=uniforms.device)
+        self.log_probs = torch.zeros(uniforms.shape, device=uniforms.device)
+        self.open = torch.ones(len(uniforms), dtype=torch.bool, device=uniforms.device)
+        self.drawn = 0
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logits = scores.float() / self.settings.temperature
         log_probs = logits.log_softmax(-1)
-        draws = self.uniforms[:, len(self.tokens)]
-        tokens = sample(log_probs, draws, self.settings.top_p)
-        self.tokens.append(tokens)
-        self.log_probs.append(log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1))
+        tokens = sample(log_probs, self.uniforms[:, self.drawn], self.settings.top_p)
+        self.tokens[:, self.drawn] = tokens
+        self.log_probs[:, self.drawn] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
+        self.drawn += 1
+        stops = torch.isin(tokens, self.terminators) & self.open
+        self.open &= ~stops
+        rows = stops.nonzero().squeeze(-1).tolist()
+        if rows:
+            self.ended(rows)
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(-1, tokens.unsqueeze(-1), 0.0)
 
@@ -122,8 +118,15 @@ def _plain_generation(model: Any) -> Iterator[None]:
 
 @torch.no_grad()
 def _batch(
-    student: Student, jobs: Sequence[Job], settings: RolloutSettings, seed: int, step: int
+    student: Student,
+    jobs: Sequence[Job],
+    settings: RolloutSettings,
+    seed: int,
+    step: int,
+    first: int,
+    ended: Ended | None,
 ) -> list[Rollout]:
+    """Responses of the jobs; the first has place ``first`` in the whole result."""
     limit = settings.max_new_tokens
     width = max(len(prompt.token_ids) for prompt, _ in jobs)
     input_ids = torch.full((len(jobs), width), student.padding_id, dtype=torch.int64)
@@ -133,7 +136,16 @@ def _batch(
         input_ids[row, width - length :] = torch.from_numpy(prompt.token_ids.astype(np.int64))
         mask[row, width - length :] = 1
     uniforms = np.stack([rollout_uniforms(seed, step, p.prompt_id, i, limit) for p, i in jobs])
-    sampler = _Sampler(torch.from_numpy(uniforms).to(student.device), settings)
+    rollouts: dict[int, Rollout] = {}
+
+    def take(rows: list[int], finished: bool = True) -> None:
+        for row in rows:
+            rollouts[row] = _rollout(jobs[row], sampler, row, finished)
+        if ended is not None:
+            ended([(first + row, rollouts[row]) for row in rows])
+
+    terminators = torch.tensor(student.terminators, device=student.device)
+    sampler = _Sampler(torch.from_numpy(uniforms).to(student.device), settings, terminators, take)
     configuration = GenerationConfig(
         do_sample=False,
         max_new_tokens=limit,
@@ -150,24 +162,21 @@ def _batch(
             generation_config=configuration,
             logits_processor=LogitsProcessorList([sampler]),
         )
-    tokens = torch.stack(sampler.tokens, 1).cpu().numpy().astype(np.int32)
-    log_probs = torch.stack(sampler.log_probs, 1).cpu().numpy()
-    stops = np.isin(tokens, student.terminators)
-    return [
-        _cut(prompt, index, tokens[row], log_probs[row], stops[row])
-        for row, (prompt, index) in enumerate(jobs)
-    ]
+    cut = sampler.open.nonzero().squeeze(-1).tolist()
+    if cut:
+        take(cut, finished=False)
+    return [rollouts[row] for row in range(len(jobs))]
 
 
-def _cut(prompt: PromptItem, index: int, tokens: Any, log_probs: Any, stops: Any) -> Rollout:
-    """Ends the response with its first terminator, which belongs to it."""
-    finished = bool(stops.any())
-    length = int(stops.argmax()) + 1 if finished else len(tokens)
-    kept = log_probs[:length].copy()
-    if not np.isfinite(kept).all():
+def _rollout(job: Job, sampler: _Sampler, row: int, finished: bool) -> Rollout:
+    """What the row holds so far; its last token is the terminator when it finished."""
+    prompt, index = job
+    tokens = sampler.tokens[row, : sampler.drawn].cpu().numpy().astype(np.int32)
+    log_probs = sampler.log_probs[row, : sampler.drawn].cpu().numpy().copy()
+    if not np.isfinite(log_probs).all():
         raise LsmError(
             "the student's logits are not finite",
             where=f"rollout {index} of prompt {prompt.prompt_id}",
             fix="go back to an earlier checkpoint and lower optimizer.lr",
         )
-    return Rollout(prompt, index, tokens[:length].copy(), kept, finished)
+    return Rollout(prompt, index, tokens, log_probs, finished)

@@ -15,8 +15,10 @@ from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmE
 from teacher_proto.types import TeacherIdentity
 
 from student_trainer import checkpoint
-from student_trainer.checkpoint import TrainState, damage, listing, newest_good
+from student_trainer.checkpoint import TrainState, damage, newest_good
 from student_trainer.resume import check_resumable
+from student_trainer.retention import listing
+from student_trainer.rng import capture_rng, restore_rng
 from student_trainer.run_dir import RunDirectory, find_checkpoint, prepare
 
 IDENTITY = TeacherIdentity("d", "w", "float32", "", "", "t")
@@ -44,7 +46,8 @@ def save(directory: Path, step: int, keep: int = 3) -> Path:
         state(step),
         save_model=save_model,
         optimizer={"exp_avg/weight": torch.full((64,), float(step))},
-        rng=checkpoint.capture_rng(),
+        rng=capture_rng(),
+        rollouts={},
         keep=keep,
     )
 
@@ -56,9 +59,9 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert path.name == "step-000007"
     assert damage(path) is None
     assert checkpoint.load_state(path) == state(7)
-    optimizer, rng = checkpoint.load_tensors(path)
-    assert optimizer["exp_avg/weight"].tolist() == [7.0] * 64
-    checkpoint.restore_rng(rng)
+    saved = checkpoint.load_tensors(path)
+    assert saved.optimizer["exp_avg/weight"].tolist() == [7.0] * 64
+    restore_rng(saved.rng)
     assert torch.equal(torch.rand(3), drawn)
     assert not list(tmp_path.glob(".tmp-*"))
 
@@ -122,7 +125,9 @@ def test_a_failed_write_leaves_the_earlier_ones(tmp_path: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(LsmError, match="No space left") as caught:
-        checkpoint.save(tmp_path, state(2), save_model=full_disk, optimizer={}, rng={}, keep=1)
+        checkpoint.save(
+            tmp_path, state(2), save_model=full_disk, optimizer={}, rng={}, rollouts={}, keep=1
+        )
     assert caught.value.reason == "CHECKPOINT_NOT_WRITTEN"
     assert newest_good(tmp_path) == good
     assert [p.name for p in tmp_path.iterdir()] == ["step-000001"]

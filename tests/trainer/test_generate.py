@@ -14,7 +14,7 @@ from student_trainer.config import RolloutSettings, StudentSettings, TrainConfig
 from student_trainer.data import load_prompts
 from student_trainer.model import Student, load_student
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.generate import generate, iterate_groups
+from student_trainer.rollout.generate import generate
 from tests.trainer.local_teacher import LocalTeacher
 
 ROLLOUT = RolloutSettings(group_size=3, max_new_tokens=24, batch_size=4, temperature=0.8)
@@ -97,12 +97,19 @@ def test_a_repeated_prompt_goes_on_counting(student: Student, prompts: list[Prom
     assert tokens(twice[:3]) != tokens(twice[6:])
 
 
-def test_groups_are_complete_whatever_the_batch(
-    student: Student, prompts: list[PromptItem]
-) -> None:
-    groups = list(iterate_groups(student, prompts, ROLLOUT, seed=0, step=1))
-    assert [len(group) for group in groups] == [3] * len(prompts)
-    assert [group[0].prompt for group in groups] == prompts
+def test_a_response_is_given_out_when_it_ends(student: Student, prompts: list[PromptItem]) -> None:
+    given: list[list[tuple[int, Rollout]]] = []
+    whole = generate(student, prompts, ROLLOUT, seed=0, step=1, ended=given.append)
+    places = [place for some in given for place, _ in some]
+    assert sorted(places) == list(range(len(whole))), "each once"
+    assert all(rollout is whole[place] for some in given for place, rollout in some)
+    for some in given:
+        assert len({(p // 4, len(r.token_ids)) for p, r in some}) == 1, "what ends at one token"
+        assert [p for p, _ in some] == sorted(p for p, _ in some)
+    batches = [[len(some[0][1].token_ids) for some in given if some[0][0] // 4 == b]
+               for b in range(5)]  # fmt: skip
+    assert all(lengths == sorted(lengths) for lengths in batches), "as soon as it ends"
+    assert any(len(lengths) > 1 for lengths in batches)
 
 
 def test_a_student_that_is_not_finite_is_refused(

@@ -40,7 +40,7 @@ def test_outside_a_step_a_signal_ends_at_once() -> None:
             pass
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
-        assert stopper.requested is None
+        assert not stopper.at_once
 
 
 def test_without_a_terminal_a_step_is_a_line_of_json() -> None:

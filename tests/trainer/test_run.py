@@ -23,6 +23,8 @@ from student_trainer.config import TrainConfig
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
 from student_trainer.model import Student, load_student
+from student_trainer.retention import listing
+from student_trainer.rng import capture_rng, restore_rng
 from student_trainer.rollout.generate import generate
 from student_trainer.run_dir import RunDirectory
 from student_trainer.teacher import TeacherLink
@@ -116,7 +118,7 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
     run.path.mkdir()
     with TeacherLink(config.teacher, student, run=config.run.name) as teacher:
         loop = TrainingLoop(config, student, teacher, prompts, run)
-        checkpoint.restore_rng(loop._rng)
+        restore_rng(loop._rng)
         for _ in range(count):
             line = loop.step()
             with run.metrics.open("a") as file:
@@ -132,7 +134,7 @@ def test_a_resume_that_forgets_something_is_noticed(
     straight = train(in_directory(settings, tmp_path / "straight"))
     broken = tmp_path / "broken"
     interrupted_after(in_directory(settings, broken), 2)
-    (path,) = checkpoint.listing(broken / "checkpoints")
+    (path,) = listing(broken / "checkpoints")
     _forget(path, leave_out)
     train(in_directory(settings, broken))
     assert artefacts(broken, 3) != artefacts(straight, 3)
@@ -142,7 +144,7 @@ def _forget(path: Path, what: str) -> None:
     """Rewrites one part of a checkpoint, checksums included."""
     if what == "rng":
         torch.manual_seed(123)
-        save_file(checkpoint.capture_rng(), path / "rng.safetensors")
+        save_file(capture_rng(), path / "rng.safetensors")
     elif what == "moments":
         tensors = load_file(path / "optimizer.safetensors")
         save_file(

@@ -1,0 +1,33 @@
+"""Truncated importance weights of tokens that older weights drew."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from student_trainer.losses.base import Head, LossBatch
+from student_trainer.losses.normaliser import token_log_probs
+
+# The least weight: a row of weight 0 would leave the mean's denominator.
+LEAST = 1e-30
+
+
+@torch.no_grad()
+def log_ratios(batch: LossBatch, head: Head, temperature: float, chunk_rows: int) -> Tensor:
+    """float32 [T]: log pi(y_t) - log pi_old(y_t) of the sampled tokens.
+
+    A row that is not finite has 0: the loss drops and counts it.
+
+    Args:
+        temperature: of the rollout.
+        chunk_rows: rows per chunk of [rows, V]; the normaliser of every row is taken.
+    """
+    assert batch.old_log_probs is not None
+    now = token_log_probs(batch.hidden.detach(), head, batch.sampled_ids, temperature, chunk_rows)
+    moved = (now - batch.old_log_probs).float()
+    return torch.where(moved.isfinite(), moved, 0.0)
+
+
+def truncated_weights(log_ratio: Tensor, cap: float) -> Tensor:
+    """float32 [T]: pi / pi_old, at most ``cap``."""
+    return log_ratio.exp().clamp(LEAST, cap)

@@ -1,0 +1,75 @@
+"""Rollouts that wait for their update, as a checkpoint keeps them.
+
+At staleness s a checkpoint between two steps holds s batches. Their tokens are
+saved, since the weights that wrote them are gone; their scores are asked again,
+since a teacher gives the same ones again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from student_trainer.pipeline import Batch, Pipeline
+from student_trainer.rollout.base import Rollout
+
+
+@dataclass(frozen=True)
+class InFlight:
+    """A waiting batch without its rollouts; attributes as in ``Batch``."""
+
+    step: int
+    position: int
+    written_after: int
+
+
+def describe(batches: Sequence[Batch]) -> tuple[InFlight, ...]:
+    return tuple(InFlight(b.step, b.position, b.written_after) for b in batches)
+
+
+def tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
+    """By ``step/field``: the responses' tokens and log-probabilities one after
+    another, and their lengths, indices and ends."""
+    kept: dict[str, Tensor] = {}
+    for batch in batches:
+        rollouts = batch.rollouts
+        fields = {
+            "tokens": np.concatenate([r.token_ids for r in rollouts]),
+            "log_probs": np.concatenate([r.log_probs for r in rollouts]),
+            "lengths": np.array([len(r.token_ids) for r in rollouts], np.int32),
+            "indices": np.array([r.index for r in rollouts], np.int32),
+            "finished": np.array([r.finished for r in rollouts], np.uint8),
+        }
+        kept |= {f"{batch.step}/{name}": torch.from_numpy(v) for name, v in fields.items()}
+    return kept
+
+
+def batches(
+    described: Sequence[InFlight], kept: Mapping[str, Tensor], pipeline: Pipeline
+) -> list[Batch]:
+    """What ``describe`` and ``tensors`` gave, as batches again."""
+    size = pipeline.config.rollout.group_size
+    found = []
+    for entry in described:
+        tokens, log_probs, lengths, indices, finished = (
+            kept[f"{entry.step}/{name}"].numpy()
+            for name in ("tokens", "log_probs", "lengths", "indices", "finished")
+        )
+        ends = np.cumsum(lengths)
+        prompts = pipeline.prompts_at(entry.position)
+        rollouts = [
+            Rollout(
+                prompts[place // size],
+                int(indices[place]),
+                tokens[end - length : end].copy(),
+                log_probs[end - length : end].copy(),
+                bool(finished[place]),
+            )
+            for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
+        ]
+        found.append(Batch(entry.step, entry.position, entry.written_after, rollouts))
+    return found

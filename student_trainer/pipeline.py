@@ -1,0 +1,143 @@
+"""Batches on their way from rollout to update.
+
+Generation and update share one device, so both run in the caller's thread, one
+after the other; scoring runs meanwhile, at the teacher. With staleness s, step n
+first writes batch n + s with the weights it begins with, then updates on batch
+n, whose scores have had s steps to come. Which weights write which batch depends
+on the step's number alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from teacher_proto.types import ContinuationScores
+
+from student_trainer.config import TrainConfig
+from student_trainer.data import PromptOrder
+from student_trainer.model import Student
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.generate import generate
+from student_trainer.teacher import TeacherLink
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rollouts of one step.
+
+    Attributes:
+        step: the step that updates on it.
+        position: of its first prompt in the order of training.
+        written_after: completed steps of the student that wrote it.
+        rollouts: prompt-major.
+        scores: per rollout, the reply it comes in and its place there.
+    """
+
+    step: int
+    position: int
+    written_after: int
+    rollouts: list[Rollout]
+    scores: dict[int, tuple[Future[list[ContinuationScores]], int]] = field(default_factory=dict)
+
+    @property
+    def staleness(self) -> int:
+        """Steps the student has made between writing it and updating on it."""
+        return self.step - 1 - self.written_after
+
+
+class Pipeline:
+    """The batches that are written and not yet updated on, in order of their steps."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        student: Student,
+        teacher: TeacherLink,
+        prompts: Sequence[PromptItem],
+    ) -> None:
+        self.config = config
+        self.student = student
+        self.teacher = teacher
+        self.prompts = prompts
+        self.order = PromptOrder(config.run.seed, len(prompts))
+        self.batches: deque[Batch] = deque()
+
+    def fill(self, step: int, position: int) -> Batch:
+        """Writes and sends what step ``step`` has to; gives the batch it updates on.
+
+        Args:
+            position: of the step's first prompt in the order of training.
+        """
+        last = min(step + self.config.pipeline.staleness, self.config.run.steps)
+        while not self.batches or self.batches[-1].step < max(last, step):
+            if self.batches:
+                before = self.batches[-1]
+                number = before.step + 1
+                place = before.position + self.config.rollout.prompts_per_step
+            else:
+                number, place = step, position
+            self.batches.append(self._write(number, place, written_after=step - 1))
+        assert self.batches[0].step == step, "batches are updated on in order"
+        return self.batches[0]
+
+    def drop(self, batch: Batch) -> None:
+        """Forgets the oldest batch, once its step is complete."""
+        assert self.batches.popleft() is batch
+
+    def restore(self, batches: Sequence[Batch]) -> None:
+        """Takes over written batches and asks for their scores again."""
+        for batch in batches:
+            self._send(batch, dict(enumerate(batch.rollouts)), range(len(batch.rollouts)))
+            self.batches.append(batch)
+
+    def prompts_at(self, position: int) -> list[PromptItem]:
+        """The prompts of the batch that begins at ``position``."""
+        chosen = self.order.take(position, self.config.rollout.prompts_per_step)
+        return [self.prompts[index] for index in chosen]
+
+    def _write(self, number: int, position: int, written_after: int) -> Batch:
+        config, size = self.config, self.config.rollout.group_size
+        batch = Batch(number, position, written_after, [])
+        known: dict[int, Rollout] = {}
+
+        def ended(rollouts: list[tuple[int, Rollout]]) -> None:
+            known.update(rollouts)
+            places = [place for place, _ in rollouts]
+            if config.pipeline.send == "group":
+                groups = {place // size for place in places}
+                wholes = [range(g * size, (g + 1) * size) for g in sorted(groups)]
+                places = [p for whole in wholes if all(p in known for p in whole) for p in whole]
+            self._send(batch, known, places)
+
+        batch.rollouts.extend(
+            generate(
+                self.student,
+                self.prompts_at(position),
+                config.rollout,
+                seed=config.run.seed,
+                step=number,
+                ended=ended,
+            )
+        )
+        return batch
+
+    def _send(self, batch: Batch, rollouts: Mapping[int, Rollout], places: Iterable[int]) -> None:
+        """Asks for the scores of the rollouts at these places, those of one group in
+        one request.
+
+        Which rollouts share a request depends on their contents, never on time.
+        """
+        loss, size = self.config.loss, self.config.rollout.group_size
+        for _, members in groupby(places, key=lambda place: place // size):
+            together = list(members)
+            future = self.teacher.submit_rollouts(
+                [rollouts[place] for place in together],
+                loss.top_k,
+                loss.temperature,
+                loss.needs_log_tail,
+            )
+            batch.scores.update({p: (future, index) for index, p in enumerate(together)})

@@ -1,0 +1,55 @@
+"""The metric that decides which checkpoint is the best."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.config import CheckpointSettings
+from student_trainer.run_dir import read_metrics
+
+
+class RecentMetric:
+    """The values of ``checkpoint.best`` in the last ``checkpoint.every`` steps."""
+
+    def __init__(self, settings: CheckpointSettings) -> None:
+        self._name = settings.best
+        self._values: deque[float | None] = deque(maxlen=settings.every)
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Takes a step's metrics line.
+
+        Raises:
+            ConfigurationError: the metric is not in it, or not a number.
+        """
+        if self._name is None:
+            return
+        value = line.get(self._name)
+        numbers = sorted(k for k, v in line.items() if _is_number(v))
+        if self._name not in line or not (value is None or _is_number(value)):
+            raise ConfigurationError(
+                f"a step has no metric {self._name!r}",
+                where="checkpoint.best",
+                fix=f"name one of {', '.join(numbers)}",
+            )
+        self._values.append(value)
+
+    def restore(self, metrics: Path, step: int) -> None:
+        """Takes the lines up to ``step`` of an earlier attempt."""
+        if self._name is not None and metrics.exists():
+            for line in read_metrics(metrics):
+                if line["step"] <= step:
+                    self.add(line)
+
+    def mean(self) -> float | None:
+        """None when nothing was measured."""
+        known = [value for value in self._values if value is not None]
+        return sum(known) / len(known) if known else None
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
