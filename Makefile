@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm clean
+.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step proofs clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -77,6 +77,12 @@ bench-teacher: $(VENV)/.dev ## the service against its engine, groups, codec, ov
 
 bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods, overload (5 minutes)
 	$(BIN)/python -m benchmarks.bench_load $(ARGS)
+
+bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
+	$(BIN)/python -m benchmarks.bench_step $(ARGS)
+
+proofs: $(VENV)/.dev ## kills, cuts, signals and poison at their full figures (25 minutes)
+	$(BIN)/python -m pytest -m soak tests/proofs $(ARGS)
 
 # vLLM's CPU build lives in an environment of its own, since it pins torch. What it
 # brings for pictures and sound is built for CUDA and breaks its imports.

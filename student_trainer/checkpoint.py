@@ -5,7 +5,7 @@ checkpoints/step-000020/
     state.json             step, data position, teacher identity, configuration
     model/                 the model or its adapters, with the tokenizer
     optimizer.safetensors  moments and masters (optim.py)
-    rng.safetensors        state of every process-wide generator (rng.py)
+    rng.safetensors        state of torch's generators (rng.py)
     rollouts.safetensors   rollouts that wait for their update, if any (in_flight.py)
 """
 

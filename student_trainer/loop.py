@@ -159,12 +159,12 @@ class TrainingLoop:
                 self._scores(batch, place, times)
 
         figures = metrics.UpdateFigures()
-        for index, part in enumerate(parts):
+        for part in parts:
 
             def scores(member: int, first: int = part.start) -> ContinuationScores:
                 return self._scores(batch, first + member, times)
 
-            stale = batch.staleness > 0 or index > 0
+            stale = batch.staleness > 0
             self.updater.update(batch.rollouts[part], scores, figures, number, stale)
         ended = time.perf_counter()
 

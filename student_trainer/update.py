@@ -94,7 +94,7 @@ class Updater:
         """One optimiser update; adds what it saw to ``figures``.
 
         Args:
-            stale: other weights than the student's wrote the rollouts.
+            stale: the weights of an earlier step wrote the rollouts.
 
         Raises:
             LsmError: no token can be used, too many are not finite, or the

@@ -14,12 +14,14 @@ from safetensors.torch import save_file
 from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
 from teacher_proto.types import TeacherIdentity
 
-from student_trainer import checkpoint
+from student_trainer import checkpoint, run_dir
 from student_trainer.checkpoint import TrainState, damage, newest_good
+from student_trainer.config import CheckpointSettings
 from student_trainer.resume import check_resumable
-from student_trainer.retention import listing
+from student_trainer.retention import Goal, listing, step_of
 from student_trainer.rng import capture_rng, restore_rng
 from student_trainer.run_dir import RunDirectory, find_checkpoint, prepare
+from student_trainer.track_best import RecentMetric
 
 IDENTITY = TeacherIdentity("d", "w", "float32", "", "", "t")
 CONFIG: dict[str, Any] = {
@@ -40,15 +42,18 @@ def save_model(directory: Path) -> None:
     save_file({"weight": torch.arange(64.0)}, directory / "model.safetensors")
 
 
-def save(directory: Path, step: int, keep: int = 3) -> Path:
+def save(
+    directory: Path, step: int, keep: int = 3, score: float | None = None, goal: Goal = "min"
+) -> Path:
     return checkpoint.save(
         directory,
-        state(step),
+        replace(state(step), score=score),
         save_model=save_model,
         optimizer={"exp_avg/weight": torch.full((64,), float(step))},
         rng=capture_rng(),
         rollouts={},
         keep=keep,
+        goal=goal,
     )
 
 
@@ -74,6 +79,40 @@ def test_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000003", "step-000004"]
     save(tmp_path, 4, keep=2)
     assert damage(tmp_path / "step-000004") is None
+
+
+@pytest.mark.parametrize(("goal", "kept"), [("min", 2), ("max", 1)])
+def test_the_best_is_kept_too(tmp_path: Path, goal: Goal, kept: int) -> None:
+    for step, score in enumerate((0.9, 0.2, 0.2, None, 0.5), 1):
+        save(tmp_path, step, keep=1, score=score, goal=goal)
+    assert [step_of(p) for p in listing(tmp_path)] == [5, kept]
+
+
+def test_checkpoints_the_run_went_back_before_do_not_count(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, *later = [save(tmp_path, step) for step in (1, 5, 6)]
+    for path in later:
+        (path / "state.json").write_text("{")
+    assert newest_good(tmp_path) == good
+    save(tmp_path, 2, keep=2)
+    assert [step_of(p) for p in listing(tmp_path)] == [2, 1], "the damaged ones had crowded it out"
+    assert "the run went back before it" in caplog.text
+
+
+def test_the_metric_of_the_best_is_the_mean_since_the_last_checkpoint(tmp_path: Path) -> None:
+    recent = RecentMetric(CheckpointSettings(best="loss", every=2))
+    assert recent.mean() is None
+    for step, loss in enumerate((9.0, 1.0, None, 4.0), 1):
+        recent.add({"step": step, "loss": loss})
+        run_dir.append_metrics(tmp_path / "metrics.jsonl", {"step": step, "loss": loss})
+    assert recent.mean() == 4.0
+    again = RecentMetric(CheckpointSettings(best="loss", every=2))
+    again.restore(tmp_path / "metrics.jsonl", 2)
+    assert again.mean() == 5.0
+    wrong = RecentMetric(CheckpointSettings(best="lost"))
+    with pytest.raises(ConfigurationError, match="name one of loss, step"):
+        wrong.add({"loss": 1.0, "step": 1, "clipped": True})
 
 
 FILES = (

@@ -34,6 +34,20 @@ def test_the_first_signal_lets_the_step_finish_and_the_second_does_not() -> None
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_what_may_be_given_up_ends_at_the_first_signal() -> None:
+    with Stopper() as stopper:
+        with pytest.raises(Stopped), stopper.step(), stopper.interruptible():
+            signal.raise_signal(signal.SIGTERM)
+        assert not stopper.at_once
+        with pytest.raises(Stopped), stopper.step(), stopper.interruptible():
+            pytest.fail("a signal came before")
+    with Stopper() as stopper, stopper.step():
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        assert stopper.at_once, "what it interrupted may be half done"
+
+
 def test_outside_a_step_a_signal_ends_at_once() -> None:
     with Stopper() as stopper:
         with stopper.step():

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from teacher_proto.errors import ContractMismatchError
 from teacher_proto.program import run_program
 from teacher_proto.settings import to_toml
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -23,8 +21,7 @@ from student_trainer.config import TrainConfig
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
 from student_trainer.model import Student, load_student
-from student_trainer.retention import listing
-from student_trainer.rng import capture_rng, restore_rng
+from student_trainer.rng import restore_rng
 from student_trainer.rollout.generate import generate
 from student_trainer.run_dir import RunDirectory
 from student_trainer.teacher import TeacherLink
@@ -90,6 +87,12 @@ KINDS = {
     "adaptive": {"loss": {"kind": "lsm", "support": "teacher+sampled", "support_mass": 0.8}},
     "returns": {"loss": {"kind": "sampled_token", "gamma": 0.5}},
     "forward, sampled": {"loss": {"kind": "topk_forward_kl", "support": "teacher+sampled"}},
+    "stale": {"pipeline": {"staleness": 2}},
+    "stale, two updates": {
+        "pipeline": {"staleness": 1},
+        "optimizer": {"updates_per_batch": 2},
+        "loss": {"mean": "sequence"},
+    },
     "jsd": {"loss": {"kind": "topk_jsd", "beta": 0.3}},
 }
 
@@ -126,61 +129,21 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
         loop.save()
 
 
-@pytest.mark.parametrize("leave_out", ["rng", "moments", "position"])
-def test_a_resume_that_forgets_something_is_noticed(
-    config: MakeConfig, tmp_path: Path, leave_out: str
-) -> None:
-    settings = config(**KINDS["lora"])
-    straight = train(in_directory(settings, tmp_path / "straight"))
-    broken = tmp_path / "broken"
-    interrupted_after(in_directory(settings, broken), 2)
-    (path,) = listing(broken / "checkpoints")
-    _forget(path, leave_out)
-    train(in_directory(settings, broken))
-    assert artefacts(broken, 3) != artefacts(straight, 3)
-
-
-def _forget(path: Path, what: str) -> None:
-    """Rewrites one part of a checkpoint, checksums included."""
-    if what == "rng":
-        torch.manual_seed(123)
-        save_file(capture_rng(), path / "rng.safetensors")
-    elif what == "moments":
-        tensors = load_file(path / "optimizer.safetensors")
-        save_file(
-            {k: torch.zeros_like(v) for k, v in tensors.items()}, path / "optimizer.safetensors"
-        )
-    else:
-        state = json.loads((path / "state.json").read_text())
-        (path / "state.json").write_text(json.dumps(state | {"position": 0}))
-    manifest = json.loads((path / "manifest.json").read_text())
-    for name in manifest["files"]:
-        manifest["files"][name] = checkpoint._entry(path / name)
-    (path / "manifest.json").write_text(json.dumps(manifest))
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_ended_goes_on_where_it_was(
-    config: MakeConfig, tmp_path: Path, number: signal.Signals
-) -> None:
-    settings = config(checkpoint={"every": 1 if number == signal.SIGKILL else 50})
+def test_a_run_that_is_told_to_end_goes_on_where_it_was(config: MakeConfig, tmp_path: Path) -> None:
+    settings = config(checkpoint={"every": 50})
     ended = in_directory(settings, tmp_path / "ended", steps=12)
     file = tmp_path / "config.toml"
     file.write_text(to_toml(ended))
     with trainer(file) as process:
         steps(process, 2)
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         code = process.wait(PATIENCE)
     found = checkpoint.newest_good(ended.run.output_dir / "checkpoints")
     assert found is not None
     at = checkpoint.load_state(found).step
     recorded = [step for step, _ in losses(ended.run.output_dir)]
-    if number == signal.SIGKILL:
-        assert code == -number
-        assert 1 <= at <= recorded[-1]
-    else:
-        assert code == 128 + number
-        assert at == recorded[-1] >= 2, "no step is redone"
+    assert code == 143
+    assert at == recorded[-1] >= 2, "no step is redone"
     assert at < 12, "the signal came too late to matter"
     target = at + 1
     train(in_directory(ended, ended.run.output_dir, steps=target))
@@ -287,31 +250,6 @@ def test_no_teacher_ends_with_4(
         teacher = {"address": address, "connect_timeout_seconds": 0.5}
         assert main(make_config(teacher=teacher), tmp_path) == 4
     assert address in capsys.readouterr().err
-
-
-def test_another_teacher_at_the_same_address_stops_the_run(
-    make_config: MakeConfig, tmp_path: Path, tiny_model_dir: Path, student_model_dir: Path
-) -> None:
-    with serve(tmp_path / "first", default=tiny_model_dir) as first:
-        settings = make_config(teacher={"address": first.address, "timeout_seconds": 60})
-        student = load_student(settings.student)
-        prompts = load_prompts(settings.data, student)
-        run = RunDirectory(settings.run.output_dir)
-        with TeacherLink(settings.teacher, student, run="test") as link:
-            loop = TrainingLoop(settings, student, link, prompts, run)
-            loop.step()
-            weights = student.head.weight.detach().clone()
-            first.stop()
-            port = int(first.address.rpartition(":")[2])
-            with serve(tmp_path / "second", port=port, default=student_model_dir) as second:
-                assert second.address == first.address
-                with pytest.raises(ContractMismatchError):
-                    loop.step()
-                assert torch.equal(student.head.weight, weights)
-                loop.save_unless_saved()
-                assert main(settings, tmp_path) == 3
-    state = checkpoint.load_state(run.checkpoints / "step-000001")
-    assert state.teacher == link.info.identity
 
 
 def test_a_dry_run_tells_every_origin(

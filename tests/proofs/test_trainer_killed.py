@@ -1,0 +1,83 @@
+"""The trainer is killed or told to stop, anywhere; the run goes on as if it had not been."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from student_trainer import checkpoint
+from student_trainer.retention import listing
+from tests.proofs.kills import SAVES, STEPS
+from tests.proofs.runs import Room, assert_equal, errors, forget, metrics, newest, tensors
+from tests.support.faults import Fault, killed
+
+EVERY_SECOND = {"checkpoint": {"every": 2}}
+
+
+def killed_all_along(room: Room, faults: list[list[Fault]], steps: int, **sections: Any) -> int:
+    """Starts a run again after every kill, then lets it end; gives the number of kills."""
+    config = room.config("killed", steps, **{**EVERY_SECOND, **sections})
+    kills = 0
+    for fault in faults:
+        code = room.run(config, fault)
+        assert code == -signal.SIGKILL, (fault, code, errors(config))
+        kills += 1
+        for path in listing(config.run.output_dir / "checkpoints"):
+            assert checkpoint.damage(path) is None, "what has a checkpoint's name is whole"
+    room.finish(config)
+    return kills
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_a_killed_trainer_goes_on_exactly(served: Room, staleness: int) -> None:
+    pipeline = {"staleness": staleness}
+    straight = served.finish(served.config("straight", 9, pipeline=pipeline, **EVERY_SECOND))
+    faults = [SAVES[4 + staleness], STEPS[3], SAVES[8]] if staleness else [STEPS[4], SAVES[7]]
+    assert killed_all_along(served, faults, 9, pipeline=pipeline) == len(faults)
+    assert_equal(served.folder / "killed" / "run", straight, 9)
+
+
+@pytest.mark.parametrize("what", ["rng", "moments", "position"])
+def test_a_resume_that_forgets_something_is_noticed(
+    served: Room, what: str, straight_at_4: Path
+) -> None:
+    config = served.config("forgetful", 4, **EVERY_SECOND)
+    assert served.run(config, killed("student_trainer.pipeline:Pipeline.drop", 3)) < 0
+    forget(newest(config), what)
+    run = served.finish(config)
+    assert tensors(run, 4) != tensors(straight_at_4, 4)
+
+
+@pytest.fixture
+def straight_at_4(served: Room) -> Path:
+    return served.finish(served.config("straight", 4, **EVERY_SECOND))
+
+
+# Where the signal comes, and how many steps are then complete.
+STOPS = {
+    "writing": ("student_trainer.rollout.generate:_Sampler.__call__", 30, 1),
+    "waiting": ("student_trainer.loop:TrainingLoop._scores", 8, 1),
+    "updating": ("student_trainer.optim:Optimizer.step", 2, 2),
+    "saving": ("student_trainer.checkpoint:_sync", 2, 2),
+}
+
+
+@pytest.mark.parametrize("place", STOPS)
+def test_a_signal_saves_what_is_complete_and_no_step_is_redone(served: Room, place: str) -> None:
+    target, call, least = STOPS[place]
+    number = signal.SIGINT if place == "updating" else signal.SIGTERM
+    config = served.config("stopped", 6, checkpoint={"every": 2 if place == "saving" else 50})
+    assert served.run(config, killed(target, call, number=number)) == 128 + number
+    found = newest(config)
+    state = checkpoint.load_state(found)
+    assert state.step == len(metrics(config.run.output_dir)) >= least
+    assert state.step < 6, "the signal came too late to matter"
+    run = served.finish(config)
+    straight = served.finish(served.config("straight", 6))
+    assert_equal(run, straight, 6)
+    # Every step was shown once: none was done again.
+    shown = (served.folder / "stopped" / "output").read_text().splitlines()
+    assert len(shown) == 6

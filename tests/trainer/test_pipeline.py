@@ -1,0 +1,199 @@
+"""What is written, sent and updated on, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from teacher_proto.errors import TeacherUnavailableError
+from teacher_proto.types import ContinuationScores, Level, ScoreReply, ScoreRequest
+
+from student_trainer import in_flight
+from student_trainer.config import TeacherSettings, TrainConfig
+from student_trainer.data import load_prompts
+from student_trainer.importance import log_ratios, truncated_weights
+from student_trainer.losses.base import Head, LossBatch
+from student_trainer.metrics import UpdateFigures
+from student_trainer.model import Student
+from student_trainer.pipeline import Pipeline
+from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.generate import generate
+from student_trainer.teacher import TeacherLink
+from tests.support.replies import IDENTITY, SERVER, TEACHER, make_reply
+from tests.support.scripted_teacher import serving_in_thread
+from tests.trainer.local_teacher import LocalTeacher
+from tests.trainer.test_update import Case
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+class Recorder:
+    """Takes the place of the link: keeps what it was sent, answers from a real model."""
+
+    def __init__(self, teacher: LocalTeacher) -> None:
+        self.teacher = teacher
+        self.sent: list[list[Rollout]] = []
+
+    def submit_rollouts(
+        self, group: Sequence[Rollout], top_k: int, temperature: float, log_tail: bool = False
+    ) -> Future[list[ContinuationScores]]:
+        self.sent.append(list(group))
+        future: Future[list[ContinuationScores]] = Future()
+        future.set_result(self.teacher.score(group, top_k, temperature))
+        return future
+
+
+@pytest.fixture
+def make(
+    make_config: MakeConfig, student: Student, teacher: LocalTeacher
+) -> Callable[..., tuple[Pipeline, Recorder]]:
+    def build(**sections: dict[str, Any]) -> tuple[Pipeline, Recorder]:
+        config = make_config(**sections)
+        prompts = load_prompts(config.data, student).train
+        recorder: Any = Recorder(teacher)
+        return Pipeline(config, student, recorder, prompts), recorder
+
+    return build
+
+
+@pytest.mark.parametrize("staleness", [0, 1, 2])
+def test_which_weights_write_a_batch_depends_on_its_step_alone(make: Any, staleness: int) -> None:
+    pipeline, _ = make(pipeline={"staleness": staleness}, run={"steps": 5})
+    position, seen = 0, []
+    for step in range(1, 6):
+        batch = pipeline.fill(step, position)
+        ahead = [b.step for b in pipeline.batches]
+        assert ahead == list(range(step, min(step + staleness, 5) + 1))
+        seen.append((batch.step, batch.position, batch.staleness))
+        position = batch.position + 3
+        pipeline.drop(batch)
+    assert seen == [(n, 3 * (n - 1), min(n - 1, staleness)) for n in range(1, 6)]
+
+
+def test_a_response_is_sent_when_it_ends_and_the_rest_is_still_written(make: Any) -> None:
+    pipeline, recorder = make()
+    batch = pipeline.fill(1, 0)
+    assert sum(len(group) for group in recorder.sent) == len(batch.rollouts) == 6
+    lengths = [len(r.token_ids) for group in recorder.sent for r in group if r.prompt.prompt_id
+               in {p.prompt_id for p in pipeline.prompts_at(0)[:2]}]  # fmt: skip
+    assert lengths == sorted(lengths), "the shorter are sent before the longer end"
+    assert len(set(lengths)) > 1
+    whole, grouped = make(pipeline={"send": "group"})
+    assert [r.token_ids.tolist() for r in whole.fill(1, 0).rollouts] == [
+        r.token_ids.tolist() for r in batch.rollouts
+    ]
+    assert [len(group) for group in grouped.sent] == [2, 2, 2]
+
+
+def test_scores_belong_to_their_rollouts(make: Any, teacher: LocalTeacher) -> None:
+    pipeline, _ = make()
+    batch = pipeline.fill(1, 0)
+    for place, expected in enumerate(teacher.score(batch.rollouts, 16)):
+        future, index = batch.scores[place]
+        np.testing.assert_array_equal(future.result()[index].top_ids, expected.top_ids)
+
+
+def test_batches_in_flight_are_kept_to_the_byte(make: Any) -> None:
+    pipeline, _ = make(pipeline={"staleness": 2})
+    pipeline.fill(1, 0)
+    kept = in_flight.tensors(pipeline.batches)
+    other, recorder = make(pipeline={"staleness": 2})
+    described = in_flight.describe(pipeline.batches)
+    other.restore(in_flight.batches(described, kept, other))
+    assert len(recorder.sent) == 9, "their scores are asked again"
+    for a, b in zip(pipeline.batches, other.batches, strict=True):
+        assert replace(a, rollouts=[], scores={}) == replace(b, rollouts=[], scores={})
+        for x, y in zip(a.rollouts, b.rollouts, strict=True):
+            assert (x.prompt, x.index, x.finished) == (y.prompt, y.index, y.finished)
+            assert x.token_ids.tobytes() == y.token_ids.tobytes()
+            assert x.log_probs.tobytes() == y.log_probs.tobytes()
+
+
+def test_importance_weights_are_the_ratio_up_to_the_cap() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(6, 8), torch.randn(20, 8)
+    ids = torch.arange(6)
+    now = (hidden @ weight.T / 0.7).log_softmax(-1)[torch.arange(6), ids]
+    moved = torch.tensor([0.0, 0.5, -0.5, 2.0, -200.0, 0.0])
+    old = now - moved
+    hidden[5, 0] = torch.nan
+    batch = LossBatch(hidden, ids, torch.ones(6), old_log_probs=old)
+    ratio = log_ratios(batch, Head(weight), 0.7, chunk_rows=4)
+    torch.testing.assert_close(ratio, moved, atol=1e-4, rtol=1e-5)
+    weights = truncated_weights(ratio, 2.0)
+    expected = torch.tensor([1.0, 1.6487, 0.6065, 2.0, 0.0, 1.0])
+    torch.testing.assert_close(weights, expected, atol=1e-3, rtol=1e-3)
+    assert (weights > 0).all(), "no row leaves the mean's denominator"
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_a_stale_update_weighs_its_tokens(
+    make_config: MakeConfig, teacher: LocalTeacher, mean: str
+) -> None:
+    case = Case(make_config(loss={"mean": mean}), teacher)
+    plain, gradients = case.gradients()
+
+    def stale() -> tuple[UpdateFigures, dict[str, torch.Tensor]]:
+        figures = UpdateFigures()
+        case.updater.gradients(case.rollouts, case.scores.__getitem__, figures, 1, stale=True)
+        masters = case.updater.optimizer.masters
+        return figures, {n: m.grad.clone() for n, m in masters.items() if m.grad is not None}
+
+    figures, same = stale()
+    assert figures.means.mean("importance_weight") == pytest.approx(1.0, abs=1e-4)
+    for name, value in same.items():
+        torch.testing.assert_close(value, gradients[name], rtol=1e-3, atol=1e-6)
+    # Had every token been drawn at half its probability, each would weigh 2; the cap is 1.5.
+    case.rollouts = [
+        replace(r, log_probs=r.log_probs - np.float32(np.log(2))) for r in case.rollouts
+    ]
+    case.updater.config = case.config.model_copy(
+        update={"pipeline": case.config.pipeline.model_copy(update={"importance_cap": 1.5})}
+    )
+    figures, heavier = stale()
+    assert figures.losses[0] == pytest.approx(1.5 * plain.losses[0], rel=1e-4)
+    assert figures.means.mean("importance_truncated") == 1.0
+    for name, value in heavier.items():
+        torch.testing.assert_close(value, 1.5 * gradients[name], rtol=1e-3, atol=1e-6)
+
+
+def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
+    make_config: MakeConfig, student: Student
+) -> None:
+    identity = replace(IDENTITY, tokenizer_hash=student.tokenizer_hash)
+    info = replace(TEACHER, identity=identity, tokenizers={student.tokenizer_hash: Level.SAME})
+    config = make_config()
+    prompts = load_prompts(config.data, student).train
+    rollouts = generate(student, prompts, config.rollout, seed=0, step=1)
+    all_sent, active, peak = threading.Event(), 0, 0
+
+    async def answer(request: ScoreRequest, context: Any) -> ScoreReply:
+        nonlocal active, peak
+        active += 1
+        peak = max(peak, active)
+        assert await asyncio.to_thread(all_sent.wait, 60)
+        active -= 1
+        return make_reply(request, identity=identity)
+
+    with serving_in_thread() as (teacher, address):
+        teacher.info = replace(SERVER, teachers=(info,))
+        teacher.script = [answer] * len(rollouts)
+        settings = TeacherSettings(address=address, max_in_flight=2)
+        with TeacherLink(settings, student, run="test") as link:
+            futures = [link.submit_rollouts([r], 4, 1.0) for r in rollouts]
+            all_sent.set()
+            for rollout, future in zip(rollouts, futures, strict=True):
+                assert len(future.result(60)[0].top_ids) == len(rollout.token_ids)
+            teacher.script = [teacher.never()]
+            left = [link.submit_rollouts([r], 4, 1.0) for r in rollouts]
+        for future in left:
+            with pytest.raises(TeacherUnavailableError):
+                future.result(60)
+    assert peak == 2
