@@ -28,15 +28,40 @@ def teachers() -> Iterator[Zygote]:
 def room(
     tmp_path: Path, request: pytest.FixtureRequest, trainers: Zygote, teachers: Zygote
 ) -> Iterator[Room]:
-    """A room whose teacher is not started; its programs end with it."""
+    """A room whose teacher is not started; it ends with the test."""
     student: Path = request.getfixturevalue("student_model_dir")
-    yield Room(tmp_path, student, trainers, Teacher(teachers, tmp_path / "teacher"))
-    trainers.stop()
-    teachers.stop()
+    teacher = Teacher(teachers, tmp_path / "teacher")
+    yield Room(tmp_path, student, trainers, teacher)
+    teacher.stop()
+
+
+@pytest.fixture(scope="module")
+def shared_teacher(
+    tmp_path_factory: pytest.TempPathFactory, teachers: Zygote, tiny_model_dir: Path
+) -> Iterator[Teacher]:
+    """Serves undisturbed, but for runs that are named after a poison."""
+    teacher = Teacher(teachers, tmp_path_factory.mktemp("teacher"))
+    teacher.start(tiny_model_dir, [{"poison": True, "call": 7}])
+    yield teacher
+    teacher.stop()
 
 
 @pytest.fixture
-def served(room: Room, tiny_model_dir: Path) -> Room:
-    """A room with an undisturbed teacher, but for runs that are named after a poison."""
-    room.teacher.start(tiny_model_dir, [{"poison": True, "call": 7}])
-    return room
+def served(
+    tmp_path: Path, request: pytest.FixtureRequest, trainers: Zygote, shared_teacher: Teacher
+) -> Room:
+    """A room whose teacher serves."""
+    student: Path = request.getfixturevalue("student_model_dir")
+    return Room(tmp_path, student, trainers, shared_teacher)
+
+
+@pytest.fixture(scope="module")
+def common(
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
+    trainers: Zygote,
+    shared_teacher: Teacher,
+) -> Room:
+    """A room for runs that several tests compare with."""
+    student: Path = request.getfixturevalue("student_model_dir")
+    return Room(tmp_path_factory.mktemp("common"), student, trainers, shared_teacher)

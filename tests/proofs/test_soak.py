@@ -17,7 +17,7 @@ from student_trainer.retention import listing
 from tests.proofs.kills import SAVES, STEPS
 from tests.proofs.runs import Room, assert_equal, errors, forget, metrics, newest, tensors
 from tests.proofs.test_checkpoint_damaged import falls_back, interrupted
-from tests.proofs.test_teacher_killed import killed_teachers
+from tests.proofs.test_teacher_killed import killed_teachers, stopped_by_another
 from tests.proofs.test_trainer_killed import EVERY_SECOND, STOPS, killed_all_along
 from tests.support.faults import POISONS, killed
 from tests.support.programs import TRAINER, Teacher, Zygote
@@ -76,9 +76,7 @@ def test_3_what_is_left_out_is_noticed(served: Room) -> None:
     assert all(noticed.values())
 
 
-def test_4_ten_cuts_and_a_full_disk(
-    served: Room, student_model_dir: Path, tmp_path: Path, teachers: Zygote
-) -> None:
+def test_4_ten_cuts_and_a_full_disk(served: Room, student_model_dir: Path, tmp_path: Path) -> None:
     damaged = interrupted(served)
     straight = served.finish(served.config("straight", 5, checkpoint={"every": 1}))
     cuts = []
@@ -190,13 +188,11 @@ def test_19_poisoned_replies(served: Room) -> None:
 def test_22_another_teacher(
     room: Room, tiny_model_dir: Path, student_model_dir: Path, other_tokenizer_model_dir: Path
 ) -> None:
-    from tests.proofs.test_teacher_killed import (
-        test_another_teacher_ends_the_run_before_the_next_update as proof,
-    )
-
-    for other in ("revision", "tokenizer"):
-        own = Room(room.folder / other, room.student, room.trainers,
-                   Teacher(room.teacher.zygote, room.folder / other / "teacher"))  # fmt: skip
-        proof(own, tiny_model_dir, student_model_dir, other_tokenizer_model_dir, other)
-        room.teacher.zygote.stop()
+    for foreign in (student_model_dir, other_tokenizer_model_dir):
+        folder = room.folder / foreign.name
+        teacher = Teacher(room.teacher.zygote, folder / "teacher")
+        stopped_by_another(
+            Room(folder, room.student, room.trainers, teacher), tiny_model_dir, foreign
+        )
+        teacher.stop()
     write_result("proof_other_teacher", {"stopped_with_3": 2, "updates_after": 0}, {})

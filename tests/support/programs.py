@@ -104,16 +104,23 @@ class Teacher:
     zygote: Zygote
     folder: Path
     address: str = "127.0.0.1:0"
-    started: int = 0
+    children: list[Child] = field(default_factory=list)
+
+    def stop(self) -> None:
+        """Kills the one that runs."""
+        for child in self.children:
+            if child.code is None:
+                child.send(signal.SIGKILL)
+                child.wait()
 
     def start(self, model: Path, faults: Sequence[Fault] = ()) -> Child:
         """A deterministic server over the model, ready."""
-        self.started += 1
-        ready = self.folder / f"ready-{self.started}.json"
+        ready = self.folder / f"ready-{len(self.children)}.json"
         port = self.address.rpartition(":")[2]
         argv = ["serve", "--deterministic", "--teacher", f"default={model}", "--grpc-port", port]
         argv += ["--http-port", "0", "--ready-file", str(ready)]
         child = self.zygote.start(argv, self.folder, faults)
+        self.children.append(child)
         pause = threading.Event()
         for _ in range(int(PATIENCE / 0.02)):
             if ready.exists():
