@@ -90,6 +90,12 @@ def assert_equal(run: Path, expected: Path, step: int) -> None:
     assert tensors(run, step) == tensors(expected, step)
 
 
+def shown(config_folder: Path) -> list[int]:
+    """The steps the trainer's starts wrote to their standard output."""
+    lines = (config_folder / "output").read_text().splitlines()
+    return [json.loads(line)["step"] for line in lines]
+
+
 def forget(path: Path, what: str) -> None:
     """Rewrites one part of a checkpoint as if it had never been saved, checksums included."""
     optimizer = path / "optimizer.safetensors"

@@ -12,24 +12,27 @@ import pytest
 from student_trainer import checkpoint
 from student_trainer.retention import listing
 from tests.proofs.kills import SAVES, STEPS
-from tests.proofs.runs import Room, assert_equal, errors, forget, metrics, newest, tensors
+from tests.proofs.runs import Room, assert_equal, errors, forget, metrics, newest, shown, tensors
 from tests.support.faults import Fault, killed
 
 EVERY_SECOND = {"checkpoint": {"every": 2}}
 
 
-def killed_all_along(room: Room, faults: list[list[Fault]], steps: int, **sections: Any) -> int:
-    """Starts a run again after every kill, then lets it end; gives the number of kills."""
+def killed_all_along(
+    room: Room, faults: list[list[Fault]], steps: int, **sections: Any
+) -> tuple[int, int]:
+    """Starts a run again after every kill, then lets it end; gives the number of kills
+    and of damaged checkpoints they left."""
     config = room.config("killed", steps, **{**EVERY_SECOND, **sections})
-    kills = 0
+    kills = damaged = 0
     for fault in faults:
         code = room.run(config, fault)
         assert code == -signal.SIGKILL, (fault, code, errors(config))
         kills += 1
-        for path in listing(config.run.output_dir / "checkpoints"):
-            assert checkpoint.damage(path) is None, "what has a checkpoint's name is whole"
+        found = listing(config.run.output_dir / "checkpoints")
+        damaged += sum(checkpoint.damage(path) is not None for path in found)
     room.finish(config)
-    return kills
+    return kills, damaged
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
@@ -37,7 +40,7 @@ def test_a_killed_trainer_goes_on_exactly(served: Room, staleness: int) -> None:
     pipeline = {"staleness": staleness}
     straight = served.finish(served.config("straight", 9, pipeline=pipeline, **EVERY_SECOND))
     faults = [SAVES[4 + staleness], STEPS[3], SAVES[8]] if staleness else [STEPS[4], SAVES[7]]
-    assert killed_all_along(served, faults, 9, pipeline=pipeline) == len(faults)
+    assert killed_all_along(served, faults, 9, pipeline=pipeline) == (len(faults), 0)
     assert_equal(served.folder / "killed" / "run", straight, 9)
 
 
@@ -88,6 +91,4 @@ def test_a_signal_saves_what_is_complete_and_no_step_is_redone(
     assert state.step == len(metrics(config.run.output_dir)) >= least
     assert state.step < 6, "the signal came too late to matter"
     assert_equal(served.finish(config), straight_at_6, 6)
-    # Every step was shown once: none was done again.
-    shown = (served.folder / "stopped" / "output").read_text().splitlines()
-    assert len(shown) == 6
+    assert shown(served.folder / "stopped") == [1, 2, 3, 4, 5, 6], "none is done again"

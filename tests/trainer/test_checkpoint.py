@@ -17,7 +17,7 @@ from teacher_proto.types import TeacherIdentity
 from student_trainer import checkpoint, run_dir
 from student_trainer.checkpoint import TrainState, damage, newest_good
 from student_trainer.config import CheckpointSettings
-from student_trainer.resume import check_resumable
+from student_trainer.resume import check_resumable, in_flight_usable
 from student_trainer.retention import Goal, listing, step_of
 from student_trainer.rng import capture_rng, restore_rng
 from student_trainer.run_dir import RunDirectory, find_checkpoint, prepare
@@ -187,6 +187,15 @@ def test_settings_that_change_the_numbers_are_refused_by_name() -> None:
     assert "loss.mask.strings (['<think>'] to [])" in str(caught.value)
     assert "group_size" not in str(caught.value)
     check_resumable(state(1), other, "data", IDENTITY, ["rollout.top_p", "loss.mask"])
+
+
+def test_batches_in_flight_are_used_only_where_a_run_would_write_them_again() -> None:
+    assert in_flight_usable(state(1), CONFIG, "data")
+    assert in_flight_usable(state(1), changed(optimizer={"lr": 1.0}), "data")
+    assert not in_flight_usable(state(1), changed(rollout={"top_p": 0.8}), "data")
+    assert not in_flight_usable(state(1), CONFIG, "other")
+    with pytest.raises(ConfigurationError, match=r"pipeline\.staleness \(None to 1\)"):
+        check_resumable(state(1), {**CONFIG, "pipeline": {"staleness": 1}}, "data", IDENTITY)
 
 
 def test_the_length_of_a_falling_schedule_may_not_change() -> None:
