@@ -44,7 +44,7 @@ WARMUP = 2
 def make_student(folder: Path) -> Path:
     """A random Llama some of whose responses end early."""
     make_tiny_model(
-        folder, hidden_size=192, intermediate_size=512, num_hidden_layers=4, initializer_range=0.08
+        folder, hidden_size=128, intermediate_size=256, num_hidden_layers=3, initializer_range=0.08
     )
     model = AutoModelForCausalLM.from_pretrained(folder)
     with torch.no_grad():
@@ -80,10 +80,10 @@ def settings(model: Path, folder: Path, address: str, staleness: int) -> TrainCo
             "teacher": {"address": address},
             "data": {"train": str(folder / "prompts.jsonl"), "max_prompt_tokens": 64},
             "rollout": {
-                "prompts_per_step": 8,
+                "prompts_per_step": 6,
                 "group_size": 4,
-                "max_new_tokens": 96,
-                "batch_size": 16,
+                "max_new_tokens": 64,
+                "batch_size": 12,
                 "top_p": 1.0,
             },
             "pipeline": {"staleness": staleness},
@@ -93,11 +93,18 @@ def settings(model: Path, folder: Path, address: str, staleness: int) -> TrainCo
     )
 
 
+RUNS = itertools.count()
+
+
 def steps(config: TrainConfig, student: Student, count: int) -> list[dict[str, Any]]:
-    """Metrics lines of ``count`` steps after the warm-up, of a loop of its own."""
+    """Metrics lines of ``count`` steps after the warm-up, of a loop of its own.
+
+    Every run has a name of its own: the server would answer equal requests of one
+    run out of its replay window.
+    """
     prompts = load_prompts(config.data, student)
     run = RunDirectory(config.run.output_dir)
-    with TeacherLink(config.teacher, student, run="bench") as link:
+    with TeacherLink(config.teacher, student, run=f"bench {next(RUNS)}") as link:
         loop = TrainingLoop(config, student, link, prompts, run)
         return [loop.step() for _ in range(WARMUP + count)][WARMUP:]
 
@@ -114,9 +121,11 @@ def overlap_ratio(lines: list[dict[str, Any]], seconds_per_token: float) -> floa
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="bench_step", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
     arguments = parser.parse_args()
+    # One core computes, the other carries client and server.
+    torch.set_num_threads(1)
     rounds: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
