@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from teacher_proto.settings import to_toml
 
 from benchmarks.harness import write_result
 from student_trainer import checkpoint
@@ -23,6 +24,7 @@ from tests.support.faults import POISONS, killed
 from tests.support.programs import TRAINER, Teacher, Zygote
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+SAVE = "student_trainer.loop:TrainingLoop.save"
 KILLS = [fault for pair in zip(SAVES, STEPS, strict=True) for fault in pair]
 
 
@@ -56,9 +58,8 @@ def test_2_trainer_killed_20_times(served: Room, staleness: int) -> None:
     assert_equal(served.folder / "killed" / "run", straight, steps)
     write_result(
         f"proof_trainer_killed_staleness_{staleness}",
-        {"kills": kills, "during_a_save": len(SAVES), "unreadable_checkpoints": damaged,
-         "steps": steps, },
-        {"places": [fault[0]["target"] for fault in faults]},
+        {"kills": kills, "during_a_save": len(SAVES), "unreadable_checkpoints": damaged},
+        {"steps": steps, "places": [fault[0]["target"] for fault in faults]},
     )  # fmt: skip
     assert (kills, damaged) == (20, 0)
 
@@ -111,12 +112,10 @@ def full_disk(served: Room, student: Path, tmp_path: Path) -> int:
             update={"run": config.run.model_copy(update={"output_dir": disk / "run"})}
         )
         folder = tmp_path / "full" / "run"
-        from teacher_proto.settings import to_toml
-
         (folder / "config.toml").write_text(to_toml(config))
         argv = ["train", str(folder / "config.toml")]
         # Room for one checkpoint, and for half of the second.
-        assert trainers.start(argv, folder, killed(SECOND_SAVE, 2)).wait() == -signal.SIGKILL
+        assert trainers.start(argv, folder, killed(SAVE, 2)).wait() == -signal.SIGKILL
         size = sum(p.stat().st_size for p in (inside / "run").rglob("*") if p.is_file())
         left = os.statvfs(inside)
         filler = inside / "filler"
@@ -135,9 +134,6 @@ def full_disk(served: Room, student: Path, tmp_path: Path) -> int:
     straight = served.finish(served.config("straight-full", 4, **sections))
     assert_equal(tmp_path / "copied", straight, 4)
     return 1
-
-
-SECOND_SAVE = "student_trainer.loop:TrainingLoop.save"
 
 
 def test_5_sigterm(served: Room) -> None:
