@@ -57,7 +57,7 @@ def make_student(folder: Path) -> Path:
 def server(model: Path, rate: Path) -> Iterator[str]:
     """Address of a teacher server with the timed engine that is ready."""
     ready, log = rate.with_name("ready.json"), rate.with_name("log")
-    command = [sys.executable, "-m", "benchmarks.timed_engine", "--seconds-per-token", str(rate)]
+    command = [sys.executable, "-m", "benchmarks.step_teacher", "--seconds-per-token", str(rate)]
     command += ["--model", str(model), "--grpc-port", "0", "--http-port", "0"]
     with log.open("w") as sink:
         process = subprocess.Popen([*command, "--ready-file", str(ready)], stderr=sink)

@@ -33,7 +33,7 @@ def describe(batches: Sequence[Batch]) -> tuple[InFlight, ...]:
 
 def tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     """By ``step/field``: the responses' tokens and log-probabilities one after
-    another, and their lengths, indices and ends."""
+    another, their supports where there are any, and lengths, indices and ends."""
     kept: dict[str, Tensor] = {}
     for batch in batches:
         rollouts = batch.rollouts
@@ -44,6 +44,9 @@ def tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
             "indices": np.array([r.index for r in rollouts], np.int32),
             "finished": np.array([r.finished for r in rollouts], np.uint8),
         }
+        supports = [r.support_ids for r in rollouts if r.support_ids is not None]
+        if supports:
+            fields["support_ids"] = np.concatenate(supports)
         kept |= {f"{batch.step}/{name}": torch.from_numpy(v) for name, v in fields.items()}
     return kept
 
@@ -59,6 +62,7 @@ def batches(
             kept[f"{entry.step}/{name}"].numpy()
             for name in ("tokens", "log_probs", "lengths", "indices", "finished")
         )
+        supports = kept.get(f"{entry.step}/support_ids")
         ends = np.cumsum(lengths)
         prompts = pipeline.prompts_at(entry.position)
         rollouts = [
@@ -68,6 +72,7 @@ def batches(
                 tokens[end - length : end].copy(),
                 log_probs[end - length : end].copy(),
                 bool(finished[place]),
+                None if supports is None else supports.numpy()[end - length : end].copy(),
             )
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]

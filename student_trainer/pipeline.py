@@ -22,6 +22,7 @@ from student_trainer.data import PromptOrder
 from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.student_support import with_student_support
 from student_trainer.teacher import TeacherLink
 
 
@@ -105,24 +106,31 @@ class Pipeline:
         known: dict[int, Rollout] = {}
 
         def ended(rollouts: list[tuple[int, Rollout]]) -> None:
-            known.update(rollouts)
             places = [place for place, _ in rollouts]
+            asked = with_student_support(
+                self.student,
+                [rollout for _, rollout in rollouts],
+                config.loss.student_top_k,
+                limit=self.teacher.info.vocabulary_size,
+                micro_batch_tokens=config.optimizer.micro_batch_tokens,
+                chunk_rows=config.loss.chunk_rows,
+            )
+            known.update(zip(places, asked, strict=True))
             if config.pipeline.send == "group":
                 groups = {place // size for place in places}
                 wholes = [range(g * size, (g + 1) * size) for g in sorted(groups)]
                 places = [p for whole in wholes if all(p in known for p in whole) for p in whole]
             self._send(batch, known, places)
 
-        batch.rollouts.extend(
-            generate(
-                self.student,
-                self.prompts_at(position),
-                config.rollout,
-                seed=config.run.seed,
-                step=number,
-                ended=ended,
-            )
+        generate(
+            self.student,
+            self.prompts_at(position),
+            config.rollout,
+            seed=config.run.seed,
+            step=number,
+            ended=ended,
         )
+        batch.rollouts.extend(known[place] for place in range(len(known)))
         return batch
 
     def _send(self, batch: Batch, rollouts: Mapping[int, Rollout], places: Iterable[int]) -> None:
@@ -136,7 +144,7 @@ class Pipeline:
             together = list(members)
             future = self.teacher.submit_rollouts(
                 [rollouts[place] for place in together],
-                loss.top_k,
+                loss.teacher_top_k,
                 loss.temperature,
                 loss.needs_log_tail,
             )

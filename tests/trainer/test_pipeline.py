@@ -39,6 +39,7 @@ class Recorder:
 
     def __init__(self, teacher: LocalTeacher) -> None:
         self.teacher = teacher
+        self.info = replace(TEACHER, vocabulary_size=320)
         self.sent: list[list[Rollout]] = []
 
     def submit_rollouts(
