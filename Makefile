@@ -81,7 +81,7 @@ bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods
 bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 	$(BIN)/python -m benchmarks.bench_step $(ARGS)
 
-proofs: $(VENV)/.dev ## kills, cuts, signals and poison at their full figures (25 minutes)
+proofs: $(VENV)/.dev ## kills, cuts, signals and poison at their full figures (12 minutes)
 	$(BIN)/python -m pytest -m soak tests/proofs $(ARGS)
 
 # vLLM's CPU build lives in an environment of its own, since it pins torch. What it
