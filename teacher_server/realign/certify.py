@@ -1,0 +1,156 @@
+"""From masses to what is returned: the best certified ids, and what is not known.
+
+An id is certified when the unsettled mass that could still land on it is at most
+CERTAIN of its own. A path can only land on tokens that begin with the path's bytes,
+or that these bytes begin with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Bool, Float32, Int32
+
+from teacher_server.realign.rows import Float64
+from teacher_server.realign.tables import PairTables
+from teacher_server.realign.walk import Entries, Walked
+
+Int64 = NDArray[np.int64]
+CERTAIN = 0.05
+# Ids beyond K that are looked at: they take the place of ids that are not certified.
+SPARE = 16
+# Open paths of a position that are told apart; the mass of the rest threatens all ids.
+MAX_OPEN = 48
+
+
+@dataclass(frozen=True)
+class Certified:
+    """n positions; K ids each.
+
+    Attributes:
+        ids, log_probs: int32, float32 [n, K], descending, ties by lower id; -1 and 0
+            in slots from ``counts`` on. Not renormalised.
+        counts: int32 [n].
+        sampled: float64 [n], log-probability of the sampled id; -inf where it is not
+            certified.
+        doubtful: bool [n], an id that is not certified could be the most likely one.
+        coverage, open_mass, lost_mass: float64 [n].
+    """
+
+    ids: Int32
+    log_probs: Float32
+    counts: Int32
+    sampled: Float64
+    doubtful: Bool
+    coverage: Float64
+    open_mass: Float64
+    lost_mass: Float64
+
+
+def certify(
+    walked: Walked, sampled: Int64, top_k: int, limit: int, tables: PairTables
+) -> Certified:
+    """Args: sampled int64 [n]; only ids below ``limit`` are returned."""
+    count = len(sampled)
+    total = np.maximum(walked.total, 1e-300)
+    position, token, mass = _by_token(walked.settled, tables.student.size)
+    mass = mass / total[position]
+    ids, masses = _best(position, token, mass, count, top_k + SPARE)
+    own = np.zeros(count)
+    hit = token == sampled[position]
+    own[position[hit]] = mass[hit]
+    ids = np.column_stack([ids, sampled])
+    masses = np.column_stack([masses, own])
+    threats = _threats(walked, total, ids, tables)
+    sure = (masses > 0) & (threats <= CERTAIN * masses)
+    sampled_sure = sure[:, -1]
+    sure, masses, ids, threats = sure[:, :-1], masses[:, :-1], ids[:, :-1], threats[:, :-1]
+    best = np.where(sure, masses, 0.0).max(1, initial=0.0)
+    rival = np.where(sure, 0.0, masses + threats).max(1, initial=0.0)
+    largest_open = np.zeros(count)
+    np.maximum.at(largest_open, walked.open.position, walked.open.mass)
+    doubtful = np.maximum(rival, largest_open / total) > best
+    sure &= ids < limit
+    place = np.cumsum(sure, 1) - 1
+    keep = sure & (place < top_k)
+    line, _ = np.nonzero(keep)
+    out_ids = np.full((count, top_k), -1, np.int32)
+    out = np.zeros((count, top_k), np.float32)
+    out_ids[line, place[keep]] = ids[keep]
+    # The total is a difference: rounding may leave it a little below a part of it.
+    out[line, place[keep]] = np.minimum(np.log(masses[keep]), 0.0)
+    with np.errstate(divide="ignore"):
+        sampled_log = np.where(sampled_sure, np.minimum(np.log(own), 0.0), -np.inf)
+    open_mass = np.bincount(walked.open.position, walked.open.mass, count) / total
+    return Certified(
+        ids=out_ids,
+        log_probs=out,
+        counts=keep.sum(1).astype(np.int32),
+        sampled=sampled_log,
+        doubtful=doubtful,
+        coverage=np.where(keep, masses, 0.0).sum(1),
+        open_mass=np.minimum(open_mass, 1.0),
+        lost_mass=np.minimum(walked.lost / total, 1.0),
+    )
+
+
+def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64]:
+    """(position, token, mass) with one entry each, by position and token."""
+    key = settled.position * size + settled.token
+    order = np.argsort(key)
+    key = key[order]
+    first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
+    mass = np.add.reduceat(settled.mass[order], first) if len(first) else np.zeros(0)
+    position, token = np.divmod(key[first], size)
+    return position, token, mass
+
+
+def _best(
+    position: Int64, token: Int64, mass: Float64, count: int, width: int
+) -> tuple[Int64, Float64]:
+    """[count, width] ids and masses, descending, ties by lower id; 0 mass in empty slots."""
+    starts = np.searchsorted(position, np.arange(count))
+    widest = int(np.bincount(position, minlength=count).max(initial=0)) if count else 0
+    table = np.zeros((count, max(widest, width)))
+    names = np.zeros((count, max(widest, width)), np.int64)
+    column = np.arange(len(position)) - starts[position]
+    table[position, column] = mass
+    names[position, column] = token
+    order = np.argsort(-table, 1, kind="stable")[:, :width]
+    return np.take_along_axis(names, order, 1), np.take_along_axis(table, order, 1)
+
+
+def _threats(walked: Walked, total: Float64, ids: Int64, tables: PairTables) -> Float64:
+    """[n, w]: unsettled mass that could still land on each id."""
+    count = len(total)
+    low, high, mass, rest = _padded(walked.open, count)
+    rank = tables.student.rank[ids]
+    begins, ends = tables.student_interval[ids, 0], tables.student_interval[ids, 1]
+    threats = np.zeros(ids.shape)
+    for column in range(mass.shape[1]):
+        some = mass[:, column] > 0
+        lows, highs = low[some, column, None], high[some, column, None]
+        within = (rank[some] >= lows) & (rank[some] < highs)
+        prefix = (begins[some] <= lows) & (lows < ends[some])
+        threats[some] += np.where(within | prefix, mass[some, column, None], 0.0)
+    below = np.minimum(walked.floor[:, None] * tables.multiplicity[ids], walked.tail[:, None])
+    result: Float64 = (threats + rest[:, None] + below) / total[:, None]
+    return result
+
+
+def _padded(entries: Entries, count: int) -> tuple[Int64, Int64, Float64, Float64]:
+    """The largest open paths of each position, [n, u], and the mass of the others, [n]."""
+    order = np.lexsort([-entries.mass, entries.position])
+    position = entries.position[order]
+    column = np.arange(len(order)) - np.searchsorted(position, np.arange(count))[position]
+    kept = column < MAX_OPEN
+    shape = (count, int(column[kept].max(initial=-1)) + 1)
+    low, high, mass = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
+    to = position[kept], column[kept]
+    low[to] = entries.low[order][kept]
+    high[to] = entries.high[order][kept]
+    mass[to] = entries.mass[order][kept]
+    rest = np.bincount(position[~kept], entries.mass[order][~kept], count)
+    return low, high, mass, rest

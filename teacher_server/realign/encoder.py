@@ -1,0 +1,182 @@
+"""Bytes to ids by a tokenizer's own rules, whatever the bytes are."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import Bool, Int32
+
+# Strings handed to the tokenizer at once: bounds what its results take.
+BATCH = 8192
+# What surrogateescape makes of bytes that are not UTF-8.
+_NOT_UTF8 = "\udc80-\udcff"
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """ids int32 [n]; starts bool [n]: a pre-token begins there; raw bool [n]: a
+    single byte of a span that the tokenizer itself cannot give back."""
+
+    ids: Int32
+    starts: Bool
+    raw: Bool
+
+
+@cache
+def byte_alphabet() -> Mapping[str, int]:
+    """The letters that byte-level tokenizers write bytes as (GPT-2's table)."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    hidden = [byte for byte in range(256) if byte not in shown]
+    letters = {chr(byte): byte for byte in shown}
+    return letters | {chr(256 + place): byte for place, byte in enumerate(hidden)}
+
+
+class ByteEncoder:
+    """A tokenizer without its normaliser, and with special tokens read as text.
+
+    Only the replacement of spaces by U+2581 stays: without it the vocabulary of a
+    SentencePiece model does not apply. Nothing is prepended.
+    """
+
+    def __init__(
+        self,
+        document: Mapping[str, Any],
+        kind: str,
+        token_bytes: Sequence[bytes],
+        specials: Mapping[int, str],
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        self._bytes = token_bytes
+        plain = _plain(document, kind, specials)
+        try:
+            self._tokenizer = Tokenizer.from_str(json.dumps(plain))
+            # The model alone, for bytes that are no text.
+            bare = plain | {"normalizer": None, "pre_tokenizer": None, "added_tokens": []}
+            self._bare = Tokenizer.from_str(json.dumps(bare)) if kind == "byte_level" else None
+        except Exception as error:  # tokenizers raises plain Exception for what it cannot read
+            raise ConfigurationError(
+                f"the tokenizer cannot be built: {error}",
+                where="tokenizer.json",
+                fix="give a file that the tokenizers library reads",
+            ) from error
+        self._letters = [""] * 256
+        for letter, byte in byte_alphabet().items():
+            self._letters[byte] = letter
+        self._single = np.full(256, -1, np.int32)
+        for token in range(len(token_bytes) - 1, -1, -1):
+            if len(token_bytes[token]) == 1:
+                self._single[token_bytes[token][0]] = token
+        # A literal U+2581 would come back as a space.
+        marks = _NOT_UTF8 + ("" if kind == "byte_level" else "\u2581")
+        self._unfit = re.compile(f"([{marks}]+)")
+
+    def decode(self, ids: Iterable[int]) -> bytes:
+        return b"".join(self._bytes[token] for token in ids)
+
+    def encode(self, data: bytes) -> Encoded:
+        """Encodes any bytes; decoding the ids gives them back.
+
+        Raises:
+            ValueError: the vocabulary has no token for one of the bytes.
+        """
+        parts = list(self._parts(data))
+        return Encoded(
+            np.concatenate([np.zeros(0, np.int32), *(p.ids for p in parts)]),
+            np.concatenate([np.zeros(0, np.bool_), *(p.starts for p in parts)]),
+            np.concatenate([np.zeros(0, np.bool_), *(p.raw for p in parts)]),
+        )
+
+    def _parts(self, data: bytes) -> Iterator[Encoded]:
+        text = data.decode("utf-8", "surrogateescape")
+        for piece in self._unfit.split(text):
+            if not piece:
+                continue
+            span = piece.encode("utf-8", "surrogateescape")
+            if not self._unfit.match(piece):
+                encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+                ids = encoding.ids
+                if self.decode(ids) == span:
+                    words = np.array([-1 if w is None else w for w in encoding.word_ids], np.int64)
+                    starts = np.ones(len(ids), np.bool_)
+                    starts[1:] = words[1:] != words[:-1]
+                    yield Encoded(np.array(ids, np.int32), starts, np.zeros(len(ids), np.bool_))
+                    continue
+            single = self._single[np.frombuffer(span, np.uint8)]
+            if single.min() < 0:
+                raise ValueError("a byte of the text has no token")
+            starts = np.zeros(len(single), np.bool_)
+            starts[0] = True
+            yield Encoded(single, starts, np.ones(len(single), np.bool_))
+
+    def encode_each(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """ids of each; bytes that are no text go to the model without pre-tokenizer.
+
+        An empty list where the tokenizer does not give the bytes back.
+        """
+        results: list[list[int]] = [[]] * len(texts)
+        plain: list[tuple[int, str]] = []
+        bare: list[tuple[int, str]] = []
+        for index, data in enumerate(texts):
+            try:
+                plain.append((index, data.decode()))
+            except UnicodeDecodeError:
+                bare.append((index, "".join(self._letters[byte] for byte in data)))
+        _fill(results, self._tokenizer, plain)
+        if self._bare is not None:
+            _fill(results, self._bare, bare)
+        else:
+            for index, _ in bare:
+                results[index] = [int(self._single[byte]) for byte in texts[index]]
+        for index, ids in enumerate(results):
+            if min(ids, default=0) < 0 or self.decode(ids) != texts[index]:
+                results[index] = []
+        return results
+
+
+def _fill(results: list[list[int]], tokenizer: Any, texts: list[tuple[int, str]]) -> None:
+    for start in range(0, len(texts), BATCH):
+        some = texts[start : start + BATCH]
+        encodings = tokenizer.encode_batch_fast([t for _, t in some], add_special_tokens=False)
+        for (index, _), encoding in zip(some, encodings, strict=True):
+            results[index] = encoding.ids
+
+
+def _plain(document: Mapping[str, Any], kind: str, specials: Mapping[int, str]) -> dict[str, Any]:
+    """The tokenizer.json without what changes text or recognises specials."""
+    plain = {key: copy.copy(value) for key, value in document.items()}
+    plain |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
+    plain["added_tokens"] = [
+        token for token in document.get("added_tokens") or () if token["id"] not in specials
+    ]
+    plain["normalizer"] = None
+    if kind == "byte_fallback":
+        space = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+        plain["normalizer"] = space
+    plain["pre_tokenizer"] = _without_prefix(document.get("pre_tokenizer"))
+    model = plain["model"]
+    model["dropout"] = None
+    if model.get("unk_token") not in model["vocab"]:
+        model["unk_token"] = None
+    return plain
+
+
+def _without_prefix(node: Any) -> Any:
+    """A pre-tokenizer that puts nothing before the text."""
+    if isinstance(node, dict):
+        changed = {key: _without_prefix(value) for key, value in node.items()}
+        if "add_prefix_space" in changed:
+            changed["add_prefix_space"] = False
+        if changed.get("type") == "Metaspace":
+            changed.pop("add_prefix_space", None)
+            changed["prepend_scheme"] = "never"
+        return changed
+    return [_without_prefix(item) for item in node] if isinstance(node, list) else node

@@ -1,0 +1,93 @@
+"""A teacher's rows as the walk reads them: the best M ids of each, and their tree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Float32, Int32
+
+Float64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """m rows of a rollout's teacher tokens, then rows after paths that leave it.
+
+    Attributes:
+        ids: int32 [R, M + 1], R >= m; the last column is the row's own token (-1 in
+            the rows behind m), with -inf where it is among the best.
+        log_probs: float64 [R, M + 1]; -inf in slots that hold nothing.
+        own: float64 [m], log-probability of each teacher token.
+        before: float64 [m + 1], running sum of ``own``.
+        floor: float64 [R], the lowest of the row's best: no other id is above it.
+        beyond: (row, teacher token) -> the row after that token, for paths that are
+            not the rollout's own.
+    """
+
+    ids: Int32
+    log_probs: Float64
+    own: Float64
+    before: Float64
+    floor: Float64
+    beyond: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+    def child(self, row: int, token: int) -> int | None:
+        """The row after ``token``, where it exists."""
+        own = len(self.own)
+        if row + 1 < own and self.ids[row, -1] == token:
+            return row + 1
+        return self.beyond.get((row, token))
+
+    @property
+    def tail(self) -> Float64:
+        """float64 [R]: mass outside the row's ids."""
+        return np.maximum(1.0 - np.exp(self.log_probs).sum(1), 0.0)
+
+
+def teacher_rows(
+    teacher_ids: Int32, top_ids: Int32, top_log_probs: Float32 | Float64, own: Float32 | Float64
+) -> TeacherRows:
+    """Rows from top-M supports.
+
+    Args:
+        teacher_ids: int32 [m].
+        top_ids, top_log_probs: [m, M], descending; id -1 in slots that are not valid.
+        own: [m], log-probability of each teacher token in its row; -inf allowed.
+    """
+    values = np.where(top_ids >= 0, top_log_probs.astype(np.float64), -np.inf)
+    listed = (top_ids == teacher_ids[:, None]).any(1)
+    own = own.astype(np.float64)
+    last = np.where(listed, -np.inf, own)
+    floor = np.where(top_ids >= 0, values, np.inf).min(1, initial=np.inf)
+    return TeacherRows(
+        ids=np.column_stack([np.maximum(top_ids, 0), teacher_ids]).astype(np.int32),
+        log_probs=np.column_stack([values, last]),
+        own=own,
+        before=np.concatenate([[0.0], np.cumsum(own)]),
+        floor=np.where(np.isfinite(floor), floor, 0.0),
+    )
+
+
+def with_extra_rows(
+    rows: TeacherRows,
+    paths: list[tuple[int, int]],
+    top_ids: Int32,
+    top_log_probs: Float32 | Float64,
+) -> TeacherRows:
+    """``rows`` and one more for each (row, token) in ``paths``; [p, M] each."""
+    values = np.where(top_ids >= 0, top_log_probs.astype(np.float64), -np.inf)
+    count = len(rows.ids)
+    none = np.full(len(paths), -np.inf)
+    return TeacherRows(
+        ids=np.concatenate(
+            [rows.ids, np.pad(np.maximum(top_ids, 0), ((0, 0), (0, 1)), constant_values=-1)]
+        ),
+        log_probs=np.concatenate([rows.log_probs, np.column_stack([values, none])]),
+        own=rows.own,
+        before=rows.before,
+        floor=np.concatenate([rows.floor, values.min(1, where=top_ids >= 0, initial=0.0)]),
+        beyond={**rows.beyond, **{path: count + i for i, path in enumerate(paths)}},
+    )

@@ -1,0 +1,182 @@
+"""What is fixed for a pair of tokenizers, built once.
+
+Legend: S student, T teacher; V_S, V_T their ids. A *path* is a sequence of
+teacher tokens that begins where a student token begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Bool, Int32
+
+from teacher_server.realign.roles import TERMINATORS, counterpart
+from teacher_server.realign.vocabulary import Vocabulary
+
+Int64 = NDArray[np.int64]
+# States of the prefix trie: its root, and no state.
+ROOT = 0
+NO_STATE = -1
+
+
+@dataclass(frozen=True)
+class StaticTables:
+    """What is kept on disk.
+
+    Attributes:
+        phi0: int32 [V_T], the first student token of a teacher token's bytes, by
+            themselves; -1 where there is none.
+        edges: int64 [n, 3] sorted: state, teacher token, next state. The paths that
+            are proper prefixes of a student token's teacher encoding.
+    """
+
+    phi0: Int32
+    edges: Int64
+
+
+@dataclass(frozen=True)
+class PairTables:
+    """Static tables of a student and a teacher, with what follows from them."""
+
+    student: Vocabulary
+    teacher: Vocabulary
+    static: StaticTables
+
+    @property
+    def phi0(self) -> Int32:
+        return self.static.phi0
+
+    @cached_property
+    def edge_keys(self) -> Int64:
+        return self.static.edges[:, 0] * self.teacher.size + self.static.edges[:, 1]
+
+    def step(self, state: int, token: int) -> int:
+        """The trie's state after one more token; NO_STATE when the path has left it."""
+        if state == NO_STATE:
+            return NO_STATE
+        key = state * self.teacher.size + token
+        at = int(np.searchsorted(self.edge_keys, key))
+        if at < len(self.edge_keys) and self.edge_keys[at] == key:
+            return int(self.static.edges[at, 2])
+        return NO_STATE
+
+    @cached_property
+    def leaky(self) -> Bool:
+        """bool [V_T]: seen alone, the token does not settle which student token comes."""
+        # Part of a character settles nothing, unless the student has that very part.
+        known = np.maximum(self.phi0, 0)
+        whole = (self.phi0 >= 0) & (self.student.lengths[known] == self.teacher.lengths)
+        marks = self.teacher.ends_inside_character & ~whole
+        marks[self.static.edges[self.static.edges[:, 0] == ROOT, 1]] = True
+        return marks
+
+    @cached_property
+    def bytes_interval(self) -> Int64:
+        """int64 [V_T, 2]: ranks of the student tokens that begin with the token's bytes."""
+        intervals = np.zeros((self.teacher.size, 2), np.int64)
+        for token in np.flatnonzero(self.teacher.ordinary).tolist():
+            data = self.teacher.token_bytes[token]
+            if data.strip(b"\xff"):
+                intervals[token] = self.student.extensions(data)
+        return intervals
+
+    @cached_property
+    def student_interval(self) -> Int64:
+        """int64 [V_S, 2]: ranks of the student tokens that begin with this one's bytes."""
+        return own_intervals(self.student)
+
+    @cached_property
+    def longer(self) -> Int64:
+        """int64 [V_T, 2]: ranks of the teacher tokens that go on beyond this one's bytes."""
+        intervals = own_intervals(self.teacher)
+        lengths = self.teacher.lengths[self.teacher.order]
+        intervals[self.teacher.order, 0] = _skip_equal(
+            intervals[self.teacher.order], lengths, self.teacher
+        )
+        return intervals
+
+    @cached_property
+    def multiplicity(self) -> Int64:
+        """int64 [V_S]: teacher tokens whose bytes begin with this student token."""
+        known = self.phi0[self.phi0 >= 0]
+        return np.bincount(known, minlength=self.student.size).astype(np.int64)
+
+    @cached_property
+    def special_to_student(self) -> Int32:
+        """int32 [V_T]: the student's id for a teacher's special token; -1 where none."""
+        table = np.full(self.teacher.size, -1, np.int32)
+        for token, role in self.teacher.roles.items():
+            if role in TERMINATORS:
+                # All terminators of the teacher end the student's turn.
+                found = turn_end(self.student)
+            else:
+                found = counterpart(role, self.student.roles)
+            table[token] = -1 if found is None else found
+        return table
+
+    @cached_property
+    def special_to_teacher(self) -> Mapping[int, int]:
+        """Student's special id -> teacher's, where both have the role."""
+        pairs = {}
+        for token, role in self.student.roles.items():
+            found = counterpart(role, self.teacher.roles)
+            if found is not None:
+                pairs[token] = found
+        return pairs
+
+
+def turn_end(vocabulary: Vocabulary) -> int | None:
+    """The id that ends a turn, else the one that ends a text."""
+    return counterpart(TERMINATORS[0], vocabulary.roles)
+
+
+def own_intervals(vocabulary: Vocabulary) -> Int64:
+    """int64 [V, 2]: ranks [low, high) of the tokens that begin with each token's bytes."""
+    intervals = np.zeros((vocabulary.size, 2), np.int64)
+    order = vocabulary.order.tolist()
+    open_tokens: list[tuple[int, bytes]] = []
+    for rank, (token, data) in enumerate(zip(order, vocabulary.sorted_bytes, strict=True)):
+        while open_tokens and not data.startswith(open_tokens[-1][1]):
+            intervals[open_tokens.pop()[0], 1] = rank
+        same = open_tokens and open_tokens[-1][1] == data
+        intervals[token, 0] = intervals[open_tokens[-1][0], 0] if same else rank
+        open_tokens.append((token, data))
+    for token, _ in open_tokens:
+        intervals[token, 1] = len(order)
+    return intervals
+
+
+def _skip_equal(intervals: Int64, lengths: Int64, vocabulary: Vocabulary) -> Int64:
+    """First rank with longer bytes, for every rank in order."""
+    low = intervals[:, 0].copy()
+    texts = vocabulary.sorted_bytes
+    for rank in range(len(low)):
+        at = int(low[rank])
+        while at < intervals[rank, 1] and texts[at] == texts[rank]:
+            at += 1
+        low[rank] = at
+    return low
+
+
+def build_static(student: Vocabulary, teacher: Vocabulary) -> StaticTables:
+    """The tables of a pair, from their encoders alone."""
+    ordinary = np.flatnonzero(teacher.ordinary)
+    encoded = student.encoder.encode_each([teacher.token_bytes[t] for t in ordinary.tolist()])
+    phi0 = np.full(teacher.size, -1, np.int32)
+    phi0[ordinary] = [ids[0] if ids else -1 for ids in encoded]
+    return StaticTables(phi0, _prefix_trie(student, teacher))
+
+
+def _prefix_trie(student: Vocabulary, teacher: Vocabulary) -> Int64:
+    texts = [student.token_bytes[t] for t in np.flatnonzero(student.ordinary).tolist()]
+    edges: dict[tuple[int, int], int] = {}
+    for path in teacher.encoder.encode_each(texts):
+        state = ROOT
+        for token in path[:-1]:
+            state = edges.setdefault((state, token), len(edges) + 1)
+    rows = sorted((state, token, after) for (state, token), after in edges.items())
+    return np.array(rows, np.int64).reshape(-1, 3)

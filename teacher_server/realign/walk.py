@@ -1,0 +1,374 @@
+"""The walk: each row's mass goes to the student token that its path begins with.
+
+Masses are relative to the last row before or at the position (``paths``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_server.realign.layout import Layout
+from teacher_server.realign.paths import Starts, starts
+from teacher_server.realign.resolve import CONTRADICTS, NO_CONTEXT, Question, Resolver
+from teacher_server.realign.rows import Float64, TeacherRows
+from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
+from teacher_server.realign.vocabulary import incomplete_tail
+
+Int64 = NDArray[np.int64]
+# An entry with less mass is not looked at one by one: it stays open.
+SIGNIFICANT = 1e-4
+# Teacher tokens that one student token can be spread over.
+MAX_DEPTH = 8
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Masses by position, one entry per path.
+
+    Settled: ``token`` is the student's id. Open: ``row`` and ``token`` are the path's
+    last step on the teacher's side; ``low`` and ``high`` the ranks of the student
+    tokens that begin with the path's bytes.
+    """
+
+    position: Int64
+    token: Int64
+    mass: Float64
+    row: Int64
+    low: Int64
+    high: Int64
+
+
+@dataclass(frozen=True)
+class Walked:
+    """Masses of n positions, relative to each other within a position.
+
+    Attributes:
+        settled, open: entries; a position may have several of one token.
+        lost: float64 [n], what no student token can express.
+        total: float64 [n], what agrees with the student's tokens so far.
+        tail: float64 [n], what lies below the best ids of the rows.
+        floor: float64 [n], the most that one id below the best can have.
+    """
+
+    settled: Entries
+    open: Entries
+    lost: Float64
+    total: Float64
+    tail: Float64
+    floor: Float64
+
+
+@dataclass(frozen=True)
+class _Path:
+    """A path that settled nothing and goes on over ``row``."""
+
+    position: int
+    row: int
+    mass: float
+    data: bytes
+    state: int
+
+
+class _Collected:
+    def __init__(self, count: int) -> None:
+        self.settled: list[tuple[Int64, Int64, Float64]] = []
+        self.open: list[tuple[Int64, Int64, Float64, Int64, Int64, Int64]] = []
+        self.lost = np.zeros(count)
+        self.total = np.zeros(count)
+
+    def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
+        self.settled.append((position, token, mass))
+
+    def leave_open(
+        self, position: Int64, token: Int64, mass: Float64, row: Int64, interval: Int64
+    ) -> None:
+        self.open.append((position, token, mass, row, interval[:, 0], interval[:, 1]))
+
+
+class Walker:
+    """Walks rollouts of one pair; what it learnt about the pair is kept between them."""
+
+    def __init__(self, tables: PairTables) -> None:
+        self.tables = tables
+        self._student = Resolver(tables.student)
+        self._teacher = Resolver(tables.teacher)
+        teacher = tables.teacher
+        special = np.zeros(teacher.size, np.bool_)
+        special[list(teacher.specials)] = True
+        mapped = tables.special_to_student
+        self._special = special & (mapped >= 0)
+        self._lost = (special & (mapped < 0)) | (~special & (tables.phi0 < 0))
+        self._leaky = tables.leaky & ~special & ~self._lost
+        # The student id of a token that settles it; one table for both kinds.
+        self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
+        # Row 256: no token before. Specials never join what precedes them.
+        self._joins = np.vstack([tables.student.adjacent, np.zeros((1, 256), np.bool_)])
+        self._ordinary = ~special
+        self._first = teacher.first_byte.astype(np.int64)
+
+    def walk(self, layout: Layout, positions: Int64, rows: TeacherRows) -> Walked:
+        """``positions`` int64 [n]: the student tokens whose rows are wanted."""
+        count = len(positions)
+        got = _Collected(count)
+        context = self._context(layout, positions)
+        before, at, unknown = starts(layout, positions, rows, self.tables)
+        pending = self._at(at, context, layout, rows, got)
+        pending += self._before(before, context, layout, rows, got)
+        everything = np.array([[0, len(self.tables.student.order)]], np.int64)
+        for position, row, token, mass in unknown.paths:
+            one = np.array([position])
+            got.leave_open(one, np.array([token]), np.array([mass]), np.array([row]), everything)
+            got.total[position] += mass
+        for _ in range(MAX_DEPTH):
+            if not pending:
+                break
+            pending = self._beyond(pending, context, rows, got)
+        for path in pending:
+            self._leave(path, got)
+        tail = np.zeros(count)
+        floor = np.zeros(count)
+        at_position, at_row = np.array(at.position, np.int64), np.array(at.row, np.int64)
+        weight = np.exp(np.array(at.weight))
+        np.add.at(tail, at_position, rows.tail[at_row] * weight)
+        np.maximum.at(floor, at_position, np.exp(rows.floor[at_row]) * weight)
+        return Walked(
+            settled=_entries(got.settled),
+            open=_open_entries(got.open),
+            lost=got.lost,
+            total=got.total,
+            tail=tail,
+            floor=np.minimum(floor, tail),
+        )
+
+    def _context(self, layout: Layout, positions: Int64) -> Int64:
+        """int64 [n]: the student token before each position; NO_CONTEXT after a special."""
+        ids, special = layout.student_ids, layout.special
+        before = np.maximum(positions - 1, 0)
+        usable = (positions > 0) & ~special[before]
+        return np.where(usable, ids[before], NO_CONTEXT).astype(np.int64)
+
+    def _last_byte(self, context: Int64) -> Int64:
+        last = self.tables.student.last_byte[np.maximum(context, 0)].astype(np.int64)
+        return np.where(context == NO_CONTEXT, 256, last)
+
+    def _answers(self, context: Int64, data: list[bytes]) -> list[int]:
+        """The student's token at the beginning of each; the token before counts where it can join."""
+        first = np.array([one[0] for one in data], np.int64)
+        joins = self._joins[self._last_byte(context), first]
+        befores = np.where(joins, context, NO_CONTEXT).tolist()
+        return self._student.answers(zip(befores, data, strict=True))
+
+    def _at(
+        self, at: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: _Collected
+    ) -> list[_Path]:
+        """Rows at their positions: every token counts."""
+        position = np.array(at.position, np.int64)
+        row = np.array(at.row, np.int64)
+        weight = np.array(at.weight)
+        np.add.at(got.total, position, np.exp(weight))
+        ids = rows.ids[row].astype(np.int64)
+        mass = np.exp(rows.log_probs[row] + weight[:, None])
+        joins = self._joins[self._last_byte(context[position])[:, None], self._first[ids]]
+        joins &= self._ordinary[ids]
+        plain = ~(joins | self._leaky[ids] | self._lost[ids]) & (mass > 0)
+        which, _ = np.nonzero(plain)
+        got.settle(position[which], self._target[ids[plain]], mass[plain])
+        lost = self._lost[ids] & (mass > 0)
+        np.add.at(got.lost, position[np.nonzero(lost)[0]], mass[lost])
+        small = joins & (mass < SIGNIFICANT)
+        still = ((self._leaky[ids] & ~joins) | small) & ~lost & (mass > 0)
+        asked = joins & ~small & ~lost
+        settles = self._ask(position, row, ids, mass, asked, context, layout, got)
+        still[settles] = True
+        which, _ = np.nonzero(still)
+        return self._open_or_on(position[which], ids[still], mass[still], row[which], rows, got)
+
+    def _ask(
+        self,
+        position: Int64,
+        row: Int64,
+        ids: Int64,
+        mass: Float64,
+        asked: NDArray[np.bool_],
+        context: Int64,
+        layout: Layout,
+        got: _Collected,
+    ) -> tuple[Int64, Int64]:
+        """Tokens that may merge with the text before them; returns the leaky ones among them."""
+        line, column = np.nonzero(asked)
+        tokens, where, masses = ids[asked], position[line], mass[asked]
+        table = self.tables.teacher.token_bytes
+        data = [table[token] for token in tokens.tolist()]
+        answers = np.array(self._answers(context[where], data), np.int64)
+        settled = (answers >= 0) & ~self._leaky[tokens]
+        got.settle(where[settled], answers[settled], masses[settled])
+        against = np.flatnonzero(answers == CONTRADICTS)
+        # Mass on text that the student would have written otherwise: what the teacher
+        # itself would encode so cannot happen here, the rest is not to be expressed.
+        own = layout.teacher_ids
+        questions: list[Question] = []
+        for index in against.tolist():
+            before = int(row[line[index]]) - 1
+            follows = 0 <= before < len(own) - 1 and self._ordinary[own[before]]
+            questions.append((int(own[before]) if follows else NO_CONTEXT, data[index]))
+        for index, answer in zip(against.tolist(), self._teacher.answers(questions), strict=True):
+            if answer == tokens[index]:
+                got.total[where[index]] -= masses[index]
+            else:
+                got.lost[where[index]] += masses[index]
+        leaky = (answers >= 0) & self._leaky[tokens]
+        return line[leaky], column[leaky]
+
+    def _open_or_on(
+        self,
+        position: Int64,
+        token: Int64,
+        mass: Float64,
+        row: Int64,
+        rows: TeacherRows,
+        got: _Collected,
+    ) -> list[_Path]:
+        """Goes on where the next row exists; the rest stays open."""
+        known = rows.ids[row, -1] == token
+        known &= row + 1 < len(rows.own)
+        if rows.beyond:
+            pairs = zip(row.tolist(), token.tolist(), strict=True)
+            known |= np.array([pair in rows.beyond for pair in pairs], np.bool_).reshape(-1)
+        known &= self._leaky[token]
+        stay = ~known
+        got.leave_open(
+            position[stay],
+            token[stay],
+            mass[stay],
+            row[stay],
+            self.tables.bytes_interval[token[stay]],
+        )
+        table = self.tables.teacher.token_bytes
+        paths = []
+        for index in np.flatnonzero(known).tolist():
+            one = int(token[index])
+            after = rows.child(int(row[index]), one)
+            assert after is not None
+            state = self.tables.step(ROOT, one)
+            paths.append(_Path(int(position[index]), after, float(mass[index]), table[one], state))
+        return paths
+
+    def _before(
+        self, before: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: _Collected
+    ) -> list[_Path]:
+        """Rows before their positions: tokens that go on beyond the bytes already there."""
+        position = np.array(before.position, np.int64)
+        row = np.array(before.row, np.int64)
+        ids = rows.ids[row]
+        rank = self.tables.teacher.rank[ids]
+        low, high = np.array(before.low, np.int64), np.array(before.high, np.int64)
+        fits = (rank >= low[:, None]) & (rank < high[:, None])
+        line, column = np.nonzero(fits)
+        mass = np.exp(rows.log_probs[row[line], column] + np.array(before.weight)[line])
+        keep = mass >= SIGNIFICANT
+        line, column, mass = line[keep], column[keep], mass[keep]
+        tokens = ids[line, column].tolist()
+        table = self.tables.teacher.token_bytes
+        data = [
+            table[token][before.skip[at] :] for token, at in zip(tokens, line.tolist(), strict=True)
+        ]
+        where = position[line]
+        answers = self._answers(context[where], data)
+        paths = []
+        for index, answer in enumerate(answers):
+            if answer == CONTRADICTS:
+                continue
+            got.total[where[index]] += mass[index]
+            at, start = int(where[index]), int(row[line[index]])
+            if not incomplete_tail(data[index]):
+                one = where[index : index + 1]
+                got.settle(one, np.array([answer]), mass[index : index + 1])
+                continue
+            after = rows.child(start, tokens[index])
+            path = _Path(
+                at, -1 if after is None else after, float(mass[index]), data[index], NO_STATE
+            )
+            if after is None:
+                self._leave(path, got, start, tokens[index])
+            else:
+                paths.append(path)
+        return paths
+
+    def _leave(self, path: _Path, got: _Collected, row: int = -1, token: int = -1) -> None:
+        interval = np.array([self.tables.student.extensions(path.data)], np.int64)
+        one = np.array([path.position])
+        got.leave_open(one, np.array([token]), np.array([path.mass]), np.array([row]), interval)
+
+    def _beyond(
+        self, paths: list[_Path], context: Int64, rows: TeacherRows, got: _Collected
+    ) -> list[_Path]:
+        """Rows after paths that settled nothing; returns the paths that still do not."""
+        position = np.array([path.position for path in paths], np.int64)
+        row = np.array([path.row for path in paths], np.int64)
+        ids = rows.ids[row].astype(np.int64)
+        mass = np.exp(rows.log_probs[row]) * np.array([path.mass for path in paths])[:, None]
+        last = np.array([path.data[-1] for path in paths], np.int64)
+        joins = self._joins[last[:, None], self._first[ids]] & self._ordinary[ids]
+        # Whatever does not join ends the student's token with the path's bytes.
+        apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[row] * [p.mass for p in paths]
+        before = context[position]
+        ends = self._answers(before, [path.data for path in paths])
+        self._close(position, ends, apart, got)
+        small = np.where(joins & (mass < SIGNIFICANT), mass, 0.0).sum(1)
+        intervals = np.array([self.tables.student.extensions(p.data) for p in paths], np.int64)
+        none = np.full(len(paths), -1)
+        got.leave_open(position, none, small, none, intervals)
+        line, column = np.nonzero(joins & (mass >= SIGNIFICANT))
+        tokens = ids[line, column].tolist()
+        table = self.tables.teacher.token_bytes
+        data = [paths[at].data + table[t] for at, t in zip(line.tolist(), tokens, strict=True)]
+        further: list[_Path] = []
+        ask: list[int] = []
+        for index, at in enumerate(line.tolist()):
+            path, token = paths[at], tokens[index]
+            state = self.tables.step(path.state, token)
+            if state == NO_STATE and not incomplete_tail(data[index]):
+                ask.append(index)
+                continue
+            after = rows.child(path.row, token)
+            one = _Path(
+                path.position,
+                -1 if after is None else after,
+                float(mass[at, column[index]]),
+                data[index],
+                state,
+            )
+            if after is None:
+                self._leave(one, got, path.row, token)
+            else:
+                further.append(one)
+        chosen = np.array(ask, np.int64)
+        at_lines = line[chosen]
+        answers = self._answers(before[at_lines], [data[index] for index in ask])
+        self._close(position[at_lines], answers, mass[at_lines, column[chosen]], got)
+        return further
+
+    def _close(self, position: Int64, answers: list[int], mass: Float64, got: _Collected) -> None:
+        tokens = np.array(answers, np.int64).reshape(-1)
+        fine = tokens != CONTRADICTS
+        got.settle(position[fine], tokens[fine], mass[fine])
+        np.subtract.at(got.total, position[~fine], mass[~fine])
+
+
+def _entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
+    position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
+    none = np.full(len(position), -1)
+    return Entries(position, token, mass, none, none, none)
+
+
+def _open_entries(
+    parts: list[tuple[Int64, Int64, Float64, Int64, Int64, Int64]],
+) -> Entries:
+    position, token, mass, row, low, high = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    some = mass > 0
+    return Entries(position[some], token[some], mass[some], row[some], low[some], high[some])
