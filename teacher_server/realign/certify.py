@@ -21,6 +21,9 @@ Int64 = NDArray[np.int64]
 CERTAIN = 0.05
 # Ids beyond K that are looked at: they take the place of ids that are not certified.
 SPARE = 16
+# Teacher tokens below a row's best ids are taken to have at most this many times the
+# mean of such tokens (and at most the row's floor).
+TAIL_SKEW = 20
 # Open paths of a position that are told apart; the mass of the rest threatens all ids.
 MAX_OPEN = 48
 
@@ -55,15 +58,20 @@ def certify(
     """Args: sampled int64 [n]; only ids below ``limit`` are returned."""
     count = len(sampled)
     total = np.maximum(walked.total, 1e-300)
-    position, token, mass = _by_token(walked.settled, tables.student.size)
+    position, token, mass, parts = _by_token(walked.settled, tables.student.size)
     mass = mass / total[position]
-    ids, masses = _best(position, token, mass, count, top_k + SPARE)
+    # Tokens below the rows' best that would land on the same id.
+    unseen = np.maximum(tables.multiplicity[token] - parts, 0)
+    ids, masses, missing = _best(position, token, mass, unseen, count, top_k + SPARE)
     own = np.zeros(count)
     hit = token == sampled[position]
     own[position[hit]] = mass[hit]
+    own_missing = np.zeros(count, np.int64)
+    own_missing[position[hit]] = unseen[hit]
     ids = np.column_stack([ids, sampled])
     masses = np.column_stack([masses, own])
-    threats = _threats(walked, total, ids, tables)
+    missing = np.column_stack([missing, own_missing])
+    threats = _threats(walked, total, ids, missing, tables)
     sure = (masses > 0) & (threats <= CERTAIN * masses)
     sampled_sure = sure[:, -1]
     sure, masses, ids, threats = sure[:, :-1], masses[:, :-1], ids[:, :-1], threats[:, :-1]
@@ -96,33 +104,40 @@ def certify(
     )
 
 
-def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64]:
-    """(position, token, mass) with one entry each, by position and token."""
+def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
+    """(position, token, mass, parts) with one entry each, by position and token."""
     key = settled.position * size + settled.token
     order = np.argsort(key)
     key = key[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
     mass = np.add.reduceat(settled.mass[order], first) if len(first) else np.zeros(0)
     position, token = np.divmod(key[first], size)
-    return position, token, mass
+    parts = np.diff(np.concatenate([first, [len(key)]]))
+    return position, token, mass, parts
 
 
 def _best(
-    position: Int64, token: Int64, mass: Float64, count: int, width: int
-) -> tuple[Int64, Float64]:
-    """[count, width] ids and masses, descending, ties by lower id; 0 mass in empty slots."""
+    position: Int64, token: Int64, mass: Float64, unseen: Int64, count: int, width: int
+) -> tuple[Int64, Float64, Int64]:
+    """[count, width] ids, masses, unseen: descending, ties by lower id; mass 0 in empty slots."""
     starts = np.searchsorted(position, np.arange(count))
-    widest = int(np.bincount(position, minlength=count).max(initial=0)) if count else 0
-    table = np.zeros((count, max(widest, width)))
-    names = np.zeros((count, max(widest, width)), np.int64)
+    widest = max(int(np.bincount(position, minlength=count).max(initial=0)), width)
+    table = np.zeros((count, widest))
+    entry = np.zeros((count, widest), np.int64)
     column = np.arange(len(position)) - starts[position]
     table[position, column] = mass
-    names[position, column] = token
+    entry[position, column] = np.arange(len(position))
     order = np.argsort(-table, 1, kind="stable")[:, :width]
-    return np.take_along_axis(names, order, 1), np.take_along_axis(table, order, 1)
+    chosen = np.take_along_axis(entry, order, 1)
+    masses = np.take_along_axis(table, order, 1)
+    if not len(position):
+        return chosen, masses, chosen
+    return token[chosen], masses, unseen[chosen]
 
 
-def _threats(walked: Walked, total: Float64, ids: Int64, tables: PairTables) -> Float64:
+def _threats(
+    walked: Walked, total: Float64, ids: Int64, missing: Int64, tables: PairTables
+) -> Float64:
     """[n, w]: unsettled mass that could still land on each id."""
     count = len(total)
     low, high, mass, rest = _padded(walked.open, count)
@@ -135,7 +150,8 @@ def _threats(walked: Walked, total: Float64, ids: Int64, tables: PairTables) -> 
         within = (rank[some] >= lows) & (rank[some] < highs)
         prefix = (begins[some] <= lows) & (lows < ends[some])
         threats[some] += np.where(within | prefix, mass[some, column, None], 0.0)
-    below = np.minimum(walked.floor[:, None] * tables.multiplicity[ids], walked.tail[:, None])
+    mean = walked.tail / tables.teacher.size
+    below = np.minimum(walked.floor, TAIL_SKEW * mean)[:, None] * missing
     result: Float64 = (threats + rest[:, None] + below) / total[:, None]
     return result
 
