@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from teacher_proto.program import add_completion, run_program
 
-from teacher_server import doctor, live_view, probe
+from teacher_server import doctor, live_view, probe, tokenizers_command
 from teacher_server.version import VERSION
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ def parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
+    tokenizers_command.add_command(commands)
     return top
 
 

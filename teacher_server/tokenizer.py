@@ -24,6 +24,7 @@ class TeacherTokenizer:
     """A tokenizer of transformers, read-only and safe to use from several threads.
 
     Attributes:
+        file: the tokenizer as tokenizer.json.
         hash: fingerprint by ``teacher_proto.tokenizer_hash``.
         size: one above the highest id.
     """
@@ -38,6 +39,7 @@ class TeacherTokenizer:
                 fix="choose a model whose folder holds tokenizer.json",
             )
         as_json = backend.to_str()
+        self.file: str = as_json
         self.hash = tokenizer_hash(as_json)
         self._source = source
         self._encoder = Tokenizer.from_str(as_json)
@@ -113,12 +115,7 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
     return {"role": message.role, "content": message.content, **message.extra}
 
 
-def load_tokenizer(model: str) -> TeacherTokenizer:
-    """Loads the tokenizer of a model folder or hub name.
-
-    Raises:
-        ConfigurationError: there is none, or it cannot be read.
-    """
+def _load_source(model: str) -> Any:
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_like_path and not Path(model).is_dir():
         raise ConfigurationError(
@@ -139,4 +136,18 @@ def load_tokenizer(model: str) -> TeacherTokenizer:
             where=model,
             fix="give the folder of a model with tokenizer.json, or a hub name that can be reached",
         ) from error
-    return TeacherTokenizer(source)
+    return source
+
+
+def load_tokenizer(model: str) -> TeacherTokenizer:
+    """Loads the tokenizer of a model folder or hub name.
+
+    Raises:
+        ConfigurationError: there is none, or it cannot be read.
+    """
+    return TeacherTokenizer(_load_source(model))
+
+
+def load_backend(model: str) -> str:
+    """The tokenizer.json of a model folder or hub name; raises as ``load_tokenizer``."""
+    return TeacherTokenizer(_load_source(model)).file

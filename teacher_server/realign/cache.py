@@ -15,7 +15,7 @@ from teacher_server.realign.tables import PairTables, StaticTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
-FORMAT = 1
+FORMAT = 2
 
 
 class TableCache:
@@ -59,19 +59,21 @@ def _load(path: Path, student: Vocabulary, teacher: Vocabulary) -> StaticTables 
     """What the file holds; None when there is none, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            phi0, edges = file["phi0"], file["edges"]
+            phi0, edges, leak = file["phi0"], file["edges"], file["leak"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     whole = (
         phi0.dtype == np.int32
         and phi0.shape == (teacher.size,)
+        and leak.dtype == np.float32
+        and leak.shape == (teacher.size,)
         and edges.dtype == np.int64
         and edges.ndim == 2
         and edges.shape[1] == 3
         and phi0.max(initial=-1) < student.size
         and edges[:, 1].max(initial=0) < teacher.size
     )
-    return StaticTables(phi0, edges) if whole else None
+    return StaticTables(phi0, edges, leak) if whole else None
 
 
 def _save(path: Path, tables: StaticTables) -> None:
@@ -79,7 +81,7 @@ def _save(path: Path, tables: StaticTables) -> None:
     descriptor, name = tempfile.mkstemp(prefix=".tables-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, phi0=tables.phi0, edges=tables.edges)
+            np.savez(file, phi0=tables.phi0, edges=tables.edges, leak=tables.leak)
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)

@@ -14,18 +14,16 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
 from teacher_server.realign.rows import Float64
-from teacher_server.realign.tables import PairTables
+from teacher_server.realign.tables import CERTAIN, PairTables
 from teacher_server.realign.walk import Entries, Walked
 
 Int64 = NDArray[np.int64]
-CERTAIN = 0.05
 # Ids beyond K that are looked at: they take the place of ids that are not certified.
 SPARE = 16
 # Teacher tokens below a row's best ids are taken to have at most this many times the
 # mean of such tokens (and at most the row's floor).
 TAIL_SKEW = 20
-# Open paths of a position that are told apart; the mass of the rest threatens all ids.
-MAX_OPEN = 48
+ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -139,34 +137,29 @@ def _threats(
     walked: Walked, total: Float64, ids: Int64, missing: Int64, tables: PairTables
 ) -> Float64:
     """[n, w]: unsettled mass that could still land on each id."""
-    count = len(total)
-    low, high, mass, rest = _padded(walked.open, count)
-    rank = tables.student.rank[ids]
-    begins, ends = tables.student_interval[ids, 0], tables.student_interval[ids, 1]
-    threats = np.zeros(ids.shape)
-    for column in range(mass.shape[1]):
-        some = mass[:, column] > 0
-        lows, highs = low[some, column, None], high[some, column, None]
-        within = (rank[some] >= lows) & (rank[some] < highs)
-        prefix = (begins[some] <= lows) & (lows < ends[some])
-        threats[some] += np.where(within | prefix, mass[some, column, None], 0.0)
+    count, width = ids.shape
+    size = len(tables.student.order) + 1
+    line = np.arange(count)[:, None] * size
+    opened = walked.open
+    base = opened.position * size
+    # Paths whose bytes the id begins with: each adds its mass to a range of ranks.
+    keys = (line + tables.student.rank[ids]).reshape(-1)
+    order = np.argsort(keys)
+    steps = np.zeros(len(keys) + 1)
+    np.add.at(steps, np.searchsorted(keys[order], base + opened.low), opened.mass)
+    np.subtract.at(steps, np.searchsorted(keys[order], base + opened.high), opened.mass)
+    longer = np.zeros(len(keys))
+    longer[order] = np.cumsum(steps[:-1])
+    # Paths whose bytes begin with the id and go on.
+    lows = base + opened.low
+    order = np.argsort(lows)
+    sums = np.concatenate([[0.0], np.cumsum(opened.mass[order])])
+    interval = tables.student_interval[ids]
+    first = np.searchsorted(lows[order], line + interval[..., 0], "right")
+    last = np.searchsorted(lows[order], line + interval[..., 1], "left")
+    threats = longer.reshape(count, width) + np.maximum(sums[last] - sums[first], 0.0)
     mean = walked.tail / tables.teacher.size
     below = np.minimum(walked.floor, TAIL_SKEW * mean)[:, None] * missing
-    result: Float64 = (threats + rest[:, None] + below) / total[:, None]
+    # Sums that should cancel leave rounding behind.
+    result: Float64 = (np.where(threats < ROUNDING, 0.0, threats) + below) / total[:, None]
     return result
-
-
-def _padded(entries: Entries, count: int) -> tuple[Int64, Int64, Float64, Float64]:
-    """The largest open paths of each position, [n, u], and the mass of the others, [n]."""
-    order = np.lexsort([-entries.mass, entries.position])
-    position = entries.position[order]
-    column = np.arange(len(order)) - np.searchsorted(position, np.arange(count))[position]
-    kept = column < MAX_OPEN
-    shape = (count, int(column[kept].max(initial=-1)) + 1)
-    low, high, mass = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape)
-    to = position[kept], column[kept]
-    low[to] = entries.low[order][kept]
-    high[to] = entries.high[order][kept]
-    mass[to] = entries.mass[order][kept]
-    rest = np.bincount(position[~kept], entries.mass[order][~kept], count)
-    return low, high, mass, rest

@@ -180,9 +180,10 @@ def _settled(
     for index in range(len(letters) - 1, -1, -1):
         if not letters[index].isspace():
             solid = index
-        if index and places[index] in starts and solid < len(letters):
-            if not _may_rejoin(letters[index - 1], letters[index]):
-                settled.append((places[index], places[solid + 1]))
+        if not index or places[index] not in starts or solid == len(letters):
+            continue
+        if not _may_rejoin(letters[index - 1], letters[index]):
+            settled.append((places[index], places[solid + 1]))
     return settled[::-1]
 
 

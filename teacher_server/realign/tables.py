@@ -6,18 +6,22 @@ teacher tokens that begins where a student token begins.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Bool, Int32
+from teacher_proto.types import Bool, Float32, Int32
 
 from teacher_server.realign.roles import TERMINATORS, counterpart
 from teacher_server.realign.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
+# Unsettled mass, as a part of a token's own, up to which the token counts as known.
+CERTAIN = 0.05
+# Byte-level vocabularies begin with the 256 bytes, in no order of frequency.
+BYTES = 256
 # States of the prefix trie: its root, and no state.
 ROOT = 0
 NO_STATE = -1
@@ -32,10 +36,14 @@ class StaticTables:
             themselves; -1 where there is none.
         edges: int64 [n, 3] sorted: state, teacher token, next state. The paths that
             are proper prefixes of a student token's teacher encoding.
+        leak: float32 [V_T], how often a path goes on to a longer student token after
+            this teacher token, as a multiple of how often it does not, estimated
+            from the order of the student's vocabulary (``leak_rates``).
     """
 
     phi0: Int32
     edges: Int64
+    leak: Float32
 
 
 @dataclass(frozen=True)
@@ -66,13 +74,16 @@ class PairTables:
 
     @cached_property
     def leaky(self) -> Bool:
-        """bool [V_T]: seen alone, the token does not settle which student token comes."""
+        """bool [V_T]: seen alone, the token does not settle which student token comes.
+
+        A token that is hardly ever the beginning of a longer student token does.
+        """
         # Part of a character settles nothing, unless the student has that very part.
         known = np.maximum(self.phi0, 0)
         whole = (self.phi0 >= 0) & (self.student.lengths[known] == self.teacher.lengths)
         marks = self.teacher.ends_inside_character & ~whole
-        marks[self.static.edges[self.static.edges[:, 0] == ROOT, 1]] = True
-        return marks
+        settles: Bool = ~marks & (self.static.leak <= CERTAIN)
+        return ~settles
 
     @cached_property
     def bytes_interval(self) -> Int64:
@@ -168,15 +179,42 @@ def build_static(student: Vocabulary, teacher: Vocabulary) -> StaticTables:
     encoded = student.encoder.encode_each([teacher.token_bytes[t] for t in ordinary.tolist()])
     phi0 = np.full(teacher.size, -1, np.int32)
     phi0[ordinary] = [ids[0] if ids else -1 for ids in encoded]
-    return StaticTables(phi0, _prefix_trie(student, teacher))
+    texts = np.flatnonzero(student.ordinary)
+    paths = teacher.encoder.encode_each([student.token_bytes[t] for t in texts.tolist()])
+    leak = leak_rates(student, teacher, phi0, texts, paths)
+    return StaticTables(phi0, _prefix_trie(paths), leak)
 
 
-def _prefix_trie(student: Vocabulary, teacher: Vocabulary) -> Int64:
-    texts = [student.token_bytes[t] for t in np.flatnonzero(student.ordinary).tolist()]
+def _prefix_trie(paths: Sequence[Sequence[int]]) -> Int64:
     edges: dict[tuple[int, int], int] = {}
-    for path in teacher.encoder.encode_each(texts):
+    for path in paths:
         state = ROOT
         for token in path[:-1]:
             state = edges.setdefault((state, token), len(edges) + 1)
     rows = sorted((state, token, after) for (state, token), after in edges.items())
     return np.array(rows, np.int64).reshape(-1, 3)
+
+
+def leak_rates(
+    student: Vocabulary,
+    teacher: Vocabulary,
+    phi0: Int32,
+    tokens: Int64,
+    paths: Sequence[Sequence[int]],
+) -> Float32:
+    """float32 [V_T]: frequency of the longer student tokens over that of the token itself.
+
+    BPE adds the most frequent pairs first, so an id's place in the vocabulary is its
+    rank by frequency; frequency is taken to be inverse to rank (Zipf).
+
+    Args:
+        tokens, paths: ordinary student ids and their teacher encodings.
+    """
+    place = np.cumsum(student.ordinary)
+    frequency = 1.0 / np.maximum(place, BYTES)
+    longer = np.zeros(teacher.size)
+    for token, path in zip(tokens.tolist(), paths, strict=True):
+        if len(path) > 1:
+            longer[path[0]] += frequency[token]
+    own = np.where(phi0 >= 0, frequency[np.maximum(phi0, 0)], 1.0)
+    return (longer / own).astype(np.float32)

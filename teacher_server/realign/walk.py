@@ -155,7 +155,7 @@ class Walker:
         return np.where(context == NO_CONTEXT, 256, last)
 
     def _answers(self, context: Int64, data: list[bytes]) -> list[int]:
-        """The student's token at the beginning of each; the token before counts where it can join."""
+        """The student's token at the beginning of each, after the token before where they can join."""
         first = np.array([one[0] for one in data], np.int64)
         joins = self._joins[self._last_byte(context), first]
         befores = np.where(joins, context, NO_CONTEXT).tolist()

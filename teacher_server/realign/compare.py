@@ -1,0 +1,174 @@
+"""What realignment between two tokenizers can do, told without a model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from teacher_proto.types import Level
+
+from teacher_server.realign.cache import TableCache
+from teacher_server.realign.carry import MAX_CHUNK_TOKENS
+from teacher_server.realign.layout import lay_out
+from teacher_server.realign.levels import pair_level
+from teacher_server.realign.tables import PairTables
+from teacher_server.realign.vocabulary import Vocabulary
+
+# What the comparison encodes when no text is given: the cases tokenizers differ on.
+SAMPLE = """\
+A short paragraph of ordinary English prose: it isn't long, but it has contractions, \
+commas, and a few longer words like "unbelievable" or "retokenisation".
+
+def area(radius: float) -> float:
+    \"\"\"The area of a circle.\"\"\"
+    return 3.14159 * radius ** 2  # square units
+
+12345 + 678 = 13023, 2024-06-30, $1,299.00, 0.001, 1e-5 and 7 * 8 = 56.
+Ünïcödé, naïve cafe\u0301, Привет, мир! 你好，世界。学习语言需要耐心。 🙂 👩\u200d👩\u200d👧 🇫🇷
+\tTabs,  two spaces,\r\nline ends \u2581 and <|im_end|> typed as text.
+"""
+LEAKS_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Shares are of the text's student tokens.
+
+    Attributes:
+        roles: (role, student's token, teacher's token); None where a side has none.
+        aligned: positions where the teacher's encoding has a boundary.
+        inside: positions inside a teacher token.
+        masked: positions that are masked whatever the teacher says.
+        round_trip_failures: bytes that the teacher reads only byte by byte.
+        leaks: (teacher token, rate): tokens that most often turn out to be the
+            beginning of a longer student token.
+        seconds: what building the tables took; 0 when they were in the cache.
+    """
+
+    level: Level
+    student_hash: str
+    teacher_hash: str
+    student_tokens: int
+    teacher_tokens: int
+    roles: tuple[tuple[str, str | None, str | None], ...]
+    aligned: float
+    inside: float
+    masked: float
+    round_trip_failures: int
+    leaks: tuple[tuple[str, float], ...]
+    leaky_tokens: int
+    trie_nodes: int
+    table_seconds: float
+    layout_microseconds_per_token: float
+
+
+def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableCache) -> Comparison:
+    """``text``: at least one byte; what is not UTF-8 counts as a round-trip failure.
+
+    Raises:
+        ValueError: one of the tokenizers has no token for a byte of the text.
+    """
+    started = time.perf_counter()
+    tables = cache.get(student, teacher)
+    build = time.perf_counter() - started
+    ids = student.encoder.encode(text).ids
+    started = time.perf_counter()
+    layout = lay_out(ids, tables)
+    seconds = time.perf_counter() - started
+    meets = np.isin(layout.student_offsets[:-1], layout.teacher_offsets)
+    masked = layout.bad | ~layout.canonical
+    masked |= layout.chunk_tokens[layout.chunk] > MAX_CHUNK_TOKENS
+    return Comparison(
+        level=pair_level(student, teacher),
+        student_hash=student.hash,
+        teacher_hash=teacher.hash,
+        student_tokens=len(ids),
+        teacher_tokens=len(layout.teacher_ids),
+        roles=_roles(tables),
+        aligned=float((meets & ~masked).mean()),
+        inside=float((~meets & ~masked).mean()),
+        masked=float(masked.mean()),
+        round_trip_failures=int(teacher.encoder.encode(text).raw.sum()),
+        leaks=_leaks(tables),
+        leaky_tokens=int(tables.leaky.sum()),
+        trie_nodes=len(tables.static.edges),
+        table_seconds=build,
+        layout_microseconds_per_token=seconds / len(ids) * 1e6,
+    )
+
+
+def _roles(tables: PairTables) -> tuple[tuple[str, str | None, str | None], ...]:
+    rows = []
+    for token, role in sorted(tables.student.roles.items()):
+        if role.name == "OTHER":
+            continue
+        mapped = tables.special_to_teacher.get(token)
+        other = None if mapped is None else tables.teacher.specials[mapped]
+        rows.append((role.name, tables.student.specials[token], other))
+    known = set(tables.special_to_teacher.values())
+    for token, role in sorted(tables.teacher.roles.items()):
+        if role.name != "OTHER" and token not in known:
+            target = int(tables.special_to_student[token])
+            text = None if target < 0 else tables.student.specials[target]
+            rows.append((role.name, text, tables.teacher.specials[token]))
+    return tuple(rows)
+
+
+def _leaks(tables: PairTables) -> tuple[tuple[str, float], ...]:
+    """By rate times the token's own frequency, so that what matters comes first."""
+    place = np.maximum(np.cumsum(tables.teacher.ordinary), 256)
+    weight = np.where(tables.leaky, tables.static.leak, 0.0) / place
+    best = np.argsort(-weight, kind="stable")[:LEAKS_SHOWN]
+    return tuple(
+        (tables.teacher.token_bytes[t].decode("utf-8", "replace"), float(tables.static.leak[t]))
+        for t in best.tolist()
+        if weight[t] > 0
+    )
+
+
+def as_json(found: Comparison) -> dict[str, Any]:
+    return {
+        "level": found.level.name,
+        "student": {"tokenizer_hash": found.student_hash, "tokens": found.student_tokens},
+        "teacher": {"tokenizer_hash": found.teacher_hash, "tokens": found.teacher_tokens},
+        "roles": [
+            {"role": role, "student": student, "teacher": teacher}
+            for role, student, teacher in found.roles
+        ],
+        "shares": {
+            "aligned": found.aligned,
+            "inside_a_teacher_token": found.inside,
+            "masked": found.masked,
+        },
+        "round_trip_failures": found.round_trip_failures,
+        "leaky_tokens": found.leaky_tokens,
+        "trie_nodes": found.trie_nodes,
+        "leaks": [{"token": token, "rate": rate} for token, rate in found.leaks],
+        "table_seconds": found.table_seconds,
+        "layout_microseconds_per_token": found.layout_microseconds_per_token,
+    }
+
+
+def as_text(found: Comparison) -> str:
+    """The table for people."""
+    lines = [
+        f"level               {found.level.name}",
+        f"student             {found.student_tokens} tokens, {found.student_hash[:16]}",
+        f"teacher             {found.teacher_tokens} tokens, {found.teacher_hash[:16]}",
+        f"aligned             {found.aligned:8.2%}  the teacher has a boundary there",
+        f"inside a token      {found.inside:8.2%}  of the teacher",
+        f"masked              {found.masked:8.2%}  whatever the teacher says",
+        f"round-trip failures {found.round_trip_failures:8d}  bytes",
+        f"leaky tokens        {found.leaky_tokens:8d}  of the teacher ({found.trie_nodes} paths)",
+        f"tables              {found.table_seconds:8.2f}  s",
+        f"layout              {found.layout_microseconds_per_token:8.1f}  us a token",
+        "",
+        f"{'role':<15} {'student':<28} teacher",
+    ]
+    for role, student, teacher in found.roles:
+        lines.append(f"{role.lower():<15} {student or '-':<28} {teacher or '-'}")
+    lines += ["", "teacher tokens that most often begin a longer student token"]
+    lines += [f"  {token!r:<20} {rate:8.2f}" for token, rate in found.leaks]
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,73 @@
+"""``teacher-server tokenizers compare``: two tokenizers side by side, no model needed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from teacher_proto.errors import ConfigurationError
+
+
+def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    tokenizers = commands.add_parser("tokenizers", help="compare tokenizers")
+    actions = tokenizers.add_subparsers(dest="action", required=True, metavar="ACTION")
+    compare = actions.add_parser(
+        "compare", help="how well a teacher's rows carry over to a student's tokenizer"
+    )
+    where = "tokenizer.json, a folder that holds it, or a hub name"
+    compare.add_argument("student", metavar="STUDENT", help=where)
+    compare.add_argument("teacher", metavar="TEACHER", help=where)
+    compare.add_argument("--text", type=Path, metavar="FILE", help="text to measure on")
+    compare.add_argument("--json", action="store_true", help="print JSON")
+    compare.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Raises ConfigurationError for a tokenizer or a text that cannot be read."""
+    from teacher_server.realign.cache import TableCache
+    from teacher_server.realign.compare import SAMPLE, as_json, as_text, compare
+    from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+
+    def vocabulary(name: str) -> Vocabulary:
+        try:
+            return read_vocabulary(_file(name))
+        except ConfigurationError as error:
+            raise ConfigurationError(error.what, where=name, fix=error.fix) from error
+
+    student, teacher = vocabulary(arguments.student), vocabulary(arguments.teacher)
+    text = SAMPLE.encode() if arguments.text is None else _text(arguments.text)
+    try:
+        found = compare(student, teacher, text, TableCache(None))
+    except ValueError as error:
+        raise ConfigurationError(
+            str(error), where="--text", fix="choose another text, or another tokenizer"
+        ) from error
+    report = json.dumps(as_json(found), indent=2) + "\n" if arguments.json else as_text(found)
+    sys.stdout.write(report)
+    return 0
+
+
+def _text(path: Path) -> bytes:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"it cannot be read: {error.strerror}", where=str(path), fix="give a text file"
+        ) from error
+    if not text:
+        raise ConfigurationError("it is empty", where=str(path), fix="give a text file")
+    return text
+
+
+def _file(name: str) -> bytes | str:
+    """The content of a tokenizer.json."""
+    path = Path(name)
+    if path.is_dir():
+        path = path / "tokenizer.json"
+    if path.is_file():
+        return path.read_bytes()
+    from teacher_server.tokenizer import load_backend
+
+    return load_backend(name)
