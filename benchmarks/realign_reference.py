@@ -1,7 +1,9 @@
 """The references of the realignment benchmark: an n-gram teacher, and enumeration.
 
 The enumeration shares nothing with the method but the tokenizers and the sync point:
-it follows the teacher's paths best first from there, decodes them, encodes the text
+it follows the teacher's paths best first from there (up to the position only along the
+teacher's own encoding of what has been said: other segmentations of the past do not
+count), decodes them, encodes the text
 as the student does, and counts which student token comes. A path is settled when the
 pre-token that holds this token is closed.
 """
@@ -16,6 +18,7 @@ from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
+
 from teacher_server.realign.vocabulary import Vocabulary
 
 Float64 = NDArray[np.float64]
@@ -101,6 +104,7 @@ def enumerate_paths(
     waiting, kept = 1.0, 0.0
     mass: dict[int, float] = {}
     first = vocabulary.first_byte[teacher.seen]
+    past = tuple(vocabulary.encoder.encode(said).ids.tolist())
 
     def settle(token: int | None, weight: float) -> bool:
         nonlocal kept
@@ -128,6 +132,8 @@ def enumerate_paths(
             one = int(teacher.seen[place])
             longer = data + vocabulary.token_bytes[one]
             if not longer.startswith(said[: len(longer)]):
+                continue
+            if len(longer) <= len(said) and (*path, one) != past[: len(path) + 1]:
                 continue
             waiting += row[place]
             heapq.heappush(heap, (-row[place], next(order), (*path, one), longer))

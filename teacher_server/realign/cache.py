@@ -15,7 +15,13 @@ from teacher_server.realign.tables import PairTables, StaticTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
-FORMAT = 2
+FORMAT = 3
+_SHAPES = {
+    "phi0": (np.int32, "T"),
+    "edges": (np.int64, "n3"),
+    "leak": (np.float32, "T"),
+    "first": (np.int32, "S"),
+}
 
 
 class TableCache:
@@ -59,21 +65,18 @@ def _load(path: Path, student: Vocabulary, teacher: Vocabulary) -> StaticTables 
     """What the file holds; None when there is none, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
-            phi0, edges, leak = file["phi0"], file["edges"], file["leak"]
+            tables = StaticTables(**{name: file[name] for name in _SHAPES})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    whole = (
-        phi0.dtype == np.int32
-        and phi0.shape == (teacher.size,)
-        and leak.dtype == np.float32
-        and leak.shape == (teacher.size,)
-        and edges.dtype == np.int64
-        and edges.ndim == 2
-        and edges.shape[1] == 3
-        and phi0.max(initial=-1) < student.size
-        and edges[:, 1].max(initial=0) < teacher.size
-    )
-    return StaticTables(phi0, edges, leak) if whole else None
+    sizes = {"T": teacher.size, "S": student.size, "n": len(tables.edges), "3": 3}
+    for name, (dtype, shape) in _SHAPES.items():
+        array = getattr(tables, name)
+        if array.dtype != dtype or array.shape != tuple(sizes[size] for size in shape):
+            return None
+    ids = (tables.phi0, student.size), (tables.first, teacher.size)
+    whole = all(array.max(initial=-1) < size for array, size in ids)
+    whole &= bool(tables.edges[:, 1].max(initial=0) < teacher.size)
+    return tables if whole else None
 
 
 def _save(path: Path, tables: StaticTables) -> None:
@@ -81,7 +84,7 @@ def _save(path: Path, tables: StaticTables) -> None:
     descriptor, name = tempfile.mkstemp(prefix=".tables-", dir=path.parent)
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, phi0=tables.phi0, edges=tables.edges, leak=tables.leak)
+            np.savez(file, **{name: getattr(tables, name) for name in _SHAPES})
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)

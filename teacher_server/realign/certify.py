@@ -146,10 +146,21 @@ def _threats(
     keys = (line + tables.student.rank[ids]).reshape(-1)
     order = np.argsort(keys)
     steps = np.zeros(len(keys) + 1)
-    np.add.at(steps, np.searchsorted(keys[order], base + opened.low), opened.mass)
-    np.subtract.at(steps, np.searchsorted(keys[order], base + opened.high), opened.mass)
+    wide = np.where(opened.alone, 0.0, opened.mass)
+    np.add.at(steps, np.searchsorted(keys[order], base + opened.low), wide)
+    np.subtract.at(steps, np.searchsorted(keys[order], base + opened.high), wide)
     longer = np.zeros(len(keys))
     longer[order] = np.cumsum(steps[:-1])
+    # Single tokens that the id's own teacher encoding begins with.
+    single = np.where(opened.alone, opened.mass, 0.0)
+    tokens = opened.position * tables.teacher.size + opened.token
+    order = np.argsort(tokens)
+    running = np.concatenate([[0.0], np.cumsum(single[order])])
+    first = tables.static.first[ids].astype(np.int64)
+    asked = np.arange(count)[:, None] * tables.teacher.size + first
+    left = np.searchsorted(tokens[order], asked, "left")
+    right = np.searchsorted(tokens[order], asked, "right")
+    by_token = np.where(first >= 0, running[right] - running[left], 0.0)
     # Paths whose bytes begin with the id and go on.
     lows = base + opened.low
     order = np.argsort(lows)
@@ -157,7 +168,8 @@ def _threats(
     interval = tables.student_interval[ids]
     first = np.searchsorted(lows[order], line + interval[..., 0], "right")
     last = np.searchsorted(lows[order], line + interval[..., 1], "left")
-    threats = longer.reshape(count, width) + np.maximum(sums[last] - sums[first], 0.0)
+    threats = longer.reshape(count, width) + by_token
+    threats += np.maximum(sums[last] - sums[first], 0.0)
     mean = walked.tail / tables.teacher.size
     below = np.minimum(walked.floor, TAIL_SKEW * mean)[:, None] * missing
     # Sums that should cancel leave rounding behind.

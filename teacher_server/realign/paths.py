@@ -63,6 +63,7 @@ def starts(
             _add(at, index, row, 0.0, 0, 0, 0)
         else:
             inside.append((index, last, offset))
+            continue
         for node in range(sync[index], row):
             if offsets[node + 1] == offset:
                 low, high = longer[ids[node]].tolist()
@@ -107,35 +108,33 @@ def _inside(
     rows: TeacherRows,
     tables: PairTables,
 ) -> None:
-    """Positions inside a teacher token: the teacher may also end a token just there.
+    """Positions inside a teacher token of the rollout's own encoding.
 
-    It would then have encoded the bytes so far as it encodes them alone; that path
-    leaves the rollout's own, and its rows exist only when they were asked for.
+    What precedes a position is read as the teacher encodes it by itself, so that
+    nothing depends on what follows. That path leaves the rollout's own; its rows exist
+    only as far as the two agree, and where they were asked for.
     """
     texts = [
         layout.data[layout.teacher_offsets[sync[index]] : offset] for index, _, offset in inside
     ]
     encoded = tables.teacher.encoder.encode_each(texts)
     for (index, last, offset), path in zip(inside, encoded, strict=True):
-        row, weight, at_byte = sync[index], 0.0, int(layout.teacher_offsets[sync[index]])
-        weight = rows.before[row] - rows.before[last]
+        row, at_byte = sync[index], int(layout.teacher_offsets[sync[index]])
+        weight = float(rows.before[row] - rows.before[last])
         for token in path:
+            low, high = _longer(layout.data[at_byte:offset], tables)
+            if low < high:
+                _add(before, index, row, weight, offset - at_byte, low, high)
             step = _log_prob(rows, row, token)
             after = rows.child(row, token)
             at_byte += len(tables.teacher.token_bytes[token])
-            if after is None:
-                unknown.paths.append((index, row, token, float(np.exp(weight + step))))
-                break
             weight += step
+            if after is None:
+                unknown.paths.append((index, row, token, float(np.exp(weight))))
+                break
             row = after
-            if row < len(rows.own):
-                continue
-            if at_byte == offset:
-                _add(at, index, row, weight, 0, 0, 0)
-            else:
-                low, high = _longer(layout.data[at_byte:offset], tables)
-                if low < high:
-                    _add(before, index, row, weight, offset - at_byte, low, high)
+        else:
+            _add(at, index, row, weight, 0, 0, 0)
 
 
 def _log_prob(rows: TeacherRows, row: int, token: int) -> float:

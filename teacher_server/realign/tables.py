@@ -39,11 +39,14 @@ class StaticTables:
         leak: float32 [V_T], how often a path goes on to a longer student token after
             this teacher token, as a multiple of how often it does not, estimated
             from the order of the student's vocabulary (``leak_rates``).
+        first: int32 [V_S], the first teacher token of a student token's bytes; -1 where
+            there is none.
     """
 
     phi0: Int32
     edges: Int64
     leak: Float32
+    first: Int32
 
 
 @dataclass(frozen=True)
@@ -182,7 +185,9 @@ def build_static(student: Vocabulary, teacher: Vocabulary) -> StaticTables:
     texts = np.flatnonzero(student.ordinary)
     paths = teacher.encoder.encode_each([student.token_bytes[t] for t in texts.tolist()])
     leak = leak_rates(student, teacher, phi0, texts, paths)
-    return StaticTables(phi0, _prefix_trie(paths), leak)
+    first = np.full(student.size, -1, np.int32)
+    first[texts] = [path[0] if path else -1 for path in paths]
+    return StaticTables(phi0, _prefix_trie(paths), leak, first)
 
 
 def _prefix_trie(paths: Sequence[Sequence[int]]) -> Int64:

