@@ -1,0 +1,242 @@
+"""Realignment against enumeration, per pair and text: `make bench-realign`.
+
+A stand-in n-gram teacher over the teacher's real tokens gives the rows; enumeration
+over its prefix-only encodings gives the truth (``realign_reference``). Exact string
+matching, which looks a teacher token's bytes up in the student's vocabulary, is
+measured beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cache
+
+import numpy as np
+from teacher_proto.types import Int32, PositionClass
+from teacher_server.realign.carry import CarriedRows, Realigner
+from teacher_server.realign.layout import Layout
+from teacher_server.realign.rows import TeacherRows, teacher_rows
+from tests.realign.real_tokenizers import pair, vocabulary
+
+from benchmarks.harness import write_result
+from benchmarks.realign_reference import NgramTeacher, enumerate_paths
+from benchmarks.realign_texts import Text, texts
+
+PAIRS = [
+    ("llama3", "qwen3"),
+    ("qwen3", "llama3"),
+    ("llama3", "gpt4o"),
+    ("gpt4o", "qwen3"),
+    ("mistral_nemo", "qwen3"),
+]
+# Pairs that the figures speak of; the others are in the details.
+MAIN = {"llama3", "qwen3", "gpt4o"}
+TOP_K = 64
+BEST = 256
+# Below it the reference itself is not resolved.
+LEAST_SAMPLED = 1e-4
+
+
+@dataclass
+class Measured:
+    pair: str
+    text: str
+    positions: int = 0
+    masked: float = 0.0
+    covered: float = 0.0
+    microseconds_per_token: float = 0.0
+    tv: list[float] = field(default_factory=list)
+    tv_exact_match: list[float] = field(default_factory=list)
+    sampled: list[float] = field(default_factory=list)
+    causality: list[float] = field(default_factory=list)
+    not_enumerated: int = 0
+
+
+def rows_for(teacher: NgramTeacher, before: Sequence[int], layout: Layout) -> TeacherRows:
+    tokens = [*before, *layout.teacher_ids.tolist()]
+    best = [teacher.top(tokens[: at + len(before)], BEST) for at in range(len(layout.teacher_ids))]
+    own = []
+    for at, token in enumerate(layout.teacher_ids.tolist()):
+        place = int(np.searchsorted(teacher.seen, token))
+        known = place < len(teacher.seen) and teacher.seen[place] == token
+        mass = float(teacher.row(tokens[: at + len(before)])[place]) if known else 0.0
+        own.append(np.log(max(mass, 1e-9)))
+    ids, values = (np.stack(part) for part in zip(*best, strict=True))
+    return teacher_rows(layout.teacher_ids, ids, values, np.array(own))
+
+
+def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
+    tables = pair(student, teacher)
+    realigner = Realigner(tables)
+    learnt = tables.teacher.encoder.encode(text.learnt.encode()).ids.tolist()
+    model = NgramTeacher(learnt)
+    ids = tables.student.encoder.encode(text.held_out.encode()).ids
+    layout = realigner.plan(ids)
+    rows = rows_for(model, learnt[-3:], layout)
+    positions = np.arange(len(ids))
+    got = realigner.carry_over(layout, positions, rows, top_k=TOP_K)
+    seconds = []
+    for _ in range(5):
+        started = time.perf_counter()
+        realigner.carry_over(layout, positions, rows, top_k=TOP_K)
+        seconds.append(time.perf_counter() - started)
+    kept = got.position_class != PositionClass.MASKED
+    found = Measured(
+        pair=f"{student} <- {teacher}",
+        text=text.name,
+        positions=len(ids),
+        masked=float(1 - kept.mean()),
+        covered=float(got.certified.coverage[kept].mean()),
+        microseconds_per_token=sorted(seconds)[2] / len(ids) * 1e6,
+    )
+    draw = random.Random(3)
+    for position in draw.sample(np.flatnonzero(kept).tolist(), min(samples, int(kept.sum()))):
+        _against_enumeration(found, model, learnt[-3:], layout, got, position, realigner)
+        _causality(found, model, learnt[-3:], ids, position, realigner, draw)
+    return found
+
+
+def _against_enumeration(
+    found: Measured,
+    model: NgramTeacher,
+    before: list[int],
+    layout: Layout,
+    got: CarriedRows,
+    position: int,
+    realigner: Realigner,
+) -> None:
+    student, teacher = realigner.tables.student, realigner.tables.teacher
+    sync = int(layout.sync[position])
+    offset, here = int(layout.teacher_offsets[sync]), int(layout.student_offsets[position])
+    first = int(np.searchsorted(layout.student_offsets, offset))
+    truth = enumerate_paths(
+        model,
+        [*before, *layout.teacher_ids[:sync].tolist()],
+        layout.data[offset:here],
+        layout.student_ids[first:position].tolist(),
+        student,
+        teacher,
+        open_share=0.002,
+        most=4000,
+    )
+    if truth is None:
+        found.not_enumerated += 1
+        return
+    count = int(got.certified.counts[position])
+    ids = got.certified.ids[position, :count].tolist()
+    values = np.exp(got.certified.log_probs[position, :count].astype(np.float64))
+    wanted = np.array([truth.mass.get(token, 0.0) for token in ids])
+    found.tv.append(float(np.abs(values - wanted).sum() / 2))
+    own = truth.mass.get(int(layout.student_ids[position]), 0.0)
+    sampled = float(got.certified.sampled[position])
+    if own > LEAST_SAMPLED and np.isfinite(sampled):
+        found.sampled.append(abs(sampled - float(np.log(own))))
+    at = int(np.searchsorted(layout.teacher_offsets, here))
+    if layout.teacher_offsets[at] == here:
+        row = model.row([*before, *layout.teacher_ids[:at].tolist()])
+        matched: dict[int, float] = {}
+        for token, mass in zip(model.seen.tolist(), row.tolist(), strict=True):
+            same = _by_bytes(found.pair.split(" ")[0]).get(teacher.token_bytes[token])
+            if same is not None and mass > 0:
+                matched[same] = matched.get(same, 0.0) + mass
+        found.tv_exact_match.append(
+            sum(abs(matched.get(t, 0.0) - truth.mass.get(t, 0.0)) for t in matched) / 2
+        )
+
+
+@cache
+def _by_bytes(name: str) -> dict[bytes, int]:
+    table = vocabulary(name).token_bytes
+    return {data: token for token, data in enumerate(table) if data}
+
+
+def _causality(
+    found: Measured,
+    model: NgramTeacher,
+    before: list[int],
+    ids: Int32,
+    position: int,
+    realigner: Realigner,
+    draw: random.Random,
+) -> None:
+    """TV between a row and itself after another continuation, where neither is masked."""
+    start = max(0, position - 40)
+    tail = realigner.tables.student.encoder.encode(
+        draw.choice(["able to", "'s", " x", "\n\n", "7", "de la", "()", "  y"]).encode()
+    ).ids
+    both = []
+    for rollout in (ids[start : position + 4], np.concatenate([ids[start:position], tail])):
+        layout = realigner.plan(rollout)
+        rows = rows_for(model, before, layout)
+        got = realigner.carry_over(layout, np.array([position - start]), rows, top_k=TOP_K)
+        if got.position_class[0] == PositionClass.MASKED:
+            return
+        count = int(got.certified.counts[0])
+        values = np.exp(got.certified.log_probs[0, :count].astype(np.float64))
+        both.append(dict(zip(got.certified.ids[0, :count].tolist(), values.tolist(), strict=True)))
+    common = both[0].keys() & both[1].keys()
+    found.causality.append(sum(abs(both[0][t] - both[1][t]) for t in common) / 2)
+
+
+def figures(measured: Sequence[Measured]) -> dict[str, float]:
+    main = [m for m in measured if set(m.pair.split(" <- ")) <= MAIN]
+    both = [m for m in main if set(m.pair.split(" <- ")) == {"llama3", "qwen3"}]
+    digits = [m for m in main if m.text == "digits"]
+
+    def worst(values: list[list[float]]) -> float:
+        return max((float(np.mean(v)) for v in values if v), default=float("nan"))
+
+    return {
+        "tv_certified_worst": worst([m.tv for m in main]),
+        "sampled_dlogp_worst": worst([m.sampled for m in main]),
+        "causality_tv_unmasked": worst([m.causality for m in main]),
+        "masked_share_english": max(m.masked for m in both if m.text in ("prose", "code")),
+        "masked_share_chinese": max(m.masked for m in both if m.text == "chinese"),
+        "covered_0_prose": min(m.covered for m in main if m.text == "prose"),
+        "covered_0_digits": min(m.covered for m in digits),
+        "masked_share_digits": max(m.masked for m in digits),
+        "tv_exact_match_digits": worst([m.tv_exact_match for m in digits]),
+        "realign_us_per_token": max(m.microseconds_per_token for m in main),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=24, help="positions enumerated per text")
+    parser.add_argument("--characters", type=int, default=2400, help="held-out text per kind")
+    arguments = parser.parse_args()
+    measured = []
+    for student, teacher in PAIRS:
+        for text in texts(arguments.characters):
+            found = measure(student, teacher, text, arguments.samples)
+            measured.append(found)
+            print(
+                f"{found.pair:24} {text.name:8} masked {found.masked:.3f} covered "
+                f"{found.covered:.3f} tv {_mean(found.tv):.4f} exact match "
+                f"{_mean(found.tv_exact_match):.4f} dlogp {_mean(found.sampled):.4f} causality "
+                f"{_mean(found.causality):.4f} {found.microseconds_per_token:.0f} us "
+                f"({len(found.tv)} enumerated, {found.not_enumerated} not)",
+                flush=True,
+            )
+    details = [
+        asdict(m)
+        | {
+            name: _mean(values) if (values := getattr(m, name)) else None
+            for name in ("tv", "tv_exact_match", "sampled", "causality")
+        }
+        | {"enumerated": len(m.tv)}
+        for m in measured
+    ]
+    write_result("realign", figures(measured), {"per_pair": details})
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else float("nan")
+
+
+if __name__ == "__main__":
+    main()
