@@ -106,11 +106,13 @@ def enumerate_paths(
     first = vocabulary.first_byte[teacher.seen]
     past = tuple(vocabulary.encoder.encode(said).ids.tolist())
 
-    def settle(token: int | None, weight: float) -> bool:
+    def settle(token: int | None, weight: float, path: tuple[int, ...], data: bytes) -> bool:
         nonlocal kept
         if token is not None and token >= 0:
             mass[token] = mass.get(token, 0.0) + weight
             kept += weight
+        elif token is not None and tuple(vocabulary.encoder.encode(data).ids.tolist()) != path:
+            kept += weight  # text that the teacher itself would have encoded otherwise: lost
         return token is not None
 
     for _ in range(most):
@@ -121,12 +123,12 @@ def enumerate_paths(
         waiting -= weight
         row = teacher.row([*before, *path]) * weight
         if len(data) > len(said):
-            if settle(settled_token(data, said, student_tokens, student), weight):
+            if settle(settled_token(data, said, student_tokens, student), weight, path, data):
                 continue
             # No student token holds these two bytes: the text so far is closed.
             apart = ~student.adjacent[data[-1], first]
             closed = settled_token(data, said, student_tokens, student, closed=True)
-            assert settle(closed, float(row[apart].sum()))
+            assert settle(closed, float(row[apart].sum()), path, data)
             row = np.where(apart, 0.0, row)
         for place in np.flatnonzero(row > 1e-8 * (kept + waiting + weight)).tolist():
             one = int(teacher.seen[place])

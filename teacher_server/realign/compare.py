@@ -100,7 +100,7 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
 
 
 def _roles(tables: PairTables) -> tuple[tuple[str, str | None, str | None], ...]:
-    rows = []
+    rows: list[tuple[str, str | None, str | None]] = []
     for token, role in sorted(tables.student.roles.items()):
         if role.name == "OTHER":
             continue

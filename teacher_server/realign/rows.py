@@ -44,7 +44,17 @@ class TeacherRows:
     @property
     def tail(self) -> Float64:
         """float64 [R]: mass outside the row's ids."""
-        return np.maximum(1.0 - np.exp(self.log_probs).sum(1), 0.0)
+        listed: Float64 = np.exp(self.log_probs).sum(1)
+        return np.maximum(1.0 - listed, 0.0)
+
+    def path(self, row: int) -> tuple[int, list[int]]:
+        """(k, tokens): ``row`` stands after the first k teacher tokens and then these."""
+        tokens: list[int] = []
+        came_from = {after: step for step, after in self.beyond.items()}
+        while row >= len(self.own):
+            row, token = came_from[row]
+            tokens.append(token)
+        return row, tokens[::-1]
 
 
 def teacher_rows(

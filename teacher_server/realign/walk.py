@@ -377,6 +377,21 @@ class Walker:
         np.subtract.at(got.total, position[~fine], mass[~fine])
 
 
+def unsettled_paths(walked: Walked, least: float) -> list[tuple[int, int]]:
+    """(row, token) whose row would settle most: one for each position with open mass above
+    ``least``, each once, by row."""
+    opened = walked.open
+    share = np.bincount(opened.position, opened.mass, len(walked.total))
+    share /= np.maximum(walked.total, 1e-300)
+    usable = (opened.row >= 0) & (opened.token >= 0) & (share[opened.position] > least)
+    index = np.flatnonzero(usable)
+    index = index[np.lexsort([-opened.mass[index], opened.position[index]])]
+    _, first = np.unique(opened.position[index], return_index=True)
+    chosen = index[first]
+    pairs = zip(opened.row[chosen].tolist(), opened.token[chosen].tolist(), strict=True)
+    return sorted(set(pairs))
+
+
 def _entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
     position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
     none = np.full(len(position), -1)
