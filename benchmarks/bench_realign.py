@@ -19,7 +19,7 @@ import numpy as np
 from teacher_proto.types import Int32, PositionClass
 
 from benchmarks.harness import write_result
-from benchmarks.realign_reference import NgramTeacher, enumerate_paths
+from benchmarks.realign_reference import NgramTeacher, enumerate_paths, rows_apart
 from benchmarks.realign_texts import Text, texts
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.layout import Layout
@@ -154,7 +154,7 @@ def _against_enumeration(
         student,
         teacher,
         open_share=0.002,
-        most=4000,
+        most=12_000,
     )
     if truth is None:
         found.not_enumerated += 1
@@ -206,13 +206,10 @@ def _causality(
         layout = realigner.plan(rollout)
         rows = rows_for(model, before, layout)
         got = realigner.carry_over(layout, np.array([position - start]), rows, top_k=TOP_K)
-        if got.position_class[0] == PositionClass.MASKED:
-            return
-        count = int(got.certified.counts[0])
-        values = np.exp(got.certified.log_probs[0, :count].astype(np.float64))
-        both.append(dict(zip(got.certified.ids[0, :count].tolist(), values.tolist(), strict=True)))
-    common = both[0].keys() & both[1].keys()
-    found.causality.append(sum(abs(both[0][t] - both[1][t]) for t in common) / 2)
+        both.append(got)
+    apart = rows_apart(*both)
+    if apart is not None:
+        found.causality.append(apart)
 
 
 def figures(measured: Sequence[Measured]) -> dict[str, float]:

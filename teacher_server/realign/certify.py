@@ -146,14 +146,14 @@ def _threats(
     keys = (line + tables.student.rank[ids]).reshape(-1)
     order = np.argsort(keys)
     steps = np.zeros(len(keys) + 1)
-    wide = np.where(opened.alone, 0.0, opened.mass)
+    wide = np.where(opened.first >= 0, 0.0, opened.mass)
     np.add.at(steps, np.searchsorted(keys[order], base + opened.low), wide)
     np.subtract.at(steps, np.searchsorted(keys[order], base + opened.high), wide)
     longer = np.zeros(len(keys))
     longer[order] = np.cumsum(steps[:-1])
-    # Single tokens that the id's own teacher encoding begins with.
-    single = np.where(opened.alone, opened.mass, 0.0)
-    tokens = opened.position * tables.teacher.size + opened.token
+    # Tokens that the id's own teacher encoding begins with.
+    single = np.where(opened.first >= 0, opened.mass, 0.0)
+    tokens = opened.position * tables.teacher.size + np.maximum(opened.first, 0)
     order = np.argsort(tokens)
     running = np.concatenate([[0.0], np.cumsum(single[order])])
     first = tables.static.first[ids].astype(np.int64)

@@ -24,7 +24,7 @@ SIGNIFICANT = 1e-4
 MAX_DEPTH = 8
 
 
-OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, NDArray[np.bool_]]
+OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Entries:
 
     Settled: ``token`` is the student's id. Open: ``row`` and ``token`` are the path's
     last step on the teacher's side; ``low`` and ``high`` the ranks of the student
-    tokens that begin with the path's bytes; ``alone``: the path is this one token, so
-    of these only tokens whose teacher encoding begins with it can come.
+    tokens that begin with the path's bytes; ``first``: the teacher token that the path
+    begins with at the position, when only student tokens whose own teacher encoding
+    begins with it can come of it; else -1.
     """
 
     position: Int64
@@ -43,7 +44,7 @@ class Entries:
     row: Int64
     low: Int64
     high: Int64
-    alone: NDArray[np.bool_]
+    first: Int64
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class _Path:
     mass: float
     data: bytes
     state: int
+    first: int
 
 
 class _Collected:
@@ -94,11 +96,11 @@ class _Collected:
         mass: Float64,
         row: Int64,
         interval: Int64,
-        alone: NDArray[np.bool_] | None = None,
+        first: Int64 | None = None,
     ) -> None:
-        if alone is None:
-            alone = np.zeros(len(position), np.bool_)
-        part = position, token, mass, row, interval[:, 0], interval[:, 1], alone
+        if first is None:
+            first = np.full(len(position), -1)
+        part = position, token, mass, row, interval[:, 0], interval[:, 1], first
         self.open.append(part)
 
 
@@ -263,7 +265,7 @@ class Walker:
             mass[stay],
             row[stay],
             self.tables.bytes_interval[token[stay]],
-            alone[stay],
+            np.where(alone[stay], token[stay], -1),
         )
         table = self.tables.teacher.token_bytes
         paths = []
@@ -272,7 +274,10 @@ class Walker:
             after = rows.child(int(row[index]), one)
             assert after is not None
             state = self.tables.step(ROOT, one)
-            paths.append(_Path(int(position[index]), after, float(mass[index]), table[one], state))
+            first = one if alone[index] else -1
+            paths.append(
+                _Path(int(position[index]), after, float(mass[index]), table[one], state, first)
+            )
         return paths
 
     def _before(
@@ -308,7 +313,7 @@ class Walker:
                 continue
             after = rows.child(start, tokens[index])
             path = _Path(
-                at, -1 if after is None else after, float(mass[index]), data[index], NO_STATE
+                at, -1 if after is None else after, float(mass[index]), data[index], NO_STATE, -1
             )
             if after is None:
                 self._leave(path, got, start, tokens[index])
@@ -319,7 +324,9 @@ class Walker:
     def _leave(self, path: _Path, got: _Collected, row: int = -1, token: int = -1) -> None:
         interval = np.array([self.tables.student.extensions(path.data)], np.int64)
         one = np.array([path.position])
-        got.leave_open(one, np.array([token]), np.array([path.mass]), np.array([row]), interval)
+        first = np.array([path.first])
+        mass = np.array([path.mass])
+        got.leave_open(one, np.array([token]), mass, np.array([row]), interval, first)
 
     def _beyond(
         self, paths: list[_Path], context: Int64, rows: TeacherRows, got: _Collected
@@ -339,7 +346,8 @@ class Walker:
         small = np.where(joins & (mass < SIGNIFICANT), mass, 0.0).sum(1)
         intervals = np.array([self.tables.student.extensions(p.data) for p in paths], np.int64)
         none = np.full(len(paths), -1)
-        got.leave_open(position, none, small, none, intervals)
+        firsts = np.array([path.first for path in paths], np.int64)
+        got.leave_open(position, none, small, none, intervals, firsts)
         line, column = np.nonzero(joins & (mass >= SIGNIFICANT))
         tokens = ids[line, column].tolist()
         table = self.tables.teacher.token_bytes
@@ -359,6 +367,7 @@ class Walker:
                 float(mass[at, column[index]]),
                 data[index],
                 state,
+                path.first,
             )
             if after is None:
                 self._leave(one, got, path.row, token)
@@ -395,14 +404,14 @@ def unsettled_paths(walked: Walked, least: float) -> list[tuple[int, int]]:
 def _entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
     position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
     none = np.full(len(position), -1)
-    return Entries(position, token, mass, none, none, none, np.zeros(len(position), np.bool_))
+    return Entries(position, token, mass, none, none, none, none)
 
 
 def _open_entries(parts: list[OpenPart]) -> Entries:
-    position, token, mass, row, low, high, alone = (
+    position, token, mass, row, low, high, first = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     some = mass > 0
     return Entries(
-        position[some], token[some], mass[some], row[some], low[some], high[some], alone[some]
+        position[some], token[some], mass[some], row[some], low[some], high[some], first[some]
     )
