@@ -94,6 +94,8 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
     more = rows
     for _ in range(EXTRA):
         paths = unsettled_paths(got.walked, 0.0)
+        if not paths:
+            break
         more = with_extra_rows(more, paths, *_rows_after(model, learnt[-3:], layout, more, paths))
         got = realigner.carry_over(layout, positions, more, top_k=TOP_K)
     kept_more = got.position_class != PositionClass.MASKED

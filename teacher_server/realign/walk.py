@@ -390,8 +390,8 @@ def unsettled_paths(walked: Walked, least: float) -> list[tuple[int, int]]:
     """(row, token) whose row would settle most: one for each position with open mass above
     ``least``, each once, by row."""
     opened = walked.open
-    share = np.bincount(opened.position, opened.mass, len(walked.total))
-    share /= np.maximum(walked.total, 1e-300)
+    mass = np.bincount(opened.position, opened.mass, len(walked.total))
+    share = mass / np.maximum(walked.total, 1e-300)
     usable = (opened.row >= 0) & (opened.token >= 0) & (share[opened.position] > least)
     index = np.flatnonzero(usable)
     index = index[np.lexsort([-opened.mass[index], opened.position[index]])]
