@@ -177,13 +177,16 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
         replace(r, token_ids=r.token_ids % VOCABULARY)
         for r in generate(student, prompts, config.rollout, seed=0, step=1)
     ]
-    all_sent, active, peak = threading.Event(), 0, 0
+    all_sent, two_at_once, active, peak = threading.Event(), threading.Event(), 0, 0
 
     async def answer(request: ScoreRequest, context: Any) -> ScoreReply:
         nonlocal active, peak
         active += 1
         peak = max(peak, active)
-        assert await asyncio.to_thread(all_sent.wait, 60)
+        if active == 2:
+            two_at_once.set()
+        for event in (all_sent, two_at_once):
+            assert await asyncio.to_thread(event.wait, 60)
         active -= 1
         return make_reply(request, identity=identity)
 
