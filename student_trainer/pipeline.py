@@ -87,7 +87,8 @@ class Pipeline:
 
     def drop(self, batch: Batch) -> None:
         """Forgets the oldest batch, once its step is complete."""
-        assert self.batches.popleft() is batch
+        oldest = self.batches.popleft()
+        assert oldest is batch, "batches are updated on in order"
 
     def restore(self, batches: Sequence[Batch]) -> None:
         """Takes over written batches and asks for their scores again."""
