@@ -298,7 +298,7 @@ def main() -> None:
         for side, seconds in found.items()
     }
     write_result(
-        "bench_vllm" if arguments.dtype == "bfloat16" else f"bench_vllm_{arguments.dtype}",
+        "vllm" if arguments.dtype == "bfloat16" else f"vllm_{arguments.dtype}",
         figures,
         {
             "dtype": arguments.dtype,
