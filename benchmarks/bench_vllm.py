@@ -7,7 +7,9 @@ step size; one computes while the others wait.
     prefill  vLLM offline, one token sampled, no log-probabilities
     flat     vLLM offline, prompt_logprobs=64, flat_logprobs, no detokenisation
     objects  the same without flat_logprobs
-    http     vLLM's HTTP server, prompt_logprobs=64
+    http     vLLM's HTTP server as it starts by itself, prompt_logprobs=64: on a CPU
+             it leaves one core to its front end
+    http_all the same, told to compute on every core as all other sides are
     service  a teacher-server process over gRPC
 
 Workloads: *whole*, 8 sequences of 512 with every row wanted; *span*, 8 responses
@@ -48,8 +50,9 @@ TIMEOUT = 900.0
 SEQUENCES, LENGTH, PROMPT = 8, 512, 384
 STEP_TOKENS = 2048
 CACHE_BYTES = 2**30
-# vLLM would leave one core to its scheduler; every side gets them all.
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+# vLLM would leave one core to its scheduler; every side but "http" gets them all.
+BINDING = "VLLM_CPU_OMP_THREADS_BIND"
+os.environ.setdefault(BINDING, "nobind")
 os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
 
 
@@ -75,9 +78,16 @@ class Sample:
 
 
 @contextmanager
-def process(command: Sequence[str], is_ready: Callable[[], bool], log: Path) -> Iterator[int]:
+def process(
+    command: Sequence[str],
+    is_ready: Callable[[], bool],
+    log: Path,
+    without: Sequence[str] = (),
+) -> Iterator[int]:
+    """A child with this environment but for the variables in ``without``; its id."""
+    environment = {name: value for name, value in os.environ.items() if name not in without}
     with log.open("w") as sink:
-        started = subprocess.Popen(command, stdout=sink, stderr=sink, env=os.environ)
+        started = subprocess.Popen(command, stdout=sink, stderr=sink, env=environment)
     try:
         while not is_ready():
             if started.poll() is not None:
@@ -144,7 +154,9 @@ class Service:
 class StockServer:
     """vLLM's HTTP server: one request for each sequence, all in flight together."""
 
-    def __init__(self, stack: ExitStack, folder: Path, model: Path, arguments: Any) -> None:
+    def __init__(
+        self, stack: ExitStack, folder: Path, model: Path, arguments: Any, *, all_cores: bool
+    ) -> None:
         with socket.create_server(("127.0.0.1", 0)) as probe:
             port = probe.getsockname()[1]
         command = [
@@ -159,8 +171,11 @@ class StockServer:
         command += ["--kv-cache-memory-bytes", str(CACHE_BYTES)]
         command += ["--enforce-eager"] * arguments.eager
         self._url = f"http://127.0.0.1:{port}"
+        log = folder / f"http-{port}.log"
         self._model = str(model)
-        self.pid = stack.enter_context(process(command, self._ready, folder / "http.log"))
+        self.pid = stack.enter_context(
+            process(command, self._ready, log, () if all_cores else (BINDING,))
+        )
         self._client = stack.enter_context(httpx.Client(timeout=TIMEOUT))
         self.bytes_per_token = 0.0
 
@@ -265,7 +280,8 @@ def main() -> None:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         service = Service(stack, folder, model, arguments)
-        stock = StockServer(stack, folder, model, arguments)
+        stock = StockServer(stack, folder, model, arguments, all_cores=False)
+        stock_all = StockServer(stack, folder, model, arguments, all_cores=True)
         offline = Offline(model, arguments)
         vocabulary = service.info.vocabulary_size
         count = arguments.repetitions
@@ -274,17 +290,18 @@ def main() -> None:
             "service": service.score,
             "flat": offline.flat,
         }
-        others = {"http": stock.score, "objects": offline.objects}
+        others = {"http": stock.score, "http_all": stock_all.score, "objects": offline.objects}
         whole = measure("whole", sides | others, count, vocabulary)
         span = measure("span", sides, count, vocabulary)
         shared = measure("shared", {k: sides[k] for k in ("service", "flat")}, count, vocabulary)
         memory = {
             "service": peak_mib(service.pid),
             "http": peak_mib(stock.pid),
-            "offline": peak_mib(offline.pid, (service.pid, stock.pid)),
+            "offline": peak_mib(offline.pid, (service.pid, stock.pid, stock_all.pid)),
         }
     figures = {
         "service_over_stock_http": median_ratio(whole["http"], whole["service"]),
+        "service_over_stock_http_all_cores": median_ratio(whole["http_all"], whole["service"]),
         "service_over_flat": median_ratio(whole["flat"], whole["service"]),
         "service_over_prefill": median_ratio(whole["prefill"], whole["service"]),
         "span_over_flat": median_ratio(span["flat"], span["service"]),

@@ -1,6 +1,6 @@
 """The production engine: vLLM computes, rows stay arrays from its workers to the reply.
 
-The only file of this package that imports vLLM, written against 0.32. Four
+The only file of this package that imports vLLM, written against 0.32. Five
 places of vLLM are used that it does not promise to keep:
 
     AsyncMPClient         the client of its engine cores: token ids in, outputs
@@ -10,6 +10,8 @@ places of vLLM are used that it does not promise to keep:
                           replaced in each worker: it sees every step's hidden
                           states, and what it returns travels as tensors
     scheduler_cls         ``SpanScheduler`` keeps scored rows out of the prefix cache
+    SpinCondition         waits without spinning on a CPU, where the cores it would
+                          spin on are the ones that compute
 
 They may go when vLLM itself returns the top K of a span of the prompt as
 tensors, with the prefix cache read up to that span. A new minor release of vLLM
@@ -43,6 +45,7 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.distributed import get_pp_group, get_tp_group
+from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
@@ -71,6 +74,10 @@ from teacher_server.engines.vllm_wire import RowPlan, job_result
 from teacher_server.engines.worker import unavailable
 
 report_failures()
+if current_platform.is_cpu():
+    # The default of busy_loop_s, which no argument of the engine reaches: a second of
+    # spinning after every message, by the engine core while its workers compute.
+    SpinCondition.__init__.__defaults__ = (0.0,)
 
 DEFAULT_BATCH_TOKENS = 8192
 SHUTDOWN_SECONDS = 10.0

@@ -15,8 +15,9 @@ from teacher_server.engines.adapter import Adapter
 
 WHERE = "engine.vllm"
 MAXIMUM_SEQUENCES = 256
-# Tokens of one block of keys and values; only whole blocks of a prompt are
-# shared, and vLLM's 128 on a CPU leaves up to 127 tokens of it to each sequence.
+# Tokens of one block of keys and values, the least vLLM takes on a CPU; only whole
+# blocks of a prompt are shared, and vLLM's 128 leaves up to 127 tokens of it to each
+# sequence.
 CPU_BLOCK_SIZE = 32
 # Memory for keys and values on a CPU, where vLLM would take nearly all there is.
 CPU_CACHE_BYTES = 4 * 2**30
