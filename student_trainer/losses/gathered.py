@@ -20,7 +20,7 @@ from student_trainer.losses.base import Head
 
 # Elements of gathered head rows held at a time. On a CPU a chunk that stays in
 # cache is several times faster than a large one; a GPU wants large launches.
-_CPU_ELEMENTS = 2**21
+_CPU_ELEMENTS = 2**20
 _GPU_ELEMENTS = 2**26
 # Distinct ids whose head gradient is accumulated in float32 at a time.
 _GRADIENT_IDS = 1024
@@ -89,12 +89,36 @@ def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     rows, support = ids.shape
     dtype = torch.promote_types(weight.dtype, torch.float32)
     out = torch.empty(rows, support, dtype=dtype, device=hidden.device)
-    column = hidden.to(dtype).unsqueeze(-1)
+    wide = hidden.to(dtype)
     step = _rows_per_chunk(ids, weight)
+    if weight.device.type == "cpu":
+        _project_cached(wide, weight, ids, step, out)
+        return out
     for start in range(0, rows, step):
         chunk = F.embedding(ids[start : start + step], weight).to(dtype)
-        torch.bmm(chunk, column[start : start + step], out=out[start : start + step].unsqueeze(-1))
+        column = wide[start : start + step].unsqueeze(-1)
+        torch.bmm(chunk, column, out=out[start : start + step].unsqueeze(-1))
     return out
+
+
+def _project_cached(wide: Tensor, weight: Tensor, ids: Tensor, step: int, out: Tensor) -> None:
+    """Fills ``out`` with one pair of buffers, which stay in the CPU's cache.
+
+    A product of its own for each row: torch's batched one is four times slower there.
+    """
+    support, size = ids.shape[1], weight.shape[1]
+    step = max(1, min(step, ids.shape[0]))
+    gathered = torch.empty(step * support, size, dtype=weight.dtype)
+    copy = gathered if weight.dtype == wide.dtype else gathered.to(wide.dtype)
+    for start in range(0, ids.shape[0], step):
+        here = ids[start : start + step].reshape(-1)
+        count = len(here)
+        torch.index_select(weight, 0, here, out=gathered[:count])
+        if copy is not gathered:
+            copy[:count].copy_(gathered[:count])
+        for row in range(count // max(support, 1)):
+            head_rows = copy[row * support : (row + 1) * support]
+            torch.mv(head_rows, wide[start + row], out=out[start + row])
 
 
 def _weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
