@@ -43,7 +43,8 @@ class LoraSettings(Settings):
         default=0.0, description="dropout on its input"
     )
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
-        default="all-linear", description="modules that get an adapter; the head can not"
+        default="all-linear",
+        description="modules that get an adapter; all-linear leaves out the head",
     )
     merge_final: bool = Field(
         default=True, description="merge into the base weights in the final model"

@@ -115,6 +115,8 @@ def add_rows(
     means.add_values("student_entropy", statistics.entropy)
     if statistics.support_mass is not None:
         means.add_values("student_support_mass", statistics.support_mass)
+    if statistics.support_overlap is not None:
+        means.add_values("support_overlap", statistics.support_overlap)
     if same_temperature and batch.old_log_probs is not None:
         moved = statistics.sampled_log_probs - batch.old_log_probs[rows]
         means.add_values("rollout_log_prob_gap", moved.abs())
@@ -152,6 +154,7 @@ def step_metrics(figures: UpdateFigures, rollouts: Sequence[Rollout]) -> dict[st
         "teacher_support_mass",
         "student_entropy",
         "student_support_mass",
+        "support_overlap",
         "sampled_in_support",
         "top1_agreement_on_support",
         "log_ratio_mean",

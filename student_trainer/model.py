@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.config import LoraSettings, StudentSettings
+from student_trainer.head import check_mergeable, head_logits, read_head
 from student_trainer.losses.base import Head
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -98,7 +99,9 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     module.eval()
-    head = _head(model)
+    head = read_head(model)
+    if settings.lora and settings.lora.merge_final:
+        check_mergeable(model)
     padding = tokenizer.pad_token_id
     student = Student(
         module=module,
@@ -164,12 +167,6 @@ def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
     return _last_hidden(
         student, torch.from_numpy(ids).to(student.device), torch.from_numpy(mask).to(student.device)
     )
-
-
-def head_logits(head: Head, hidden: Tensor) -> Tensor:
-    """float32 logits [T, V] of hidden states [T, H]."""
-    projection = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
-    return head.finish(projection.float())
 
 
 def save_weights(student: Student, directory: Path) -> None:
@@ -238,27 +235,6 @@ def _terminators(model: Any, tokenizer: Any) -> tuple[int, ...]:
             fix="set eos_token_id in generation_config.json",
         )
     return tuple(sorted(ids))
-
-
-def _head(model: Any) -> Head:
-    projection = model.get_output_embeddings()
-    if type(projection) is not nn.Linear:
-        raise ConfigurationError(
-            f"its head is a {type(projection).__name__}, not a plain linear layer",
-            where="student.lora.target_modules",
-            fix="leave the head out of the adapters; use a model with a linear head",
-        )
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
-    return Head(
-        weight=projection.weight,
-        bias=projection.bias,
-        scale=scale,
-        softcap=float(softcap) if softcap else None,
-    )
 
 
 @torch.no_grad()

@@ -183,11 +183,19 @@ def top_ids(hidden: Tensor, head: Head, count: int, chunk_rows: int, limit: int)
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Per row, float32 [T], nats: of the student's full distribution."""
+    """Per row, float32 [T]: of the student's full distribution.
+
+    Attributes:
+        entropy, sampled_log_probs: nats.
+        support_mass: probability of the support.
+        support_overlap: share of the support's n valid ids that are among the
+            student's own n most likely ones.
+    """
 
     entropy: Tensor
     sampled_log_probs: Tensor
     support_mass: Tensor | None
+    support_overlap: Tensor | None
 
 
 def row_statistics(
@@ -206,17 +214,31 @@ def row_statistics(
         sampled_ids: int64 [T].
         support_ids, support_valid: int64 and bool [T, K]; both or neither.
     """
-    entropy, sampled, mass = [], [], []
+    entropy, sampled, mass, overlap = [], [], [], []
     for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
         log_probs = torch.log_softmax(logits / temperature, -1)
         entropy.append(-(log_probs.exp() * log_probs).sum(-1))
         sampled.append(log_probs.gather(1, sampled_ids[rows, None]).squeeze(1))
         if support_ids is not None and support_valid is not None:
-            at_support = log_probs.gather(1, support_ids[rows].clamp_min(0)).exp()
-            mass.append(at_support.where(support_valid[rows], 0).sum(-1))
+            valid = support_valid[rows]
+            at_support = log_probs.gather(1, support_ids[rows].clamp_min(0))
+            mass.append(at_support.exp().where(valid, 0).sum(-1))
+            overlap.append(_overlap(log_probs, at_support, valid))
     empty = torch.zeros(0, device=hidden.device)
     return RowStatistics(
         entropy=torch.cat(entropy) if entropy else empty,
         sampled_log_probs=torch.cat(sampled) if sampled else empty,
         support_mass=(torch.cat(mass) if mass else empty) if support_ids is not None else None,
+        support_overlap=(torch.cat(overlap) if overlap else empty)
+        if support_ids is not None
+        else None,
     )
+
+
+def _overlap(log_probs: Tensor, at_support: Tensor, valid: Tensor) -> Tensor:
+    """[T]: share of valid support ids at or above the n-th best of all, n their number."""
+    counts = valid.sum(-1, keepdim=True)
+    best = log_probs.topk(valid.shape[1], -1).values
+    last = best.gather(1, (counts - 1).clamp_min(0))
+    inside = ((at_support >= last) & valid).sum(-1, keepdim=True)
+    return (inside / counts.clamp_min(1)).squeeze(1)

@@ -89,3 +89,10 @@ def test_token_log_probs_and_statistics_equal_full_logits() -> None:
     torch.testing.assert_close(statistics.sampled_log_probs, taken)
     mass = log_pi.exp().gather(1, case.batch.support_ids).where(case.batch.support_valid, 0)
     torch.testing.assert_close(statistics.support_mass, mass.sum(-1))
+    for row, valid in enumerate(case.batch.support_valid):
+        theirs = set(case.batch.support_ids[row, valid].tolist())
+        own = set(log_pi[row].topk(len(theirs)).indices.tolist())
+        assert statistics.support_overlap is not None
+        assert float(statistics.support_overlap[row]) == pytest.approx(
+            len(own & theirs) / max(len(theirs), 1)
+        )

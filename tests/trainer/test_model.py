@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ import pytest
 import torch
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from transformers import AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from student_trainer import model as model_module
 from student_trainer.config import LoraSettings, StudentSettings
+from student_trainer.head import head_logits
 from student_trainer.losses.base import Head
-from student_trainer.model import Student, head_logits, hidden_states, load_student
+from student_trainer.model import Student, hidden_states, load_student
 
 
 def test_hidden_states_do_not_depend_on_padding(student: Student) -> None:
@@ -52,24 +54,50 @@ def test_a_scaled_and_capped_head(student_model_dir: Path, tmp_path: Path) -> No
 def test_a_head_that_is_not_the_models_own_is_refused(
     student_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = model_module._head
+    own = model_module.read_head
 
     def wrong(model: Any) -> Head:
         head = own(model)
         return Head(weight=head.weight, bias=head.bias, scale=1.01)
 
-    monkeypatch.setattr(model_module, "_head", wrong)
+    monkeypatch.setattr(model_module, "read_head", wrong)
     with pytest.raises(ConfigurationError, match="not the head applied"):
         load_student(StudentSettings(model=str(student_model_dir), device="cpu"))
 
 
-def test_an_adapter_on_the_head_is_refused(student_model_dir: Path) -> None:
-    lora = LoraSettings(target_modules=("q_proj", "lm_head"))
-    with pytest.raises(ConfigurationError, match="not a plain linear layer"):
-        load_student(StudentSettings(model=str(student_model_dir), device="cpu", lora=lora))
-    missing = LoraSettings(target_modules=("absent",))
+def test_an_adapter_on_the_head_is_part_of_it(student_model_dir: Path) -> None:
+    lora = LoraSettings(rank=4, target_modules=("q_proj", "lm_head"))
+    student = load_student(StudentSettings(model=str(student_model_dir), device="cpu", lora=lora))
+    assert student.head.lora is not None
+    assert student.head.lora.up.requires_grad
+    assert not student.head.weight.requires_grad
+    ids = np.arange(3, 12, dtype=np.int32)
+    with torch.no_grad():
+        student.head.lora.up.normal_(0, 0.3)
+        hidden = hidden_states(student, [ids])[0]
+        own = student.module(input_ids=torch.from_numpy(ids.astype(np.int64))[None]).logits[0]
+        torch.testing.assert_close(head_logits(student.head, hidden), own, atol=1e-4, rtol=1e-4)
+        without = head_logits(replace(student.head, lora=None), hidden)
+    assert float((own - without).abs().max()) > 0.1
+
+
+def test_adapters_that_cannot_be_are_refused(student_model_dir: Path, tmp_path: Path) -> None:
+    def load(model: Path, **values: Any) -> None:
+        lora = LoraSettings(**values)
+        load_student(StudentSettings(model=str(model), device="cpu", lora=lora))
+
     with pytest.raises(ConfigurationError, match="absent"):
-        load_student(StudentSettings(model=str(student_model_dir), device="cpu", lora=missing))
+        load(student_model_dir, target_modules=("absent",))
+    with pytest.raises(ConfigurationError, match="no dropout"):
+        load(student_model_dir, target_modules=("lm_head",), dropout=0.1)
+    tied = AutoModelForCausalLM.from_pretrained(student_model_dir)
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    tied.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(student_model_dir).save_pretrained(tmp_path)
+    with pytest.raises(ConfigurationError, match="shares its weight"):
+        load(tmp_path, target_modules=("lm_head",))
+    load(tmp_path, target_modules=("lm_head",), merge_final=False)
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path: Path) -> None:

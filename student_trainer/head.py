@@ -1,0 +1,84 @@
+"""The student's output projection, read off the loaded model, as the losses take it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from teacher_proto.errors import ConfigurationError
+from torch import Tensor, nn
+
+from student_trainer.losses.base import Head, LowRank
+
+WHERE = "student.lora.target_modules"
+
+
+def read_head(model: Any) -> Head:
+    """The head of a transformers model, with its LoRA adapter when it has one.
+
+    Raises:
+        ConfigurationError: it is no linear layer, or its adapter cannot be told
+            to the losses.
+    """
+    projection = model.get_output_embeddings()
+    base = getattr(projection, "base_layer", projection)
+    if type(base) is not nn.Linear:
+        raise ConfigurationError(
+            f"its head is a {type(base).__name__}, not a plain linear layer",
+            where="student.model",
+            fix="use a model with a linear head",
+        )
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(
+        weight=base.weight,
+        bias=base.bias,
+        scale=scale,
+        softcap=float(softcap) if softcap else None,
+        lora=None if base is projection else _adapter(projection),
+    )
+
+
+def _adapter(projection: Any) -> LowRank:
+    """The one adapter of a projection that peft has wrapped."""
+    (name,) = projection.active_adapters
+    if getattr(projection.lora_dropout[name], "p", 0.0) > 0:
+        raise ConfigurationError(
+            "an adapter on the head has no dropout: the losses read its weights",
+            where=WHERE,
+            fix="set student.lora.dropout = 0, or leave the head out",
+        )
+    return LowRank(
+        down=projection.lora_A[name].weight,
+        up=projection.lora_B[name].weight,
+        scale=float(projection.scaling[name]),
+    )
+
+
+def check_mergeable(model: Any) -> None:
+    """Refuses what merging would get wrong: a tied head also is the input embedding.
+
+    Raises:
+        ConfigurationError: the head has an adapter and shares its weight.
+    """
+    projection = model.get_output_embeddings()
+    base = getattr(projection, "base_layer", projection)
+    if base is not projection and base.weight is model.get_input_embeddings().weight:
+        raise ConfigurationError(
+            "the head shares its weight with the input embedding, so its adapter cannot be "
+            "merged into it",
+            where=WHERE,
+            fix="set student.lora.merge_final = false, or leave the head out",
+        )
+
+
+def head_logits(head: Head, hidden: Tensor) -> Tensor:
+    """float32 logits [T, V] of hidden states [T, H]."""
+    projection = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
+    wide = projection.float()
+    if head.lora is not None:
+        wide = wide + (head.lora.reduce(hidden) @ head.lora.up.T).float()
+    return head.finish(wide)
