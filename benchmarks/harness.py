@@ -20,15 +20,21 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def alternate(
-    sides: Mapping[str, Callable[[int], None]], repetitions: int, warmup: int = 1
+    sides: Mapping[str, Callable[[int], None]],
+    repetitions: int,
+    warmup: int = 1,
+    before: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each side, A B A B ..., each called with the repetition's number.
 
-    The number seeds fresh inputs; warm-up calls get negative numbers.
+    The number seeds fresh inputs; warm-up calls get negative numbers. ``before`` is
+    called ahead of every side and not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(-warmup, repetitions):
         for name, side in sides.items():
+            if before is not None:
+                before()
             start = time.perf_counter()
             side(repetition)
             if repetition >= 0:
