@@ -40,6 +40,7 @@ from teacher_server.log import configure_logging
 from teacher_server.metrics import Metrics
 from teacher_server.replay import ReplayWindow
 from teacher_server.service import TeacherService
+from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teachers, load_teachers
 from teacher_server.version import VERSION
 
@@ -145,11 +146,14 @@ class Server:
     ) -> int:
         for teacher in teachers:
             teacher.engine.on_death(self._engine_died)
+        students = await asyncio.to_thread(
+            StudentTokenizers, self._config.tokenizers, list(teachers)
+        )
         # The collector need not look through models and libraries again: each time it
         # does, nothing is answered for a quarter of a second.
         gc.collect()
         gc.freeze()
-        self.service.serve(teachers)
+        self.service.serve(teachers, students)
         await grpc_server.serving()
         with ready_file(self._config.ready_file, self._ready_facts(teachers)):
             log.info("ready: %s", ", ".join(teachers.names))

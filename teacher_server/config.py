@@ -117,6 +117,29 @@ class LimitSettings(Settings):
         )
 
 
+class TokenizerSettings(Settings):
+    """Students' tokenizers that are not the teacher's (docs/realignment.md)."""
+
+    # Where registered tokenizers and the tables of pairs are kept; None: in memory only.
+    folder: Path | None = None
+    # Tokenizers kept; those used least recently go first.
+    max_count: int = Field(default=64, ge=1)
+    max_bytes: int = Field(default=1024 * MIB, ge=1)
+    # Pairs of a student's and a teacher's tokenizer in memory.
+    max_pairs: int = Field(default=8, ge=1)
+    # Further forwards per request for what a row leaves unsettled, one batch each.
+    extra_rounds: int = Field(default=0, ge=0, le=8)
+    # Rows of one such batch, and the open mass from which a row is worth one.
+    extra_rows: int = Field(default=256, ge=1, le=4096)
+    extra_least_open: float = Field(default=0.1, ge=0.001, le=1.0)
+
+    @model_validator(mode="after")
+    def _a_tokenizer_fits(self) -> Self:
+        if self.folder is not None and not self.folder.is_absolute():
+            raise ValueError(f"folder={self.folder} is not an absolute path")
+        return self
+
+
 class RunSettings(Settings):
     """What one run may take; credentials that name the run go before these."""
 
@@ -187,6 +210,7 @@ class ServeConfig(Settings):
     # By the name of the run.
     runs: dict[RunName, RunSettings] = Field(default_factory=dict)
     replay: ReplaySettings = ReplaySettings()
+    tokenizers: TokenizerSettings = TokenizerSettings()
 
     @model_validator(mode="after")
     def _certificates_stand_for_runs(self) -> Self:

@@ -1,6 +1,8 @@
 """The one path from a request to its scores, whatever wire it came by.
 
 request -> validation -> prompt -> admission -> engine -> reply
+
+With another tokenizer than the teacher's: ``realigned_path``.
 """
 
 from __future__ import annotations
@@ -18,27 +20,39 @@ from teacher_proto.types import (
     ScoreReply,
     ScoreRequest,
     ServerLimits,
-    Status,
     Timing,
     TokenPrompt,
 )
 
-from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.engines.base import Job, JobResult, Rows, Sequence
 from teacher_server.policy import RunPolicy
 from teacher_server.prompts import prompt_ids, teacher_prompt
+from teacher_server.realigned import not_finite
+from teacher_server.realigned_path import Ask, PairFigures, Realigned, realigned_scores
 from teacher_server.scheduler import Deadline, Ticket
+from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher
-from teacher_server.validation import check_ids, check_request, check_sizes
-
-NON_FINITE_DETAIL = "the teacher's logits are not finite"
+from teacher_server.validation import check_ids, check_request, check_row_bytes, check_sizes
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A reply and what it took, for metrics and logs."""
+    """A reply and what it took, for metrics and logs; ``figures`` of a realigned one."""
 
     reply: ScoreReply
     job_tokens: int
+    figures: PairFigures | None = None
+
+
+@dataclass(frozen=True)
+class _OwnScores:
+    """Scores of a request in the teacher's own tokenizer."""
+
+    results: tuple[ContinuationScores, ...]
+    job_tokens: int
+    computed_tokens: int
+    queue_seconds: float
+    engine_seconds: float
 
 
 async def score(
@@ -47,6 +61,7 @@ async def score(
     limits: ServerLimits,
     deadline: Deadline,
     *,
+    students: StudentTokenizers,
     policy: RunPolicy,
     bytes_per_entry: int,
     started: float,
@@ -54,6 +69,7 @@ async def score(
     """Scores one group.
 
     Args:
+        students: tokenizers that are registered.
         policy: of the run that asks.
         bytes_per_entry: what one (id, log-probability) takes in the reply's format.
         started: when the request arrived, ``time.monotonic``.
@@ -64,11 +80,55 @@ async def score(
             before the request's arrays are looked at or its text is tokenized.
         EngineError, TeacherUnavailableError: the engine failed.
     """
-    teacher.admission.check(policy, known_tokens(request))
-    check_request(request, teacher.facts, limits)
+    foreign = request.tokenizer_hash != teacher.facts.tokenizer_hash
+    # How many tokens another tokenizer's ids are for the teacher is not known yet.
+    teacher.admission.check(policy, 1 if foreign else known_tokens(request))
+    entry = students.find(request.tokenizer_hash) if foreign else None
+    facts = None if entry is None else students.facts(entry, teacher)
+    check_request(request, teacher.facts, limits, facts)
     ids = await _prompt_ids(request, teacher)
-    check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry)
-    job = make_job(request, ids, teacher.facts.vocabulary_size)
+
+    async def ask(job: Job) -> tuple[JobResult, float]:
+        return await run_job(job, teacher, policy, deadline)
+
+    def check(lengths: list[int] | None, row_bytes: int) -> None:
+        check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry, lengths)
+        check_row_bytes(row_bytes, limits)
+
+    found: Realigned | _OwnScores
+    if entry is not None:
+        found = await realigned_scores(
+            request,
+            ids,
+            await students.pair(entry, request.run, teacher),
+            students.settings,
+            vocabulary_size=teacher.facts.vocabulary_size,
+            max_length=teacher.facts.max_length,
+            ask=ask,
+            check=check,
+        )
+    else:
+        check(None, 0)
+        found = await _own_scores(request, ids, teacher, ask)
+    reply = ScoreReply(
+        request_id=request.request_id,
+        identity=teacher.identity,
+        results=found.results,
+        timing=Timing(
+            queue_seconds=found.queue_seconds,
+            engine_seconds=found.engine_seconds,
+            total_seconds=time.monotonic() - started,
+            computed_tokens=found.computed_tokens,
+        ),
+    )
+    figures = found.figures if isinstance(found, Realigned) else None
+    return Scored(reply, found.job_tokens, figures)
+
+
+async def run_job(
+    job: Job, teacher: Teacher, policy: RunPolicy, deadline: Deadline
+) -> tuple[JobResult, float]:
+    """(result, seconds it waited): one job through the teacher's queue and engine."""
     ticket = Ticket(tokens=job.tokens, policy=policy, deadline=deadline)
     async with contextlib.AsyncExitStack() as held:
         with tracing.span("admission", lsm_tokens=job.tokens):
@@ -77,19 +137,19 @@ async def score(
             result = await teacher.engine.score(job)
     if len(result.rows) != len(job.sequences):
         raise EngineError(f"{len(result.rows)} results for {len(job.sequences)} continuations")
-    timing = Timing(
-        queue_seconds=queue_seconds,
-        engine_seconds=result.engine_seconds,
-        total_seconds=time.monotonic() - started,
-        computed_tokens=result.computed_tokens,
-    )
-    reply = ScoreReply(
-        request_id=request.request_id,
-        identity=teacher.identity,
+    return result, queue_seconds
+
+
+async def _own_scores(request: ScoreRequest, ids: Int32, teacher: Teacher, ask: Ask) -> _OwnScores:
+    job = make_job(request, ids, teacher.facts.vocabulary_size)
+    result, waited = await ask(job)
+    return _OwnScores(
         results=tuple(continuation_scores(rows, request.top_k) for rows in result.rows),
-        timing=timing,
+        job_tokens=job.tokens,
+        computed_tokens=result.computed_tokens,
+        queue_seconds=waited,
+        engine_seconds=result.engine_seconds,
     )
-    return Scored(reply=reply, job_tokens=job.tokens)
 
 
 def known_tokens(request: ScoreRequest) -> int:
@@ -130,7 +190,7 @@ def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
 def continuation_scores(rows: Rows, top_k: int) -> ContinuationScores:
     """The rows as the contract has them: without supports when K is 0."""
     if not rows.finite:
-        return ContinuationScores(status=Status.NON_FINITE, detail=NON_FINITE_DETAIL)
+        return not_finite()
     return ContinuationScores(
         top_ids=rows.top_ids if top_k else None,
         top_log_probs=rows.top_log_probs if top_k else None,

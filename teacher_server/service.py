@@ -17,13 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from teacher_proto import tracing
-from teacher_proto.errors import (
-    ConfigurationError,
-    DeadlineError,
-    InvalidRequestError,
-    LsmError,
-)
-from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.errors import DeadlineError, LsmError
 from teacher_proto.types import (
     Level,
     ScoreReply,
@@ -44,14 +38,10 @@ from teacher_server.policy import RunPolicy
 from teacher_server.replay import ReplayWindow
 from teacher_server.scheduler import Deadline
 from teacher_server.scoring import Scored, score
+from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher, Teachers
-from teacher_server.validation import (
-    check_name,
-    check_uploaded_hash,
-    is_name,
-    realignment_unavailable,
-    row_count,
-)
+from teacher_server.tokenizer import TextTokenizer
+from teacher_server.validation import check_name, is_name, row_count
 
 log = logging.getLogger(__name__)
 
@@ -111,14 +101,16 @@ class TeacherService:
         self._policies = policies or {}
         self.version = server_version
         self._teachers: Teachers | None = None
+        self._students: StudentTokenizers | None = None
         self.active = 0
         self._idle = asyncio.Event()
         self._idle.set()
         metrics.watch_ready(lambda: lifecycle.ready)
 
-    def serve(self, teachers: Teachers) -> None:
+    def serve(self, teachers: Teachers, students: StudentTokenizers) -> None:
         """Takes the loaded teachers; from now on the server is ready."""
         self._teachers = teachers
+        self._students = students
         for teacher in teachers:
             self.metrics.watch_queue(teacher.name, teacher.admission)
         self.metrics.watch_passes({teacher.name: teacher.engine for teacher in teachers})
@@ -133,12 +125,22 @@ class TeacherService:
             raise self.lifecycle.refusal()
         return self._teachers
 
+    @property
+    def students(self) -> StudentTokenizers:
+        """Raises TeacherUnavailableError while models are loading."""
+        if self._students is None:
+            raise self.lifecycle.refusal()
+        return self._students
+
     def describe(self, name: str, principal: Principal | None) -> ServerInfo:
         """What GetTeacher answers: every teacher the caller may ask, or the one of this name."""
         teachers = self.teachers.for_principal(principal)
         chosen = [teachers.get(name)] if name else list(teachers)
         return ServerInfo(
-            teachers=tuple(teacher.info for teacher in chosen),
+            teachers=tuple(
+                replace(teacher.info, tokenizers=self.students.levels(teacher))
+                for teacher in chosen
+            ),
             limits=self.limits,
             server_version=self.version,
         )
@@ -149,23 +151,18 @@ class TeacherService:
         """Levels of a student's tokenizer by teacher; teachers it does not fit are left out.
 
         Raises:
-            InvalidRequestError: the file is not a tokenizer, or not the one named.
-            ContractMismatchError: no teacher has this tokenizer.
+            InvalidRequestError, ContractMismatchError: see ``StudentTokenizers.register``.
         """
         self.lifecycle.check_takes_work()
-        check_name(run_of(principal, upload.run, "header.run"), "header.run")
-        try:
-            found = await asyncio.to_thread(tokenizer_hash, upload.file)
-        except ConfigurationError as error:
-            raise InvalidRequestError(error.what, where="chunk", fix=error.fix) from error
-        check_uploaded_hash(upload.tokenizer_hash, found)
-        teachers = self.teachers.for_principal(principal)
-        levels = {t.name: Level.SAME for t in teachers if t.tokenizer.hash == found}
-        if not levels:
-            raise realignment_unavailable(
-                "no teacher of this server has this tokenizer", "header.tokenizer_hash"
-            )
-        return levels
+        run = run_of(principal, upload.run, "header.run")
+        check_name(run, "header.run")
+        return await self.students.register(upload, run, self.teachers.for_principal(principal))
+
+    def text_tokenizer(self, hash_: str, teacher: Teacher) -> TextTokenizer:
+        """The tokenizer of a request's ids; raises ContractMismatchError when it is unknown."""
+        if hash_ == teacher.tokenizer.hash:
+            return teacher.tokenizer
+        return self.students.text_tokenizer(hash_)
 
     async def score(self, call: Call, caller: Caller) -> bytes:
         """Answers one request to score, as the policy of the caller's run allows.
@@ -237,6 +234,7 @@ class TeacherService:
                 teacher,
                 self.limits,
                 deadline,
+                students=self.students,
                 policy=policy,
                 bytes_per_entry=call.surface.bytes_per_entry,
                 started=started,

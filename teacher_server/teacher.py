@@ -185,10 +185,6 @@ async def load_teachers(
         await asyncio.gather(*(one.engine.close() for one in loaded.values()))
         raise
     quotas = Quotas()
-    owners: dict[str, tuple[str, ...]] = {}
-    for name in configured:
-        of = loaded[name].tokenizer.hash
-        owners[of] = (*owners.get(of, ()), name)
     queues = {
         name: make_admission(
             limits,
@@ -204,7 +200,6 @@ async def load_teachers(
                 name,
                 loaded[name].engine,
                 loaded[name].tokenizer,
-                owners,
                 limits,
                 queues[loaded[name].queue],
             )
@@ -231,11 +226,10 @@ def make_teacher(
     name: str,
     engine: Engine,
     tokenizer: TeacherTokenizer,
-    owners: Mapping[str, tuple[str, ...]],
     limits: LimitSettings,
     admission: Admission,
 ) -> Teacher:
-    """A teacher over a started engine; ``owners``: tokenizer hash -> teachers that own it."""
+    """A teacher over a started engine."""
     description = engine.description
     identity = identity_of(description, tokenizer.hash)
     max_top_k = min(description.vocabulary_size, limits.max_top_k or description.vocabulary_size)
@@ -261,7 +255,6 @@ def make_teacher(
             max_top_k=max_top_k,
             max_length=description.max_length,
             tokenizer_hash=tokenizer.hash,
-            known_tokenizers=owners,
             identity_digest=identity.digest,
         ),
         admission=admission,

@@ -14,19 +14,47 @@ from typing import Any
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import ChatMessage, Int32
+from teacher_proto.types import ChatMessage, Int32, SpecialRole
 
 # Arguments of apply_chat_template that a template itself knows.
 TEMPLATE_OWN = {"tools", "documents"}
 
 
-class TeacherTokenizer:
-    """A tokenizer of transformers, read-only and safe to use from several threads.
+class TextTokenizer:
+    """A tokenizer.json, read-only and safe to use from several threads.
+
+    Attributes:
+        size: one above the highest id.
+    """
+
+    def __init__(self, file: str | bytes) -> None:
+        from tokenizers import Tokenizer
+
+        text = file if isinstance(file, str) else file.decode()
+        self._encoder = Tokenizer.from_str(text)
+        self._encoder.no_truncation()
+        self._encoder.no_padding()
+        self.size = max(self._encoder.get_vocab(with_added_tokens=True).values()) + 1
+
+    def encode(self, text: str) -> Int32:
+        """int32 [L]: special tokens written out in the text are recognised, none are added."""
+        return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
+
+    def token_text(self, token_id: int) -> str | None:
+        """The text of one id; None for an id no token has."""
+        if self._encoder.id_to_token(token_id) is None:
+            return None
+        text: str = self._encoder.decode([token_id], skip_special_tokens=False)
+        return text
+
+
+class TeacherTokenizer(TextTokenizer):
+    """A teacher's tokenizer of transformers, with its chat template.
 
     Attributes:
         file: the tokenizer as tokenizer.json.
         hash: fingerprint by ``teacher_proto.tokenizer_hash``.
-        size: one above the highest id.
+        named_specials: role -> id, of the special tokens that the model's files name.
     """
 
     def __init__(self, source: Any) -> None:
@@ -41,24 +69,19 @@ class TeacherTokenizer:
         as_json = backend.to_str()
         self.file: str = as_json
         self.hash = tokenizer_hash(as_json)
+        self.named_specials = {
+            role: token
+            for role, token in (
+                (SpecialRole.END_OF_TEXT, source.eos_token_id),
+                (SpecialRole.BEGIN_OF_TEXT, source.bos_token_id),
+                (SpecialRole.PADDING, source.pad_token_id),
+            )
+            if token is not None
+        }
         self._source = source
-        self._encoder = Tokenizer.from_str(as_json)
-        self._encoder.no_truncation()
-        self._encoder.no_padding()
-        self.size = max(self._encoder.get_vocab(with_added_tokens=True).values()) + 1
+        super().__init__(as_json)
         parameters = set(inspect.signature(source.apply_chat_template).parameters)
         self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
-
-    def encode(self, text: str) -> Int32:
-        """int32 [L]: special tokens written out in the text are recognised, none are added."""
-        return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
-
-    def token_text(self, token_id: int) -> str | None:
-        """The text of one id; None for an id no token has."""
-        if self._encoder.id_to_token(token_id) is None:
-            return None
-        text: str = self._encoder.decode([token_id], skip_special_tokens=False)
-        return text
 
     def render(
         self,

@@ -7,8 +7,8 @@ those of ``teacher_proto/v1/score.proto``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError, UnknownTeacherError
@@ -28,6 +28,8 @@ MAX_NAME_LENGTH = 256
 # log-probability, tail, bitmaps) and per continuation (shapes, tags).
 ROW_BYTES = 16
 CONTINUATION_BYTES = 256
+# What the teacher's rows may take, of which a realigned reply holds a part.
+ROWS_PER_REPLY = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,6 @@ class TeacherFacts:
         vocabulary_size: width of the teacher's logits.
         max_top_k, max_length: limits of this teacher.
         tokenizer_hash: of the teacher's own tokenizer.
-        known_tokenizers: hash -> names of the teachers that own it, whole server.
         identity_digest: as GetTeacher reports it.
     """
 
@@ -47,8 +48,20 @@ class TeacherFacts:
     max_top_k: int
     max_length: int
     tokenizer_hash: str
-    known_tokenizers: Mapping[str, tuple[str, ...]]
     identity_digest: str
+
+
+@dataclass(frozen=True)
+class StudentFacts:
+    """A registered tokenizer that is not the teacher's.
+
+    Attributes:
+        vocabulary_size: one above its highest id.
+        realigned: whether the teacher's tokenizer is of a kind that can be realigned.
+    """
+
+    vocabulary_size: int
+    realigned: bool
 
 
 def refuse(what: str, where: str, fix: str, reason: str = "") -> InvalidRequestError:
@@ -97,8 +110,16 @@ def unknown_teacher(name: str, known: tuple[str, ...]) -> InvalidRequestError | 
     )
 
 
-def check_request(request: ScoreRequest, facts: TeacherFacts, limits: ServerLimits) -> None:
+def check_request(
+    request: ScoreRequest,
+    facts: TeacherFacts,
+    limits: ServerLimits,
+    student: StudentFacts | None = None,
+) -> None:
     """Everything that can be told before the prompt is rendered.
+
+    Args:
+        student: what is known of the request's tokenizer when it is not the teacher's.
 
     Raises:
         InvalidRequestError: a field is wrong or over a limit.
@@ -106,8 +127,11 @@ def check_request(request: ScoreRequest, facts: TeacherFacts, limits: ServerLimi
     """
     check_name(request.run, "run")
     check_name(request.request_id, "request_id")
-    check_tokenizer(request.tokenizer_hash, facts)
+    check_tokenizer(request.tokenizer_hash, facts, student)
     check_identity(request.expected_identity, facts)
+    if student is not None and request.tokenizer_hash != facts.tokenizer_hash:
+        check_foreign_prompt(request)
+        facts = in_student_ids(facts, student, request.student_vocabulary_size)
     check_support(request, facts)
     check_prompt(request.prompt, "prompt", facts.vocabulary_size)
     if request.teacher_prompt is not None:
@@ -123,6 +147,31 @@ def check_request(request: ScoreRequest, facts: TeacherFacts, limits: ServerLimi
             "top_k",
             "set top_k, returns.sampled or explicit_ids",
         )
+
+
+def check_foreign_prompt(request: ScoreRequest) -> None:
+    """Ids of another tokenizer say nothing to the teacher: its prompt has to be text."""
+    where = "prompt" if request.teacher_prompt is None else "teacher_prompt"
+    prompt = request.prompt if request.teacher_prompt is None else request.teacher_prompt
+    if isinstance(prompt, TokenPrompt):
+        raise refuse(
+            "the prompt is token ids, and the teacher has another tokenizer",
+            f"{where}.token_ids",
+            "send the conversation as chat messages, which the teacher's template renders, or text",
+        )
+
+
+def in_student_ids(
+    facts: TeacherFacts, student: StudentFacts, student_vocabulary_size: int | None
+) -> TeacherFacts:
+    """The facts for a request whose ids are the student's: ids of its tokenizer, and those
+    of its logits beyond, which no token has."""
+    size = max(student.vocabulary_size, student_vocabulary_size or 0)
+    return replace(
+        facts,
+        vocabulary_size=size,
+        max_top_k=min(facts.max_top_k, student.vocabulary_size),
+    )
 
 
 def check_continuation_count(count: int, limits: ServerLimits) -> None:
@@ -149,20 +198,25 @@ def exactly_one(sources: Mapping[str, object], where: str) -> None:
         )
 
 
-def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts) -> None:
+def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts, student: StudentFacts | None) -> None:
     if tokenizer_hash == facts.tokenizer_hash:
         return
     if not tokenizer_hash:
         raise refuse(
             "it is empty", "tokenizer_hash", "send the hash of the tokenizer whose ids these are"
         )
-    if tokenizer_hash in facts.known_tokenizers:
+    if student is None:
+        raise unknown_tokenizer()
+    if not student.realigned:
         raise realignment_unavailable(
-            f"teacher {facts.name!r} has another tokenizer than the request "
-            f"(it is that of {', '.join(facts.known_tokenizers[tokenizer_hash])})",
+            f"teacher {facts.name!r} has another tokenizer than the request, of a kind that "
+            "cannot be realigned",
             "tokenizer_hash",
         )
-    raise ContractMismatchError(
+
+
+def unknown_tokenizer() -> ContractMismatchError:
+    return ContractMismatchError(
         "the server does not know this tokenizer",
         where="tokenizer_hash",
         fix="register the tokenizer with RegisterTokenizer, then send the request again",
@@ -172,10 +226,10 @@ def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts) -> None:
 
 def realignment_unavailable(what: str, where: str) -> ContractMismatchError:
     return ContractMismatchError(
-        f"{what}, and this server does not carry rows over from one tokenizer to another",
+        f"{what}, and rows cannot be carried over from one to the other",
         where=where,
-        fix="train a student that has the teacher's tokenizer, or choose a teacher that has "
-        "the student's (GetTeacher lists their tokenizer hashes)",
+        fix="choose a teacher whose tokenizer is the student's, or a BPE that is byte-level or "
+        "has byte fallback (GetTeacher lists their tokenizer hashes)",
         reason="REALIGNMENT_UNAVAILABLE",
     )
 
@@ -268,7 +322,7 @@ def check_ids(ids: Int32, where: str, vocabulary_size: int, *, lowest: int = 0) 
         first = int(wrong[0])
         raise refuse(
             f"id {int(ids.reshape(-1)[first])} at index {first} is not in "
-            f"{lowest}..{vocabulary_size - 1}, the teacher's vocabulary",
+            f"{lowest}..{vocabulary_size - 1}, the tokenizer's vocabulary",
             where,
             "send ids of the tokenizer that tokenizer_hash names",
         )
@@ -344,11 +398,14 @@ def check_sizes(
     facts: TeacherFacts,
     limits: ServerLimits,
     bytes_per_entry: int,
+    lengths: Sequence[int] | None = None,
 ) -> None:
     """What can only be told once the prompt's length on the teacher's side is known.
 
     Args:
         prompt_tokens: length of the prompt the teacher reads.
+        lengths: of the continuations as the teacher reads them, when its tokenizer is
+            not the request's.
         bytes_per_entry: size of one (id, log-probability) in the reply.
     """
     prompt_where = "prompt" if request.teacher_prompt is None else "teacher_prompt"
@@ -357,7 +414,7 @@ def check_sizes(
     total = prompt_tokens
     reply = 0
     for index, continuation in enumerate(request.continuations):
-        tokens = sum(len(segment.token_ids) for segment in continuation.segments)
+        tokens = len(continuation.token_ids) if lengths is None else lengths[index]
         total += tokens
         if prompt_tokens + tokens > facts.max_length:
             raise over_limit(
@@ -386,6 +443,19 @@ def check_sizes(
             "continuations",
             "limits.max_reply_bytes",
             limits.max_reply_bytes,
+            "ask for fewer rows or a smaller top_k, or split the group",
+        )
+
+
+def check_row_bytes(size: int, limits: ServerLimits) -> None:
+    """Refuses when the rows that a realigned reply is made of would take too much."""
+    limit = ROWS_PER_REPLY * limits.max_reply_bytes
+    if size > limit:
+        raise over_limit(
+            f"the teacher's rows would take {size} bytes",
+            "continuations",
+            f"{ROWS_PER_REPLY} times limits.max_reply_bytes",
+            limit,
             "ask for fewer rows or a smaller top_k, or split the group",
         )
 

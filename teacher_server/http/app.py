@@ -35,6 +35,7 @@ CLIENT_CLOSED = 499
 class _ScoreCall:
     def __init__(self, request: Request, service: TeacherService, timeout: float) -> None:
         self._request = request
+        self._service = service
         self._limits = service.limits
         self._timeout = timeout
         self.caller = caller_of(request)
@@ -70,12 +71,18 @@ class _ScoreCall:
             timeout = parsed.timeout_seconds or self._timeout
             principal = self.caller.principal
             run = DEFAULT_RUN if principal is None else principal.run
-            return score_request(parsed, teacher, self._limits, run), timeout
+            tokenizer = self._service.text_tokenizer(
+                parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
+            )
+            return score_request(parsed, teacher, tokenizer, self._limits, run), timeout
 
         return await asyncio.to_thread(convert)
 
     async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
-        return await asyncio.to_thread(render_reply, request, reply, teacher.tokenizer)
+        tokenizer = await asyncio.to_thread(
+            self._service.text_tokenizer, request.tokenizer_hash, teacher
+        )
+        return await asyncio.to_thread(render_reply, request, reply, tokenizer)
 
 
 def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -> FastAPI:

@@ -1,4 +1,4 @@
-"""ScoreBody -> ScoreRequest: text becomes ids of the teacher's tokenizer."""
+"""ScoreBody -> ScoreRequest: text of continuations becomes ids of the request's tokenizer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from teacher_proto.types import (
 
 from teacher_server.http.models import ContinuationBody, PromptBody, ScoreBody, SegmentBody
 from teacher_server.teacher import Teacher, Teachers
-from teacher_server.tokenizer import TeacherTokenizer
+from teacher_server.tokenizer import TextTokenizer
 from teacher_server.validation import check_continuation_count, exactly_one, refuse
 
 
@@ -40,9 +40,13 @@ def choose_teacher(name: str | None, teachers: Teachers) -> Teacher:
 
 
 def score_request(
-    body: ScoreBody, teacher: Teacher, limits: ServerLimits, default_run: str
+    body: ScoreBody,
+    teacher: Teacher,
+    tokenizer: TextTokenizer,
+    limits: ServerLimits,
+    default_run: str,
 ) -> ScoreRequest:
-    """Raises InvalidRequestError naming the field."""
+    """``tokenizer``: of the continuations; raises InvalidRequestError naming the field."""
     check_continuation_count(len(body.continuations), limits)
     return ScoreRequest(
         request_id=body.request_id if body.request_id is not None else uuid.uuid4().hex,
@@ -53,7 +57,7 @@ def score_request(
         ),
         prompt=_prompt(body.prompt, "prompt"),
         continuations=tuple(
-            _continuation(item, teacher.tokenizer, f"continuations[{index}]")
+            _continuation(item, tokenizer, f"continuations[{index}]")
             for index, item in enumerate(body.continuations)
         ),
         top_k=body.top_k,
@@ -86,7 +90,7 @@ def _prompt(body: PromptBody, where: str) -> Prompt:
     return TokenPrompt(_ids(body.token_ids))
 
 
-def _continuation(body: ContinuationBody, tokenizer: TeacherTokenizer, where: str) -> Continuation:
+def _continuation(body: ContinuationBody, tokenizer: TextTokenizer, where: str) -> Continuation:
     sources = {"text": body.text, "token_ids": body.token_ids, "segments": body.segments}
     exactly_one(sources, where)
     if body.segments is not None:
@@ -104,7 +108,7 @@ def _continuation(body: ContinuationBody, tokenizer: TeacherTokenizer, where: st
     )
 
 
-def _segment(body: SegmentBody, tokenizer: TeacherTokenizer, where: str) -> Segment:
+def _segment(body: SegmentBody, tokenizer: TextTokenizer, where: str) -> Segment:
     exactly_one({"text": body.text, "token_ids": body.token_ids}, where)
     ids = tokenizer.encode(body.text) if body.text is not None else _ids(body.token_ids)
     return Segment(ids, body.scored)

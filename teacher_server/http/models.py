@@ -85,7 +85,8 @@ class ScoreBody(Body):
         default=None, description="Replaces the prompt on the teacher's side."
     )
     tokenizer_hash: str | None = Field(
-        default=None, description="Tokenizer of the ids sent; absent: the teacher's own."
+        default=None,
+        description="Of the ids sent and returned, registered before; absent: the teacher's own.",
     )
     student_vocabulary_size: Int32 | None = Field(
         default=None, description="Ids at or above it never enter a support."
@@ -112,6 +113,16 @@ class EntryReply(Body):
     log_prob: float
 
 
+class RealignmentReply(Body):
+    """What is known of a row that was carried over from another tokenizer."""
+
+    position_class: str = Field(description="ALIGNED, MID, SPECIAL, REMAP or MASKED.")
+    coverage: float = Field(description="Mass of the returned support.")
+    open_mass: float = Field(description="Mass whose token is not settled.")
+    lost_mass: float = Field(description="Mass that no token of the tokenizer can express.")
+    chunk: int = Field(description="Index into the continuation's chunk_log_likelihood.")
+
+
 class RowReply(Body):
     """The teacher's distribution for one scored token given everything before it."""
 
@@ -128,12 +139,16 @@ class RowReply(Body):
     explicit: list[EntryReply] | None = Field(
         default=None, description="In the order of explicit_ids."
     )
+    realignment: RealignmentReply | None = Field(default=None, description="When asked for.")
 
 
 class ResultReply(Body):
     status: str
     detail: str
     rows: list[RowReply]
+    chunk_log_likelihood: list[float] | None = Field(
+        default=None, description="Nats, of the spans where both tokenizers meet."
+    )
 
 
 class IdentityReply(Body):

@@ -11,20 +11,21 @@ from teacher_proto.types import (
     ContinuationScores,
     Float32,
     Int32,
+    PositionClass,
     ScoreReply,
     ScoreRequest,
     ServerInfo,
     Status,
 )
 
-from teacher_server.tokenizer import TeacherTokenizer
+from teacher_server.tokenizer import TextTokenizer
 
 
 def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TeacherTokenizer) -> bytes:
+def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TextTokenizer) -> bytes:
     """The reply in the form of ``models.ScoreReplyBody``."""
     texts = _Texts(tokenizer)
     return to_json(
@@ -38,6 +39,7 @@ def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TeacherTok
                     "detail": scores.detail,
                     "rows": _rows(continuation, scores, texts),
                 }
+                | _chunks(scores)
                 for continuation, scores in zip(request.continuations, reply.results, strict=True)
             ],
             "timing": dataclasses.asdict(reply.timing),
@@ -56,7 +58,7 @@ def render_info(info: ServerInfo) -> bytes:
 class _Texts:
     """Token texts of one reply; the same ids come again and again."""
 
-    def __init__(self, tokenizer: TeacherTokenizer) -> None:
+    def __init__(self, tokenizer: TextTokenizer) -> None:
         self._tokenizer = tokenizer
         self._known: dict[int, str | None] = {}
 
@@ -86,6 +88,11 @@ def _rows(
     ]
 
 
+def _chunks(scores: ContinuationScores) -> dict[str, Any]:
+    block = scores.realignment
+    return {} if block is None else {"chunk_log_likelihood": block.chunk_log_likelihood.tolist()}
+
+
 def _row_parts(
     scores: ContinuationScores, slot: int, explicit_ids: Int32 | None, texts: _Texts
 ) -> dict[str, Any]:
@@ -108,4 +115,13 @@ def _row_parts(
         parts["explicit"] = texts.entries(
             explicit_ids[slot][given], scores.explicit_log_probs[slot][given]
         )
+    if scores.realignment is not None:
+        block = scores.realignment
+        parts["realignment"] = {
+            "position_class": PositionClass(int(block.position_class[slot])).name,
+            "coverage": float(block.coverage[slot]),
+            "open_mass": float(block.open_mass[slot]),
+            "lost_mass": float(block.lost_mass[slot]),
+            "chunk": int(block.chunk_index[slot]),
+        }
     return parts

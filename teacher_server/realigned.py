@@ -1,0 +1,356 @@
+"""A request in another tokenizer than the teacher's: the teacher's job, and its rows
+carried over. Pure; ``realigned_path`` has the order of events.
+
+A continuation is *planned* (what the teacher reads, which of its rows are needed),
+asked for with the best M teacher ids a row, and *carried over*. Where that cannot be
+done the continuation is NOT_REALIGNED and says why.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import (
+    Bool,
+    Continuation,
+    ContinuationScores,
+    Float32,
+    Int32,
+    PositionClass,
+    Realignment,
+    ScoreRequest,
+    Status,
+)
+
+from teacher_server.engines.base import Rows, Sequence
+from teacher_server.realign.carry import CarriedRows, Realigner
+from teacher_server.realign.layout import Layout
+from teacher_server.realign.remap import Remap, remap_rows
+from teacher_server.realign.rows import Float64, TeacherRows, teacher_rows, with_extra_rows
+from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.walk import MAX_DEPTH, unsettled_paths
+
+Int64 = NDArray[np.int64]
+# Below it, 1 - coverage is rounding and not mass.
+LEAST_TAIL = 1e-6
+NON_FINITE_DETAIL = "the teacher's logits are not finite"
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One continuation as the teacher reads it.
+
+    Attributes:
+        teacher_ids: int32 [m]; empty when ``problem`` says why there are none.
+        needed: int32, ascending: the teacher rows to ask for.
+        layout: None when ids are only remapped.
+    """
+
+    continuation: Continuation
+    teacher_ids: Int32
+    needed: Int32
+    layout: Layout | None = None
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class Carried:
+    """One continuation's scores, and for a layout what they came from."""
+
+    scores: ContinuationScores
+    rows: TeacherRows | None = None
+    walked: CarriedRows | None = None
+
+
+def best_of(top_k: int, explicit: int, elsewhere: int, limit: int) -> int:
+    """M: teacher ids to ask for per row, so that K student ids come of them.
+
+    Args:
+        elsewhere: teacher ids that a row may list and that are never returned.
+    """
+    width = max(top_k, explicit)
+    return min(max(2 * width, width + 64) + elsewhere, limit)
+
+
+def plan(continuation: Continuation, realigner: Realigner, remap: Remap | None) -> Planned:
+    """What the teacher reads for a continuation."""
+    student = realigner.tables.student
+    ids = continuation.token_ids
+    nothing = np.zeros(0, np.int32)
+    missing = np.flatnonzero(~has_token(student)[np.minimum(ids, student.size)])
+    if len(missing):
+        first = int(missing[0])
+        problem = f"id {ids[first]} at index {first} has no token in the student's tokenizer"
+        return Planned(continuation, nothing, nothing, problem=problem)
+    positions = continuation.selected_positions
+    if remap is not None:
+        mapped = remap.to_teacher[ids]
+        if (mapped >= 0).all():
+            return Planned(continuation, mapped.astype(np.int32), positions)
+    try:
+        layout = realigner.plan(ids)
+    except ValueError as error:
+        return Planned(
+            continuation, nothing, nothing, problem=f"the teacher cannot read it: {error}"
+        )
+    needed = needed_rows(layout, positions.astype(np.int64))
+    return Planned(continuation, layout.teacher_ids, needed, layout)
+
+
+def has_token(student: Vocabulary) -> Bool:
+    """bool [V_S + 1]: the last one stands for every id above."""
+    there = np.append(student.ordinary, False)
+    there[list(student.specials)] = True
+    return there
+
+
+def needed_rows(layout: Layout, positions: Int64) -> Int32:
+    """Teacher rows that the walk of these positions and their chunks can look at."""
+    count = len(layout.teacher_ids)
+    begin = np.searchsorted(layout.teacher_offsets, layout.student_offsets[positions])
+    chunks = np.unique(layout.chunk[positions])
+    low = np.concatenate([layout.sync[positions], layout.chunk_teacher[chunks]])
+    high = np.concatenate([begin + MAX_DEPTH + 2, layout.chunk_teacher[chunks + 1]])
+    steps = np.zeros(count + 1, np.int64)
+    np.add.at(steps, np.minimum(low, count), 1)
+    np.subtract.at(steps, np.minimum(high, count), 1)
+    return np.flatnonzero(np.cumsum(steps[:-1]) > 0).astype(np.int32)
+
+
+def sequence_of(planned: Planned, remap: Remap | None) -> Sequence:
+    """The engine's part of it; for a remapped one with the ids to look up by themselves."""
+    if planned.layout is not None or remap is None:
+        return Sequence(planned.teacher_ids, planned.needed)
+    explicit = planned.continuation.explicit_ids
+    parts = [np.broadcast_to(remap.columns, (len(planned.needed), len(remap.columns)))]
+    if explicit is not None:
+        parts.insert(0, _teacher_explicit(explicit, remap))
+    columns = np.column_stack(parts).astype(np.int32)
+    return Sequence(planned.teacher_ids, planned.needed, columns if columns.size else None)
+
+
+def _teacher_explicit(explicit: Int32, remap: Remap) -> Int64:
+    table = np.append(remap.to_teacher, -1)  # ids no token has, and empty slots
+    return table[np.where(explicit < 0, len(table) - 1, np.minimum(explicit, len(table) - 1))]
+
+
+def carry(
+    planned: Planned, rows: Rows, realigner: Realigner, remap: Remap | None, request: ScoreRequest
+) -> Carried:
+    """The engine's rows of one continuation in student ids."""
+    if not rows.finite:
+        return Carried(not_finite())
+    assert rows.top_ids is not None
+    assert rows.top_log_probs is not None
+    assert rows.sampled_log_probs is not None
+    assert rows.sampled_valid is not None
+    if not rows.sampled_valid.all():
+        return Carried(not_realigned("the teacher gives some of its text no probability at all"))
+    if planned.layout is None:
+        assert remap is not None
+        return Carried(_remapped(planned, rows, remap, request))
+    count, width = len(planned.teacher_ids), rows.top_ids.shape[1]
+    ids, values = np.full((count, width), -1, np.int32), np.zeros((count, width), np.float32)
+    own = np.zeros(count, np.float32)
+    ids[planned.needed], values[planned.needed] = rows.top_ids, rows.top_log_probs
+    own[planned.needed] = rows.sampled_log_probs
+    return walk(planned, teacher_rows(planned.teacher_ids, ids, values, own), realigner, request)
+
+
+def walk(
+    planned: Planned, rows: TeacherRows, realigner: Realigner, request: ScoreRequest
+) -> Carried:
+    """``carry`` for rows in the form that the walk reads."""
+    assert planned.layout is not None
+    continuation = planned.continuation
+    positions = continuation.selected_positions.astype(np.int64)
+    width = request.top_k
+    if continuation.explicit_ids is not None:
+        # Every id that the rows can certify, to look the explicit ones up among them.
+        width = max(width, rows.ids.shape[1])
+    found = realigner.carry_over(
+        planned.layout, positions, rows, top_k=width, limit=request.student_vocabulary_size
+    )
+    certified = found.certified
+    chunks, chunk_index = np.unique(found.chunk_index, return_inverse=True)
+    explicit = None
+    if continuation.explicit_ids is not None:
+        sampled_ids = continuation.token_ids[positions]
+        explicit = _look_up(continuation.explicit_ids, certified.ids, certified.log_probs)
+        own = continuation.explicit_ids == sampled_ids[:, None]
+        explicit = np.where(own, certified.sampled[:, None], explicit)
+    scores = _scores(
+        request,
+        certified.ids[:, : request.top_k],
+        certified.log_probs[:, : request.top_k],
+        np.minimum(certified.counts, request.top_k).astype(np.int32),
+        certified.sampled,
+        explicit,
+        Realignment(
+            coverage=np.zeros(0, np.float32),
+            open_mass=_probability(certified.open_mass),
+            lost_mass=_probability(certified.lost_mass),
+            position_class=found.position_class,
+            chunk_index=chunk_index.astype(np.int32),
+            chunk_log_likelihood=found.chunk_log_likelihood[chunks],
+        ),
+    )
+    return Carried(scores, rows, found)
+
+
+def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int]]:
+    """(row, teacher token) of at most ``most`` paths whose next row would settle most."""
+    if carried.walked is None or carried.rows is None:
+        return []
+    walked = carried.walked.walked
+    open_mass = np.bincount(walked.open.position, walked.open.mass, len(walked.total))
+    shares = np.sort(open_mass / np.maximum(walked.total, 1e-300))[::-1]
+    if len(shares) > most:
+        least = max(least, float(shares[most]))
+    known = carried.rows.beyond
+    return [path for path in unsettled_paths(walked, least) if path not in known][:most]
+
+
+def path_sequence(carried: Carried, planned: Planned, path: tuple[int, int]) -> Sequence:
+    """The one row after a path: the rollout up to where it leaves, and then the path."""
+    assert carried.rows is not None
+    row, token = path
+    kept, tokens = carried.rows.path(row)
+    # The last id is never read: a row does not depend on its own token.
+    ids = np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
+    return Sequence(ids, np.array([len(ids) - 1], np.int32))
+
+
+def with_paths(
+    carried: Carried, paths: list[tuple[int, int]], found: list[Rows]
+) -> TeacherRows | None:
+    """The rows with those after the paths; None when one of them is not finite."""
+    assert carried.rows is not None
+    if not all(rows.finite for rows in found):
+        return None
+    ids = np.concatenate([rows.top_ids for rows in found if rows.top_ids is not None])
+    values = np.concatenate([r.top_log_probs for r in found if r.top_log_probs is not None])
+    return with_extra_rows(carried.rows, paths, ids, values)
+
+
+def not_finite() -> ContinuationScores:
+    return ContinuationScores(status=Status.NON_FINITE, detail=NON_FINITE_DETAIL)
+
+
+def not_realigned(detail: str) -> ContinuationScores:
+    return ContinuationScores(status=Status.NOT_REALIGNED, detail=detail)
+
+
+def _remapped(
+    planned: Planned, rows: Rows, remap: Remap, request: ScoreRequest
+) -> ContinuationScores:
+    assert rows.top_ids is not None
+    assert rows.top_log_probs is not None
+    assert rows.sampled_log_probs is not None
+    continuation = planned.continuation
+    count = len(planned.needed)
+    asked = continuation.explicit_ids
+    explicit = None
+    columns: Float64 = np.zeros((count, 0))
+    if rows.explicit_log_probs is not None:
+        assert rows.explicit_valid is not None
+        looked_up = np.where(
+            rows.explicit_valid, rows.explicit_log_probs.astype(np.float64), -np.inf
+        )
+        width = 0 if asked is None else asked.shape[1]
+        explicit, columns = looked_up[:, :width], looked_up[:, width:]
+    sampled = rows.sampled_log_probs.astype(np.float64)
+    limit = len(remap.to_teacher)
+    if request.student_vocabulary_size is not None:
+        limit = min(limit, request.student_vocabulary_size)
+    found = remap_rows(
+        remap,
+        rows.top_ids,
+        rows.top_log_probs,
+        columns,
+        continuation.token_ids[continuation.selected_positions],
+        sampled,
+        asked,
+        explicit if asked is not None else None,
+        top_k=request.top_k,
+        limit=limit,
+    )
+    return _scores(
+        request,
+        found.ids,
+        found.log_probs,
+        found.counts,
+        found.sampled,
+        found.explicit,
+        Realignment(
+            coverage=np.zeros(0, np.float32),
+            open_mass=np.zeros(count, np.float32),
+            lost_mass=_probability(found.lost_mass),
+            position_class=np.full(count, PositionClass.REMAP, np.uint8),
+            chunk_index=np.arange(count, dtype=np.int32),
+            chunk_log_likelihood=found.sampled.astype(np.float32),
+        ),
+    )
+
+
+def _scores(
+    request: ScoreRequest,
+    ids: Int32,
+    log_probs: Float32,
+    counts: Int32,
+    sampled: Float64,
+    explicit: Float64 | None,
+    block: Realignment,
+) -> ContinuationScores:
+    """What was asked for; ``sampled`` and ``explicit`` are -inf where they are not known."""
+    given = np.arange(ids.shape[1]) < counts[:, None]
+    coverage = np.where(given, np.exp(log_probs.astype(np.float64)), 0.0).sum(1)
+    rest = 1.0 - coverage
+    tail_valid = rest > LEAST_TAIL
+    tail = np.log(np.where(tail_valid, rest, 1.0)).astype(np.float32)
+    returns = request.returns
+    sampled_valid = sampled > -np.inf
+    explicit_valid = None if explicit is None else explicit > -np.inf
+    return ContinuationScores(
+        top_ids=ids if request.top_k else None,
+        top_log_probs=log_probs if request.top_k else None,
+        valid_counts=counts if request.top_k else None,
+        sampled_log_probs=_values(sampled, sampled_valid) if returns.sampled else None,
+        sampled_valid=sampled_valid if returns.sampled else None,
+        log_tail=tail if returns.log_tail else None,
+        log_tail_valid=tail_valid if returns.log_tail else None,
+        explicit_log_probs=(
+            None
+            if explicit is None or explicit_valid is None
+            else _values(explicit, explicit_valid)
+        ),
+        explicit_valid=explicit_valid,
+        realignment=replace(block, coverage=_probability(coverage)),
+    )
+
+
+def _values(values: Float64, valid: Bool) -> Float32:
+    return np.where(valid, values, 0.0).astype(np.float32)
+
+
+def _probability(mass: Float64) -> Float32:
+    return np.clip(mass, 0.0, 1.0).astype(np.float32)
+
+
+def _look_up(asked: Int32, ids: Int32, log_probs: Float32) -> Float64:
+    """float64 [n, E]: the log-probability of an id among the row's; -inf where it is not."""
+    span = 1 + int(max(ids.max(initial=0), asked.max(initial=0)))
+    line = np.arange(len(ids), dtype=np.int64)[:, None] * span
+    there = ids >= 0
+    keys = (line + ids)[there]
+    values = log_probs[there].astype(np.float64)
+    order = np.argsort(keys)
+    keys, values = keys[order], values[order]
+    if not len(keys):
+        return np.full(asked.shape, -np.inf)
+    wanted = line + np.maximum(asked, 0)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    found: Float64 = np.where((keys[at] == wanted) & (asked >= 0), values[at], -np.inf)
+    return found

@@ -1,0 +1,231 @@
+"""The way of a request in another tokenizer than the teacher's: plan, ask, carry over."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TypeVar
+
+import numpy as np
+from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreRequest, Status
+
+from teacher_server.config import TokenizerSettings
+from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.realigned import (
+    Carried,
+    Planned,
+    best_of,
+    carry,
+    not_finite,
+    not_realigned,
+    open_paths,
+    path_sequence,
+    plan,
+    sequence_of,
+    walk,
+    with_paths,
+)
+from teacher_server.students import Pair
+
+# Has a job done: (result, seconds it waited in the queue).
+Ask = Callable[[Job], Awaitable[tuple[JobResult, float]]]
+# Refuses (the teacher's tokens of each continuation, bytes of its rows) when they are too many.
+Check = Callable[[list[int], int], None]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class PairFigures:
+    """What carrying one request over gave and took.
+
+    Attributes:
+        rows: by class.
+        coverage, open_mass, lost_mass: sums over the rows that are not masked.
+        not_realigned: continuations.
+        extra_rows: rows asked for beyond the rollouts' own.
+        seconds: of one core.
+    """
+
+    rows: dict[PositionClass, int]
+    coverage: float
+    open_mass: float
+    lost_mass: float
+    not_realigned: int
+    extra_rows: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Realigned:
+    results: tuple[ContinuationScores, ...]
+    figures: PairFigures
+    job_tokens: int
+    computed_tokens: int
+    queue_seconds: float
+    engine_seconds: float
+
+
+@dataclass
+class _Work:
+    """One request under way, and what it has taken so far."""
+
+    request: ScoreRequest
+    prompt: Int32
+    pair: Pair
+    best: int
+    limit: int
+    ask: Ask
+    job_tokens: int = 0
+    computed_tokens: int = 0
+    extra_rows: int = 0
+    queue_seconds: float = 0.0
+    engine_seconds: float = 0.0
+    seconds: float = 0.0
+    carried: dict[int, Carried] = field(default_factory=dict)
+
+    async def compute(self, work: Callable[[], T]) -> T:
+        """In the pair's thread, and timed there."""
+
+        def timed() -> tuple[T, float]:
+            started = time.perf_counter()
+            result = work()
+            return result, time.perf_counter() - started
+
+        result, seconds = await self.pair.run(timed)
+        self.seconds += seconds
+        return result
+
+    async def score(self, sequences: Iterable[Sequence], *, sampled: bool) -> JobResult:
+        job = Job(
+            prompt_ids=self.prompt,
+            sequences=tuple(sequences),
+            top_k=self.best,
+            temperature=self.request.temperature,
+            vocabulary_limit=self.limit,
+            want_sampled=sampled,
+        )
+        result, waited = await self.ask(job)
+        self.job_tokens += job.tokens
+        self.computed_tokens += result.computed_tokens
+        self.queue_seconds += waited
+        self.engine_seconds += result.engine_seconds
+        return result
+
+
+async def realigned_scores(
+    request: ScoreRequest,
+    prompt: Int32,
+    pair: Pair,
+    settings: TokenizerSettings,
+    *,
+    vocabulary_size: int,
+    max_length: int,
+    ask: Ask,
+    check: Check,
+) -> Realigned:
+    """Scores a validated request.
+
+    Args:
+        prompt: int32 [P], as the teacher reads it.
+        vocabulary_size, max_length: of the teacher.
+    """
+    limit = min(vocabulary_size, pair.tables.teacher.size)
+    widths = [c.explicit_ids.shape[1] for c in request.continuations if c.explicit_ids is not None]
+    elsewhere = 0 if pair.remap is None else pair.remap.elsewhere
+    best = best_of(request.top_k, max(widths, default=0), elsewhere, limit)
+    work = _Work(request, prompt, pair, best, limit, ask)
+    planned = [
+        await work.compute(partial(plan, continuation, pair.realigner, pair.remap))
+        for continuation in request.continuations
+    ]
+    check([len(one.teacher_ids) for one in planned], rows_bytes(planned, best))
+    fit = [index for index, one in enumerate(planned) if not one.problem]
+    if fit:
+        sequences = [sequence_of(planned[index], pair.remap) for index in fit]
+        found = await work.score(sequences, sampled=True)
+        for index, rows in zip(fit, found.rows, strict=True):
+            work.carried[index] = await work.compute(
+                partial(carry, planned[index], rows, pair.realigner, pair.remap, request)
+            )
+    for _ in range(settings.extra_rounds):
+        if not await _extra_round(work, planned, settings, max_length):
+            break
+    scores = [
+        not_realigned(one.problem) if one.problem else work.carried[index].scores
+        for index, one in enumerate(planned)
+    ]
+    return Realigned(
+        results=tuple(_asked_for(one, request) for one in scores),
+        figures=_figures(scores, work.extra_rows, work.seconds),
+        job_tokens=work.job_tokens,
+        computed_tokens=work.computed_tokens,
+        queue_seconds=work.queue_seconds,
+        engine_seconds=work.engine_seconds,
+    )
+
+
+async def _extra_round(
+    work: _Work, planned: list[Planned], settings: TokenizerSettings, max_length: int
+) -> bool:
+    """One more job for the rows that leave most unsettled; whether there were any."""
+    share = max(1, settings.extra_rows // max(1, len(work.carried)))
+    asked: list[tuple[int, tuple[int, int]]] = []
+    sequences: list[Sequence] = []
+    for index, carried in work.carried.items():
+        paths = await work.compute(partial(open_paths, carried, share, settings.extra_least_open))
+        for path in paths[: settings.extra_rows - len(asked)]:
+            sequence = path_sequence(carried, planned[index], path)
+            if len(work.prompt) + len(sequence.token_ids) <= max_length:
+                asked.append((index, path))
+                sequences.append(sequence)
+    if not asked:
+        return False
+    found = (await work.score(sequences, sampled=False)).rows
+    work.extra_rows += len(asked)
+    for index in dict.fromkeys(index for index, _ in asked):
+        places = [place for place, (of, _) in enumerate(asked) if of == index]
+        rows = with_paths(
+            work.carried[index], [asked[p][1] for p in places], [found[p] for p in places]
+        )
+        if rows is None:
+            work.carried[index] = Carried(not_finite())
+            continue
+        again = partial(walk, planned[index], rows, work.pair.realigner, work.request)
+        work.carried[index] = await work.compute(again)
+    return True
+
+
+def rows_bytes(planned: list[Planned], best: int) -> int:
+    """What the teacher's rows take: those asked for, and one rollout's as the walk reads it."""
+    asked = sum(len(one.needed) for one in planned) * best * 8
+    largest = max((len(one.teacher_ids) for one in planned if one.layout is not None), default=0)
+    return asked + largest * best * 12
+
+
+def _asked_for(scores: ContinuationScores, request: ScoreRequest) -> ContinuationScores:
+    return scores if request.returns.realignment else replace(scores, realignment=None)
+
+
+def _figures(scores: list[ContinuationScores], extra_rows: int, seconds: float) -> PairFigures:
+    blocks = [one.realignment for one in scores if one.realignment is not None]
+    classes = np.concatenate([np.zeros(0, np.uint8), *(block.position_class for block in blocks)])
+    counts = np.bincount(classes, minlength=max(PositionClass) + 1).tolist()
+
+    def total(name: str) -> float:
+        sums = [
+            float(getattr(block, name)[block.position_class != PositionClass.MASKED].sum())
+            for block in blocks
+        ]
+        return sum(sums)
+
+    return PairFigures(
+        rows={kind: counts[kind] for kind in PositionClass if counts[kind]},
+        coverage=total("coverage"),
+        open_mass=total("open_mass"),
+        lost_mass=total("lost_mass"),
+        not_realigned=sum(one.status is Status.NOT_REALIGNED for one in scores),
+        extra_rows=extra_rows,
+        seconds=seconds,
+    )

@@ -1,0 +1,299 @@
+"""Tokenizers of students: registered once, and how each relates to every teacher's.
+
+Files are parsed and tables built in one thread, one after the other. Each pair of
+tokenizers has a thread of its own for its rollouts: a ``Realigner`` serves one at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TypeVar
+
+from teacher_proto.errors import ConfigurationError, InvalidRequestError
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import Level, SpecialRole, TokenizerUpload
+
+from teacher_server.config import TokenizerSettings
+from teacher_server.realign.cache import TableCache
+from teacher_server.realign.carry import Realigner
+from teacher_server.realign.remap import make_remap
+from teacher_server.realign.tables import PairTables
+from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.teacher import Teacher
+from teacher_server.tokenizer import TeacherTokenizer, TextTokenizer
+from teacher_server.tokenizer_store import Entry, Roles, TokenizerStore
+from teacher_server.validation import (
+    StudentFacts,
+    check_uploaded_hash,
+    realignment_unavailable,
+    refuse,
+    unknown_tokenizer,
+)
+
+log = logging.getLogger(__name__)
+
+# Runs of one tokenizer whose special ids mean something else than the first run's.
+MAX_OWN_ROLES = 64
+# Parsed for the texts of HTTP requests and replies.
+MAX_TEXTS = 8
+T = TypeVar("T")
+PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], str]
+
+
+class Pair:
+    """A student's and a teacher's tokenizer."""
+
+    def __init__(self, level: Level, tables: PairTables) -> None:
+        self.level = level
+        self.tables = tables
+        self.realigner = Realigner(tables)
+        self.remap = make_remap(tables) if level is Level.REMAP else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="realign")
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """``work`` in the pair's own thread; dropped when cancelled before its turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
+
+class StudentTokenizers:
+    """Every tokenizer that was registered, and the pairs in use.
+
+    Raises:
+        ConfigurationError: the store's folder cannot be used.
+    """
+
+    def __init__(self, settings: TokenizerSettings, teachers: Iterable[Teacher]) -> None:
+        self.settings = settings
+        self._store = TokenizerStore(
+            settings.folder, max_count=settings.max_count, max_bytes=settings.max_bytes
+        )
+        self._tables = None if settings.folder is None else settings.folder / "tables"
+        known = {entry.tokenizer_hash for entry in self._store}
+        self._forget_tables(lambda student: student not in known)
+        self._cache = TableCache(self._tables, max_pairs=0)
+        self._pairs: OrderedDict[PairKey, asyncio.Task[Pair]] = OrderedDict()
+        self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
+        self._parsed: tuple[str, Roles, Vocabulary] | None = None
+        tokenizers = {t.tokenizer.hash: t.tokenizer for t in teachers}
+        self._teachers = {name: _teacher_side(one) for name, one in tokenizers.items()}
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizers")
+
+    def find(self, hash_: str) -> Entry | None:
+        return self._store.find(hash_)
+
+    def facts(self, entry: Entry, teacher: Teacher) -> StudentFacts:
+        return StudentFacts(entry.vocabulary_size, self.level(entry, teacher) is not None)
+
+    def levels(self, teacher: Teacher) -> dict[str, Level]:
+        """Level of every known tokenizer by its hash, the teacher's own included."""
+        levels = {e.tokenizer_hash: self.level(e, teacher) for e in self._store}
+        found = {name: level for name, level in levels.items() if level is not None}
+        return found | {teacher.tokenizer.hash: Level.SAME}
+
+    def level(self, entry: Entry, teacher: Teacher) -> Level | None:
+        """None where the teacher's tokenizer cannot be realigned to."""
+        if entry.tokenizer_hash == teacher.tokenizer.hash:
+            return Level.SAME
+        side = self._teachers[teacher.tokenizer.hash]
+        if side is None:
+            return None
+        return Level.REMAP if entry.ordinary_hash == side.ordinary_hash else Level.CROSS
+
+    async def register(
+        self, upload: TokenizerUpload, run: str, teachers: Iterable[Teacher]
+    ) -> dict[str, Level]:
+        """Keeps the tokenizer and builds its tables for these teachers; level by teacher.
+
+        Raises:
+            InvalidRequestError: the file is not the one named, broken, of a kind that
+                cannot be realigned or contradicting itself or an earlier one.
+            ContractMismatchError: none of the teachers' tokenizers can be realigned to.
+        """
+        asked = list(teachers)
+        same = any(t.tokenizer.hash == upload.tokenizer_hash for t in asked)
+        loop = asyncio.get_running_loop()
+        entry = await loop.run_in_executor(self._thread, self._accept, upload, run, same)
+        levels = {t.name: Level.SAME for t in asked if t.tokenizer.hash == upload.tokenizer_hash}
+        if entry is not None:
+            levels |= {t.name: found for t in asked if (found := self.level(entry, t)) is not None}
+        if not levels:
+            raise realignment_unavailable(
+                "no teacher of this server has this tokenizer", "header.tokenizer_hash"
+            )
+        for teacher in asked:
+            if levels.get(teacher.name, Level.SAME) is not Level.SAME:
+                assert entry is not None
+                await self.pair(entry, run, teacher)
+        log.info(
+            "tokenizer %s (%d bytes): %s",
+            upload.tokenizer_hash,
+            len(upload.file),
+            ", ".join(f"{name} {level.name}" for name, level in levels.items()),
+        )
+        return levels
+
+    async def pair(self, entry: Entry, run: str, teacher: Teacher) -> Pair:
+        """The pair of a registered tokenizer; built when neither memory nor disk has it.
+
+        Raises:
+            ContractMismatchError: the tokenizer's file is gone.
+        """
+        roles = entry.roles_of(run)
+        of_roles = tuple(sorted(roles.items()))
+        key = (entry.tokenizer_hash, of_roles, teacher.tokenizer.hash)
+        task = self._pairs.get(key)
+        if task is None or (task.done() and (task.cancelled() or task.exception())):
+            # A task of its own: what one caller gives up others may wait for.
+            loop = asyncio.get_running_loop()
+            task = self._pairs[key] = asyncio.ensure_future(
+                loop.run_in_executor(self._thread, self._build, entry, roles, teacher)
+            )
+            task.add_done_callback(_seen)
+        self._pairs.move_to_end(key)
+        while len(self._pairs) > self.settings.max_pairs:
+            self._pairs.popitem(last=False)
+        return await asyncio.shield(task)
+
+    def text_tokenizer(self, hash_: str) -> TextTokenizer:
+        """For texts in a student's tokens; raises ContractMismatchError when it is unknown."""
+        found = self._texts.get(hash_)
+        if found is not None:
+            return found
+        entry = self._store.find(hash_)
+        file = None if entry is None else self._store.read(entry)
+        if file is None:
+            raise unknown_tokenizer()
+        found = self._texts[hash_] = TextTokenizer(file)
+        while len(self._texts) > MAX_TEXTS:
+            self._texts.popitem(last=False)
+        return found
+
+    def _accept(self, upload: TokenizerUpload, run: str, same: bool) -> Entry | None:
+        """Checks and keeps a file; None for one that only its own teacher can use."""
+        try:
+            digest = tokenizer_hash(upload.file)
+        except ConfigurationError as error:
+            raise InvalidRequestError(error.what, where="chunk", fix=error.fix) from error
+        check_uploaded_hash(upload.tokenizer_hash, digest)
+        try:
+            vocabulary = _parse(upload.file, upload.special_tokens)
+        except InvalidRequestError:
+            if same:
+                return None
+            raise
+        known = self._store.find(digest)
+        entry = Entry(
+            tokenizer_hash=digest,
+            file_sha256=hashlib.sha256(upload.file).hexdigest(),
+            file_bytes=len(upload.file),
+            ordinary_hash=vocabulary.ordinary_hash,
+            vocabulary_size=vocabulary.size,
+            roles=dict(vocabulary.roles),
+            own_roles={},
+        )
+        if known is not None:
+            entry = _merged(known, entry.roles, run)
+        for gone in self._store.put(entry, upload.file):
+            log.warning("tokenizer %s had to go: the store is full", gone.tokenizer_hash)
+            self._forget_tables(gone.tokenizer_hash.__eq__)
+        self._parsed = (digest, dict(vocabulary.roles), vocabulary)
+        return entry
+
+    def _build(self, entry: Entry, roles: Roles, teacher: Teacher) -> Pair:
+        parsed = self._parsed
+        if parsed is None or parsed[:2] != (entry.tokenizer_hash, roles):
+            file = self._store.read(entry)
+            if file is None:
+                raise unknown_tokenizer()
+            parsed = (entry.tokenizer_hash, roles, _parse(file, roles))
+            self._parsed = parsed
+        side = self._teachers[teacher.tokenizer.hash]
+        level = self.level(entry, teacher)
+        assert side is not None
+        assert level is not None
+        try:
+            tables = self._cache.get(parsed[2], side)
+        except OSError as error:
+            log.warning("tables cannot be kept in %s: %s", self._tables, error.strerror)
+            tables = TableCache(None).get(parsed[2], side)
+        return Pair(level, tables)
+
+    def _forget_tables(self, of: Callable[[str], bool]) -> None:
+        """Deletes the tables on disk of students whose hash satisfies ``of``."""
+        for path in [] if self._tables is None else self._tables.glob("v*-*-*.npz"):
+            if of(path.stem.split("-")[1]):
+                path.unlink(missing_ok=True)
+
+
+def _seen(task: asyncio.Future[Pair]) -> None:
+    """Marks a failure as looked at: the caller it was for may have gone."""
+    if not task.cancelled():
+        task.exception()
+
+
+def _teacher_side(tokenizer: TeacherTokenizer) -> Vocabulary | None:
+    try:
+        found = read_vocabulary(tokenizer.file)
+    except ConfigurationError as error:
+        log.info("other tokenizers cannot be realigned to this teacher's: %s", error.what)
+        return None
+    # What the model's files call end or beginning, where the spelling does not tell.
+    named = {
+        token: role
+        for role, token in tokenizer.named_specials.items()
+        if found.roles.get(token) is SpecialRole.OTHER
+    }
+    return replace(found, roles={**found.roles, **named})
+
+
+def _parse(file: bytes, roles: Roles) -> Vocabulary:
+    """Raises InvalidRequestError for whatever is wrong with the file."""
+    try:
+        return read_vocabulary(file, roles)
+    except ConfigurationError as error:
+        raise InvalidRequestError(
+            error.what, where=error.where, fix=error.fix, reason="TOKENIZER_REFUSED"
+        ) from error
+    except BaseException as error:
+        # What the tokenizers library does with a file it should have refused.
+        if type(error).__name__ != "PanicException" and not isinstance(error, RecursionError):
+            raise
+        raise refuse(
+            "the tokenizer cannot be read: it makes the tokenizers library fail",
+            "tokenizer.json",
+            "give the file as the tokenizers library itself writes it",
+            "TOKENIZER_REFUSED",
+        ) from None
+
+
+def _merged(known: Entry, roles: Roles, run: str) -> Entry:
+    """The known entry with what this run says of its special ids.
+
+    Raises:
+        InvalidRequestError: the special ids are not the same, or too many runs differ.
+    """
+    if set(known.roles) != set(roles):
+        raise refuse(
+            "a tokenizer of the same content is known with other special tokens: "
+            f"{sorted(set(known.roles) ^ set(roles))[:8]}",
+            "tokenizer.json",
+            "send the file with the flags of its added tokens as they were published",
+            "TOKENIZER_CONTRADICTS",
+        )
+    own = {name: given for name, given in known.own_roles.items() if name != run}
+    if roles != known.roles:
+        own[run] = roles
+    if len(own) > MAX_OWN_ROLES:
+        raise refuse(
+            f"{MAX_OWN_ROLES} runs have given its special ids other roles already",
+            "header.special_tokens",
+            "register the roles that most runs have",
+            "LIMIT_EXCEEDED",
+        )
+    return replace(known, own_roles=own)
