@@ -9,14 +9,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from teacher_proto.errors import EngineError, LsmError
-from teacher_proto.types import Timing
+from teacher_proto.types import PositionClass, Timing
 
 from teacher_server.admission import Admission
 from teacher_server.engines.base import CountsPasses, Engine
+from teacher_server.realigned_path import PairFigures
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TOP_K = (0, 1, 8, 16, 32, 64, 128, 256, 1024, 8192)
 MAX_RUN_LABELS = 100
+MAX_TOKENIZER_LABELS = 50
 OTHER_RUNS = "(other)"
 
 
@@ -26,6 +28,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self._runs: set[str] = set()
+        self._tokenizers: set[str] = set()
         self._requests = Counter(
             "lsm_teacher_requests",
             "Requests by outcome; reason is empty for those that succeeded.",
@@ -92,6 +95,49 @@ class Metrics:
         self._replayed = Counter(
             "lsm_teacher_replayed_requests",
             "Requests answered with the reply to an equal one.",
+            registry=self.registry,
+        )
+        pair = ("teacher", "tokenizer")
+        self._realigned_rows = Counter(
+            "lsm_teacher_realigned_rows",
+            "Rows carried over from the teacher's tokenizer to another, by class.",
+            (*pair, "position_class"),
+            registry=self.registry,
+        )
+        self._realigned_coverage = Counter(
+            "lsm_teacher_realigned_coverage",
+            "Mass of the supports returned, summed over rows not masked.",
+            pair,
+            registry=self.registry,
+        )
+        self._realigned_open_mass = Counter(
+            "lsm_teacher_realigned_open_mass",
+            "Mass whose token is not settled, summed over rows not masked.",
+            pair,
+            registry=self.registry,
+        )
+        self._realigned_lost_mass = Counter(
+            "lsm_teacher_realigned_lost_mass",
+            "Mass that no token can express, summed over rows not masked.",
+            pair,
+            registry=self.registry,
+        )
+        self._not_realigned = Counter(
+            "lsm_teacher_not_realigned",
+            "Continuations that could not be carried over.",
+            pair,
+            registry=self.registry,
+        )
+        self._realign_seconds = Counter(
+            "lsm_teacher_realign_seconds",
+            "Time of one core spent carrying rows over.",
+            pair,
+            registry=self.registry,
+        )
+        self._realign_extra_rows = Counter(
+            "lsm_teacher_realign_extra_rows",
+            "Rows asked of the teacher beyond the rollouts' own.",
+            pair,
             registry=self.registry,
         )
         self._ready = Gauge(
@@ -162,12 +208,35 @@ class Metrics:
         self._run_tokens.labels(self._run_label(run)).inc(tokens)
         self._top_k.observe(top_k)
 
+    def realigned(self, teacher: str, tokenizer_hash: str, figures: PairFigures) -> None:
+        """One request that was carried over to another tokenizer."""
+        pair = teacher, self._tokenizer_label(tokenizer_hash)
+        # Every class is there from the start: shares of what never occurred are 0.
+        for kind in PositionClass:
+            rows = figures.rows.get(kind, 0)
+            self._realigned_rows.labels(*pair, kind.name).inc(rows)
+        self._realigned_coverage.labels(*pair).inc(figures.coverage)
+        self._realigned_open_mass.labels(*pair).inc(figures.open_mass)
+        self._realigned_lost_mass.labels(*pair).inc(figures.lost_mass)
+        self._not_realigned.labels(*pair).inc(figures.not_realigned)
+        self._realign_seconds.labels(*pair).inc(figures.seconds)
+        self._realign_extra_rows.labels(*pair).inc(figures.extra_rows)
+
     def replayed(self) -> None:
         self._replayed.inc()
 
     def exposition(self) -> bytes:
         """The metrics in Prometheus' text format."""
         return generate_latest(self.registry)
+
+    def _tokenizer_label(self, tokenizer_hash: str) -> str:
+        """The hash's beginning, for the first MAX_TOKENIZER_LABELS; the rest share one."""
+        short = tokenizer_hash[:12]
+        if short not in self._tokenizers:
+            if len(self._tokenizers) >= MAX_TOKENIZER_LABELS:
+                return OTHER_RUNS
+            self._tokenizers.add(short)
+        return short
 
     def _run_label(self, run: str) -> str:
         if run not in self._runs:

@@ -20,6 +20,7 @@ from teacher_proto import tracing
 from teacher_proto.errors import DeadlineError, LsmError
 from teacher_proto.types import (
     Level,
+    PositionClass,
     ScoreReply,
     ScoreRequest,
     ServerInfo,
@@ -261,6 +262,12 @@ class TeacherService:
             top_k=request.top_k,
             timing=timing,
         )
+        if scored.figures is not None:
+            self.metrics.realigned(request.teacher, request.tokenizer_hash, scored.figures)
+            seen.fields |= {
+                "realign_seconds": round(scored.figures.seconds, 6),
+                "masked_rows": scored.figures.rows.get(PositionClass.MASKED, 0),
+            }
         seen.fields |= {
             "rows": rows,
             "tokens": scored.job_tokens,

@@ -20,9 +20,11 @@ from typing import Any
 import httpx
 import pytest
 from teacher_proto.errors import InvalidRequestError
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import TextPrompt, TokenizerUpload
 
 from tests.server.processes import LONG, ROOT
-from tests.server.running import Running, running
+from tests.server.running import Running, continuation, running
 
 DASHBOARD = ROOT / "docker/grafana/dashboards/teacher.json"
 CONFIG = ROOT / "docker/prometheus/prometheus.yml"
@@ -114,8 +116,18 @@ async def eventually(server: Prometheus, expressions: list[str]) -> None:
         pytest.fail(f"no values for {missing}")
 
 
-async def ask(server: Running, number: int) -> None:
-    """For each run one request that is answered, and one that is refused."""
+async def ask(server: Running, number: int, file: bytes) -> None:
+    """For each run one request that is answered, and one that is refused; and one in
+    another tokenizer, whose file is given."""
+    upload = TokenizerUpload(RUNS[0], tokenizer_hash(file), file)
+    await server.client.register_tokenizer(upload, timeout=LONG)
+    foreign = server.request(
+        run=RUNS[0],
+        request_id=f"foreign-{number}",
+        tokenizer_hash=upload.tokenizer_hash,
+        prompt=TextPrompt("The student"),
+    )
+    await server.score(replace(foreign, continuations=(continuation(*range(260, 300)),)))
     for run in RUNS:
         request = server.request(run=run, request_id=f"{run}-{number}")
         await server.score(request)
@@ -132,17 +144,21 @@ def test_the_dashboard_names_only_metrics_that_exist_and_leaves_none_out() -> No
 
 @pytest.mark.skipif(PROGRAM is None, reason="no prometheus here: make test-prometheus installs it")
 async def test_every_panel_shows_what_the_server_measures(
-    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny_model_dir: Path,
+    other_tokenizer_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    file = (other_tokenizer_model_dir / "tokenizer.json").read_bytes()
     # One request in flight at a time: a second one waits, and is seen to.
     settings: dict[str, Any] = {"limits": {"max_inflight_tokens": 1}}
     async with (
         running({"default": tiny_model_dir}, monkeypatch, **settings) as server,
         prometheus(tmp_path, server.server.http_address) as watcher,
     ):
-        await ask(server, 0)
+        await ask(server, 0, file)
         await eventually(watcher, [f'lsm_teacher_rejections_total{{run="{r}"}}' for r in RUNS])
-        await ask(server, 1)
+        await ask(server, 1, file)
         engine = server.engines["default"]
         engine.hold()
         waiting = [
@@ -173,5 +189,10 @@ async def check_figures(watcher: Prometheus) -> None:
     assert shown["Rejections/s by run and reason"][0].keys() == {
         ("LIMIT_EXCEEDED", run) for run in RUNS
     }
+    masses = shown["Other tokenizers: mean coverage, open and lost mass of a row"]
+    for values in masses:
+        assert all(0 <= value <= 1 for value in values.values())
+    (masked,) = shown["Other tokenizers: share of rows masked"][0].values()
+    assert 0 <= masked < 1
     # K was 4: the histogram's bucket from 1 to 8.
     assert 1 <= shown["K"][0][()] <= 8

@@ -23,9 +23,12 @@ from teacher_proto.types import (
 from teacher_server.validation import (
     CONTINUATION_BYTES,
     ROW_BYTES,
+    ROWS_PER_REPLY,
+    StudentFacts,
     TeacherFacts,
     check_request,
     check_request_bytes,
+    check_row_bytes,
     check_sizes,
 )
 from tests.server.running import continuation, ids
@@ -36,7 +39,6 @@ FACTS = TeacherFacts(
     max_top_k=20,
     max_length=12,
     tokenizer_hash="own",
-    known_tokenizers={"own": ("default",), "foreign": ("other",)},
     identity_digest="digest",
 )
 LIMITS = ServerLimits(
@@ -229,7 +231,6 @@ def test_the_body_limit_holds_exactly(excess: int) -> None:
     ("changes", "reason"),
     [
         ({"tokenizer_hash": "never seen"}, "UNKNOWN_TOKENIZER"),
-        ({"tokenizer_hash": "foreign"}, "REALIGNMENT_UNAVAILABLE"),
         ({"expected_identity": "another"}, "IDENTITY_MISMATCH"),
     ],
 )
@@ -259,6 +260,57 @@ def test_what_does_not_match_is_a_failed_precondition(changes: dict[str, str], r
 )
 def test_what_the_contract_allows_passes(request_: ScoreRequest) -> None:
     check(request_)
+
+
+FOREIGN = replace(
+    VALID,
+    tokenizer_hash="foreign",
+    prompt=TextPrompt("text"),
+    continuations=(continuation(149),),
+)
+
+
+def check_foreign(request: ScoreRequest, *, realigned: bool = True) -> None:
+    check_request(request, FACTS, LIMITS, StudentFacts(150, realigned))
+
+
+def test_a_registered_tokenizer_s_request_is_checked_in_its_own_ids() -> None:
+    check_foreign(FOREIGN)
+    check_foreign(replace(FOREIGN, teacher_prompt=TextPrompt("x"), prompt=TokenPrompt(ids(149))))
+    # Ids that the student's logits have and no token: told of the continuation, not refused.
+    padded = replace(FOREIGN, student_vocabulary_size=152, continuations=(continuation(151),))
+    check_foreign(padded)
+    with pytest.raises(ContractMismatchError) as found:
+        check_foreign(FOREIGN, realigned=False)
+    assert found.value.reason == "REALIGNMENT_UNAVAILABLE"
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"continuations": (continuation(150),)}, "continuations[0].segments[0].token_ids"),
+        ({"continuations": (continuation(-1),)}, "continuations[0].segments[0].token_ids"),
+        ({"prompt": TokenPrompt(ids(1))}, "prompt.token_ids"),
+        ({"teacher_prompt": TokenPrompt(ids(1))}, "teacher_prompt.token_ids"),
+        (
+            {"continuations": (continuation(1, explicit_ids=np.array([[150]], np.int32)),)},
+            "continuations[0].explicit_ids",
+        ),
+        ({"top_k": 21}, "top_k"),
+    ],
+)
+def test_what_a_foreign_request_cannot_say(changes: dict[str, Any], where: str) -> None:
+    with pytest.raises(InvalidRequestError) as found:
+        check_foreign(replace(FOREIGN, **changes))
+    assert found.value.where == where
+    assert found.value.fix
+
+
+def test_rows_that_take_too_much_are_refused() -> None:
+    check_row_bytes(ROWS_PER_REPLY * 10_000, LIMITS)
+    with pytest.raises(InvalidRequestError, match=r"limits\.max_reply_bytes") as found:
+        check_row_bytes(ROWS_PER_REPLY * 10_000 + 1, LIMITS)
+    assert found.value.reason == "LIMIT_EXCEEDED"
 
 
 def test_a_prompt_that_renders_to_nothing_is_refused() -> None:
