@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
@@ -21,13 +21,21 @@ from teacher_server.http.convert import choose_teacher, score_request
 from teacher_server.http.docs_page import docs_page
 from teacher_server.http.errors import error_response, install_error_handlers
 from teacher_server.http.render import render_info, render_reply, to_json
-from teacher_server.http.schema import ERRORS, SCORE_BODY, SCORE_REPLY, install_schema
+from teacher_server.http.schema import (
+    ERRORS,
+    SCORE_BODY,
+    SCORE_REPLY,
+    TOKENIZER_BODY,
+    install_schema,
+)
+from teacher_server.http.tokenizers import make_upload, read_file, render_levels
 from teacher_server.service import HTTP, Surface, TeacherService
 from teacher_server.teacher import Teacher, Teachers
 
 JSON = "application/json"
 # The run of a request that names none, where no credentials do.
 DEFAULT_RUN = "http"
+NO_ROLES: list[str] = []
 # Nobody reads this status: the caller is gone.
 CLIENT_CLOSED = 499
 
@@ -110,6 +118,19 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
         with service.observe(HTTP.name, "GetTeacher"):
             info = service.describe(teacher, caller_of(request).principal)
             return Response(render_info(info), media_type=JSON)
+
+    @app.post("/v1/tokenizers", responses=ERRORS, openapi_extra=TOKENIZER_BODY)
+    async def tokenizers(
+        request: Request, run: str = "", role: Annotated[list[str], Query()] = NO_ROLES
+    ) -> Response:
+        """Registers a student's tokenizer.json; each ``role`` is ID:ROLE of a special id."""
+        with service.observe(HTTP.name, "RegisterTokenizer"):
+            principal = caller_of(request).principal
+            file = await read_file(request, service.limits.max_tokenizer_bytes)
+            named = run or (DEFAULT_RUN if principal is None else principal.run)
+            upload = await asyncio.to_thread(make_upload, file, named, role)
+            levels = await service.register(upload, principal)
+            return Response(render_levels(upload.tokenizer_hash, levels), media_type=JSON)
 
     @app.get("/livez")
     async def livez() -> Response:

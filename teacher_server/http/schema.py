@@ -19,6 +19,9 @@ def _content(model: type) -> dict[str, Any]:
 
 
 SCORE_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _content(ScoreBody)}}
+TOKENIZER_BODY: dict[str, Any] = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}
+}
 SCORE_REPLY: dict[str, Any] = {"description": "The rows.", "content": _content(ScoreReplyBody)}
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": _content(ErrorBody)}

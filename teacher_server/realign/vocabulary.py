@@ -187,6 +187,8 @@ def _specials(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int]) -> d
     specials: dict[int, str] = {}
     for token in added:
         text, number = token["content"], token["id"]
+        if number < 0 or not text:
+            raise _refused(f"its added token {text!r} has id {number}")
         in_model = vocab.get(text)
         if in_model is not None and in_model != number:
             raise _refused(f"{text!r} has id {number} and, in the model, {in_model}")

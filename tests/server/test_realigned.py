@@ -353,6 +353,23 @@ async def test_http_gives_the_same_numbers_in_the_student_s_tokens(
     assert "RegisterTokenizer" in unknown.json()["error"]["fix"]
 
 
+async def test_a_tokenizer_registers_over_http(
+    crossed: Running, student_file: bytes, student: Tokenizer
+) -> None:
+    role = f"{student.token_to_id('<|im_end|>')}:TURN_END"
+    answer = await crossed.http.post(
+        "/v1/tokenizers", content=student_file, params={"role": role, "run": "by-http"}
+    )
+    assert answer.json() == {
+        "tokenizer_hash": tokenizer_hash(student_file),
+        "levels": {"default": "CROSS"},
+    }
+    for content, params in ((b"{", {}), (student_file, {"role": "x:TURN_END"})):
+        bad = await crossed.http.post("/v1/tokenizers", content=content, params=params)
+        assert bad.status_code == 400
+        assert bad.json()["error"]["fix"]
+
+
 def changed(file: bytes, change: Any) -> bytes:
     document = json.loads(file)
     change(document)

@@ -1,0 +1,55 @@
+"""``POST /v1/tokenizers``: the body is a tokenizer.json, the roles are in the query."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from starlette.requests import Request
+from teacher_proto.errors import ConfigurationError, InvalidRequestError
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import Level, SpecialRole, TokenizerUpload
+
+from teacher_server.http.render import to_json
+from teacher_server.validation import over_limit, refuse
+
+
+async def read_file(request: Request, limit: int) -> bytes:
+    """The body; raises InvalidRequestError as soon as it is over ``limit`` bytes."""
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > limit:
+            raise over_limit(
+                f"the file is {len(body)} bytes or more",
+                "the request's body",
+                "limits.max_tokenizer_bytes",
+                limit,
+                "send a smaller tokenizer.json",
+                "REQUEST_TOO_LARGE",
+            )
+    return bytes(body)
+
+
+def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
+    """Args: roles as ``ID:ROLE``, such as 151645:TURN_END; raises InvalidRequestError."""
+    given: dict[int, SpecialRole] = {}
+    for text in roles:
+        number, _, name = text.partition(":")
+        if not number.isascii() or not number.isdigit() or name not in SpecialRole.__members__:
+            raise refuse(
+                f"{text[:100]!r} is not ID:ROLE",
+                "role",
+                f"write 151645:TURN_END; roles are {', '.join(SpecialRole.__members__)}",
+            )
+        given[int(number)] = SpecialRole[name]
+    try:
+        digest = tokenizer_hash(file)
+    except ConfigurationError as error:
+        raise InvalidRequestError(error.what, where="the request's body", fix=error.fix) from error
+    return TokenizerUpload(run, digest, file, given)
+
+
+def render_levels(tokenizer: str, levels: Mapping[str, Level]) -> bytes:
+    return to_json(
+        {"tokenizer_hash": tokenizer, "levels": {name: lv.name for name, lv in levels.items()}}
+    )
