@@ -18,7 +18,6 @@ from teacher_proto.types import (
     ContinuationScores,
     Float32,
     Int32,
-    PositionClass,
     Realignment,
     ScoreRequest,
     Status,
@@ -27,7 +26,6 @@ from teacher_proto.types import (
 from teacher_server.engines.base import Rows, Sequence
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.layout import Layout
-from teacher_server.realign.remap import Remap, remap_rows
 from teacher_server.realign.rows import Float64, TeacherRows, teacher_rows, with_extra_rows
 from teacher_server.realign.vocabulary import Vocabulary
 from teacher_server.realign.walk import MAX_DEPTH, unsettled_paths
@@ -45,7 +43,7 @@ class Planned:
     Attributes:
         teacher_ids: int32 [m]; empty when ``problem`` says why there are none.
         needed: int32, ascending: the teacher rows to ask for.
-        layout: None when ids are only remapped.
+        layout: the rollout in both tokenizers; None with a problem.
     """
 
     continuation: Continuation
@@ -64,17 +62,13 @@ class Carried:
     walked: CarriedRows | None = None
 
 
-def best_of(top_k: int, explicit: int, elsewhere: int, limit: int) -> int:
-    """M: teacher ids to ask for per row, so that K student ids come of them.
-
-    Args:
-        elsewhere: teacher ids that a row may list and that are never returned.
-    """
+def best_of(top_k: int, explicit: int, limit: int) -> int:
+    """M: teacher ids to ask for per row, so that K student ids come of them."""
     width = max(top_k, explicit)
-    return min(max(2 * width, width + 64) + elsewhere, limit)
+    return min(max(2 * width, width + 64), limit)
 
 
-def plan(continuation: Continuation, realigner: Realigner, remap: Remap | None) -> Planned:
+def plan(continuation: Continuation, realigner: Realigner) -> Planned:
     """What the teacher reads for a continuation."""
     student = realigner.tables.student
     ids = continuation.token_ids
@@ -85,10 +79,6 @@ def plan(continuation: Continuation, realigner: Realigner, remap: Remap | None) 
         problem = f"id {ids[first]} at index {first} has no token in the student's tokenizer"
         return Planned(continuation, nothing, nothing, problem=problem)
     positions = continuation.selected_positions
-    if remap is not None:
-        mapped = remap.to_teacher[ids]
-        if (mapped >= 0).all():
-            return Planned(continuation, mapped.astype(np.int32), positions)
     try:
         layout = realigner.plan(ids)
     except ValueError as error:
@@ -107,38 +97,17 @@ def has_token(student: Vocabulary) -> Bool:
 
 
 def needed_rows(layout: Layout, positions: Int64) -> Int32:
-    """Teacher rows that the walk of these positions and their chunks can look at."""
-    count = len(layout.teacher_ids)
+    """Teacher rows that the walk of these positions and their chunks can look at: all up
+    to the last one, since what a rollout has shown before counts too."""
     begin = np.searchsorted(layout.teacher_offsets, layout.student_offsets[positions])
-    chunks = np.unique(layout.chunk[positions])
-    low = np.concatenate([layout.sync[positions], layout.chunk_teacher[chunks]])
-    high = np.concatenate([begin + MAX_DEPTH + 2, layout.chunk_teacher[chunks + 1]])
-    steps = np.zeros(count + 1, np.int64)
-    np.add.at(steps, np.minimum(low, count), 1)
-    np.subtract.at(steps, np.minimum(high, count), 1)
-    return np.flatnonzero(np.cumsum(steps[:-1]) > 0).astype(np.int32)
+    last = max(
+        int(begin.max()) + MAX_DEPTH + 2,
+        int(layout.chunk_teacher[layout.chunk[positions] + 1].max()),
+    )
+    return np.arange(min(last, len(layout.teacher_ids)), dtype=np.int32)
 
 
-def sequence_of(planned: Planned, remap: Remap | None) -> Sequence:
-    """The engine's part of it; for a remapped one with the ids to look up by themselves."""
-    if planned.layout is not None or remap is None:
-        return Sequence(planned.teacher_ids, planned.needed)
-    explicit = planned.continuation.explicit_ids
-    parts = [np.broadcast_to(remap.columns, (len(planned.needed), len(remap.columns)))]
-    if explicit is not None:
-        parts.insert(0, _teacher_explicit(explicit, remap))
-    columns = np.column_stack(parts).astype(np.int32)
-    return Sequence(planned.teacher_ids, planned.needed, columns if columns.size else None)
-
-
-def _teacher_explicit(explicit: Int32, remap: Remap) -> Int64:
-    table = np.append(remap.to_teacher, -1)  # ids no token has, and empty slots
-    return table[np.where(explicit < 0, len(table) - 1, np.minimum(explicit, len(table) - 1))]
-
-
-def carry(
-    planned: Planned, rows: Rows, realigner: Realigner, remap: Remap | None, request: ScoreRequest
-) -> Carried:
+def carry(planned: Planned, rows: Rows, realigner: Realigner, request: ScoreRequest) -> Carried:
     """The engine's rows of one continuation in student ids."""
     if not rows.finite:
         return Carried(not_finite())
@@ -148,9 +117,6 @@ def carry(
     assert rows.sampled_valid is not None
     if not rows.sampled_valid.all():
         return Carried(not_realigned("the teacher gives some of its text no probability at all"))
-    if planned.layout is None:
-        assert remap is not None
-        return Carried(_remapped(planned, rows, remap, request))
     count, width = len(planned.teacher_ids), rows.top_ids.shape[1]
     ids, values = np.full((count, width), -1, np.int32), np.zeros((count, width), np.float32)
     own = np.zeros(count, np.float32)
@@ -241,58 +207,6 @@ def not_finite() -> ContinuationScores:
 
 def not_realigned(detail: str) -> ContinuationScores:
     return ContinuationScores(status=Status.NOT_REALIGNED, detail=detail)
-
-
-def _remapped(
-    planned: Planned, rows: Rows, remap: Remap, request: ScoreRequest
-) -> ContinuationScores:
-    assert rows.top_ids is not None
-    assert rows.top_log_probs is not None
-    assert rows.sampled_log_probs is not None
-    continuation = planned.continuation
-    count = len(planned.needed)
-    asked = continuation.explicit_ids
-    explicit = None
-    columns: Float64 = np.zeros((count, 0))
-    if rows.explicit_log_probs is not None:
-        assert rows.explicit_valid is not None
-        looked_up = np.where(
-            rows.explicit_valid, rows.explicit_log_probs.astype(np.float64), -np.inf
-        )
-        width = 0 if asked is None else asked.shape[1]
-        explicit, columns = looked_up[:, :width], looked_up[:, width:]
-    sampled = rows.sampled_log_probs.astype(np.float64)
-    limit = len(remap.to_teacher)
-    if request.student_vocabulary_size is not None:
-        limit = min(limit, request.student_vocabulary_size)
-    found = remap_rows(
-        remap,
-        rows.top_ids,
-        rows.top_log_probs,
-        columns,
-        continuation.token_ids[continuation.selected_positions],
-        sampled,
-        asked,
-        explicit if asked is not None else None,
-        top_k=request.top_k,
-        limit=limit,
-    )
-    return _scores(
-        request,
-        found.ids,
-        found.log_probs,
-        found.counts,
-        found.sampled,
-        found.explicit,
-        Realignment(
-            coverage=np.zeros(0, np.float32),
-            open_mass=np.zeros(count, np.float32),
-            lost_mass=_probability(found.lost_mass),
-            position_class=np.full(count, PositionClass.REMAP, np.uint8),
-            chunk_index=np.arange(count, dtype=np.int32),
-            chunk_log_likelihood=found.sampled.astype(np.float32),
-        ),
-    )
 
 
 def _scores(

@@ -23,7 +23,6 @@ from teacher_server.realigned import (
     open_paths,
     path_sequence,
     plan,
-    sequence_of,
     walk,
     with_paths,
 )
@@ -133,21 +132,20 @@ async def realigned_scores(
     """
     limit = min(vocabulary_size, pair.tables.teacher.size)
     widths = [c.explicit_ids.shape[1] for c in request.continuations if c.explicit_ids is not None]
-    elsewhere = 0 if pair.remap is None else pair.remap.elsewhere
-    best = best_of(request.top_k, max(widths, default=0), elsewhere, limit)
+    best = best_of(request.top_k, max(widths, default=0), limit)
     work = _Work(request, prompt, pair, best, limit, ask)
     planned = [
-        await work.compute(partial(plan, continuation, pair.realigner, pair.remap))
+        await work.compute(partial(plan, continuation, pair.realigner))
         for continuation in request.continuations
     ]
     check([len(one.teacher_ids) for one in planned], rows_bytes(planned, best))
     fit = [index for index, one in enumerate(planned) if not one.problem]
     if fit:
-        sequences = [sequence_of(planned[index], pair.remap) for index in fit]
+        sequences = [Sequence(planned[index].teacher_ids, planned[index].needed) for index in fit]
         found = await work.score(sequences, sampled=True)
         for index, rows in zip(fit, found.rows, strict=True):
             work.carried[index] = await work.compute(
-                partial(carry, planned[index], rows, pair.realigner, pair.remap, request)
+                partial(carry, planned[index], rows, pair.realigner, request)
             )
     for _ in range(settings.extra_rounds):
         if not await _extra_round(work, planned, settings, max_length):

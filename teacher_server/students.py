@@ -22,7 +22,6 @@ from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 from teacher_server.config import TokenizerSettings
 from teacher_server.realign.cache import TableCache
 from teacher_server.realign.carry import Realigner
-from teacher_server.realign.remap import make_remap
 from teacher_server.realign.tables import PairTables
 from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.teacher import Teacher
@@ -49,11 +48,9 @@ PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], str]
 class Pair:
     """A student's and a teacher's tokenizer."""
 
-    def __init__(self, level: Level, tables: PairTables) -> None:
-        self.level = level
+    def __init__(self, tables: PairTables) -> None:
         self.tables = tables
         self.realigner = Realigner(tables)
-        self.remap = make_remap(tables) if level is Level.REMAP else None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="realign")
 
     async def run(self, work: Callable[[], T]) -> T:
@@ -214,15 +211,13 @@ class StudentTokenizers:
             parsed = (entry.tokenizer_hash, roles, _parse(file, roles))
             self._parsed = parsed
         side = self._teachers[teacher.tokenizer.hash]
-        level = self.level(entry, teacher)
         assert side is not None
-        assert level is not None
         try:
             tables = self._cache.get(parsed[2], side)
         except OSError as error:
             log.warning("tables cannot be kept in %s: %s", self._tables, error.strerror)
             tables = TableCache(None).get(parsed[2], side)
-        return Pair(level, tables)
+        return Pair(tables)
 
     def _forget_tables(self, of: Callable[[str], bool]) -> None:
         """Deletes the tables on disk of students whose hash satisfies ``of``."""

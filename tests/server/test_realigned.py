@@ -383,17 +383,14 @@ def _extra_token(document: dict[str, Any]) -> None:
     )
 
 
-@pytest.mark.parametrize("forced", [False, True], ids=["REMAP", "through CROSS"])
 async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
-    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, forced: bool
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The off-by-one canary: every row is that of the same request in the teacher's own
-    tokenizer, also when the pair is forced through the walk."""
+    tokenizer, through the realigner."""
     file = changed(file_of(tiny_model_dir), _extra_token)
     text = "What is the capital of France? The weather was cold."
     tokens = Tokenizer.from_str(file.decode()).encode(text).ids
-    if forced:
-        monkeypatch.setattr("teacher_server.students.make_remap", lambda tables: None)
     async with running({"default": tiny_model_dir}, monkeypatch) as server:
         levels = await server.client.register_tokenizer(upload(file), timeout=LONG)
         assert levels == {"default": Level.REMAP}
@@ -407,9 +404,6 @@ async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
         compared = 0
         for same, other in zip(own.results, foreign.results, strict=True):
             classes = block(other).position_class
-            if not forced:
-                assert (classes == PositionClass.REMAP).all()
-                np.testing.assert_array_equal(same.top_ids, other.top_ids)
             for row in np.flatnonzero(classes != PositionClass.MASKED).tolist():
                 mine = dict(
                     zip(
