@@ -19,7 +19,7 @@ import numpy as np
 from teacher_proto.types import Int32, PositionClass
 
 from benchmarks.harness import write_result
-from benchmarks.realign_reference import NgramTeacher, enumerate_paths, rows_apart
+from benchmarks.realign_reference import Float64, NgramTeacher, enumerate_paths, rows_apart
 from benchmarks.realign_texts import Text, texts
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.layout import Layout
@@ -39,6 +39,8 @@ MAIN = {"llama3", "qwen3", "gpt4o"}
 TOP_K = 64
 # Ids of a row that are read: 2K.
 BEST = 128
+# Probability of a rollout's token that the stand-in has never seen.
+LEAST = 1e-9
 # Below it the reference itself is not resolved.
 LEAST_SAMPLED = 1e-4
 # Extra forwards for each position that has something open.
@@ -63,23 +65,30 @@ class Measured:
 
 
 def rows_for(teacher: NgramTeacher, before: Sequence[int], layout: Layout) -> TeacherRows:
-    tokens = [*before, *layout.teacher_ids.tolist()]
-    best = [teacher.top(tokens[: at + len(before)], BEST) for at in range(len(layout.teacher_ids))]
-    own = []
-    for at, token in enumerate(layout.teacher_ids.tolist()):
-        place = int(np.searchsorted(teacher.seen, token))
-        known = place < len(teacher.seen) and teacher.seen[place] == token
-        mass = float(teacher.row(tokens[: at + len(before)])[place]) if known else 0.0
-        own.append(np.log(max(mass, 1e-9)))
-    ids, values = (np.stack(part) for part in zip(*best, strict=True))
-    return teacher_rows(layout.teacher_ids, ids, values, np.array(own))
+    ids = layout.teacher_ids.tolist()
+    tokens = [*before, *ids]
+    contexts = [tokens[: at + len(before)] for at in range(len(ids))]
+    own = [teacher.probability(*pair) for pair in zip(contexts, ids, strict=True)]
+    best = [top(teacher, context) for context in contexts]
+    top_ids, values = (np.stack(part) for part in zip(*best, strict=True))
+    return teacher_rows(layout.teacher_ids, top_ids, values, np.log(np.maximum(own, LEAST)))
+
+
+def top(teacher: NgramTeacher, before: Sequence[int]) -> tuple[Int32, Float64]:
+    """[BEST] ids, -1 where there is none, and log-probabilities."""
+    ids, values = teacher.support(before)
+    space = (0, BEST - min(len(ids), BEST))
+    return (
+        np.pad(ids[:BEST], space, constant_values=-1).astype(np.int32),
+        np.log(np.pad(values[:BEST], space, constant_values=1.0)),
+    )
 
 
 def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
     tables = pair(student, teacher)
     realigner = Realigner(tables)
     learnt = tables.teacher.encoder.encode(text.learnt.encode()).ids.tolist()
-    model = NgramTeacher(learnt)
+    model = NgramTeacher(learnt, tables.teacher)
     ids = tables.student.encoder.encode(text.held_out.encode()).ids
     layout = realigner.plan(ids)
     rows = rows_for(model, learnt[-3:], layout)
@@ -130,7 +139,7 @@ def _rows_after(
     for row, token in paths:
         known, tokens = rows.path(row)
         context = [*before, *layout.teacher_ids[:known].tolist(), *tokens, token]
-        best.append(model.top(context, BEST))
+        best.append(top(model, context))
     ids, values = (np.stack(part) for part in zip(*best, strict=True))
     return ids, values
 
@@ -155,8 +164,9 @@ def _against_enumeration(
         layout.student_ids[first:position].tolist(),
         student,
         teacher,
-        open_share=0.002,
-        most=12_000,
+        open_share=0.0005,
+        most=3_000,
+        enough=0.02,
     )
     if truth is None:
         found.not_enumerated += 1
@@ -172,9 +182,9 @@ def _against_enumeration(
         found.sampled.append(abs(sampled - float(np.log(own))))
     at = int(np.searchsorted(layout.teacher_offsets, here))
     if layout.teacher_offsets[at] == here:
-        row = model.row([*before, *layout.teacher_ids[:at].tolist()])
+        row = model.support([*before, *layout.teacher_ids[:at].tolist()])
         matched: dict[int, float] = {}
-        for token, mass in zip(model.seen.tolist(), row.tolist(), strict=True):
+        for token, mass in zip(*(part.tolist() for part in row), strict=True):
             same = _by_bytes(found.pair.split(" ")[0]).get(teacher.token_bytes[token])
             if same is not None and mass > 0:
                 matched[same] = matched.get(same, 0.0) + mass

@@ -56,11 +56,11 @@ def certify(
     """Args: sampled int64 [n]; only ids below ``limit`` are returned."""
     count = len(sampled)
     total = np.maximum(walked.total, 1e-300)
-    position, token, mass, parts = _by_token(walked.settled, tables.student.size)
+    position, token, mass, parts = by_token(walked.settled, tables.student.size)
     mass = mass / total[position]
     # Tokens below the rows' best that would land on the same id.
     unseen = np.maximum(tables.multiplicity[token] - parts, 0)
-    ids, masses, missing = _best(position, token, mass, unseen, count, top_k + SPARE)
+    ids, masses, missing = best_ids(position, token, mass, unseen, count, top_k + SPARE)
     own = np.zeros(count)
     hit = token == sampled[position]
     own[position[hit]] = mass[hit]
@@ -102,7 +102,7 @@ def certify(
     )
 
 
-def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
+def by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
     """(position, token, mass, parts) with one entry each, by position and token."""
     key = settled.position * size + settled.token
     order = np.argsort(key)
@@ -114,7 +114,7 @@ def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64
     return position, token, mass, parts
 
 
-def _best(
+def best_ids(
     position: Int64, token: Int64, mass: Float64, unseen: Int64, count: int, width: int
 ) -> tuple[Int64, Float64, Int64]:
     """[count, width] ids, masses, unseen: descending, ties by lower id; mass 0 in empty slots."""

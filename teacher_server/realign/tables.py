@@ -12,14 +12,17 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Bool, Float32, Int32
+from teacher_proto.types import Bool, Float32, Int32, Level
 
+from teacher_server.realign.levels import pair_level
 from teacher_server.realign.roles import TERMINATORS, counterpart
 from teacher_server.realign.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
 # Unsettled mass, as a part of a token's own, up to which the token counts as known.
 CERTAIN = 0.05
+# Estimated leak (``leak_rates``) up to which a teacher token settles a student token.
+SETTLED_LEAK = 0.05
 # Byte-level vocabularies begin with the 256 bytes, in no order of frequency.
 BYTES = 256
 # States of the prefix trie: its root, and no state.
@@ -57,6 +60,10 @@ class PairTables:
     teacher: Vocabulary
     static: StaticTables
 
+    @cached_property
+    def level(self) -> Level:
+        return pair_level(self.student, self.teacher)
+
     @property
     def phi0(self) -> Int32:
         return self.static.phi0
@@ -85,7 +92,7 @@ class PairTables:
         known = np.maximum(self.phi0, 0)
         whole = (self.phi0 >= 0) & (self.student.lengths[known] == self.teacher.lengths)
         marks = self.teacher.ends_inside_character & ~whole
-        settles: Bool = ~marks & (self.static.leak <= CERTAIN)
+        settles: Bool = ~marks & (self.static.leak <= SETTLED_LEAK)
         return ~settles
 
     @cached_property

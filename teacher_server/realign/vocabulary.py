@@ -103,6 +103,12 @@ class Vocabulary:
         return pairs
 
     @cached_property
+    def merges_spaces(self) -> bool:
+        """Whether the last of several spaces is not given to the word behind them."""
+        ids = self.encoder.encode(b"a    b").ids.tolist()
+        return self.token_bytes[ids[-1]] == b"b"
+
+    @cached_property
     def ends_inside_character(self) -> Bool:
         """bool [V]: a UTF-8 character begins in the token and does not end in it."""
         return np.array([incomplete_tail(data) > 0 for data in self.token_bytes], np.bool_)

@@ -75,9 +75,8 @@ class MarkovTeacher:
             full[before, ids] = values / values.sum()
         return cls(full)
 
-    @property
-    def seen(self) -> NDArray[np.int64]:
-        return np.arange(self.table.shape[1])
+    def support(self, before: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return np.arange(self.table.shape[1]), self.row(before)
 
     def row(self, before: Sequence[int]) -> NDArray[np.float64]:
         row: NDArray[np.float64] = self.table[before[-1] if len(before) else -1]
