@@ -29,6 +29,8 @@ Int64 = NDArray[np.int64]
 WEIGHTS = (0.58, 0.25, 0.12, 0.045)
 # Tokens a row keeps: enumeration ends only where a row does.
 SUPPORT = 128
+# Probability of what has been said and is not in its row.
+LEAST = 1e-9
 
 
 class Teacher(Protocol):
@@ -183,7 +185,10 @@ class Settling:
 
 def _caseless(data: bytes) -> bool:
     """Letters without case only: pre-tokenizers never split such a run later."""
-    text = data.decode()
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
     letters = text if text[:1].isalpha() else text[1:]  # a mark may lead a word
     return letters != "" and all(x.isalpha() and x.lower() == x.upper() for x in letters)
 
@@ -241,9 +246,13 @@ def enumerate_paths(
             closed = settling.token(data, closed=True)
             assert settle(closed, float(row[apart].sum()), path, data)
             row = np.where(apart, 0.0, row)
+        if len(path) < len(past) and past[len(path)] not in ids:
+            # What has been said has been said, however unlikely.
+            ids = np.append(ids, past[len(path)])
+            row = np.append(row, LEAST * weight)
         least = 1e-8 * (kept + waiting + weight)
         for one, value in zip(ids.tolist(), row.tolist(), strict=True):
-            if value <= least:
+            if value <= least and len(path) >= len(past):
                 continue
             longer = data + vocabulary.token_bytes[one]
             if not longer.startswith(said[: len(longer)]):

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.paths import Starts, starts
-from teacher_server.realign.resolve import CONTRADICTS, NO_CONTEXT, Question, Resolver
+from teacher_server.realign.resolve import CONTRADICTS, MAX_KNOWN, NO_CONTEXT, Question, Resolver
 from teacher_server.realign.rows import Float64, TeacherRows
+from teacher_server.realign.seen import SeenLeaks
 from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
-from teacher_server.realign.vocabulary import incomplete_tail
+from teacher_server.realign.vocabulary import incomplete_tail, is_mark
 
 Int64 = NDArray[np.int64]
 # An entry with less mass is not looked at one by one: it stays open.
@@ -111,6 +112,8 @@ class Walker:
         self.tables = tables
         self._student = Resolver(tables.student)
         self._teacher = Resolver(tables.teacher)
+        self._numbers: dict[Question, int] = {}
+        self._longer: dict[int, int] = {}
         teacher = tables.teacher
         special = np.zeros(teacher.size, np.bool_)
         special[list(teacher.specials)] = True
@@ -118,20 +121,25 @@ class Walker:
         self._special = special & (mapped >= 0)
         self._lost = (special & (mapped < 0)) | (~special & (tables.phi0 < 0))
         self._leaky = tables.leaky & ~special & ~self._lost
+        self._parts = tables.parts & self._leaky
         # The student id of a token that settles it; one table for both kinds.
         self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
         # Row 256: no token before. Specials never join what precedes them.
         self._joins = np.vstack([tables.student.adjacent, np.zeros((1, 256), np.bool_)])
         self._ordinary = ~special
+        self._marks = teacher.begins_with_mark
         self._first = teacher.first_byte.astype(np.int64)
 
     def walk(self, layout: Layout, positions: Int64, rows: TeacherRows) -> Walked:
         """``positions`` int64 [n]: the student tokens whose rows are wanted."""
+        if len(self._longer) > MAX_KNOWN:
+            self._numbers.clear()
+            self._longer.clear()
         count = len(positions)
         got = _Collected(count)
         context = self._context(layout, positions)
         before, at, unknown = starts(layout, positions, rows, self.tables)
-        pending = self._at(at, context, layout, rows, got)
+        pending = self._at(at, context, layout.sync[positions], layout, rows, got)
         pending += self._before(before, context, layout, rows, got)
         everything = np.array([[0, len(self.tables.student.order)]], np.int64)
         for position, row, token, mass in unknown.paths:
@@ -161,24 +169,56 @@ class Walker:
 
     def _context(self, layout: Layout, positions: Int64) -> Int64:
         """int64 [n]: the student token before each position; NO_CONTEXT after a special."""
+        student = self.tables.student
         ids, special = layout.student_ids, layout.special
         before = np.maximum(positions - 1, 0)
         usable = (positions > 0) & ~special[before]
-        return np.where(usable, ids[before], NO_CONTEXT).astype(np.int64)
+        context = np.where(usable, ids[before], NO_CONTEXT).astype(np.int64)
+        # The end of a character says nothing by itself: the whole character does.
+        ends = usable & student.tail_only[np.maximum(context, 0)]
+        for index in np.flatnonzero(ends).tolist():
+            offset = int(layout.student_offsets[positions[index]])
+            start = offset - 1
+            while start > 0 and layout.data[start] & 0xC0 == 0x80 and offset - start < 4:
+                start -= 1
+            context[index] = self._student.context(layout.data[start:offset])
+        return context
 
-    def _last_byte(self, context: Int64) -> Int64:
-        last = self.tables.student.last_byte[np.maximum(context, 0)].astype(np.int64)
-        return np.where(context == NO_CONTEXT, 256, last)
+    def _last(self, context: Int64) -> tuple[Int64, NDArray[np.bool_]]:
+        """(last byte, whether it ends a mark); byte 256 where there is no token before."""
+        student = self.tables.student
+        token = np.where(context < student.size, np.maximum(context, 0), 0)
+        last, mark = student.last_byte[token].astype(np.int64), student.ends_with_mark[token]
+        for index in np.flatnonzero(context >= student.size).tolist():
+            text = self._student.text(int(context[index]))
+            last[index] = text[-1]
+            letter = text.decode("utf-8", "ignore")
+            mark[index] = not letter.isalnum()
+        none = context == NO_CONTEXT
+        return np.where(none, 256, last), mark & ~none
+
+    def _befores(self, context: Int64, data: list[bytes]) -> list[int]:
+        """The token before each, where they can join; else NO_CONTEXT."""
+        last, mark = self._last(context)
+        joins = self._joins[last, np.array([one[0] for one in data], np.int64)]
+        # Marks stand together in one pre-token, whatever tokens there are.
+        for index in np.flatnonzero(mark).tolist():
+            joins[index] |= is_mark(data[index].decode("utf-8", "ignore")[:1])
+        befores: list[int] = np.where(joins, context, NO_CONTEXT).tolist()
+        return befores
 
     def _answers(self, context: Int64, data: list[bytes]) -> list[int]:
-        """The student's token where each begins; the token before counts where they can join."""
-        first = np.array([one[0] for one in data], np.int64)
-        joins = self._joins[self._last_byte(context), first]
-        befores = np.where(joins, context, NO_CONTEXT).tolist()
-        return self._student.answers(zip(befores, data, strict=True))
+        """The student's token where each begins."""
+        return self._student.answers(zip(self._befores(context, data), data, strict=True))
 
     def _at(
-        self, at: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: _Collected
+        self,
+        at: Starts,
+        context: Int64,
+        sync: Int64,
+        layout: Layout,
+        rows: TeacherRows,
+        got: _Collected,
     ) -> list[_Path]:
         """Rows at their positions: every token counts."""
         position = np.array(at.position, np.int64)
@@ -187,22 +227,28 @@ class Walker:
         np.add.at(got.total, position, np.exp(weight))
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row] + weight[:, None])
-        joins = self._joins[self._last_byte(context[position])[:, None], self._first[ids]]
+        last, mark = self._last(context[position])
+        joins = self._joins[last[:, None], self._first[ids]]
+        joins |= mark[:, None] & self._marks[ids]
         joins &= self._ordinary[ids]
-        plain = ~(joins | self._leaky[ids] | self._lost[ids]) & (mass > 0)
+        leaky = SeenLeaks(layout, rows, self.tables).leaky(
+            self._leaky[ids], self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
+        )
+        plain = ~(joins | leaky | self._lost[ids]) & (mass > 0)
         which, _ = np.nonzero(plain)
         got.settle(position[which], self._target[ids[plain]], mass[plain])
         lost = self._lost[ids] & (mass > 0)
         np.add.at(got.lost, position[np.nonzero(lost)[0]], mass[lost])
         small = joins & (mass < SIGNIFICANT)
-        still = ((self._leaky[ids] & ~joins) | small) & ~lost & (mass > 0)
+        still = ((leaky & ~joins) | small) & ~lost & (mass > 0)
         asked = joins & ~small & ~lost
-        settles = self._ask(position, row, ids, mass, asked, context, layout, got)
+        settles = self._ask(position, row, ids, mass, asked, leaky, context, layout, got)
         still[settles] = True
         which, _ = np.nonzero(still)
         alone = ~joins[still]
+        goes_on = leaky[still]
         return self._open_or_on(
-            position[which], ids[still], mass[still], row[which], alone, rows, got
+            position[which], ids[still], mass[still], row[which], alone, goes_on, rows, got
         )
 
     def _ask(
@@ -212,6 +258,7 @@ class Walker:
         ids: Int64,
         mass: Float64,
         asked: NDArray[np.bool_],
+        leaky: NDArray[np.bool_],
         context: Int64,
         layout: Layout,
         got: _Collected,
@@ -222,7 +269,8 @@ class Walker:
         table = self.tables.teacher.token_bytes
         data = [table[token] for token in tokens.tolist()]
         answers = np.array(self._answers(context[where], data), np.int64)
-        settled = (answers >= 0) & ~self._leaky[tokens]
+        leaks = leaky[asked]
+        settled = (answers >= 0) & ~leaks
         got.settle(where[settled], answers[settled], masses[settled])
         against = np.flatnonzero(answers == CONTRADICTS)
         # Mass on text that the student would have written otherwise: what the teacher
@@ -238,8 +286,8 @@ class Walker:
                 got.total[where[index]] -= masses[index]
             else:
                 got.lost[where[index]] += masses[index]
-        leaky = (answers >= 0) & self._leaky[tokens]
-        return line[leaky], column[leaky]
+        still = (answers >= 0) & leaks
+        return line[still], column[still]
 
     def _open_or_on(
         self,
@@ -248,6 +296,7 @@ class Walker:
         mass: Float64,
         row: Int64,
         alone: NDArray[np.bool_],
+        goes_on: NDArray[np.bool_],
         rows: TeacherRows,
         got: _Collected,
     ) -> list[_Path]:
@@ -257,7 +306,7 @@ class Walker:
         if rows.beyond:
             pairs = zip(row.tolist(), token.tolist(), strict=True)
             known |= np.array([pair in rows.beyond for pair in pairs], np.bool_).reshape(-1)
-        known &= self._leaky[token]
+        known &= goes_on
         stay = ~known
         got.leave_open(
             position[stay],
@@ -268,15 +317,22 @@ class Walker:
             np.where(alone[stay], token[stay], -1),
         )
         table = self.tables.teacher.token_bytes
+        states = self.tables.steps(np.full(len(token), ROOT), token)
         paths = []
         for index in np.flatnonzero(known).tolist():
             one = int(token[index])
             after = rows.child(int(row[index]), one)
             assert after is not None
-            state = self.tables.step(ROOT, one)
             first = one if alone[index] else -1
             paths.append(
-                _Path(int(position[index]), after, float(mass[index]), table[one], state, first)
+                _Path(
+                    int(position[index]),
+                    after,
+                    float(mass[index]),
+                    table[one],
+                    int(states[index]),
+                    first,
+                )
             )
         return paths
 
@@ -349,35 +405,55 @@ class Walker:
         firsts = np.array([path.first for path in paths], np.int64)
         got.leave_open(position, none, small, none, intervals, firsts)
         line, column = np.nonzero(joins & (mass >= SIGNIFICANT))
-        tokens = ids[line, column].tolist()
+        tokens, masses = ids[line, column], mass[line, column]
         table = self.tables.teacher.token_bytes
-        data = [paths[at].data + table[t] for at, t in zip(line.tolist(), tokens, strict=True)]
+        path_states = np.array([path.state for path in paths], np.int64)
+        states = self.tables.steps(path_states[line], tokens)
+        unfinished = self.tables.teacher.ends_inside_character[tokens].copy()
+        for index in np.flatnonzero(self.tables.teacher.tail_only[tokens]).tolist():
+            data = paths[line[index]].data + table[tokens[index]]
+            unfinished[index] = incomplete_tail(data) > 0
+        settles = (states == NO_STATE) & ~unfinished
+        # Whatever joins and leaves the trie: the text up to here tells.
+        lines = line[settles]
+        texts = [path.data for path in paths]
+        answers = self._longer_answers(before, texts, lines, tokens[settles])
+        self._close(position[lines], answers, masses[settles], got)
         further: list[_Path] = []
-        ask: list[int] = []
-        for index, at in enumerate(line.tolist()):
-            path, token = paths[at], tokens[index]
-            state = self.tables.step(path.state, token)
-            if state == NO_STATE and not incomplete_tail(data[index]):
-                ask.append(index)
-                continue
+        for index in np.flatnonzero(~settles).tolist():
+            path, token = paths[line[index]], int(tokens[index])
             after = rows.child(path.row, token)
             one = _Path(
                 path.position,
                 -1 if after is None else after,
-                float(mass[at, column[index]]),
-                data[index],
-                state,
+                float(masses[index]),
+                path.data + table[token],
+                int(states[index]),
                 path.first,
             )
             if after is None:
                 self._leave(one, got, path.row, token)
             else:
                 further.append(one)
-        chosen = np.array(ask, np.int64)
-        at_lines = line[chosen]
-        answers = self._answers(before[at_lines], [data[index] for index in ask])
-        self._close(position[at_lines], answers, mass[at_lines, column[chosen]], got)
         return further
+
+    def _longer_answers(
+        self, context: Int64, texts: list[bytes], line: Int64, token: Int64
+    ) -> list[int]:
+        """The student's token where ``texts[line]`` begins, once ``token`` follows it."""
+        pairs = zip(self._befores(context, texts), texts, strict=True)
+        numbers = [self._numbers.setdefault(pair, len(self._numbers)) for pair in pairs]
+        keys = (np.array(numbers, np.int64)[line] * self.tables.teacher.size + token).tolist()
+        new = [index for index, key in enumerate(keys) if key not in self._longer]
+        if new:
+            befores = self._befores(context, texts)
+            table = self.tables.teacher.token_bytes
+            asked = [
+                (befores[line[index]], texts[line[index]] + table[token[index]]) for index in new
+            ]
+            found = zip(new, self._student.answers(asked), strict=True)
+            self._longer.update((keys[index], answer) for index, answer in found)
+        return [self._longer[key] for key in keys]
 
     def _close(self, position: Int64, answers: list[int], mass: Float64, got: _Collected) -> None:
         tokens = np.array(answers, np.int64).reshape(-1)

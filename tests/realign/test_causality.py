@@ -34,7 +34,7 @@ def test_rewriting_what_follows_does_not_change_a_row(student_name: str, teacher
     draw = random.Random(7)
     apart: list[float] = []
     masked = 0
-    for text in texts(1200):
+    for text in texts(1200, tuning=True):
         learnt = tables.teacher.encoder.encode(text.learnt[-40_000:].encode()).ids.tolist()
         teacher = NgramTeacher(learnt, tables.teacher)
         ids = tables.student.encoder.encode(text.held_out.encode()).ids
@@ -78,7 +78,7 @@ def test_a_word_that_may_still_go_on_is_not_taken_for_finished(
     """ "un" + "able" against "un" + " x", where the teacher has "unable" as one token."""
     tables = pair(student_name, teacher_name)
     realigner = Realigner(tables)
-    learnt_text = texts(1200)[0].learnt[-60_000:]
+    learnt_text = texts(1200, tuning=True)[0].learnt[-60_000:]
     words = split_words(tables.student, tables.teacher, learnt_text)
     learnt = tables.teacher.encoder.encode(learnt_text.encode()).ids.tolist()
     teacher = NgramTeacher(learnt, tables.teacher)

@@ -102,7 +102,7 @@ def settles_by_prefix(student: Vocabulary, teacher: Vocabulary, letters: str) ->
         first = int(student.encoder.encode(data).ids[0])
         state = ROOT
         for token in teacher.encoder.encode(data).ids.tolist():
-            after = tables.step(state, token)
+            after = int(tables.steps(np.array([state]), np.array([token]))[0])
             if after < 0:
                 break
             state = after
