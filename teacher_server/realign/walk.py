@@ -10,62 +10,21 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_server.realign.context import StudentContext
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.masses import Collected, Walked, entries, open_entries
 from teacher_server.realign.paths import Starts, starts
-from teacher_server.realign.resolve import CONTRADICTS, MAX_KNOWN, NO_CONTEXT, Question, Resolver
+from teacher_server.realign.resolve import CONTRADICTS, NO_CONTEXT, Question, Resolver
 from teacher_server.realign.rows import Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
 from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
-from teacher_server.realign.vocabulary import incomplete_tail, is_mark
+from teacher_server.realign.vocabulary import incomplete_tail
 
 Int64 = NDArray[np.int64]
 # An entry with less mass is not looked at one by one: it stays open.
 SIGNIFICANT = 1e-4
 # Teacher tokens that one student token can be spread over.
 MAX_DEPTH = 8
-
-
-OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Masses by position, one entry per path.
-
-    Settled: ``token`` is the student's id. Open: ``row`` and ``token`` are the path's
-    last step on the teacher's side; ``low`` and ``high`` the ranks of the student
-    tokens that begin with the path's bytes; ``first``: the teacher token that the path
-    begins with at the position, when only student tokens whose own teacher encoding
-    begins with it can come of it; else -1.
-    """
-
-    position: Int64
-    token: Int64
-    mass: Float64
-    row: Int64
-    low: Int64
-    high: Int64
-    first: Int64
-
-
-@dataclass(frozen=True)
-class Walked:
-    """Masses of n positions, relative to each other within a position.
-
-    Attributes:
-        settled, open: entries; a position may have several of one token.
-        lost: float64 [n], what no student token can express.
-        total: float64 [n], what agrees with the student's tokens so far.
-        tail: float64 [n], what lies below the best ids of the rows.
-        floor: float64 [n], the most that one id below the best can have.
-    """
-
-    settled: Entries
-    open: Entries
-    lost: Float64
-    total: Float64
-    tail: Float64
-    floor: Float64
 
 
 @dataclass(frozen=True)
@@ -80,40 +39,13 @@ class _Path:
     first: int
 
 
-class _Collected:
-    def __init__(self, count: int) -> None:
-        self.settled: list[tuple[Int64, Int64, Float64]] = []
-        self.open: list[OpenPart] = []
-        self.lost = np.zeros(count)
-        self.total = np.zeros(count)
-
-    def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
-        self.settled.append((position, token, mass))
-
-    def leave_open(
-        self,
-        position: Int64,
-        token: Int64,
-        mass: Float64,
-        row: Int64,
-        interval: Int64,
-        first: Int64 | None = None,
-    ) -> None:
-        if first is None:
-            first = np.full(len(position), -1)
-        part = position, token, mass, row, interval[:, 0], interval[:, 1], first
-        self.open.append(part)
-
-
 class Walker:
     """Walks rollouts of one pair; what it learnt about the pair is kept between them."""
 
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
-        self._student = Resolver(tables.student)
+        self._student = StudentContext(tables)
         self._teacher = Resolver(tables.teacher)
-        self._numbers: dict[Question, int] = {}
-        self._longer: dict[int, int] = {}
         teacher = tables.teacher
         special = np.zeros(teacher.size, np.bool_)
         special[list(teacher.specials)] = True
@@ -124,20 +56,13 @@ class Walker:
         self._parts = tables.parts & self._leaky
         # The student id of a token that settles it; one table for both kinds.
         self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
-        # Row 256: no token before. Specials never join what precedes them.
-        self._joins = np.vstack([tables.student.adjacent, np.zeros((1, 256), np.bool_)])
         self._ordinary = ~special
-        self._marks = teacher.begins_with_mark
-        self._first = teacher.first_byte.astype(np.int64)
 
     def walk(self, layout: Layout, positions: Int64, rows: TeacherRows) -> Walked:
         """``positions`` int64 [n]: the student tokens whose rows are wanted."""
-        if len(self._longer) > MAX_KNOWN:
-            self._numbers.clear()
-            self._longer.clear()
         count = len(positions)
-        got = _Collected(count)
-        context = self._context(layout, positions)
+        got = Collected(count)
+        context = self._student.before(layout, positions)
         before, at, unknown = starts(layout, positions, rows, self.tables)
         pending = self._at(at, context, layout.sync[positions], layout, rows, got)
         pending += self._before(before, context, layout, rows, got)
@@ -159,57 +84,13 @@ class Walker:
         np.add.at(tail, at_position, rows.tail[at_row] * weight)
         np.maximum.at(floor, at_position, np.exp(rows.floor[at_row]) * weight)
         return Walked(
-            settled=_entries(got.settled),
-            open=_open_entries(got.open),
+            settled=entries(got.settled),
+            open=open_entries(got.open),
             lost=got.lost,
             total=got.total,
             tail=tail,
             floor=np.minimum(floor, tail),
         )
-
-    def _context(self, layout: Layout, positions: Int64) -> Int64:
-        """int64 [n]: the student token before each position; NO_CONTEXT after a special."""
-        student = self.tables.student
-        ids, special = layout.student_ids, layout.special
-        before = np.maximum(positions - 1, 0)
-        usable = (positions > 0) & ~special[before]
-        context = np.where(usable, ids[before], NO_CONTEXT).astype(np.int64)
-        # The end of a character says nothing by itself: the whole character does.
-        ends = usable & student.tail_only[np.maximum(context, 0)]
-        for index in np.flatnonzero(ends).tolist():
-            offset = int(layout.student_offsets[positions[index]])
-            start = offset - 1
-            while start > 0 and layout.data[start] & 0xC0 == 0x80 and offset - start < 4:
-                start -= 1
-            context[index] = self._student.context(layout.data[start:offset])
-        return context
-
-    def _last(self, context: Int64) -> tuple[Int64, NDArray[np.bool_]]:
-        """(last byte, whether it ends a mark); byte 256 where there is no token before."""
-        student = self.tables.student
-        token = np.where(context < student.size, np.maximum(context, 0), 0)
-        last, mark = student.last_byte[token].astype(np.int64), student.ends_with_mark[token]
-        for index in np.flatnonzero(context >= student.size).tolist():
-            text = self._student.text(int(context[index]))
-            last[index] = text[-1]
-            letter = text.decode("utf-8", "ignore")
-            mark[index] = not letter.isalnum()
-        none = context == NO_CONTEXT
-        return np.where(none, 256, last), mark & ~none
-
-    def _befores(self, context: Int64, data: list[bytes]) -> list[int]:
-        """The token before each, where they can join; else NO_CONTEXT."""
-        last, mark = self._last(context)
-        joins = self._joins[last, np.array([one[0] for one in data], np.int64)]
-        # Marks stand together in one pre-token, whatever tokens there are.
-        for index in np.flatnonzero(mark).tolist():
-            joins[index] |= is_mark(data[index].decode("utf-8", "ignore")[:1])
-        befores: list[int] = np.where(joins, context, NO_CONTEXT).tolist()
-        return befores
-
-    def _answers(self, context: Int64, data: list[bytes]) -> list[int]:
-        """The student's token where each begins."""
-        return self._student.answers(zip(self._befores(context, data), data, strict=True))
 
     def _at(
         self,
@@ -218,7 +99,7 @@ class Walker:
         sync: Int64,
         layout: Layout,
         rows: TeacherRows,
-        got: _Collected,
+        got: Collected,
     ) -> list[_Path]:
         """Rows at their positions: every token counts."""
         position = np.array(at.position, np.int64)
@@ -227,10 +108,7 @@ class Walker:
         np.add.at(got.total, position, np.exp(weight))
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row] + weight[:, None])
-        last, mark = self._last(context[position])
-        joins = self._joins[last[:, None], self._first[ids]]
-        joins |= mark[:, None] & self._marks[ids]
-        joins &= self._ordinary[ids]
+        joins = self._student.joins(context[position], ids)
         leaky = SeenLeaks(layout, rows, self.tables).leaky(
             self._leaky[ids], self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
         )
@@ -261,14 +139,14 @@ class Walker:
         leaky: NDArray[np.bool_],
         context: Int64,
         layout: Layout,
-        got: _Collected,
+        got: Collected,
     ) -> tuple[Int64, Int64]:
         """Tokens that may merge with the text before them; returns the leaky ones among them."""
         line, column = np.nonzero(asked)
         tokens, where, masses = ids[asked], position[line], mass[asked]
         table = self.tables.teacher.token_bytes
         data = [table[token] for token in tokens.tolist()]
-        answers = np.array(self._answers(context[where], data), np.int64)
+        answers = np.array(self._student.answers(context[where], data), np.int64)
         leaks = leaky[asked]
         settled = (answers >= 0) & ~leaks
         got.settle(where[settled], answers[settled], masses[settled])
@@ -298,7 +176,7 @@ class Walker:
         alone: NDArray[np.bool_],
         goes_on: NDArray[np.bool_],
         rows: TeacherRows,
-        got: _Collected,
+        got: Collected,
     ) -> list[_Path]:
         """Goes on where the next row exists; the rest stays open."""
         known = rows.ids[row, -1] == token
@@ -337,7 +215,7 @@ class Walker:
         return paths
 
     def _before(
-        self, before: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: _Collected
+        self, before: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: Collected
     ) -> list[_Path]:
         """Rows before their positions: tokens that go on beyond the bytes already there."""
         position = np.array(before.position, np.int64)
@@ -356,7 +234,7 @@ class Walker:
             table[token][before.skip[at] :] for token, at in zip(tokens, line.tolist(), strict=True)
         ]
         where = position[line]
-        answers = self._answers(context[where], data)
+        answers = self._student.answers(context[where], data)
         paths = []
         for index, answer in enumerate(answers):
             if answer == CONTRADICTS:
@@ -377,7 +255,7 @@ class Walker:
                 paths.append(path)
         return paths
 
-    def _leave(self, path: _Path, got: _Collected, row: int = -1, token: int = -1) -> None:
+    def _leave(self, path: _Path, got: Collected, row: int = -1, token: int = -1) -> None:
         interval = np.array([self.tables.student.extensions(path.data)], np.int64)
         one = np.array([path.position])
         first = np.array([path.first])
@@ -385,7 +263,7 @@ class Walker:
         got.leave_open(one, np.array([token]), mass, np.array([row]), interval, first)
 
     def _beyond(
-        self, paths: list[_Path], context: Int64, rows: TeacherRows, got: _Collected
+        self, paths: list[_Path], context: Int64, rows: TeacherRows, got: Collected
     ) -> list[_Path]:
         """Rows after paths that settled nothing; returns the paths that still do not."""
         position = np.array([path.position for path in paths], np.int64)
@@ -393,11 +271,11 @@ class Walker:
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row]) * np.array([path.mass for path in paths])[:, None]
         last = np.array([path.data[-1] for path in paths], np.int64)
-        joins = self._joins[last[:, None], self._first[ids]] & self._ordinary[ids]
+        joins = self._student.joins_byte(last, ids)
         # Whatever does not join ends the student's token with the path's bytes.
         apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[row] * [p.mass for p in paths]
         before = context[position]
-        ends = self._answers(before, [path.data for path in paths])
+        ends = self._student.answers(before, [path.data for path in paths])
         self._close(position, ends, apart, got)
         small = np.where(joins & (mass < SIGNIFICANT), mass, 0.0).sum(1)
         intervals = np.array([self.tables.student.extensions(p.data) for p in paths], np.int64)
@@ -417,7 +295,7 @@ class Walker:
         # Whatever joins and leaves the trie: the text up to here tells.
         lines = line[settles]
         texts = [path.data for path in paths]
-        answers = self._longer_answers(before, texts, lines, tokens[settles])
+        answers = self._student.longer_answers(before, texts, lines, tokens[settles])
         self._close(position[lines], answers, masses[settles], got)
         further: list[_Path] = []
         for index in np.flatnonzero(~settles).tolist():
@@ -437,25 +315,7 @@ class Walker:
                 further.append(one)
         return further
 
-    def _longer_answers(
-        self, context: Int64, texts: list[bytes], line: Int64, token: Int64
-    ) -> list[int]:
-        """The student's token where ``texts[line]`` begins, once ``token`` follows it."""
-        pairs = zip(self._befores(context, texts), texts, strict=True)
-        numbers = [self._numbers.setdefault(pair, len(self._numbers)) for pair in pairs]
-        keys = (np.array(numbers, np.int64)[line] * self.tables.teacher.size + token).tolist()
-        new = [index for index, key in enumerate(keys) if key not in self._longer]
-        if new:
-            befores = self._befores(context, texts)
-            table = self.tables.teacher.token_bytes
-            asked = [
-                (befores[line[index]], texts[line[index]] + table[token[index]]) for index in new
-            ]
-            found = zip(new, self._student.answers(asked), strict=True)
-            self._longer.update((keys[index], answer) for index, answer in found)
-        return [self._longer[key] for key in keys]
-
-    def _close(self, position: Int64, answers: list[int], mass: Float64, got: _Collected) -> None:
+    def _close(self, position: Int64, answers: list[int], mass: Float64, got: Collected) -> None:
         tokens = np.array(answers, np.int64).reshape(-1)
         fine = tokens != CONTRADICTS
         got.settle(position[fine], tokens[fine], mass[fine])
@@ -475,19 +335,3 @@ def unsettled_paths(walked: Walked, least: float) -> list[tuple[int, int]]:
     chosen = index[first]
     pairs = zip(opened.row[chosen].tolist(), opened.token[chosen].tolist(), strict=True)
     return sorted(set(pairs))
-
-
-def _entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
-    position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
-    none = np.full(len(position), -1)
-    return Entries(position, token, mass, none, none, none, none)
-
-
-def _open_entries(parts: list[OpenPart]) -> Entries:
-    position, token, mass, row, low, high, first = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    some = mass > 0
-    return Entries(
-        position[some], token[some], mass[some], row[some], low[some], high[some], first[some]
-    )
