@@ -3,9 +3,8 @@
 The enumeration shares nothing with the method but the tokenizers and the sync point:
 it follows the teacher's paths best first from there (up to the position only along the
 teacher's own encoding of what has been said: other segmentations of the past do not
-count), decodes them, encodes the text
-as the student does, and counts which student token comes. A path is settled when the
-pre-token that holds this token is closed.
+count), decodes them, encodes the text as the student does, and counts which student
+token comes. A path is settled when no continuation can change this token.
 """
 
 from __future__ import annotations
@@ -15,63 +14,93 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import count
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import PositionClass
 
 from teacher_server.realign.carry import CarriedRows
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.vocabulary import Vocabulary, incomplete_tail
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
 # Weight of the counts after 3, 2, 1 and 0 tokens.
 WEIGHTS = (0.58, 0.25, 0.12, 0.045)
 # Tokens a row keeps: enumeration ends only where a row does.
 SUPPORT = 128
+# Probability of what has been said and is not in its row.
+LEAST = 1e-9
+
+
+class Teacher(Protocol):
+    def support(self, before: Sequence[int]) -> tuple[Int64, Float64]:
+        """Tokens after these, with their probabilities, descending."""
+        ...
 
 
 @dataclass
 class NgramTeacher:
-    """A 4-gram model with interpolation over the tokens it has seen, and a uniform rest."""
+    """A 4-gram model with interpolation over the tokens it has seen, and a uniform rest.
+
+    What its tokenizer never writes after the token before has no mass, as in a model
+    that has learnt what its tokenizer writes.
+    """
 
     learnt: Sequence[int]
-    counts: list[dict[tuple[int, ...], Counter[int]]] = field(init=False)
-    seen: NDArray[np.int64] = field(init=False)
+    vocabulary: Vocabulary
+    _counts: list[dict[tuple[int, ...], Counter[int]]] = field(init=False)
+    _known: dict[tuple[int, ...], tuple[Int64, Float64]] = field(init=False, default_factory=dict)
+
+    _unwritten: dict[int, set[int]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.seen = np.unique(np.array(self.learnt))
-        self.counts = [defaultdict(Counter) for _ in WEIGHTS]
-        for length, table in zip((3, 2, 1, 0), self.counts, strict=True):
+        self._counts = [defaultdict(Counter) for _ in WEIGHTS]
+        for length, table in zip((3, 2, 1, 0), self._counts, strict=True):
             for at in range(length, len(self.learnt)):
                 table[tuple(self.learnt[at - length : at])][self.learnt[at]] += 1
-        place = {int(token): index for index, token in enumerate(self.seen)}
-        self._place = place
-        self._base = np.full(len(self.seen), 0.005 / len(self.seen))
-        total = self.counts[-1][()].total()
-        for token, times in self.counts[-1][()].items():
-            self._base[place[token]] += WEIGHTS[-1] * times / total
+        alone = self._counts[-1][()]
+        scale = WEIGHTS[-1] / alone.total()
+        self._base = {token: 0.005 / len(alone) + scale * n for token, n in alone.items()}
+        self._pairs = set(zip(self.learnt, self.learnt[1:], strict=False))
+        common = sorted(self._base, key=lambda token: (-self._base[token], token))
+        self._common = common[: 2 * SUPPORT]
 
-    def row(self, before: Sequence[int]) -> Float64:
-        """Probabilities of ``seen`` after these tokens."""
-        row = self._base.copy()
-        for length, weight, table in zip((3, 2, 1), WEIGHTS, self.counts, strict=False):
-            key = tuple(before[len(before) - length :]) if len(before) >= length else None
-            found = table.get(key) if key is not None else None
+    def support(self, before: Sequence[int]) -> tuple[Int64, Float64]:
+        """The SUPPORT likeliest tokens, equal ones by lower id."""
+        key = tuple(before[-3:])
+        if key not in self._known:
+            self._known[key] = self._support(key)
+        return self._known[key]
+
+    def _support(self, before: tuple[int, ...]) -> tuple[Int64, Float64]:
+        row = {token: self._base[token] for token in self._common}
+        for length, weight, table in zip((3, 2, 1), WEIGHTS, self._counts, strict=False):
+            found = table.get(before[-length:]) if len(before) >= length else None
             if found:
                 scale = weight / found.total()
                 for token, times in found.items():
-                    row[self._place[token]] += scale * times
-        if len(row) > SUPPORT:
-            row[row < np.partition(row, -SUPPORT)[-SUPPORT]] = 0.0
-        result: Float64 = row / row.sum()
-        return result
+                    row[token] = row.get(token, self._base[token]) + scale * times
+        for token in self._never(before[-1]) if before else ():
+            row.pop(token, None)
+        best = sorted(row, key=lambda token: (-row[token], token))[:SUPPORT]
+        values = np.array([row[token] for token in best])
+        return np.array(best, np.int64), values / values.sum()
 
-    def top(self, before: Sequence[int], size: int) -> tuple[NDArray[np.int32], Float64]:
-        row = self.row(before)
-        size = min(size, len(row))
-        best = np.argpartition(-row, size - 1)[:size]
-        best = best[np.argsort(-row[best], kind="stable")]
-        return self.seen[best].astype(np.int32), np.log(np.maximum(row[best], 1e-300))
+    def _never(self, last: int) -> set[int]:
+        """The common tokens that the tokenizer does not write after ``last``."""
+        if last not in self._unwritten:
+            table = self.vocabulary.token_bytes
+            asked = [token for token in self._common if (last, token) not in self._pairs]
+            texts = [table[last] + table[token] for token in asked]
+            encoded = self.vocabulary.encoder.encode_each(texts) if table[last] else []
+            pairs = zip(asked, encoded, strict=bool(encoded))
+            self._unwritten[last] = {token for token, ids in pairs if ids != [last, token]}
+        return self._unwritten[last]
+
+    def probability(self, before: Sequence[int], token: int) -> float:
+        ids, values = self.support(before)
+        return float(values[ids == token].sum())
 
 
 @dataclass(frozen=True)
@@ -82,8 +111,90 @@ class Enumerated:
     open_mass: float
 
 
+class Settling:
+    """The student's token behind what has been said, as soon as nothing can change it.
+
+    said: bytes from the sync point to the position; tokens: the student's over them.
+    """
+
+    def __init__(self, student: Vocabulary, said: bytes, tokens: Sequence[int]) -> None:
+        self._student = student
+        self._said = said
+        self._tokens = list(tokens)
+        self._known: dict[tuple[bytes, bool], int | None] = {}
+
+    def token(self, data: bytes, *, closed: bool = False) -> int | None:
+        """-1: the student would have said otherwise; None: not settled.
+
+        closed: no token goes on beyond ``data``.
+        """
+        key = data, closed
+        if key not in self._known:
+            self._known[key] = self._settled(data, closed)
+        return self._known[key]
+
+    def _settled(self, data: bytes, closed: bool) -> int | None:
+        student = self._student
+        encoded = student.encoder.encode(data)
+        ends = np.cumsum(student.lengths[encoded.ids])
+        if closed:
+            return self._after(encoded.ids.tolist(), True)
+        begins = (ends - student.lengths[encoded.ids])[encoded.starts].tolist()
+        text = data.decode("utf-8", "ignore")
+        solid = len(text.rstrip().encode())
+        last = max((at for at in begins if at < solid), default=0)
+        found = self._after(encoded.ids[: int(np.searchsorted(ends, last, "right"))].tolist())
+        if found is None and not incomplete_tail(data) and _caseless(data[last:]):
+            return self._frontier(data, last)
+        return found
+
+    def _after(self, ids: list[int], closed: bool = False) -> int | None:
+        count = len(self._tokens)
+        if ids[:count] != self._tokens[: len(ids)]:
+            return -1
+        if len(ids) > count:
+            return ids[count]
+        return -1 if closed else None
+
+    def _frontier(self, data: bytes, start: int) -> int | None:
+        """What all encodings of a longer pre-token agree on.
+
+        In any of them one token, the first to end beyond the text so far, begins at some
+        ``at``; what precedes it is the encoding of ``data[:at]``.
+        """
+        answers: set[int | None] = set()
+        for at in range(len(data), start - 1, -1):
+            rest = data[at:]
+            if rest:
+                low, high = self._student.extensions(rest)
+                texts = self._student.sorted_bytes
+                while low < high and len(texts[low]) == len(rest):
+                    low += 1
+                if low == high:
+                    continue
+            head = self._student.encoder.encode(data[:start]).ids.tolist()
+            (tail,) = self._student.encoder.encode_each([data[start:at]])
+            answer = self._after(head + tail)
+            if answer is None:
+                return None  # it begins at the position or before
+            answers.add(answer)
+            if len(answers) > 1:
+                return None
+        return answers.pop() if answers else None
+
+
+def _caseless(data: bytes) -> bool:
+    """Letters without case only: pre-tokenizers never split such a run later."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return False
+    letters = text if text[:1].isalpha() else text[1:]  # a mark may lead a word
+    return letters != "" and all(x.isalpha() and x.lower() == x.upper() for x in letters)
+
+
 def enumerate_paths(
-    teacher: NgramTeacher,
+    teacher: Teacher,
     before: Sequence[int],
     said: bytes,
     student_tokens: Sequence[int],
@@ -92,12 +203,14 @@ def enumerate_paths(
     *,
     open_share: float,
     most: int,
+    enough: float = 0.0,
 ) -> Enumerated | None:
     """Follows the teacher after ``before`` until only ``open_share`` is not settled.
 
     Args:
         said: bytes from the sync point to the position.
         student_tokens: the student's tokens over these bytes.
+        enough: share not settled that will do once ``most`` paths have been followed.
 
     Returns: None when ``most`` paths were not enough.
     """
@@ -105,8 +218,8 @@ def enumerate_paths(
     heap: list[tuple[float, int, tuple[int, ...], bytes]] = [(-1.0, next(order), (), b"")]
     waiting, kept = 1.0, 0.0
     mass: dict[int, float] = {}
-    first = vocabulary.first_byte[teacher.seen]
     past = tuple(vocabulary.encoder.encode(said).ids.tolist())
+    settling = Settling(student, said, student_tokens)
 
     def settle(token: int | None, weight: float, path: tuple[int, ...], data: bytes) -> bool:
         nonlocal kept
@@ -123,59 +236,37 @@ def enumerate_paths(
         negative, _, path, data = heapq.heappop(heap)
         weight = -negative
         waiting -= weight
-        row = teacher.row([*before, *path]) * weight
+        ids, row = teacher.support([*before, *path])
+        row = row * weight
         if len(data) > len(said):
-            if settle(settled_token(data, said, student_tokens, student), weight, path, data):
+            if settle(settling.token(data), weight, path, data):
                 continue
             # No student token holds these two bytes: the text so far is closed.
-            apart = ~student.adjacent[data[-1], first]
-            closed = settled_token(data, said, student_tokens, student, closed=True)
+            apart = ~student.adjacent[data[-1], vocabulary.first_byte[ids]]
+            closed = settling.token(data, closed=True)
             assert settle(closed, float(row[apart].sum()), path, data)
             row = np.where(apart, 0.0, row)
-        for place in np.flatnonzero(row > 1e-8 * (kept + waiting + weight)).tolist():
-            one = int(teacher.seen[place])
+        if len(path) < len(past) and past[len(path)] not in ids:
+            # What has been said has been said, however unlikely.
+            ids = np.append(ids, past[len(path)])
+            row = np.append(row, LEAST * weight)
+        least = 1e-8 * (kept + waiting + weight)
+        for one, value in zip(ids.tolist(), row.tolist(), strict=True):
+            if value <= least and len(path) >= len(past):
+                continue
             longer = data + vocabulary.token_bytes[one]
             if not longer.startswith(said[: len(longer)]):
                 continue
             if len(longer) <= len(said) and (*path, one) != past[: len(path) + 1]:
                 continue
-            waiting += row[place]
-            heapq.heappush(heap, (-row[place], next(order), (*path, one), longer))
+            waiting += value
+            heapq.heappush(heap, (-value, next(order), (*path, one), longer))
     else:
-        return None
+        if waiting > enough * (kept + waiting):
+            return None
     if kept <= 0:
         return None
     return Enumerated({k: v / kept for k, v in mass.items()}, waiting / (kept + waiting))
-
-
-def settled_token(
-    data: bytes,
-    said: bytes,
-    tokens: Sequence[int],
-    student: Vocabulary,
-    *,
-    closed: bool = False,
-) -> int | None:
-    """The student's token after ``said``; -1: it would have said otherwise; None: not settled.
-
-    closed: no token goes on beyond ``data``.
-    """
-    encoded = student.encoder.encode(data)
-    ends = np.cumsum(student.lengths[encoded.ids])
-    begins = ends - student.lengths[encoded.ids]
-    n = len(tokens)
-    ids = encoded.ids.tolist()
-    if not closed:
-        starts = begins[encoded.starts].tolist()
-        text = data.decode("utf-8", "ignore")
-        solid = len(text.rstrip().encode())
-        last = max((at for at in starts if at < solid), default=0)
-        ids = ids[: int(np.searchsorted(ends, last, "right"))]
-    if ids[:n] != list(tokens[: len(ids)]):
-        return -1
-    if len(ids) > n:
-        return int(ids[n])
-    return -1 if closed else None
 
 
 def rows_apart(first: CarriedRows, second: CarriedRows) -> float | None:

@@ -1,7 +1,8 @@
 """Texts of the realignment benchmark: what a stand-in teacher learns, and what is realigned.
 
 All of it is on the machine already (the standard library's documentation and code) or
-made here.
+made here. There are two sets with nothing in common: one for choosing settings and for
+tests, one for the figures that are reported.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Text:
     held_out: str
 
 
-def texts(size: int) -> list[Text]:
+def texts(size: int, *, tuning: bool = False) -> list[Text]:
     """Each text's held-out part has about ``size`` characters."""
-    makers: dict[str, Callable[[], str]] = {
+    makers: dict[str, Callable[[bool], str]] = {
         "prose": _prose,
         "code": _code,
         "digits": _digits,
@@ -31,37 +32,48 @@ def texts(size: int) -> list[Text]:
     }
     made = []
     for name, make in makers.items():
-        text = make()
+        text = make(tuning)
         made.append(Text(name, text[:-size], text[-size:]))
     return made
 
 
-def _prose() -> str:
+def _prose(tuning: bool) -> str:
     from pydoc_data.topics import topics
 
-    chosen = [topics[name] for name in sorted(topics) if len(topics[name]) > 3000]
-    words = "\n\n".join(chosen)
+    chosen = sorted(name for name in topics if len(topics[name]) > 2000)[not tuning :: 2]
+    words = "\n\n".join(topics[name] for name in chosen)
     return " ".join(line.strip() for line in words.splitlines() if line.strip())[:240_000]
 
 
-def _code() -> str:
+def _code(tuning: bool) -> str:
     import argparse
+    import configparser
+    import difflib
+    import shlex
     import statistics
     import textwrap
 
-    return "".join(inspect.getsource(module) for module in (textwrap, statistics, argparse))
+    chosen = (textwrap, statistics, argparse) if tuning else (shlex, difflib, configparser)
+    return "".join(inspect.getsource(module) for module in chosen)
 
 
-def _digits() -> str:
-    draw = random.Random(5)
+def _digits(tuning: bool) -> str:
+    draw = random.Random(5 if tuning else 17)
     lines = []
     for _ in range(1500):
         a, b, c = draw.randint(2, 4999), draw.randint(2, 999), draw.randint(2, 99)
-        lines.append(
-            f"First we add {a} and {b}, which gives {a} + {b} = {a + b}. Then {a + b} * {c} = "
-            f"{(a + b) * c}, so the total is ${(a + b) * c / 100:.2f}. The answer is "
-            f"{(a + b) * c}.\n"
-        )
+        if tuning:
+            lines.append(
+                f"First we add {a} and {b}, which gives {a} + {b} = {a + b}. Then {a + b} * {c} = "
+                f"{(a + b) * c}, so the total is ${(a + b) * c / 100:.2f}. The answer is "
+                f"{(a + b) * c}.\n"
+            )
+        else:
+            lines.append(
+                f"Each of the {c} boxes holds {b} screws, so there are {c} x {b} = {b * c} screws. "
+                f"Taking away {a} leaves {b * c} - {a} = {b * c - a}; that is "
+                f"{(b * c - a) / c:.1f} for each box.\n"
+            )
     return "".join(lines)
 
 
@@ -78,7 +90,21 @@ _CHINESE = """\
 我们先讨论问题的原因，再考虑怎样解决它。|月亮绕着地球转，地球绕着太阳转。"""
 
 
-def _chinese() -> str:
-    draw = random.Random(6)
-    sentences = _CHINESE.split("|")
-    return "".join(draw.choice(sentences) for _ in range(2500))
+_PARTS = (
+    "今天早上|去年冬天|上个星期|每到周末|下班以后|开学那天|刚刚|很久以前|前天下午|放假的时候",
+    "我的邻居|那位司机|两个学生|村里的老人|她的妹妹|新来的同事|一群游客|他们全家|我和朋友|经理",
+    "在车站|从银行里|在河边|坐地铁|跟同学一起|在厨房里|沿着小路|用手机|冒着大雨|在网上",
+    "买了几本旧书|看见一只白猫|谈起了那次旅行|修好了一辆汽车|写完了这份报告|拍了很多照片|等了半个小时|"
+    "学会了做面包|找到了丢失的钥匙|听说了这个消息",
+    "，心里非常高兴。|，可是没有告诉别人。|，后来才发现弄错了。|，大家都觉得很有意思！|，结果第二天就感冒了。|"
+    "，所以回来得很晚。|，你相信吗？|，真是太好了🎉。|，然后给家里打了电话。|，路上一个人也没有。",
+)
+
+
+def _chinese(tuning: bool) -> str:
+    draw = random.Random(6 if tuning else 19)
+    if tuning:
+        sentences = _CHINESE.split("|")
+        return "".join(draw.choice(sentences) for _ in range(2500))
+    parts = [part.split("|") for part in _PARTS]
+    return "".join(draw.choice(part) for _ in range(2500) for part in parts)

@@ -15,12 +15,13 @@ from teacher_server.realign.tables import PairTables, StaticTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
-FORMAT = 3
+FORMAT = 5
 _SHAPES = {
     "phi0": (np.int32, "T"),
     "edges": (np.int64, "n3"),
     "leak": (np.float32, "T"),
     "first": (np.int32, "S"),
+    "pairs": (np.int64, "p"),
 }
 
 
@@ -68,7 +69,13 @@ def _load(path: Path, student: Vocabulary, teacher: Vocabulary) -> StaticTables 
             tables = StaticTables(**{name: file[name] for name in _SHAPES})
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
-    sizes = {"T": teacher.size, "S": student.size, "n": len(tables.edges), "3": 3}
+    sizes = {
+        "T": teacher.size,
+        "S": student.size,
+        "n": len(tables.edges),
+        "3": 3,
+        "p": len(tables.pairs),
+    }
     for name, (dtype, shape) in _SHAPES.items():
         array = getattr(tables, name)
         if array.dtype != dtype or array.shape != tuple(sizes[size] for size in shape):

@@ -8,22 +8,27 @@ Realigner.carry_over(plan, positions, rows, ...)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Float32, Int32, PositionClass, UInt8
+from teacher_proto.types import Float32, Int32, Level, PositionClass, UInt8
 
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.layout import Layout, lay_out
+from teacher_server.realign.masses import Walked
+from teacher_server.realign.remap import Remap
 from teacher_server.realign.rows import Float64, TeacherRows
-from teacher_server.realign.tables import PairTables
-from teacher_server.realign.walk import Walked, Walker
+from teacher_server.realign.tables import CERTAIN, PairTables
+from teacher_server.realign.walk import Walker
 
 Int64 = NDArray[np.int64]
 # Tokens, on the longer side, of a chunk whose inner positions are still told apart.
 MAX_CHUNK_TOKENS = 6
 # Kept mass below which a position inside a teacher token says too little.
 LEAST_KEPT = 1e-3
+# Class of a row that was gathered by id.
+GATHERED = {Level.SAME: PositionClass.EXACT, Level.REMAP: PositionClass.REMAP}
 
 
 @dataclass(frozen=True)
@@ -46,11 +51,20 @@ class CarriedRows:
 
 
 class Realigner:
-    """Carries rollouts of one pair of tokenizers over. Not for several threads at once."""
+    """Carries rollouts of one pair of tokenizers over. Not for several threads at once.
 
-    def __init__(self, tables: PairTables) -> None:
+    Args:
+        level: CROSS walks also where ids are equal; by default what the pair is.
+    """
+
+    def __init__(self, tables: PairTables, level: Level | None = None) -> None:
         self.tables = tables
-        self._walker = Walker(tables)
+        self.level = tables.level if level is None else level
+        self._remap = None if self.level is Level.CROSS else Remap(tables)
+
+    @cached_property
+    def _walker(self) -> Walker:
+        return Walker(self.tables)
 
     def plan(self, student_ids: Int32) -> Layout:
         """The rollout in both tokenizers; its ``teacher_ids`` are what the teacher reads.
@@ -58,6 +72,10 @@ class Realigner:
         Raises:
             ValueError: the teacher has no tokens for these bytes.
         """
+        if self._remap is not None:
+            layout = self._remap.lay_out(student_ids, self.level)
+            if layout is not None:
+                return layout
         return lay_out(student_ids, self.tables)
 
     def carry_over(
@@ -68,13 +86,27 @@ class Realigner:
         *,
         top_k: int,
         limit: int | None = None,
+        keep_merged: bool = False,
     ) -> CarriedRows:
-        """Rows of the student tokens at ``positions`` (int64 [n], ascending)."""
-        walked = self._walker.walk(layout, positions, rows)
+        """Rows of the student tokens at ``positions`` (int64 [n], ascending).
+
+        Args:
+            top_k: ids returned for a row, at most.
+            limit: only ids below it are returned.
+            keep_merged: whether rows inside a token of a teacher that merges spaces
+                are returned; else they are masked.
+        """
         sampled = layout.student_ids[positions].astype(np.int64)
         most = self.tables.student.size if limit is None else limit
-        certified = certify(walked, sampled, top_k, most, self.tables)
-        classes = self._classes(layout, positions, walked, certified)
+        if layout.level is Level.CROSS:
+            walked = self._walker.walk(layout, positions, rows)
+            certified = certify(walked, sampled, top_k, most, self.tables)
+            classes = self._classes(layout, positions, walked, certified, keep_merged)
+        else:
+            assert self._remap is not None
+            walked = self._remap.walk(positions, rows)
+            certified = self._remap.certify(walked, sampled, top_k, most)
+            classes = np.full(len(positions), GATHERED[layout.level], np.uint8)
         masked = classes == PositionClass.MASKED
         return CarriedRows(
             certified=_without(certified, masked),
@@ -85,7 +117,12 @@ class Realigner:
         )
 
     def _classes(
-        self, layout: Layout, positions: Int64, walked: Walked, certified: Certified
+        self,
+        layout: Layout,
+        positions: Int64,
+        walked: Walked,
+        certified: Certified,
+        keep_merged: bool,
     ) -> UInt8:
         offsets = layout.student_offsets[positions]
         at = np.searchsorted(layout.teacher_offsets, offsets)
@@ -95,7 +132,11 @@ class Realigner:
         masked = layout.bad[positions] | ~layout.canonical[positions]
         masked |= layout.chunk_tokens[layout.chunk[positions]] > MAX_CHUNK_TOKENS
         masked |= ~aligned & (walked.total < LEAST_KEPT)
-        masked |= certified.doubtful | (certified.counts < min(2, certified.ids.shape[1]))
+        if self.tables.teacher.merges_spaces and not keep_merged:
+            masked |= ~aligned
+        masked |= certified.doubtful | (certified.counts < 1)
+        few = certified.counts < min(2, certified.ids.shape[1])
+        masked |= few & (certified.coverage < 1 - CERTAIN)
         classes[masked] = PositionClass.MASKED
         return classes.astype(np.uint8)
 

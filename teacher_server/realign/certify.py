@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
+from teacher_server.realign.masses import Entries, Walked
 from teacher_server.realign.rows import Float64
 from teacher_server.realign.tables import CERTAIN, PairTables
-from teacher_server.realign.walk import Entries, Walked
 
 Int64 = NDArray[np.int64]
 # Ids beyond K that are looked at: they take the place of ids that are not certified.
@@ -56,11 +56,11 @@ def certify(
     """Args: sampled int64 [n]; only ids below ``limit`` are returned."""
     count = len(sampled)
     total = np.maximum(walked.total, 1e-300)
-    position, token, mass, parts = _by_token(walked.settled, tables.student.size)
+    position, token, mass, parts = by_token(walked.settled, tables.student.size)
     mass = mass / total[position]
     # Tokens below the rows' best that would land on the same id.
     unseen = np.maximum(tables.multiplicity[token] - parts, 0)
-    ids, masses, missing = _best(position, token, mass, unseen, count, top_k + SPARE)
+    ids, masses, missing = best_ids(position, token, mass, unseen, count, top_k + SPARE)
     own = np.zeros(count)
     hit = token == sampled[position]
     own[position[hit]] = mass[hit]
@@ -102,10 +102,10 @@ def certify(
     )
 
 
-def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
+def by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
     """(position, token, mass, parts) with one entry each, by position and token."""
     key = settled.position * size + settled.token
-    order = np.argsort(key)
+    order = np.argsort(key, kind="stable")
     key = key[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
     mass = np.add.reduceat(settled.mass[order], first) if len(first) else np.zeros(0)
@@ -114,7 +114,7 @@ def _by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64
     return position, token, mass, parts
 
 
-def _best(
+def best_ids(
     position: Int64, token: Int64, mass: Float64, unseen: Int64, count: int, width: int
 ) -> tuple[Int64, Float64, Int64]:
     """[count, width] ids, masses, unseen: descending, ties by lower id; mass 0 in empty slots."""
@@ -125,7 +125,11 @@ def _best(
     column = np.arange(len(position)) - starts[position]
     table[position, column] = mass
     entry[position, column] = np.arange(len(position))
-    order = np.argsort(-table, 1, kind="stable")[:, :width]
+    # Integers sort faster: positive floats are ordered as their bits are; the lowest
+    # bits, far below rounding, hold the place, so that equal ones stay in order.
+    places = (1 << int(widest).bit_length()) - 1
+    keys = (table.view(np.int64) & ~places) | (places - np.arange(widest))
+    order = np.argsort(-keys, 1)[:, :width]
     chosen = np.take_along_axis(entry, order, 1)
     masses = np.take_along_axis(table, order, 1)
     if not len(position):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Bool, Int32
+from teacher_proto.types import Bool, Int32, Level
 
 from teacher_server.realign.encoder import Encoded
 from teacher_server.realign.tables import PairTables
@@ -45,6 +45,7 @@ class Layout:
         chunk: int64 [n], index of the span between two common boundaries.
         chunk_teacher: int64 [C + 1], teacher index where each chunk begins.
         chunk_tokens: int64 [C], tokens of the longer side.
+        level: CROSS where the two are encodings of the same bytes; else ids are mapped.
     """
 
     data: bytes
@@ -59,6 +60,7 @@ class Layout:
     chunk: Int64
     chunk_teacher: Int64
     chunk_tokens: Int64
+    level: Level = Level.CROSS
 
 
 def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
@@ -107,21 +109,21 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
             hard.append((offset, offset))
             canonical.append(np.ones(1, np.bool_))
     ids = np.concatenate(teacher_ids)
-    student_offsets = _offsets(student_ids, student)
+    own_offsets = student_offsets(student_ids, student)
     lengths = teacher.lengths[ids]
     at = 0
     for index in np.flatnonzero(teacher_special).tolist():
         # A mapped special token spans the text of the student's.
-        at = int(np.searchsorted(student_offsets, lengths[:index].sum(), "left"))
-        lengths[index] = student_offsets[at + 1] - student_offsets[at]
+        at = int(np.searchsorted(own_offsets, lengths[:index].sum(), "left"))
+        lengths[index] = own_offsets[at + 1] - own_offsets[at]
     teacher_offsets = np.concatenate([[0], np.cumsum(lengths)])
-    assert teacher_offsets[-1] == student_offsets[-1] == offset
+    assert teacher_offsets[-1] == own_offsets[-1] == offset
     starts = np.flatnonzero(np.concatenate(raw))
     bad_spans += [(int(teacher_offsets[i]), int(teacher_offsets[i + 1])) for i in starts]
     return _assemble(
         b"".join(pieces),
         student_ids,
-        student_offsets,
+        own_offsets,
         ids,
         teacher_offsets,
         special,
@@ -152,7 +154,8 @@ def _canonical(run: Sequence[int], own: Int32, student: Vocabulary) -> Bool:
     return same
 
 
-def _offsets(ids: Int32, student: Vocabulary) -> Int64:
+def student_offsets(ids: Int32, student: Vocabulary) -> Int64:
+    """int64 [n + 1]: bytes before each token; a special has those of its text."""
     lengths = [
         len(student.specials[t].encode()) if t in student.specials else len(student.token_bytes[t])
         for t in ids.tolist()

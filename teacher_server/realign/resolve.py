@@ -26,6 +26,22 @@ class Resolver:
     def __init__(self, vocabulary: Vocabulary) -> None:
         self._vocabulary = vocabulary
         self._known: dict[Question, int] = {}
+        self._lefts: list[bytes] = []
+        self._numbers: dict[bytes, int] = {}
+
+    def context(self, text: bytes) -> int:
+        """A number to ask with instead of a token before: any text."""
+        if text not in self._numbers:
+            self._numbers[text] = self._vocabulary.size + len(self._lefts)
+            self._lefts.append(text)
+        return self._numbers[text]
+
+    def text(self, context: int) -> bytes:
+        """The bytes of a token before, or of a text given to ``context``."""
+        if context == NO_CONTEXT:
+            return b""
+        beyond = context - self._vocabulary.size
+        return self._lefts[beyond] if beyond >= 0 else self._vocabulary.token_bytes[context]
 
     def answers(self, questions: Iterable[Question]) -> list[int]:
         """The token that begins where the bytes begin, or CONTRADICTS, for each."""
@@ -41,7 +57,7 @@ class Resolver:
 
     def _ask(self, questions: list[Question]) -> list[int]:
         table = self._vocabulary.token_bytes
-        before = [b"" if token == NO_CONTEXT else table[token] for token, _ in questions]
+        before = [self.text(token) for token, _ in questions]
         texts = [left + right for left, (_, right) in zip(before, questions, strict=True)]
         answers = []
         for left, ids in zip(before, self._vocabulary.encoder.encode_each(texts), strict=True):

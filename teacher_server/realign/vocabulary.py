@@ -103,9 +103,39 @@ class Vocabulary:
         return pairs
 
     @cached_property
+    def merges_spaces(self) -> bool:
+        """Whether the last of several spaces is not given to the word behind them."""
+        ids = self.encoder.encode(b"a    b").ids.tolist()
+        return self.token_bytes[ids[-1]] == b"b"
+
+    @cached_property
+    def begins_with_mark(self) -> Bool:
+        """bool [V]: the first character is neither letter, digit nor space."""
+        return np.array([is_mark(data.decode("utf-8", "ignore")[:1]) for data in self.token_bytes])
+
+    @cached_property
+    def ends_with_mark(self) -> Bool:
+        """bool [V]: so is the last one, or it is only the end of a character."""
+        ends = [is_mark(data.decode("utf-8", "ignore")[-1:]) for data in self.token_bytes]
+        return np.array(ends) | self.tail_only
+
+    @cached_property
+    def tail_only(self) -> Bool:
+        """bool [V]: middle bytes of a character alone, so that what precedes the token
+        decides whether a character ends with it."""
+        return np.array(
+            [all(byte & 0xC0 == 0x80 for byte in data[-3:]) for data in self.token_bytes], np.bool_
+        )
+
+    @cached_property
     def ends_inside_character(self) -> Bool:
         """bool [V]: a UTF-8 character begins in the token and does not end in it."""
         return np.array([incomplete_tail(data) > 0 for data in self.token_bytes], np.bool_)
+
+
+def is_mark(letter: str) -> bool:
+    """Neither letter, digit nor space; an empty string is none."""
+    return letter != "" and not (letter.isalnum() or letter.isspace())
 
 
 def _after(prefix: bytes) -> bytes:

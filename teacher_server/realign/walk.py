@@ -10,10 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_server.realign.context import StudentContext
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.masses import Collected, Walked, entries, open_entries
 from teacher_server.realign.paths import Starts, starts
 from teacher_server.realign.resolve import CONTRADICTS, NO_CONTEXT, Question, Resolver
 from teacher_server.realign.rows import Float64, TeacherRows
+from teacher_server.realign.seen import SeenLeaks
 from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
 from teacher_server.realign.vocabulary import incomplete_tail
 
@@ -22,49 +25,6 @@ Int64 = NDArray[np.int64]
 SIGNIFICANT = 1e-4
 # Teacher tokens that one student token can be spread over.
 MAX_DEPTH = 8
-
-
-OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Masses by position, one entry per path.
-
-    Settled: ``token`` is the student's id. Open: ``row`` and ``token`` are the path's
-    last step on the teacher's side; ``low`` and ``high`` the ranks of the student
-    tokens that begin with the path's bytes; ``first``: the teacher token that the path
-    begins with at the position, when only student tokens whose own teacher encoding
-    begins with it can come of it; else -1.
-    """
-
-    position: Int64
-    token: Int64
-    mass: Float64
-    row: Int64
-    low: Int64
-    high: Int64
-    first: Int64
-
-
-@dataclass(frozen=True)
-class Walked:
-    """Masses of n positions, relative to each other within a position.
-
-    Attributes:
-        settled, open: entries; a position may have several of one token.
-        lost: float64 [n], what no student token can express.
-        total: float64 [n], what agrees with the student's tokens so far.
-        tail: float64 [n], what lies below the best ids of the rows.
-        floor: float64 [n], the most that one id below the best can have.
-    """
-
-    settled: Entries
-    open: Entries
-    lost: Float64
-    total: Float64
-    tail: Float64
-    floor: Float64
 
 
 @dataclass(frozen=True)
@@ -79,37 +39,12 @@ class _Path:
     first: int
 
 
-class _Collected:
-    def __init__(self, count: int) -> None:
-        self.settled: list[tuple[Int64, Int64, Float64]] = []
-        self.open: list[OpenPart] = []
-        self.lost = np.zeros(count)
-        self.total = np.zeros(count)
-
-    def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
-        self.settled.append((position, token, mass))
-
-    def leave_open(
-        self,
-        position: Int64,
-        token: Int64,
-        mass: Float64,
-        row: Int64,
-        interval: Int64,
-        first: Int64 | None = None,
-    ) -> None:
-        if first is None:
-            first = np.full(len(position), -1)
-        part = position, token, mass, row, interval[:, 0], interval[:, 1], first
-        self.open.append(part)
-
-
 class Walker:
     """Walks rollouts of one pair; what it learnt about the pair is kept between them."""
 
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
-        self._student = Resolver(tables.student)
+        self._student = StudentContext(tables)
         self._teacher = Resolver(tables.teacher)
         teacher = tables.teacher
         special = np.zeros(teacher.size, np.bool_)
@@ -118,20 +53,18 @@ class Walker:
         self._special = special & (mapped >= 0)
         self._lost = (special & (mapped < 0)) | (~special & (tables.phi0 < 0))
         self._leaky = tables.leaky & ~special & ~self._lost
+        self._parts = tables.parts & self._leaky
         # The student id of a token that settles it; one table for both kinds.
         self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
-        # Row 256: no token before. Specials never join what precedes them.
-        self._joins = np.vstack([tables.student.adjacent, np.zeros((1, 256), np.bool_)])
         self._ordinary = ~special
-        self._first = teacher.first_byte.astype(np.int64)
 
     def walk(self, layout: Layout, positions: Int64, rows: TeacherRows) -> Walked:
         """``positions`` int64 [n]: the student tokens whose rows are wanted."""
         count = len(positions)
-        got = _Collected(count)
-        context = self._context(layout, positions)
+        got = Collected(count)
+        context = self._student.before(layout, positions)
         before, at, unknown = starts(layout, positions, rows, self.tables)
-        pending = self._at(at, context, layout, rows, got)
+        pending = self._at(at, context, layout.sync[positions], layout, rows, got)
         pending += self._before(before, context, layout, rows, got)
         everything = np.array([[0, len(self.tables.student.order)]], np.int64)
         for position, row, token, mass in unknown.paths:
@@ -151,34 +84,22 @@ class Walker:
         np.add.at(tail, at_position, rows.tail[at_row] * weight)
         np.maximum.at(floor, at_position, np.exp(rows.floor[at_row]) * weight)
         return Walked(
-            settled=_entries(got.settled),
-            open=_open_entries(got.open),
+            settled=entries(got.settled),
+            open=open_entries(got.open),
             lost=got.lost,
             total=got.total,
             tail=tail,
             floor=np.minimum(floor, tail),
         )
 
-    def _context(self, layout: Layout, positions: Int64) -> Int64:
-        """int64 [n]: the student token before each position; NO_CONTEXT after a special."""
-        ids, special = layout.student_ids, layout.special
-        before = np.maximum(positions - 1, 0)
-        usable = (positions > 0) & ~special[before]
-        return np.where(usable, ids[before], NO_CONTEXT).astype(np.int64)
-
-    def _last_byte(self, context: Int64) -> Int64:
-        last = self.tables.student.last_byte[np.maximum(context, 0)].astype(np.int64)
-        return np.where(context == NO_CONTEXT, 256, last)
-
-    def _answers(self, context: Int64, data: list[bytes]) -> list[int]:
-        """The student's token where each begins; the token before counts where they can join."""
-        first = np.array([one[0] for one in data], np.int64)
-        joins = self._joins[self._last_byte(context), first]
-        befores = np.where(joins, context, NO_CONTEXT).tolist()
-        return self._student.answers(zip(befores, data, strict=True))
-
     def _at(
-        self, at: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: _Collected
+        self,
+        at: Starts,
+        context: Int64,
+        sync: Int64,
+        layout: Layout,
+        rows: TeacherRows,
+        got: Collected,
     ) -> list[_Path]:
         """Rows at their positions: every token counts."""
         position = np.array(at.position, np.int64)
@@ -187,22 +108,25 @@ class Walker:
         np.add.at(got.total, position, np.exp(weight))
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row] + weight[:, None])
-        joins = self._joins[self._last_byte(context[position])[:, None], self._first[ids]]
-        joins &= self._ordinary[ids]
-        plain = ~(joins | self._leaky[ids] | self._lost[ids]) & (mass > 0)
+        joins = self._student.joins(context[position], ids)
+        leaky = SeenLeaks(layout, rows, self.tables).leaky(
+            self._leaky[ids], self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
+        )
+        plain = ~(joins | leaky | self._lost[ids]) & (mass > 0)
         which, _ = np.nonzero(plain)
         got.settle(position[which], self._target[ids[plain]], mass[plain])
         lost = self._lost[ids] & (mass > 0)
         np.add.at(got.lost, position[np.nonzero(lost)[0]], mass[lost])
         small = joins & (mass < SIGNIFICANT)
-        still = ((self._leaky[ids] & ~joins) | small) & ~lost & (mass > 0)
+        still = ((leaky & ~joins) | small) & ~lost & (mass > 0)
         asked = joins & ~small & ~lost
-        settles = self._ask(position, row, ids, mass, asked, context, layout, got)
+        settles = self._ask(position, row, ids, mass, asked, leaky, context, layout, got)
         still[settles] = True
         which, _ = np.nonzero(still)
         alone = ~joins[still]
+        goes_on = leaky[still]
         return self._open_or_on(
-            position[which], ids[still], mass[still], row[which], alone, rows, got
+            position[which], ids[still], mass[still], row[which], alone, goes_on, rows, got
         )
 
     def _ask(
@@ -212,17 +136,19 @@ class Walker:
         ids: Int64,
         mass: Float64,
         asked: NDArray[np.bool_],
+        leaky: NDArray[np.bool_],
         context: Int64,
         layout: Layout,
-        got: _Collected,
+        got: Collected,
     ) -> tuple[Int64, Int64]:
         """Tokens that may merge with the text before them; returns the leaky ones among them."""
         line, column = np.nonzero(asked)
         tokens, where, masses = ids[asked], position[line], mass[asked]
         table = self.tables.teacher.token_bytes
         data = [table[token] for token in tokens.tolist()]
-        answers = np.array(self._answers(context[where], data), np.int64)
-        settled = (answers >= 0) & ~self._leaky[tokens]
+        answers = np.array(self._student.answers(context[where], data), np.int64)
+        leaks = leaky[asked]
+        settled = (answers >= 0) & ~leaks
         got.settle(where[settled], answers[settled], masses[settled])
         against = np.flatnonzero(answers == CONTRADICTS)
         # Mass on text that the student would have written otherwise: what the teacher
@@ -238,8 +164,8 @@ class Walker:
                 got.total[where[index]] -= masses[index]
             else:
                 got.lost[where[index]] += masses[index]
-        leaky = (answers >= 0) & self._leaky[tokens]
-        return line[leaky], column[leaky]
+        still = (answers >= 0) & leaks
+        return line[still], column[still]
 
     def _open_or_on(
         self,
@@ -248,8 +174,9 @@ class Walker:
         mass: Float64,
         row: Int64,
         alone: NDArray[np.bool_],
+        goes_on: NDArray[np.bool_],
         rows: TeacherRows,
-        got: _Collected,
+        got: Collected,
     ) -> list[_Path]:
         """Goes on where the next row exists; the rest stays open."""
         known = rows.ids[row, -1] == token
@@ -257,7 +184,7 @@ class Walker:
         if rows.beyond:
             pairs = zip(row.tolist(), token.tolist(), strict=True)
             known |= np.array([pair in rows.beyond for pair in pairs], np.bool_).reshape(-1)
-        known &= self._leaky[token]
+        known &= goes_on
         stay = ~known
         got.leave_open(
             position[stay],
@@ -268,20 +195,27 @@ class Walker:
             np.where(alone[stay], token[stay], -1),
         )
         table = self.tables.teacher.token_bytes
+        states = self.tables.steps(np.full(len(token), ROOT), token)
         paths = []
         for index in np.flatnonzero(known).tolist():
             one = int(token[index])
             after = rows.child(int(row[index]), one)
             assert after is not None
-            state = self.tables.step(ROOT, one)
             first = one if alone[index] else -1
             paths.append(
-                _Path(int(position[index]), after, float(mass[index]), table[one], state, first)
+                _Path(
+                    int(position[index]),
+                    after,
+                    float(mass[index]),
+                    table[one],
+                    int(states[index]),
+                    first,
+                )
             )
         return paths
 
     def _before(
-        self, before: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: _Collected
+        self, before: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: Collected
     ) -> list[_Path]:
         """Rows before their positions: tokens that go on beyond the bytes already there."""
         position = np.array(before.position, np.int64)
@@ -300,7 +234,7 @@ class Walker:
             table[token][before.skip[at] :] for token, at in zip(tokens, line.tolist(), strict=True)
         ]
         where = position[line]
-        answers = self._answers(context[where], data)
+        answers = self._student.answers(context[where], data)
         paths = []
         for index, answer in enumerate(answers):
             if answer == CONTRADICTS:
@@ -321,7 +255,7 @@ class Walker:
                 paths.append(path)
         return paths
 
-    def _leave(self, path: _Path, got: _Collected, row: int = -1, token: int = -1) -> None:
+    def _leave(self, path: _Path, got: Collected, row: int = -1, token: int = -1) -> None:
         interval = np.array([self.tables.student.extensions(path.data)], np.int64)
         one = np.array([path.position])
         first = np.array([path.first])
@@ -329,7 +263,7 @@ class Walker:
         got.leave_open(one, np.array([token]), mass, np.array([row]), interval, first)
 
     def _beyond(
-        self, paths: list[_Path], context: Int64, rows: TeacherRows, got: _Collected
+        self, paths: list[_Path], context: Int64, rows: TeacherRows, got: Collected
     ) -> list[_Path]:
         """Rows after paths that settled nothing; returns the paths that still do not."""
         position = np.array([path.position for path in paths], np.int64)
@@ -337,11 +271,11 @@ class Walker:
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row]) * np.array([path.mass for path in paths])[:, None]
         last = np.array([path.data[-1] for path in paths], np.int64)
-        joins = self._joins[last[:, None], self._first[ids]] & self._ordinary[ids]
+        joins = self._student.joins_byte(last, ids)
         # Whatever does not join ends the student's token with the path's bytes.
         apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[row] * [p.mass for p in paths]
         before = context[position]
-        ends = self._answers(before, [path.data for path in paths])
+        ends = self._student.answers(before, [path.data for path in paths])
         self._close(position, ends, apart, got)
         small = np.where(joins & (mass < SIGNIFICANT), mass, 0.0).sum(1)
         intervals = np.array([self.tables.student.extensions(p.data) for p in paths], np.int64)
@@ -349,37 +283,39 @@ class Walker:
         firsts = np.array([path.first for path in paths], np.int64)
         got.leave_open(position, none, small, none, intervals, firsts)
         line, column = np.nonzero(joins & (mass >= SIGNIFICANT))
-        tokens = ids[line, column].tolist()
+        tokens, masses = ids[line, column], mass[line, column]
         table = self.tables.teacher.token_bytes
-        data = [paths[at].data + table[t] for at, t in zip(line.tolist(), tokens, strict=True)]
+        path_states = np.array([path.state for path in paths], np.int64)
+        states = self.tables.steps(path_states[line], tokens)
+        unfinished = self.tables.teacher.ends_inside_character[tokens].copy()
+        for index in np.flatnonzero(self.tables.teacher.tail_only[tokens]).tolist():
+            data = paths[line[index]].data + table[tokens[index]]
+            unfinished[index] = incomplete_tail(data) > 0
+        settles = (states == NO_STATE) & ~unfinished
+        # Whatever joins and leaves the trie: the text up to here tells.
+        lines = line[settles]
+        texts = [path.data for path in paths]
+        answers = self._student.longer_answers(before, texts, lines, tokens[settles])
+        self._close(position[lines], answers, masses[settles], got)
         further: list[_Path] = []
-        ask: list[int] = []
-        for index, at in enumerate(line.tolist()):
-            path, token = paths[at], tokens[index]
-            state = self.tables.step(path.state, token)
-            if state == NO_STATE and not incomplete_tail(data[index]):
-                ask.append(index)
-                continue
+        for index in np.flatnonzero(~settles).tolist():
+            path, token = paths[line[index]], int(tokens[index])
             after = rows.child(path.row, token)
             one = _Path(
                 path.position,
                 -1 if after is None else after,
-                float(mass[at, column[index]]),
-                data[index],
-                state,
+                float(masses[index]),
+                path.data + table[token],
+                int(states[index]),
                 path.first,
             )
             if after is None:
                 self._leave(one, got, path.row, token)
             else:
                 further.append(one)
-        chosen = np.array(ask, np.int64)
-        at_lines = line[chosen]
-        answers = self._answers(before[at_lines], [data[index] for index in ask])
-        self._close(position[at_lines], answers, mass[at_lines, column[chosen]], got)
         return further
 
-    def _close(self, position: Int64, answers: list[int], mass: Float64, got: _Collected) -> None:
+    def _close(self, position: Int64, answers: list[int], mass: Float64, got: Collected) -> None:
         tokens = np.array(answers, np.int64).reshape(-1)
         fine = tokens != CONTRADICTS
         got.settle(position[fine], tokens[fine], mass[fine])
@@ -399,19 +335,3 @@ def unsettled_paths(walked: Walked, least: float) -> list[tuple[int, int]]:
     chosen = index[first]
     pairs = zip(opened.row[chosen].tolist(), opened.token[chosen].tolist(), strict=True)
     return sorted(set(pairs))
-
-
-def _entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
-    position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
-    none = np.full(len(position), -1)
-    return Entries(position, token, mass, none, none, none, none)
-
-
-def _open_entries(parts: list[OpenPart]) -> Entries:
-    position, token, mass, row, low, high, first = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    some = mass > 0
-    return Entries(
-        position[some], token[some], mass[some], row[some], low[some], high[some], first[some]
-    )

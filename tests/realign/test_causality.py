@@ -8,38 +8,22 @@ import numpy as np
 import pytest
 from teacher_proto.types import Int32
 
+from benchmarks.bench_realign import rows_for
 from benchmarks.realign_reference import NgramTeacher, contradiction, rows_apart
 from benchmarks.realign_texts import texts
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.layout import Layout
-from teacher_server.realign.rows import teacher_rows
 from teacher_server.realign.vocabulary import Vocabulary
 from tests.realign.real_tokenizers import pair
 
 PAIRS = [("llama3", "qwen3"), ("qwen3", "llama3"), ("gpt4o", "llama3"), ("mistral_nemo", "qwen3")]
-SUPPORT = 128
 
 
 def rows_of(
     realigner: Realigner, teacher: NgramTeacher, before: list[int], ids: Int32, position: int
 ) -> tuple[Layout, CarriedRows]:
     layout = realigner.plan(ids)
-    tokens = [*before, *layout.teacher_ids.tolist()]
-    best = [
-        teacher.top(tokens[: at + len(before)], SUPPORT) for at in range(len(layout.teacher_ids))
-    ]
-    own = []
-    for at, token in enumerate(layout.teacher_ids.tolist()):
-        place = int(np.searchsorted(teacher.seen, token))
-        known = place < len(teacher.seen) and teacher.seen[place] == token
-        row = teacher.row(tokens[: at + len(before)])
-        own.append(np.log(max(float(row[place]) if known else 0.0, 1e-9)))
-    rows = teacher_rows(
-        layout.teacher_ids,
-        np.stack([top for top, _ in best]),
-        np.stack([values for _, values in best]),
-        np.array(own),
-    )
+    rows = rows_for(teacher, before, layout)
     return layout, realigner.carry_over(layout, np.array([position]), rows, top_k=64)
 
 
@@ -50,9 +34,9 @@ def test_rewriting_what_follows_does_not_change_a_row(student_name: str, teacher
     draw = random.Random(7)
     apart: list[float] = []
     masked = 0
-    for text in texts(1200):
+    for text in texts(1200, tuning=True):
         learnt = tables.teacher.encoder.encode(text.learnt[-40_000:].encode()).ids.tolist()
-        teacher = NgramTeacher(learnt)
+        teacher = NgramTeacher(learnt, tables.teacher)
         ids = tables.student.encoder.encode(text.held_out.encode()).ids
         for _ in range(12):
             position = draw.randrange(4, min(len(ids), 120))
@@ -94,10 +78,10 @@ def test_a_word_that_may_still_go_on_is_not_taken_for_finished(
     """ "un" + "able" against "un" + " x", where the teacher has "unable" as one token."""
     tables = pair(student_name, teacher_name)
     realigner = Realigner(tables)
-    learnt_text = texts(1200)[0].learnt[-60_000:]
+    learnt_text = texts(1200, tuning=True)[0].learnt[-60_000:]
     words = split_words(tables.student, tables.teacher, learnt_text)
     learnt = tables.teacher.encoder.encode(learnt_text.encode()).ids.tolist()
-    teacher = NgramTeacher(learnt)
+    teacher = NgramTeacher(learnt, tables.teacher)
     apart: list[float] = []
     for word in words[:24]:
         place = learnt_text.index(f"{word} ")

@@ -7,7 +7,7 @@ import random
 
 import numpy as np
 import pytest
-from teacher_proto.types import PositionClass
+from teacher_proto.types import Level, PositionClass
 
 from benchmarks.realign_reference import enumerate_paths
 from teacher_server.realign.carry import CarriedRows, Realigner
@@ -106,7 +106,8 @@ def test_equal_tokenizers_through_cross_give_the_teachers_own_rows() -> None:
     # Also the pairs that the tokenizer would not write: their mass is lost, not moved.
     table[:, ids] = rng.dirichlet(np.ones(len(ids)), vocabulary.size + 1)
     model = MarkovTeacher(table)
-    realigner = Realigner(PairTables(vocabulary, vocabulary, build_static(vocabulary, vocabulary)))
+    tables = PairTables(vocabulary, vocabulary, build_static(vocabulary, vocabulary))
+    realigner = Realigner(tables, level=Level.CROSS)
     text = "".join(draw.choice(["ab", "a c", "cab", " b", "c"]) for _ in range(40)).encode()
     layout = realigner.plan(vocabulary.encoder.encode(text).ids)
     np.testing.assert_array_equal(layout.teacher_ids, layout.student_ids)
@@ -123,6 +124,27 @@ def test_equal_tokenizers_through_cross_give_the_teachers_own_rows() -> None:
         )
         returned += count
     assert returned > 2 * len(positions)
+    # And the gathered rows: the same values, and everything of them.
+    same = Realigner(tables)
+    layout = same.plan(layout.student_ids)
+    gathered = same.carry_over(layout, positions, rows, top_k=vocabulary.size)
+    assert (gathered.position_class == PositionClass.EXACT).all()
+    np.testing.assert_allclose(gathered.certified.coverage, 1.0, atol=1e-9)
+    for position in positions.tolist():
+        count = int(got.certified.counts[position])
+        values = dict(
+            zip(
+                gathered.certified.ids[position].tolist(),
+                gathered.certified.log_probs[position].tolist(),
+                strict=True,
+            )
+        )
+        for token, value in zip(
+            got.certified.ids[position, :count].tolist(),
+            got.certified.log_probs[position, :count].tolist(),
+            strict=True,
+        ):
+            assert value == pytest.approx(values[token], abs=1e-6)
 
 
 def test_each_chunk_has_the_likelihood_of_its_bytes() -> None:

@@ -75,9 +75,8 @@ class MarkovTeacher:
             full[before, ids] = values / values.sum()
         return cls(full)
 
-    @property
-    def seen(self) -> NDArray[np.int64]:
-        return np.arange(self.table.shape[1])
+    def support(self, before: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        return np.arange(self.table.shape[1]), self.row(before)
 
     def row(self, before: Sequence[int]) -> NDArray[np.float64]:
         row: NDArray[np.float64] = self.table[before[-1] if len(before) else -1]
@@ -103,7 +102,7 @@ def settles_by_prefix(student: Vocabulary, teacher: Vocabulary, letters: str) ->
         first = int(student.encoder.encode(data).ids[0])
         state = ROOT
         for token in teacher.encoder.encode(data).ids.tolist():
-            after = tables.step(state, token)
+            after = int(tables.steps(np.array([state]), np.array([token]))[0])
             if after < 0:
                 break
             state = after

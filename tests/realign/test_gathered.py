@@ -1,0 +1,116 @@
+"""Pairs that share their ordinary ids: rows are gathered, specials by text or role."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from teacher_proto.types import Level, PositionClass
+
+from teacher_server.realign.carry import Realigner
+from teacher_server.realign.rows import TeacherRows, teacher_rows
+from teacher_server.realign.vocabulary import Vocabulary
+from tests.realign.real_tokenizers import pair, vocabulary
+
+
+def special(of: Vocabulary, text: str) -> int:
+    return next(token for token, spelt in of.specials.items() if spelt == text)
+
+
+def rows_over(ids: np.ndarray, top: list[int], values: list[float]) -> TeacherRows:
+    """The same row at every position."""
+    count = len(ids)
+    known = dict(zip(top, values, strict=True))
+    own = [np.log(known.get(token, 1e-6)) for token in ids.tolist()]
+    return teacher_rows(
+        ids,
+        np.tile(np.array(top, np.int32), (count, 1)),
+        np.tile(np.log(values), (count, 1)),
+        np.array(own),
+    )
+
+
+def test_ids_stay_and_specials_are_renamed() -> None:
+    """Llama 3 and 3.2 differ in added tokens only."""
+    realigner = Realigner(pair("llama3_2", "llama3"))
+    student, teacher = realigner.tables.student, realigner.tables.teacher
+    assert realigner.level is Level.REMAP
+    end = special(student, "<|eot_id|>")
+    # "un" + "able", as a tokenizer would not write it: ids are read as they are.
+    pieces = [student.token_bytes.index(b"un"), student.token_bytes.index(b"able")]
+    ids = np.array([*pieces, end], np.int32)
+    layout = realigner.plan(ids)
+    np.testing.assert_array_equal(layout.teacher_ids, [*pieces, special(teacher, "<|eot_id|>")])
+    without = next(t for t, s in teacher.specials.items() if s not in student.specials.values())
+    top = [pieces[1], special(teacher, "<|eot_id|>"), without, pieces[0]]
+    rows = rows_over(layout.teacher_ids, top, [0.5, 0.3, 0.15, 0.05])
+    got = realigner.carry_over(layout, np.arange(3), rows, top_k=8)
+    assert (got.position_class == PositionClass.REMAP).all()
+    np.testing.assert_array_equal(got.certified.ids[1, :4], [pieces[1], end, pieces[0], -1])
+    np.testing.assert_allclose(np.exp(got.certified.log_probs[1, :3]), [0.5, 0.3, 0.05], rtol=1e-6)
+    np.testing.assert_allclose(got.certified.lost_mass, 0.15, rtol=1e-6)
+    np.testing.assert_allclose(np.exp(got.certified.sampled), [0.05, 0.5, 0.3], rtol=1e-6)
+
+
+def test_a_token_that_only_the_student_has_goes_the_long_way() -> None:
+    """Qwen 3 added <think>; Qwen 2.5 reads it as text."""
+    realigner = Realigner(pair("qwen3", "qwen2_5"))
+    student = realigner.tables.student
+    assert realigner.level is Level.REMAP
+    ordinary = student.encoder.encode(b"one two").ids
+    assert realigner.plan(ordinary).level is Level.REMAP
+    think = np.array([special(student, "<think>")], np.int32)
+    layout = realigner.plan(np.concatenate([ordinary, think, ordinary]))
+    assert layout.level is Level.CROSS
+    assert layout.bad[len(ordinary)]
+    assert not layout.bad[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "merges"),
+    [("gemma3", True), ("gemma2", True), ("qwen3", False), ("gpt4o", False), ("llama3", False)],
+)
+def test_teachers_that_merge_spaces_are_told_by_what_they_write(name: str, merges: bool) -> None:
+    assert vocabulary(name).merges_spaces is merges
+
+
+def test_inside_a_token_of_a_teacher_that_merges_spaces_rows_are_masked() -> None:
+    realigner = Realigner(pair("qwen3", "gemma3"))
+    student, teacher = realigner.tables.student, realigner.tables.teacher
+    long = [t for t, data in enumerate(teacher.token_bytes) if data.isalpha() and len(data) > 9]
+    paths = student.encoder.encode_each([teacher.token_bytes[t] for t in long])
+    words = [token for token, path in zip(long, paths, strict=True) if len(path) == 2]
+    assert len(words) > 100
+    kept = 0
+    for word in words[:40]:
+        ids = student.encoder.encode(b"x = " + teacher.token_bytes[word]).ids
+        layout = realigner.plan(ids)
+        if int(layout.teacher_ids[-1]) != word:
+            continue
+        rows = rows_over(layout.teacher_ids, [word, 1000], [0.9, 0.05])
+        at = np.array([len(ids) - 1])
+        got = realigner.carry_over(layout, at, rows, top_k=4)
+        assert got.position_class[0] == PositionClass.MASKED
+        assert got.certified.counts[0] == 0
+        asked = realigner.carry_over(layout, at, rows, top_k=4, keep_merged=True)
+        kept += int(asked.position_class[0] == PositionClass.MID)
+    assert kept > 0
+
+
+@pytest.mark.parametrize(
+    "name", ["qwen2_5", "qwen3", "llama3", "mistral_nemo", "gpt4o", "gemma3", "deepseek_v3"]
+)
+def test_every_named_tokenizer_can_be_the_student(name: str) -> None:
+    """Of a Llama 3 teacher (Qwen 3 of Llama 3): bytes and chunks fit together."""
+    other = "qwen3" if name == "llama3" else "llama3"
+    realigner = Realigner(pair(name, other))
+    text = "Now 12345 + 6 = 12351; naïve 你好 🙂\n\tdef f(x):\n        return x\n".encode()
+    ids = realigner.tables.student.encoder.encode(text).ids
+    layout = realigner.plan(ids)
+    assert layout.data == text
+    assert realigner.tables.teacher.encoder.decode(layout.teacher_ids.tolist()) == text
+    assert layout.canonical.all()
+    assert not layout.bad.any()
+    np.testing.assert_array_equal(
+        layout.teacher_offsets[layout.chunk_teacher],
+        np.intersect1d(layout.student_offsets, layout.teacher_offsets),
+    )
