@@ -30,9 +30,10 @@ from teacher_server.prompts import prompt_ids, teacher_prompt
 from teacher_server.realigned import not_finite
 from teacher_server.realigned_path import Ask, PairFigures, Realigned, realigned_scores
 from teacher_server.scheduler import Deadline, Ticket
+from teacher_server.sizes import check_row_bytes, check_sizes
 from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher
-from teacher_server.validation import check_ids, check_request, check_row_bytes, check_sizes
+from teacher_server.validation import check_ids, check_request
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ those of ``teacher_proto/v1/score.proto``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,12 +24,6 @@ from teacher_proto.types import (
 )
 
 MAX_NAME_LENGTH = 256
-# Bytes of a reply besides its supports: per row (valid count, sampled
-# log-probability, tail, bitmaps) and per continuation (shapes, tags).
-ROW_BYTES = 16
-CONTINUATION_BYTES = 256
-# What the teacher's rows may take, of which a realigned reply holds a part.
-ROWS_PER_REPLY = 4
 
 
 @dataclass(frozen=True)
@@ -390,83 +384,3 @@ def check_explicit(
             "ask for fewer",
         )
     check_ids(ids, where, facts.vocabulary_size, lowest=-1)
-
-
-def check_sizes(
-    request: ScoreRequest,
-    prompt_tokens: int,
-    facts: TeacherFacts,
-    limits: ServerLimits,
-    bytes_per_entry: int,
-    lengths: Sequence[int] | None = None,
-) -> None:
-    """What can only be told once the prompt's length on the teacher's side is known.
-
-    Args:
-        prompt_tokens: length of the prompt the teacher reads.
-        lengths: of the continuations as the teacher reads them, when its tokenizer is
-            not the request's.
-        bytes_per_entry: size of one (id, log-probability) in the reply.
-    """
-    prompt_where = "prompt" if request.teacher_prompt is None else "teacher_prompt"
-    if prompt_tokens == 0:
-        raise empty_prompt(prompt_where)
-    total = prompt_tokens
-    reply = 0
-    for index, continuation in enumerate(request.continuations):
-        tokens = len(continuation.token_ids) if lengths is None else lengths[index]
-        total += tokens
-        if prompt_tokens + tokens > facts.max_length:
-            raise over_limit(
-                f"{prompt_tokens} prompt tokens and {tokens} of the continuation are "
-                f"{prompt_tokens + tokens} together",
-                f"continuations[{index}]",
-                "engine.max_length, at most what the model can read",
-                facts.max_length,
-                "shorten the prompt or the continuation",
-            )
-        explicit = continuation.explicit_ids
-        per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
-        rows = row_count(continuation)
-        reply += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
-    if total > limits.max_request_tokens:
-        raise over_limit(
-            f"prompt and continuations are {total} tokens",
-            "continuations",
-            "limits.max_request_tokens",
-            limits.max_request_tokens,
-            "split the group",
-        )
-    if reply > limits.max_reply_bytes:
-        raise over_limit(
-            f"the reply would take {reply} bytes",
-            "continuations",
-            "limits.max_reply_bytes",
-            limits.max_reply_bytes,
-            "ask for fewer rows or a smaller top_k, or split the group",
-        )
-
-
-def check_row_bytes(size: int, limits: ServerLimits) -> None:
-    """Refuses when the rows that a realigned reply is made of would take too much."""
-    limit = ROWS_PER_REPLY * limits.max_reply_bytes
-    if size > limit:
-        raise over_limit(
-            f"the teacher's rows would take {size} bytes",
-            "continuations",
-            f"{ROWS_PER_REPLY} times limits.max_reply_bytes",
-            limit,
-            "ask for fewer rows or a smaller top_k, or split the group",
-        )
-
-
-def check_request_bytes(size: int, limits: ServerLimits) -> None:
-    if size > limits.max_request_bytes:
-        raise over_limit(
-            f"the request is {size} bytes or more",
-            "the request's body",
-            "limits.max_request_bytes",
-            limits.max_request_bytes,
-            "split the group",
-            "REQUEST_TOO_LARGE",
-        )

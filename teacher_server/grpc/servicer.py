@@ -19,8 +19,8 @@ from teacher_proto.v1 import service_pb2, teacher_pb2, tokenizer_pb2
 
 from teacher_server.grpc.access import CALLER
 from teacher_server.service import GRPC, Surface, TeacherService
+from teacher_server.sizes import check_request_bytes
 from teacher_server.teacher import Teacher, Teachers
-from teacher_server.validation import check_request_bytes
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_name
 

@@ -12,7 +12,8 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import ScoreBody
-from teacher_server.validation import check_request_bytes, refuse
+from teacher_server.sizes import check_request_bytes
+from teacher_server.validation import refuse
 
 
 async def read_body(request: Request, limits: ServerLimits) -> bytes:

@@ -106,7 +106,7 @@ class Vocabulary:
     def merges_spaces(self) -> bool:
         """Whether the last of several spaces is not given to the word behind them."""
         ids = self.encoder.encode(b"a    b").ids.tolist()
-        return self.token_bytes[ids[-1]] == b"b"
+        return bool(self.token_bytes[ids[-1]] == b"b")
 
     @cached_property
     def begins_with_mark(self) -> Bool:

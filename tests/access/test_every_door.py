@@ -39,7 +39,15 @@ BAD = {
     "longer": [f"Bearer {ALICE}0"],
 }
 PUBLIC_PATHS = {"/livez", "/readyz"}
-PATHS = {"/v1/score", "/v1/teacher", "/metrics", "/docs", "/openapi.json", *PUBLIC_PATHS}
+PATHS = {
+    "/v1/score",
+    "/v1/teacher",
+    "/v1/tokenizers",
+    "/metrics",
+    "/docs",
+    "/openapi.json",
+    *PUBLIC_PATHS,
+}
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "X")
 TRICKS = (
     "/",

@@ -20,17 +20,15 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.validation import (
+from teacher_server.sizes import (
     CONTINUATION_BYTES,
     ROW_BYTES,
     ROWS_PER_REPLY,
-    StudentFacts,
-    TeacherFacts,
-    check_request,
     check_request_bytes,
     check_row_bytes,
     check_sizes,
 )
+from teacher_server.validation import StudentFacts, TeacherFacts, check_request
 from tests.server.running import continuation, ids
 
 FACTS = TeacherFacts(
