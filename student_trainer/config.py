@@ -268,9 +268,11 @@ class TrainConfig(Settings):
                 f"step's {responses} responses"
             )
         same = self.loss.temperature == self.rollout.temperature
-        if isinstance(self.loss, SampledTokenLoss) and not same:
+        compares = isinstance(self.loss, SampledTokenLoss) or self.loss.masked_chunks
+        if compares and not same:
+            what = "loss.masked_chunks" if self.loss.masked_chunks else "sampled_token"
             raise ValueError(
-                "sampled_token compares the student with itself at sampling time: "
+                f"{what} compares the student with itself at sampling time: "
                 f"loss.temperature ({self.loss.temperature}) must equal rollout.temperature "
                 f"({self.rollout.temperature})"
             )

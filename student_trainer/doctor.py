@@ -106,7 +106,7 @@ def check_trackers(config: TrainConfig) -> str:
 
 
 def check_teacher(config: TrainConfig) -> str:
-    from student_trainer.teacher import check_reachable
+    from student_trainer.teacher_connection import check_reachable
 
     check_reachable(config.teacher, config.run.name)
     return f"{config.teacher.name} answers at {config.teacher.address}"
@@ -118,7 +118,7 @@ def check_clock(config: TrainConfig) -> str:
     Raises:
         ConfigurationError: the clocks are more than ``CLOCK_TOLERANCE`` apart.
     """
-    from student_trainer.teacher import service_date
+    from student_trainer.teacher_connection import service_date
 
     theirs = service_date(config.teacher, config.run.name)
     if theirs is None:

@@ -24,7 +24,8 @@ from student_trainer.model_card import write_card
 from student_trainer.progress import Progress
 from student_trainer.run_dir import RunDirectory
 from student_trainer.signals import Stopper
-from student_trainer.teacher import TeacherLink, check_reachable
+from student_trainer.teacher import TeacherLink
+from student_trainer.teacher_connection import check_reachable
 from student_trainer.trackers import RunFacts, Trackers, check_installed
 
 log = logging.getLogger(__name__)
