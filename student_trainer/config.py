@@ -170,6 +170,11 @@ class EvaluationSettings(Settings):
         description="positions of continuations frozen before training; 0 turns them off",
     )
     max_new_tokens: PositiveInt = Field(default=256, description="length limit of its responses")
+    top_k: Annotated[int, Field(ge=2)] = Field(
+        default=64,
+        description="ids of the support that evaluation across tokenizers is on; with one "
+        "tokenizer it is over the whole vocabulary",
+    )
     rollouts: bool = Field(default=True, description="also evaluate on fresh responses")
     samples: Count = Field(default=6, description="responses kept as text")
     batch_size: PositiveInt = Field(default=32, description="responses generated together")

@@ -51,7 +51,13 @@ def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, Speci
             roles.setdefault(token, THINKING[added.content])
     if tokenizer.pad_token_id is not None:
         roles.setdefault(tokenizer.pad_token_id, SpecialRole.PADDING)
-    return roles
+    ordinary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    special = {
+        token
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special or added.content not in ordinary
+    }
+    return {token: role for token, role in roles.items() if token in special}
 
 
 def _turn_end(tokenizer: Any, terminators: Sequence[int]) -> int | None:

@@ -7,10 +7,18 @@ from collections.abc import Mapping
 
 import numpy as np
 from teacher_proto.errors import PoisonedReplyError
-from teacher_proto.types import Bool, ContinuationScores, Float32, PositionClass, Status
+from teacher_proto.types import (
+    Bool,
+    ContinuationScores,
+    Float32,
+    PositionClass,
+    Realignment,
+    Status,
+)
 
 from student_trainer.metrics import Means
 from student_trainer.rollout.base import Rollout
+from student_trainer.teacher import TeacherLink
 
 # A step beyond one of these is warned of (docs/training.md).
 LOW_COVERAGE = 0.8
@@ -90,29 +98,52 @@ def low_coverage(line: Mapping[str, object]) -> str:
     )
 
 
+def describe(scores: ContinuationScores, teacher: TeacherLink) -> str:
+    """The pair's level and what the teacher knows of one response, in half a sentence."""
+    if scores.realignment is None:
+        return f"level {teacher.level.name}, could not be realigned: {scores.detail}"
+    known = scores.realignment.position_class != PositionClass.MASKED
+    if not known.any():
+        return f"level {teacher.level.name}"
+    coverage = float(scores.realignment.coverage[known].mean())
+    open_mass = float(scores.realignment.open_mass[known].mean())
+    return f"level {teacher.level.name}, coverage {coverage:.2f}, open {open_mass:.2f}"
+
+
+def chunks_known(block: Realignment, excluded: Bool, finished: bool) -> Bool:
+    """bool [C]: the chunks whose likelihood both sides can be asked for.
+
+    Left out is a chunk with a token that is ``excluded`` (bool [n]) and masked, such as
+    a special token without a counterpart, and the last one of a response that was
+    cut: its text would have gone on.
+    """
+    count = len(block.chunk_log_likelihood)
+    known = np.zeros(count, np.bool_)
+    known[block.chunk_index] = True
+    masked = block.position_class == PositionClass.MASKED
+    known[block.chunk_index[masked & excluded]] = False
+    if not finished:
+        known[block.chunk_index[-1]] = False
+    return known
+
+
 def chunk_advantages(
-    scores: ContinuationScores, rollout: Rollout, ordinary: Bool
+    scores: ContinuationScores, rollout: Rollout, excluded: Bool
 ) -> tuple[Float32, Bool]:
     """What a position's chunk says about it: log q(chunk) - log pi_old(chunk).
 
     Args:
         scores: of every row of the response.
-        ordinary: bool [n], False where a token's likelihood is not comparable (the
-            settings mask it, or it is special); its whole chunk is left out.
+        excluded: bool [n], see ``chunks_known``.
 
     Returns:
-        float32 [n] nats and bool [n], where it is known. A response that was cut ends
-        in a chunk whose text would have gone on, which is left out too.
+        float32 [n] nats and bool [n], where it is known.
     """
-    count = len(rollout.token_ids)
     block = scores.realignment
     if block is None:
+        count = len(rollout.token_ids)
         return np.zeros(count, np.float32), np.zeros(count, np.bool_)
-    chunk = block.chunk_index
-    chunks = len(block.chunk_log_likelihood)
-    own = np.bincount(chunk, rollout.log_probs.astype(np.float64), chunks)
-    advantage = block.chunk_log_likelihood - own
-    known = np.bincount(chunk, ~ordinary, chunks) == 0
-    if not rollout.finished:
-        known[chunk[-1]] = False
-    return advantage[chunk].astype(np.float32), known[chunk]
+    chunk, theirs = block.chunk_index, block.chunk_log_likelihood
+    own = np.bincount(chunk, rollout.log_probs.astype(np.float64), len(theirs))
+    known = chunks_known(block, excluded, rollout.finished)
+    return (theirs - own)[chunk].astype(np.float32), known[chunk]

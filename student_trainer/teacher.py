@@ -247,6 +247,16 @@ class TeacherLink:
             parts.append(reply.results[0])
         return concatenate(parts)
 
+    def describe_tokenizers(self) -> str:
+        """How the student's tokenizer relates to the teacher's, for people."""
+        own, theirs = self._tokenizer_hash[:16], self.info.identity.tokenizer_hash[:16]
+        if not self.realigned:
+            return f"one tokenizer, {own}"
+        return (
+            f"the student's tokenizer ({own}) is not the teacher's ({theirs}): level "
+            f"{self.level.name}, its rows are realigned"
+        )
+
     def check_identity(self, reply: ScoreReply) -> None:
         """Raises ContractMismatchError when the teacher is not the one at start."""
         if reply.identity != self.info.identity:

@@ -230,8 +230,8 @@ class Updater:
             kept[member] = before & judged
             figures.not_judged += int((before & ~judged).sum())
             if self.config.loss.masked_chunks:
-                ordinary = before & ~np.isin(rollout.token_ids, self._special)
-                found, has = realigned.chunk_advantages(scores, rollout, ordinary)
+                excluded = ~before | np.isin(rollout.token_ids, self._special)
+                found, has = realigned.chunk_advantages(scores, rollout, excluded)
                 advantages[member] = found
                 chunked[member] = before & ~judged & has
         batch = micro_batch(members, rollouts, chunked)
