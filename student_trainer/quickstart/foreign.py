@@ -54,7 +54,9 @@ def foreign_dir(teacher: Path, prompts: Path, note: Note) -> Path:
         make_foreign(teacher, folder, texts(prompts), VOCABULARY)
         return {"source": teacher.name, "vocabulary": VOCABULARY, "version": VERSION}
 
-    name = f"{teacher.name}-foreign-{VOCABULARY}-{VERSION}-py{sys.version_info[0]}{sys.version_info[1]}"
+    # The corpus is this Python's documentation.
+    python = f"py{sys.version_info.major}{sys.version_info.minor}"
+    name = f"{teacher.name}-foreign-{VOCABULARY}-{VERSION}-{python}"
     return ensure(teacher.parent / name, make)
 
 

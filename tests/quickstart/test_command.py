@@ -41,8 +41,10 @@ def tiny_student_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFact
     return output
 
 
-def arguments(output: Path, steps: int) -> argparse.Namespace:
-    return argparse.Namespace(output=output, steps=steps, overrides=list(SMALL))
+def arguments(output: Path, steps: int, cross: bool = False) -> argparse.Namespace:
+    return argparse.Namespace(
+        output=output, steps=steps, overrides=list(SMALL), cross_tokenizer=cross
+    )
 
 
 def prompts(name: str) -> list[str]:
@@ -169,7 +171,7 @@ def long_run(
         "from teacher_proto.program import run_program\n"
         "from student_trainer.quickstart import command\n"
         f"arguments = argparse.Namespace(output=Path({str(output)!r}), steps=100000,"
-        f" overrides={list(SMALL)!r})\n"
+        f" overrides={list(SMALL)!r}, cross_tokenizer=False)\n"
         "def main(argv):\n"
         "    with command._ended_by_signals():\n"
         f"        command._train(Console(stderr=True), arguments, Path({str(tiny_model_dir)!r}),"
