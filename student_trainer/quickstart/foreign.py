@@ -138,15 +138,15 @@ def pieces_of(tokenizer: Any, token: int, theirs: Any) -> list[int]:
     or of its bytes where it is part of a character."""
     written = tokenizer.convert_ids_to_tokens(token)
     if written in COUNTERPARTS:
-        found = theirs.convert_tokens_to_ids(COUNTERPARTS[written])
-        if found is None or found == theirs.unk_token_id:
+        if COUNTERPARTS[written] not in theirs.get_vocab():
             raise ConfigurationError(
                 f"the teacher's tokenizer has no {COUNTERPARTS[written]}", where="quickstart"
             )
-        return [found]
+        return [theirs.convert_tokens_to_ids(COUNTERPARTS[written])]
     text = tokenizer.decode([token], clean_up_tokenization_spaces=False)
+    ids: list[int] = []
     if "\ufffd" not in text:
-        ids: list[int] = theirs(text, add_special_tokens=False)["input_ids"]
-        return ids
-    # Both are byte-level: a byte has the same letter in either vocabulary.
-    return list(theirs.convert_tokens_to_ids(list(written)))
+        ids = theirs(text, add_special_tokens=False)["input_ids"]
+    # Both are byte-level: a byte has the same letter in either vocabulary. One that the
+    # teacher has no token for is its unknown token.
+    return ids or list(theirs.convert_tokens_to_ids(list(written)))
