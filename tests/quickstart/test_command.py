@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.prune import prune
-from student_trainer.quickstart import command
+from student_trainer.quickstart import command, foreign
 from student_trainer.quickstart.server import TeacherProcess
 from student_trainer.quickstart.table import closing_table
 
@@ -155,6 +156,45 @@ def test_a_whole_run_on_tiny_models(
     table = console.export_text()
     assert f"{summary['reverse_kl_before']:.3f}" in table
     assert f"{summary['reverse_kl_after']:.3f}" in table
+
+
+def test_a_whole_run_across_tokenizers(tiny_model_dir: Path, tmp_path: Path) -> None:
+    output, student = tmp_path / "runs" / "quickstart", tmp_path / "student"
+    output.mkdir(parents=True)
+    texts = iter(prompts("train.jsonl"))
+    foreign.make_foreign(tiny_model_dir, student, texts, 400)
+    asked = arguments(output, 2, cross=True)
+    command._train(Console(quiet=True), asked, tiny_model_dir, student)
+    summary = json.loads((output / "summary.json").read_text())
+    assert 0 < summary["support_coverage_before"] <= 1
+    assert summary["support_reverse_kl_after"] > 0
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["realign_coverage"] <= 1
+    console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(closing_table(output))
+    assert f"{summary['support_coverage_after']:.1%}" in console.export_text()
+
+
+def test_a_foreign_students_embeddings_are_means(tiny_model_dir: Path, tmp_path: Path) -> None:
+    foreign.make_foreign(tiny_model_dir, tmp_path, iter(prompts("train.jsonl")), 400)
+    theirs, own = (AutoTokenizer.from_pretrained(p) for p in (tiny_model_dir, tmp_path))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32)
+        for p in (tiny_model_dir, tmp_path)
+    )
+    pairs = zip(before.state_dict().items(), after.state_dict().items(), strict=True)
+    for (name, old), (_, new) in pairs:
+        if "embed" not in name and "lm_head" not in name:
+            torch.testing.assert_close(new, old.bfloat16().float(), rtol=0, atol=0)
+    rows = after.get_input_embeddings().weight
+    old = before.get_input_embeddings().weight
+    assert rows.isfinite().all()
+    word = own(" capital", add_special_tokens=False)["input_ids"]
+    assert len(word) == 1
+    pieces = theirs(" capital", add_special_tokens=False)["input_ids"]
+    torch.testing.assert_close(rows[word[0]], old[pieces].mean(0), rtol=1e-2, atol=1e-2)
+    stop, end = own.eos_token_id, theirs.convert_tokens_to_ids("<|im_end|>")
+    torch.testing.assert_close(rows[stop], old[end], rtol=1e-2, atol=1e-2)
 
 
 @pytest.fixture

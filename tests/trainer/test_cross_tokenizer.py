@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from student_trainer.config import StudentSettings, TrainConfig
 from student_trainer.data import load_prompts
+from student_trainer.dry_run import compare_tokenizers
 from student_trainer.metrics import UpdateFigures
 from student_trainer.model import load_student
 from student_trainer.own_tokenizer import special_roles
@@ -147,6 +148,14 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     train(in_directory(settings, broken))
     assert losses(broken) == losses(straight)
     assert artefacts(broken, 3) == artefacts(straight, 3)
+
+
+def test_a_dry_run_tells_the_level_once_the_service_knows_it(config: MakeConfig) -> None:
+    settings = config()
+    with TeacherLink(settings.teacher, load_student(settings.student), run="test"):
+        assert compare_tokenizers(settings).endswith("level CROSS")
+    nobody = config(teacher={"address": "127.0.0.1:1", "connect_timeout_seconds": 0.3})
+    assert compare_tokenizers(nobody).startswith("not compared (no ")
 
 
 def test_rows_are_those_of_their_tokens(
