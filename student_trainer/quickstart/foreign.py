@@ -66,7 +66,7 @@ def texts(prompts: Path) -> Iterator[str]:
 
     yield from topics.topics.values()
     for name in MODULES:
-        yield pydoc.render_doc(name, renderer=pydoc.plaintext)
+        yield pydoc.plain(pydoc.render_doc(name))
     yield prompts.read_text(encoding="utf-8")
 
 
