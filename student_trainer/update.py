@@ -217,26 +217,26 @@ class Updater:
     ) -> ChunkRows:
         """Takes rows without a verdict of the teacher out of ``kept``; those that learn
         from their chunk instead."""
-        by_token = isinstance(self.config.loss, SampledTokenLoss)
-        advantages: dict[int, Float32] = {}
+        loss = self.config.loss
+        by_token = isinstance(loss, SampledTokenLoss)
         chunked = [np.zeros(len(rows), np.bool_) for rows in kept]
+        advantages: list[Float32] = []
         for member in members:
-            scores, rollout, before = known[member], rollouts[member], kept[member]
             if not self._realigned:
-                realigned.refuse_not_realigned(scores)
+                realigned.refuse_not_realigned(known[member])
                 continue
-            realigned.add_figures(figures.means, scores, len(before))
-            judged = realigned.judged(scores, len(before), sampled=by_token)
+            rollout, before = rollouts[member], kept[member]
+            realigned.add_figures(figures.means, known[member], len(before))
+            judged = realigned.judged(known[member], len(before), sampled=by_token)
             kept[member] = before & judged
             figures.not_judged += int((before & ~judged).sum())
-            if self.config.loss.masked_chunks:
+            if loss.masked_chunks:
                 excluded = ~before | np.isin(rollout.token_ids, self._special)
-                found, has = realigned.chunk_advantages(scores, rollout, excluded)
-                advantages[member] = found
+                found, has = realigned.chunk_advantages(known[member], rollout, excluded)
                 chunked[member] = before & ~judged & has
-        batch = micro_batch(members, rollouts, chunked)
-        values = [advantages[m][chunked[m]] for m in members if m in advantages]
-        return ChunkRows(batch, np.concatenate(values) if values else np.zeros(0, np.float32))
+                advantages.append(found[chunked[member]])
+        values = np.concatenate(advantages) if advantages else np.zeros(0, np.float32)
+        return ChunkRows(micro_batch(members, rollouts, chunked), values)
 
     def _loss_of(
         self,
