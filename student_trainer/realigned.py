@@ -93,8 +93,8 @@ def low_coverage(line: Mapping[str, object]) -> str:
     )
     return (
         f"step {line['step']}: the teacher's rows tell little in the student's tokens ({figures}). "
-        "Open mass near 0 means that loss.top_k is small; else the two tokenizers do not fit "
-        "this text (docs/realignment.md)"
+        "Open mass is not settled by the tokenizers; what is neither covered, open nor lost is "
+        "beyond loss.top_k or not certified (docs/realignment.md)"
     )
 
 
