@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step proofs bench-realign clean
+.PHONY: help install quickstart quickstart-cross test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step proofs bench-realign clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -29,6 +29,9 @@ install: $(VENV)/.dev ## the environment with everything for development
 
 quickstart: $(VENV)/.quickstart ## a real student gets better under a real teacher (8 minutes, 2 cores)
 	$(BIN)/student-trainer quickstart $(ARGS)
+
+quickstart-cross: $(VENV)/.quickstart ## the same across tokenizers: the student has one of its own
+	$(BIN)/student-trainer quickstart --cross-tokenizer $(ARGS)
 
 test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
 	$(BIN)/python -m pytest $(ARGS)

@@ -81,7 +81,10 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     resolved = resolve(arguments)
     if arguments.dry_run:
+        from student_trainer.dry_run import compare_tokenizers
+
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
+        sys.stdout.write(f"# tokenizers: {compare_tokenizers(resolved.settings)}\n")
         return 0
     quiet_libraries()
     from student_trainer.train import train

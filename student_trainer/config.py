@@ -170,6 +170,11 @@ class EvaluationSettings(Settings):
         description="positions of continuations frozen before training; 0 turns them off",
     )
     max_new_tokens: PositiveInt = Field(default=256, description="length limit of its responses")
+    top_k: Annotated[int, Field(ge=2)] = Field(
+        default=64,
+        description="ids of the support that evaluation across tokenizers is on; with one "
+        "tokenizer it is over the whole vocabulary",
+    )
     rollouts: bool = Field(default=True, description="also evaluate on fresh responses")
     samples: Count = Field(default=6, description="responses kept as text")
     batch_size: PositiveInt = Field(default=32, description="responses generated together")
@@ -268,9 +273,11 @@ class TrainConfig(Settings):
                 f"step's {responses} responses"
             )
         same = self.loss.temperature == self.rollout.temperature
-        if isinstance(self.loss, SampledTokenLoss) and not same:
+        compares = isinstance(self.loss, SampledTokenLoss) or self.loss.masked_chunks
+        if compares and not same:
+            what = "loss.masked_chunks" if self.loss.masked_chunks else "sampled_token"
             raise ValueError(
-                "sampled_token compares the student with itself at sampling time: "
+                f"{what} compares the student with itself at sampling time: "
                 f"loss.temperature ({self.loss.temperature}) must equal rollout.temperature "
                 f"({self.rollout.temperature})"
             )

@@ -106,7 +106,7 @@ def check_trackers(config: TrainConfig) -> str:
 
 
 def check_teacher(config: TrainConfig) -> str:
-    from student_trainer.teacher import check_reachable
+    from student_trainer.teacher_connection import check_reachable
 
     check_reachable(config.teacher, config.run.name)
     return f"{config.teacher.name} answers at {config.teacher.address}"
@@ -118,7 +118,7 @@ def check_clock(config: TrainConfig) -> str:
     Raises:
         ConfigurationError: the clocks are more than ``CLOCK_TOLERANCE`` apart.
     """
-    from student_trainer.teacher import service_date
+    from student_trainer.teacher_connection import service_date
 
     theirs = service_date(config.teacher, config.run.name)
     if theirs is None:
@@ -177,10 +177,12 @@ def check_tokenizer(
     config: TrainConfig, student: Student, links: list[TeacherLink], stack: ExitStack
 ) -> str:
     from student_trainer.teacher import TeacherLink
+    from student_trainer.train import check_realigned
 
     link = TeacherLink(config.teacher, student, run=config.run.name)
     links.append(stack.enter_context(link))
-    return f"hash {student.tokenizer_hash}, known to the teacher"
+    check_realigned(config, link)
+    return link.describe_tokenizers()
 
 
 def check_limits(config: TrainConfig, student: Student, link: TeacherLink) -> str:
@@ -210,9 +212,12 @@ def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) ->
     k, temperature = config.loss.top_k, config.loss.temperature
     every = link.score_rows(prompt, response, rows, k, temperature)
     later = link.score_rows(prompt, response, rows[1:], k, temperature)
-    assert every.sampled_log_probs is not None
-    assert later.sampled_log_probs is not None
-    apart = float(abs(every.sampled_log_probs[1:] - later.sampled_log_probs).max())
+    first, second = every.sampled_log_probs, later.sampled_log_probs
+    if first is None or second is None or every.sampled_valid is None:
+        return f"the teacher has no rows for {REPEATED_TOKENS} tokens of the prompt: {every.detail}"
+    # Across tokenizers some positions have no verdict.
+    known = every.sampled_valid[1:]
+    apart = float(abs(first[1:] - second)[known].max(initial=0.0))
     allowed = TOLERANCE.get(link.info.identity.dtype, HALF_TOLERANCE)
     if apart > allowed:
         raise ContractMismatchError(
@@ -221,4 +226,4 @@ def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) ->
             fix="run `teacher-server doctor` beside the teacher, or serve it with --deterministic",
             reason="SCORES_DISAGREE",
         )
-    return f"the same tokens scored twice lie {apart:.2g} nats apart"
+    return f"{known.sum()} tokens scored twice lie {apart:.2g} nats apart"

@@ -2,7 +2,8 @@
 template or mask here before hours are spent.
 
 The response is the start of the one that step 1 draws for this prompt: streams
-belong to rollouts (rollout/sampling.py), so drawing it twice changes nothing.
+belong to rollouts (rollout/sampling.py), so drawing it twice changes nothing. A
+teacher with another tokenizer is asked about it: what it has no verdict on is shown.
 """
 
 from __future__ import annotations
@@ -10,16 +11,18 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
+from student_trainer import realigned
 from student_trainer.config import RolloutSettings
-from student_trainer.loss_config import MaskSettings
+from student_trainer.loss_config import LossConfig, SampledTokenLoss
 from student_trainer.masking import token_mask
 from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.teacher import TeacherLink
 
 RESPONSE_TOKENS = 48
 PROMPT_HEAD, PROMPT_TAIL = 8, 24
-COLOURS = {"prompt": "\x1b[2m", "masked": "\x1b[31m"}
+COLOURS = {"prompt": "\x1b[2m", "masked": "\x1b[31m", "unknown": "\x1b[33m"}
 PLAIN = "\x1b[0m"
 
 
@@ -27,31 +30,54 @@ def first_example(
     student: Student,
     prompt: PromptItem,
     rollout: RolloutSettings,
-    mask: MaskSettings,
+    loss: LossConfig,
     seed: int,
     *,
+    teacher: TeacherLink | None = None,
     colour: bool = False,
 ) -> str:
     """A table of the prompt's tokens and of the response's first ``RESPONSE_TOKENS``.
 
     Args:
         prompt: the first one of step 1.
+        teacher: one with another tokenizer, to be asked what it knows; else None.
+
+    Raises:
+        LsmError: as ``TeacherLink.submit_rollouts``.
     """
     limit = min(rollout.max_new_tokens, RESPONSE_TOKENS)
     settings = rollout.model_copy(update={"group_size": 1, "max_new_tokens": limit})
     (drawn,) = generate(student, [prompt], settings, seed=seed, step=1)
-    masked = token_mask(mask, student.tokenizer, student.vocabulary_size).masked(drawn.token_ids)
-    return table(student, drawn, masked.tolist(), colour=colour)
+    mask = token_mask(loss.mask, student.tokenizer, student.vocabulary_size)
+    masked = mask.masked(drawn.token_ids).tolist()
+    kinds = ["masked" if here else "loss" for here in masked]
+    if teacher is None:
+        return table(student, drawn, kinds, colour=colour)
+    scores = teacher.submit_rollouts([drawn], max(loss.teacher_top_k, 2), loss.temperature)
+    (found,) = scores.result()
+    by_token = isinstance(loss, SampledTokenLoss)
+    judged = realigned.judged(found, len(kinds), sampled=by_token).tolist()
+    kinds = ["unknown" if k == "loss" and not j else k for k, j in zip(kinds, judged, strict=True)]
+    return table(student, drawn, kinds, known=realigned.describe(found, teacher), colour=colour)
 
 
-def table(student: Student, drawn: Rollout, masked: list[bool], *, colour: bool = False) -> str:
+def table(
+    student: Student, drawn: Rollout, kinds: list[str], *, known: str = "", colour: bool = False
+) -> str:
     """One line a token: place, id, what the loss does with it, text. A long prompt's
-    middle is counted, not shown."""
+    middle is counted, not shown.
+
+    Args:
+        kinds: of each token of the response: loss, masked (by the settings) or unknown
+            (a teacher with another tokenizer has no verdict on it).
+        known: what such a teacher knows of the response.
+    """
     prompt, response = drawn.prompt.token_ids.tolist(), drawn.token_ids.tolist()
     end = "ends itself" if drawn.finished else f"shown up to token {len(response)}"
     lines = [
         f"first example: {len(prompt)} prompt tokens (no loss); response ({end}): "
-        f"{masked.count(False)} tokens with loss, {masked.count(True)} masked",
+        f"{kinds.count('loss')} tokens with loss, {kinds.count('masked')} masked"
+        + (f", {kinds.count('unknown')} unknown to the teacher; {known}" if known else ""),
         f"{'place':>7}  {'id':>7}  {'':<8}token",
     ]
     hidden = len(prompt) - PROMPT_HEAD - PROMPT_TAIL
@@ -61,8 +87,7 @@ def table(student: Student, drawn: Rollout, masked: list[bool], *, colour: bool 
         if hidden <= 0 or not PROMPT_HEAD <= place < PROMPT_HEAD + hidden:
             lines.append(_line(student, place - len(prompt), token, "prompt", colour))
     for place, token in enumerate(response):
-        kind = "masked" if masked[place] else "loss"
-        lines.append(_line(student, place, token, kind, colour))
+        lines.append(_line(student, place, token, kinds[place], colour))
     return "\n".join(lines)
 
 

@@ -26,6 +26,7 @@ from student_trainer.data import PromptSets
 from student_trainer.model import Student, save_weights
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.progress import Progress
+from student_trainer.realigned import low_coverage
 from student_trainer.resume import check_resumable, in_flight_usable
 from student_trainer.rng import capture_rng, restore_rng
 from student_trainer.run_dir import RunDirectory
@@ -78,7 +79,8 @@ class TrainingLoop:
         self.stopper = stopper or Stopper()
         self.pipeline = Pipeline(config, student, teacher, prompts.train)
         self.recent = RecentMetric(config.checkpoint)
-        self.updater = Updater(student, config)
+        self.updater = Updater(student, config, teacher.realigned)
+        self._coverage_low = False
         self.state = checkpoint.TrainState(
             step=0,
             updates=0,
@@ -131,6 +133,7 @@ class TrainingLoop:
                 with self.stopper.step():
                     figures = self.step()
                     run_dir.append_metrics(self.run.metrics, figures)
+                    self._warn(figures)
                     progress.step(figures)
                     self.recent.add(figures)
                     due = self.state.step % self.config.checkpoint.every == 0
@@ -186,6 +189,13 @@ class TrainingLoop:
             "teacher_identity": self.state.teacher.digest,
             "time": datetime.now(UTC).isoformat(),
         }
+
+    def _warn(self, figures: dict[str, Any]) -> None:
+        """Says so when realignment becomes poor, not again while it stays so."""
+        problem = low_coverage(figures)
+        if problem and not self._coverage_low:
+            log.warning("%s", problem)
+        self._coverage_low = bool(problem)
 
     def _scores(self, batch: Batch, place: int, times: Times) -> ContinuationScores:
         """Of one rollout; the wait for them is timed, and a signal ends it."""

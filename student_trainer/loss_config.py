@@ -48,6 +48,14 @@ class LossCommon(Settings):
         default=0.01, description="a step with more of its rows not finite is refused"
     )
     mask: MaskSettings = Field(default_factory=MaskSettings)
+    masked_chunks: bool = Field(
+        default=False,
+        description="across tokenizers: where the teacher has no verdict on a token, learn from "
+        "its likelihood of the chunk that holds it, a policy gradient",
+    )
+    chunk_clamp: Positive | None = Field(
+        default=None, description="bound on a chunk's |advantage|, nats"
+    )
 
     @property
     def needs_log_tail(self) -> bool:

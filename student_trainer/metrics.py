@@ -47,6 +47,8 @@ class UpdateFigures:
 
     Attributes:
         losses: mean loss of each update. grad_norms: before clipping.
+        masked: rows the settings mask. not_judged: others that the teacher, with
+            another tokenizer, has no verdict on.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -56,6 +58,8 @@ class UpdateFigures:
     rows: int = 0
     used: int = 0
     masked: int = 0
+    not_judged: int = 0
+    chunk_rows: int = 0
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
     means: Means = field(default_factory=Means)
@@ -122,6 +126,14 @@ def add_rows(
         means.add_values("rollout_log_prob_gap", moved.abs())
 
 
+def add_chunks(figures: UpdateFigures, result: LossResult) -> None:
+    """Adds rows that learn from their chunk (losses/chunk.py)."""
+    count = int(result.used.sum())
+    if count:
+        figures.means.add("chunk_advantage", result.metrics["advantage"], count)
+        figures.chunk_rows += count
+
+
 def _add_support(means: Means, batch: LossBatch, used: Tensor) -> None:
     assert batch.support_ids is not None
     assert batch.support_log_probs is not None
@@ -164,6 +176,8 @@ def step_metrics(figures: UpdateFigures, rollouts: Sequence[Rollout]) -> dict[st
         "tokens": figures.rows,
         "tokens_used": figures.used,
         "masked_tokens": figures.masked,
+        "not_judged_tokens": figures.not_judged,
+        "chunk_tokens": figures.chunk_rows,
         "dropped_non_finite": figures.dropped_non_finite,
         "dropped_small_support": figures.dropped_small_support,
         **rollout_figures(rollouts),

@@ -15,15 +15,9 @@ from teacher_proto.types import TeacherInfo
 
 from student_trainer.config import TrainConfig
 from student_trainer.data.rows import is_hub_name
+from student_trainer.report.figures import shown_figures
 
 TEMPLATE = "model_card.md.j2"
-FIGURES = (
-    ("reverse KL (student‖teacher), nats", "reverse_kl"),
-    ("forward KL (teacher‖student), nats", "forward_kl"),
-    ("arg-max agreement", "agreement"),
-    ("response length, tokens", "rollout_length"),
-    ("share of responses cut at the limit", "truncated_share"),
-)
 SETTINGS = (
     "run.steps",
     "run.seed",
@@ -90,7 +84,10 @@ def write_card(
                 ("student's mass on the same tokens", "student_support_mass"),
             )
         ],
-        figures=[(what, summary[f"{n}_before"], summary[f"{n}_after"]) for what, n in FIGURES],
+        figures=[
+            (f.label, summary[f"{f.key}_before"], summary[f"{f.key}_after"])
+            for f in shown_figures(summary)
+        ],
         settings=[(key, _value(config, key)) for key in SETTINGS if _has(config, key)],
         adapters=config.student.lora is not None and not config.student.lora.merge_final,
         figure=_figure,

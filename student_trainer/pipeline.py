@@ -112,7 +112,7 @@ class Pipeline:
                 self.student,
                 [rollout for _, rollout in rollouts],
                 config.loss.student_top_k,
-                limit=self.teacher.info.vocabulary_size,
+                limit=self.teacher.id_limit,
                 micro_batch_tokens=config.optimizer.micro_batch_tokens,
                 chunk_rows=config.loss.chunk_rows,
             )

@@ -34,8 +34,7 @@ def with_student_support(
 
     Args:
         student: in evaluation mode.
-        count: K. limit: size of the teacher's vocabulary; ids from it on are not
-            asked for.
+        count: K. limit: ids from it on are not asked for (``TeacherLink.id_limit``).
         micro_batch_tokens: padded tokens per forward.
         chunk_rows: rows of [rows, V] held at a time.
     """

@@ -41,14 +41,42 @@ def summarise(run: RunFiles) -> dict[str, Any]:
         "tokens": sum(int(row["tokens"]) for row in run.metrics),
         "seconds": round(seconds, 3),
         "held_out_prompts": evaluation.prompts if evaluation else 0,
-        "frozen_rows": evaluation.frozen.rows if evaluation and evaluation.frozen else 0,
+        "frozen_rows": _frozen_rows(evaluation),
     }
     for name, found in (("before", before), ("after", after)):
         summary |= _divergence("", name, found.frozen if found else None)
     for name, found in (("before", before), ("after", after)):
         summary |= _divergence("fresh_", name, found.fresh if found else None)
         summary |= _lengths(name, found.lengths if found else None)
+    if evaluation and (evaluation.frozen_realigned or evaluation.fresh_realigned):
+        for name, found in (("before", before), ("after", after)):
+            summary |= _across(name, found)
     return summary
+
+
+def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
+    """The figures of a run across tokenizers, under names of their own."""
+    values: dict[str, Any] = {}
+    for prefix, part in (
+        ("support", found.frozen_realigned if found else None),
+        ("fresh_support", found.fresh_realigned if found else None),
+    ):
+        names = ("reverse_kl", "forward_kl", "agreement", "student_mass", "coverage", "open_mass")
+        for name in names:
+            values[f"{prefix}_{name}_{when}"] = getattr(part, name) if part else None
+        share = part.masked_rows / (part.rows + part.masked_rows) if part else None
+        values[f"{prefix}_masked_share_{when}"] = share
+        values[f"{prefix}_rows_{when}"] = part.rows if part else 0
+    likelihood = found.likelihood if found else None
+    for side in ("student", "teacher"):
+        name = f"{side}_bits_per_byte"
+        values[f"{name}_{when}"] = getattr(likelihood, name) if likelihood else None
+    return values
+
+
+def _frozen_rows(evaluation: Evaluation | None) -> int:
+    frozen = (evaluation.frozen or evaluation.frozen_realigned) if evaluation else None
+    return frozen.rows if frozen else 0
 
 
 def _divergence(prefix: str, when: str, found: Divergence | None) -> dict[str, Any]:

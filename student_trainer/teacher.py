@@ -2,6 +2,10 @@
 
 A request holds one prompt's responses, the prompt once. Its id is a digest of
 what it asks, so that the same work asked again is the same request.
+
+A teacher with another tokenizer is taught the student's at the start. Prompts then go
+as messages or text, which the teacher renders itself, and rows come realigned
+(docs/realignment.md).
 """
 
 from __future__ import annotations
@@ -16,12 +20,12 @@ from types import TracebackType
 
 import numpy as np
 from teacher_proto.client import TeacherClient
-from teacher_proto.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
     Int32,
+    Level,
     Returns,
     ScoreReply,
     ScoreRequest,
@@ -33,7 +37,9 @@ from teacher_proto.types import (
 
 from student_trainer.config import TeacherSettings
 from student_trainer.model import Student
+from student_trainer.own_tokenizer import teach, upload_of
 from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.teacher_connection import connect, named
 from student_trainer.teacher_requests import (
     MESSAGE_BYTES,
     concatenate,
@@ -52,11 +58,17 @@ class TeacherLink:
         client: the synchronous client.
         info: the teacher as it was when the link was made.
         limits: of its server.
+        level: of the student's tokenizer beside the teacher's.
+        realigned: whether rows are carried over from another tokenizer.
+        id_limit: ids from it on are not asked for.
     """
 
     client: TeacherClient
     info: TeacherInfo
     limits: ServerLimits
+    level: Level
+    realigned: bool
+    id_limit: int
 
     def __init__(self, settings: TeacherSettings, student: Student, *, run: str) -> None:
         """Connects and compares.
@@ -67,7 +79,8 @@ class TeacherLink:
             UnauthenticatedError, ForbiddenError: the credentials are not taken,
                 or not for this run.
             ConfigurationError: the server has no teacher of this name.
-            ContractMismatchError: its tokenizer is not the student's.
+            ContractMismatchError: its tokenizer is not the student's, and the
+                service does not realign this one.
         """
         self.settings = settings
         self._run = run
@@ -80,8 +93,13 @@ class TeacherLink:
         try:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
             self.limits = server.limits
-            self.info = _named(server.teachers, settings)
-            _check_tokenizer(self.info, student)
+            self.info = named(server.teachers, settings)
+            self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
+            self.id_limit = student.vocabulary_size if self.realigned else self.info.vocabulary_size
+            self.level = Level.SAME
+            if self.realigned:
+                upload, seconds = upload_of(student, run), settings.timeout_seconds
+                self.level = teach(self.client, self.info, self.limits, upload, timeout=seconds)
         except BaseException:
             self.client.close()
             raise
@@ -229,6 +247,16 @@ class TeacherLink:
             parts.append(reply.results[0])
         return concatenate(parts)
 
+    def describe_tokenizers(self) -> str:
+        """How the student's tokenizer relates to the teacher's, for people."""
+        own, theirs = self._tokenizer_hash[:16], self.info.identity.tokenizer_hash[:16]
+        if not self.realigned:
+            return f"one tokenizer, {own}"
+        return (
+            f"the student's tokenizer ({own}) is not the teacher's ({theirs}): level "
+            f"{self.level.name}, its rows are realigned"
+        )
+
     def check_identity(self, reply: ScoreReply) -> None:
         """Raises ContractMismatchError when the teacher is not the one at start."""
         if reply.identity != self.info.identity:
@@ -253,62 +281,15 @@ class TeacherLink:
             run=self._run,
             teacher=self.info.name,
             tokenizer_hash=self._tokenizer_hash,
-            prompt=TokenPrompt(prompt.token_ids),
+            prompt=prompt.source if self.realigned else TokenPrompt(prompt.token_ids),
             continuations=continuations,
             top_k=top_k,
             temperature=temperature,
-            returns=Returns(sampled=True, log_tail=log_tail),
+            returns=Returns(sampled=True, log_tail=log_tail, realignment=self.realigned),
             student_vocabulary_size=self._vocabulary_size,
             expected_identity=self.info.identity.digest,
         )
         return replace(request, request_id=request_digest(request))
-
-
-def connect(settings: TeacherSettings, run: str) -> TeacherClient:
-    """A client with the settings' credentials.
-
-    Raises:
-        ConfigurationError: they cannot be used.
-    """
-    token = settings.token
-    credentials = ClientCredentials(
-        token="" if token is None else token.get_secret_value(),
-        token_file=settings.token_file,
-        tls=settings.tls,
-        ca=settings.ca,
-        cert=settings.cert,
-        key=settings.key,
-        insecure_plaintext=settings.insecure_plaintext,
-    )
-    return TeacherClient(
-        settings.address, run=run, credentials=credentials, max_attempts=settings.attempts
-    )
-
-
-def check_reachable(settings: TeacherSettings, run: str) -> None:
-    """Finds the teacher before anything slow is done.
-
-    Raises:
-        TeacherUnavailableError, DeadlineError: nothing answers at the address
-            within ``connect_timeout_seconds``.
-        UnauthenticatedError, ForbiddenError: the credentials are not taken, or
-            not for this run.
-        ConfigurationError: the server has no teacher of this name.
-    """
-    with connect(settings, run) as client:
-        server = client.get_teacher(timeout=settings.connect_timeout_seconds)
-    _named(server.teachers, settings)
-
-
-def service_date(settings: TeacherSettings, run: str) -> float | None:
-    """The service's clock when it answers, seconds since the epoch, whole ones; None
-    where what answers does not tell it.
-
-    Raises:
-        TeacherUnavailableError and others: see ``TeacherClient``.
-    """
-    with connect(settings, run) as client:
-        return client.service_date(timeout=settings.connect_timeout_seconds)
 
 
 class _Joined:
@@ -347,25 +328,3 @@ class _Joined:
                 self.future.set_exception(self._error)
             else:
                 self.future.set_result([s for r in self._replies if r for s in r.results])
-
-
-def _named(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
-    for teacher in teachers:
-        if teacher.name == settings.name:
-            return teacher
-    raise ConfigurationError(
-        f"the service at {settings.address} has no teacher {settings.name!r}",
-        where="teacher.name",
-        fix=f"name one of {sorted(t.name for t in teachers)}",
-    )
-
-
-def _check_tokenizer(info: TeacherInfo, student: Student) -> None:
-    if info.identity.tokenizer_hash != student.tokenizer_hash:
-        raise ContractMismatchError(
-            f"the student's tokenizer ({student.tokenizer_hash[:16]}) is not the teacher's "
-            f"({info.identity.tokenizer_hash[:16]})",
-            where="student.model",
-            fix="use a student and a teacher that share one tokenizer.json",
-            reason="TOKENIZER_MISMATCH",
-        )

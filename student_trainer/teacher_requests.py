@@ -10,7 +10,7 @@ import numpy as np
 from teacher_proto.types import ContinuationScores, ScoreRequest, ServerLimits, TokenPrompt
 
 ENTRY_BYTES = 8  # an id and a log-probability
-ROW_BYTES = 16  # what a row takes beside its support, generously
+ROW_BYTES = 48  # what a row takes beside its support, realignment included, generously
 MESSAGE_BYTES = 4096  # what a message takes beside its rows, generously
 
 
@@ -44,8 +44,7 @@ def split_group(
 def request_digest(request: ScoreRequest) -> str:
     """sha256 over everything a trainer's request asks, 32 hexadecimal digits."""
     digest = hashlib.sha256()
-    assert isinstance(request.prompt, TokenPrompt)
-    head = (
+    head: tuple[object, ...] = (
         request.run,
         request.teacher,
         request.tokenizer_hash,
@@ -55,8 +54,12 @@ def request_digest(request: ScoreRequest) -> str:
         request.student_vocabulary_size,
         request.returns,
     )
+    arrays = []
+    if isinstance(request.prompt, TokenPrompt):
+        arrays.append(request.prompt.token_ids)
+    else:
+        head = (*head, request.prompt)
     digest.update(repr(head).encode())
-    arrays = [request.prompt.token_ids]
     for continuation in request.continuations:
         arrays.append(continuation.token_ids)
         arrays.append(np.zeros(0, np.int32) if continuation.rows is None else continuation.rows)
@@ -84,7 +87,12 @@ def request_bytes(tokens: int, explicit: int) -> int:
 
 
 def concatenate(parts: Sequence[ContinuationScores]) -> ContinuationScores:
-    """Rows of the parts after one another; the first part that is not OK as it is."""
+    """Rows of the parts after one another; the first part that is not OK as it is.
+
+    Realignment is kept of a single part alone: chunks reach over the cuts.
+    """
+    if len(parts) == 1:
+        return parts[0]
     failed = [part for part in parts if part.top_ids is None or part.sampled_log_probs is None]
     if failed:
         return failed[0]

@@ -24,7 +24,8 @@ from student_trainer.model_card import write_card
 from student_trainer.progress import Progress
 from student_trainer.run_dir import RunDirectory
 from student_trainer.signals import Stopper
-from student_trainer.teacher import TeacherLink, check_reachable
+from student_trainer.teacher import TeacherLink
+from student_trainer.teacher_connection import check_reachable
 from student_trainer.trackers import RunFacts, Trackers, check_installed
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,7 @@ def train(config: TrainConfig) -> Path:
         TeacherLink(config.teacher, student, run=config.run.name) as teacher,
         Stopper() as stopper,
     ):
+        check_realigned(config, teacher)
         teacher.check_fits(
             top_k=config.loss.teacher_top_k,
             explicit=config.loss.student_top_k,
@@ -63,7 +65,7 @@ def train(config: TrainConfig) -> Path:
         run_dir.prepare(run, loop.state.step)
         run_dir.write_text(run.config, to_toml(config))
         if not found:
-            _show_first_example(config, student, prompts)
+            _show_first_example(config, student, prompts, teacher)
         evaluation = RunEvaluation(config, student, teacher, prompts, run)
         with (
             _trackers(config, run) as trackers,
@@ -102,14 +104,17 @@ def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
     return Trackers(config.tracking.trackers, facts)
 
 
-def _show_first_example(config: TrainConfig, student: Student, prompts: PromptSets) -> None:
+def _show_first_example(
+    config: TrainConfig, student: Student, prompts: PromptSets, teacher: TeacherLink
+) -> None:
     (first,) = PromptOrder(config.run.seed, len(prompts.train)).take(0, 1)
     text = first_example(
         student,
         prompts.train[first],
         config.rollout,
-        config.loss.mask,
+        config.loss,
         config.run.seed,
+        teacher=teacher if teacher.realigned else None,
         colour=wants_colour(sys.stderr),
     )
     log.info("%s", text)
@@ -125,6 +130,24 @@ def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
 
         write_report(run.path)
     return summary
+
+
+def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
+    """Says how the tokenizers relate, and refuses what only one tokenizer allows.
+
+    Raises:
+        ConfigurationError: the loss needs what is not known across tokenizers.
+    """
+    if not teacher.realigned:
+        return
+    log.info("%s", teacher.describe_tokenizers())
+    if config.loss.needs_log_tail:
+        raise ConfigurationError(
+            'tail = "bucket" needs the teacher\'s mass outside the support, and across tokenizers '
+            "a part of it is not settled: it could belong to the support",
+            where="loss.tail",
+            fix='set loss.tail = "none"',
+        )
 
 
 def longest_response(config: TrainConfig) -> int:

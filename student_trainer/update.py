@@ -3,6 +3,9 @@
 The loss of an update is one mean over all its used tokens (or over its
 responses' own means): micro-batches add sums, and gradients are divided once,
 so the cut into micro-batches does not matter.
+
+Across tokenizers a row the teacher has no verdict on gives no loss, or, with
+``loss.masked_chunks``, that of its chunk (losses/chunk.py).
 """
 
 from __future__ import annotations
@@ -10,15 +13,15 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from teacher_proto.errors import LsmError, PoisonedReplyError
-from teacher_proto.types import Bool, ContinuationScores, Status
+from teacher_proto.errors import LsmError
+from teacher_proto.types import Bool, ContinuationScores, Float32
 from torch import Tensor
 
-from student_trainer import metrics
+from student_trainer import metrics, realigned
 from student_trainer.batching import (
     MicroBatch,
     loss_batch,
@@ -35,7 +38,7 @@ from student_trainer.loss_config import (
     TopkJsdLoss,
     UnnormalisedReverseKlLoss,
 )
-from student_trainer.losses import LOSSES, choose_support
+from student_trainer.losses import LOSSES, choose_support, chunk_policy
 from student_trainer.losses.base import LossBatch, LossResult, LossSettings
 from student_trainer.masking import token_mask
 from student_trainer.metrics import UpdateFigures
@@ -45,6 +48,14 @@ from student_trainer.rollout.base import Rollout
 
 # Gives the scores of one response of the update, waiting for them when needed.
 ScoreSource = Callable[[int], ContinuationScores]
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Rows that learn from their chunk, and its advantage at each, float32 [T] nats."""
+
+    batch: MicroBatch
+    advantages: Float32
 
 
 def loss_settings(config: TrainConfig) -> LossSettings:
@@ -72,7 +83,8 @@ class Updater:
         updates: completed updates; sets the learning rate.
     """
 
-    def __init__(self, student: Student, config: TrainConfig) -> None:
+    def __init__(self, student: Student, config: TrainConfig, realigned: bool = False) -> None:
+        """Args: realigned: the teacher has another tokenizer than the student."""
         self.student = student
         self.config = config
         self.optimizer = Optimizer(student.module, config.optimizer)
@@ -82,6 +94,8 @@ class Updater:
         self._loss = LOSSES[config.loss.kind]
         self._settings = loss_settings(config)
         self._mask = token_mask(config.loss.mask, student.tokenizer, student.vocabulary_size)
+        self._realigned = realigned
+        self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
 
     def update(
         self,
@@ -154,24 +168,29 @@ class Updater:
         self.optimizer.zero_grad()
         self.student.module.train()
         lengths = [len(sequence(rollout)) for rollout in rollouts]
+        kept = list(keep)
         total, used_rows, used_responses, non_finite = 0.0, 0, 0, 0
         try:
             for members in plan(lengths, self.config.optimizer.micro_batch_tokens):
-                batch = micro_batch(members, rollouts, keep)
-                if not len(batch.rows):
+                known = {member: scores(member) for member in members}
+                chunks = self._leave_out(members, rollouts, known, kept, figures)
+                batch = micro_batch(members, rollouts, kept)
+                if not len(batch.rows) and not len(chunks.batch.rows):
                     continue
-                known = {member: _rows_of(scores(member)) for member in members}
-                rows, result, first = self._loss_of(batch, rollouts, known, figures, stale)
-                result.total.backward()  # type: ignore[no-untyped-call]
-                total += float(result.total.detach())
-                used_rows += int(result.used.sum())
-                used_responses += len(torch.unique(batch.owners[result.used.cpu()]))
-                non_finite += first.dropped_non_finite
-                figures.dropped_small_support += first.dropped_small_support
+                rows, results, first = self._loss_of(batch, chunks, rollouts, known, figures, stale)
+                sum(result.total for result in results).backward()  # type: ignore[union-attr]
+                total += sum(float(result.total.detach()) for result in results)
+                used = torch.cat([result.used for result in results])
+                owners = torch.cat([batch.owners, chunks.batch.owners])
+                used_rows += int(used.sum())
+                used_responses += len(torch.unique(owners[used.cpu()]))
+                non_finite += sum(result.dropped_non_finite for result in first)
+                figures.dropped_small_support += first[0].dropped_small_support
+                metrics.add_chunks(figures, results[1])
                 metrics.add_rows(
                     figures,
                     rows,
-                    result,
+                    results[0],
                     metrics.micro_batch_rows(batch, chosen),
                     self._head,
                     self._settings.temperature,
@@ -188,15 +207,48 @@ class Updater:
             self._refuse(f"none of {usable} rows can be used")
         return total, used_rows if self.config.loss.mean == "token" else used_responses
 
+    def _leave_out(
+        self,
+        members: Sequence[int],
+        rollouts: Sequence[Rollout],
+        known: dict[int, ContinuationScores],
+        kept: list[Bool],
+        figures: UpdateFigures,
+    ) -> ChunkRows:
+        """Takes rows without a verdict of the teacher out of ``kept``; those that learn
+        from their chunk instead."""
+        loss = self.config.loss
+        by_token = isinstance(loss, SampledTokenLoss)
+        chunked = [np.zeros(len(rows), np.bool_) for rows in kept]
+        advantages: list[Float32] = []
+        for member in members:
+            if not self._realigned:
+                realigned.refuse_not_realigned(known[member])
+                continue
+            rollout, before = rollouts[member], kept[member]
+            realigned.add_figures(figures.means, known[member], len(before))
+            judged = realigned.judged(known[member], len(before), sampled=by_token)
+            kept[member] = before & judged
+            figures.not_judged += int((before & ~judged).sum())
+            if loss.masked_chunks:
+                excluded = ~before | np.isin(rollout.token_ids, self._special)
+                found, has = realigned.chunk_advantages(known[member], rollout, excluded)
+                chunked[member] = before & ~judged & has
+                advantages.append(found[chunked[member]])
+        values = np.concatenate(advantages) if advantages else np.zeros(0, np.float32)
+        return ChunkRows(micro_batch(members, rollouts, chunked), values)
+
     def _loss_of(
         self,
         batch: MicroBatch,
+        chunks: ChunkRows,
         rollouts: Sequence[Rollout],
         known: dict[int, ContinuationScores],
         figures: UpdateFigures,
         stale: bool,
-    ) -> tuple[LossBatch, LossResult, LossResult]:
-        """The rows, the loss with its final weights, and the first evaluation's counts."""
+    ) -> tuple[LossBatch, list[LossResult], list[LossResult]]:
+        """The judged rows, the losses of these and of the chunks' rows with their final
+        weights, and the first evaluation's, which counts."""
         hidden = hidden_states(
             self.student, [sequence(rollouts[member]) for member in batch.members]
         )
@@ -207,23 +259,33 @@ class Updater:
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
         elif loss.teacher_top_k:
             rows = choose_support(rows, "teacher", removed=removed)
+        chunk_rows = loss_batch(chunks.batch, hidden, rollouts, known, 0)
+        advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
         importance = self._importance(rows, figures) if stale else rows.weights
-        if self.config.loss.mean == "token":
-            rows = replace(rows, weights=importance)
-            result = self._loss(rows, self._head, self._settings)
-            return rows, result, result
+        importance = torch.cat([importance, chunk_rows.weights])
+
+        def losses(weights: Tensor) -> list[LossResult]:
+            judged, of_chunks = weights[: len(rows.weights)], weights[len(rows.weights) :]
+            result = self._loss(replace(rows, weights=judged), self._head, self._settings)
+            if not len(of_chunks):
+                none = judged.new_zeros(0)
+                return [result, LossResult(judged.new_zeros(()), none, none.bool())]
+            own = replace(chunk_rows, weights=of_chunks)
+            clamp = loss.chunk_clamp
+            return [result, chunk_policy(own, advantages, self._head, self._settings, clamp)]
+
+        if loss.mean == "token":
+            results = losses(importance)
+            return rows, results, results
         # A response's weight is 1 / (its used rows); which rows are used is the
         # loss's to say, so it is asked again where it drops any.
-        owners, members = batch.owners.to(hidden.device), len(batch.members)
-        every = rows.weights > 0
-        shares = sequence_weights(every, owners, members)
-        rows = replace(rows, weights=shares * importance)
-        first = self._loss(rows, self._head, self._settings)
-        if bool(first.used.all()):
+        owners = torch.cat([batch.owners, chunks.batch.owners]).to(hidden.device)
+        members = len(batch.members)
+        first = losses(sequence_weights(importance > 0, owners, members) * importance)
+        used = torch.cat([result.used for result in first])
+        if bool(used.all()):
             return rows, first, first
-        shares = sequence_weights(first.used, owners, members)
-        rows = replace(rows, weights=shares * importance)
-        return rows, self._loss(rows, self._head, self._settings), first
+        return rows, losses(sequence_weights(used, owners, members) * importance), first
 
     def _importance(self, rows: LossBatch, figures: UpdateFigures) -> Tensor:
         """float32 [T]: what each row of a stale batch weighs.
@@ -249,14 +311,6 @@ class Updater:
             fix="look at the last metrics, lower optimizer.lr or the teacher's top_k, and resume",
             reason="NON_FINITE",
         )
-
-
-def _rows_of(scores: ContinuationScores) -> ContinuationScores:
-    if scores.status is Status.NOT_REALIGNED:
-        raise PoisonedReplyError(
-            f"the teacher shares the tokenizer and could not realign: {scores.detail}"
-        )
-    return scores
 
 
 def split(count: int, parts: int) -> list[slice]:

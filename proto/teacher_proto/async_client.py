@@ -10,6 +10,7 @@ import random
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -22,11 +23,13 @@ from teacher_proto.credentials import ClientCredentials, Identification
 from teacher_proto.diagnosis import connection_problem
 from teacher_proto.errors import (
     ConfigurationError,
+    ContractMismatchError,
     DeadlineError,
     InvalidRequestError,
     LsmError,
     TeacherUnavailableError,
 )
+from teacher_proto.registration import Registrations
 from teacher_proto.reply_check import check_reply
 from teacher_proto.retry import RetryPolicy
 from teacher_proto.status import from_rpc_error
@@ -51,7 +54,9 @@ class AsyncTeacherClient:
 
     A call that finds no teacher, or is told when to come back, is sent again,
     unchanged, until its own deadline. A reply is checked against its request
-    before anybody sees it, and against what ``get_teacher`` reported last.
+    before anybody sees it, and against what ``get_teacher`` reported last. A server
+    that does not know the tokenizer of a request (it was restarted, or is another
+    replica) is taught it again when ``register_tokenizer`` was called for it.
 
     Every call raises InvalidRequestError, ContractMismatchError,
     UnknownTeacherError, OverloadedError, TeacherUnavailableError, DeadlineError,
@@ -98,6 +103,7 @@ class AsyncTeacherClient:
         self._has_connected = False
         self._closing = asyncio.Event()
         self._teachers: dict[str, TeacherInfo] = {}
+        self._registrations = Registrations()
 
     async def get_teacher(self, *, timeout: float) -> ServerInfo:  # noqa: ASYNC109
         """What the service offers. Later replies are checked against it, so that a
@@ -148,7 +154,7 @@ class AsyncTeacherClient:
         with tracing.span(
             "Score", "client", lsm_run=request.run, lsm_request_id=request.request_id
         ):
-            reply = codec.decode_reply(await self._unary("Score", body, timeout))
+            reply = codec.decode_reply(await self._score(body, request.tokenizer_hash, timeout))
         check_reply(request, reply, self._teachers.get(request.teacher))
         return reply
 
@@ -158,7 +164,13 @@ class AsyncTeacherClient:
         *,
         timeout: float,  # noqa: ASYNC109
     ) -> Mapping[str, Level]:
-        """Teaches the service a tokenizer; returns its level by name of teacher."""
+        """Teaches the service a tokenizer; returns its level by name of teacher.
+
+        Args:
+            upload: kept, to be sent again when a later request finds a server that
+                does not know it.
+            timeout: seconds for the whole call, retries included.
+        """
         if not upload.run:
             upload = replace(upload, run=self.run)
         parts = [codec.serialize(message) for message in codec.encode_tokenizer(upload)]
@@ -170,7 +182,9 @@ class AsyncTeacherClient:
             return reply
 
         reply = await self._until_deadline("RegisterTokenizer", send, timeout)
-        return codec.decode_levels(reply, upload.tokenizer_hash)
+        levels = codec.decode_levels(reply, upload.tokenizer_hash)
+        self._registrations.registered(upload)
+        return levels
 
     async def close(self) -> None:
         """Cancels what is in flight (it raises TeacherUnavailableError) and disconnects."""
@@ -188,6 +202,30 @@ class AsyncTeacherClient:
         trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    async def _score(self, body: bytes, tokenizer_hash: str, seconds: float) -> bytes:
+        """The reply's bytes; a tokenizer the server has forgotten is registered again."""
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + seconds
+        attempts = 0
+        while True:
+            seen = self._registrations.times(tokenizer_hash)
+            try:
+                return await self._unary("Score", body, seconds)
+            except ContractMismatchError as error:
+                attempts += 1
+                most = self._policy.max_attempts
+                if not self._registrations.can_mend(error, tokenizer_hash) or attempts == most:
+                    raise
+                # The first time at once; a server that goes on forgetting is not hurried.
+                delay = self._policy.delay(error, attempts, self._random) if attempts > 1 else 0.0
+                if (left := deadline - clock() - delay) <= 0:
+                    raise
+                log.info("%s does not know the tokenizer; registering it again", self.address)
+            await self._pause(delay)
+            register = partial(self.register_tokenizer, timeout=left)
+            await self._registrations.again(tokenizer_hash, seen, register)
+            seconds = max(deadline - clock(), 0.001)
 
     async def _unary(
         self,

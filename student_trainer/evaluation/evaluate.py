@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,6 +23,12 @@ from student_trainer.evaluation.frozen import (
     evaluated_prompts,
     evaluation_rollouts,
     spread_rows,
+)
+from student_trainer.evaluation.realigned import (
+    check_top_k,
+    chunk_likelihood,
+    realigned_divergence,
+    score_whole,
 )
 from student_trainer.evaluation.results import (
     Divergence,
@@ -56,7 +64,8 @@ def evaluate(
     seed: int,
     cache: Path,
 ) -> Evaluation:
-    """Full-vocabulary divergences, response lengths and sample texts.
+    """Divergences, response lengths and sample texts: over the full vocabulary, or, when
+    the teacher has another tokenizer, what ``evaluation.realigned`` can tell.
 
     The fresh responses are drawn from the same streams whatever the student, so
     that two evaluations differ by the student alone.
@@ -79,33 +88,79 @@ def evaluate(
             where="evaluation",
             fix="give the prompts the run was started with, or start another run",
         )
-    ids = shared_ids(student, teacher)
-    on_frozen = None
-    if frozen.continuations:
-        pieces = cut(frozen_selections(frozen, prompts))
-        rows = cached_rows(teacher, pieces, ids, frozen.digest, cache)
-        on_frozen = _divergence(student, pieces, rows, ids, settings.batch_size)
     asked = prompts if settings.rollouts else prompts[: settings.samples]
     drawing = evaluation_rollouts(settings, rollout_settings)
     fresh = generate(student, asked, drawing, seed=seed, step=FRESH_STEP) if asked else []
-    on_fresh = lengths = None
-    if settings.rollouts and fresh:
-        chosen = fresh_selections(fresh, settings.frozen_rows)
-        if chosen:
-            pieces = cut(chosen)
-            rows = teacher_rows(teacher, pieces, ids)
-            on_fresh = _divergence(student, pieces, rows, ids, settings.batch_size)
-        lengths = response_lengths(fresh)
+    on_frozen = frozen_selections(frozen, prompts)
+    counted = fresh if settings.rollouts else []
+    whole = partial(_whole, digest=frozen.digest, cache=cache)
+    measure = _realigned if teacher.realigned else whole
+    found = measure(student, teacher, on_frozen, counted, settings)
     return Evaluation(
         prompts=len(prompts),
-        frozen=on_frozen,
-        fresh=on_fresh,
-        lengths=lengths,
+        lengths=response_lengths(counted) if counted else None,
         samples=tuple(_sample(student, rollout) for rollout in fresh[: settings.samples]),
         frozen_digest=frozen.digest,
         teacher=describe_teacher(teacher.info),
         seconds=time.monotonic() - started,
+        **found,
     )
+
+
+def _whole(
+    student: Student,
+    teacher: TeacherLink,
+    on_frozen: Sequence[Selection],
+    fresh: Sequence[Rollout],
+    settings: EvaluationSettings,
+    digest: str,
+    cache: Path,
+) -> dict[str, Any]:
+    """Parts of an Evaluation over the whole vocabulary that both sides share."""
+    ids = shared_ids(student, teacher)
+    found: dict[str, Any] = {"frozen": None, "fresh": None}
+    if on_frozen:
+        pieces = cut(on_frozen)
+        rows = cached_rows(teacher, pieces, ids, digest, cache)
+        found["frozen"] = _divergence(student, pieces, rows, ids, settings.batch_size)
+    if chosen := fresh_selections(fresh, settings.frozen_rows):
+        pieces = cut(chosen)
+        rows = teacher_rows(teacher, pieces, ids)
+        found["fresh"] = _divergence(student, pieces, rows, ids, settings.batch_size)
+    return found
+
+
+def _realigned(
+    student: Student,
+    teacher: TeacherLink,
+    on_frozen: Sequence[Selection],
+    fresh: Sequence[Rollout],
+    settings: EvaluationSettings,
+) -> dict[str, Any]:
+    """Parts of an Evaluation across tokenizers."""
+    check_top_k(teacher, settings.top_k)
+    found: dict[str, Any] = {"frozen": None, "fresh": None}
+    if on_frozen:
+        whole = [_as_rollout(selection) for selection in on_frozen]
+        scores = score_whole(teacher, whole, settings.top_k)
+        found["frozen_realigned"] = realigned_divergence(
+            student, on_frozen, scores, settings.batch_size
+        )
+    if fresh:
+        scores = score_whole(teacher, fresh, settings.top_k)
+        chosen = spread_over(fresh, settings.frozen_rows)
+        pairs = [(s, scored) for s, scored in zip(chosen, scores, strict=True) if len(s.rows)]
+        if pairs:
+            found["fresh_realigned"] = realigned_divergence(
+                student, [s for s, _ in pairs], [r for _, r in pairs], settings.batch_size
+            )
+        found["likelihood"] = chunk_likelihood(student, fresh, scores, settings.batch_size)
+    return found
+
+
+def _as_rollout(selection: Selection) -> Rollout:
+    count = len(selection.response)
+    return Rollout(selection.prompt, 0, selection.response, np.zeros(count, np.float32), True)
 
 
 def describe_teacher(info: TeacherInfo) -> TeacherDescription:
@@ -133,12 +188,16 @@ def frozen_selections(frozen: Frozen, prompts: Sequence[PromptItem]) -> list[Sel
 
 def fresh_selections(fresh: Sequence[Rollout], count: int) -> list[Selection]:
     """``count`` positions of fresh responses, all of them when there are fewer."""
+    return [selection for selection in spread_over(fresh, count) if len(selection.rows)]
+
+
+def spread_over(fresh: Sequence[Rollout], count: int) -> list[Selection]:
+    """The same, one for each response."""
     lengths = [len(rollout.token_ids) for rollout in fresh]
     rows = spread_rows(lengths, min(count, sum(lengths)))
     return [
         Selection(rollout.prompt, rollout.token_ids, chosen)
         for rollout, chosen in zip(fresh, rows, strict=True)
-        if len(chosen)
     ]
 
 

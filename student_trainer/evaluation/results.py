@@ -82,6 +82,49 @@ class Divergence:
 
 
 @dataclass(frozen=True)
+class RealignedDivergence:
+    """Student pi against a teacher q with another tokenizer, at temperature 1: means over
+    the positions that are not masked. Nothing here is over the whole vocabulary of the
+    teacher's side, which does not exist in the student's tokens.
+
+    Attributes:
+        rows: positions in the means. masked_rows: left out, the teacher has no verdict.
+        reverse_kl, forward_kl: KL(pi || q) and KL(q || pi), both renormalised on the
+            certified ids, nats.
+        agreement: share of positions whose most likely id, over all ids, is the same.
+        student_mass: of the student on the certified ids; what lies outside is not in
+            the divergences.
+        coverage: of the teacher on them. open_mass: of the teacher, not settled.
+    """
+
+    rows: int
+    masked_rows: int
+    reverse_kl: float
+    forward_kl: float
+    agreement: float
+    student_mass: float
+    coverage: float
+    open_mass: float
+
+
+@dataclass(frozen=True)
+class ChunkLikelihood:
+    """Both sides' likelihood of the student's fresh answers, by chunks where both
+    tokenizers meet; the turn's end counts in the likelihood and not in the bytes.
+
+    Attributes:
+        chunks, bytes: in the sums.
+        student_bits_per_byte: of the student's own tokens.
+        teacher_bits_per_byte: of the teacher's encoding of the same text.
+    """
+
+    chunks: int
+    bytes: int
+    student_bits_per_byte: float
+    teacher_bits_per_byte: float
+
+
+@dataclass(frozen=True)
 class Lengths:
     """Of fresh responses: how many, mean tokens, share cut at the length limit."""
 
@@ -129,6 +172,9 @@ class Evaluation:
         frozen_digest: of the frozen positions.
         teacher: the one that gave every row.
         seconds: what the evaluation took.
+        frozen_realigned, fresh_realigned: in place of ``frozen`` and ``fresh`` when the
+            teacher has another tokenizer.
+        likelihood: of the fresh responses then.
     """
 
     prompts: int
@@ -139,6 +185,9 @@ class Evaluation:
     frozen_digest: str
     teacher: TeacherDescription
     seconds: float
+    frozen_realigned: RealignedDivergence | None = None
+    fresh_realigned: RealignedDivergence | None = None
+    likelihood: ChunkLikelihood | None = None
 
 
 def save_frozen(frozen: Frozen, path: Path) -> None:
@@ -184,6 +233,9 @@ def load_evaluation(path: Path) -> Evaluation:
             frozen_digest=str(raw["frozen_digest"]),
             teacher=TeacherDescription(**raw["teacher"]),
             seconds=float(raw["seconds"]),
+            frozen_realigned=_optional(RealignedDivergence, raw.get("frozen_realigned")),
+            fresh_realigned=_optional(RealignedDivergence, raw.get("fresh_realigned")),
+            likelihood=_optional(ChunkLikelihood, raw.get("likelihood")),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(path, error) from error

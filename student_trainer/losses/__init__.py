@@ -9,6 +9,7 @@ from student_trainer.losses.base import (
     LowRank,
 )
 from student_trainer.losses.choose_support import choose_support
+from student_trainer.losses.chunk import chunk_policy
 from student_trainer.losses.full import full_jsd, full_reverse_kl
 from student_trainer.losses.normaliser import top_ids
 from student_trainer.losses.sampled_token import sampled_token
@@ -38,6 +39,7 @@ __all__ = [
     "LossSettings",
     "LowRank",
     "choose_support",
+    "chunk_policy",
     "full_jsd",
     "full_reverse_kl",
     "lsm",

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 DROPPED_LAYERS = (3, 5, 7, 12, 14, 17)
 ENV_PREFIX = "LSM_TRAINER"
 PACKAGE = Path(__file__).parent
+SETTINGS = PACKAGE / "quickstart.toml"
 # Files a run directory of ours holds; another directory is never moved.
 RUN_MARKS = ("config.toml", "metrics.jsonl", "summary.json", "teacher-server.log")
 
@@ -34,9 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         type=Path,
-        default=Path("runs/quickstart"),
         metavar="DIR",
-        help="run directory; an older run there is moved aside (runs/quickstart)",
+        help="run directory; an older run there is moved aside (runs/quickstart, "
+        "with --cross-tokenizer runs/quickstart-cross)",
+    )
+    parser.add_argument(
+        "--cross-tokenizer",
+        action="store_true",
+        help="a student with another tokenizer than the teacher's, made on the spot",
     )
     parser.add_argument("--steps", type=int, metavar="N", help="optimiser steps")
     parser.add_argument(
@@ -60,8 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     if arguments.models is not None:
-        link_models(arguments.models, *_models(console))
+        link_models(arguments.models, *_models(console, arguments.cross_tokenizer))
         return 0
+    if arguments.output is None:
+        arguments.output = Path("runs/quickstart" + "-cross" * arguments.cross_tokenizer)
     started = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     # Teacher and student share the cores: a thread that waits for another must
@@ -70,12 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
     with _ended_by_signals():
         # Settings first: a wrong one is told before any work.
         placeholder = Path("to-be-prepared")
-        load_config(arguments.overrides, run_flags(arguments, placeholder, "127.0.0.1:1"))
+        load_config(
+            arguments.overrides,
+            run_flags(arguments, placeholder, "127.0.0.1:1"),
+            settings_files(arguments),
+        )
         aside = move_aside(arguments.output)
         if aside is not None:
             console.print(f"moved the older run to {aside}", style="yellow", highlight=False)
         arguments.output.mkdir(parents=True, exist_ok=True)
-        teacher, student = _models(console)
+        teacher, student = _models(console, arguments.cross_tokenizer)
         _train(console, arguments, teacher, student)
     from student_trainer.quickstart.table import closing_table
 
@@ -89,8 +101,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _models(console: Console) -> tuple[Path, Path]:
-    """Folders of the teacher and of the pruned student, made when they are not cached."""
+def _models(console: Console, cross_tokenizer: bool = False) -> tuple[Path, Path]:
+    """Folders of the teacher and of the student, made when they are not cached: pruned,
+    or whole with another tokenizer."""
+    from student_trainer.quickstart.foreign import foreign_dir
     from student_trainer.quickstart.prepare import smollm2_dir
 
     def note(text: str) -> None:
@@ -98,6 +112,8 @@ def _models(console: Console) -> tuple[Path, Path]:
 
     _quiet()
     teacher = smollm2_dir(note)
+    if cross_tokenizer:
+        return teacher, foreign_dir(teacher, PACKAGE / "train.jsonl", note)
     return teacher, pruned_dir(teacher, note)
 
 
@@ -144,7 +160,7 @@ def _train(console: Console, arguments: argparse.Namespace, teacher: Path, stude
                 highlight=False,
             )
             flags = run_flags(arguments, student, server.grpc_address)
-            config = load_config(arguments.overrides, flags)
+            config = load_config(arguments.overrides, flags, settings_files(arguments))
             from student_trainer.train import train
 
             try:
@@ -172,7 +188,15 @@ def run_flags(arguments: argparse.Namespace, student: Path, address: str) -> dic
     return flags
 
 
-def load_config(overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConfig:
+def settings_files(arguments: argparse.Namespace) -> list[Path]:
+    """The packaged settings; those across tokenizers change some of the others."""
+    across = [PACKAGE / "quickstart-cross.toml"] if arguments.cross_tokenizer else []
+    return [SETTINGS, *across]
+
+
+def load_config(
+    overrides: Sequence[str], flags: Mapping[str, Any], files: Sequence[Path] = (SETTINGS,)
+) -> TrainConfig:
     """The packaged settings with the caller's changes; raises ConfigurationError."""
     from teacher_proto.settings import load_settings
 
@@ -187,7 +211,7 @@ def load_config(overrides: Sequence[str], flags: Mapping[str, Any]) -> TrainConf
         )
     settings: TrainConfig = load_settings(
         TrainConfig,
-        [PACKAGE / "quickstart.toml"],
+        list(files),
         ENV_PREFIX,
         list(overrides),
         flags,

@@ -9,14 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
-ROWS = (
-    ("reverse KL (student to teacher), nats", "reverse_kl", "{:.3f}"),
-    ("forward KL (teacher to student), nats", "forward_kl", "{:.3f}"),
-    ("same most likely token", "agreement", "{:.1%}"),
-    ("reverse KL on fresh answers, nats", "fresh_reverse_kl", "{:.3f}"),
-    ("answer length, tokens", "rollout_length", "{:.1f}"),
-    ("answers cut at the length limit", "truncated_share", "{:.1%}"),
-)
+from student_trainer.report.figures import shown_figures
 
 
 def closing_table(run_dir: Path) -> Table:
@@ -35,10 +28,9 @@ def table(summary: Mapping[str, Any]) -> Table:
     made.add_column("")
     made.add_column("before", justify="right")
     made.add_column("after", justify="right")
-    for label, key, form in ROWS:
-        made.add_row(
-            label, *(_cell(summary[f"{key}_{when}"], form) for when in ("before", "after"))
-        )
+    for shown in shown_figures(summary):
+        cells = (_cell(summary[f"{shown.key}_{when}"], shown.form) for when in ("before", "after"))
+        made.add_row(shown.label, *cells)
     return made
 
 

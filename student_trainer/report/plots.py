@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from student_trainer.evaluation.results import Divergence, Evaluation
+from student_trainer.evaluation.results import Divergence, Evaluation, RealignedDivergence
 from student_trainer.report.collect import RunFiles
 
 DPI = 150
@@ -128,6 +128,33 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
+        "realignment",
+        "What the teacher knows in the student's tokens",
+        "Mass of the teacher's rows that could be settled on student tokens, that is open, and "
+        "that no student token expresses; and how the positions of the answers were judged.",
+        (
+            Panel(
+                "mean mass",
+                (
+                    ("realign_coverage", "coverage"),
+                    ("realign_open_mass", "open"),
+                    ("realign_lost_mass", "lost"),
+                ),
+                share=True,
+            ),
+            Panel(
+                "share of positions",
+                (
+                    ("realign_aligned_share", "aligned"),
+                    ("realign_mid_share", "inside a token"),
+                    ("realign_special_share", "special"),
+                    ("realign_masked_share", "masked"),
+                ),
+                share=True,
+            ),
+        ),
+    ),
+    (
         "student",
         "The student's distribution",
         "Entropy of the student, and the mean log-ratio of teacher to student at the tokens "
@@ -237,23 +264,26 @@ def _clipped(axis: Any, palette: Palette, run: RunFiles, values: Sequence[float]
 
 def _held_out(figure: Figure, palette: Palette, run: RunFiles) -> None:
     left, right = _axes(figure, palette, 2)
+    either = run.after or run.before
+    across = either is not None and bool(either.frozen_realigned or either.fresh_realigned)
+    frozen, fresh = ("frozen_realigned", "fresh_realigned") if across else ("frozen", "fresh")
     _bars(
         left,
         palette,
         [
-            ("reverse KL\nfrozen", *_pair(run, "frozen", "reverse_kl")),
-            ("forward KL\nfrozen", *_pair(run, "frozen", "forward_kl")),
-            ("reverse KL\nfresh", *_pair(run, "fresh", "reverse_kl")),
+            ("reverse KL\nfrozen", *_pair(run, frozen, "reverse_kl")),
+            ("forward KL\nfrozen", *_pair(run, frozen, "forward_kl")),
+            ("reverse KL\nfresh", *_pair(run, fresh, "reverse_kl")),
         ],
         "{:.2f}",
     )
-    left.set_ylabel("nats per position")
+    left.set_ylabel("nats, on the support" if across else "nats per position")
     _bars(
         right,
         palette,
         [
-            ("agreement\nfrozen", *_pair(run, "frozen", "agreement")),
-            ("agreement\nfresh", *_pair(run, "fresh", "agreement")),
+            ("agreement\nfrozen", *_pair(run, frozen, "agreement")),
+            ("agreement\nfresh", *_pair(run, fresh, "agreement")),
         ],
         "{:.0%}",
     )
@@ -265,7 +295,9 @@ def _held_out(figure: Figure, palette: Palette, run: RunFiles) -> None:
 
 def _pair(run: RunFiles, where: str, what: str) -> tuple[float, float]:
     def of(evaluation: Evaluation | None) -> float:
-        found: Divergence | None = getattr(evaluation, where) if evaluation else None
+        found: Divergence | RealignedDivergence | None = (
+            getattr(evaluation, where) if evaluation else None
+        )
         return NAN if found is None else float(getattr(found, what))
 
     return of(run.before), of(run.after)

@@ -11,23 +11,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from student_trainer.report.collect import RunFiles, leaves, read_run
+from student_trainer.report.figures import Shown, is_across, shown_figures
 from student_trainer.report.plots import Plot, all_plots
 from student_trainer.summary import sample_pairs, summarise
 
 TEMPLATE = "report.html.j2"
 NOT_MEASURED = "not measured"
-
-# Label, key in summary.json, format, and whether lower (-1) or higher (1) is better.
-FIGURES = (
-    ("Reverse KL, frozen positions", "reverse_kl", "{:.3f}", -1),
-    ("Forward KL, frozen positions", "forward_kl", "{:.3f}", -1),
-    ("Same most likely token, frozen positions", "agreement", "{:.1%}", 1),
-    ("Reverse KL, fresh answers", "fresh_reverse_kl", "{:.3f}", -1),
-    ("Forward KL, fresh answers", "fresh_forward_kl", "{:.3f}", -1),
-    ("Same most likely token, fresh answers", "fresh_agreement", "{:.1%}", 1),
-    ("Answer length, tokens", "rollout_length", "{:.1f}", 0),
-    ("Answers cut at the length limit", "truncated_share", "{:.1%}", 0),
-)
 
 
 def write(run_dir: Path) -> Path:
@@ -58,7 +47,8 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
     evaluation = run.after or run.before
     return environment.get_template(TEMPLATE).render(
         summary=summary,
-        figures=[_figure(summary, *figure) for figure in FIGURES],
+        figures=[_figure(summary, figure) for figure in shown_figures(summary)],
+        across=is_across(summary),
         cards=_cards(summary),
         teacher=asdict(evaluation.teacher) if evaluation else {},
         plots=[
@@ -81,17 +71,15 @@ def _text(value: float | None, form: str) -> str:
     return NOT_MEASURED if value is None else form.format(value)
 
 
-def _figure(
-    summary: dict[str, Any], label: str, key: str, form: str, better: int
-) -> dict[str, str]:
-    before, after = summary[f"{key}_before"], summary[f"{key}_after"]
+def _figure(summary: dict[str, Any], shown: Shown) -> dict[str, str]:
+    before, after = summary[f"{shown.key}_before"], summary[f"{shown.key}_after"]
     verdict = ""
-    if before is not None and after is not None and before != after and better:
-        verdict = "better" if (after - before) * better > 0 else "worse"
+    if before is not None and after is not None and before != after and shown.better:
+        verdict = "better" if (after - before) * shown.better > 0 else "worse"
     return {
-        "label": label,
-        "before": _text(before, form),
-        "after": _text(after, form),
+        "label": shown.label,
+        "before": _text(before, shown.form),
+        "after": _text(after, shown.form),
         "verdict": verdict,
     }
 
@@ -99,13 +87,11 @@ def _figure(
 def _cards(summary: dict[str, Any]) -> list[dict[str, str]]:
     """The few figures that lead the page."""
     cards = []
-    for label, key, form in (
-        ("Reverse KL, nats", "reverse_kl", "{:.2f}"),
-        ("Forward KL, nats", "forward_kl", "{:.2f}"),
-        ("Same most likely token", "agreement", "{:.0%}"),
-        ("Answer length, tokens", "rollout_length", "{:.0f}"),
-    ):
-        before, after = summary[f"{key}_before"], summary[f"{key}_after"]
+    for shown in shown_figures(summary):
+        if shown.card is None:
+            continue
+        label, form = shown.card
+        before, after = summary[f"{shown.key}_before"], summary[f"{shown.key}_after"]
         if before is not None and after is not None:
             cards.append(
                 {"label": label, "before": form.format(before), "after": form.format(after)}

@@ -306,6 +306,60 @@ async def test_tokenizers_are_uploaded_whole_on_every_attempt(
     assert teacher.uploads == [dataclasses.replace(upload, run="run-1")]
 
 
+FORGOTTEN = ContractMismatchError("unknown", reason="UNKNOWN_TOKENIZER")
+
+
+async def test_a_forgotten_tokenizer_is_registered_again_once_for_all_that_wait(
+    teacher: ScriptedTeacher, client: AsyncTeacherClient
+) -> None:
+    upload = TokenizerUpload("", "t1", b"file")
+    await client.register_tokenizer(upload, timeout=LONG)
+    refused = 0
+    together = asyncio.Event()
+
+    async def refuse(request: Any, context: Any) -> None:
+        nonlocal refused
+        refused += 1
+        if refused == 3:
+            together.set()
+        await together.wait()
+        await teacher.fail(FORGOTTEN)(request, context)
+
+    async def accept(request: Any, context: Any) -> None:
+        return None
+
+    # Three requests are refused; the next call is the upload, then all three again.
+    teacher.script = [refuse, refuse, refuse, accept]
+    replies = await asyncio.gather(
+        *(client.score(make_request(request_id=f"r{i}"), timeout=LONG) for i in range(3))
+    )
+    assert [reply.request_id for reply in replies] == ["r0", "r1", "r2"]
+    assert teacher.uploads == [dataclasses.replace(upload, run="run-1")] * 2
+    assert len(teacher.requests) == 6
+
+
+async def test_a_server_that_goes_on_forgetting_ends_with_the_deadline_or_the_attempts(
+    teacher: ScriptedTeacher,
+) -> None:
+    async def forget(request: Any, context: Any) -> None:
+        if request is not None:
+            teacher.script = [upload, forget]
+            await teacher.fail(FORGOTTEN)(request, context)
+
+    async def upload(request: Any, context: Any) -> None:
+        return None
+
+    async with serving(teacher) as address:
+        for attempts, timeout in ((3, LONG), (None, 1.0)):
+            teacher.script, teacher.uploads = [], []
+            async with AsyncTeacherClient(address, run="r", max_attempts=attempts) as client:
+                await client.register_tokenizer(TokenizerUpload("", "t1", b"file"), timeout=LONG)
+                teacher.script = [forget]
+                with pytest.raises((ContractMismatchError, DeadlineError)):
+                    await client.score(make_request(), timeout=timeout)
+            assert len(teacher.uploads) == 3 if attempts else len(teacher.uploads) > 2
+
+
 @pytest.mark.parametrize("address", ["", "localhost", ":50051", "localhost:"])
 def test_addresses_that_are_none(address: str) -> None:
     with pytest.raises(ConfigurationError, match="host:port"):

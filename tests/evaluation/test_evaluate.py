@@ -37,7 +37,7 @@ class Through:
 
     def __init__(self, link: TeacherLink, change: Any = None) -> None:
         self.link, self.change = link, change
-        self.info = link.info
+        self.info, self.realigned = link.info, link.realigned
         self.rows_asked: list[tuple[int, int]] = []
 
     def score_rows(

@@ -14,12 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.prune import prune
-from student_trainer.quickstart import command
+from student_trainer.quickstart import command, foreign
 from student_trainer.quickstart.server import TeacherProcess
 from student_trainer.quickstart.table import closing_table
 
@@ -41,8 +42,10 @@ def tiny_student_dir(tiny_model_dir: Path, tmp_path_factory: pytest.TempPathFact
     return output
 
 
-def arguments(output: Path, steps: int) -> argparse.Namespace:
-    return argparse.Namespace(output=output, steps=steps, overrides=list(SMALL))
+def arguments(output: Path, steps: int, cross: bool = False) -> argparse.Namespace:
+    return argparse.Namespace(
+        output=output, steps=steps, overrides=list(SMALL), cross_tokenizer=cross
+    )
 
 
 def prompts(name: str) -> list[str]:
@@ -155,6 +158,45 @@ def test_a_whole_run_on_tiny_models(
     assert f"{summary['reverse_kl_after']:.3f}" in table
 
 
+def test_a_whole_run_across_tokenizers(tiny_model_dir: Path, tmp_path: Path) -> None:
+    output, student = tmp_path / "runs" / "quickstart", tmp_path / "student"
+    output.mkdir(parents=True)
+    texts = iter(prompts("train.jsonl"))
+    foreign.make_foreign(tiny_model_dir, student, texts, 400)
+    asked = arguments(output, 2, cross=True)
+    command._train(Console(quiet=True), asked, tiny_model_dir, student)
+    summary = json.loads((output / "summary.json").read_text())
+    assert 0 < summary["support_coverage_before"] <= 1
+    assert summary["support_reverse_kl_after"] > 0
+    last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["realign_coverage"] <= 1
+    console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
+    console.print(closing_table(output))
+    assert f"{summary['support_coverage_after']:.1%}" in console.export_text()
+
+
+def test_a_foreign_students_embeddings_are_means(tiny_model_dir: Path, tmp_path: Path) -> None:
+    foreign.make_foreign(tiny_model_dir, tmp_path, iter(prompts("train.jsonl")), 400)
+    theirs, own = (AutoTokenizer.from_pretrained(p) for p in (tiny_model_dir, tmp_path))
+    before, after = (
+        AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32)
+        for p in (tiny_model_dir, tmp_path)
+    )
+    pairs = zip(before.state_dict().items(), after.state_dict().items(), strict=True)
+    for (name, old), (_, new) in pairs:
+        if "embed" not in name and "lm_head" not in name:
+            torch.testing.assert_close(new, old.bfloat16().float(), rtol=0, atol=0)
+    rows = after.get_input_embeddings().weight
+    old = before.get_input_embeddings().weight
+    assert rows.isfinite().all()
+    longest = max(own.get_vocab().values(), key=lambda token: len(own.decode([token])))
+    pieces = theirs(own.decode([longest]), add_special_tokens=False)["input_ids"]
+    assert len(pieces) > 1
+    torch.testing.assert_close(rows[longest], old[pieces].mean(0), rtol=1e-2, atol=1e-2)
+    stop, end = own.eos_token_id, theirs.convert_tokens_to_ids("<|im_end|>")
+    torch.testing.assert_close(rows[stop], old[end], rtol=1e-2, atol=1e-2)
+
+
 @pytest.fixture
 def long_run(
     tiny_model_dir: Path, tiny_student_dir: Path, tmp_path: Path
@@ -169,7 +211,7 @@ def long_run(
         "from teacher_proto.program import run_program\n"
         "from student_trainer.quickstart import command\n"
         f"arguments = argparse.Namespace(output=Path({str(output)!r}), steps=100000,"
-        f" overrides={list(SMALL)!r})\n"
+        f" overrides={list(SMALL)!r}, cross_tokenizer=False)\n"
         "def main(argv):\n"
         "    with command._ended_by_signals():\n"
         f"        command._train(Console(stderr=True), arguments, Path({str(tiny_model_dir)!r}),"

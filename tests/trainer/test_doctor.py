@@ -99,12 +99,16 @@ def test_no_teacher_is_4_and_the_rest_is_still_examined(
     assert statuses(found, "ok") >= {"student", "data", "disk", "device"}
 
 
-def test_another_tokenizer_is_3_and_a_teacher_not_served_2(
+def test_another_tokenizer_is_told_by_its_level_and_a_teacher_not_served_is_2(
     doctor: Doctor, served: Server, student_model_dir: Path, tmp_path: Path
 ) -> None:
     config = write_config(tmp_path, student_model_dir, served.address)
     code, found = doctor(str(config), "--set", "teacher.name=other")
-    assert code == 3
+    assert code == 0
+    assert "level CROSS" in found["tokenizer"]["detail"]
+    assert "tokens scored twice lie 0 nats apart" in found["repeat"]["detail"]
+    code, found = doctor(str(config), "--set", "teacher.name=other", "--set", "loss.tail=bucket")
+    assert code == 2
     assert statuses(found, "failed") == {"tokenizer"}
     code, found = doctor(str(config), "--set", "teacher.name=nobody")
     assert code == 2

@@ -14,7 +14,7 @@ from teacher_proto.types import TextPrompt
 from student_trainer.config import TrainConfig
 from student_trainer.data import load_prompts
 from student_trainer.first_example import first_example, table, wants_colour
-from student_trainer.loss_config import MaskSettings
+from student_trainer.loss_config import LsmLoss, MaskSettings
 from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
@@ -34,8 +34,8 @@ def test_it_shows_what_step_1_draws_and_what_the_loss_uses(
     prompts = load_prompts(config.data, student).train
     own = generate(student, prompts, config.rollout, seed=5, step=1)[4]
     masked_id = int(own.token_ids[2])
-    mask = MaskSettings(token_ids=(masked_id,))
-    shown = rows(first_example(student, prompts[2], config.rollout, mask, seed=5))
+    loss = LsmLoss(mask=MaskSettings(token_ids=(masked_id,)))
+    shown = rows(first_example(student, prompts[2], config.rollout, loss, seed=5))
     count = len(prompts[2].token_ids)
     assert shown[:count] == [
         (place - count, int(token), "prompt") for place, token in enumerate(prompts[2].token_ids)
@@ -53,14 +53,14 @@ def drawn(prompt: int, response: int) -> Rollout:
 
 
 def test_a_long_prompt_is_counted_in_its_middle(student: Student) -> None:
-    text = table(student, drawn(100, 3), [False, True, False])
+    text = table(student, drawn(100, 3), ["loss", "masked", "loss"])
     assert "100 prompt tokens (no loss)" in text
     assert "2 tokens with loss, 1 masked" in text
     assert "68 more prompt tokens" in text
     assert [place for place, _, _ in rows(text)] == [*range(-100, -92), *range(-24, 0), 0, 1, 2]
-    assert len(rows(table(student, drawn(32, 1), [False]))) == 33
+    assert len(rows(table(student, drawn(32, 1), ["loss"]))) == 33
     assert "\x1b" not in text
-    coloured = table(student, drawn(2, 2), [False, True], colour=True)
+    coloured = table(student, drawn(2, 2), ["loss", "masked"], colour=True)
     assert coloured.count("\x1b[31m") == 1
     assert coloured.count("\x1b[2m") == 2
 

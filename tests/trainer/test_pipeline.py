@@ -40,6 +40,8 @@ class Recorder:
     def __init__(self, teacher: LocalTeacher) -> None:
         self.teacher = teacher
         self.info = replace(TEACHER, vocabulary_size=320)
+        self.id_limit = 320
+        self.realigned = False
         self.sent: list[list[Rollout]] = []
 
     def submit_rollouts(

@@ -178,8 +178,8 @@ def test_what_a_run_shows_tracks_and_tells(
     kept = [f"{line['teacher_support_mass']:.4g}" for line in lines]
     assert f"| teacher's mass on its top K | {' | '.join(kept)} |" in card
     length = f"{summary['rollout_length_before']:.4g} | {summary['rollout_length_after']:.4g}"
-    assert f"| response length, tokens | {length} |" in card
-    assert "| reverse KL (student‖teacher), nats | not measured | not measured |" in card
+    assert f"| Answer length, tokens | {length} |" in card
+    assert "| Reverse KL, frozen positions | not measured | not measured |" in card
     assert "8 prompts of prompts.jsonl; 0 longer ones were left out." in card
     for private in (str(tmp_path), str(student_model_dir), server.address):
         assert private not in card

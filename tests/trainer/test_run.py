@@ -221,13 +221,6 @@ def main(config: TrainConfig, tmp_path: Path) -> int:
     return run_program(run_cli, ["train", str(file)])
 
 
-def test_a_foreign_tokenizer_ends_with_3(
-    config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(config(teacher={"name": "foreign"}), tmp_path) == 3
-    assert "tokenizer" in capsys.readouterr().err
-
-
 def test_an_unknown_teacher_and_a_wrong_setting_end_with_2(
     config: MakeConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -264,6 +257,7 @@ def test_a_dry_run_tells_every_origin(
     assert "run.steps = 7 (flag --set)" in lines
     assert "rollout.top_p = 0.8 (env LSM_TRAINER__ROLLOUT__TOP_P)" in lines
     assert any(line.startswith("optimizer.eps = ") and "(file" in line for line in lines)
+    assert lines[-1] == "# tokenizers: the student's is the teacher's"
     assert not (tmp_path / "run").exists()
     wrong = ["train", str(file), "--set", "rollout.topp=1"]
     assert run_program(run_cli, wrong) == 2

@@ -1,0 +1,202 @@
+"""What can be measured of a student whose teacher has another tokenizer.
+
+A full distribution of the teacher over the student's tokens does not exist. Known are
+rows on a support of certified ids, with what they leave out, and the exact likelihood
+of chunks of text (docs/realignment.md). R rows, K ids, nats unless said otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, PositionClass, Status
+from torch import Tensor
+
+from student_trainer.evaluation.results import ChunkLikelihood, RealignedDivergence
+from student_trainer.evaluation.rows import CHUNK_ROWS, TEMPERATURE, Selection, student_hidden
+from student_trainer.head import head_logits
+from student_trainer.losses.divergences import forward_kl, renormalise, reverse_kl
+from student_trainer.losses.normaliser import token_log_probs
+from student_trainer.masking import token_bytes
+from student_trainer.model import Student
+from student_trainer.realigned import chunks_known
+from student_trainer.rollout.base import Rollout
+from student_trainer.teacher import TeacherLink
+
+
+def check_top_k(teacher: TeacherLink, top_k: int) -> None:
+    """Raises ConfigurationError when the service does not return that many ids."""
+    if top_k > teacher.info.max_top_k:
+        raise ConfigurationError(
+            f"{top_k} is more than the teacher takes (its largest K: {teacher.info.max_top_k})",
+            where="evaluation.top_k",
+            fix="lower it, or raise limits.max_top_k on the server",
+        )
+
+
+def score_whole(
+    teacher: TeacherLink, responses: Sequence[Rollout], top_k: int
+) -> list[ContinuationScores]:
+    """Every row of each response; the requests are under way together."""
+    futures: list[Future[list[ContinuationScores]]] = [
+        teacher.submit_rollouts([response], top_k, TEMPERATURE) for response in responses
+    ]
+    return [future.result()[0] for future in futures]
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Judged rows: ids [R, K], log_q [R, K], valid [R, K], coverage and open mass [R]."""
+
+    ids: Int32
+    log_q: Float32
+    valid: Bool
+    coverage: Float32
+    open_mass: Float32
+
+
+@torch.no_grad()
+def realigned_divergence(
+    student: Student,
+    selections: Sequence[Selection],
+    scores: Sequence[ContinuationScores],
+    batch_size: int,
+) -> RealignedDivergence:
+    """Divergences on the certified supports at the selected positions.
+
+    Args:
+        scores: of every row of each selection's response.
+
+    Raises:
+        LsmError: every position is masked, or the student's logits are not finite.
+    """
+    hidden = student_hidden(student, selections, batch_size)
+    asked = sum(len(selection.rows) for selection in selections)
+    sums: dict[str, list[float]] = {}
+    start = 0
+    for selection, scored in zip(selections, scores, strict=True):
+        states = hidden[start : start + len(selection.rows)]
+        start += len(selection.rows)
+        judged = _judged(scored, len(selection.response))[selection.rows]
+        chosen, places = selection.rows[judged], torch.from_numpy(np.flatnonzero(judged))
+        for at in range(0, len(chosen), CHUNK_ROWS):
+            piece = slice(at, at + CHUNK_ROWS)
+            rows = _rows(scored, chosen[piece])
+            logits = head_logits(student.head, states[places[piece].to(states.device)])
+            for name, values in _compare(logits, rows).items():
+                sums.setdefault(name, []).extend(values.tolist())
+    if not sums:
+        raise LsmError(
+            f"none of {asked} positions could be realigned",
+            where="evaluation",
+            fix="compare the tokenizers (teacher-server tokenizers compare), or set "
+            "evaluation.prompts to 0",
+        )
+    count = len(sums["coverage"])
+    means = {name: math.fsum(values) / count for name, values in sums.items()}
+    return RealignedDivergence(rows=count, masked_rows=asked - count, **means)
+
+
+def _judged(scores: ContinuationScores, rows: int) -> Bool:
+    """bool [n]: a support of two ids or more is there."""
+    if scores.status is not Status.OK or scores.realignment is None:
+        return np.zeros(rows, np.bool_)
+    assert scores.valid_counts is not None
+    known: Bool = scores.realignment.position_class != PositionClass.MASKED
+    return known & (scores.valid_counts >= 2)
+
+
+def _rows(scores: ContinuationScores, rows: Int32) -> _Rows:
+    assert scores.top_ids is not None
+    assert scores.top_log_probs is not None
+    assert scores.valid_counts is not None
+    assert scores.realignment is not None
+    ids = scores.top_ids[rows]
+    return _Rows(
+        ids=ids,
+        log_q=scores.top_log_probs[rows],
+        valid=np.arange(ids.shape[1]) < scores.valid_counts[rows, None],
+        coverage=scores.realignment.coverage[rows],
+        open_mass=scores.realignment.open_mass[rows],
+    )
+
+
+def _compare(logits: Tensor, rows: _Rows) -> dict[str, Tensor]:
+    """The names of RealignedDivergence, float64 [R] each."""
+    if not bool(torch.isfinite(logits).all()):
+        raise LsmError(
+            "the student's logits are not finite",
+            where="evaluation",
+            fix="go back to an earlier checkpoint and lower optimizer.lr",
+        )
+    device = logits.device
+    valid = torch.from_numpy(rows.valid).to(device)
+    ids = torch.from_numpy(rows.ids.astype(np.int64)).to(device)
+    log_pi = torch.log_softmax(logits.double(), -1)
+    own = log_pi.gather(1, ids.where(valid, 0))
+    p = renormalise(own, valid)
+    q = renormalise(torch.from_numpy(rows.log_q).to(device).double(), valid)
+    return {
+        "reverse_kl": reverse_kl(p, q, valid),
+        "forward_kl": forward_kl(p, q, valid),
+        # Slot 0 is the teacher's most likely token: a row where another, not settled
+        # one could be it is masked.
+        "agreement": (log_pi.argmax(-1) == ids[:, 0]).double(),
+        "student_mass": own.exp().where(valid, 0).sum(-1),
+        "coverage": torch.from_numpy(rows.coverage).double(),
+        "open_mass": torch.from_numpy(rows.open_mass).double(),
+    }
+
+
+@torch.no_grad()
+def chunk_likelihood(
+    student: Student,
+    responses: Sequence[Rollout],
+    scores: Sequence[ContinuationScores],
+    batch_size: int,
+    chunk_rows: int = CHUNK_ROWS,
+) -> ChunkLikelihood | None:
+    """Both sides' likelihood of the student's own answers; None where no chunk is known.
+
+    Args:
+        scores: of every row of each response.
+    """
+    pieces = token_bytes(student.tokenizer)
+    specials = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
+    every = [
+        Selection(r.prompt, r.token_ids, np.arange(len(r.token_ids), dtype=np.int32))
+        for r in responses
+    ]
+    hidden = student_hidden(student, every, batch_size)
+    own, theirs, read, used, start = 0.0, 0.0, 0, 0, 0
+    for response, scored in zip(responses, scores, strict=True):
+        ids = response.token_ids
+        states = hidden[start : start + len(ids)]
+        start += len(ids)
+        if scored.status is not Status.OK or scored.realignment is None:
+            continue
+        special = np.isin(ids, specials)
+        known = chunks_known(scored.realignment, special, response.finished)
+        inside = known[scored.realignment.chunk_index]
+        sampled = torch.from_numpy(ids.astype(np.int64)).to(states.device)
+        log_pi = token_log_probs(states, student.head, sampled, TEMPERATURE, chunk_rows)
+        own += float(log_pi.double()[torch.from_numpy(inside).to(states.device)].sum())
+        theirs += float(scored.realignment.chunk_log_likelihood[known].sum(dtype=np.float64))
+        text = ids[inside & ~special].tolist()
+        read += sum(len(pieces[token]) for token in text)
+        used += int(known.sum())
+    if not read:
+        return None
+    bits = -1 / (math.log(2) * read)
+    return ChunkLikelihood(
+        chunks=used,
+        bytes=read,
+        student_bits_per_byte=own * bits,
+        teacher_bits_per_byte=theirs * bits,
+    )

@@ -1,0 +1,115 @@
+"""The student's tokenizer as a teacher with another one is told it: the file, and what
+its special tokens are for, which the file alone does not say.
+
+Roles come from what the student itself uses: its terminators (generation config and
+tokenizer), its chat template (which of them ends an assistant's turn), and the
+tokenizer's own bos and padding tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from teacher_proto.client import TeacherClient
+from teacher_proto.errors import ContractMismatchError, InvalidRequestError
+from teacher_proto.types import Level, ServerLimits, SpecialRole, TeacherInfo, TokenizerUpload
+
+from student_trainer.model import Student
+
+THINKING = {
+    "<think>": SpecialRole.THINK_OPEN,
+    "</think>": SpecialRole.THINK_CLOSE,
+    "[THINK]": SpecialRole.THINK_OPEN,
+    "[/THINK]": SpecialRole.THINK_CLOSE,
+}
+REPLY = "an assistant's reply"
+
+
+def upload_of(student: Student, run: str) -> TokenizerUpload:
+    file = student.tokenizer.backend_tokenizer.to_str().encode()
+    roles = special_roles(student.tokenizer, student.terminators)
+    return TokenizerUpload(run, student.tokenizer_hash, file, roles)
+
+
+def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, SpecialRole]:
+    """Role by id of the special tokens whose use is known; a token has one role, the
+    first of: turn end, end of text, begin of text, thinking, padding.
+
+    Args:
+        terminators: ids that end a response.
+    """
+    turn_end = _turn_end(tokenizer, terminators)
+    roles = {
+        token: SpecialRole.TURN_END if token == turn_end else SpecialRole.END_OF_TEXT
+        for token in terminators
+    }
+    if tokenizer.bos_token_id is not None:
+        roles.setdefault(tokenizer.bos_token_id, SpecialRole.BEGIN_OF_TEXT)
+    for token, added in tokenizer.added_tokens_decoder.items():
+        if added.content in THINKING:
+            roles.setdefault(token, THINKING[added.content])
+    if tokenizer.pad_token_id is not None:
+        roles.setdefault(tokenizer.pad_token_id, SpecialRole.PADDING)
+    ordinary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)
+    special = {
+        token
+        for token, added in tokenizer.added_tokens_decoder.items()
+        if added.special or added.content not in ordinary
+    }
+    return {token: role for token, role in roles.items() if token in special}
+
+
+def _turn_end(tokenizer: Any, terminators: Sequence[int]) -> int | None:
+    """The terminator that the chat template writes after an assistant's reply."""
+    if not tokenizer.chat_template:
+        return None
+    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": REPLY}]
+    try:
+        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
+    except Exception:  # a template is a program: it raises what it likes
+        return None
+    _, found, after = text.rpartition(REPLY)
+    written = tokenizer.convert_ids_to_tokens(list(terminators))
+    places = {after.find(t): i for t, i in zip(written, terminators, strict=True) if t in after}
+    return places[min(places)] if found and places else None
+
+
+def teach(
+    client: TeacherClient,
+    info: TeacherInfo,
+    limits: ServerLimits,
+    upload: TokenizerUpload,
+    *,
+    timeout: float,
+) -> Level:
+    """Registers the tokenizer; how it relates to the teacher's.
+
+    Raises:
+        ContractMismatchError: the service does not take it, or does not realign
+            rows for this teacher.
+    """
+    if len(upload.file) > limits.max_tokenizer_bytes:
+        raise _refused(
+            f"its tokenizer.json has {len(upload.file)} bytes, the server takes "
+            f"{limits.max_tokenizer_bytes}",
+            "raise the server's limits.max_tokenizer_bytes",
+        )
+    try:
+        levels = client.register_tokenizer(upload, timeout=timeout)
+    except (InvalidRequestError, ContractMismatchError) as error:
+        raise _refused(error.what, error.fix) from error
+    if info.name not in levels:
+        raise _refused(f"the server realigns no rows of teacher {info.name!r}", "")
+    return levels[info.name]
+
+
+def _refused(what: str, fix: str) -> ContractMismatchError:
+    return ContractMismatchError(
+        f"the student's tokenizer is not the teacher's, and the service does not take it: {what}",
+        where="student.model",
+        fix=fix
+        or "use a student with the teacher's tokenizer, or one of a kind that can be "
+        "realigned (docs/realignment.md)",
+        reason="TOKENIZER_REFUSED",
+    )

@@ -1,0 +1,149 @@
+"""What a trainer makes of rows that were carried over from another tokenizer
+(docs/realignment.md): which of them give a loss, what is logged, what chunks tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from teacher_proto.errors import PoisonedReplyError
+from teacher_proto.types import (
+    Bool,
+    ContinuationScores,
+    Float32,
+    PositionClass,
+    Realignment,
+    Status,
+)
+
+from student_trainer.metrics import Means
+from student_trainer.rollout.base import Rollout
+from student_trainer.teacher import TeacherLink
+
+# A step beyond one of these is warned of (docs/training.md).
+LOW_COVERAGE = 0.8
+HIGH_MASKED = 0.1
+
+
+def refuse_not_realigned(scores: ContinuationScores) -> None:
+    """Raises PoisonedReplyError where a teacher that shares the tokenizer gave up."""
+    if scores.status is Status.NOT_REALIGNED:
+        raise PoisonedReplyError(
+            f"the teacher shares the tokenizer and could not realign: {scores.detail}"
+        )
+
+
+def judged(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool:
+    """bool [n]: False where the teacher has no verdict on the position.
+
+    Args:
+        scores: of every row of a response.
+        rows: n.
+        sampled: the verdict needed is on the sampled token, not a support.
+    """
+    if scores.status is Status.NOT_REALIGNED:
+        return np.zeros(rows, np.bool_)
+    block = scores.realignment
+    if block is None:
+        return np.ones(rows, np.bool_)
+    known: Bool = block.position_class != PositionClass.MASKED
+    if sampled:
+        assert scores.sampled_valid is not None
+        known = known & scores.sampled_valid
+    return known
+
+
+def add_figures(means: Means, scores: ContinuationScores, rows: int) -> None:
+    """Adds a response's ``realign_*`` figures: masses over positions that are not
+    masked, shares over all of them."""
+    not_realigned = scores.status is Status.NOT_REALIGNED
+    means.add("realign_failed_share", float(not_realigned), 1)
+    block = scores.realignment
+    if block is None and not not_realigned:
+        return
+    classes = (
+        np.full(rows, PositionClass.MASKED, np.uint8) if block is None else block.position_class
+    )
+    for kind in PositionClass:
+        name = f"realign_{kind.name.lower()}_share"
+        means.add(name, float((classes == kind).sum()), rows)
+    if block is None:
+        return
+    known = classes != PositionClass.MASKED
+    for name in ("coverage", "open_mass", "lost_mass"):
+        values = getattr(block, name)[known]
+        means.add(f"realign_{name}", float(values.sum(dtype=np.float64)), len(values))
+
+
+def low_coverage(line: Mapping[str, object]) -> str:
+    """What is wrong with the realignment of a step, with its figures; empty when nothing is.
+
+    Args:
+        line: the step's metrics.
+    """
+    coverage, masked = line.get("realign_coverage"), line.get("realign_masked_share")
+    low = isinstance(coverage, float) and coverage < LOW_COVERAGE
+    high = isinstance(masked, float) and masked > HIGH_MASKED
+    if not (low or high):
+        return ""
+    figures = ", ".join(
+        f"{name} {value:.3f}"
+        for name in ("coverage", "open_mass", "lost_mass", "masked_share", "failed_share")
+        if isinstance(value := line.get(f"realign_{name}"), float)
+    )
+    return (
+        f"step {line['step']}: the teacher's rows tell little in the student's tokens ({figures}). "
+        "Open mass is not settled by the tokenizers; what is neither covered, open nor lost is "
+        "beyond loss.top_k or not certified (docs/realignment.md)"
+    )
+
+
+def describe(scores: ContinuationScores, teacher: TeacherLink) -> str:
+    """The pair's level and what the teacher knows of one response, in half a sentence."""
+    if scores.realignment is None:
+        return f"level {teacher.level.name}, could not be realigned: {scores.detail}"
+    known = scores.realignment.position_class != PositionClass.MASKED
+    if not known.any():
+        return f"level {teacher.level.name}"
+    coverage = float(scores.realignment.coverage[known].mean())
+    open_mass = float(scores.realignment.open_mass[known].mean())
+    return f"level {teacher.level.name}, coverage {coverage:.2f}, open {open_mass:.2f}"
+
+
+def chunks_known(block: Realignment, excluded: Bool, finished: bool) -> Bool:
+    """bool [C]: the chunks whose likelihood both sides can be asked for.
+
+    Left out is a chunk with a token that is ``excluded`` (bool [n]) and masked, such as
+    a special token without a counterpart, and the last one of a response that was
+    cut: its text would have gone on.
+    """
+    count = len(block.chunk_log_likelihood)
+    known = np.zeros(count, np.bool_)
+    known[block.chunk_index] = True
+    masked = block.position_class == PositionClass.MASKED
+    known[block.chunk_index[masked & excluded]] = False
+    if not finished:
+        known[block.chunk_index[-1]] = False
+    return known
+
+
+def chunk_advantages(
+    scores: ContinuationScores, rollout: Rollout, excluded: Bool
+) -> tuple[Float32, Bool]:
+    """What a position's chunk says about it: log q(chunk) - log pi_old(chunk).
+
+    Args:
+        scores: of every row of the response.
+        excluded: bool [n], see ``chunks_known``.
+
+    Returns:
+        float32 [n] nats and bool [n], where it is known.
+    """
+    block = scores.realignment
+    if block is None:
+        count = len(rollout.token_ids)
+        return np.zeros(count, np.float32), np.zeros(count, np.bool_)
+    chunk, theirs = block.chunk_index, block.chunk_log_likelihood
+    own = np.bincount(chunk, rollout.log_probs.astype(np.float64), len(theirs))
+    known = chunks_known(block, excluded, rollout.finished)
+    return (theirs - own)[chunk].astype(np.float32), known[chunk]

@@ -1,0 +1,71 @@
+"""How a trainer finds its teacher: credentials, a first look, a name among the served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from teacher_proto.client import TeacherClient
+from teacher_proto.credentials import ClientCredentials
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import TeacherInfo
+
+from student_trainer.config import TeacherSettings
+
+
+def connect(settings: TeacherSettings, run: str) -> TeacherClient:
+    """A client with the settings' credentials.
+
+    Raises:
+        ConfigurationError: they cannot be used.
+    """
+    token = settings.token
+    credentials = ClientCredentials(
+        token="" if token is None else token.get_secret_value(),
+        token_file=settings.token_file,
+        tls=settings.tls,
+        ca=settings.ca,
+        cert=settings.cert,
+        key=settings.key,
+        insecure_plaintext=settings.insecure_plaintext,
+    )
+    return TeacherClient(
+        settings.address, run=run, credentials=credentials, max_attempts=settings.attempts
+    )
+
+
+def check_reachable(settings: TeacherSettings, run: str) -> None:
+    """Finds the teacher before anything slow is done.
+
+    Raises:
+        TeacherUnavailableError, DeadlineError: nothing answers at the address
+            within ``connect_timeout_seconds``.
+        UnauthenticatedError, ForbiddenError: the credentials are not taken, or
+            not for this run.
+        ConfigurationError: the server has no teacher of this name.
+    """
+    with connect(settings, run) as client:
+        server = client.get_teacher(timeout=settings.connect_timeout_seconds)
+    named(server.teachers, settings)
+
+
+def service_date(settings: TeacherSettings, run: str) -> float | None:
+    """The service's clock when it answers, seconds since the epoch, whole ones; None
+    where what answers does not tell it.
+
+    Raises:
+        TeacherUnavailableError and others: see ``TeacherClient``.
+    """
+    with connect(settings, run) as client:
+        return client.service_date(timeout=settings.connect_timeout_seconds)
+
+
+def named(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
+    """The teacher the settings name; raises ConfigurationError when it is not served."""
+    for teacher in teachers:
+        if teacher.name == settings.name:
+            return teacher
+    raise ConfigurationError(
+        f"the service at {settings.address} has no teacher {settings.name!r}",
+        where="teacher.name",
+        fix=f"name one of {sorted(t.name for t in teachers)}",
+    )

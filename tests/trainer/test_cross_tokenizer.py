@@ -1,0 +1,256 @@
+"""Whole runs whose student has another tokenizer than the teacher, over real sockets."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.types import Level, PositionClass, SpecialRole, Status
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+
+from student_trainer.config import StudentSettings, TrainConfig
+from student_trainer.data import load_prompts
+from student_trainer.dry_run import compare_tokenizers
+from student_trainer.metrics import UpdateFigures
+from student_trainer.model import load_student
+from student_trainer.own_tokenizer import special_roles
+from student_trainer.rollout.generate import generate
+from student_trainer.teacher import TeacherLink
+from student_trainer.train import train
+from student_trainer.update import Updater
+from tests.support.models import ENGLISH, make_tiny_model
+from tests.trainer.processes import Server, serve
+from tests.trainer.test_run import artefacts, in_directory, interrupted_after, losses
+
+MakeConfig = Callable[..., TrainConfig]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
+    with serve(tmp_path_factory.mktemp("server"), default=tiny_model_dir) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def foreign_student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with a smaller vocabulary learnt from the same texts, and ends of turns."""
+    folder = tmp_path_factory.mktemp("models") / "foreign"
+    directory = make_tiny_model(folder, seed=11, texts=ENGLISH, vocabulary_size=290)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 2.5
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def config(make_config: MakeConfig, server: Server, foreign_student_dir: Path) -> MakeConfig:
+    def make(model: Path = foreign_student_dir, **sections: dict[str, Any]) -> TrainConfig:
+        teacher = {"address": server.address, **sections.pop("teacher", {})}
+        every = {"every": 1, **sections.pop("checkpoint", {})}
+        return make_config(model, teacher=teacher, checkpoint=every, **sections)
+
+    return make
+
+
+def permuted_twin(model: Path, folder: Path) -> Path:
+    """The same network over the same texts' tokens under other ids: to the service a
+    foreign tokenizer, to the test the teacher itself."""
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    document = json.loads(tokenizer.backend_tokenizer.to_str())
+    size = len(document["model"]["vocab"])
+    special = sorted(token["id"] for token in document["added_tokens"])
+    others = [i for i in range(size) if i not in special]
+    moved = dict(zip(others, np.random.default_rng(0).permutation(others).tolist(), strict=True))
+    moved |= {token: token for token in special}
+    vocab = document["model"]["vocab"]
+    document["model"]["vocab"] = {text: moved[token] for text, token in vocab.items()}
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(json.dumps(document)),
+        eos_token=tokenizer.eos_token,
+        pad_token=tokenizer.pad_token,
+        chat_template=tokenizer.chat_template,
+    )
+    twin = AutoModelForCausalLM.from_pretrained(model)
+    order = torch.tensor([old for old, _ in sorted(moved.items(), key=lambda pair: pair[1])])
+    with torch.no_grad():
+        for matrix in (twin.lm_head.weight, twin.model.embed_tokens.weight):
+            matrix.copy_(matrix[order].clone())
+    twin.save_pretrained(folder)
+    made.save_pretrained(folder)
+    return folder
+
+
+def test_a_run_trains_evaluates_and_shows_what_it_knows(
+    config: MakeConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    held_out = tmp_path / "held.jsonl"
+    held_out.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in ("the sun", "a day was")))
+    settings = config(
+        run={"steps": 6},
+        data={"held_out": str(held_out)},
+        loss={"top_k": 48, "masked_chunks": True},
+        optimizer={"lr": 3e-3},
+        evaluation={"prompts": 2, "frozen_rows": 256, "max_new_tokens": 32, "top_k": 48},
+        report={"html": True},
+    )
+    with caplog.at_level(logging.INFO, logger="student_trainer"):
+        run = train(settings)
+    assert "level CROSS, its rows are realigned" in caplog.text
+    assert "unknown to the teacher; level CROSS, coverage" in caplog.text
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    for line in lines:
+        shares = [line[f"realign_{kind.name.lower()}_share"] for kind in PositionClass]
+        assert sum(shares) == pytest.approx(1)
+        assert 0 < line["realign_coverage"] <= 1
+        assert line["tokens_used"] + line["not_judged_tokens"] == pytest.approx(
+            line["tokens"] + line["chunk_tokens"] - line["dropped_small_support"]
+        )
+        assert line["dropped_non_finite"] == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["support_reverse_kl_after"] < summary["support_reverse_kl_before"]
+    assert 0 < summary["support_coverage_before"] <= 1
+    assert summary["support_masked_share_before"] == summary["support_masked_share_after"]
+    assert summary["teacher_bits_per_byte_before"] > 0
+    assert summary["reverse_kl_before"] is None, "there is no full distribution to compare"
+    page = (run / "report.html").read_text()
+    assert "The teacher has another tokenizer" in page
+    assert "Teacher&#39;s mass on it (coverage), frozen positions" in page
+    assert (run / "plots" / "realignment.png").exists()
+
+
+KINDS = {
+    "lsm": {},
+    "chunks": {"loss": {"masked_chunks": True, "chunk_clamp": 5.0, "mean": "sequence"}},
+    "student, stale": {"loss": {"support": "student+sampled"}, "pipeline": {"staleness": 1}},
+    "sampled_token": {"loss": {"kind": "sampled_token"}},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_equals_an_uninterrupted_one(
+    config: MakeConfig, tmp_path: Path, kind: str
+) -> None:
+    settings = config(**KINDS[kind])
+    straight = train(in_directory(settings, tmp_path / "straight"))
+    broken = tmp_path / "broken"
+    interrupted_after(in_directory(settings, broken), 2)
+    train(in_directory(settings, broken))
+    assert losses(broken) == losses(straight)
+    assert artefacts(broken, 3) == artefacts(straight, 3)
+
+
+def test_a_dry_run_tells_the_level_once_the_service_knows_it(config: MakeConfig) -> None:
+    settings = config()
+    with TeacherLink(settings.teacher, load_student(settings.student), run="test"):
+        assert compare_tokenizers(settings).endswith("level CROSS")
+    nobody = config(teacher={"address": "127.0.0.1:1", "connect_timeout_seconds": 0.3})
+    assert compare_tokenizers(nobody).startswith("not compared (no ")
+
+
+def test_rows_are_those_of_their_tokens(
+    config: MakeConfig, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """The student is the teacher under other ids: where both mean the same its loss is
+    near 0, and rows that are one off are far from it."""
+    twin = permuted_twin(tiny_model_dir, tmp_path / "twin")
+    settings = config(twin, loss={"top_k": 64})
+    student = load_student(settings.student)
+    prompts = load_prompts(settings.data, student).train
+    rollouts = generate(student, prompts, settings.rollout, seed=0, step=1)
+    updater = Updater(student, settings, realigned=True)
+    with TeacherLink(settings.teacher, student, run="test") as link:
+        assert link.level is Level.CROSS
+        scores = [link.submit_rollouts([r], 64, 1.0).result()[0] for r in rollouts]
+
+    def loss(of: list[Any]) -> float:
+        figures = UpdateFigures()
+        updater.gradients(rollouts, of.__getitem__, figures, 1)
+        return figures.losses[0]
+
+    shifted = []
+    for score in scores:
+        assert score.realignment is not None
+        rolled = {n: np.roll(getattr(score, n), 1, 0)
+                  for n in ("top_ids", "top_log_probs", "valid_counts")}  # fmt: skip
+        classes = np.roll(score.realignment.position_class, 1)
+        block = replace(score.realignment, position_class=classes)
+        shifted.append(replace(score, **rolled, realignment=block))
+    right, wrong = loss(scores), loss(shifted)
+    assert right < 0.2 * wrong, (right, wrong)
+
+
+def test_a_server_that_forgot_the_tokenizer_is_taught_it_again(
+    make_config: MakeConfig, tiny_model_dir: Path, foreign_student_dir: Path, tmp_path: Path
+) -> None:
+    student = load_student(StudentSettings(model=str(foreign_student_dir), device="cpu"))
+    with serve(tmp_path / "first", default=tiny_model_dir) as first:
+        settings = make_config(foreign_student_dir, teacher={"address": first.address})
+        prompts = load_prompts(settings.data, student).train[:1]
+        rollouts = generate(student, prompts, settings.rollout, seed=0, step=1)
+        with TeacherLink(settings.teacher, student, run="test") as link:
+            before = link.submit_rollouts(rollouts, 16, 1.0).result()
+            first.stop()
+            port = int(first.address.rpartition(":")[2])
+            with serve(tmp_path / "second", port=port, default=tiny_model_dir) as second:
+                assert second.address == first.address
+                after = link.submit_rollouts(rollouts, 16, 1.0).result()
+    for one, other in zip(before, after, strict=True):
+        assert one.status is other.status is Status.OK
+        assert np.array_equal(one.top_ids, other.top_ids)  # type: ignore[arg-type]
+        assert np.array_equal(one.top_log_probs, other.top_log_probs)  # type: ignore[arg-type]
+
+
+def test_what_cannot_be_realigned_is_refused_before_the_first_step(
+    config: MakeConfig, foreign_student_dir: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "words"
+    shutil.copytree(foreign_student_dir, folder)
+    words = Tokenizer(models.WordLevel({"<eos>": 0, "the": 1, "<unk>": 2}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    words.decoder = decoders.WordPiece()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="<eos>").save_pretrained(folder)
+    settings = config(folder, loss={"mask": {"strings": []}})
+    with pytest.raises(ContractMismatchError, match=r"does not take it: .*WordLevel") as caught:
+        train(settings)
+    assert caught.value.reason == "TOKENIZER_REFUSED"
+    assert not (settings.run.output_dir / "metrics.jsonl").exists()
+    with pytest.raises(ConfigurationError, match="not settled"):
+        train(config(loss={"tail": "bucket"}))
+
+
+def test_roles_are_read_where_the_student_keeps_them() -> None:
+    from tests.support.models import IM_START, train_tokenizer
+
+    tokenizer = train_tokenizer(ENGLISH, 300)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    assert special_roles(tokenizer, [end]) == {
+        end: SpecialRole.TURN_END,
+        pad: SpecialRole.PADDING,
+    }
+    # A second terminator that the template does not write ends the text, not the turn.
+    tokenizer.add_special_tokens({"additional_special_tokens": [IM_START, "[THINK]"]})
+    think = tokenizer.convert_tokens_to_ids("[THINK]")
+    start = tokenizer.convert_tokens_to_ids(IM_START)
+    tokenizer.bos_token = IM_START
+    assert special_roles(tokenizer, [pad, end]) == {
+        end: SpecialRole.TURN_END,
+        pad: SpecialRole.END_OF_TEXT,
+        start: SpecialRole.BEGIN_OF_TEXT,
+        think: SpecialRole.THINK_OPEN,
+    }
+    # Without a template nothing says which of them ends a turn; an ordinary token is none.
+    tokenizer.chat_template = None
+    ordinary = tokenizer.convert_tokens_to_ids("t")
+    assert special_roles(tokenizer, [end, ordinary])[end] is SpecialRole.END_OF_TEXT
+    assert ordinary not in special_roles(tokenizer, [end, ordinary])

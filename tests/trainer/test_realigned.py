@@ -1,0 +1,249 @@
+"""Rows without a verdict: they give no loss, are counted, and may learn from their chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from teacher_proto.errors import LsmError, PoisonedReplyError
+from teacher_proto.types import Bool, ContinuationScores, PositionClass, Realignment, Status
+
+from student_trainer import realigned
+from student_trainer.config import TrainConfig
+from student_trainer.metrics import step_metrics
+from student_trainer.model import load_student
+from student_trainer.rollout.base import Rollout
+from student_trainer.update import Updater
+from tests.trainer.local_teacher import LocalTeacher
+from tests.trainer.test_update import Case, assert_close, row_losses
+
+MakeConfig = Callable[..., TrainConfig]
+CHUNK = 3  # tokens a chunk of ``carried`` has, the last one may have fewer
+
+
+def carried(scores: ContinuationScores, rollout: Rollout, masked: Bool) -> ContinuationScores:
+    """The scores as a teacher with another tokenizer gives them: ``masked`` rows hold
+    nothing, and every chunk is 0.3 nats a token more likely than the student found it."""
+    assert scores.top_ids is not None
+    assert scores.top_log_probs is not None
+    assert scores.sampled_log_probs is not None
+    count, width = scores.top_ids.shape
+    chunk = np.arange(count, dtype=np.int32) // CHUNK
+    own = np.bincount(chunk, rollout.log_probs.astype(np.float64))
+    classes = np.full(count, PositionClass.ALIGNED, np.uint8)
+    classes[masked] = PositionClass.MASKED
+    known = ~masked
+    return replace(
+        scores,
+        top_ids=np.where(known[:, None], scores.top_ids, -1),
+        top_log_probs=np.where(known[:, None], scores.top_log_probs, 0).astype(np.float32),
+        valid_counts=np.where(known, width, 0).astype(np.int32),
+        sampled_log_probs=np.where(known, scores.sampled_log_probs, 0).astype(np.float32),
+        sampled_valid=known,
+        realignment=Realignment(
+            coverage=np.where(known, 0.9, 0).astype(np.float32),
+            open_mass=np.full(count, 0.08, np.float32),
+            lost_mass=np.full(count, 0.02, np.float32),
+            position_class=classes,
+            chunk_index=chunk,
+            chunk_log_likelihood=(own + 0.3 * np.bincount(chunk)).astype(np.float32),
+        ),
+    )
+
+
+class CrossCase(Case):
+    """A case whose scores are carried over, every fourth row masked."""
+
+    def __init__(self, config: TrainConfig, teacher: LocalTeacher) -> None:
+        super().__init__(config, teacher)
+        self.updater = Updater(self.student, config, realigned=True)
+        self.masked = [np.arange(len(r.token_ids)) % 4 == 1 for r in self.rollouts]
+        triples = zip(self.scores, self.rollouts, self.masked, strict=True)
+        self.scores = [carried(*triple) for triple in triples]
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        {"kind": "lsm"},
+        {"kind": "lsm", "support": "teacher+sampled"},
+        {"kind": "lsm", "support_mass": 0.7},
+        {"kind": "lsm", "mean": "sequence"},
+        {"kind": "topk_jsd"},
+        {"kind": "sampled_token", "gamma": 0.5},
+    ],
+    ids=str,
+)
+def test_masked_rows_give_nothing_and_are_counted(
+    make_config: MakeConfig, teacher: LocalTeacher, loss: dict[str, Any]
+) -> None:
+    case = CrossCase(make_config(loss=loss), teacher)
+    figures, gradients = case.gradients()
+    masked = sum(int(rows.sum()) for rows in case.masked)
+    assert figures.not_judged == masked > 0
+    assert figures.used == figures.rows - masked
+    assert figures.dropped_non_finite == figures.dropped_small_support == 0
+    # Whatever the masked rows of the reply hold changes nothing.
+    for score, rows in zip(case.scores, case.masked, strict=True):
+        assert score.top_ids is not None
+        assert score.top_log_probs is not None
+        score.top_ids[rows], score.top_log_probs[rows] = 7, -1e3
+        assert score.sampled_log_probs is not None
+        score.sampled_log_probs[rows] = -1e3
+    again, same = case.gradients()
+    assert again.losses == figures.losses
+    assert_close(same, gradients, 0)
+
+
+def test_the_loss_is_that_of_the_other_rows(make_config: MakeConfig, teacher: LocalTeacher) -> None:
+    case = CrossCase(make_config(), teacher)
+    figures, _ = case.gradients()
+    whole = teacher.score(case.rollouts, case.config.loss.top_k)
+    rows = [row_losses(case.student, r, s) for r, s in zip(case.rollouts, whole, strict=True)]
+    kept = np.concatenate([x[~m] for x, m in zip(rows, case.masked, strict=True)])
+    assert figures.losses == [pytest.approx(float(kept.mean()), abs=1e-6)]
+
+
+def test_a_sampled_token_without_a_verdict_is_no_broken_row(
+    make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    case = CrossCase(make_config(loss={"kind": "sampled_token"}), teacher)
+    score = case.scores[0]
+    assert score.sampled_valid is not None
+    uncertified = int(np.flatnonzero(score.sampled_valid)[0])
+    score.sampled_valid[uncertified] = False
+    figures, _ = case.gradients()
+    assert figures.dropped_non_finite == 0
+    assert figures.not_judged == 1 + sum(int(rows.sum()) for rows in case.masked)
+
+
+def test_a_response_that_could_not_be_realigned_is_left_out(
+    make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    case = CrossCase(make_config(), teacher)
+    whole = case.gradients()[0]
+    lost = int((~case.masked[2]).sum())
+    case.scores[2] = ContinuationScores(status=Status.NOT_REALIGNED, detail="no tokens for these")
+    figures, _ = case.gradients()
+    assert figures.used == whole.used - lost
+    assert figures.dropped_non_finite == 0
+    line = step_metrics(figures, case.rollouts)
+    assert line["realign_failed_share"] == pytest.approx(1 / len(case.rollouts))
+    same = Case(make_config(), teacher)
+    same.scores[2] = case.scores[2]
+    with pytest.raises(PoisonedReplyError, match="shares the tokenizer"):
+        same.gradients()
+
+
+def test_nothing_but_masked_rows_is_refused(make_config: MakeConfig, teacher: LocalTeacher) -> None:
+    case = CrossCase(make_config(), teacher)
+    case.scores = [ContinuationScores(status=Status.NOT_REALIGNED, detail="x")] * len(case.rollouts)
+    with pytest.raises(LsmError, match="can be used"):
+        case.gradients()
+
+
+def test_the_figures_of_a_step(make_config: MakeConfig, teacher: LocalTeacher) -> None:
+    case = CrossCase(make_config(), teacher)
+    figures, _ = case.gradients()
+    line = step_metrics(figures, case.rollouts)
+    masked = sum(int(rows.sum()) for rows in case.masked) / figures.rows
+    assert line["realign_masked_share"] == pytest.approx(masked)
+    assert line["realign_aligned_share"] == pytest.approx(1 - masked)
+    assert line["realign_mid_share"] == 0
+    assert line["realign_coverage"] == pytest.approx(0.9)
+    assert line["realign_open_mass"] == pytest.approx(0.08)
+    assert line["realign_lost_mass"] == pytest.approx(0.02)
+    assert line["not_judged_tokens"] == figures.not_judged
+
+
+@pytest.mark.parametrize(
+    ("coverage", "masked", "low"),
+    [(0.8, 0.1, False), (0.79, 0.0, True), (0.95, 0.11, True), (None, 1.0, True)],
+)
+def test_low_coverage_is_said_with_figures(
+    coverage: float | None, masked: float, low: bool
+) -> None:
+    line = {"step": 3, "realign_coverage": coverage, "realign_masked_share": masked}
+    text = realigned.low_coverage(line)
+    assert bool(text) is low
+    assert not low or f"masked_share {masked:.3f}" in text
+    assert realigned.low_coverage({"step": 1, "loss": 0.5}) == ""
+
+
+def chunk_rows(case: CrossCase, extra: Sequence[int] = ()) -> list[Bool]:
+    """Masked rows whose chunk counts: not cut at the end, without masked special tokens."""
+    special = set(case.student.tokenizer.added_tokens_decoder)
+    found = []
+    for rollout, masked in zip(case.rollouts, case.masked, strict=True):
+        chunk = np.arange(len(masked)) // CHUNK
+        bad = {
+            chunk[t]
+            for t, (m, token) in enumerate(zip(masked, rollout.token_ids.tolist(), strict=True))
+            if m and token in special
+        }
+        if not rollout.finished:
+            bad.add(chunk[-1])
+        found.append(masked & ~np.isin(chunk, list(bad)))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lsm", "sampled_token"])
+def test_masked_rows_learn_from_their_chunk(
+    make_config: MakeConfig, teacher: LocalTeacher, kind: str
+) -> None:
+    off = CrossCase(make_config(loss={"kind": kind}), teacher)
+    plain, without = off.gradients()
+    case = CrossCase(make_config(loss={"kind": kind, "masked_chunks": True}), teacher)
+    figures, gradients = case.gradients()
+    rows = chunk_rows(case)
+    count = sum(int(r.sum()) for r in rows)
+    assert figures.chunk_rows == count > 0
+    assert figures.used == plain.used + count
+    line = step_metrics(figures, case.rollouts)
+    assert 0.3 < float(str(line["chunk_advantage"])) <= 0.3 * CHUNK + 1e-4
+    # What the chunks add, by plain autograd over full logits.
+    student = load_student(case.config.student)
+    total: Any = 0.0
+    for rollout, chosen in zip(case.rollouts, rows, strict=True):
+        ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
+        logits = student.causal_model(torch.from_numpy(ids)[None]).logits[0]
+        log_pi = logits[len(rollout.prompt.token_ids) - 1 : -1].log_softmax(-1)
+        sampled = torch.from_numpy(rollout.token_ids.astype(np.int64))[:, None]
+        chunk = np.arange(len(chosen)) // CHUNK
+        advantage = torch.from_numpy(0.3 * np.bincount(chunk)[chunk])
+        total = (
+            total - (advantage * log_pi.gather(1, sampled)[:, 0])[torch.from_numpy(chosen)].sum()
+        )
+    total.backward()
+    parameters = dict(student.module.named_parameters())
+    expected = {
+        name: (value * plain.used + parameters[name].grad) / figures.used  # type: ignore[operator]
+        for name, value in without.items()
+    }
+    assert_close(gradients, expected, 1e-5)
+
+
+def test_chunk_rows_weigh_as_rows_of_their_response(
+    make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    losses = []
+    for budget in (84, 4000):
+        config = make_config(
+            loss={"masked_chunks": True, "mean": "sequence", "chunk_clamp": 0.5},
+            optimizer={"micro_batch_tokens": budget},
+        )
+        case = CrossCase(config, teacher)
+        losses.append(case.gradients()[0].losses[0])
+    assert losses[0] == pytest.approx(losses[1], abs=1e-6)
+    rows, means = chunk_rows(case), []
+    whole = teacher.score(case.rollouts, case.config.loss.top_k)
+    for place, rollout in enumerate(case.rollouts):
+        of_rows = row_losses(case.student, rollout, whole[place])[~case.masked[place]]
+        chunk = np.arange(len(rollout.token_ids)) // CHUNK
+        advantage = np.minimum(0.3 * np.bincount(chunk)[chunk], 0.5)
+        means.append(np.concatenate([of_rows, -advantage[rows[place]]]).mean())
+    assert losses[0] == pytest.approx(float(np.mean(means)), abs=1e-5)
