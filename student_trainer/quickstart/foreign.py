@@ -18,7 +18,7 @@ from teacher_proto.errors import ConfigurationError, LsmError
 
 from student_trainer.quickstart.cache import ensure
 
-VOCABULARY = 4096
+VOCABULARY = 16384
 # Part of the folder's name: goes up whenever other files are written.
 VERSION = 1
 START, STOP, PAD = "[start]", "[stop]", "[pad]"
