@@ -94,3 +94,15 @@ def check_request_bytes(size: int, limits: ServerLimits) -> None:
             "split the group",
             "REQUEST_TOO_LARGE",
         )
+
+
+def check_tokenizer_bytes(size: int, limits: ServerLimits) -> None:
+    if size > limits.max_tokenizer_bytes:
+        raise over_limit(
+            f"the file is {size} bytes or more",
+            "the request's body",
+            "limits.max_tokenizer_bytes",
+            limits.max_tokenizer_bytes,
+            "send a smaller tokenizer.json",
+            "REQUEST_TOO_LARGE",
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Iterable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
@@ -16,7 +17,7 @@ from teacher_proto.types import ScoreReply, ScoreRequest
 
 from teacher_server.access.guard import Guard
 from teacher_server.http.access import AccessMiddleware, caller_of
-from teacher_server.http.body import parse_score_body, read_body
+from teacher_server.http.body import parse_score_body, read_body, read_bounded
 from teacher_server.http.convert import choose_teacher, score_request
 from teacher_server.http.docs_page import docs_page
 from teacher_server.http.errors import error_response, install_error_handlers
@@ -28,8 +29,9 @@ from teacher_server.http.schema import (
     TOKENIZER_BODY,
     install_schema,
 )
-from teacher_server.http.tokenizers import make_upload, read_file, render_levels
+from teacher_server.http.tokenizers import make_upload, render_levels
 from teacher_server.service import HTTP, Surface, TeacherService
+from teacher_server.sizes import check_tokenizer_bytes
 from teacher_server.teacher import Teacher, Teachers
 
 JSON = "application/json"
@@ -126,7 +128,8 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
         """Registers a student's tokenizer.json; each ``role`` is ID:ROLE of a special id."""
         with service.observe(HTTP.name, "RegisterTokenizer"):
             principal = caller_of(request).principal
-            file = await read_file(request, service.limits.max_tokenizer_bytes)
+            check = partial(check_tokenizer_bytes, limits=service.limits)
+            file = await read_bounded(request, check)
             named = run or (DEFAULT_RUN if principal is None else principal.run)
             upload = await asyncio.to_thread(make_upload, file, named, role)
             levels = await service.register(upload, principal)

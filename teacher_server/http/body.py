@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn
 
 from pydantic import ValidationError
@@ -31,6 +33,18 @@ async def read_body(request: Request, limits: ServerLimits) -> bytes:
             "send application/json",
             "UNSUPPORTED_MEDIA_TYPE",
         )
+    return await read_bounded(request, partial(check_request_bytes, limits=limits))
+
+
+async def read_bounded(request: Request, check: Callable[[int], None]) -> bytes:
+    """The body's bytes, as they are.
+
+    Args:
+        check: refuses a number of bytes; reading stops there.
+
+    Raises:
+        InvalidRequestError: compressed, or refused by ``check``.
+    """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise refuse(
             "compressed bodies are not read",
@@ -40,10 +54,10 @@ async def read_body(request: Request, limits: ServerLimits) -> bytes:
         )
     declared = request.headers.get("content-length", "")
     if declared.isascii() and declared.isdigit():
-        check_request_bytes(int(declared), limits)
+        check(int(declared))
     body = bytearray()
     async for chunk in request.stream():
-        check_request_bytes(len(body) + len(chunk), limits)
+        check(len(body) + len(chunk))
         body += chunk
     return bytes(body)
 

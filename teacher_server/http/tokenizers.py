@@ -4,30 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from starlette.requests import Request
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 
 from teacher_server.http.render import to_json
-from teacher_server.validation import over_limit, refuse
-
-
-async def read_file(request: Request, limit: int) -> bytes:
-    """The body; raises InvalidRequestError as soon as it is over ``limit`` bytes."""
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit:
-            raise over_limit(
-                f"the file is {len(body)} bytes or more",
-                "the request's body",
-                "limits.max_tokenizer_bytes",
-                limit,
-                "send a smaller tokenizer.json",
-                "REQUEST_TOO_LARGE",
-            )
-    return bytes(body)
+from teacher_server.validation import refuse
 
 
 def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:

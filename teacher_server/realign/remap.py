@@ -94,7 +94,8 @@ class Remap:
         )
 
     def certify(self, walked: Walked, sampled: Int64, top_k: int, limit: int) -> Certified:
-        """All ids are certain: what a row does not list cannot come out at a listed id."""
+        """All ids count as certain. What a row does not list comes out at a listed id only
+        where several special tokens share a role: at most the row's floor for each."""
         count = len(sampled)
         position, token, mass, _ = by_token(walked.settled, self._tables.student.size)
         own = np.zeros(count)

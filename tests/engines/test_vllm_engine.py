@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
 import os
 import shutil
 import signal
@@ -57,6 +58,21 @@ def unknown_model(model: Path, tmp_path: Path) -> Path:
     config = (directory / "config.json").read_text()
     (directory / "config.json").write_text(config.replace("LlamaForCausalLM", "NoSuchForCausalLM"))
     return directory
+
+
+async def test_processes_wait_without_spinning_on_a_cpu() -> None:
+    """``vllm`` names this default; here it must still be the one that says how long."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+    from vllm.platforms import current_platform
+
+    if not current_platform.is_cpu():
+        pytest.skip("spinning costs nothing where the cores do not compute")
+    import teacher_server.engines.vllm  # noqa: F401  (sets it)
+
+    given = inspect.signature(SpinCondition.__init__).parameters
+    assert {name: p.default for name, p in given.items() if p.default is not p.empty} == {
+        "busy_loop_s": 0.0
+    }
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,10 @@ from teacher_proto.types import Level, PositionClass
 
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.rows import TeacherRows, teacher_rows
+from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary
 from tests.realign.real_tokenizers import pair, vocabulary
+from tests.realign.toys import toy
 
 
 def special(of: Vocabulary, text: str) -> int:
@@ -94,6 +96,21 @@ def test_inside_a_token_of_a_teacher_that_merges_spaces_rows_are_masked() -> Non
         asked = realigner.carry_over(layout, at, rows, top_k=4, keep_merged=True)
         kept += int(asked.position_class[0] == PositionClass.MID)
     assert kept > 30
+
+
+@pytest.mark.parametrize(("mass", "kept"), [(0.9, False), (0.97, True)])
+def test_a_lone_certain_id_is_a_row_when_it_holds_the_row(mass: float, kept: bool) -> None:
+    teacher = toy("abc\u0120", [("a", "b")])
+    student = toy("abc\u0120", [("b", "c")])
+    realigner = Realigner(PairTables(student, teacher, build_static(student, teacher)))
+    layout = realigner.plan(student.encoder.encode(b"a a").ids)
+    (end,), (limit,) = teacher.specials, student.specials
+    # The rest of the row is on the end, which is beyond the ids that are asked for.
+    top = [int(layout.teacher_ids[1]), end]
+    rows = rows_over(layout.teacher_ids, top, [mass, 1 - mass])
+    got = realigner.carry_over(layout, np.array([1]), rows, top_k=4, limit=limit)
+    assert got.certified.counts[0] == int(kept)
+    assert (got.position_class[0] != PositionClass.MASKED) == kept
 
 
 @pytest.mark.parametrize(

@@ -2,33 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
-from teacher_proto.errors import ContractMismatchError, InvalidRequestError
+from teacher_proto.errors import InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import (
-    ChatMessage,
-    ChatPrompt,
     Continuation,
     ContinuationScores,
     Level,
     PositionClass,
-    Realignment,
     Returns,
     ScoreReply,
-    ScoreRequest,
     Segment,
-    SpecialRole,
     Status,
     TextPrompt,
-    TokenizerUpload,
 )
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
@@ -38,59 +27,20 @@ from teacher_server.realign.carry import Realigner
 from teacher_server.realign.rows import teacher_rows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import read_vocabulary
+from tests.server.crossed import (
+    TEXT,
+    block,
+    changed,
+    extra_token,
+    file_of,
+    given,
+    request,
+    upload,
+)
 from tests.server.running import LONG, Running, body_of, continuation, ids, running
 from tests.server.test_scoring import reference
-from tests.support.models import make_tiny_model
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-EVERYTHING = Returns(sampled=True, log_tail=True, realignment=True)
-TEXT = "The student learns from every token; def score(self): return 12345 rows."
-
-
-def upload(file: bytes, **changes: Any) -> TokenizerUpload:
-    return replace(TokenizerUpload("run", tokenizer_hash(file), file), **changes)
-
-
-@pytest.fixture(scope="session")
-def student_file(other_tokenizer_model_dir: Path) -> bytes:
-    return (other_tokenizer_model_dir / "tokenizer.json").read_bytes()
-
-
-@pytest.fixture(scope="session")
-def student(student_file: bytes) -> Tokenizer:
-    return Tokenizer.from_str(student_file.decode())
-
-
-@pytest.fixture(scope="session")
-def teacher_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Like ``tiny_model_dir`` with distributions as peaked as those of real models."""
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "peaked", initializer_range=0.4)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def crossed(teacher_dir: Path, student_file: bytes) -> AsyncIterator[Running]:
-    with pytest.MonkeyPatch.context() as patch:
-        async with running({"default": teacher_dir}, patch) as server:
-            levels = await server.client.register_tokenizer(upload(student_file), timeout=LONG)
-            assert levels == {"default": Level.CROSS}
-            yield server
-
-
-def request(server: Running, file: bytes, tokens: list[int], **changes: Any) -> ScoreRequest:
-    request = server.request(
-        tokenizer_hash=tokenizer_hash(file),
-        prompt=ChatPrompt((ChatMessage("user", "Hi"),)),
-        continuations=(continuation(*tokens),),
-        top_k=8,
-        returns=EVERYTHING,
-    )
-    return replace(request, **changes)
-
-
-def block(scores: ContinuationScores) -> Realignment:
-    assert scores.realignment is not None, scores.detail
-    return scores.realignment
 
 
 async def test_a_foreign_rollout_has_the_rows_of_the_library(
@@ -177,10 +127,10 @@ async def test_selected_rows_are_those_of_all_rows(
         )
     )
     got, full = some.results[0], whole.results[0]
-    np.testing.assert_array_equal(got.top_ids, _of(full.top_ids)[chosen])
-    np.testing.assert_allclose(got.top_log_probs, _of(full.top_log_probs)[chosen], atol=5e-5)
+    np.testing.assert_array_equal(got.top_ids, given(full.top_ids)[chosen])
+    np.testing.assert_allclose(got.top_log_probs, given(full.top_log_probs)[chosen], atol=5e-5)
     np.testing.assert_allclose(
-        got.sampled_log_probs, _of(full.sampled_log_probs)[chosen], atol=5e-5
+        got.sampled_log_probs, given(full.sampled_log_probs)[chosen], atol=5e-5
     )
     mine, theirs = block(got), block(full)
     np.testing.assert_array_equal(mine.position_class, theirs.position_class[chosen])
@@ -212,8 +162,8 @@ async def test_no_row_knows_what_follows_it(
             a, b = (
                 dict(
                     zip(
-                        _of(o.top_ids)[row].tolist(),
-                        _of(o.top_log_probs)[row].tolist(),
+                        given(o.top_ids)[row].tolist(),
+                        given(o.top_log_probs)[row].tolist(),
                         strict=True,
                     )
                 )
@@ -230,7 +180,7 @@ async def test_explicit_ids_and_no_support(
 ) -> None:
     tokens = student.encode(TEXT).ids
     whole = (await crossed.score(request(crossed, student_file, tokens))).results[0]
-    asked = np.column_stack([_of(whole.top_ids), np.full(len(tokens), -1), ids(*tokens)])
+    asked = np.column_stack([given(whole.top_ids), np.full(len(tokens), -1), ids(*tokens)])
     got = (
         await crossed.score(
             request(
@@ -246,13 +196,13 @@ async def test_explicit_ids_and_no_support(
     ).results[0]
     assert got.top_ids is None
     assert got.realignment is None
-    values, valid = _of(got.explicit_log_probs), _of(got.explicit_valid)
-    listed = _of(whole.top_ids) >= 0
+    values, valid = given(got.explicit_log_probs), given(got.explicit_valid)
+    listed = given(whole.top_ids) >= 0
     np.testing.assert_array_equal(valid[:, :8] | ~listed, True)
-    np.testing.assert_allclose(values[:, :8][listed], _of(whole.top_log_probs)[listed], atol=1e-3)
+    np.testing.assert_allclose(values[:, :8][listed], given(whole.top_log_probs)[listed], atol=1e-3)
     assert not valid[:, 8].any()
-    np.testing.assert_array_equal(valid[:, 9], _of(got.sampled_valid))
-    np.testing.assert_allclose(values[:, 9], _of(got.sampled_log_probs), atol=5e-5)
+    np.testing.assert_array_equal(valid[:, 9], given(got.sampled_valid))
+    np.testing.assert_allclose(values[:, 9], given(got.sampled_log_probs), atol=5e-5)
 
 
 async def test_turns_and_special_tokens(
@@ -274,7 +224,7 @@ async def test_turns_and_special_tokens(
     scored = len(first) + 1
     assert len(found.coverage) == 2 * scored
     assert found.position_class[scored - 1] == PositionClass.SPECIAL
-    assert _of(scores.sampled_valid)[scored - 1]
+    assert given(scores.sampled_valid)[scored - 1]
     alone = continuation(start, *second)
     masked = (
         await crossed.score(
@@ -282,8 +232,8 @@ async def test_turns_and_special_tokens(
         )
     ).results[0]
     assert block(masked).position_class[0] == PositionClass.MASKED
-    assert _of(masked.valid_counts)[0] == 0
-    assert not _of(masked.sampled_valid)[0]
+    assert given(masked.valid_counts)[0] == 0
+    assert not given(masked.sampled_valid)[0]
 
 
 async def test_what_cannot_be_carried_over_says_so(
@@ -320,7 +270,7 @@ async def test_bytes_that_are_no_text_are_masked(
     classes = block(scores).position_class
     at = len(student.encode(" the").ids)
     assert classes[at] == PositionClass.MASKED
-    assert _of(scores.valid_counts)[at] == 0
+    assert given(scores.valid_counts)[at] == 0
     assert (classes != PositionClass.MASKED).any()
 
 
@@ -344,11 +294,11 @@ async def test_http_gives_the_same_numbers_in_the_student_s_tokens(
     assert len(result.rows) == len(found.coverage)
     for row, got in enumerate(result.rows):
         assert got.token == student.decode([got.token_id], skip_special_tokens=False)
-        count = int(_of(scores.valid_counts)[row])
+        count = int(given(scores.valid_counts)[row])
         assert got.top is not None
-        assert [e.token_id for e in got.top] == _of(scores.top_ids)[row, :count].tolist()
+        assert [e.token_id for e in got.top] == given(scores.top_ids)[row, :count].tolist()
         np.testing.assert_allclose(
-            [e.log_prob for e in got.top], _of(scores.top_log_probs)[row, :count], atol=5e-5
+            [e.log_prob for e in got.top], given(scores.top_log_probs)[row, :count], atol=5e-5
         )
         assert got.realignment is not None
         assert got.realignment.position_class == PositionClass(found.position_class[row]).name
@@ -362,42 +312,12 @@ async def test_http_gives_the_same_numbers_in_the_student_s_tokens(
     assert "RegisterTokenizer" in unknown.json()["error"]["fix"]
 
 
-async def test_a_tokenizer_registers_over_http(
-    crossed: Running, student_file: bytes, student: Tokenizer
-) -> None:
-    role = f"{student.token_to_id('<|im_end|>')}:TURN_END"
-    answer = await crossed.http.post(
-        "/v1/tokenizers", content=student_file, params={"role": role, "run": "by-http"}
-    )
-    assert answer.json() == {
-        "tokenizer_hash": tokenizer_hash(student_file),
-        "levels": {"default": "CROSS"},
-    }
-    for content, params in ((b"{", {}), (student_file, {"role": "x:TURN_END"})):
-        bad = await crossed.http.post("/v1/tokenizers", content=content, params=params)
-        assert bad.status_code == 400
-        assert bad.json()["error"]["fix"]
-
-
-def changed(file: bytes, change: Any) -> bytes:
-    document = json.loads(file)
-    change(document)
-    return json.dumps(document).encode()
-
-
-def _extra_token(document: dict[str, Any]) -> None:
-    size = len(document["model"]["vocab"])
-    document["added_tokens"].append(
-        {**document["added_tokens"][0], "id": size + 5, "content": "<think>"}
-    )
-
-
 async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
     teacher_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The off-by-one canary: every row is that of the same request in the teacher's own
     tokenizer, through the realigner."""
-    file = changed(file_of(teacher_dir), _extra_token)
+    file = changed(file_of(teacher_dir), extra_token)
     text = "What is the capital of France? The weather was cold."
     tokens = Tokenizer.from_str(file.decode()).encode(text).ids
     async with running({"default": teacher_dir}, monkeypatch) as server:
@@ -412,7 +332,7 @@ async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
         )
         for same, other in zip(own.results, foreign.results, strict=True):
             assert set(block(other).position_class.tolist()) == {PositionClass.REMAP}
-            for row, count in enumerate(_of(other.valid_counts).tolist()):
+            for row, count in enumerate(given(other.valid_counts).tolist()):
                 assert count >= 60  # the added tokens' ids are other ones
                 mine = _row(same, row)
                 theirs = _row(other, row)
@@ -420,143 +340,22 @@ async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
                 assert len(shared) >= 60
                 for token in shared:
                     assert theirs[token] == pytest.approx(mine[token], abs=5e-5)
-            known = _of(other.sampled_valid)
+            known = given(other.sampled_valid)
             assert known.all()
             np.testing.assert_allclose(
-                _of(other.sampled_log_probs), _of(same.sampled_log_probs), atol=5e-5
+                given(other.sampled_log_probs), given(same.sampled_log_probs), atol=5e-5
             )
 
 
 def _row(scores: ContinuationScores, row: int) -> dict[int, float]:
     """The support of a row by id."""
-    count = int(_of(scores.valid_counts)[row])
+    count = int(given(scores.valid_counts)[row])
     pairs = zip(
-        _of(scores.top_ids)[row, :count].tolist(),
-        _of(scores.top_log_probs)[row, :count].tolist(),
+        given(scores.top_ids)[row, :count].tolist(),
+        given(scores.top_log_probs)[row, :count].tolist(),
         strict=True,
     )
     return dict(pairs)
-
-
-async def test_registered_tokenizers_survive_a_restart(
-    teacher_dir: Path,
-    student_file: bytes,
-    student: Tokenizer,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    settings = {"tokenizers": {"folder": str(tmp_path / "tokenizers"), "max_count": 1}}
-    tokens = student.encode(TEXT).ids
-    replies: list[ScoreReply] = []
-    for first in (True, False):
-        async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
-            if first:
-                with pytest.raises(ContractMismatchError) as unknown:
-                    await server.score(request(server, student_file, tokens))
-                assert unknown.value.reason == "UNKNOWN_TOKENIZER"
-                for _ in range(2):
-                    await server.client.register_tokenizer(upload(student_file), timeout=LONG)
-            else:
-                monkeypatch.setattr("teacher_server.realign.cache.build_static", None)
-            replies.append(await server.score(request(server, student_file, tokens)))
-    np.testing.assert_array_equal(replies[0].results[0].top_ids, replies[1].results[0].top_ids)
-    monkeypatch.undo()
-    (stored,) = (tmp_path / "tokenizers").glob("*/tokenizer.json")
-    stored.write_bytes(student_file[:1000])
-    async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
-        with pytest.raises(ContractMismatchError) as damaged:
-            await server.score(request(server, student_file, tokens))
-        assert damaged.value.reason == "UNKNOWN_TOKENIZER"
-        await server.client.register_tokenizer(upload(student_file), timeout=LONG)
-        await server.score(request(server, student_file, tokens))
-        other = changed(student_file, _extra_token)
-        await server.client.register_tokenizer(upload(other), timeout=LONG)
-        with pytest.raises(ContractMismatchError):
-            await server.score(request(server, student_file, tokens, request_id="gone"))
-        await server.score(request(server, other, tokens, request_id="other"))
-    assert stored.parent.exists() is False
-    assert len(list((tmp_path / "tokenizers").glob("*/tokenizer.json"))) == 1
-
-
-def _two_ids(document: dict[str, Any]) -> None:
-    document["added_tokens"][0]["content"] = list(document["model"]["vocab"])[5]
-
-
-def _negative(document: dict[str, Any]) -> None:
-    document["added_tokens"][0]["id"] = -7
-
-
-def _nameless(document: dict[str, Any]) -> None:
-    document["added_tokens"].append({**document["added_tokens"][0], "id": 9999, "content": ""})
-
-
-def _unigram(document: dict[str, Any]) -> None:
-    document["model"] = {"type": "Unigram", "unk_id": 0, "vocab": [["a", -1.0], ["b", -2.0]]}
-
-
-def _bad_merge(document: dict[str, Any]) -> None:
-    document["model"]["merges"].append(["nowhere", "tobefound"])
-
-
-def _enormous(document: dict[str, Any]) -> None:
-    document["added_tokens"][0]["id"] = 2**31 - 1
-
-
-@pytest.mark.parametrize(
-    "change", [_two_ids, _negative, _nameless, _unigram, _bad_merge, _enormous]
-)
-async def test_files_that_cannot_be_used_are_refused(
-    crossed: Running, student_file: bytes, change: Any
-) -> None:
-    with pytest.raises(InvalidRequestError) as found:
-        await crossed.client.register_tokenizer(upload(changed(student_file, change)), timeout=LONG)
-    assert found.value.what
-    assert found.value.fix
-    info = (await crossed.client.get_teacher(timeout=LONG)).teacher("default")
-    assert len(info.tokenizers) == 2
-
-
-async def test_uploads_that_contradict_themselves_are_refused(
-    crossed: Running, student_file: bytes
-) -> None:
-    for wrong in (
-        upload(student_file, tokenizer_hash="0" * 64),
-        upload(student_file, special_tokens={300: SpecialRole.TURN_END}),
-        replace(upload(student_file), file=b"{"),
-        replace(upload(student_file), file=b"[" * 100_000),
-    ):
-        with pytest.raises(InvalidRequestError):
-            await crossed.client.register_tokenizer(wrong, timeout=LONG)
-    other_flags = changed(student_file, lambda d: d["added_tokens"][0].update(special=False))
-    assert tokenizer_hash(other_flags) == tokenizer_hash(student_file)
-    with pytest.raises(InvalidRequestError) as found:
-        await crossed.client.register_tokenizer(upload(other_flags), timeout=LONG)
-    assert found.value.reason == "TOKENIZER_CONTRADICTS"
-
-
-async def test_a_file_over_the_limit_is_refused(
-    teacher_dir: Path, student_file: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    limits = {"max_tokenizer_bytes": len(student_file) - 1}
-    async with running({"default": teacher_dir}, monkeypatch, limits=limits) as server:
-        with pytest.raises(InvalidRequestError, match="max_tokenizer_bytes"):
-            await server.client.register_tokenizer(upload(student_file), timeout=LONG)
-
-
-async def test_roles_are_those_of_the_run_that_gave_them(
-    crossed: Running, student_file: bytes, student: Tokenizer
-) -> None:
-    """Where a run says that another token ends its turns, its rows put the end there."""
-    end, text_end = student.token_to_id("<|im_end|>"), student.token_to_id("<|endoftext|>")
-    roles = {end: SpecialRole.OTHER, text_end: SpecialRole.TURN_END}
-    other = upload(student_file, run="other", special_tokens=roles)
-    await crossed.client.register_tokenizer(other, timeout=LONG)
-    tokens = student.encode(" the day").ids
-    for run, wanted in (("run", end), ("other", text_end)):
-        asked = request(crossed, student_file, [*tokens, wanted], run=run, request_id=f"role-{run}")
-        scores = (await crossed.score(asked)).results[0]
-        assert block(scores).position_class[-1] == PositionClass.SPECIAL
-        assert _of(scores.sampled_valid)[-1]
 
 
 async def test_extra_forwards_settle_more(
@@ -589,12 +388,3 @@ async def test_the_teacher_s_length_counts(
         await crossed.score(request(crossed, student_file, tokens))
     assert found.value.where == "continuations[0]"
     assert "engine.max_length" in found.value.what
-
-
-def _of(values: Any) -> Any:
-    assert values is not None
-    return values
-
-
-def file_of(folder: Path) -> bytes:
-    return (folder / "tokenizer.json").read_bytes()

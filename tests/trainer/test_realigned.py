@@ -14,6 +14,8 @@ from teacher_proto.types import Bool, ContinuationScores, PositionClass, Realign
 
 from student_trainer import realigned
 from student_trainer.config import TrainConfig
+from student_trainer.evaluation.realigned import chunk_likelihood
+from student_trainer.masking import token_bytes
 from student_trainer.metrics import step_metrics
 from student_trainer.model import load_student
 from student_trainer.rollout.base import Rollout
@@ -189,6 +191,54 @@ def chunk_rows(case: CrossCase, extra: Sequence[int] = ()) -> list[Bool]:
             bad.add(chunk[-1])
         found.append(masked & ~np.isin(chunk, list(bad)))
     return found
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_chunks_whose_likelihood_both_sides_know(finished: bool) -> None:
+    """Five chunks of one token, one of two; two tokens are special, one of them masked."""
+    classes = np.full(7, PositionClass.ALIGNED, np.uint8)
+    classes[[1, 4]] = PositionClass.MASKED
+    nothing = np.zeros(7, np.float32)
+    block = Realignment(
+        coverage=nothing,
+        open_mass=nothing,
+        lost_mass=nothing,
+        position_class=classes,
+        chunk_index=np.array([0, 1, 2, 3, 4, 5, 5], np.int32),
+        chunk_log_likelihood=np.zeros(6, np.float32),
+    )
+    special = np.isin(np.arange(7), [2, 4])
+    known = realigned.chunks_known(block, special, finished)
+    np.testing.assert_array_equal(known, [True, True, True, True, False, finished])
+
+
+def test_bits_per_byte_of_an_answer(make_config: MakeConfig, teacher: LocalTeacher) -> None:
+    case = CrossCase(make_config(), teacher)
+    found = chunk_likelihood(case.student, case.rollouts, case.scores, batch_size=2)
+    assert found is not None
+    pieces = token_bytes(case.student.tokenizer)
+    special = set(case.student.tokenizer.added_tokens_decoder)
+    own = theirs = 0.0
+    read = chunks = 0
+    for rollout, scores in zip(case.rollouts, case.scores, strict=True):
+        block = scores.realignment
+        assert block is not None
+        count = len(rollout.token_ids)
+        bad = np.isin(rollout.token_ids, list(special))
+        known = realigned.chunks_known(block, bad, rollout.finished)
+        ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
+        with torch.no_grad():
+            logits = case.student.causal_model(torch.from_numpy(ids)[None]).logits[0].double()
+        log_pi = logits[-count - 1 : -1].log_softmax(-1)
+        for place, token in enumerate(rollout.token_ids.tolist()):
+            if known[place // CHUNK]:
+                own += float(log_pi[place, token])
+                read += 0 if token in special else len(pieces[token])
+        theirs += float(block.chunk_log_likelihood[known].sum(dtype=np.float64))
+        chunks += int(known.sum())
+    assert (found.chunks, found.bytes) == (chunks, read)
+    assert found.student_bits_per_byte == pytest.approx(-own / np.log(2) / read, rel=1e-4)
+    assert found.teacher_bits_per_byte == pytest.approx(-theirs / np.log(2) / read, rel=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["lsm", "sampled_token"])
