@@ -264,9 +264,15 @@ def enumerate_paths(
     else:
         if waiting > enough * (kept + waiting):
             return None
+    # What is left counts as if its text ended here: dropping it would move all the others.
+    rest = waiting
+    for negative, _, path, data in heap:
+        if len(data) > len(said):
+            settle(settling.token(data, closed=True), -negative, path, data)
+            rest += negative
     if kept <= 0:
         return None
-    return Enumerated({k: v / kept for k, v in mass.items()}, waiting / (kept + waiting))
+    return Enumerated({k: v / kept for k, v in mass.items()}, waiting / (kept + rest))
 
 
 def rows_apart(first: CarriedRows, second: CarriedRows) -> float | None:

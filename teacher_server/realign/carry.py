@@ -16,6 +16,7 @@ from teacher_proto.types import Float32, Int32, Level, PositionClass, UInt8
 
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.layout import Layout, lay_out
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.masses import Walked
 from teacher_server.realign.remap import Remap
 from teacher_server.realign.rows import Float64, TeacherRows
@@ -87,10 +88,12 @@ class Realigner:
         top_k: int,
         limit: int | None = None,
         keep_merged: bool = False,
+        lone: LoneRows | None = None,
     ) -> CarriedRows:
         """Rows of the student tokens at ``positions`` (int64 [n], ascending).
 
         Args:
+            lone: what the teacher's rows behind single tokens have told.
             top_k: ids returned for a row, at most.
             limit: only ids below it are returned.
             keep_merged: whether rows inside a token of a teacher that merges spaces
@@ -99,7 +102,7 @@ class Realigner:
         sampled = layout.student_ids[positions].astype(np.int64)
         most = self.tables.student.size if limit is None else limit
         if layout.level is Level.CROSS:
-            walked = self._walker.walk(layout, positions, rows)
+            walked = self._walker.walk(layout, positions, rows, lone)
             certified = certify(walked, sampled, top_k, most, self.tables)
             classes = self._classes(layout, positions, walked, certified, keep_merged)
         else:
@@ -115,6 +118,10 @@ class Realigner:
             chunk_log_likelihood=chunk_log_likelihoods(layout, rows),
             walked=walked,
         )
+
+    def learn(self, lone: LoneRows, tokens: Int64, ids: Int32, log_probs: Float64) -> None:
+        """Adds to ``lone`` the rows behind ``tokens`` [n] alone: ids, log_probs [n, M]."""
+        lone.learn(tokens, ids.astype(np.int64), log_probs, self._walker.pair)
 
     def _classes(
         self,

@@ -43,6 +43,7 @@ class Walked:
         total: float64 [n], what agrees with the student's tokens so far.
         tail: float64 [n], what lies below the best ids of the rows.
         floor: float64 [n], the most that one id below the best can have.
+        wanted: int64, ascending: teacher tokens whose lone rows would tell more.
     """
 
     settled: Entries
@@ -51,17 +52,22 @@ class Walked:
     total: Float64
     tail: Float64
     floor: Float64
+    wanted: Int64
 
 
 class Collected:
     def __init__(self, count: int) -> None:
         self.settled: list[tuple[Int64, Int64, Float64]] = []
         self.open: list[OpenPart] = []
+        self.wanted: list[Int64] = [np.zeros(0, np.int64)]
         self.lost = np.zeros(count)
         self.total = np.zeros(count)
 
     def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
         self.settled.append((position, token, mass))
+
+    def want(self, which: NDArray[np.bool_], token: Int64) -> None:
+        self.wanted.append(token[which])
 
     def leave_open(
         self,

@@ -7,88 +7,202 @@ rollout's own encoding before or at the position.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.layout import Layout
-from teacher_server.realign.rows import TeacherRows
+from teacher_server.realign.rows import Float64, TeacherRows
 from teacher_server.realign.tables import PairTables
 
 Int64 = NDArray[np.int64]
+# Texts kept with their answers; beyond it the memory starts anew.
+MAX_TEXTS = 200_000
 
 
-@dataclass
+@dataclass(frozen=True)
 class Starts:
-    """Lists of equal length; ``position`` counts the positions asked for, from 0.
+    """Arrays of equal length; ``position`` counts the positions asked for, from 0.
 
     ``skip``: bytes between the row and the position. ``low``, ``high``: ranks of the
     teacher's tokens that begin with these bytes and go on.
     """
 
-    position: list[int] = field(default_factory=list)
-    row: list[int] = field(default_factory=list)
-    weight: list[float] = field(default_factory=list)
-    skip: list[int] = field(default_factory=list)
-    low: list[int] = field(default_factory=list)
-    high: list[int] = field(default_factory=list)
+    position: Int64
+    row: Int64
+    weight: Float64
+    skip: Int64
+    low: Int64
+    high: Int64
 
 
-@dataclass
+@dataclass(frozen=True)
 class Unknown:
-    """Paths that reach a position over a row that does not exist: (position, row, token, mass)."""
+    """Paths that reach a position over a row that does not exist."""
 
-    paths: list[tuple[int, int, int, float]] = field(default_factory=list)
+    position: Int64
+    row: Int64
+    token: Int64
+    mass: Float64
 
 
-def starts(
-    layout: Layout, positions: Int64, rows: TeacherRows, tables: PairTables
-) -> tuple[Starts, Starts, Unknown]:
-    """(before, at, unknown) for the student positions asked for, int64 [n]."""
-    before, at, unknown = Starts(), Starts(), Unknown()
-    offsets = layout.teacher_offsets.tolist()
-    begin = layout.student_offsets[positions].tolist()
-    first = np.searchsorted(layout.teacher_offsets, layout.student_offsets[positions]).tolist()
-    sync = layout.sync[positions].tolist()
-    ids = layout.teacher_ids.tolist()
-    sums = rows.before.tolist()
-    longer = tables.longer
-    inside: list[tuple[int, int, int]] = []
-    for index, offset in enumerate(begin):
-        row = first[index]
-        aligned = offsets[row] == offset
-        last = row if aligned else row - 1
-        if aligned:
-            _add(at, index, row, 0.0, 0, 0, 0)
-        else:
-            inside.append((index, last, offset))
-            continue
-        for node in range(sync[index], row):
-            if offsets[node + 1] == offset:
-                low, high = longer[ids[node]].tolist()
+class _Parts:
+    """Rows of a table, collected one by one or many at a time."""
+
+    def __init__(self, width: int) -> None:
+        self._width = width
+        self._rows: list[tuple[float, ...]] = []
+        self._many: list[list[np.ndarray]] = []
+
+    def add(self, *row: float) -> None:
+        self._rows.append(row)
+
+    def add_all(self, *columns: np.ndarray) -> None:
+        self._many.append(list(columns))
+
+    def columns(self) -> list[np.ndarray]:
+        alone = zip(*self._rows, strict=True) if self._rows else [()] * self._width
+        columns = [np.array(values) for values in alone]
+        return [np.concatenate(parts) for parts in zip(columns, *self._many, strict=True)]
+
+
+class StartFinder:
+    """Finds the starts of one pair's rollouts; what it looked up is kept between them."""
+
+    def __init__(self, tables: PairTables) -> None:
+        self._tables = tables
+        self._ranks: dict[bytes, tuple[int, int]] = {}
+        self._encoded: dict[bytes, list[int]] = {}
+
+    def starts(
+        self, layout: Layout, positions: Int64, rows: TeacherRows
+    ) -> tuple[Starts, Starts, Unknown]:
+        """(before, at, unknown) for the student positions asked for, int64 [n]."""
+        for memory in (self._ranks, self._encoded):
+            if len(memory) > MAX_TEXTS:
+                memory.clear()
+        offsets = layout.teacher_offsets
+        begin = layout.student_offsets[positions]
+        row = np.searchsorted(offsets, begin)
+        sync = layout.sync[positions]
+        aligned = offsets[row] == begin
+        before, at, unknown = _Parts(6), _Parts(6), _Parts(4)
+        which = np.flatnonzero(aligned)
+        zeros = np.zeros(len(which), np.int64)
+        at.add_all(which, row[which], np.zeros(len(which)), zeros, zeros, zeros)
+        self._aligned(which, row[which], sync[which], begin[which], before, layout, rows)
+        inside = np.flatnonzero(~aligned)
+        self._inside(
+            inside, row[inside] - 1, begin[inside], before, at, unknown, layout, sync, rows
+        )
+        return _starts(before), _starts(at), _unknown(unknown)
+
+    def _aligned(
+        self,
+        which: Int64,
+        row: Int64,
+        sync: Int64,
+        begin: Int64,
+        before: _Parts,
+        layout: Layout,
+        rows: TeacherRows,
+    ) -> None:
+        """Rows of the rollout's own encoding between the sync points and the positions."""
+        counts = row - sync
+        owner = np.repeat(np.arange(len(which)), counts)
+        node = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + sync[owner]
+        offsets = layout.teacher_offsets
+        ranks = self._tables.longer[layout.teacher_ids[node].astype(np.int64)]
+        for index in np.flatnonzero(offsets[node + 1] != begin[owner]).tolist():
+            ranks[index] = self._longer(layout.data[offsets[node[index]] : begin[owner[index]]])
+        some = ranks[:, 0] < ranks[:, 1]
+        owner, node, ranks = owner[some], node[some], ranks[some]
+        weight = rows.before[node] - rows.before[row[owner]]
+        skip = begin[owner] - offsets[node]
+        before.add_all(which[owner], node, weight, skip, ranks[:, 0], ranks[:, 1])
+
+    def _longer(self, data: bytes) -> tuple[int, int]:
+        """Ranks of the teacher's tokens that begin with ``data`` and go on."""
+        found = self._ranks.get(data)
+        if found is None:
+            found = self._ranks[data] = _longer(data, self._tables)
+        return found
+
+    def _encodings(self, texts: list[bytes]) -> list[list[int]]:
+        new = list(dict.fromkeys(text for text in texts if text not in self._encoded))
+        if new:
+            encoded = self._tables.teacher.encoder.encode_each(new)
+            self._encoded.update(zip(new, encoded, strict=True))
+        return [self._encoded[text] for text in texts]
+
+    def _inside(
+        self,
+        inside: Int64,
+        last: Int64,
+        begin: Int64,
+        before: _Parts,
+        at: _Parts,
+        unknown: _Parts,
+        layout: Layout,
+        sync: Int64,
+        rows: TeacherRows,
+    ) -> None:
+        """Positions inside a teacher token of the rollout's own encoding.
+
+        What precedes a position is read as the teacher encodes it by itself, so that
+        nothing depends on what follows. That path leaves the rollout's own; its rows exist
+        only as far as the two agree, and where they were asked for.
+        """
+        places = layout.teacher_offsets[sync[inside]].tolist()
+        items = list(
+            zip(
+                inside.tolist(),
+                last.tolist(),
+                begin.tolist(),
+                places,
+                sync[inside].tolist(),
+                strict=True,
+            )
+        )
+        texts = [layout.data[start:offset] for _, _, offset, start, _ in items]
+        sums, lengths = rows.before, self._tables.teacher.lengths_list
+        for (index, end, offset, at_byte, first), path in zip(
+            items, self._encodings(texts), strict=True
+        ):
+            row, weight = first, float(sums[first] - sums[end])
+            for token in path:
+                low, high = self._longer(layout.data[at_byte:offset])
+                if low < high:
+                    before.add(index, row, weight, offset - at_byte, low, high)
+                weight += rows.log_prob(row, token)
+                after = rows.child(row, token)
+                at_byte += lengths[token]
+                if after is None:
+                    unknown.add(index, row, token, float(np.exp(weight)))
+                    break
+                row = after
             else:
-                low, high = _longer(layout.data[offsets[node] : offset], tables)
-            if low < high:
-                weight = sums[node] - sums[last]
-                _add(before, index, node, weight, offset - offsets[node], low, high)
-    _inside(inside, before, at, unknown, layout, sync, rows, tables)
-    return before, at, unknown
+                at.add(index, row, weight, 0, 0, 0)
 
 
-def _add(
-    to: Starts, position: int, row: int, weight: float, skip: int, low: int, high: int
-) -> None:
-    to.position.append(position)
-    to.row.append(row)
-    to.weight.append(weight)
-    to.skip.append(skip)
-    to.low.append(low)
-    to.high.append(high)
+def _starts(parts: _Parts) -> Starts:
+    position, row, weight, skip, low, high = parts.columns()
+    whole = [column.astype(np.int64) for column in (position, row, skip, low, high)]
+    return Starts(whole[0], whole[1], weight.astype(np.float64), *whole[2:])
+
+
+def _unknown(parts: _Parts) -> Unknown:
+    position, row, token, mass = parts.columns()
+    return Unknown(
+        position.astype(np.int64),
+        row.astype(np.int64),
+        token.astype(np.int64),
+        mass.astype(np.float64),
+    )
 
 
 def _longer(data: bytes, tables: PairTables) -> tuple[int, int]:
-    """Ranks of the teacher's tokens that begin with ``data`` and go on."""
     if not data.strip(b"\xff"):
         return 0, 0
     low, high = tables.teacher.extensions(data)
@@ -96,48 +210,3 @@ def _longer(data: bytes, tables: PairTables) -> tuple[int, int]:
     while low < high and len(texts[low]) == len(data):
         low += 1
     return low, high
-
-
-def _inside(
-    inside: list[tuple[int, int, int]],
-    before: Starts,
-    at: Starts,
-    unknown: Unknown,
-    layout: Layout,
-    sync: list[int],
-    rows: TeacherRows,
-    tables: PairTables,
-) -> None:
-    """Positions inside a teacher token of the rollout's own encoding.
-
-    What precedes a position is read as the teacher encodes it by itself, so that
-    nothing depends on what follows. That path leaves the rollout's own; its rows exist
-    only as far as the two agree, and where they were asked for.
-    """
-    texts = [
-        layout.data[layout.teacher_offsets[sync[index]] : offset] for index, _, offset in inside
-    ]
-    encoded = tables.teacher.encoder.encode_each(texts)
-    for (index, last, offset), path in zip(inside, encoded, strict=True):
-        row, at_byte = sync[index], int(layout.teacher_offsets[sync[index]])
-        weight = float(rows.before[row] - rows.before[last])
-        for token in path:
-            low, high = _longer(layout.data[at_byte:offset], tables)
-            if low < high:
-                _add(before, index, row, weight, offset - at_byte, low, high)
-            step = _log_prob(rows, row, token)
-            after = rows.child(row, token)
-            at_byte += len(tables.teacher.token_bytes[token])
-            weight += step
-            if after is None:
-                unknown.paths.append((index, row, token, float(np.exp(weight))))
-                break
-            row = after
-        else:
-            _add(at, index, row, weight, 0, 0, 0)
-
-
-def _log_prob(rows: TeacherRows, row: int, token: int) -> float:
-    """Of a token in a row; the row's floor bounds one that is not listed."""
-    found = np.flatnonzero((rows.ids[row] == token) & (rows.log_probs[row] > -np.inf))
-    return float(rows.log_probs[row, found[0]] if len(found) else rows.floor[row])

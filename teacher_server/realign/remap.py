@@ -91,6 +91,7 @@ class Remap:
             total=np.ones(count),
             tail=tail,
             floor=np.minimum(np.exp(rows.floor[positions]), tail),
+            wanted=none,
         )
 
     def certify(self, walked: Walked, sampled: Int64, top_k: int, limit: int) -> Certified:

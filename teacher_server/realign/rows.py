@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Float32, Int32
 
 Float64 = NDArray[np.float64]
+Int64 = NDArray[np.int64]
+# Instead of a row: it was not asked for.
+NO_ROW = -1
+# Above every teacher token.
+_SPAN = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,33 @@ class TeacherRows:
             return row + 1
         return self.beyond.get((row, token))
 
-    @property
+    def children(self, row: Int64, token: Int64) -> Int64:
+        """int64 [n]: the row after each token, or NO_ROW."""
+        own = len(self.own)
+        after = np.minimum(row + 1, max(own - 1, 0))
+        on_path = (row + 1 < own) & (self.ids[row, -1] == token)
+        found = np.where(on_path, after, NO_ROW)
+        keys, values = self._beyond_keys
+        if len(keys):
+            wanted = row * _SPAN + token
+            at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+            found = np.where((keys[at] == wanted) & ~on_path, values[at], found)
+        return found
+
+    @cached_property
+    def _beyond_keys(self) -> tuple[Int64, Int64]:
+        pairs = sorted((row * _SPAN + token, after) for (row, token), after in self.beyond.items())
+        keys, values = np.array(pairs, np.int64).reshape(-1, 2).T
+        return keys, values
+
+    def log_prob(self, row: int, token: int) -> float:
+        """Of a token in a row; the row's floor bounds one that is not listed."""
+        if row < len(self.own) and self.ids[row, -1] == token:
+            return float(self.own[row])
+        found = np.flatnonzero((self.ids[row] == token) & (self.log_probs[row] > -np.inf))
+        return float(self.log_probs[row, found[0]] if len(found) else self.floor[row])
+
+    @cached_property
     def tail(self) -> Float64:
         """float64 [R]: mass outside the row's ids."""
         listed: Float64 = np.exp(self.log_probs).sum(1)

@@ -1,7 +1,6 @@
 """How often a teacher token went on to a longer student token earlier in a rollout.
 
-The estimate from the vocabulary (``tables.leak_rates``) knows nothing of the text. Where
-the token has been written before, the row behind it tells: in documentation of Python
+What is known of the token at large knows nothing of the text: in documentation of Python
 `__` goes on to `__()` half of the time. Only rows up to a position's sync point count, so
 that nothing depends on what follows.
 """
@@ -13,12 +12,11 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.leaks import LearntPair, shares_behind
 from teacher_server.realign.rows import TeacherRows
-from teacher_server.realign.tables import SETTLED_LEAK, PairTables
+from teacher_server.realign.tables import SETTLED_LEAK
 
 Int64 = NDArray[np.int64]
-# Continuations with less mass are not looked up.
-LEAST_LOOKED_UP = 2e-3
 # As often must a token have been seen before its estimate is set aside as too high.
 OFTEN = 2
 
@@ -26,11 +24,14 @@ OFTEN = 2
 class SeenLeaks:
     """The rollout's own evidence; asked with (token, row of the sync point)."""
 
-    def __init__(self, layout: Layout, rows: TeacherRows, tables: PairTables) -> None:
+    def __init__(self, layout: Layout, rows: TeacherRows, pair: LearntPair) -> None:
+        tables = pair.tables
         ids = layout.teacher_ids[:-1].astype(np.int64)
-        place = np.flatnonzero(tables.static.leak[ids] > 0)
+        place = np.flatnonzero(tables.extended[ids] & tables.teacher.ordinary[ids])
         tokens = ids[place]
-        share = self._shares(tokens, place + 1, rows, tables)
+        behind = place + 1
+        ids = rows.ids[behind].astype(np.int64)
+        share = shares_behind(tokens, ids, rows.log_probs[behind], pair).longer
         self._occurs = np.zeros(tables.teacher.size, np.bool_)
         self._occurs[tokens] = True
         order = np.argsort(tokens, kind="stable")
@@ -45,19 +46,6 @@ class SeenLeaks:
         self._times = np.arange(len(order)) - first[group] + 1
         # Shares are below 2: adding the group's number keeps the groups' maxima apart.
         self._most = np.maximum.accumulate(share[order] + 2 * group) - 2 * group
-
-    @staticmethod
-    def _shares(tokens: Int64, behind: Int64, rows: TeacherRows, tables: PairTables) -> np.ndarray:
-        """float64: mass of each row that goes on to a longer student token."""
-        log_probs = rows.log_probs[behind]
-        line, column = np.nonzero(log_probs > np.log(LEAST_LOOKED_UP))
-        after = rows.ids[behind[line], column].astype(np.int64)
-        keys = tokens[line] * tables.teacher.size + after
-        known = tables.static.pairs
-        at = np.minimum(np.searchsorted(known, keys), len(known) - 1)
-        goes_on = known[at] == keys if len(known) else np.zeros(len(keys), np.bool_)
-        mass = np.exp(log_probs[line, column]) * goes_on
-        return np.minimum(np.bincount(line, mass, len(tokens)), 1.0)
 
     def leaky(self, leaky: Bool, fixed: Bool, ids: Int64, sync: Int64, wanted: Bool) -> Bool:
         """``leaky`` [n, w] with what has been seen of ``ids`` [n, w] before ``sync`` [n].

@@ -96,6 +96,25 @@ class PairTables:
         leaky: Bool = self.parts | (self.static.leak > SETTLED_LEAK)
         return leaky
 
+    def known_pairs(self, token: Int64, after: Int64) -> Bool:
+        """bool [n]: some student token's teacher encoding begins with the two."""
+        known = self.static.pairs
+        if not len(known):
+            return np.zeros(len(token), np.bool_)
+        keys = token * self.teacher.size + after
+        found: Bool = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] == keys
+        return found
+
+    @cached_property
+    def extended(self) -> Bool:
+        """bool [V_T]: some student token begins with the token's bytes and goes on, or with
+        the token in the teacher's encoding."""
+        known = np.maximum(self.phi0, 0)
+        low, high = self.bytes_interval.T
+        same = (self.phi0 >= 0) & (self.student.lengths[known] == self.teacher.lengths)
+        extended: Bool = (high - low > same) | (self.static.leak > 0)
+        return extended
+
     @cached_property
     def parts(self) -> Bool:
         """bool [V_T]: ends inside a character, and the student has no such part."""

@@ -55,6 +55,12 @@ class Vocabulary:
         return np.array([len(data) for data in self.token_bytes], np.int64)
 
     @cached_property
+    def lengths_list(self) -> list[int]:
+        """``lengths`` for loops in Python."""
+        found: list[int] = self.lengths.tolist()
+        return found
+
+    @cached_property
     def ordinary(self) -> Bool:
         return self.lengths > 0
 
@@ -76,6 +82,12 @@ class Vocabulary:
     @cached_property
     def sorted_bytes(self) -> list[bytes]:
         return [self.token_bytes[token] for token in self.order.tolist()]
+
+    @cached_property
+    def by_bytes(self) -> Mapping[bytes, int]:
+        """An ordinary id for its bytes; of several the lowest."""
+        ids = np.flatnonzero(self.ordinary).tolist()
+        return {self.token_bytes[token]: token for token in reversed(ids)}
 
     @cached_property
     def rank(self) -> Int32:
@@ -114,10 +126,15 @@ class Vocabulary:
         return np.array([is_mark(data.decode("utf-8", "ignore")[:1]) for data in self.token_bytes])
 
     @cached_property
-    def ends_with_mark(self) -> Bool:
-        """bool [V]: so is the last one, or it is only the end of a character."""
-        ends = [is_mark(data.decode("utf-8", "ignore")[-1:]) for data in self.token_bytes]
-        return np.array(ends) | self.tail_only
+    def begins_with_part(self) -> Bool:
+        """bool [V]: there is only a part of the first character, not its end."""
+        return np.array(
+            [
+                data[:1] >= b"\xc0" and incomplete_tail(data) == len(data)
+                for data in self.token_bytes
+            ],
+            np.bool_,
+        )
 
     @cached_property
     def tail_only(self) -> Bool:

@@ -9,34 +9,73 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.types import Bool
 
-from teacher_server.realign.context import StudentContext
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.leaks import LearntPair, LoneRows
 from teacher_server.realign.masses import Collected, Walked, entries, open_entries
-from teacher_server.realign.paths import Starts, starts
-from teacher_server.realign.resolve import CONTRADICTS, NO_CONTEXT, Question, Resolver
-from teacher_server.realign.rows import Float64, TeacherRows
+from teacher_server.realign.paths import StartFinder, Starts
+from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
-from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
-from teacher_server.realign.vocabulary import incomplete_tail
+from teacher_server.realign.states import ALONE
+from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
+from teacher_server.realign.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # An entry with less mass is not looked at one by one: it stays open.
 SIGNIFICANT = 1e-4
+# Mass from which the lone row of a token is wanted.
+LEAST_ASKED = 5e-3
 # Teacher tokens that one student token can be spread over.
 MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
-class _Path:
-    """A path that settled nothing and goes on over ``row``."""
+class _Paths:
+    """Arrays of n paths that settle nothing: where each stands, and in which states.
 
-    position: int
-    row: int
-    mass: float
-    data: bytes
-    state: int
-    first: int
+    ``row``: the row after the path. ``token``: the path's last. ``state``: the student's.
+    ``trie``: of the prefix trie. ``first``: as in ``Entries``.
+    """
+
+    position: Int64
+    row: Int64
+    token: Int64
+    mass: Float64
+    state: Int64
+    trie: Int64
+    first: Int64
+
+    def some(self, which: Bool) -> _Paths:
+        return _Paths(*(getattr(self, name)[which] for name in self.__dataclass_fields__))
+
+    def __add__(self, other: _Paths) -> _Paths:
+        names = self.__dataclass_fields__
+        return _Paths(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+
+@dataclass(frozen=True)
+class _Leaks:
+    """What is known of tokens at large: bool [V_T] each; ``across`` as in ``LoneRows``,
+    ``told``: leaky by their lone rows."""
+
+    leaky: Bool
+    told: Bool
+    across: Bool
+    known: Bool
+
+    @classmethod
+    def of(cls, estimated: Bool, goes_on: Bool, parts: Bool, lone: LoneRows | None) -> _Leaks:
+        if lone is None:
+            none = np.zeros_like(parts)
+            return cls(estimated, none, none, ~none)
+        told = goes_on & lone.known & (lone.leak > SETTLED_LEAK)
+        leaky = parts | np.where(lone.known, told, estimated)
+        return cls(leaky & goes_on, told, lone.across, lone.known | parts)
+
+    def unknown(self, ids: Int64, mass: Float64) -> Bool:
+        unknown: Bool = ~self.known[ids] & (mass >= LEAST_ASKED)
+        return unknown
 
 
 class Walker:
@@ -44,45 +83,47 @@ class Walker:
 
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
-        self._student = StudentContext(tables)
-        self._teacher = Resolver(tables.teacher)
+        self.pair = LearntPair(tables)
+        self.states, self._own_pairs = self.pair.states, self.pair.own_pairs
+        self._starts = StartFinder(tables)
         teacher = tables.teacher
         special = np.zeros(teacher.size, np.bool_)
         special[list(teacher.specials)] = True
         mapped = tables.special_to_student
-        self._special = special & (mapped >= 0)
         self._lost = (special & (mapped < 0)) | (~special & (tables.phi0 < 0))
-        self._leaky = tables.leaky & ~special & ~self._lost
-        self._parts = tables.parts & self._leaky
+        self._goes_on = ~special & ~self._lost
+        self._extended = tables.extended & self._goes_on
+        self._leaky = tables.leaky & self._goes_on
+        self._parts = tables.parts & self._goes_on
         # The student id of a token that settles it; one table for both kinds.
         self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
         self._ordinary = ~special
 
-    def walk(self, layout: Layout, positions: Int64, rows: TeacherRows) -> Walked:
+    def walk(
+        self, layout: Layout, positions: Int64, rows: TeacherRows, lone: LoneRows | None
+    ) -> Walked:
         """``positions`` int64 [n]: the student tokens whose rows are wanted."""
+        self.states.trim()
         count = len(positions)
         got = Collected(count)
-        context = self._student.before(layout, positions)
-        before, at, unknown = starts(layout, positions, rows, self.tables)
-        pending = self._at(at, context, layout.sync[positions], layout, rows, got)
-        pending += self._before(before, context, layout, rows, got)
-        everything = np.array([[0, len(self.tables.student.order)]], np.int64)
-        for position, row, token, mass in unknown.paths:
-            one = np.array([position])
-            got.leave_open(one, np.array([token]), np.array([mass]), np.array([row]), everything)
-            got.total[position] += mass
+        roots = self.states.before(layout, positions)
+        before, at, unknown = self._starts.starts(layout, positions, rows)
+        leaks = _Leaks.of(self._leaky, self._goes_on, self._parts, lone)
+        paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
+        paths += self._before(before, roots, rows, leaks, got)
+        everything = np.tile([[0, len(self.tables.student.order)]], (len(unknown.mass), 1))
+        got.leave_open(unknown.position, unknown.token, unknown.mass, unknown.row, everything)
+        np.add.at(got.total, unknown.position, unknown.mass)
         for _ in range(MAX_DEPTH):
-            if not pending:
+            if not len(paths.mass):
                 break
-            pending = self._beyond(pending, context, rows, got)
-        for path in pending:
-            self._leave(path, got)
-        tail = np.zeros(count)
-        floor = np.zeros(count)
-        at_position, at_row = np.array(at.position, np.int64), np.array(at.row, np.int64)
-        weight = np.exp(np.array(at.weight))
-        np.add.at(tail, at_position, rows.tail[at_row] * weight)
-        np.maximum.at(floor, at_position, np.exp(rows.floor[at_row]) * weight)
+            paths = self._beyond(paths, rows, got)
+        nothing = np.full(len(paths.mass), NO_ROW)
+        self._leave(paths, nothing, nothing, got)
+        tail, floor = np.zeros(count), np.zeros(count)
+        weight = np.exp(at.weight)
+        np.add.at(tail, at.position, rows.tail[at.row] * weight)
+        np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
         return Walked(
             settled=entries(got.settled),
             open=open_entries(got.open),
@@ -90,44 +131,70 @@ class Walker:
             total=got.total,
             tail=tail,
             floor=np.minimum(floor, tail),
+            wanted=np.unique(np.concatenate(got.wanted)),
         )
 
     def _at(
         self,
         at: Starts,
-        context: Int64,
+        roots: Int64,
         sync: Int64,
         layout: Layout,
         rows: TeacherRows,
+        leaks: _Leaks,
         got: Collected,
-    ) -> list[_Path]:
+    ) -> _Paths:
         """Rows at their positions: every token counts."""
-        position = np.array(at.position, np.int64)
-        row = np.array(at.row, np.int64)
-        weight = np.array(at.weight)
-        np.add.at(got.total, position, np.exp(weight))
+        position, row = at.position, at.row
+        np.add.at(got.total, position, np.exp(at.weight))
         ids = rows.ids[row].astype(np.int64)
-        mass = np.exp(rows.log_probs[row] + weight[:, None])
-        joins = self._student.joins(context[position], ids)
-        leaky = SeenLeaks(layout, rows, self.tables).leaky(
-            self._leaky[ids], self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
+        mass = np.exp(rows.log_probs[row] + at.weight[:, None])
+        joins = self.states.joins(roots[position], ids)
+        got.want(leaks.unknown(ids, mass) & self._extended[ids], ids)
+        leaky = SeenLeaks(layout, rows, self.pair).leaky(
+            leaks.leaky[ids], self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
         )
-        plain = ~(joins | leaky | self._lost[ids]) & (mass > 0)
+        after = np.full(ids.shape, NO_ROW)
+        followed = self._extended[ids] & (mass >= SIGNIFICANT)
+        line, _ = np.nonzero(followed)
+        after[followed] = rows.children(row[line], ids[followed])
+        # A row that is there tells more than any estimate.
+        goes_on = leaky | (after != NO_ROW)
+        some = mass > 0
+        lost = self._lost[ids] & some
+        np.add.at(got.lost, position[np.nonzero(lost)[0]], mass[lost])
+        plain = some & ~(joins | goes_on | lost)
         which, _ = np.nonzero(plain)
         got.settle(position[which], self._target[ids[plain]], mass[plain])
-        lost = self._lost[ids] & (mass > 0)
-        np.add.at(got.lost, position[np.nonzero(lost)[0]], mass[lost])
         small = joins & (mass < SIGNIFICANT)
-        still = ((leaky & ~joins) | small) & ~lost & (mass > 0)
+        state = np.full(ids.shape, ALONE)
         asked = joins & ~small & ~lost
-        settles = self._ask(position, row, ids, mass, asked, leaky, context, layout, got)
-        still[settles] = True
-        which, _ = np.nonzero(still)
+        state[asked], contradicted = self._ask(position, row, ids, mass, asked, roots, layout, got)
+        done = asked & ~goes_on & ~contradicted
+        which, _ = np.nonzero(done)
+        got.settle(position[which], self.states.answer(state[done]), mass[done])
+        still = some & ~lost & (small | (goes_on & ~contradicted))
+        line, _ = np.nonzero(still)
         alone = ~joins[still]
-        goes_on = leaky[still]
-        return self._open_or_on(
-            position[which], ids[still], mass[still], row[which], alone, goes_on, rows, got
+        token, behind = ids[still], after[still]
+        # A path by itself becomes what the teacher would begin with the token.
+        first = np.where(alone & ~leaks.across[token], token, -1)
+        where, masses = position[line], mass[still]
+        stay = behind == NO_ROW
+        got.leave_open(
+            where[stay],
+            token[stay],
+            masses[stay],
+            row[line[stay]],
+            self.tables.bytes_interval[token[stay]],
+            first[stay],
         )
+        on = ~stay
+        begun = state[still][on]
+        new = alone[on]
+        begun[new] = self.states.step(begun[new], token[on][new])
+        trie = self.tables.steps(np.full(int(on.sum()), ROOT), token[on])
+        return _Paths(where[on], behind[on], token[on], masses[on], begun, trie, first[on])
 
     def _ask(
         self,
@@ -135,190 +202,134 @@ class Walker:
         row: Int64,
         ids: Int64,
         mass: Float64,
-        asked: NDArray[np.bool_],
-        leaky: NDArray[np.bool_],
-        context: Int64,
+        asked: Bool,
+        roots: Int64,
         layout: Layout,
         got: Collected,
-    ) -> tuple[Int64, Int64]:
-        """Tokens that may merge with the text before them; returns the leaky ones among them."""
-        line, column = np.nonzero(asked)
+    ) -> tuple[Int64, Bool]:
+        """Tokens that may merge with the text before them: their states, and bool [n, w],
+        which of them the text before rules out."""
+        line, _ = np.nonzero(asked)
         tokens, where, masses = ids[asked], position[line], mass[asked]
-        table = self.tables.teacher.token_bytes
-        data = [table[token] for token in tokens.tolist()]
-        answers = np.array(self._student.answers(context[where], data), np.int64)
-        leaks = leaky[asked]
-        settled = (answers >= 0) & ~leaks
-        got.settle(where[settled], answers[settled], masses[settled])
-        against = np.flatnonzero(answers == CONTRADICTS)
+        states = self.states.step(roots[where], tokens)
+        against = self.states.answer(states) == CONTRADICTS
         # Mass on text that the student would have written otherwise: what the teacher
         # itself would encode so cannot happen here, the rest is not to be expressed.
-        own = layout.teacher_ids
-        questions: list[Question] = []
-        for index in against.tolist():
-            before = int(row[line[index]]) - 1
-            follows = 0 <= before < len(own) - 1 and self._ordinary[own[before]]
-            questions.append((int(own[before]) if follows else NO_CONTEXT, data[index]))
-        for index, answer in zip(against.tolist(), self._teacher.answers(questions), strict=True):
-            if answer == tokens[index]:
-                got.total[where[index]] -= masses[index]
-            else:
-                got.lost[where[index]] += masses[index]
-        still = (answers >= 0) & leaks
-        return line[still], column[still]
-
-    def _open_or_on(
-        self,
-        position: Int64,
-        token: Int64,
-        mass: Float64,
-        row: Int64,
-        alone: NDArray[np.bool_],
-        goes_on: NDArray[np.bool_],
-        rows: TeacherRows,
-        got: Collected,
-    ) -> list[_Path]:
-        """Goes on where the next row exists; the rest stays open."""
-        known = rows.ids[row, -1] == token
-        known &= row + 1 < len(rows.own)
-        if rows.beyond:
-            pairs = zip(row.tolist(), token.tolist(), strict=True)
-            known |= np.array([pair in rows.beyond for pair in pairs], np.bool_).reshape(-1)
-        known &= goes_on
-        stay = ~known
-        got.leave_open(
-            position[stay],
-            token[stay],
-            mass[stay],
-            row[stay],
-            self.tables.bytes_interval[token[stay]],
-            np.where(alone[stay], token[stay], -1),
-        )
-        table = self.tables.teacher.token_bytes
-        states = self.tables.steps(np.full(len(token), ROOT), token)
-        paths = []
-        for index in np.flatnonzero(known).tolist():
-            one = int(token[index])
-            after = rows.child(int(row[index]), one)
-            assert after is not None
-            first = one if alone[index] else -1
-            paths.append(
-                _Path(
-                    int(position[index]),
-                    after,
-                    float(mass[index]),
-                    table[one],
-                    int(states[index]),
-                    first,
-                )
-            )
-        return paths
+        own = layout.teacher_ids.astype(np.int64)
+        before = row[line[against]] - 1
+        follows = (before >= 0) & (before < len(own) - 1)
+        token_before = own[np.where(follows, before, 0)]
+        token_before = np.where(follows & self._ordinary[token_before], token_before, -1)
+        impossible = self._own_pairs.writes(token_before, tokens[against])
+        where, masses = where[against], masses[against]
+        np.subtract.at(got.total, where[impossible], masses[impossible])
+        np.add.at(got.lost, where[~impossible], masses[~impossible])
+        contradicted = np.zeros(ids.shape, np.bool_)
+        contradicted[asked] = against
+        return states, contradicted
 
     def _before(
-        self, before: Starts, context: Int64, layout: Layout, rows: TeacherRows, got: Collected
-    ) -> list[_Path]:
+        self, before: Starts, roots: Int64, rows: TeacherRows, leaks: _Leaks, got: Collected
+    ) -> _Paths:
         """Rows before their positions: tokens that go on beyond the bytes already there."""
-        position = np.array(before.position, np.int64)
-        row = np.array(before.row, np.int64)
-        ids = rows.ids[row]
+        ids = rows.ids[before.row]
         rank = self.tables.teacher.rank[ids]
-        low, high = np.array(before.low, np.int64), np.array(before.high, np.int64)
-        fits = (rank >= low[:, None]) & (rank < high[:, None])
+        fits = (rank >= before.low[:, None]) & (rank < before.high[:, None])
         line, column = np.nonzero(fits)
-        mass = np.exp(rows.log_probs[row[line], column] + np.array(before.weight)[line])
+        mass = np.exp(rows.log_probs[before.row[line], column] + before.weight[line])
         keep = mass >= SIGNIFICANT
-        line, column, mass = line[keep], column[keep], mass[keep]
-        tokens = ids[line, column].tolist()
-        table = self.tables.teacher.token_bytes
+        line, mass = line[keep], mass[keep]
+        token = ids[line, column[keep]].astype(np.int64)
+        skips = before.skip[line].tolist()
         data = [
-            table[token][before.skip[at] :] for token, at in zip(tokens, line.tolist(), strict=True)
+            self.tables.teacher.token_bytes[one][skip:]
+            for one, skip in zip(token.tolist(), skips, strict=True)
         ]
-        where = position[line]
-        answers = self._student.answers(context[where], data)
-        paths = []
-        for index, answer in enumerate(answers):
-            if answer == CONTRADICTS:
-                continue
-            got.total[where[index]] += mass[index]
-            at, start = int(where[index]), int(row[line[index]])
-            if not incomplete_tail(data[index]):
-                one = where[index : index + 1]
-                got.settle(one, np.array([answer]), mass[index : index + 1])
-                continue
-            after = rows.child(start, tokens[index])
-            path = _Path(
-                at, -1 if after is None else after, float(mass[index]), data[index], NO_STATE, -1
-            )
-            if after is None:
-                self._leave(path, got, start, tokens[index])
-            else:
-                paths.append(path)
-        return paths
+        position, row = before.position[line], before.row[line]
+        state = self.states.enter(roots[position], data)
+        possible = self.states.answer(state) != CONTRADICTS
+        np.add.at(got.total, position[possible], mass[possible])
+        # The rest of the token is read as the token with these bytes, where there is one.
+        rest = np.array([self.tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
+        extended = (rest >= 0) & self._extended[rest]
+        got.want(leaks.unknown(rest, mass) & extended & possible, rest)
+        after = np.where(extended, rows.children(row, token), NO_ROW)
+        on = self.states.unfinished(state) | (extended & (leaks.told[rest] | (after != NO_ROW)))
+        settled = possible & ~on
+        got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
+        on &= possible
+        after = rows.children(row[on], token[on])
+        trie = self.tables.steps(np.full(len(after), ROOT), np.maximum(rest[on], 0))
+        trie = np.where(extended[on], trie, NO_STATE)
+        nothing = np.full(len(after), -1)
+        paths = _Paths(position[on], after, token[on], mass[on], state[on], trie, nothing)
+        ends = after == NO_ROW
+        self._leave(paths.some(ends), row[on][ends], token[on][ends], got)
+        return paths.some(~ends)
 
-    def _leave(self, path: _Path, got: Collected, row: int = -1, token: int = -1) -> None:
-        interval = np.array([self.tables.student.extensions(path.data)], np.int64)
-        one = np.array([path.position])
-        first = np.array([path.first])
-        mass = np.array([path.mass])
-        got.leave_open(one, np.array([token]), mass, np.array([row]), interval, first)
+    def _leave(self, paths: _Paths, row: Int64, token: Int64, got: Collected) -> None:
+        """Leaves paths open; ``row``, ``token``: the step whose row would tell more."""
+        intervals = self.states.intervals(paths.state)
+        got.leave_open(paths.position, token, paths.mass, row, intervals, paths.first)
 
-    def _beyond(
-        self, paths: list[_Path], context: Int64, rows: TeacherRows, got: Collected
-    ) -> list[_Path]:
+    def _beyond(self, paths: _Paths, rows: TeacherRows, got: Collected) -> _Paths:
         """Rows after paths that settled nothing; returns the paths that still do not."""
-        position = np.array([path.position for path in paths], np.int64)
-        row = np.array([path.row for path in paths], np.int64)
-        ids = rows.ids[row].astype(np.int64)
-        mass = np.exp(rows.log_probs[row]) * np.array([path.mass for path in paths])[:, None]
-        last = np.array([path.data[-1] for path in paths], np.int64)
-        joins = self._student.joins_byte(last, ids)
+        states = self.states
+        ids = rows.ids[paths.row].astype(np.int64)
+        mass = np.exp(rows.log_probs[paths.row]) * paths.mass[:, None]
+        joins = states.joins_bytes(paths.state, ids)
         # Whatever does not join ends the student's token with the path's bytes.
-        apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[row] * [p.mass for p in paths]
-        before = context[position]
-        ends = self._student.answers(before, [path.data for path in paths])
-        self._close(position, ends, apart, got)
-        small = np.where(joins & (mass < SIGNIFICANT), mass, 0.0).sum(1)
-        intervals = np.array([self.tables.student.extensions(p.data) for p in paths], np.int64)
-        none = np.full(len(paths), -1)
-        firsts = np.array([path.first for path in paths], np.int64)
-        got.leave_open(position, none, small, none, intervals, firsts)
-        line, column = np.nonzero(joins & (mass >= SIGNIFICANT))
-        tokens, masses = ids[line, column], mass[line, column]
-        table = self.tables.teacher.token_bytes
-        path_states = np.array([path.state for path in paths], np.int64)
-        states = self.tables.steps(path_states[line], tokens)
-        unfinished = self.tables.teacher.ends_inside_character[tokens].copy()
-        for index in np.flatnonzero(self.tables.teacher.tail_only[tokens]).tolist():
-            data = paths[line[index]].data + table[tokens[index]]
-            unfinished[index] = incomplete_tail(data) > 0
-        settles = (states == NO_STATE) & ~unfinished
-        # Whatever joins and leaves the trie: the text up to here tells.
-        lines = line[settles]
-        texts = [path.data for path in paths]
-        answers = self._student.longer_answers(before, texts, lines, tokens[settles])
-        self._close(position[lines], answers, masses[settles], got)
-        further: list[_Path] = []
-        for index in np.flatnonzero(~settles).tolist():
-            path, token = paths[line[index]], int(tokens[index])
-            after = rows.child(path.row, token)
-            one = _Path(
-                path.position,
-                -1 if after is None else after,
-                float(masses[index]),
-                path.data + table[token],
-                int(states[index]),
-                path.first,
-            )
-            if after is None:
-                self._leave(one, got, path.row, token)
-            else:
-                further.append(one)
-        return further
+        apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[paths.row] * paths.mass
+        cut = states.unfinished(paths.state)
+        np.add.at(got.lost, paths.position[cut], apart[cut])  # no text
+        whole = ~cut
+        self._close(paths.position[whole], states.answer(paths.state[whole]), apart[whole], got)
+        slight = joins & (mass < SIGNIFICANT)
+        nothing = np.full(len(ids), NO_ROW)
+        small = np.where(slight, mass, 0.0).sum(1)
+        got.leave_open(
+            paths.position, nothing, small, nothing, states.intervals(paths.state), paths.first
+        )
+        line, column = np.nonzero(joins & ~slight)
+        token, masses = ids[line, column], mass[line, column]
+        state = states.step(paths.state[line], token)
+        trie = self.tables.steps(paths.trie[line], token)
+        row = paths.row[line]
+        after = rows.children(row, token)
+        settles = (trie == NO_STATE) & ~states.unfinished(state)
+        # Whatever joins and leaves the trie: the text up to here tells, unless a row that
+        # is there can tell better.
+        settles &= ~states.covers(state) | (after == NO_ROW)
+        position = paths.position[line]
+        answers = states.answer(state)
+        answers = self._written(answers, states.answer(paths.state[line]), paths.token[line], token)
+        self._close(position[settles], answers[settles], masses[settles], got)
+        on = ~settles
+        further = _Paths(
+            position[on],
+            after[on],
+            token[on],
+            masses[on],
+            state[on],
+            trie[on],
+            paths.first[line[on]],
+        )
+        ends = after[on] == NO_ROW
+        self._leave(further.some(ends), row[on][ends], token[on][ends], got)
+        return further.some(~ends)
 
-    def _close(self, position: Int64, answers: list[int], mass: Float64, got: Collected) -> None:
-        tokens = np.array(answers, np.int64).reshape(-1)
-        fine = tokens != CONTRADICTS
-        got.settle(position[fine], tokens[fine], mass[fine])
+    def _written(self, answers: Int64, before: Int64, last: Int64, token: Int64) -> Int64:
+        """``answers``, but ``before`` where the teacher itself writes no ``token`` behind
+        ``last``: that text is another's, and the row's mass stays with the row's token."""
+        changed = np.flatnonzero(answers != before)
+        own = self._own_pairs.writes(last[changed], token[changed])
+        kept = answers.copy()
+        kept[changed[~own]] = before[changed[~own]]
+        return kept
+
+    def _close(self, position: Int64, answers: Int64, mass: Float64, got: Collected) -> None:
+        fine = answers != CONTRADICTS
+        got.settle(position[fine], answers[fine], mass[fine])
         np.subtract.at(got.total, position[~fine], mass[~fine])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from teacher_server.realign.layout import lay_out
+from teacher_server.realign.leaks import LearntPair
 from teacher_server.realign.rows import teacher_rows
 from teacher_server.realign.seen import OFTEN, SeenLeaks
 from teacher_server.realign.tables import PairTables, build_static
@@ -28,7 +29,7 @@ def test_only_rows_up_to_the_sync_point_count() -> None:
             np.full(len(text), np.log(0.5)),
         )
         cell = np.array([[True]])
-        found = SeenLeaks(layout, rows, tables).leaky(
+        found = SeenLeaks(layout, rows, LearntPair(tables)).leaky(
             cell & estimated, cell & fixed, np.array([[a]]), np.array([sync]), cell
         )
         return bool(found[0, 0])

@@ -1,0 +1,92 @@
+"""How often a teacher token goes on to a longer student token.
+
+Where it hardly ever does, the token settles which student token comes; else its mass is
+open until the row behind it is known. Three sources, the later ones better: an estimate
+from the vocabularies (``tables.leak_rates``), the teacher's row behind the token alone
+(``LoneRows``), and the rows behind it earlier in the rollout (``seen``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Bool, Float32
+
+from teacher_server.realign.rows import Float64
+from teacher_server.realign.states import ALONE, StudentStates
+from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
+from teacher_server.realign.written import OwnPairs
+
+Int64 = NDArray[np.int64]
+# Continuations with less mass are not looked up.
+LEAST_LOOKED_UP = 2e-3
+
+
+class LearntPair:
+    """A pair's tables and what its tokenizers were asked; filled as it is used."""
+
+    def __init__(self, tables: PairTables) -> None:
+        self.tables = tables
+        self.states = StudentStates(tables)
+        self.own_pairs = OwnPairs(tables.teacher)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Of n rows behind a token, the mass that goes on to a longer student token.
+
+    Attributes:
+        longer: float64 [n].
+        across: float64 [n], the part of it whose student token the teacher itself would
+            begin with another token: "iss", "ues" where the student has "issue".
+    """
+
+    longer: Float64
+    across: Float64
+
+
+def shares_behind(tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair) -> Shares:
+    """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them."""
+    count, states, tables = len(tokens), pair.states, pair.tables
+    behind = states.step(np.full(count, ALONE), tokens)
+    wanted = states.joins_bytes(behind, ids) & (log_probs > np.log(LEAST_LOOKED_UP))
+    line, _ = np.nonzero(wanted)
+    after, mass = ids[wanted], np.exp(log_probs[wanted])
+    trie = tables.steps(tables.steps(np.full(len(line), ROOT), tokens[line]), after)
+    whole = tables.known_pairs(tokens[line], after)
+    answers = states.answer(states.step(behind[line], after))
+    changed = answers != states.answer(behind)[line]
+    # What the teacher itself writes otherwise says nothing.
+    changed[changed] = pair.own_pairs.writes(tokens[line[changed]], after[changed])
+    longer = whole | (trie != NO_STATE) | changed
+    return Shares(
+        longer=np.minimum(np.bincount(line, mass * longer, count), 1.0),
+        across=np.minimum(np.bincount(line, mass * (longer & ~whole), count), 1.0),
+    )
+
+
+class LoneRows:
+    """What one teacher's rows behind single tokens have told of a pair; filled as it is used.
+
+    A row of the teacher after (a beginning and) the token alone depends on the teacher
+    only, never on a rollout: whenever it is asked for, the answer is the same.
+
+    Attributes:
+        known: bool [V_T].
+        leak: float32 [V_T], where known.
+        across: bool [V_T], a leak of student tokens that the teacher begins otherwise.
+    """
+
+    def __init__(self, tables: PairTables) -> None:
+        self.known: Bool = np.zeros(tables.teacher.size, np.bool_)
+        self.leak: Float32 = np.zeros(tables.teacher.size, np.float32)
+        self.across: Bool = np.zeros(tables.teacher.size, np.bool_)
+
+    def learn(self, tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair) -> None:
+        """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them alone."""
+        found = shares_behind(tokens, ids, log_probs, pair)
+        self.leak[tokens] = found.longer
+        self.across[tokens] = found.across > SETTLED_LEAK
+        self.known[tokens] = True

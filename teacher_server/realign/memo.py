@@ -1,0 +1,69 @@
+"""A table from int64 keys to int64 values, looked up many keys at once."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = NDArray[np.int64]
+# What ``get`` gives for a key that is not there; no value is below 0.
+ABSENT = -1
+_EMPTY = -1
+_FIRST_BITS = 12
+# Odd, and near 2**64 over the golden ratio: spreads keys that differ in few bits.
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Memo:
+    """Open addressing with linear probing; at most half full. Keys and values are >= 0."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._allocate(_FIRST_BITS)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def get(self, keys: Int64) -> Int64:
+        """int64 [n]: the value of each key, or ABSENT."""
+        place = self._place(keys)
+        found = self._keys[place]
+        result = np.where(found == keys, self._values[place], ABSENT)
+        open_ = np.flatnonzero((found != keys) & (found != _EMPTY))
+        while len(open_):
+            place[open_] = (place[open_] + 1) & self._mask
+            found = self._keys[place[open_]]
+            hit = found == keys[open_]
+            result[open_[hit]] = self._values[place[open_[hit]]]
+            open_ = open_[~hit & (found != _EMPTY)]
+        return result
+
+    def put(self, keys: Int64, values: Int64) -> None:
+        """Adds keys that are not there yet, each once."""
+        if 2 * (self._count + len(keys)) > len(self._keys):
+            old = self._keys != _EMPTY
+            old_keys, old_values = self._keys[old], self._values[old]
+            self._allocate(int(4 * (self._count + len(keys))).bit_length())
+            self._insert(old_keys, old_values)
+        self._insert(keys, values)
+        self._count += len(keys)
+
+    def _allocate(self, bits: int) -> None:
+        self._shift = np.uint64(64 - bits)
+        self._mask = (1 << bits) - 1
+        self._keys = np.full(1 << bits, _EMPTY, np.int64)
+        self._values = np.zeros(1 << bits, np.int64)
+
+    def _place(self, keys: Int64) -> Int64:
+        return ((keys.view(np.uint64) * _MULTIPLIER) >> self._shift).astype(np.int64)
+
+    def _insert(self, keys: Int64, values: Int64) -> None:
+        place = self._place(keys)
+        left = np.arange(len(keys))
+        while len(left):
+            free = left[self._keys[place[left]] == _EMPTY]
+            # Of several that want one place the last one written has it.
+            self._keys[place[free]] = keys[free]
+            self._values[place[free]] = values[free]
+            left = left[self._keys[place[left]] != keys[left]]
+            place[left] = (place[left] + 1) & self._mask

@@ -1,0 +1,190 @@
+"""What the student's tokenizer makes of text behind the tokens that are already there.
+
+An automaton that is learnt as it is used. A *state* stands for the text to the left of a
+position and the bytes that a path has written since; a teacher token leads to another.
+Learnt states answer at array speed, and every step is asked of the tokenizer once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Bool
+
+from teacher_server.realign.layout import Layout
+from teacher_server.realign.memo import ABSENT, Memo
+from teacher_server.realign.tables import PairTables
+from teacher_server.realign.vocabulary import incomplete_tail, is_mark
+from teacher_server.realign.written import CONTRADICTS, tokens_at
+
+Int64 = NDArray[np.int64]
+# States kept; beyond it the automaton starts anew with the next rollout.
+MAX_STATES = 1_000_000
+# The state with nothing to the left, or nothing that could join what follows.
+ALONE = 0
+_NO_BYTE = 256
+_UNKNOWN = -1
+
+
+class StudentStates:
+    """States of one pair of tokenizers. A *root* has no bytes yet: only a left text."""
+
+    def __init__(self, tables: PairTables) -> None:
+        self._tables = tables
+        student = tables.student
+        # Row 256: no token before. Specials never join what precedes them.
+        self._adjacent = np.vstack([student.adjacent, np.zeros((1, 256), np.bool_)])
+        self._first = tables.teacher.first_byte.astype(np.int64)
+        # Marks stand together in one pre-token, whatever tokens there are; so may a
+        # character of which only the first bytes are known.
+        self._marks = tables.teacher.begins_with_mark | tables.teacher.begins_with_part
+        self._ordinary = tables.teacher.ordinary
+        self.clear()
+
+    def clear(self) -> None:
+        self._lefts: list[bytes] = []
+        self._data: list[bytes] = []
+        self._columns = np.zeros((1024, 7), np.int64)
+        self._steps = Memo()
+        self._roots: dict[bytes, int] = {}
+        self._root_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
+        self._entered: dict[tuple[int, bytes], int] = {}
+        self._root(b"")
+
+    def trim(self) -> None:
+        """Starts anew when there are too many; between rollouts only."""
+        if len(self._data) > MAX_STATES:
+            self.clear()
+
+    def answer(self, state: Int64) -> Int64:
+        """int64 [n]: the student's token at the position if the text ends with the state,
+        or CONTRADICTS."""
+        answers: Int64 = self._columns[state, 0]
+        return answers
+
+    def unfinished(self, state: Int64) -> Bool:
+        """bool [n]: the text ends inside a character."""
+        unfinished: Bool = self._columns[state, 2] > 0
+        return unfinished
+
+    def covers(self, state: Int64) -> Bool:
+        """bool [n]: the answer takes all of the state's bytes, so that what follows may
+        still move where it ends."""
+        covers: Bool = self._columns[state, 6] > 0
+        return covers
+
+    def intervals(self, state: Int64) -> Int64:
+        """int64 [n, 2]: ranks of the student tokens that begin with the state's bytes."""
+        missing = np.unique(state[self._columns[state, 4] == _UNKNOWN])
+        for one in missing.tolist():
+            self._columns[one, 4:6] = self._tables.student.extensions(self._data[one])
+        intervals: Int64 = self._columns[state, 4:6]
+        return intervals
+
+    def joins(self, state: Int64, ids: Int64) -> Bool:
+        """bool [n, w]: whether teacher tokens may change what precedes them, or be read
+        otherwise because of it."""
+        joins: Bool = self._adjacent[self._columns[state, 1][:, None], self._first[ids]]
+        joins |= (self._columns[state, 3] > 0)[:, None] & self._marks[ids]
+        joins &= self._ordinary[ids]
+        return joins
+
+    def joins_bytes(self, state: Int64, ids: Int64) -> Bool:
+        """bool [n, w]: some student token holds the last byte and then the token's first."""
+        joins: Bool = self._adjacent[self._columns[state, 1][:, None], self._first[ids]]
+        joins &= self._ordinary[ids]
+        return joins
+
+    def step(self, state: Int64, token: Int64) -> Int64:
+        """int64 [n]: the states once these teacher tokens are written."""
+        size = self._tables.teacher.size
+        keys = state * size + token
+        found = self._steps.get(keys)
+        missing = found == ABSENT
+        if missing.any():
+            new = np.unique(keys[missing])
+            states, tokens = (part.tolist() for part in np.divmod(new, size))
+            table = self._tables.teacher.token_bytes
+            after = self._add(
+                [self._lefts[one] for one in states],
+                [self._data[one] + table[t] for one, t in zip(states, tokens, strict=True)],
+            )
+            self._steps.put(new, after)
+            found = self._steps.get(keys)
+        return found
+
+    def enter(self, roots: Int64, data: Sequence[bytes]) -> Int64:
+        """int64 [n]: the states with these bytes, behind a root where the two can join."""
+        keys = list(zip(roots.tolist(), data, strict=True))
+        entered = self._entered
+        new = list(dict.fromkeys(key for key in keys if key not in entered))
+        if new:
+            befores = [root if self._joins_text(root, text) else ALONE for root, text in new]
+            after = self._add([self._lefts[root] for root in befores], [text for _, text in new])
+            entered.update(zip(new, after.tolist(), strict=True))
+        return np.array([entered[key] for key in keys], np.int64)
+
+    def before(self, layout: Layout, positions: Int64) -> Int64:
+        """int64 [n]: the root of the student token before each position; ALONE after a
+        special."""
+        student = self._tables.student
+        ids, special = layout.student_ids, layout.special
+        before = np.maximum(positions - 1, 0)
+        usable = (positions > 0) & ~special[before]
+        token = ids[before].astype(np.int64)
+        # The end of a character says nothing by itself: the whole character does.
+        ends = usable & student.tail_only[token]
+        known = self._root_of_token
+        for one in np.unique(token[usable & ~ends & (known[token] == _UNKNOWN)]).tolist():
+            known[one] = self._root(student.token_bytes[one])
+        roots = np.where(usable & ~ends, known[token], ALONE)
+        for index in np.flatnonzero(ends).tolist():
+            offset = int(layout.student_offsets[positions[index]])
+            start = offset - 1
+            while start > 0 and layout.data[start] & 0xC0 == 0x80 and offset - start < 4:
+                start -= 1
+            roots[index] = self._root(layout.data[start:offset])
+        return roots
+
+    def _joins_text(self, root: int, text: bytes) -> bool:
+        last, mark = self._columns[root, 1], self._columns[root, 3] > 0
+        return bool(
+            self._adjacent[last, text[0]] or (mark and is_mark(text.decode("utf-8", "ignore")[:1]))
+        )
+
+    def _root(self, left: bytes) -> int:
+        if left not in self._roots:
+            letter = left.decode("utf-8", "ignore")[-1:]
+            # The end of a character alone may be that of a mark.
+            mark = is_mark(letter) or (left != b"" and letter == "")
+            self._roots[left] = int(self._append([left], [b""], [CONTRADICTS], [mark])[0])
+        return self._roots[left]
+
+    def _add(self, lefts: list[bytes], data: list[bytes]) -> Int64:
+        answers = tokens_at(self._tables.student, lefts, data)
+        return self._append(lefts, data, answers, [False] * len(data))
+
+    def _append(
+        self, lefts: list[bytes], data: list[bytes], answers: list[int], marks: list[bool]
+    ) -> Int64:
+        start, count = len(self._data), len(data)
+        self._lefts += lefts
+        self._data += data
+        if start + count > len(self._columns):
+            room = np.zeros((2 * (start + count), self._columns.shape[1]), np.int64)
+            room[:start] = self._columns[:start]
+            self._columns = room
+        columns = self._columns[start : start + count]
+        columns[:, 0] = answers
+        columns[:, 1] = [
+            text[-1] if text else _NO_BYTE
+            for text in (one or left for one, left in zip(data, lefts, strict=True))
+        ]
+        columns[:, 2] = [incomplete_tail(one) for one in data]
+        columns[:, 3] = marks
+        columns[:, 4:6] = _UNKNOWN
+        lengths = self._tables.student.lengths[columns[:, 0]]
+        columns[:, 6] = (columns[:, 0] >= 0) & (lengths == [len(one) for one in data])
+        return np.arange(start, start + count)
