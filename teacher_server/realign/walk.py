@@ -54,28 +54,47 @@ class _Paths:
         return _Paths(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
 
 
-@dataclass(frozen=True)
 class _Leaks:
-    """What is known of tokens at large: bool [V_T] each; ``across`` as in ``LoneRows``,
-    ``told``: leaky by their lone rows."""
+    """What is known of tokens at large, for entries of rows: ids and masses of one shape.
 
-    leaky: Bool
-    told: Bool
-    across: Bool
-    known: Bool
+    Lone rows count from LEAST_ASKED on, where they are asked for: whether other rollouts
+    have asked for one must not matter.
+    """
 
-    @classmethod
-    def of(cls, estimated: Bool, goes_on: Bool, parts: Bool, lone: LoneRows | None) -> _Leaks:
-        if lone is None:
-            none = np.zeros_like(parts)
-            return cls(estimated, none, none, ~none)
-        told = goes_on & lone.known & (lone.leak > SETTLED_LEAK)
-        leaky = parts | np.where(lone.known, told, estimated)
-        return cls(leaky & goes_on, told, lone.across, lone.known | parts)
+    def __init__(self, estimated: Bool, lone: LoneRows | None) -> None:
+        self._estimated = estimated
+        self._lone = lone
+
+    def leaky(self, ids: Int64, mass: Float64) -> Bool:
+        return np.where(self._counts(ids, mass), self._told(ids), self._estimated[ids])
+
+    def told_leaky(self, ids: Int64, mass: Float64) -> Bool:
+        """Leaky by lone rows; False without."""
+        return self._counts(ids, mass) & self._told(ids)
+
+    def across(self, ids: Int64, mass: Float64) -> Bool:
+        """As in ``LoneRows``."""
+        none = np.zeros(ids.shape, np.bool_)
+        return none if self._lone is None else self._counts(ids, mass) & self._lone.across[ids]
 
     def unknown(self, ids: Int64, mass: Float64) -> Bool:
-        unknown: Bool = ~self.known[ids] & (mass >= LEAST_ASKED)
+        """Entries whose lone rows should be asked for."""
+        unknown = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            unknown = ~self._lone.known[ids] & (mass >= LEAST_ASKED)
         return unknown
+
+    def _counts(self, ids: Int64, mass: Float64) -> Bool:
+        counts = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            counts = self._lone.known[ids] & (mass >= LEAST_ASKED)
+        return counts
+
+    def _told(self, ids: Int64) -> Bool:
+        told = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            told = self._lone.leak[ids] > SETTLED_LEAK
+        return told
 
 
 class Walker:
@@ -108,7 +127,7 @@ class Walker:
         got = Collected(count)
         roots = self.states.before(layout, positions)
         before, at, unknown = self._starts.starts(layout, positions, rows)
-        leaks = _Leaks.of(self._leaky, self._goes_on, self._parts, lone)
+        leaks = _Leaks(self._leaky, lone)
         paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
         paths += self._before(before, roots, rows, leaks, got)
         everything = np.tile([[0, len(self.tables.student.order)]], (len(unknown.mass), 1))
@@ -150,9 +169,11 @@ class Walker:
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row] + at.weight[:, None])
         joins = self.states.joins(roots[position], ids)
-        got.want(leaks.unknown(ids, mass) & self._extended[ids], ids)
+        asks = self._extended[ids] & ~self._parts[ids]
+        got.want(leaks.unknown(ids, mass) & asks, ids)
+        leaky = np.where(asks, leaks.leaky(ids, mass), self._parts[ids])
         leaky = SeenLeaks(layout, rows, self.pair).leaky(
-            leaks.leaky[ids], self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
+            leaky, self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
         )
         after = np.full(ids.shape, NO_ROW)
         followed = self._extended[ids] & (mass >= SIGNIFICANT)
@@ -178,7 +199,7 @@ class Walker:
         alone = ~joins[still]
         token, behind = ids[still], after[still]
         # A path by itself becomes what the teacher would begin with the token.
-        first = np.where(alone & ~leaks.across[token], token, -1)
+        first = np.where(alone & ~leaks.across(token, mass[still]), token, -1)
         where, masses = position[line], mass[still]
         stay = behind == NO_ROW
         got.leave_open(
@@ -252,9 +273,12 @@ class Walker:
         # The rest of the token is read as the token with these bytes, where there is one.
         rest = np.array([self.tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
         extended = (rest >= 0) & self._extended[rest]
+        extended &= ~self._parts[rest]
         got.want(leaks.unknown(rest, mass) & extended & possible, rest)
         after = np.where(extended, rows.children(row, token), NO_ROW)
-        on = self.states.unfinished(state) | (extended & (leaks.told[rest] | (after != NO_ROW)))
+        on = self.states.unfinished(state) | (
+            extended & (leaks.told_leaky(rest, mass) | (after != NO_ROW))
+        )
         settled = possible & ~on
         got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
         on &= possible
@@ -312,7 +336,7 @@ class Walker:
             masses[on],
             state[on],
             trie[on],
-            paths.first[line[on]],
+            nothing[line[on]],
         )
         ends = after[on] == NO_ROW
         self._leave(further.some(ends), row[on][ends], token[on][ends], got)

@@ -12,6 +12,7 @@ from teacher_proto.types import Level, PositionClass
 from benchmarks.realign_reference import enumerate_paths
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.rows import TeacherRows, teacher_rows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary
@@ -55,7 +56,14 @@ def carried(
     layout = realigner.plan(student.encoder.encode(text).ids)
     rows = full_rows(model, layout)
     positions = np.arange(len(layout.student_ids))
-    return model, layout, realigner.carry_over(layout, positions, rows, top_k=student.size)
+    lone = LoneRows(realigner.tables)
+    tokens = np.flatnonzero(teacher.ordinary)
+    every = np.tile(np.arange(teacher.size, dtype=np.int32), (len(tokens), 1))
+    with np.errstate(divide="ignore"):
+        behind = np.log(np.stack([model.row([token]) for token in tokens.tolist()]))
+    realigner.learn(lone, tokens, every, behind)
+    got = realigner.carry_over(layout, positions, rows, top_k=student.size, lone=lone)
+    return model, layout, got
 
 
 @pytest.mark.parametrize("number", range(6))
