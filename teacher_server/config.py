@@ -127,6 +127,9 @@ class TokenizerSettings(Settings):
     max_bytes: int = Field(default=1024 * MIB, ge=1)
     # Pairs of a student's and a teacher's tokenizer in memory.
     max_pairs: int = Field(default=8, ge=1)
+    # Whether the teacher is asked for its rows behind single tokens, each once: without
+    # them more of a row stays open.
+    lone_rows: bool = True
     # Further forwards per request for what a row leaves unsettled, one batch each.
     extra_rounds: int = Field(default=0, ge=0, le=8)
     # Rows of one such batch, and the open mass from which a row is worth one.

@@ -140,6 +140,12 @@ class Metrics:
             pair,
             registry=self.registry,
         )
+        self._realign_lone_rows = Counter(
+            "lsm_teacher_realign_lone_rows",
+            "Rows behind single tokens, each asked of the teacher once.",
+            pair,
+            registry=self.registry,
+        )
         self._ready = Gauge(
             "lsm_teacher_ready", "1 while the server takes work.", registry=self.registry
         )
@@ -221,6 +227,7 @@ class Metrics:
         self._not_realigned.labels(*pair).inc(figures.not_realigned)
         self._realign_seconds.labels(*pair).inc(figures.seconds)
         self._realign_extra_rows.labels(*pair).inc(figures.extra_rows)
+        self._realign_lone_rows.labels(*pair).inc(figures.lone_rows)
 
     def replayed(self) -> None:
         self._replayed.inc()

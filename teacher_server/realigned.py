@@ -20,12 +20,14 @@ from teacher_proto.types import (
     Int32,
     Realignment,
     ScoreRequest,
+    SpecialRole,
     Status,
 )
 
 from teacher_server.engines.base import Rows, Sequence
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.rows import Float64, TeacherRows, teacher_rows, with_extra_rows
 from teacher_server.realign.vocabulary import Vocabulary
 from teacher_server.realign.walk import MAX_DEPTH, unsettled_paths
@@ -107,7 +109,13 @@ def needed_rows(layout: Layout, positions: Int64) -> Int32:
     return np.arange(min(last, len(layout.teacher_ids)), dtype=np.int32)
 
 
-def carry(planned: Planned, rows: Rows, realigner: Realigner, request: ScoreRequest) -> Carried:
+def carry(
+    planned: Planned,
+    rows: Rows,
+    realigner: Realigner,
+    request: ScoreRequest,
+    lone: LoneRows | None,
+) -> Carried:
     """The engine's rows of one continuation in student ids."""
     if not rows.finite:
         return Carried(not_finite())
@@ -122,11 +130,16 @@ def carry(planned: Planned, rows: Rows, realigner: Realigner, request: ScoreRequ
     own = np.zeros(count, np.float32)
     ids[planned.needed], values[planned.needed] = rows.top_ids, rows.top_log_probs
     own[planned.needed] = rows.sampled_log_probs
-    return walk(planned, teacher_rows(planned.teacher_ids, ids, values, own), realigner, request)
+    read = teacher_rows(planned.teacher_ids, ids, values, own)
+    return walk(planned, read, realigner, request, lone)
 
 
 def walk(
-    planned: Planned, rows: TeacherRows, realigner: Realigner, request: ScoreRequest
+    planned: Planned,
+    rows: TeacherRows,
+    realigner: Realigner,
+    request: ScoreRequest,
+    lone: LoneRows | None,
 ) -> Carried:
     """``carry`` for rows in the form that the walk reads."""
     assert planned.layout is not None
@@ -136,8 +149,9 @@ def walk(
     if continuation.explicit_ids is not None:
         # Every id that the rows can certify, to look the explicit ones up among them.
         width = max(width, rows.ids.shape[1])
+    limit = request.student_vocabulary_size
     found = realigner.carry_over(
-        planned.layout, positions, rows, top_k=width, limit=request.student_vocabulary_size
+        planned.layout, positions, rows, top_k=width, limit=limit, lone=lone
     )
     certified = found.certified
     chunks, chunk_index = np.unique(found.chunk_index, return_inverse=True)
@@ -164,6 +178,41 @@ def walk(
         ),
     )
     return Carried(scores, rows, found)
+
+
+def wanted(carried: Carried) -> Int64:
+    """Teacher tokens, ascending, whose lone rows would tell more."""
+    return np.zeros(0, np.int64) if carried.walked is None else carried.walked.walked.wanted
+
+
+def lone_prompt(teacher: Vocabulary) -> Int32:
+    """What stands before a token alone: a beginning or an end of text, else a line's end.
+
+    A model's row behind its very first token is like no other.
+    """
+    for role in (SpecialRole.BEGIN_OF_TEXT, SpecialRole.END_OF_TEXT):
+        found = sorted(token for token, has in teacher.roles.items() if has is role)
+        if found:
+            return np.array(found[:1], np.int32)
+    return teacher.encoder.encode(b"\n").ids[:1]
+
+
+def lone_sequence(token: int) -> Sequence:
+    """The row behind a token; the last id is never read."""
+    return Sequence(np.array([token, token], np.int32), np.array([1], np.int32))
+
+
+def learn_lone(tokens: Int64, rows: tuple[Rows, ...], realigner: Realigner, lone: LoneRows) -> None:
+    """Adds the rows behind ``tokens`` [n]; one that is not finite leaves its token open."""
+    finite = np.array([row.finite for row in rows], np.bool_)
+    lone.leave_open(tokens[~finite])
+    ids = [row.top_ids for row in rows if row.top_ids is not None]
+    values = [row.top_log_probs for row in rows if row.top_log_probs is not None]
+    if not ids:
+        return
+    known, log_probs = np.concatenate(ids), np.concatenate(values).astype(np.float64)
+    log_probs = np.where(known >= 0, log_probs, -np.inf)
+    realigner.learn(lone, tokens[finite], np.maximum(known, 0), log_probs)
 
 
 def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int]]:

@@ -13,17 +13,22 @@ from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreR
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realigned import (
     Carried,
     Planned,
     best_of,
     carry,
+    learn_lone,
+    lone_prompt,
+    lone_sequence,
     not_finite,
     not_realigned,
     open_paths,
     path_sequence,
     plan,
     walk,
+    wanted,
     with_paths,
 )
 from teacher_server.students import Pair
@@ -33,6 +38,9 @@ Ask = Callable[[Job], Awaitable[tuple[JobResult, float]]]
 # Refuses (the teacher's tokens of each continuation, bytes of its rows) when they are too many.
 Check = Callable[[list[int], int], None]
 T = TypeVar("T")
+# Rows behind single tokens in one job, and ids of each.
+LONE_ROWS = 256
+LONE_BEST = 128
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class PairFigures:
         coverage, open_mass, lost_mass: sums over the rows that are not masked.
         not_realigned: continuations.
         extra_rows: rows asked for beyond the rollouts' own.
+        lone_rows: rows behind single tokens, asked for once by whoever needs them first.
         seconds: of one core.
     """
 
@@ -53,6 +62,7 @@ class PairFigures:
     lost_mass: float
     not_realigned: int
     extra_rows: int
+    lone_rows: int
     seconds: float
 
 
@@ -76,9 +86,11 @@ class _Work:
     best: int
     limit: int
     ask: Ask
+    lone: LoneRows | None
     job_tokens: int = 0
     computed_tokens: int = 0
     extra_rows: int = 0
+    lone_rows: int = 0
     queue_seconds: float = 0.0
     engine_seconds: float = 0.0
     seconds: float = 0.0
@@ -105,6 +117,9 @@ class _Work:
             vocabulary_limit=self.limit,
             want_sampled=sampled,
         )
+        return await self.run(job)
+
+    async def run(self, job: Job) -> JobResult:
         result, waited = await self.ask(job)
         self.job_tokens += job.tokens
         self.computed_tokens += result.computed_tokens
@@ -119,6 +134,7 @@ async def realigned_scores(
     pair: Pair,
     settings: TokenizerSettings,
     *,
+    lone: LoneRows | None,
     vocabulary_size: int,
     max_length: int,
     ask: Ask,
@@ -128,12 +144,13 @@ async def realigned_scores(
 
     Args:
         prompt: int32 [P], as the teacher reads it.
+        lone: of this teacher and temperature; None to go without.
         vocabulary_size, max_length: of the teacher.
     """
     limit = min(vocabulary_size, pair.tables.teacher.size)
     widths = [c.explicit_ids.shape[1] for c in request.continuations if c.explicit_ids is not None]
     best = best_of(request.top_k, max(widths, default=0), limit)
-    work = _Work(request, prompt, pair, best, limit, ask)
+    work = _Work(request, prompt, pair, best, limit, ask, lone)
     planned = [
         await work.compute(partial(plan, continuation, pair.realigner))
         for continuation in request.continuations
@@ -145,8 +162,9 @@ async def realigned_scores(
         found = await work.score(sequences, sampled=True)
         for index, rows in zip(fit, found.rows, strict=True):
             work.carried[index] = await work.compute(
-                partial(carry, planned[index], rows, pair.realigner, request)
+                partial(carry, planned[index], rows, pair.realigner, request, lone)
             )
+        await _ask_lone_rows(work, planned)
     for _ in range(settings.extra_rounds):
         if not await _extra_round(work, planned, settings, max_length):
             break
@@ -156,12 +174,44 @@ async def realigned_scores(
     ]
     return Realigned(
         results=tuple(_asked_for(one, request) for one in scores),
-        figures=_figures(scores, work.extra_rows, work.seconds),
+        figures=_figures(scores, work),
         job_tokens=work.job_tokens,
         computed_tokens=work.computed_tokens,
         queue_seconds=work.queue_seconds,
         engine_seconds=work.engine_seconds,
     )
+
+
+async def _ask_lone_rows(work: _Work, planned: list[Planned]) -> None:
+    """Asks for the rows behind single tokens that are not known yet, and walks again.
+
+    They depend on nothing of the request but its temperature.
+    """
+    if work.lone is None:
+        return
+    asking = [index for index, one in work.carried.items() if len(wanted(one))]
+    if not asking:
+        return
+    tokens = np.unique(np.concatenate([wanted(work.carried[index]) for index in asking]))
+    before = await work.compute(partial(lone_prompt, work.pair.tables.teacher))
+    for some in np.split(tokens, range(LONE_ROWS, len(tokens), LONE_ROWS)):
+        job = Job(
+            prompt_ids=before,
+            sequences=tuple(lone_sequence(token) for token in some.tolist()),
+            top_k=min(LONE_BEST, work.limit),
+            temperature=work.request.temperature,
+            vocabulary_limit=work.limit,
+            want_sampled=False,
+        )
+        rows = (await work.run(job)).rows
+        work.lone_rows += len(rows)
+        learn = partial(learn_lone, some, rows, work.pair.realigner, work.lone)
+        await work.compute(learn)
+    for index in asking:
+        rows_of = work.carried[index].rows
+        assert rows_of is not None
+        again = partial(walk, planned[index], rows_of, work.pair.realigner, work.request, work.lone)
+        work.carried[index] = await work.compute(again)
 
 
 async def _extra_round(
@@ -190,7 +240,7 @@ async def _extra_round(
         if rows is None:
             work.carried[index] = Carried(not_finite())
             continue
-        again = partial(walk, planned[index], rows, work.pair.realigner, work.request)
+        again = partial(walk, planned[index], rows, work.pair.realigner, work.request, work.lone)
         work.carried[index] = await work.compute(again)
     return True
 
@@ -206,7 +256,7 @@ def _asked_for(scores: ContinuationScores, request: ScoreRequest) -> Continuatio
     return scores if request.returns.realignment else replace(scores, realignment=None)
 
 
-def _figures(scores: list[ContinuationScores], extra_rows: int, seconds: float) -> PairFigures:
+def _figures(scores: list[ContinuationScores], work: _Work) -> PairFigures:
     blocks = [one.realignment for one in scores if one.realignment is not None]
     classes = np.concatenate([np.zeros(0, np.uint8), *(block.position_class for block in blocks)])
     counts = np.bincount(classes, minlength=max(PositionClass) + 1).tolist()
@@ -224,6 +274,7 @@ def _figures(scores: list[ContinuationScores], extra_rows: int, seconds: float) 
         open_mass=total("open_mass"),
         lost_mass=total("lost_mass"),
         not_realigned=sum(one.status is Status.NOT_REALIGNED for one in scores),
-        extra_rows=extra_rows,
-        seconds=seconds,
+        extra_rows=work.extra_rows,
+        lone_rows=work.lone_rows,
+        seconds=work.seconds,
     )

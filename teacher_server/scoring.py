@@ -98,11 +98,14 @@ async def score(
 
     found: Realigned | _OwnScores
     if entry is not None:
+        pair = await students.pair(entry, request.run, teacher)
+        asks = students.settings.lone_rows
         found = await realigned_scores(
             request,
             ids,
-            await students.pair(entry, request.run, teacher),
+            pair,
             students.settings,
+            lone=pair.lone(teacher.name, request.temperature) if asks else None,
             vocabulary_size=teacher.facts.vocabulary_size,
             max_length=teacher.facts.max_length,
             ask=ask,

@@ -22,6 +22,7 @@ from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 from teacher_server.config import TokenizerSettings
 from teacher_server.realign.cache import TableCache
 from teacher_server.realign.carry import Realigner
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.tables import PairTables
 from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.teacher import Teacher
@@ -39,6 +40,8 @@ log = logging.getLogger(__name__)
 
 # Runs of one tokenizer whose special ids mean something else than the first run's.
 MAX_OWN_ROLES = 64
+# Teachers and temperatures of one pair whose lone rows are kept.
+MAX_LONE = 32
 # Parsed for the texts of HTTP requests and replies.
 MAX_TEXTS = 8
 T = TypeVar("T")
@@ -51,7 +54,17 @@ class Pair:
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
         self.realigner = Realigner(tables)
+        self._lone: OrderedDict[tuple[str, float], LoneRows] = OrderedDict()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="realign")
+
+    def lone(self, teacher: str, temperature: float) -> LoneRows:
+        """What this teacher's rows behind single tokens have told; the caller adds to it."""
+        key = teacher, temperature
+        found = self._lone.pop(key, None) or LoneRows(self.tables)
+        self._lone[key] = found
+        while len(self._lone) > MAX_LONE:
+            self._lone.popitem(last=False)
+        return found
 
     async def run(self, work: Callable[[], T]) -> T:
         """``work`` in the pair's own thread; dropped when cancelled before its turn."""

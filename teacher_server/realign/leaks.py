@@ -84,6 +84,11 @@ class LoneRows:
         self.leak: Float32 = np.zeros(tables.teacher.size, np.float32)
         self.across: Bool = np.zeros(tables.teacher.size, np.bool_)
 
+    def leave_open(self, tokens: Int64) -> None:
+        """Counts tokens [n] as going on, whatever their rows."""
+        self.leak[tokens] = 1.0
+        self.known[tokens] = True
+
     def learn(self, tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair) -> None:
         """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them alone."""
         found = shares_behind(tokens, ids, log_probs, pair)

@@ -24,6 +24,7 @@ from transformers import AutoTokenizer
 
 from teacher_server.http.models import ScoreReplyBody
 from teacher_server.realign.carry import Realigner
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.rows import teacher_rows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import read_vocabulary
@@ -50,7 +51,7 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     tokens = student.encode(TEXT).ids
     server_request = request(crossed, student_file, tokens)
     reply = await crossed.score(server_request)
-    job = crossed.engines["default"].jobs[-1]
+    job, *lone_jobs = crossed.engines["default"].jobs
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
     chat = [{"role": "user", "content": "Hi"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -65,12 +66,19 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     top = np.argsort(-rows, axis=1, kind="stable")[:, : job.top_k]
     own = rows[np.arange(len(rows)), layout.teacher_ids]
     values = np.take_along_axis(rows, top, 1)
-    expected = realigner.carry_over(
-        layout,
-        np.arange(len(tokens)),
-        teacher_rows(layout.teacher_ids, top.astype(np.int32), values, own),
-        top_k=8,
-    )
+    read = teacher_rows(layout.teacher_ids, top.astype(np.int32), values, own)
+    positions, lone = np.arange(len(tokens)), LoneRows(realigner.tables)
+    first = realigner.carry_over(layout, positions, read, top_k=8, lone=lone)
+    (lone_job,) = lone_jobs
+    assert [int(s.token_ids[0]) for s in lone_job.sequences] == first.walked.wanted.tolist()
+    assert len(lone_job.sequences) > 5
+    for token in first.walked.wanted.tolist():
+        behind = reference(teacher_dir, lone_job.prompt_ids.tolist(), [token, 0])[1]
+        best = behind.topk(lone_job.top_k)
+        ids_, log_probs = best.indices.numpy()[None], best.values.double().numpy()[None]
+        realigner.learn(lone, np.array([token]), ids_.astype(np.int32), log_probs)
+    expected = realigner.carry_over(layout, positions, read, top_k=8, lone=lone)
+    assert not len(expected.walked.wanted)
     scores = reply.results[0]
     found = block(scores)
     np.testing.assert_array_equal(found.position_class, expected.position_class)
@@ -364,7 +372,8 @@ async def test_extra_forwards_settle_more(
     tokens = student.encode(TEXT).ids
     found: list[ScoreReply] = []
     for rounds in (0, 2):
-        settings = {"tokenizers": {"extra_rounds": rounds, "extra_least_open": 0.02}}
+        tokenizers = {"extra_rounds": rounds, "extra_least_open": 0.02, "lone_rows": False}
+        settings = {"tokenizers": tokenizers}
         async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
             await server.client.register_tokenizer(upload(student_file), timeout=LONG)
             found.append(await server.score(request(server, student_file, tokens)))
