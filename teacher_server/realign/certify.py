@@ -146,36 +146,46 @@ def _threats(
     line = np.arange(count)[:, None] * size
     opened = walked.open
     base = opened.position * size
-    # Paths whose bytes the id begins with: each adds its mass to a range of ranks.
     keys = (line + tables.student.rank[ids]).reshape(-1)
     order = np.argsort(keys)
-    steps = np.zeros(len(keys) + 1)
-    wide = np.where(opened.first >= 0, 0.0, opened.mass)
-    np.add.at(steps, np.searchsorted(keys[order], base + opened.low), wide)
-    np.subtract.at(steps, np.searchsorted(keys[order], base + opened.high), wide)
-    longer = np.zeros(len(keys))
-    longer[order] = np.cumsum(steps[:-1])
-    # Tokens that the id's own teacher encoding begins with.
-    single = np.where(opened.first >= 0, opened.mass, 0.0)
-    tokens = opened.position * tables.teacher.size + np.maximum(opened.first, 0)
-    order = np.argsort(tokens)
-    running = np.concatenate([[0.0], np.cumsum(single[order])])
-    first = tables.static.first[ids].astype(np.int64)
-    asked = np.arange(count)[:, None] * tables.teacher.size + first
-    left = np.searchsorted(tokens[order], asked, "left")
-    right = np.searchsorted(tokens[order], asked, "right")
-    by_token = np.where(first >= 0, running[right] - running[left], 0.0)
+    keys = keys[order]  # places are looked up in order: memory is read once
+    by_low = np.argsort(base + opened.low, kind="stable")
+    lows = (base + opened.low)[by_low]
+    mass = opened.mass[by_low]
+    # Paths whose bytes the id begins with: each adds its mass to a range of ranks.
+    wide = np.where(opened.first[by_low] >= 0, 0.0, mass)
+    begins = np.searchsorted(keys, lows)
+    ends = np.searchsorted(keys, (base + opened.high)[by_low])
+    steps = np.bincount(begins, wide, len(keys) + 1) - np.bincount(ends, wide, len(keys) + 1)
+    sorted_threats = np.cumsum(steps[:-1], dtype=np.float64)
     # Paths whose bytes begin with the id and go on.
-    lows = base + opened.low
-    order = np.argsort(lows)
-    sums = np.concatenate([[0.0], np.cumsum(opened.mass[order])])
-    interval = tables.student_interval[ids]
-    first = np.searchsorted(lows[order], line + interval[..., 0], "right")
-    last = np.searchsorted(lows[order], line + interval[..., 1], "left")
-    threats = longer.reshape(count, width) + by_token
-    threats += np.maximum(sums[last] - sums[first], 0.0)
+    sums = np.concatenate([[0.0], np.cumsum(mass)])
+    interval = (line[..., None] + tables.student_interval[ids]).reshape(-1, 2)[order]
+    last = np.searchsorted(lows, interval[:, 1], "left")
+    first = np.searchsorted(lows, interval[:, 0], "right")
+    sorted_threats += np.maximum(sums[last] - sums[first], 0.0)
+    unsorted = np.empty(len(keys))
+    unsorted[order] = sorted_threats
+    threats = unsorted.reshape(count, width)
+    threats += _of_first(opened, ids, tables)
     mean = walked.tail / tables.teacher.size
     below = np.minimum(walked.floor, TAIL_SKEW * mean)[:, None] * missing
     # Sums that should cancel leave rounding behind.
     result: Float64 = (np.where(threats < ROUNDING, 0.0, threats) + below) / total[:, None]
     return result
+
+
+def _of_first(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
+    """[n, w]: open mass of the teacher token that each id's own encoding begins with."""
+    result = np.zeros(ids.shape)
+    alone = opened.first >= 0
+    keys = opened.position[alone] * tables.teacher.size + opened.first[alone]
+    if not len(keys):
+        return result
+    keys, inverse = np.unique(keys, return_inverse=True)
+    sums = np.bincount(inverse, opened.mass[alone])
+    first = tables.static.first[ids].astype(np.int64)
+    asked = np.arange(len(ids))[:, None] * tables.teacher.size + first
+    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    found: Float64 = np.where((first >= 0) & (keys[at] == asked), sums[at], 0.0)
+    return found
