@@ -113,7 +113,10 @@ class StartFinder:
         owner = np.repeat(np.arange(len(which)), counts)
         node = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + sync[owner]
         offsets = layout.teacher_offsets
-        ranks = self._tables.longer[layout.teacher_ids[node].astype(np.int64)]
+        token = layout.teacher_ids[node].astype(np.int64)
+        near = self._tables.reach[token] > begin[owner] - offsets[node]
+        owner, node, token = owner[near], node[near], token[near]
+        ranks = self._tables.longer[token]
         for index in np.flatnonzero(offsets[node + 1] != begin[owner]).tolist():
             ranks[index] = self._longer(layout.data[offsets[node[index]] : begin[owner[index]]])
         some = ranks[:, 0] < ranks[:, 1]

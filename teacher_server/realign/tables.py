@@ -149,6 +149,15 @@ class PairTables:
         return intervals
 
     @cached_property
+    def reach(self) -> Int64:
+        """int64 [V_T]: bytes of the longest teacher token that begins with this one's."""
+        intervals = own_intervals(self.teacher)[self.teacher.order]
+        lengths = np.append(self.teacher.lengths[self.teacher.order], 0)
+        reach = self.teacher.lengths.copy()
+        reach[self.teacher.order] = np.maximum.reduceat(lengths, intervals.reshape(-1))[::2]
+        return reach
+
+    @cached_property
     def multiplicity(self) -> Int64:
         """int64 [V_S]: teacher tokens whose bytes begin with this student token."""
         known = self.phi0[self.phi0 >= 0]
