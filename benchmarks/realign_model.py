@@ -12,16 +12,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from teacher_proto.types import Int32, PositionClass
 from transformers import AutoModelForCausalLM
 
 from benchmarks.realign_reference import rows_apart
 from student_trainer.quickstart.prepare import smollm2_dir
-from teacher_server.realign.carry import Realigner
+from teacher_server.realign.carry import CarriedRows, Realigner
+from teacher_server.realign.layout import Layout
+from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.rows import TeacherRows, teacher_rows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
 
+Int64 = NDArray[np.int64]
 BEST = 128
 TOP_K = 64
 # Tokens that SmolLM2 writes; every SPLIT-th token of the student is split where it can be.
@@ -43,6 +47,7 @@ class RealModel:
     masked: float
     not_the_tokenizers: float
     covered: float
+    lone_rows: int
     causality_tv: float
     causality_rows: int
     never_written: float
@@ -82,6 +87,18 @@ class SmolLM2:
         own = rows.gather(1, tokens[:, None])[:, 0]
         return top.numpy().astype(np.int32), values.numpy(), own.numpy()
 
+    def lone(self, tokens: Int64) -> tuple[Int32, np.ndarray]:
+        """[n, BEST] ids and log-probabilities behind a beginning and each token."""
+        inputs = torch.tensor(tokens)[:, None]
+        inputs = torch.cat([torch.full_like(inputs, BEGIN), inputs], 1)
+        found = []
+        with torch.inference_mode():
+            for some in inputs.split(64):
+                logits = self._model(some).logits[:, -1]
+                found.append(torch.log_softmax(logits.float(), -1).topk(BEST))
+        ids = np.concatenate([best.indices.numpy() for best in found]).astype(np.int32)
+        return ids, np.concatenate([best.values.double().numpy() for best in found])
+
     def rows(self, ids: Int32) -> TeacherRows:
         return teacher_rows(ids, *self.best(ids, BEST))
 
@@ -109,24 +126,26 @@ def measure_real_model(student: Vocabulary) -> RealModel:
     positions = np.arange(len(ids))
     layout = realigner.plan(ids)
     rows = model.rows(layout.teacher_ids)
-    got = realigner.carry_over(layout, positions, rows, top_k=TOP_K)
+    lone = LoneRows(realigner.tables)
+    got = _carry(model, realigner, layout, positions, rows, lone)
     same: list[float] = []
     cross: list[float] = []
     for _ in range(5):
         started = time.perf_counter()
         model.best(layout.teacher_ids, TOP_K)
         middle = time.perf_counter()
-        realigner.carry_over(realigner.plan(ids), positions, rows, top_k=TOP_K)
+        realigner.carry_over(realigner.plan(ids), positions, rows, top_k=TOP_K, lone=lone)
         same.append(middle - started)
         cross.append(time.perf_counter() - middle)
     kept = got.position_class != PositionClass.MASKED
-    apart = _causality(model, realigner, ids)
+    apart = _causality(model, realigner, ids, lone)
     return RealModel(
         overhead=sorted(cross)[2] / sorted(same)[2],
         realign_us_per_token=sorted(cross)[2] / len(ids) * 1e6,
         same_us_per_token=sorted(same)[2] / len(layout.teacher_ids) * 1e6,
         masked=float(1 - kept.mean()),
         not_the_tokenizers=float((~layout.canonical).mean()),
+        lone_rows=int(lone.known.sum()),
         covered=float(got.certified.coverage[kept].mean()),
         causality_tv=float(np.mean(apart)) if apart else float("nan"),
         causality_rows=len(apart),
@@ -134,7 +153,22 @@ def measure_real_model(student: Vocabulary) -> RealModel:
     )
 
 
-def _causality(model: SmolLM2, realigner: Realigner, ids: Int32) -> list[float]:
+def _carry(
+    model: SmolLM2,
+    realigner: Realigner,
+    layout: Layout,
+    positions: Int64,
+    rows: TeacherRows,
+    lone: LoneRows,
+) -> CarriedRows:
+    while True:
+        got = realigner.carry_over(layout, positions, rows, top_k=TOP_K, lone=lone)
+        if not len(got.walked.wanted):
+            return got
+        realigner.learn(lone, got.walked.wanted, *model.lone(got.walked.wanted))
+
+
+def _causality(model: SmolLM2, realigner: Realigner, ids: Int32, lone: LoneRows) -> list[float]:
     draw = random.Random(3)
     apart = []
     for _ in range(24):
@@ -144,7 +178,7 @@ def _causality(model: SmolLM2, realigner: Realigner, ids: Int32) -> list[float]:
         for rollout in (ids[: at + 5], np.concatenate([ids[:at], tail])):
             layout = realigner.plan(rollout)
             rows = model.rows(layout.teacher_ids)
-            both.append(realigner.carry_over(layout, np.array([at]), rows, top_k=TOP_K))
+            both.append(_carry(model, realigner, layout, np.array([at]), rows, lone))
         found = rows_apart(*both)
         if found is not None:
             apart.append(found)
