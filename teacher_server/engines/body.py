@@ -155,7 +155,8 @@ class Body:
             if not self._eager:
                 return seen
             # Eager attention adds its mask to the scores.
-            return torch.where(seen, 0.0, torch.finfo(self.dtype).min).to(self.dtype)
+            added = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+            return added.masked_fill_(~seen, torch.finfo(self.dtype).min)
 
         ids = torch.from_numpy(tree.ids).to(self.device).unsqueeze(0)
         positions = torch.from_numpy(past + tree.depth).to(self.device).unsqueeze(0)
