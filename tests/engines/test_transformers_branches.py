@@ -262,9 +262,7 @@ async def test_only_models_with_full_attention_read_trees(case: str, tmp_path: P
     subject = Subject(lambda **_: None, plain_logits(directory), 300)
     job = branches(14, 300, prompt=10, trunk=150, count=30)
     job = replace(job, sequences=(*job.sequences, every_row(ids(15, 150, 300))))
-    async with running(
-        TransformersEngine(str(directory), device="cpu", max_length=256)
-    ) as engine:
+    async with running(TransformersEngine(str(directory), device="cpu", max_length=256)) as engine:
         result = await engine.score(job)
     assert_equals_reference(subject, job, result)
     assert (result.computed_tokens == 9 + nodes(job)) == reads
