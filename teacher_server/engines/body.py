@@ -4,6 +4,7 @@ Right padding needs no mask: attention is causal, and rows of padding are never
 taken. Prompts of a group are padded on the left, so that distance by index
 equals distance by position and sliding windows stay right. Padding repeats a
 token of its own sequence, so that a sequence's non-finite values stay its own.
+In a prefix tree they do not: masked columns are multiplied by 0, which NaN survives.
 
 Long inputs run in chunks of columns against kept keys and values, so that no
 mask or score matrix grows with the square of the length.
