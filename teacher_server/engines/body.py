@@ -4,6 +4,7 @@ Right padding needs no mask: attention is causal, and rows of padding are never
 taken. Prompts of a group are padded on the left, so that distance by index
 equals distance by position and sliding windows stay right. Padding repeats a
 token of its own sequence, so that a sequence's non-finite values stay its own.
+In a prefix tree they do not: masked columns are multiplied by 0, which NaN survives.
 
 Long inputs run in chunks of columns against kept keys and values, so that no
 mask or score matrix grows with the square of the length.
@@ -22,6 +23,11 @@ from numpy.typing import NDArray
 from teacher_proto.types import Int32
 from torch import Tensor
 from transformers import DynamicCache
+
+from teacher_server.engines.branches import PrefixTree
+
+# Of the columns [start, stop): all that the attention may see of those so far.
+Mask = Callable[[int, int], Tensor]
 
 # Entries of one attention mask, or of one head-wise score matrix where the
 # attention builds it: 2**25 float32 are 128 MiB.
@@ -58,9 +64,12 @@ class Body:
         self.config = config
         self.chunk_tokens = chunk_tokens
         self.cacheable = cacheable
-        self.device: torch.device = next(module.parameters()).device
+        weight = next(module.parameters())
+        self.device: torch.device = weight.device
+        self.dtype: torch.dtype = weight.dtype
         eager = getattr(config, "_attn_implementation", None) == "eager"
         self._score_heads = int(getattr(config, "num_attention_heads", 1)) if eager else 0
+        self._eager = eager
 
     def flat(
         self,
@@ -90,7 +99,8 @@ class Body:
             mask = columns >= offsets
             positions = (columns - offsets).clamp(min=0)
         cache = DynamicCache(config=self.config)
-        self._run(cache, ids, mask, positions, [np.zeros(0, np.int64)] * len(bodies), check)
+        nothing = [np.zeros(0, np.int64)] * len(bodies)
+        self._run(cache, ids, _padding_mask(mask, 0), positions, nothing, check)
         return CachedPrompts(cache, lengths, mask)
 
     def continuations(
@@ -106,8 +116,7 @@ class Body:
         ``sequences`` start with the last token of their prompt; ``rows`` index them.
         """
         chosen = torch.tensor(index, device=self.device)
-        cache = copy.copy(prompts.cache)
-        cache.layers = [copy.copy(layer) for layer in prompts.cache.layers]
+        cache = _copied(prompts.cache)
         cache.batch_select_indices(chosen)
         ids = self._padded(sequences, left=False)
         mask = positions = None
@@ -119,20 +128,53 @@ class Body:
             columns = torch.arange(ids.shape[1], device=self.device)
             first = torch.from_numpy(starts).to(self.device).unsqueeze(-1)
             positions = (first + columns).clamp(max=last)
-        return self._run(cache, ids, mask, positions, rows, check)
+        past = prompts.cache.get_seq_length()
+        return self._run(cache, ids, _padding_mask(mask, past), positions, rows, check)
+
+    def branches(
+        self,
+        prompt: CachedPrompts | None,
+        tree: PrefixTree,
+        rows: NDArray[np.int64],
+        check: Callable[[], None],
+    ) -> Tensor:
+        """Hidden states of a tree's nodes ``rows``.
+
+        The tree's root is the last token of the prompt; ``prompt`` is None for one of
+        a single token. Only for layers that attend to everything before a token: a
+        mask that is given whole replaces the model's own.
+        """
+        past = 0 if prompt is None else int(prompt.lengths[0])
+        cache = DynamicCache(config=self.config) if prompt is None else _copied(prompt.cache)
+        end = torch.from_numpy(tree.end).to(self.device)
+        nodes = torch.arange(len(end), device=self.device)
+
+        def mask(start: int, stop: int) -> Tensor:
+            reading, read = nodes[start:stop, None], nodes[:stop]
+            seen = (read <= reading) & (reading < end[:stop])
+            seen = torch.nn.functional.pad(seen, (past, 0), value=True)[None, None]
+            if not self._eager:
+                return seen
+            # Eager attention adds its mask to the scores.
+            added = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
+            return added.masked_fill_(~seen, torch.finfo(self.dtype).min)
+
+        ids = torch.from_numpy(tree.ids).to(self.device).unsqueeze(0)
+        positions = torch.from_numpy(past + tree.depth).to(self.device).unsqueeze(0)
+        return self._run(cache, ids, mask, positions, [rows], check)
 
     def _run(
         self,
         cache: Any,
         ids: Tensor,
-        mask: Tensor | None,
+        mask: Mask | None,
         positions: Tensor | None,
         rows: Sequence[NDArray[np.int64]],
         check: Callable[[], None],
     ) -> Tensor:
         """Runs ``ids`` [B, L] behind ``cache`` in chunks of columns.
 
-        ``mask`` covers the cached columns and these; ``positions`` [B, L].
+        ``mask`` gives a chunk's mask, of the cached columns too; ``positions`` [B, L].
         """
         batch, length = ids.shape
         past = int(cache.get_seq_length())
@@ -144,7 +186,7 @@ class Body:
             stop = min(start + step, length)
             extra: dict[str, Tensor] = {}
             if mask is not None and positions is not None:
-                extra["attention_mask"] = mask[:, : past + stop]
+                extra["attention_mask"] = mask(start, stop)
                 extra["position_ids"] = positions[:, start:stop]
             output = self.module(
                 input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, **extra
@@ -173,6 +215,18 @@ class Body:
             cut = width - len(sequence) if left else len(sequence)
             row[cut:], row[:cut] = (sequence, sequence[0]) if left else (sequence[-1], sequence)
         return torch.from_numpy(ids).to(self.device)
+
+
+def _copied(cache: Any) -> Any:
+    """A cache that grows by itself; the keys and values so far are not copied."""
+    copied = copy.copy(cache)
+    copied.layers = [copy.copy(layer) for layer in cache.layers]
+    return copied
+
+
+def _padding_mask(mask: Tensor | None, past: int) -> Mask | None:
+    """Of a mask [B, past + L] of what is not padding."""
+    return None if mask is None else lambda start, stop: mask[:, : past + stop]
 
 
 def _take(

@@ -23,6 +23,10 @@ DTYPES = {
 HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
 # Rotary embeddings that depend on the longest sequence of the batch.
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
+# Parts of the names of settings that bound how far back a layer attends.
+REACH_WORDS = ("window", "attention_chunk", "local_attention", "index_topk")
+# Named like that, without a bound: which layers a window that is not there would be of.
+UNBOUNDED = {"max_window_layers"}
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
 
@@ -33,6 +37,7 @@ class LoadedModel:
     Attributes:
         text_config: the configuration of the language model proper.
         cacheable: its cache is plain attention, full or sliding.
+        full_attention: each layer attends to everything before a token.
         alone: its numbers depend on the batch, so sequences must run alone.
     """
 
@@ -42,6 +47,7 @@ class LoadedModel:
     quantization: str
     max_length: int
     cacheable: bool
+    full_attention: bool
     alone: bool
 
 
@@ -82,6 +88,7 @@ def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -
         quantization=str(quantization.get("quant_method", "")),
         max_length=length,
         cacheable=has_plain_cache(text_config),
+        full_attention=has_full_attention(text_config),
         alone=_rope_type(text_config) in LENGTH_DEPENDENT_ROPE,
     )
 
@@ -211,6 +218,21 @@ def has_plain_cache(config: Any) -> bool:
         return False
     layers = DynamicCache(config=config).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def has_full_attention(config: Any) -> bool:
+    """Whether every layer attends to everything before a token, as far as the config tells.
+
+    A window may be older than the cache's kinds of layers (GPT-Neo's ``window_size``),
+    so any setting that is named like one counts.
+    """
+    layers = DynamicCache(config=config).layers
+    bounded = [
+        name
+        for name, value in config.to_dict().items()
+        if value and name not in UNBOUNDED and any(word in name for word in REACH_WORDS)
+    ]
+    return not bounded and all(type(layer) is DynamicLayer for layer in layers)
 
 
 def _rope_type(config: Any) -> str:

@@ -1,15 +1,17 @@
-"""Which waiting sequences run together: pure functions over lengths.
+"""Which waiting sequences run together: pure functions over token ids and lengths.
 
-Two kinds of batch. A *flat* batch runs prompt and continuation of each item in
+Three kinds of batch. A *flat* batch runs prompt and continuation of each item in
 one pass. A *group* batch runs each prompt once, then the continuations against
-the kept keys and values. Lengths are in tokens:
+the kept keys and values. A *branched* batch runs one prompt once, and then what its
+continuations begin with alike once too, as prefix trees. Lengths are in tokens:
 
     prompt_length P  tokens of the prompt
     length L         tokens of the continuation up to its last selected position,
                      that one included; the token there is judged, not read
 
 A flat item reads P + L - 1 tokens. In a group the prompt reads P - 1 tokens and
-each continuation reads L: the prompt's last token and L - 1 of its own.
+each continuation reads L: the prompt's last token and L - 1 of its own. A tree reads
+the prompt's last token and each distinct beginning of its continuations' L - 1.
 """
 
 from __future__ import annotations
@@ -17,22 +19,46 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from teacher_server.engines.branches import Int64, common_prefixes, cut
+
+ID_BYTES = 4
 # A batch may pad by this share of its real tokens, or by this many tokens where
 # that is more: below it one more pass costs more than the padding.
 PADDING_SHARE = 0.125
 PADDING_TOKENS = 64
 # A prompt is shared when that saves at least this many tokens.
 MINIMUM_SAVING = 32
+# A tree's attention grows with the square of its nodes: it has to save this share of
+# the tokens that a group reads, and is cut above TREE_TOKENS unless that is less than
+# twice the longest of its continuations.
+TREE_SAVING_SHARE = 0.25
+TREE_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence that waits. ``prompt`` is equal for equal prompts."""
+    """One sequence that waits.
+
+    Attributes:
+        prompt: its int32 ids, as bytes.
+        read: int32 ids of the continuation that are read, as bytes.
+        plain: never in a tree.
+    """
 
     key: int
     prompt: bytes
-    prompt_length: int
-    length: int
+    read: bytes
+    plain: bool = False
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.prompt) // ID_BYTES
+
+    @property
+    def length(self) -> int:
+        return len(self.read) // ID_BYTES + 1
 
     @property
     def flat_tokens(self) -> int:
@@ -58,13 +84,34 @@ class GroupBatch:
         return tuple(item for batch_pass in self.passes for item in batch_pass)
 
 
-Batch = FlatBatch | GroupBatch
+@dataclass(frozen=True)
+class BranchedBatch:
+    """Items of one prompt: it runs once, then each pass is the prefix tree of its items.
+
+    The items of a pass are sorted by ``read``.
+    """
+
+    passes: tuple[tuple[Item, ...], ...]
+
+    @property
+    def prompt(self) -> bytes:
+        return self.passes[0][0].prompt
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        return tuple(item for batch_pass in self.passes for item in batch_pass)
+
+
+Batch = FlatBatch | GroupBatch | BranchedBatch
 
 
 def pass_tokens(batch: Batch) -> list[int]:
     """Tokens that each pass of a batch reads, padding left out."""
     if isinstance(batch, FlatBatch):
         return [sum(item.flat_tokens for item in batch.items)]
+    if isinstance(batch, BranchedBatch):
+        prompt = batch.items[0].prompt_length - 1
+        return [prompt] * (prompt > 0) + [_tree_tokens(one) for one in batch.passes]
     lengths = {item.prompt: item.prompt_length for item in batch.items}
     prompts = sum(lengths[prompt] - 1 for prompt in batch.prompts)
     return [prompts, *(sum(item.length for item in one) for one in batch.passes)]
@@ -79,12 +126,14 @@ class Packing:
         cached_tokens: padded tokens whose keys and values one pass of
             continuations holds, their prompts' copies included.
         share_prompts: False for models whose cache cannot be shared.
+        branch: False for models that cannot read a prefix tree; it takes shared prompts.
         alone: True runs every item by itself with its own shape.
     """
 
     tokens: int
     cached_tokens: int
     share_prompts: bool = True
+    branch: bool = True
     alone: bool = False
 
 
@@ -96,11 +145,15 @@ def next_batch(pending: Sequence[Item], packing: Packing) -> Batch:
     first = pending[0]
     if packing.alone:
         return FlatBatch((first,))
-    groups = _groups(pending) if packing.share_prompts else {}
+    branched = _branched(pending, packing) if packing.share_prompts and packing.branch else {}
+    if first.prompt in branched and not first.plain:
+        return branched[first.prompt]
+    left = [item for item in pending if item.plain or item.prompt not in branched]
+    groups = _groups(left) if packing.share_prompts else {}
     shared = {prompt: items for prompt, items in groups.items() if _worth_sharing(items)}
     if first.prompt in shared:
         return _group_batch(first.prompt, shared, packing)
-    flat = [item for item in pending if item.prompt not in shared]
+    flat = [item for item in left if item.prompt not in shared]
     return FlatBatch(_neighbours(flat, packing.tokens))
 
 
@@ -113,6 +166,38 @@ def _groups(items: Sequence[Item]) -> dict[bytes, list[Item]]:
 
 def _worth_sharing(items: Sequence[Item]) -> bool:
     return (len(items) - 1) * (items[0].prompt_length - 1) >= MINIMUM_SAVING
+
+
+def _branched(pending: Sequence[Item], packing: Packing) -> dict[bytes, BranchedBatch]:
+    """By prompt, the trees of those items that they save enough of."""
+    groups = _groups([item for item in pending if not item.plain])
+    found = {prompt: _trees(items, packing) for prompt, items in groups.items()}
+    return {prompt: batch for prompt, batch in found.items() if batch is not None}
+
+
+def _trees(items: Sequence[Item], packing: Packing) -> BranchedBatch | None:
+    """Items of one prompt as trees, or None when these save too little."""
+    prefix = items[0].prompt_length - 1
+    if _worth_sharing(items):
+        otherwise = prefix + sum(item.length for item in items)
+    else:
+        otherwise = sum(item.flat_tokens for item in items)
+    most = otherwise - max(MINIMUM_SAVING, TREE_SAVING_SHARE * otherwise)
+    ordered = sorted(items, key=lambda item: (item.read, item.key))
+    shared = common_prefixes([item.read for item in ordered])
+    lengths: Int64 = np.array([item.length - 1 for item in ordered])
+    if prefix + 1 + int((lengths - shared).sum()) > most:
+        return None
+    limit = max(min(packing.tokens, TREE_TOKENS), 2 * int(lengths.max()))
+    limit = min(limit, packing.cached_tokens - prefix)
+    cuts = cut(lengths, shared, limit, PADDING_TOKENS)
+    batch = BranchedBatch(tuple(tuple(ordered[start:stop]) for start, stop in cuts))
+    return batch if sum(pass_tokens(batch)) <= most else None
+
+
+def _tree_tokens(items: Sequence[Item]) -> int:
+    shared = common_prefixes([item.read for item in items])
+    return 1 + sum(item.length - 1 for item in items) - int(shared.sum())
 
 
 def _fits(count: int, longest: int, real: int, budget: int) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from teacher_server.engines.base import Job, JobResult, Sequence
 from teacher_server.engines.body import Body
+from teacher_server.engines.branches import prefix_tree
 from teacher_server.engines.head import LanguageModelHead
 from teacher_server.engines.packing import Packing
 
@@ -93,7 +94,7 @@ def _check_head(model: Any, head: LanguageModelHead, ids: Int32, hidden: Tensor)
 
 
 def _check_batching(body: Body, packing: Packing, ids: Int32, alone: Tensor) -> Packing:
-    """Right padding beside a longer neighbour; then shared, left-padded prompts."""
+    """Right padding beside a longer neighbour; shared, left-padded prompts; prefix trees."""
     short = len(ids) // 2
     tolerance = HIDDEN_TOLERANCE[alone.dtype]
     rows = [np.arange(len(ids)), np.arange(short)]
@@ -111,8 +112,27 @@ def _check_batching(body: Body, packing: Packing, ids: Int32, alone: Tensor) -> 
     expected = torch.cat([alone[short:-1], alone[short // 2 : short]])
     if _distance(shared, expected) > tolerance:
         logger.warning("this model's prompts cannot be shared: every sequence reads its own")
-        return replace(packing, share_prompts=False)
+        return replace(packing, share_prompts=False, branch=False)
+    if packing.branch and not _reads_trees(body, ids, alone):
+        logger.warning("this model cannot read prefix trees: every sequence reads its own prefix")
+        return replace(packing, branch=False)
     return packing
+
+
+def _reads_trees(body: Body, ids: Int32, alone: Tensor) -> bool:
+    """The probe as the trunk of a tree that a branch leaves at every token."""
+    tail = ids[2:]
+    others = np.where(tail == 0, 1, 0).astype(np.int32)
+    left = [np.append(tail[:length], others[length]) for length in range(len(tail))]
+    ordered = sorted(branch.tobytes() for branch in (tail, *left))
+    tree = prefix_tree(int(ids[1]), ordered)
+    rows = tree.paths[ordered.index(tail.tobytes())]
+    try:
+        found = body.branches(body.prompts([ids[:2]], _no_check), tree, rows, _no_check)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        logger.warning("a prefix tree fails: %s: %s", type(error).__name__, error)
+        return False
+    return _distance(found, alone[1:]) <= HIDDEN_TOLERANCE[alone.dtype]
 
 
 def _distance(ours: Tensor, reference: Tensor) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -13,8 +13,9 @@ from teacher_proto.types import Int32
 
 from teacher_server.engines.base import Job, Rows, Sequence
 from teacher_server.engines.body import Body
+from teacher_server.engines.branches import prefix_tree
 from teacher_server.engines.head import LanguageModelHead, RowRequest
-from teacher_server.engines.packing import Batch, FlatBatch, Item
+from teacher_server.engines.packing import Batch, BranchedBatch, FlatBatch, Item
 from teacher_server.engines.supports import SupportSpec
 
 
@@ -30,8 +31,11 @@ class Unit:
     def of(cls, key: int, job: Job, sequence: Sequence) -> Unit:
         """``sequence`` has a position at least."""
         prompt = np.ascontiguousarray(job.prompt_ids, np.int32).tobytes()
-        length = int(sequence.positions[-1]) + 1
-        return cls(Item(key, prompt, len(job.prompt_ids), length), job, sequence)
+        read = sequence.token_ids[: int(sequence.positions[-1])].astype(np.int32)
+        return cls(Item(key, prompt, read.tobytes()), job, sequence)
+
+    def outside_trees(self) -> Unit:
+        return replace(self, item=replace(self.item, plain=True))
 
     @property
     def row_request(self) -> RowRequest:
@@ -55,17 +59,22 @@ class Unit:
     @property
     def input_ids(self) -> Int32:
         """The continuation as far as it is read."""
-        return self.sequence.token_ids[: self.item.length - 1].astype(np.int32)
+        return np.frombuffer(self.item.read, np.int32)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one pass gave for one unit; seconds are its share by tokens."""
+    """What one pass gave for one unit; seconds are its share by tokens.
+
+    ``again``: the rows of a tree are not finite, which any of its nodes may have
+    caused; the unit has to run outside of trees for its own.
+    """
 
     unit: Unit
     rows: Rows
     computed_tokens: int
     seconds: float
+    again: bool = False
 
 
 class Scorer:
@@ -94,6 +103,9 @@ class Scorer:
             if isinstance(batch, FlatBatch):
                 yield self._flat([units[item.key] for item in batch.items], check)
                 return
+            if isinstance(batch, BranchedBatch):
+                yield from self._branched(batch, units, check)
+                return
             prompts = [np.frombuffer(prompt, np.int32) for prompt in batch.prompts]
             number = {prompt: index for index, prompt in enumerate(batch.prompts)}
             unpaid = {
@@ -118,6 +130,26 @@ class Scorer:
                 now = time.perf_counter()
                 yield _outcomes(members, rows, tokens, now - started)
                 started = now
+
+    def _branched(
+        self, batch: BranchedBatch, units: Mapping[int, Unit], check: Callable[[], None]
+    ) -> Iterator[list[Outcome]]:
+        prompt = np.frombuffer(batch.prompt, np.int32)
+        unpaid = len(prompt) - 1
+        started = time.perf_counter()
+        cached = self.body.prompts([prompt], check) if unpaid else None
+        for batch_pass in batch.passes:
+            members = [units[item.key] for item in batch_pass]
+            tree = prefix_tree(int(prompt[-1]), [item.read for item in batch_pass])
+            nodes = [path[unit.rows] for path, unit in zip(tree.paths, members, strict=True)]
+            hidden = self.body.branches(cached, tree, np.concatenate(nodes), check)
+            rows = self.head.score(hidden, [unit.row_request for unit in members], check)
+            tokens = tree.added.tolist()
+            tokens[0], unpaid = tokens[0] + unpaid, 0
+            now = time.perf_counter()
+            outcomes = _outcomes(members, rows, tokens, now - started)
+            yield [replace(outcome, again=not outcome.rows.finite) for outcome in outcomes]
+            started = now
 
     def _flat(self, members: list[Unit], check: Callable[[], None]) -> list[Outcome]:
         started = time.perf_counter()

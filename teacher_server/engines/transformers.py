@@ -192,6 +192,7 @@ class TransformersEngine:
             else self._max_batch_tokens,
             cached_tokens=CACHE_FACTOR * self._max_batch_tokens,
             share_prompts=cacheable,
+            branch=cacheable and loaded.full_attention,
             alone=alone,
         )
         packing = check_model(loaded.model, body, head, packing)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 
 from teacher_server.engines.base import Job, JobResult, PassCount, Rows, Sequence
-from teacher_server.engines.packing import Batch, FlatBatch, Packing, next_batch, pass_tokens
+from teacher_server.engines.packing import Batch, FlatBatch, Item, Packing, next_batch, pass_tokens
 from teacher_server.engines.scorer import Outcome, Scorer, Unit
 
 logger = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ class Worker:
             if not out_of_memory:
                 logger.exception("a batch failed")
         # Outside the handler: the traceback would keep the batch's tensors alive.
-        left = [item for item in batch.items if item.key in self._waiting]
+        left = self._still_waiting(batch.items)
         if not out_of_memory:
             for item in left:
                 self._fail(item.key, EngineError(f"scoring failed: {message}"))
@@ -172,10 +172,14 @@ class Worker:
         if len(left) > 1:
             for half in (left[: len(left) // 2], left[len(left) // 2 :]):
                 remaining = half
-                while remaining := [item for item in remaining if item.key in self._waiting]:
+                while remaining := self._still_waiting(remaining):
                     self._execute(next_batch(remaining, self._packing))
         elif left:
             self._retry_in_smaller_chunks(FlatBatch((left[0],)))
+
+    def _still_waiting(self, items: Iterable[Item]) -> list[Item]:
+        """Those not delivered yet, as they wait now."""
+        return [self._waiting[item.key][0].item for item in items if item.key in self._waiting]
 
     def _retry_in_smaller_chunks(self, batch: FlatBatch) -> None:
         item = batch.items[0]
@@ -213,10 +217,15 @@ class Worker:
                 self._deliver(outcome)
 
     def _deliver(self, outcome: Outcome) -> None:
-        _, task, index = self._waiting.pop(outcome.unit.item.key)
-        task.rows[index] = outcome.rows
+        key = outcome.unit.item.key
+        unit, task, index = self._waiting[key]
         task.computed_tokens += outcome.computed_tokens
         task.seconds += outcome.seconds
+        if outcome.again:
+            self._waiting[key] = (unit.outside_trees(), task, index)
+            return
+        del self._waiting[key]
+        task.rows[index] = outcome.rows
         task.finish_when_complete()
 
     def _fail(self, key: int, error: BaseException) -> None:

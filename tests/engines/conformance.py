@@ -187,6 +187,25 @@ def assert_equals_reference(subject: Subject, job: Job, result: JobResult) -> No
             np.testing.assert_allclose(rows.log_tail, tail, rtol=0, atol=tolerance)
 
 
+def branches(
+    seed: int, vocabulary_size: int, *, prompt: int, trunk: int, count: int, top_k: int = 8
+) -> Job:
+    """Paths of 1 to 4 tokens that leave a trunk, or each other, and the row after each."""
+    generator = np.random.default_rng(seed)
+    stem = ids(seed + 1, trunk, vocabulary_size)
+    paths = [stem]
+    sequences = []
+    for _ in range(count):
+        path = paths[int(generator.integers(len(paths)))] if generator.random() < 0.3 else stem
+        kept = int(generator.integers(len(path) + 1))
+        more = generator.integers(0, vocabulary_size, int(generator.integers(1, 5)))
+        paths.append(np.concatenate([path[:kept], more]).astype(np.int32))
+        token_ids = np.append(paths[-1], np.int32(0))
+        sequences.append(Sequence(token_ids, np.array([len(token_ids) - 1], np.int32)))
+    job = make_job(seed, vocabulary_size, prompt=prompt, top_k=top_k)
+    return replace(job, sequences=tuple(sequences))
+
+
 class ShiftedEngine:
     """An engine with the classic mistake: row t is the distribution after token t."""
 
@@ -312,6 +331,37 @@ class EngineConformance:
         for all_rows, rows, positions in zip(everything.rows, selected.rows, chosen, strict=True):
             subset = Rows(**{name: value[positions] for name, value in arrays(all_rows).items()})
             assert_close(rows, subset, subject.independence)
+
+    @pytest.mark.parametrize("prompt", [1, 14])
+    async def test_branches_equal_their_own_forwards(
+        self, subject: Subject, engine: Engine, prompt: int
+    ) -> None:
+        """Off the trunk, off a branch, along the trunk; twice the same; rows on the way."""
+        size = subject.vocabulary_size
+        job = branches(50, size, prompt=prompt, trunk=40, count=12)
+        trunk = ids(51, 40, size)
+        along = Sequence(np.append(trunk[:17], np.int32(0)), np.array([17], np.int32))
+        off = np.concatenate([trunk[:25], ids(52, 6, size)])
+        several = Sequence(off, np.array([0, 3, 24, 25, 28, 30], np.int32))
+        more = (job.sequences[4], along, several, every_row(trunk))
+        job = replace(job, sequences=(*job.sequences, *more))
+        assert_equals_reference(subject, job, await engine.score(job))
+
+    async def test_explicit_ids_of_branches(self, subject: Subject, engine: Engine) -> None:
+        size = subject.vocabulary_size
+        job = branches(53, size, prompt=9, trunk=30, count=8)
+        explicit = ids(54, 16, size).reshape(8, 1, 2)
+        sequences = tuple(
+            replace(sequence, explicit_ids=wanted)
+            for sequence, wanted in zip(job.sequences, explicit, strict=True)
+        )
+        result = await engine.score(replace(job, sequences=sequences))
+        for sequence, rows, wanted in zip(job.sequences, result.rows, explicit, strict=True):
+            assert rows.explicit_log_probs is not None
+            expected = subject.log_probs(job, sequence)[0, wanted[0]]
+            np.testing.assert_allclose(
+                rows.explicit_log_probs[0], expected, rtol=0, atol=subject.accuracy
+            )
 
     async def test_rows_between_given_tokens_see_them(
         self, subject: Subject, engine: Engine

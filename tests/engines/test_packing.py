@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 
+import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -11,23 +14,36 @@ from teacher_server.engines.packing import (
     MINIMUM_SAVING,
     PADDING_SHARE,
     PADDING_TOKENS,
+    TREE_SAVING_SHARE,
+    TREE_TOKENS,
     Batch,
+    BranchedBatch,
     FlatBatch,
     GroupBatch,
     Item,
     Packing,
     next_batch,
+    pass_tokens,
 )
+
+
+def ints(*values: int) -> bytes:
+    return np.array(values, np.int32).tobytes()
 
 
 @st.composite
 def waiting(draw: st.DrawFn) -> list[Item]:
+    """Items of a few prompts; some leave one trunk of 300 tokens where a branch does."""
     prompts = draw(st.lists(st.integers(1, 400), min_size=1, max_size=6))
     chosen = draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=30))
-    return [
-        Item(key, bytes([number]), prompts[number], draw(st.integers(1, 300)))
-        for key, number in enumerate(chosen)
-    ]
+    items = []
+    for key, number in enumerate(chosen):
+        length = draw(st.integers(0, 299))
+        kept = draw(st.sampled_from([0, length // 2, length]))
+        read = [*range(kept), *[1000 + draw(st.integers(0, 30))] * (length - kept)]
+        prompt = ints(number, *[7] * (prompts[number] - 1))
+        items.append(Item(key, prompt, ints(*read), plain=draw(st.integers(0, 9)) == 0))
+    return items
 
 
 packings = st.builds(
@@ -35,6 +51,7 @@ packings = st.builds(
     tokens=st.sampled_from([1, 64, 500, 4096]),
     cached_tokens=st.sampled_from([1, 1000, 16384]),
     share_prompts=st.booleans(),
+    branch=st.booleans(),
     alone=st.booleans(),
 )
 
@@ -69,6 +86,14 @@ def test_passes_stay_in_budget_and_waste_little(items: list[Item], packing: Pack
         if isinstance(batch, FlatBatch):
             assert_pass_fits([item.flat_tokens for item in batch.items], packing.tokens)
             continue
+        if isinstance(batch, BranchedBatch):
+            prompt = batch.items[0].prompt_length
+            longest = max(item.length for item in batch.items)
+            for members in batch.passes:
+                nodes = beginnings(members)
+                assert nodes <= max(min(packing.tokens, TREE_TOKENS), 2 * longest)
+                assert len(members) == 1 or prompt - 1 + nodes <= packing.cached_tokens
+            continue
         prefixes = {item.prompt: item.prompt_length - 1 for item in batch.items}
         assert set(batch.prompts) == set(prefixes)
         assert_pass_fits(list(prefixes.values()), packing.tokens)
@@ -90,6 +115,40 @@ def test_a_prompt_is_shared_when_that_pays(items: list[Item], packing: Packing) 
                 assert (count - 1) * (lengths[prompt] - 1) >= MINIMUM_SAVING
 
 
+def beginnings(items: Sequence[Item]) -> int:
+    """Distinct beginnings of the items' tokens, the empty one too: the nodes of their tree."""
+    return len({item.read[:stop] for item in items for stop in range(0, len(item.read) + 1, 4)})
+
+
+@given(waiting(), packings)
+def test_trees_are_read_when_that_pays(items: list[Item], packing: Packing) -> None:
+    for batch in batches(items, packing):
+        if not isinstance(batch, BranchedBatch):
+            continue
+        assert packing.branch
+        assert packing.share_prompts
+        assert not packing.alone
+        assert not any(item.plain for item in batch.items)
+        assert {item.prompt for item in batch.items} == {batch.prompt}
+        prompt = batch.items[0].prompt_length - 1
+        read = [prompt] * (prompt > 0) + [beginnings(members) for members in batch.passes]
+        assert pass_tokens(batch) == read
+        flat = sum(item.flat_tokens for item in batch.items)
+        assert flat - sum(read) >= max(MINIMUM_SAVING, TREE_SAVING_SHARE * sum(read))
+
+
+def test_branches_of_a_trunk_are_one_tree_and_rollouts_are_not() -> None:
+    trunk = list(range(300))
+    branches = [Item(k, ints(1, 2), ints(*trunk[: 4 * k], 900, 901)) for k in range(64)]
+    rollouts = [Item(k, ints(*range(50)), ints(k, *trunk)) for k in range(8)]
+    packing = Packing(tokens=1024, cached_tokens=16384)
+    (tree,) = batches(branches, packing)
+    assert isinstance(tree, BranchedBatch)
+    assert pass_tokens(tree) == [1, 1 + 4 * 63 + 2 * 64]
+    assert isinstance(next_batch(rollouts, packing), GroupBatch)
+    assert not isinstance(next_batch(branches, replace(packing, branch=False)), BranchedBatch)
+
+
 @given(waiting(), packings)
 def test_alone_means_alone(items: list[Item], packing: Packing) -> None:
     if packing.alone:
@@ -99,8 +158,10 @@ def test_alone_means_alone(items: list[Item], packing: Packing) -> None:
 @given(st.integers(2, 16), st.integers(64, 400), st.integers(1, 64))
 @example(8, 384, 128)
 def test_a_group_reads_its_prompt_once(count: int, prompt: int, length: int) -> None:
-    items = [Item(key, b"p", prompt, length) for key in range(count)]
-    (batch,) = batches(items, Packing(tokens=4096, cached_tokens=16384))
+    ids = ints(*range(prompt))
+    items = [Item(key, ids, ints(*[key] * (length - 1))) for key in range(count)]
+    packing = Packing(tokens=4096, cached_tokens=16384, branch=False)
+    (batch,) = batches(items, packing)
     assert isinstance(batch, GroupBatch)
-    assert batch.prompts == (b"p",)
+    assert batch.prompts == (ids,)
     assert batch.passes == (tuple(items),)
