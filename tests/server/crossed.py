@@ -30,6 +30,7 @@ def upload(file: bytes, **changes: Any) -> TokenizerUpload:
 
 def request(server: Running, file: bytes, tokens: list[int], **changes: Any) -> ScoreRequest:
     request = server.request(
+        changes.get("teacher", "default"),
         tokenizer_hash=tokenizer_hash(file),
         prompt=ChatPrompt((ChatMessage("user", "Hi"),)),
         continuations=(continuation(*tokens),),
