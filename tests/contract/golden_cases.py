@@ -6,7 +6,8 @@ python -m tests.contract.golden_cases    writes the files of cases that have non
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import struct
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,16 @@ from teacher_proto.types import (
     Segment,
     ServerInfo,
     ServerLimits,
+    SpecialRole,
     Status,
     TeacherIdentity,
     TeacherInfo,
     TextPrompt,
     Timing,
+    TokenizerUpload,
     TokenPrompt,
 )
+from teacher_proto.v1 import tokenizer_pb2
 
 from tests.support.compare import plain
 
@@ -45,7 +49,7 @@ IDENTITY = TeacherIdentity("digest", "weights", "bfloat16", "awq-int4", "adapter
 class Case:
     name: str
     value: Any
-    encode: Callable[[Any], Any]
+    encode: Callable[[Any], bytes]
     decode: Callable[[bytes], Any]
 
     @property
@@ -152,11 +156,90 @@ SERVER_INFO = ServerInfo(
     server_version="0.1.0",
 )
 
+# Every class of a row, a masked one without ids and a continuation that was not carried over.
+REPLY_REALIGNED = ScoreReply(
+    request_id="0b91",
+    identity=IDENTITY,
+    results=(
+        ContinuationScores(
+            top_ids=np.array([[11, 5], [128000, 7], [3, -1], [-1, -1], [128009, 2]], np.int32),
+            top_log_probs=np.array(
+                [[-0.5, -1.25], [-0.125, -3.0], [-0.75, 0.0], [0.0, 0.0], [-0.25, -2.5]], np.float32
+            ),
+            valid_counts=_ids(2, 2, 1, 0, 2),
+            sampled_log_probs=_floats(-0.5, -3.0, 0.0, 0.0, -0.25),
+            sampled_valid=np.array([True, True, False, False, True]),
+            log_tail=_floats(-2.25, -3.5, -0.625, 0.0, -1.75),
+            log_tail_valid=np.array([True, True, True, True, False]),
+            realignment=Realignment(
+                coverage=_floats(0.875, 0.9375, 0.5, 0.0, 0.84375),
+                open_mass=_floats(0.0625, 0.0, 0.4375, 1.0, 0.0),
+                lost_mass=_floats(0.03125, 0.0, 0.015625, 0.0, 0.125),
+                position_class=np.array(
+                    [
+                        PositionClass.ALIGNED,
+                        PositionClass.REMAP,
+                        PositionClass.MID,
+                        PositionClass.MASKED,
+                        PositionClass.SPECIAL,
+                    ],
+                    np.uint8,
+                ),
+                chunk_index=_ids(0, 1, 1, 2, 3),
+                chunk_log_likelihood=_floats(-0.5, -4.25, -11.5, -0.25),
+            ),
+        ),
+        ContinuationScores(Status.NOT_REALIGNED, "the teacher cannot read it: é"),
+    ),
+    timing=Timing(0.25, 0.75, 1.5, 4096),
+)
+TOKENIZER = TokenizerUpload(
+    run="run-c",
+    tokenizer_hash="other",
+    file='{"model": {"type": "BPE"}, "né": 1}'.encode(),
+    special_tokens={128009: SpecialRole.TURN_END, 5: SpecialRole.THINK_OPEN, 0: SpecialRole.OTHER},
+)
+LEVELS = {"default": Level.CROSS, "mathématiques": Level.SAME, "wide": Level.REMAP}
+
+
+def _one(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
+    """Of a call with one message each way."""
+    return lambda value: codec.serialize(encode(value))
+
+
+def _stream(upload: TokenizerUpload) -> bytes:
+    """The messages as gRPC frames them: a zero byte, the length in four, the message."""
+    messages = [codec.serialize(one) for one in codec.encode_tokenizer(upload, chunk_bytes=16)]
+    return b"".join(struct.pack(">BI", 0, len(one)) + one for one in messages)
+
+
+def _messages(data: bytes) -> Iterator[bytes]:
+    while data:
+        _, length = struct.unpack(">BI", data[:5])
+        yield data[5 : 5 + length]
+        data = data[5 + length :]
+
+
+def _assembled(data: bytes) -> TokenizerUpload:
+    assembler = codec.TokenizerAssembler(1 << 10)
+    for message in _messages(data):
+        assembler.add(tokenizer_pb2.RegisterTokenizerRequest.FromString(message))
+    return assembler.finish()
+
+
 CASES = (
-    Case("request_group", REQUEST_GROUP, codec.encode_request, codec.decode_request),
-    Case("request_chat", REQUEST_CHAT, codec.encode_request, codec.decode_request),
-    Case("reply", REPLY, codec.encode_reply, codec.decode_reply),
-    Case("server_info", SERVER_INFO, codec.encode_server_info, codec.decode_server_info),
+    Case("request_group", REQUEST_GROUP, _one(codec.encode_request), codec.decode_request),
+    Case("request_chat", REQUEST_CHAT, _one(codec.encode_request), codec.decode_request),
+    Case("reply", REPLY, _one(codec.encode_reply), codec.decode_reply),
+    Case("reply_realigned", REPLY_REALIGNED, _one(codec.encode_reply), codec.decode_reply),
+    Case("server_info", SERVER_INFO, _one(codec.encode_server_info), codec.decode_server_info),
+    Case("tokenizer", TOKENIZER, _stream, _assembled),
+    Case(
+        "tokenizer_levels",
+        LEVELS,
+        _one(lambda levels: codec.encode_levels("other", levels)),
+        lambda data: codec.decode_levels(data, "other"),
+    ),
 )
 
 
@@ -164,7 +247,7 @@ def write_missing() -> None:
     FOLDER.mkdir(exist_ok=True)
     for case in CASES:
         if not case.binary.exists():
-            case.binary.write_bytes(codec.serialize(case.encode(case.value)))
+            case.binary.write_bytes(case.encode(case.value))
             text = json.dumps(plain(case.value), indent=1, ensure_ascii=False)
             case.readable.write_text(text + "\n", encoding="utf-8")
 
