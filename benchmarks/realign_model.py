@@ -103,14 +103,14 @@ class SmolLM2:
         return teacher_rows(ids, *self.best(ids, BEST))
 
 
-def split_some(ids: Int32, vocabulary: Vocabulary) -> Int32:
+def split_some(ids: Int32, vocabulary: Vocabulary, every: int = SPLIT) -> Int32:
     """Some tokens as two others of the same bytes."""
     known = {data: token for token, data in enumerate(vocabulary.token_bytes) if data}
     out: list[int] = []
     for place, token in enumerate(ids.tolist()):
         data = vocabulary.token_bytes[token]
         cuts = [at for at in range(2, len(data) - 1) if {data[:at], data[at:]} <= known.keys()]
-        if place % SPLIT == SPLIT - 1 and cuts:
+        if place % every == every - 1 and cuts:
             out += [known[data[: cuts[0]]], known[data[cuts[0] :]]]
         else:
             out.append(token)
