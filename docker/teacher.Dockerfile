@@ -47,7 +47,7 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
 
 FROM python
 RUN useradd --uid 10001 --user-group --create-home --shell /usr/sbin/nologin lsm \
-    && install --directory --owner lsm --group lsm /models
+    && install --directory --owner lsm --group lsm /models /var/lib/lsm-distill/tokenizers
 COPY --from=dependencies /opt/lsm /opt/lsm
 RUN --mount=type=bind,from=program,source=/dist,target=/dist \
     /opt/lsm/bin/pip install --no-cache-dir --disable-pip-version-check --no-deps --no-index \

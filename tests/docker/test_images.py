@@ -57,6 +57,13 @@ def test_models_come_by_a_volume(containers: Engine, image: str) -> None:
     assert config["User"] == "10001:10001"
 
 
+def test_the_teacher_may_write_a_volume_of_tokenizers(containers: Engine, images: Images) -> None:
+    volume = "/var/lib/lsm-distill/tokenizers"
+    script = f"touch {volume}/written && stat --format %u {volume}"
+    run = ("run", "--rm", "--volume", volume, "--entrypoint", "sh", images.teacher, "-c", script)
+    assert containers.run(*run).strip() == "10001"
+
+
 def test_the_teacher_s_health_check_is_the_grpc_probe(containers: Engine, images: Images) -> None:
     config = containers.inspect(images.teacher)["Config"]
     assert config["Healthcheck"]["Test"] == ["CMD", "teacher-server", "probe"]
