@@ -33,7 +33,8 @@ def models(teacher_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[
 async def test_a_foreign_rollout_has_the_adapter_s_rows(
     models: dict[str, Path], student_file: bytes, student: Tokenizer, monkeypatch: Any
 ) -> None:
-    """Those of the merged model as a teacher, extra rounds included, and not the base's."""
+    """Those of the merged model as a teacher, rows behind single tokens and extra rounds
+    included, and not the base's."""
     settings = {"extra_rounds": ROUNDS, "extra_least_open": 0.02}
     async with running(models, monkeypatch, tokenizers=settings) as server:
         levels = await server.client.register_tokenizer(upload(student_file), timeout=LONG)
@@ -45,8 +46,17 @@ async def test_a_foreign_rollout_has_the_adapter_s_rows(
             reply = await server.score(asked)
             assert reply.identity == server.info.teacher(name).identity
             found[name] = reply.results[0]
-        jobs = server.engines["plain"].jobs
-        assert [job.adapter for job in jobs] == [""] * (1 + ROUNDS) + ["math"] * (1 + ROUNDS)
+        base, adapted = (
+            [job for job in server.engines["plain"].jobs if job.adapter == name]
+            for name in ("", "math")
+        )
+        extra_jobs = []
+        for jobs in (base, adapted, server.engines["whole"].jobs):
+            rollout, lone, *extra = jobs
+            assert rollout.want_sampled
+            assert len(lone.prompt_ids) < len(rollout.prompt_ids)
+            assert len(extra) in range(1, ROUNDS + 1)
+            extra_jobs.append(extra)
         own, whole, plain = (found[name] for name in ("math", "whole", "plain"))
         mine, theirs = block(own), block(whole)
         np.testing.assert_array_equal(mine.position_class, theirs.position_class)
@@ -69,9 +79,9 @@ async def test_a_foreign_rollout_has_the_adapter_s_rows(
                 student_hash: Level.CROSS,
             }
         metrics = (await server.http.get("/metrics")).text
-        extra = sum(len(job.sequences) for job in jobs if job.adapter) - 1  # the rollout itself
+        rows = sum(len(job.sequences) for job in extra_jobs[1])
         label = f'teacher="math",tokenizer="{student_hash[:12]}"'
-        assert f"lsm_teacher_realign_extra_rows_total{{{label}}} {float(extra)}" in metrics
+        assert f"lsm_teacher_realign_extra_rows_total{{{label}}} {float(rows)}" in metrics
         masked = int((mine.position_class == PositionClass.MASKED).sum())
         label = f'position_class="MASKED",{label}'
         assert f"lsm_teacher_realigned_rows_total{{{label}}} {float(masked)}" in metrics

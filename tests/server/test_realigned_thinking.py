@@ -14,6 +14,7 @@ from teacher_proto.types import ChatMessage, ChatPrompt, Level, PositionClass, S
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
+from teacher_server.engines.base import Job
 from tests.server.crossed import block, changed, given, request, upload
 from tests.server.running import LONG, Running, continuation, running
 from tests.server.test_scoring import reference
@@ -84,6 +85,11 @@ async def server(
             yield server
 
 
+def rollout_job(server: Running) -> Job:
+    """The last one that was not for rows beyond a rollout's own."""
+    return [job for job in server.engines["default"].jobs if job.want_sampled][-1]
+
+
 def thoughtful(student: Tokenizer) -> list[int]:
     """A rollout that thinks: open, text, close, text."""
     begin, stop = student.token_to_id("[T]"), student.token_to_id("[/T]")
@@ -111,7 +117,7 @@ async def test_the_teacher_s_own_template_has_the_switch(
             server, thinker_file, tokens, prompt=chat(**arguments), top_k=32, request_id=name
         )
         rows[name] = (await server.score(asked)).results[0]
-        read[name] = server.engines["default"].jobs[-1].prompt_ids.tolist()
+        read[name] = rollout_job(server).prompt_ids.tolist()
         rendered = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True, **arguments
         )
@@ -121,7 +127,7 @@ async def test_the_teacher_s_own_template_has_the_switch(
     assert read["off"] == [*read["on"], begin, *gap, stop, *gap]
     assert read["unsaid"] == read["on"]
     np.testing.assert_array_equal(rows["unsaid"].top_ids, rows["on"].top_ids)
-    spoken = server.engines["default"].jobs[-1].sequences[0].token_ids.tolist()
+    spoken = rollout_job(server).sequences[0].token_ids.tolist()
     likelihoods = []
     for name in ("off", "on"):
         own = reference(thinking_dir, read[name], spoken)[range(len(spoken)), spoken]
@@ -139,7 +145,7 @@ async def test_tokens_of_thinking_are_each_other_s_by_role(
     rollouts = continuation(*tokens), continuation(stop, *thinker.encode(TEXT).ids)
     asked = request(server, thinker_file, [], continuations=rollouts, top_k=SIZE)
     results = (await server.score(asked)).results
-    job = server.engines["default"].jobs[-1]
+    job = rollout_job(server)
     teacher = Tokenizer.from_file(str(thinking_dir / "tokenizer.json"))
     words = teacher.encode(TEXT).ids
     opens, closes = teacher.token_to_id(OPEN), teacher.token_to_id(CLOSE)
@@ -197,7 +203,7 @@ async def test_what_the_student_has_no_token_for_is_lost(
         (await server.score(request(server, file, tokens, top_k=SIZE, request_id=name))).results[0]
         for file, name in ((thinker_file, "with"), (without, "without"))
     ]
-    job = server.engines["default"].jobs[-1]
+    job = rollout_job(server)
     rows = reference(thinking_dir, job.prompt_ids.tolist(), job.sequences[0].token_ids.tolist())
     teacher = Tokenizer.from_file(str(thinking_dir / "tokenizer.json"))
     both = [teacher.token_to_id(OPEN), teacher.token_to_id(CLOSE)]
