@@ -13,12 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.layout import Layout
+from teacher_server.realign.leaks import LearntPair
 from teacher_server.realign.rows import Float64, TeacherRows
 from teacher_server.realign.tables import PairTables
+from teacher_server.realign.vocabulary import ends_in_spaces
+from teacher_server.realign.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # Texts kept with their answers; beyond it the memory starts anew.
 MAX_TEXTS = 200_000
+# What may follow several spaces, one of each kind that tokenizers tell apart there.
+FOLLOWING = (b" ", b"x", b"7")
 
 
 @dataclass(frozen=True)
@@ -70,15 +75,17 @@ class _Parts:
 class StartFinder:
     """Finds the starts of one pair's rollouts; what it looked up is kept between them."""
 
-    def __init__(self, tables: PairTables) -> None:
-        self._tables = tables
+    def __init__(self, pair: LearntPair) -> None:
+        self._pair = pair
+        self._tables = pair.tables
         self._ranks: dict[bytes, tuple[int, int]] = {}
         self._encoded: dict[bytes, list[int]] = {}
 
     def starts(
-        self, layout: Layout, positions: Int64, rows: TeacherRows
+        self, layout: Layout, positions: Int64, roots: Int64, rows: TeacherRows
     ) -> tuple[Starts, Starts, Unknown]:
-        """(before, at, unknown) for the student positions asked for, int64 [n]."""
+        """(before, at, unknown) for the student positions asked for, int64 [n]; ``roots``
+        are their states."""
         for memory in (self._ranks, self._encoded):
             if len(memory) > MAX_TEXTS:
                 memory.clear()
@@ -87,16 +94,55 @@ class StartFinder:
         row = np.searchsorted(offsets, begin)
         sync = layout.sync[positions]
         aligned = offsets[row] == begin
+        last = np.where(aligned, row, row - 1)
+        others: list[tuple[int, list[int]]] = []
+        for index in np.flatnonzero(aligned & (row > sync)).tolist():
+            end = int(begin[index])
+            if not ends_in_spaces(layout.data[max(end - 2, 0) : end]):
+                continue
+            own = layout.teacher_ids[sync[index] : row[index]].tolist()
+            paths = self._behind_spaces(index, int(roots[index]), layout, int(sync[index]), end)
+            aligned[index] = own in paths
+            others += [(index, path) for path in paths if path != own]
         before, at, unknown = _Parts(6), _Parts(6), _Parts(4)
         which = np.flatnonzero(aligned)
         zeros = np.zeros(len(which), np.int64)
         at.add_all(which, row[which], np.zeros(len(which)), zeros, zeros, zeros)
         self._aligned(which, row[which], sync[which], begin[which], before, layout, rows)
-        inside = np.flatnonzero(~aligned)
-        self._inside(
-            inside, row[inside] - 1, begin[inside], before, at, unknown, layout, sync, rows
-        )
+        known = {index for index, _ in others}
+        inside = [one for one in np.flatnonzero(~aligned).tolist() if one not in known]
+        texts = [layout.data[layout.teacher_offsets[sync[one]] : begin[one]] for one in inside]
+        others += zip(inside, self._encodings(texts), strict=True)
+        begun = set(which.tolist())
+        for index, path in others:
+            place = int(sync[index]), int(last[index]), int(begin[index])
+            self._follow(index, path, place, index not in begun, before, at, unknown, layout, rows)
+            begun.add(index)
         return _starts(before), _starts(at), _unknown(unknown)
+
+    def _behind_spaces(
+        self, index: int, root: int, layout: Layout, sync: int, end: int
+    ) -> list[list[int]]:
+        """The teacher's encodings of what precedes a position behind several spaces.
+
+        How many of them stand by themselves depends on what follows: more space, a word
+        or a digit. Those that the student's tokens rule out do not count.
+        """
+        text = layout.data[int(layout.teacher_offsets[sync]) : end]
+        states = self._pair.states
+        follows = states.enter(np.full(len(FOLLOWING), root), list(FOLLOWING))
+        possible = states.answer(follows) != CONTRADICTS
+        texts = [text + one for one, fits in zip(FOLLOWING, possible, strict=True) if fits]
+        lengths = self._tables.teacher.lengths_list
+        found: list[list[int]] = []
+        for path in self._encodings(texts):
+            read = kept = 0
+            while read < len(text) and kept < len(path):
+                read += lengths[path[kept]]
+                kept += 1
+            if read == len(text) and path[:kept] not in found:
+                found.append(path[:kept])
+        return found or self._encodings([text])
 
     def _aligned(
         self,
@@ -139,54 +185,44 @@ class StartFinder:
             self._encoded.update(zip(new, encoded, strict=True))
         return [self._encoded[text] for text in texts]
 
-    def _inside(
+    def _follow(
         self,
-        inside: Int64,
-        last: Int64,
-        begin: Int64,
+        index: int,
+        path: list[int],
+        place: tuple[int, int, int],
+        first: bool,
         before: _Parts,
         at: _Parts,
         unknown: _Parts,
         layout: Layout,
-        sync: Int64,
         rows: TeacherRows,
     ) -> None:
-        """Positions inside a teacher token of the rollout's own encoding.
+        """A teacher encoding of what precedes a position, by itself, so that nothing depends
+        on what follows; its rows exist only as far as they are the rollout's own, and where
+        they were asked for.
 
-        What precedes a position is read as the teacher encodes it by itself, so that
-        nothing depends on what follows. That path leaves the rollout's own; its rows exist
-        only as far as the two agree, and where they were asked for.
+        Args:
+            place: row of the sync point, last row of the rollout's own encoding before or
+                at the position, and the position's offset.
+            first: whether no other path of the position has been followed: the rollout's
+                own rows before it count once.
         """
-        places = layout.teacher_offsets[sync[inside]].tolist()
-        items = list(
-            zip(
-                inside.tolist(),
-                last.tolist(),
-                begin.tolist(),
-                places,
-                sync[inside].tolist(),
-                strict=True,
-            )
-        )
-        texts = [layout.data[start:offset] for _, _, offset, start, _ in items]
-        sums, lengths = rows.before, self._tables.teacher.lengths_list
-        for (index, end, offset, at_byte, first), path in zip(
-            items, self._encodings(texts), strict=True
-        ):
-            row, weight = first, float(sums[first] - sums[end])
-            for token in path:
+        row, last, offset = place
+        at_byte = int(layout.teacher_offsets[row])
+        weight = float(rows.before[row] - rows.before[last])
+        for token in path:
+            if first or row >= len(rows.own):
                 low, high = self._longer(layout.data[at_byte:offset])
                 if low < high:
                     before.add(index, row, weight, offset - at_byte, low, high)
-                weight += rows.log_prob(row, token)
-                after = rows.child(row, token)
-                at_byte += lengths[token]
-                if after is None:
-                    unknown.add(index, row, token, float(np.exp(weight)))
-                    break
-                row = after
-            else:
-                at.add(index, row, weight, 0, 0, 0)
+            weight += rows.log_prob(row, token)
+            after = rows.child(row, token)
+            at_byte += self._tables.teacher.lengths_list[token]
+            if after is None:
+                unknown.add(index, row, token, float(np.exp(weight)))
+                return
+            row = after
+        at.add(index, row, weight, 0, 0, 0)
 
 
 def _starts(parts: _Parts) -> Starts:

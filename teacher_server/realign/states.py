@@ -16,7 +16,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.memo import ABSENT, Memo
 from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import incomplete_tail, is_mark
+from teacher_server.realign.vocabulary import ends_in_spaces, incomplete_tail, is_mark
 from teacher_server.realign.written import CONTRADICTS, tokens_at
 
 Int64 = NDArray[np.int64]
@@ -26,6 +26,8 @@ MAX_STATES = 1_000_000
 ALONE = 0
 _NO_BYTE = 256
 _UNKNOWN = -1
+# Kinds of roots: the text to the left ends with a mark, with several spaces.
+_MARK, _SPACES = 1, 2
 
 
 class StudentStates:
@@ -40,6 +42,8 @@ class StudentStates:
         # Marks stand together in one pre-token, whatever tokens there are; so may a
         # character of which only the first bytes are known.
         self._marks = tables.teacher.begins_with_mark | tables.teacher.begins_with_part
+        # How many of several spaces stand by themselves depends on what follows them.
+        self._solid = tables.teacher.ordinary & ~tables.teacher.begins_with_space
         self._ordinary = tables.teacher.ordinary
         self.clear()
 
@@ -87,7 +91,9 @@ class StudentStates:
         """bool [n, w]: whether teacher tokens may change what precedes them, or be read
         otherwise because of it."""
         joins: Bool = self._adjacent[self._columns[state, 1][:, None], self._first[ids]]
-        joins |= (self._columns[state, 3] > 0)[:, None] & self._marks[ids]
+        joins |= (self._columns[state, 3] == _MARK)[:, None] & self._marks[ids]
+        spaces = np.flatnonzero(self._columns[state, 3] == _SPACES)
+        joins[spaces] |= self._solid[ids[spaces]]
         joins &= self._ordinary[ids]
         return joins
 
@@ -149,9 +155,11 @@ class StudentStates:
         return roots
 
     def _joins_text(self, root: int, text: bytes) -> bool:
-        last, mark = self._columns[root, 1], self._columns[root, 3] > 0
+        last, kind = self._columns[root, 1], self._columns[root, 3]
         return bool(
-            self._adjacent[last, text[0]] or (mark and is_mark(text.decode("utf-8", "ignore")[:1]))
+            self._adjacent[last, text[0]]
+            or (kind == _MARK and is_mark(text.decode("utf-8", "ignore")[:1]))
+            or (kind == _SPACES and not text[:1].isspace())
         )
 
     def _root(self, left: bytes) -> int:
@@ -159,15 +167,16 @@ class StudentStates:
             letter = left.decode("utf-8", "ignore")[-1:]
             # The end of a character alone may be that of a mark.
             mark = is_mark(letter) or (left != b"" and letter == "")
-            self._roots[left] = int(self._append([left], [b""], [CONTRADICTS], [mark])[0])
+            kind = _SPACES if ends_in_spaces(left) else _MARK if mark else 0
+            self._roots[left] = int(self._append([left], [b""], [CONTRADICTS], [kind])[0])
         return self._roots[left]
 
     def _add(self, lefts: list[bytes], data: list[bytes]) -> Int64:
         answers = tokens_at(self._tables.student, lefts, data)
-        return self._append(lefts, data, answers, [False] * len(data))
+        return self._append(lefts, data, answers, [0] * len(data))
 
     def _append(
-        self, lefts: list[bytes], data: list[bytes], answers: list[int], marks: list[bool]
+        self, lefts: list[bytes], data: list[bytes], answers: list[int], kinds: list[int]
     ) -> Int64:
         start, count = len(self._data), len(data)
         self._lefts += lefts
@@ -183,7 +192,7 @@ class StudentStates:
             for text in (one or left for one, left in zip(data, lefts, strict=True))
         ]
         columns[:, 2] = [incomplete_tail(one) for one in data]
-        columns[:, 3] = marks
+        columns[:, 3] = kinds
         columns[:, 4:6] = _UNKNOWN
         lengths = self._tables.student.lengths[columns[:, 0]]
         columns[:, 6] = (columns[:, 0] >= 0) & (lengths == [len(one) for one in data])

@@ -104,7 +104,7 @@ class Walker:
         self.tables = tables
         self.pair = LearntPair(tables)
         self.states, self._own_pairs = self.pair.states, self.pair.own_pairs
-        self._starts = StartFinder(tables)
+        self._starts = StartFinder(self.pair)
         teacher = tables.teacher
         special = np.zeros(teacher.size, np.bool_)
         special[list(teacher.specials)] = True
@@ -126,7 +126,7 @@ class Walker:
         count = len(positions)
         got = Collected(count)
         roots = self.states.before(layout, positions)
-        before, at, unknown = self._starts.starts(layout, positions, rows)
+        before, at, unknown = self._starts.starts(layout, positions, roots, rows)
         leaks = _Leaks(self._leaky, lone)
         paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
         paths += self._before(before, roots, rows, leaks, got)
