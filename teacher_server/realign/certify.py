@@ -159,7 +159,7 @@ def _threats(
     steps = np.bincount(begins, wide, len(keys) + 1) - np.bincount(ends, wide, len(keys) + 1)
     sorted_threats = np.cumsum(steps[:-1], dtype=np.float64)
     # Paths whose bytes begin with the id and go on.
-    sums = np.concatenate([[0.0], np.cumsum(mass)])
+    sums = np.concatenate([[0.0], np.cumsum(wide)])
     interval = (line[..., None] + tables.student_interval[ids]).reshape(-1, 2)[order]
     last = np.searchsorted(lows, interval[:, 1], "left")
     first = np.searchsorted(lows, interval[:, 0], "right")
@@ -176,7 +176,8 @@ def _threats(
 
 
 def _of_first(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
-    """[n, w]: open mass of the teacher token that each id's own encoding begins with."""
+    """[n, w]: open mass of the teacher token that each id's own encoding begins with, and of
+    those that the id is the first token of."""
     result = np.zeros(ids.shape)
     alone = opened.first >= 0
     keys = opened.position[alone] * tables.teacher.size + opened.first[alone]
@@ -187,5 +188,17 @@ def _of_first(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
     first = tables.static.first[ids].astype(np.int64)
     asked = np.arange(len(ids))[:, None] * tables.teacher.size + first
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    found: Float64 = np.where((first >= 0) & (keys[at] == asked), sums[at], 0.0)
-    return found
+    result = np.where((first >= 0) & (keys[at] == asked), sums[at], 0.0)
+    # And by itself a token becomes its first student token, whatever that one begins with.
+    position, token = np.divmod(keys, tables.teacher.size)
+    target = tables.phi0[token].astype(np.int64)
+    other = target >= 0
+    other[other] = tables.static.first[target[other]] != token[other]
+    keys = position[other] * tables.student.size + target[other]
+    if len(keys):
+        keys, inverse = np.unique(keys, return_inverse=True)
+        sums = np.bincount(inverse, sums[other])
+        asked = np.arange(len(ids))[:, None] * tables.student.size + ids
+        at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+        result += np.where(keys[at] == asked, sums[at], 0.0)
+    return result

@@ -7,7 +7,9 @@ rollout's own encoding before or at the position.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,12 +46,15 @@ class Starts:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Paths that reach a position over a row that does not exist."""
+    """Paths that reach a position over a row that does not exist; ``low``, ``high``: ranks
+    of the student tokens that may come of them."""
 
     position: Int64
     row: Int64
     token: Int64
     mass: Float64
+    low: Int64
+    high: Int64
 
 
 class _Parts:
@@ -95,35 +100,39 @@ class StartFinder:
         sync = layout.sync[positions]
         aligned = offsets[row] == begin
         last = np.where(aligned, row, row - 1)
-        others: list[tuple[int, list[int]]] = []
+        others: list[tuple[int, list[int], tuple[int, int]]] = []
         for index in np.flatnonzero(aligned & (row > sync)).tolist():
             end = int(begin[index])
             if not ends_in_spaces(layout.data[max(end - 2, 0) : end]):
                 continue
             own = layout.teacher_ids[sync[index] : row[index]].tolist()
             paths = self._behind_spaces(index, int(roots[index]), layout, int(sync[index]), end)
-            aligned[index] = own in paths
-            others += [(index, path) for path in paths if path != own]
-        before, at, unknown = _Parts(6), _Parts(6), _Parts(4)
+            aligned[index] = any(path == own for path, _ in paths)
+            others += [(index, path, ranks) for path, ranks in paths if path != own]
+        before, at, unknown = _Parts(6), _Parts(6), _Parts(6)
         which = np.flatnonzero(aligned)
         zeros = np.zeros(len(which), np.int64)
         at.add_all(which, row[which], np.zeros(len(which)), zeros, zeros, zeros)
         self._aligned(which, row[which], sync[which], begin[which], before, layout, rows)
-        known = {index for index, _ in others}
+        known = {index for index, *_ in others}
         inside = [one for one in np.flatnonzero(~aligned).tolist() if one not in known]
         texts = [layout.data[layout.teacher_offsets[sync[one]] : begin[one]] for one in inside]
-        others += zip(inside, self._encodings(texts), strict=True)
+        every = [self._everything] * len(inside)
+        others += zip(inside, self._encodings(texts), every, strict=True)
         begun = set(which.tolist())
-        for index, path in others:
+        for index, path, ranks in others:
             place = int(sync[index]), int(last[index]), int(begin[index])
-            self._follow(index, path, place, index not in begun, before, at, unknown, layout, rows)
+            self._follow(
+                index, path, ranks, place, index not in begun, before, at, unknown, layout, rows
+            )
             begun.add(index)
         return _starts(before), _starts(at), _unknown(unknown)
 
     def _behind_spaces(
         self, index: int, root: int, layout: Layout, sync: int, end: int
-    ) -> list[list[int]]:
-        """The teacher's encodings of what precedes a position behind several spaces.
+    ) -> list[tuple[list[int], tuple[int, int]]]:
+        """The teacher's encodings of what precedes a position behind several spaces, and the
+        ranks of the student tokens that may follow each.
 
         How many of them stand by themselves depends on what follows: more space, a word
         or a digit. Those that the student's tokens rule out do not count.
@@ -132,17 +141,31 @@ class StartFinder:
         states = self._pair.states
         follows = states.enter(np.full(len(FOLLOWING), root), list(FOLLOWING))
         possible = states.answer(follows) != CONTRADICTS
-        texts = [text + one for one, fits in zip(FOLLOWING, possible, strict=True) if fits]
+        kinds = [one for one, fits in zip(FOLLOWING, possible.tolist(), strict=True) if fits]
         lengths = self._tables.teacher.lengths_list
-        found: list[list[int]] = []
-        for path in self._encodings(texts):
+        found: dict[tuple[int, ...], tuple[int, int]] = {}
+        for kind, path in zip(kinds, self._encodings([text + one for one in kinds]), strict=True):
             read = kept = 0
             while read < len(text) and kept < len(path):
                 read += lengths[path[kept]]
                 kept += 1
-            if read == len(text) and path[:kept] not in found:
-                found.append(path[:kept])
-        return found or self._encodings([text])
+            if read == len(text):
+                behind = tuple(path[:kept])
+                found[behind] = self._everything if behind in found else self._ranks_of[kind]
+        if not found:
+            found[tuple(self._encodings([text])[0])] = self._everything
+        return [(list(path), ranks) for path, ranks in found.items()]
+
+    @cached_property
+    def _everything(self) -> tuple[int, int]:
+        return 0, len(self._tables.student.order)
+
+    @cached_property
+    def _ranks_of(self) -> dict[bytes, tuple[int, int]]:
+        """Of the student tokens that begin with space, anything else, or a digit."""
+        texts, every = self._tables.student.sorted_bytes, self._everything
+        ends = [bisect_left(texts, one) for one in (b"\t", b"!", b"0", b":")]
+        return dict(zip(FOLLOWING, ((ends[0], ends[1]), every, (ends[2], ends[3])), strict=True))
 
     def _aligned(
         self,
@@ -189,6 +212,7 @@ class StartFinder:
         self,
         index: int,
         path: list[int],
+        ranks: tuple[int, int],
         place: tuple[int, int, int],
         first: bool,
         before: _Parts,
@@ -202,6 +226,7 @@ class StartFinder:
         they were asked for.
 
         Args:
+            ranks: of the student tokens that may follow.
             place: row of the sync point, last row of the rollout's own encoding before or
                 at the position, and the position's offset.
             first: whether no other path of the position has been followed: the rollout's
@@ -219,7 +244,7 @@ class StartFinder:
             after = rows.child(row, token)
             at_byte += self._tables.teacher.lengths_list[token]
             if after is None:
-                unknown.add(index, row, token, float(np.exp(weight)))
+                unknown.add(index, row, token, float(np.exp(weight)), *ranks)
                 return
             row = after
         at.add(index, row, weight, 0, 0, 0)
@@ -232,13 +257,11 @@ def _starts(parts: _Parts) -> Starts:
 
 
 def _unknown(parts: _Parts) -> Unknown:
-    position, row, token, mass = parts.columns()
-    return Unknown(
-        position.astype(np.int64),
-        row.astype(np.int64),
-        token.astype(np.int64),
-        mass.astype(np.float64),
+    position, row, token, mass, low, high = parts.columns()
+    position, row, token, low, high = (
+        column.astype(np.int64) for column in (position, row, token, low, high)
     )
+    return Unknown(position, row, token, mass.astype(np.float64), low, high)
 
 
 def _longer(data: bytes, tables: PairTables) -> tuple[int, int]:

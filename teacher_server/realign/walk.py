@@ -130,8 +130,8 @@ class Walker:
         leaks = _Leaks(self._leaky, lone)
         paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
         paths += self._before(before, roots, rows, leaks, got)
-        everything = np.tile([[0, len(self.tables.student.order)]], (len(unknown.mass), 1))
-        got.leave_open(unknown.position, unknown.token, unknown.mass, unknown.row, everything)
+        ranks = np.column_stack([unknown.low, unknown.high])
+        got.leave_open(unknown.position, unknown.token, unknown.mass, unknown.row, ranks)
         np.add.at(got.total, unknown.position, unknown.mass)
         for _ in range(MAX_DEPTH):
             if not len(paths.mass):

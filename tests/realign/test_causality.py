@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import numpy as np
@@ -96,3 +97,34 @@ def test_a_word_that_may_still_go_on_is_not_taken_for_finished(
         apart.append(contradiction(got[0], got[1]))
     assert len(apart) >= 20
     assert np.mean(apart) <= 0.002, sorted(apart)[-5:]
+
+
+@pytest.mark.parametrize(
+    ("student_name", "teacher_name"),
+    [("llama3", "gpt4o"), ("qwen3", "gpt2"), ("gpt2", "qwen3"), ("qwen3", "llama3")],
+)
+def test_a_row_behind_several_spaces_does_not_know_what_ends_them(
+    student_name: str, teacher_name: str
+) -> None:
+    """ "(4)" and spaces, then a word, a digit, a mark or a line: how many spaces stand by
+    themselves depends on it."""
+    tables = pair(student_name, teacher_name)
+    realigner = Realigner(tables)
+    follows = ["word one", "7 rows", "(x)", "\n", "  y"]
+    learnt_text = "".join(
+        f"({n})\n\n{n} rows. (x){' ' * n}word{' ' * n}{n % 10} (x)\n{' ' * n}(x)\n\nword one\n"
+        for n in range(2, 9)
+    )
+    learnt = tables.teacher.encoder.encode((learnt_text * 8).encode()).ids.tolist()
+    teacher = NgramTeacher(learnt, tables.teacher)
+    for spaces in ("  ", "     ", "\n\n", "\n   "):
+        head = tables.student.encoder.encode(f"word (4){spaces}".encode()).ids
+        both = []
+        for text in follows:
+            tail = tables.student.encoder.encode(text.encode()).ids
+            ids = np.concatenate([head, tail])
+            both.append(rows_of(realigner, teacher, learnt[-3:], ids, len(head))[1])
+        for first, second in itertools.combinations(both, 2):
+            assert contradiction(first, second) <= 0.002
+            found = rows_apart(first, second)
+            assert found is None or found <= 0.002
