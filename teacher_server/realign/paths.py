@@ -25,7 +25,7 @@ Int64 = NDArray[np.int64]
 # Texts kept with their answers; beyond it the memory starts anew.
 MAX_TEXTS = 200_000
 # What may follow several spaces, one of each kind that tokenizers tell apart there.
-FOLLOWING = (b" ", b"x", b"7")
+FOLLOWING = (b" x", b"\n", b"x", b"7")
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,8 @@ class StartFinder:
                 kept += 1
             if read == len(text):
                 behind = tuple(path[:kept])
-                found[behind] = self._everything if behind in found else self._ranks_of[kind]
+                ranks = self._ranks_of[kind]
+                found[behind] = ranks if found.get(behind, ranks) == ranks else self._everything
         if not found:
             found[tuple(self._encodings([text])[0])] = self._everything
         return [(list(path), ranks) for path, ranks in found.items()]
@@ -165,7 +166,8 @@ class StartFinder:
         """Of the student tokens that begin with space, anything else, or a digit."""
         texts, every = self._tables.student.sorted_bytes, self._everything
         ends = [bisect_left(texts, one) for one in (b"\t", b"!", b"0", b":")]
-        return dict(zip(FOLLOWING, ((ends[0], ends[1]), every, (ends[2], ends[3])), strict=True))
+        spaces, digits = (ends[0], ends[1]), (ends[2], ends[3])
+        return dict(zip(FOLLOWING, (spaces, spaces, every, digits), strict=True))
 
     def _aligned(
         self,
