@@ -47,15 +47,25 @@ class Shares:
     across: Float64
 
 
-def shares_behind(tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair) -> Shares:
-    """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them."""
+def shares_behind(
+    tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair, skip: int = 0
+) -> Shares:
+    """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them; skip: bytes at the
+    beginning of the tokens that belong to what precedes them."""
     count, states, tables = len(tokens), pair.states, pair.tables
+    rest = tokens
     behind = states.step(np.full(count, ALONE), tokens)
+    if skip:
+        data = [tables.teacher.token_bytes[token][skip:] for token in tokens.tolist()]
+        rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
+        behind = states.enter(np.full(count, ALONE), data)
     wanted = states.joins_bytes(behind, ids) & (log_probs > np.log(LEAST_LOOKED_UP))
     line, _ = np.nonzero(wanted)
     after, mass = ids[wanted], np.exp(log_probs[wanted])
-    trie = tables.steps(tables.steps(np.full(len(line), ROOT), tokens[line]), after)
-    whole = tables.known_pairs(tokens[line], after)
+    known = rest[line] >= 0
+    begun = np.maximum(rest[line], 0)
+    trie = tables.steps(tables.steps(np.where(known, ROOT, NO_STATE), begun), after)
+    whole = tables.known_pairs(begun, after) & known
     answers = states.answer(states.step(behind[line], after))
     changed = answers != states.answer(behind)[line]
     # What the teacher itself writes otherwise says nothing.
@@ -83,6 +93,8 @@ class LoneRows:
         self.known: Bool = np.zeros(tables.teacher.size, np.bool_)
         self.leak: Float32 = np.zeros(tables.teacher.size, np.float32)
         self.across: Bool = np.zeros(tables.teacher.size, np.bool_)
+        self._rows: dict[int, tuple[Int64, Float64]] = {}
+        self._rests: dict[tuple[int, int], bool] = {}
 
     def leave_open(self, tokens: Int64) -> None:
         """Counts tokens [n] as going on, whatever their rows."""
@@ -92,6 +104,23 @@ class LoneRows:
     def learn(self, tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair) -> None:
         """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them alone."""
         found = shares_behind(tokens, ids, log_probs, pair)
+        for token, row, values in zip(tokens.tolist(), ids, log_probs, strict=True):
+            kept = values > np.log(LEAST_LOOKED_UP)
+            self._rows[token] = row[kept], values[kept]
         self.leak[tokens] = found.longer
         self.across[tokens] = found.across > SETTLED_LEAK
         self.known[tokens] = True
+
+    def rest_goes_on(self, token: int, skip: int, pair: LearntPair) -> bool:
+        """Whether the known token without its first ``skip`` bytes goes on, or is cut
+        otherwise, with more than SETTLED_LEAK; so does one whose row is not finite."""
+        key = token, skip
+        if key not in self._rests:
+            row = self._rows.get(token)
+            leak = 1.0
+            if row is not None:
+                one = np.array([token])
+                shares = shares_behind(one, row[0][None], row[1][None], pair, skip)
+                leak = float(shares.longer[0])
+            self._rests[key] = leak > SETTLED_LEAK
+        return self._rests[key]

@@ -66,16 +66,21 @@ class _Leaks:
         self._lone = lone
 
     def leaky(self, ids: Int64, mass: Float64) -> Bool:
-        return np.where(self._counts(ids, mass), self._told(ids), self._estimated[ids])
+        return np.where(self.counts(ids, mass), self._told(ids), self._estimated[ids])
 
-    def told_leaky(self, ids: Int64, mass: Float64) -> Bool:
-        """Leaky by lone rows; False without."""
-        return self._counts(ids, mass) & self._told(ids)
+    def rests_go_on(self, ids: Int64, skip: Int64, pair: LearntPair) -> Bool:
+        """bool [n]: ``LoneRows.rest_goes_on`` of tokens whose lone rows count."""
+        assert self._lone is not None or not len(ids)
+        found = [
+            self._lone is not None and self._lone.rest_goes_on(token, one, pair)
+            for token, one in zip(ids.tolist(), skip.tolist(), strict=True)
+        ]
+        return np.array(found, np.bool_)
 
     def across(self, ids: Int64, mass: Float64) -> Bool:
         """As in ``LoneRows``."""
         none = np.zeros(ids.shape, np.bool_)
-        return none if self._lone is None else self._counts(ids, mass) & self._lone.across[ids]
+        return none if self._lone is None else self.counts(ids, mass) & self._lone.across[ids]
 
     def unknown(self, ids: Int64, mass: Float64) -> Bool:
         """Entries whose lone rows should be asked for."""
@@ -84,7 +89,8 @@ class _Leaks:
             unknown = ~self._lone.known[ids] & (mass >= LEAST_ASKED)
         return unknown
 
-    def _counts(self, ids: Int64, mass: Float64) -> Bool:
+    def counts(self, ids: Int64, mass: Float64) -> Bool:
+        """Entries whose lone rows are known and count."""
         counts = np.zeros(ids.shape, np.bool_)
         if self._lone is not None:
             counts = self._lone.known[ids] & (mass >= LEAST_ASKED)
@@ -274,11 +280,11 @@ class Walker:
         rest = np.array([self.tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
         extended = (rest >= 0) & self._extended[rest]
         extended &= ~self._parts[rest]
-        got.want(leaks.unknown(rest, mass) & extended & possible, rest)
+        got.want(leaks.unknown(token, mass) & extended & possible, token)
+        told = extended & leaks.counts(token, mass)
+        told[told] = leaks.rests_go_on(token[told], before.skip[line[told]], self.pair)
         after = np.where(extended, rows.children(row, token), NO_ROW)
-        on = self.states.unfinished(state) | (
-            extended & (leaks.told_leaky(rest, mass) | (after != NO_ROW))
-        )
+        on = self.states.unfinished(state) | told | (after != NO_ROW)
         settled = possible & ~on
         got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
         on &= possible
