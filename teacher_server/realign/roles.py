@@ -27,8 +27,8 @@ SPELLINGS: dict[str, SpecialRole] = {
         ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>"),
         SpecialRole.BEGIN_OF_TEXT,
     ),
-    "<think>": SpecialRole.THINK_OPEN,
-    "</think>": SpecialRole.THINK_CLOSE,
+    **dict.fromkeys(("<think>", "[THINK]"), SpecialRole.THINK_OPEN),
+    **dict.fromkeys(("</think>", "[/THINK]"), SpecialRole.THINK_CLOSE),
     **dict.fromkeys(
         ("<pad>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
         SpecialRole.PADDING,

@@ -196,11 +196,13 @@ class Walker:
         small = joins & (mass < SIGNIFICANT)
         state = np.full(ids.shape, ALONE)
         asked = joins & ~small & ~lost
-        state[asked], contradicted = self._ask(position, row, ids, mass, asked, roots, layout, got)
+        state[asked], contradicted = self._ask(
+            position, row, ids, mass, asked, goes_on, roots, layout, got
+        )
         done = asked & ~goes_on & ~contradicted
         which, _ = np.nonzero(done)
         got.settle(position[which], self.states.answer(state[done]), mass[done])
-        still = some & ~lost & (small | (goes_on & ~contradicted))
+        still = some & ~lost & (small | goes_on)
         line, _ = np.nonzero(still)
         alone = ~joins[still]
         token, behind = ids[still], after[still]
@@ -230,6 +232,7 @@ class Walker:
         ids: Int64,
         mass: Float64,
         asked: Bool,
+        goes_on: Bool,
         roots: Int64,
         layout: Layout,
         got: Collected,
@@ -239,7 +242,8 @@ class Walker:
         line, _ = np.nonzero(asked)
         tokens, where, masses = ids[asked], position[line], mass[asked]
         states = self.states.step(roots[where], tokens)
-        against = self.states.answer(states) == CONTRADICTS
+        # What goes on may yet be cut as the student has cut it.
+        against = (self.states.answer(states) == CONTRADICTS) & ~goes_on[asked]
         # Mass on text that the student would have written otherwise: what the teacher
         # itself would encode so cannot happen here, the rest is not to be expressed.
         own = layout.teacher_ids.astype(np.int64)
@@ -274,20 +278,19 @@ class Walker:
         ]
         position, row = before.position[line], before.row[line]
         state = self.states.enter(roots[position], data)
-        possible = self.states.answer(state) != CONTRADICTS
-        np.add.at(got.total, position[possible], mass[possible])
         # The rest of the token is read as the token with these bytes, where there is one.
         rest = np.array([self.tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
         extended = (rest >= 0) & self._extended[rest]
         extended &= ~self._parts[rest]
-        got.want(leaks.unknown(token, mass) & extended & possible, token)
+        got.want(leaks.unknown(token, mass) & extended, token)
         told = extended & leaks.counts(token, mass)
         told[told] = leaks.rests_go_on(token[told], before.skip[line[told]], self.pair)
         after = np.where(extended, rows.children(row, token), NO_ROW)
         on = self.states.unfinished(state) | told | (after != NO_ROW)
+        possible = on | (self.states.answer(state) != CONTRADICTS)
+        np.add.at(got.total, position[possible], mass[possible])
         settled = possible & ~on
         got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
-        on &= possible
         after = rows.children(row[on], token[on])
         trie = self.tables.steps(np.full(len(after), ROOT), np.maximum(rest[on], 0))
         trie = np.where(extended[on], trie, NO_STATE)

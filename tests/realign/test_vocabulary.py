@@ -12,6 +12,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import Level, SpecialRole
 
 from teacher_server.realign.levels import pair_level
+from teacher_server.realign.roles import counterpart, role_table
 from teacher_server.realign.vocabulary import incomplete_tail, read_vocabulary
 from tests.realign.real_tokenizers import vocabulary
 from tests.realign.toys import bpe_document
@@ -91,3 +92,9 @@ def test_what_cannot_be_realigned_is_refused(file: str, says: str) -> None:
 def test_a_role_for_an_ordinary_id_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="no special token"):
         read_vocabulary(changed(), {0: SpecialRole.TURN_END})
+
+
+def test_thinking_has_a_counterpart_whatever_its_spelling() -> None:
+    mine = role_table({7: "[THINK]", 8: "[/THINK]"}, {})
+    theirs = role_table({1: "<think>", 2: "</think>"}, {})
+    assert [counterpart(mine[token], theirs) for token in (7, 8)] == [1, 2]
