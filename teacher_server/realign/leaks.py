@@ -22,6 +22,8 @@ from teacher_server.realign.written import OwnPairs
 Int64 = NDArray[np.int64]
 # Continuations with less mass are not looked up.
 LEAST_LOOKED_UP = 2e-3
+# Mass from which the lone row of a token is wanted.
+LEAST_ASKED = 5e-3
 
 
 class LearntPair:
@@ -124,3 +126,52 @@ class LoneRows:
                 leak = float(shares.longer[0])
             self._rests[key] = leak > SETTLED_LEAK
         return self._rests[key]
+
+
+class TokenLeaks:
+    """What is known of tokens at large, for entries of rows: ids and masses of one shape.
+
+    Lone rows count from LEAST_ASKED on, where they are asked for: whether other rollouts
+    have asked for one must not matter.
+    """
+
+    def __init__(self, estimated: Bool, lone: LoneRows | None) -> None:
+        self._estimated = estimated
+        self._lone = lone
+
+    def leaky(self, ids: Int64, mass: Float64) -> Bool:
+        return np.where(self.counts(ids, mass), self._told(ids), self._estimated[ids])
+
+    def rests_go_on(self, ids: Int64, skip: Int64, pair: LearntPair) -> Bool:
+        """bool [n]: ``LoneRows.rest_goes_on`` of tokens whose lone rows count."""
+        assert self._lone is not None or not len(ids)
+        found = [
+            self._lone is not None and self._lone.rest_goes_on(token, one, pair)
+            for token, one in zip(ids.tolist(), skip.tolist(), strict=True)
+        ]
+        return np.array(found, np.bool_)
+
+    def across(self, ids: Int64, mass: Float64) -> Bool:
+        """As in ``LoneRows``."""
+        none = np.zeros(ids.shape, np.bool_)
+        return none if self._lone is None else self.counts(ids, mass) & self._lone.across[ids]
+
+    def unknown(self, ids: Int64, mass: Float64) -> Bool:
+        """Entries whose lone rows should be asked for."""
+        unknown = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            unknown = ~self._lone.known[ids] & (mass >= LEAST_ASKED)
+        return unknown
+
+    def counts(self, ids: Int64, mass: Float64) -> Bool:
+        """Entries whose lone rows are known and count."""
+        counts = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            counts = self._lone.known[ids] & (mass >= LEAST_ASKED)
+        return counts
+
+    def _told(self, ids: Int64) -> Bool:
+        told = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            told = self._lone.leak[ids] > SETTLED_LEAK
+        return told

@@ -12,20 +12,18 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LearntPair, LoneRows
+from teacher_server.realign.leaks import LearntPair, LoneRows, TokenLeaks
 from teacher_server.realign.masses import Collected, Walked, entries, open_entries
 from teacher_server.realign.paths import StartFinder, Starts
 from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
 from teacher_server.realign.states import ALONE
-from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
+from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
 from teacher_server.realign.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # An entry with less mass is not looked at one by one: it stays open.
 SIGNIFICANT = 1e-4
-# Mass from which the lone row of a token is wanted.
-LEAST_ASKED = 5e-3
 # Teacher tokens that one student token can be spread over.
 MAX_DEPTH = 8
 
@@ -52,55 +50,6 @@ class _Paths:
     def __add__(self, other: _Paths) -> _Paths:
         names = self.__dataclass_fields__
         return _Paths(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
-
-
-class _Leaks:
-    """What is known of tokens at large, for entries of rows: ids and masses of one shape.
-
-    Lone rows count from LEAST_ASKED on, where they are asked for: whether other rollouts
-    have asked for one must not matter.
-    """
-
-    def __init__(self, estimated: Bool, lone: LoneRows | None) -> None:
-        self._estimated = estimated
-        self._lone = lone
-
-    def leaky(self, ids: Int64, mass: Float64) -> Bool:
-        return np.where(self.counts(ids, mass), self._told(ids), self._estimated[ids])
-
-    def rests_go_on(self, ids: Int64, skip: Int64, pair: LearntPair) -> Bool:
-        """bool [n]: ``LoneRows.rest_goes_on`` of tokens whose lone rows count."""
-        assert self._lone is not None or not len(ids)
-        found = [
-            self._lone is not None and self._lone.rest_goes_on(token, one, pair)
-            for token, one in zip(ids.tolist(), skip.tolist(), strict=True)
-        ]
-        return np.array(found, np.bool_)
-
-    def across(self, ids: Int64, mass: Float64) -> Bool:
-        """As in ``LoneRows``."""
-        none = np.zeros(ids.shape, np.bool_)
-        return none if self._lone is None else self.counts(ids, mass) & self._lone.across[ids]
-
-    def unknown(self, ids: Int64, mass: Float64) -> Bool:
-        """Entries whose lone rows should be asked for."""
-        unknown = np.zeros(ids.shape, np.bool_)
-        if self._lone is not None:
-            unknown = ~self._lone.known[ids] & (mass >= LEAST_ASKED)
-        return unknown
-
-    def counts(self, ids: Int64, mass: Float64) -> Bool:
-        """Entries whose lone rows are known and count."""
-        counts = np.zeros(ids.shape, np.bool_)
-        if self._lone is not None:
-            counts = self._lone.known[ids] & (mass >= LEAST_ASKED)
-        return counts
-
-    def _told(self, ids: Int64) -> Bool:
-        told = np.zeros(ids.shape, np.bool_)
-        if self._lone is not None:
-            told = self._lone.leak[ids] > SETTLED_LEAK
-        return told
 
 
 class Walker:
@@ -133,7 +82,7 @@ class Walker:
         got = Collected(count)
         roots = self.states.before(layout, positions)
         before, at, unknown = self._starts.starts(layout, positions, roots, rows)
-        leaks = _Leaks(self._leaky, lone)
+        leaks = TokenLeaks(self._leaky, lone)
         paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
         paths += self._before(before, roots, rows, leaks, got)
         ranks = np.column_stack([unknown.low, unknown.high])
@@ -166,7 +115,7 @@ class Walker:
         sync: Int64,
         layout: Layout,
         rows: TeacherRows,
-        leaks: _Leaks,
+        leaks: TokenLeaks,
         got: Collected,
     ) -> _Paths:
         """Rows at their positions: every token counts."""
@@ -197,12 +146,12 @@ class Walker:
         state = np.full(ids.shape, ALONE)
         asked = joins & ~small & ~lost
         state[asked], contradicted = self._ask(
-            position, row, ids, mass, asked, goes_on, roots, layout, got
+            position, row, ids, mass, asked, after != NO_ROW, roots, layout, got
         )
         done = asked & ~goes_on & ~contradicted
         which, _ = np.nonzero(done)
         got.settle(position[which], self.states.answer(state[done]), mass[done])
-        still = some & ~lost & (small | goes_on)
+        still = some & ~lost & (small | (goes_on & ~contradicted))
         line, _ = np.nonzero(still)
         alone = ~joins[still]
         token, behind = ids[still], after[still]
@@ -232,7 +181,7 @@ class Walker:
         ids: Int64,
         mass: Float64,
         asked: Bool,
-        goes_on: Bool,
+        followed: Bool,
         roots: Int64,
         layout: Layout,
         got: Collected,
@@ -242,8 +191,8 @@ class Walker:
         line, _ = np.nonzero(asked)
         tokens, where, masses = ids[asked], position[line], mass[asked]
         states = self.states.step(roots[where], tokens)
-        # What goes on may yet be cut as the student has cut it.
-        against = (self.states.answer(states) == CONTRADICTS) & ~goes_on[asked]
+        # With what follows it may yet be cut as the student has cut it.
+        against = (self.states.answer(states) == CONTRADICTS) & ~followed[asked]
         # Mass on text that the student would have written otherwise: what the teacher
         # itself would encode so cannot happen here, the rest is not to be expressed.
         own = layout.teacher_ids.astype(np.int64)
@@ -260,7 +209,7 @@ class Walker:
         return states, contradicted
 
     def _before(
-        self, before: Starts, roots: Int64, rows: TeacherRows, leaks: _Leaks, got: Collected
+        self, before: Starts, roots: Int64, rows: TeacherRows, leaks: TokenLeaks, got: Collected
     ) -> _Paths:
         """Rows before their positions: tokens that go on beyond the bytes already there."""
         ids = rows.ids[before.row]
@@ -286,8 +235,8 @@ class Walker:
         told = extended & leaks.counts(token, mass)
         told[told] = leaks.rests_go_on(token[told], before.skip[line[told]], self.pair)
         after = np.where(extended, rows.children(row, token), NO_ROW)
-        on = self.states.unfinished(state) | told | (after != NO_ROW)
-        possible = on | (self.states.answer(state) != CONTRADICTS)
+        possible = (after != NO_ROW) | (self.states.answer(state) != CONTRADICTS)
+        on = possible & (self.states.unfinished(state) | told | (after != NO_ROW))
         np.add.at(got.total, position[possible], mass[possible])
         settled = possible & ~on
         got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
