@@ -17,7 +17,7 @@ from teacher_proto.types import Bool, Float32
 from teacher_server.realign.rows import Float64
 from teacher_server.realign.states import ALONE, StudentStates
 from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
-from teacher_server.realign.written import OwnPairs
+from teacher_server.realign.written import CONTRADICTS, OwnPairs
 
 Int64 = NDArray[np.int64]
 # Continuations with less mass are not looked up.
@@ -97,6 +97,8 @@ class LoneRows:
         self.across: Bool = np.zeros(tables.teacher.size, np.bool_)
         self._rows: dict[int, tuple[Int64, Float64]] = {}
         self._rests: dict[tuple[int, int], bool] = {}
+        self._undone: dict[tuple[int, int], bool] = {}
+        self._generation = 0
 
     def leave_open(self, tokens: Int64) -> None:
         """Counts tokens [n] as going on, whatever their rows."""
@@ -127,6 +129,26 @@ class LoneRows:
             self._rests[key] = leak > SETTLED_LEAK
         return self._rests[key]
 
+    def undone(self, token: int, state: int, pair: LearntPair) -> bool:
+        """Whether what follows the known token may yet make a state possible, whose text
+        alone the student would have cut otherwise, with more than SETTLED_LEAK."""
+        if self._generation != pair.states.generation:
+            self._undone.clear()
+            self._generation = pair.states.generation
+        key = token, state
+        if key not in self._undone:
+            share = 0.0
+            row = self._rows.get(token)
+            if row is not None:
+                ids, log_probs = row
+                here = np.full(len(ids), state)
+                joins = pair.states.joins_bytes(here[:1], ids[None])[0]
+                after = pair.states.step(here[joins], ids[joins])
+                possible = pair.states.answer(after) != CONTRADICTS
+                share = float(np.exp(log_probs[joins][possible]).sum())
+            self._undone[key] = share > SETTLED_LEAK
+        return self._undone[key]
+
 
 class TokenLeaks:
     """What is known of tokens at large, for entries of rows: ids and masses of one shape.
@@ -150,6 +172,14 @@ class TokenLeaks:
             for token, one in zip(ids.tolist(), skip.tolist(), strict=True)
         ]
         return np.array(found, np.bool_)
+
+    def undone(self, ids: Int64, mass: Float64, state: Int64, pair: LearntPair) -> Bool:
+        """bool [n]: ``LoneRows.undone`` of tokens whose lone rows count."""
+        undone = self.counts(ids, mass)
+        if self._lone is not None:
+            for index in np.flatnonzero(undone).tolist():
+                undone[index] = self._lone.undone(int(ids[index]), int(state[index]), pair)
+        return undone
 
     def across(self, ids: Int64, mass: Float64) -> Bool:
         """As in ``LoneRows``."""

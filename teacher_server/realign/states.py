@@ -45,9 +45,11 @@ class StudentStates:
         # How many of several spaces stand by themselves depends on what follows them.
         self._solid = tables.teacher.ordinary & ~tables.teacher.begins_with_space
         self._ordinary = tables.teacher.ordinary
+        self.generation = 0  # counts how often the states' numbers began anew
         self.clear()
 
     def clear(self) -> None:
+        self.generation += 1
         self._lefts: list[bytes] = []
         self._data: list[bytes] = []
         self._columns = np.zeros((1024, 7), np.int64)

@@ -145,9 +145,10 @@ class Walker:
         small = joins & (mass < SIGNIFICANT)
         state = np.full(ids.shape, ALONE)
         asked = joins & ~small & ~lost
-        state[asked], contradicted = self._ask(
-            position, row, ids, mass, asked, after != NO_ROW, roots, layout, got
+        state[asked], contradicted, undone = self._ask(
+            position, row, ids, mass, asked, after != NO_ROW, roots, layout, leaks, got
         )
+        goes_on |= undone
         done = asked & ~goes_on & ~contradicted
         which, _ = np.nonzero(done)
         got.settle(position[which], self.states.answer(state[done]), mass[done])
@@ -184,15 +185,22 @@ class Walker:
         followed: Bool,
         roots: Int64,
         layout: Layout,
+        leaks: TokenLeaks,
         got: Collected,
-    ) -> tuple[Int64, Bool]:
-        """Tokens that may merge with the text before them: their states, and bool [n, w],
-        which of them the text before rules out."""
+    ) -> tuple[Int64, Bool, Bool]:
+        """Tokens that may merge with the text before them: their states, and bool [n, w]
+        each, which of them the text before rules out, and which only as long as nothing
+        follows them."""
         line, _ = np.nonzero(asked)
         tokens, where, masses = ids[asked], position[line], mass[asked]
         states = self.states.step(roots[where], tokens)
         # With what follows it may yet be cut as the student has cut it.
         against = (self.states.answer(states) == CONTRADICTS) & ~followed[asked]
+        undone = np.zeros(ids.shape, np.bool_)
+        yet = against.copy()
+        yet[against] = leaks.undone(tokens[against], masses[against], states[against], self.pair)
+        undone[asked] = yet
+        against &= ~yet
         # Mass on text that the student would have written otherwise: what the teacher
         # itself would encode so cannot happen here, the rest is not to be expressed.
         own = layout.teacher_ids.astype(np.int64)
@@ -206,7 +214,7 @@ class Walker:
         np.add.at(got.lost, where[~impossible], masses[~impossible])
         contradicted = np.zeros(ids.shape, np.bool_)
         contradicted[asked] = against
-        return states, contradicted
+        return states, contradicted, undone
 
     def _before(
         self, before: Starts, roots: Int64, rows: TeacherRows, leaks: TokenLeaks, got: Collected
@@ -235,8 +243,11 @@ class Walker:
         told = extended & leaks.counts(token, mass)
         told[told] = leaks.rests_go_on(token[told], before.skip[line[told]], self.pair)
         after = np.where(extended, rows.children(row, token), NO_ROW)
-        possible = (after != NO_ROW) | (self.states.answer(state) != CONTRADICTS)
-        on = possible & (self.states.unfinished(state) | told | (after != NO_ROW))
+        against = (self.states.answer(state) == CONTRADICTS) & (after == NO_ROW)
+        undone = against & extended
+        undone[undone] = leaks.undone(token[undone], mass[undone], state[undone], self.pair)
+        possible = ~against | undone
+        on = possible & (self.states.unfinished(state) | told | undone | (after != NO_ROW))
         np.add.at(got.total, position[possible], mass[possible])
         settled = possible & ~on
         got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
