@@ -168,6 +168,7 @@ async def realigned_scores(
     for _ in range(settings.extra_rounds):
         if not await _extra_round(work, planned, settings, max_length):
             break
+        await _ask_lone_rows(work, planned)
     scores = [
         not_realigned(one.problem) if one.problem else work.carried[index].scores
         for index, one in enumerate(planned)

@@ -106,7 +106,7 @@ class StartFinder:
             if not ends_in_spaces(layout.data[max(end - 2, 0) : end]):
                 continue
             own = layout.teacher_ids[sync[index] : row[index]].tolist()
-            paths = self._behind_spaces(index, int(roots[index]), layout, int(sync[index]), end)
+            paths = self._behind_spaces(int(roots[index]), layout, int(sync[index]), end)
             aligned[index] = any(path == own for path, _ in paths)
             others += [(index, path, ranks) for path, ranks in paths if path != own]
         before, at, unknown = _Parts(6), _Parts(6), _Parts(6)
@@ -129,7 +129,7 @@ class StartFinder:
         return _starts(before), _starts(at), _unknown(unknown)
 
     def _behind_spaces(
-        self, index: int, root: int, layout: Layout, sync: int, end: int
+        self, root: int, layout: Layout, sync: int, end: int
     ) -> list[tuple[list[int], tuple[int, int]]]:
         """The teacher's encodings of what precedes a position behind several spaces, and the
         ranks of the student tokens that may follow each.

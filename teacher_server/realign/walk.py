@@ -242,7 +242,8 @@ class Walker:
         got.want(leaks.unknown(token, mass) & extended, token)
         told = extended & leaks.counts(token, mass)
         told[told] = leaks.rests_go_on(token[told], before.skip[line[told]], self.pair)
-        after = np.where(extended, rows.children(row, token), NO_ROW)
+        child = rows.children(row, token)
+        after = np.where(extended, child, NO_ROW)
         against = (self.states.answer(state) == CONTRADICTS) & (after == NO_ROW)
         undone = against & extended
         undone[undone] = leaks.undone(token[undone], mass[undone], state[undone], self.pair)
@@ -251,7 +252,7 @@ class Walker:
         np.add.at(got.total, position[possible], mass[possible])
         settled = possible & ~on
         got.settle(position[settled], self.states.answer(state[settled]), mass[settled])
-        after = rows.children(row[on], token[on])
+        after = child[on]
         trie = self.tables.steps(np.full(len(after), ROOT), np.maximum(rest[on], 0))
         trie = np.where(extended[on], trie, NO_STATE)
         nothing = np.full(len(after), -1)

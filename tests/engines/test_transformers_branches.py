@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import pytest_asyncio
 import torch
 from transformers import LlamaForCausalLM, LlamaModel
 
@@ -29,7 +27,7 @@ from tests.engines.conformance import (
     running,
 )
 from tests.engines.test_transformers_architectures import GPT2_SIZES, SIZES, build
-from tests.support.gate import Gate, gated
+from tests.support.gate import Gate
 from tests.support.models import save_model, tiny_llama_config
 from tests.support.reference import plain_logits
 
@@ -61,27 +59,6 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
     "gpt-neo: a window of its own kind": ("GPTNeo", NEO_SIZES, False),
     "bloom: positions by index": ("Bloom", BLOOM_SIZES, False),
 }
-
-
-@pytest.fixture(scope="module")
-def subject(tiny_model_dir: Path) -> Subject:
-    return Subject(lambda **_: None, plain_logits(tiny_model_dir), V)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with gated(LlamaModel) as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def engine(gate: Gate, tiny_model_dir: Path) -> AsyncIterator[Engine]:
-    async with running(TransformersEngine(str(tiny_model_dir), device="cpu")) as started:
-        gate.forget()
-        try:
-            yield started
-        finally:
-            gate.open()
 
 
 def nodes(job: Job) -> int:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import pytest_asyncio
 import torch
 from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavailableError
-from transformers import LlamaModel
 
 from teacher_server.engines.base import Engine, Job, JobResult
 from teacher_server.engines.transformers import TransformersEngine
@@ -24,31 +21,9 @@ from tests.engines.conformance import (
     make_job,
     running,
 )
-from tests.support.gate import Gate, gated
-from tests.support.reference import plain_logits
+from tests.support.gate import Gate
 
 V = 320
-
-
-@pytest.fixture(scope="module")
-def subject(tiny_model_dir: Path) -> Subject:
-    return Subject(lambda **_: None, plain_logits(tiny_model_dir), V)
-
-
-@pytest.fixture
-def gate() -> Iterator[Gate]:
-    with gated(LlamaModel) as made:
-        yield made
-
-
-@pytest_asyncio.fixture
-async def engine(gate: Gate, tiny_model_dir: Path) -> AsyncIterator[Engine]:
-    async with running(TransformersEngine(str(tiny_model_dir), device="cpu")) as started:
-        gate.forget()
-        try:
-            yield started
-        finally:
-            gate.open()
 
 
 async def occupy(engine: Engine, gate: Gate) -> asyncio.Task[JobResult]:

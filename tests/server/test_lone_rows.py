@@ -7,20 +7,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import PositionClass
+from teacher_proto.types import PositionClass, ScoreRequest, TextPrompt
 from tokenizers import Tokenizer
 
-from teacher_server.engines.base import Rows
+from teacher_server.config import TokenizerSettings
+from teacher_server.engines.base import Job, JobResult, Rows, Sequence
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import read_vocabulary
 from teacher_server.realigned import learn_lone, lone_prompt
+from teacher_server.realigned_path import realigned_scores
+from teacher_server.students import Pair
+from tests.realign.toys import SPACE, toy
 from tests.server.crossed import TEXT, block, file_of, given, request, upload
-from tests.server.running import LONG, ids, running
+from tests.server.running import LONG, continuation, ids, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 OTHER = "A teacher that writes def loss(x): return 9 * x; nothing else is judged."
+
+
+def first_id(sequence: Sequence) -> int:
+    return int(sequence.token_ids[0])
 
 
 async def test_each_is_asked_for_once_and_counted(
@@ -47,16 +55,23 @@ async def test_each_is_asked_for_once_and_counted(
         assert f"lsm_teacher_realign_lone_rows_total{{{label}}} {count}" in metrics
         # Another temperature is another distribution.
         await server.score(request(server, student_file, tokens, temperature=2.0))
-        assert len(server.engines["default"].jobs) == 5
+        *_, warm = server.engines["default"].jobs
+        assert {first_id(s) for s in warm.sequences} & {first_id(s) for s in lone.sequences}
 
 
+@pytest.mark.parametrize("rounds", [0, 2])
 async def test_what_others_asked_for_changes_nothing(
-    teacher_dir: Path, student_file: bytes, student: Tokenizer, monkeypatch: pytest.MonkeyPatch
+    rounds: int,
+    teacher_dir: Path,
+    student_file: bytes,
+    student: Tokenizer,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tokens = student.encode(TEXT).ids
     found = []
+    settings = {"tokenizers": {"extra_rounds": rounds, "extra_least_open": 0.02}}
     for before in ([], student.encode(OTHER).ids):
-        async with running({"default": teacher_dir}, monkeypatch) as server:
+        async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
             await server.client.register_tokenizer(upload(student_file), timeout=LONG)
             if before:
                 await server.score(request(server, student_file, before, request_id="other"))
@@ -99,3 +114,64 @@ async def test_a_row_that_is_not_finite_leaves_its_token_open(
     assert lone.known[[first, second]].all()
     assert lone.leak[first] == 1.0
     assert lone.leak[second] == 0.0
+
+
+async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
+    """What precedes the student's "c" is "a", "b" to the teacher, whose rollout has "bc":
+    the row behind "b" is there after a round only, and it is the first to hold a "c"."""
+    student = toy("abcd" + SPACE, [("c", "d")])
+    teacher = toy("abcd" + SPACE, [("b", "c")])
+    behind = {"a": {"b": 0.6, "bc": 0.4}, "b": {"c": 0.9, "a": 0.1}}
+    asked: list[Job] = []
+
+    async def ask(job: Job) -> tuple[JobResult, float]:
+        asked.append(job)
+        return JobResult(tuple(answer(job, one) for one in job.sequences), job.tokens, 0.0), 0.0
+
+    def answer(job: Job, sequence: Sequence) -> Rows:
+        read = [*job.prompt_ids.tolist(), *sequence.token_ids.tolist()]
+        top_ids = np.full((len(sequence.positions), job.top_k), -1, np.int32)
+        log_probs = np.zeros(top_ids.shape, np.float32)
+        own = np.full(len(top_ids), -9.0, np.float32)
+        for row, position in enumerate(sequence.positions.tolist()):
+            last = teacher.token_bytes[read[len(job.prompt_ids) + position - 1]].decode()
+            for slot, (token, mass) in enumerate(behind.get(last, {"a": 1.0}).items()):
+                top_ids[row, slot] = teacher.token_bytes.index(token.encode())
+                log_probs[row, slot] = np.log(mass)
+                if top_ids[row, slot] == sequence.token_ids[position]:
+                    own[row] = np.log(mass)
+        return Rows(
+            top_ids=top_ids,
+            top_log_probs=log_probs,
+            sampled_log_probs=own,
+            sampled_valid=np.ones(len(own), np.bool_),
+        )
+
+    tables = PairTables(student, teacher, build_static(student, teacher))
+    tokens = student.encoder.encode(b"abca").ids.tolist()
+    pair = Pair(tables)
+    await realigned_scores(
+        ScoreRequest(
+            request_id="toy",
+            run="run",
+            teacher="toy",
+            tokenizer_hash=student.hash,
+            prompt=TextPrompt(""),
+            continuations=(continuation(*tokens),),
+            top_k=4,
+            temperature=1.0,
+        ),
+        ids(len(teacher.token_bytes) - 1),
+        pair,
+        TokenizerSettings(extra_rounds=1),
+        lone=pair.lone("toy", 1.0),
+        vocabulary_size=teacher.size,
+        max_length=64,
+        ask=ask,
+        check=lambda lengths, size: None,
+    )
+    own, before, extra, after = asked
+    assert own.want_sampled
+    assert [first_id(one) for one in before.sequences] == [teacher.token_bytes.index(b"bc")]
+    assert [first_id(one) for one in after.sequences] == [teacher.token_bytes.index(b"c")]
+    assert int(extra.sequences[0].token_ids[-2]) == teacher.token_bytes.index(b"b")

@@ -1,0 +1,116 @@
+"""What the row behind a token alone decides: which mass is open, and which is ruled out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+
+from teacher_server.realign.carry import CarriedRows, Realigner
+from teacher_server.realign.leaks import LoneRows
+from teacher_server.realign.rows import teacher_rows
+from teacher_server.realign.tables import PairTables, build_static
+from teacher_server.realign.vocabulary import Vocabulary
+from tests.realign.toys import SPACE, toy
+
+LETTERS = "abcd" + SPACE
+ROW = {"b": 0.6, "c": 0.3, "d": 0.1}
+# A "b" behind "a" would be "ab" by itself, and "bc" with a "c" behind it.
+BC_FIRST = toy(LETTERS, [("b", "c"), ("a", "b")])
+
+
+def row_of(
+    student: Vocabulary,
+    teacher: Vocabulary,
+    text: str,
+    position: int,
+    row: Mapping[str, float],
+    lone: Mapping[str, Mapping[str, float]],
+) -> CarriedRows:
+    """One row of ``text``, where every row of the teacher is ``row``; ``lone``: its rows
+    behind single tokens."""
+    realigner = Realigner(PairTables(student, teacher, build_static(student, teacher)))
+    layout = realigner.plan(student.encoder.encode(text.encode()).ids)
+
+    def best(mass: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
+        ids = [teacher.token_bytes.index(token.encode()) for token in mass]
+        return np.array([ids], np.int32), np.log([list(mass.values())])
+
+    ids, values = (np.tile(part, (len(layout.teacher_ids), 1)) for part in best(row))
+    listed = ids == layout.teacher_ids[:, None]
+    own = np.where(listed.any(1), np.where(listed, values, 0.0).sum(1), np.log(1e-9))
+    known = LoneRows(realigner.tables)
+    for token, after in lone.items():
+        realigner.learn(known, np.array([teacher.token_bytes.index(token.encode())]), *best(after))
+    rows = teacher_rows(layout.teacher_ids, ids, values, own)
+    return realigner.carry_over(layout, np.array([position]), rows, top_k=6, lone=known)
+
+
+def settled(got: CarriedRows, student: Vocabulary) -> dict[str, float]:
+    masses: dict[str, float] = {}
+    entries = got.walked.settled
+    for token, mass in zip(entries.token.tolist(), entries.mass.tolist(), strict=True):
+        name = student.token_bytes[token].decode()
+        masses[name] = masses.get(name, 0.0) + mass
+    return masses
+
+
+def certified(got: CarriedRows, student: Vocabulary) -> set[str]:
+    ids = got.certified.ids[0, : int(got.certified.counts[0])].tolist()
+    return {student.token_bytes[token].decode() for token in ids}
+
+
+def test_what_follows_may_undo_a_contradiction() -> None:
+    """The rollout goes on with "b", "c": the row behind "b" is there and decides."""
+    got = row_of(BC_FIRST, toy(LETTERS, []), "abcd", 1, ROW, {"b": {"d": 1.0}})
+    assert got.walked.total[0] == pytest.approx(1 - 0.6 * 0.7)  # "ab": the student's would differ
+    assert settled(got, BC_FIRST)["bc"] == pytest.approx(0.6 * 0.3)
+
+
+@pytest.mark.parametrize(("goes_on", "open_mass", "total"), [("c", 0.6, 1.0), ("d", 0.0, 0.4)])
+def test_a_contradiction_that_may_be_undone_is_open(
+    goes_on: str, open_mass: float, total: float
+) -> None:
+    """The rollout goes on otherwise: only the lone row of "b" tells."""
+    got = row_of(BC_FIRST, toy(LETTERS, []), "ad", 1, ROW, {"b": {goes_on: 1.0}})
+    assert got.walked.total[0] == pytest.approx(total)
+    assert got.walked.open.mass.sum() == pytest.approx(open_mass, abs=1e-9)
+    assert settled(got, BC_FIRST) == pytest.approx({"c": 0.3, "d": 0.1})
+
+
+@pytest.mark.parametrize(("goes_on", "open_"), [("c", True), ("d", False)])
+def test_the_rest_of_a_token_goes_on_as_the_whole_token_does(goes_on: str, open_: bool) -> None:
+    """The teacher has "db" as one token: behind "d", its rest is "b" or the beginning of "bc"."""
+    student, teacher = toy(LETTERS, [("b", "c")]), toy(LETTERS, [("d", "b")])
+    got = row_of(student, teacher, "dd", 1, {"db": 0.5, "d": 0.5}, {"db": {goes_on: 1.0}})
+    assert (got.walked.open.token == teacher.token_bytes.index(b"db")).any() == open_
+    assert ("b" in settled(got, student)) != open_
+
+
+def test_rows_are_followed_until_nothing_moves_the_token() -> None:
+    """ "bc" is one token, and "bcd" is "b", "cd": the row behind "c" is there and decides."""
+    student = toy(LETTERS, [("c", "d"), ("b", "c")])
+    got = row_of(student, toy(LETTERS, []), "bcd", 0, ROW, {})
+    assert settled(got, student)["bc"] == pytest.approx(0.6 * 0.3 * 0.9)
+
+
+def test_an_open_token_threatens_what_the_teacher_begins_otherwise() -> None:
+    """ "bc" is one token of the teacher's, and in "bcd" its "b" is one: the student's "bc"."""
+    student, teacher = toy(LETTERS, [("b", "c")]), toy(LETTERS, [("c", "d"), ("b", "c")])
+    row = {"b": 0.3, "bc": 0.6, "a": 0.1}
+    open_ = row_of(student, teacher, "d", 0, row, {"b": {"cd": 1.0}, "bc": {"a": 1.0}})
+    assert "bc" not in certified(open_, student)
+    closed = row_of(student, teacher, "d", 0, row, {"b": {"a": 1.0}, "bc": {"a": 1.0}})
+    assert "bc" in certified(closed, student)
+
+
+def test_an_open_token_threatens_what_it_is_by_itself() -> None:
+    """The teacher's "bc" is the student's "b", "c", or the beginning of "bcd"."""
+    student = toy(LETTERS, [("c", "d"), ("b", "cd")])
+    teacher = toy(LETTERS, [("b", "c")])
+    row = {"b": 0.3, "bc": 0.1, "a": 0.6}
+    open_ = row_of(student, teacher, "d", 0, row, {"bc": {"d": 1.0}, "b": {"a": 1.0}})
+    assert "b" not in certified(open_, student)
+    closed = row_of(student, teacher, "d", 0, row, {"bc": {"a": 1.0}, "b": {"a": 1.0}})
+    assert "b" in certified(closed, student)
