@@ -220,6 +220,8 @@ def enumerate_paths(
     mass: dict[int, float] = {}
     past = tuple(vocabulary.encoder.encode(said).ids.tolist())
     settling = Settling(student, said, student_tokens)
+    # The first bytes of a character are not encoded as they are with its last ones.
+    whole = len(said) - incomplete_tail(said)
 
     def settle(token: int | None, weight: float, path: tuple[int, ...], data: bytes) -> bool:
         nonlocal kept
@@ -257,7 +259,7 @@ def enumerate_paths(
             longer = data + vocabulary.token_bytes[one]
             if not longer.startswith(said[: len(longer)]):
                 continue
-            if len(longer) <= len(said) and (*path, one) != past[: len(path) + 1]:
+            if len(longer) <= whole and (*path, one) != past[: len(path) + 1]:
                 continue
             waiting += value
             heapq.heappush(heap, (-value, next(order), (*path, one), longer))

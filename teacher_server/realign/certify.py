@@ -24,6 +24,8 @@ SPARE = 16
 # mean of such tokens (and at most the row's floor).
 TAIL_SKEW = 20
 ROUNDING = 1e-12
+# Slots of a table for each entry in it, at most.
+MOST_PADDING = 8
 
 
 @dataclass(frozen=True)
@@ -104,14 +106,35 @@ def certify(
 
 def by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
     """(position, token, mass, parts) with one entry each, by position and token."""
-    key = settled.position * size + settled.token
-    order = np.argsort(key, kind="stable")
-    key = key[order]
+    order = order_within(settled.position, settled.token)
+    key = (settled.position * size + settled.token)[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
     mass = np.add.reduceat(settled.mass[order], first) if len(first) else np.zeros(0)
     position, token = np.divmod(key[first], size)
     parts = np.diff(np.concatenate([first, [len(key)]]))
     return position, token, mass, parts
+
+
+def order_within(position: Int64, value: Int64) -> Int64:
+    """int64 [n]: the stable order by position, then by value (>= 0)."""
+    if not len(position):
+        return np.zeros(0, np.int64)
+    order = np.argsort(position, kind="stable")  # a few ascending runs: merged, not sorted
+    counts = np.bincount(position)
+    widest = int(counts.max())
+    if len(counts) * widest > MOST_PADDING * len(position):
+        return np.lexsort([value, position])
+    # Many short sorts are several times faster than a long one.
+    line = position[order]
+    column = np.arange(len(order)) - (np.cumsum(counts) - counts)[line]
+    table = np.full((len(counts), widest), np.iinfo(np.int64).max)
+    bits = widest.bit_length()
+    table[line, column] = (value[order] << bits) | column
+    table.sort(1)
+    # What is there comes before the padding; lines stay as long as they were.
+    chosen = table[line, column] & ((1 << bits) - 1)
+    ordered: Int64 = order[chosen + np.arange(len(order)) - column]
+    return ordered
 
 
 def best_ids(
@@ -128,8 +151,9 @@ def best_ids(
     # Integers sort faster: positive floats are ordered as their bits are; the lowest
     # bits, far below rounding, hold the place, so that equal ones stay in order.
     places = (1 << int(widest).bit_length()) - 1
-    keys = (table.view(np.int64) & ~places) | (places - np.arange(widest))
-    order = np.argsort(-keys, 1)[:, :width]
+    keys = -((table.view(np.int64) & ~places) | (places - np.arange(widest)))
+    keys.sort(1)
+    order = places - (-keys[:, :width] & places)
     chosen = np.take_along_axis(entry, order, 1)
     masses = np.take_along_axis(table, order, 1)
     if not len(position):
@@ -146,10 +170,12 @@ def _threats(
     line = np.arange(count)[:, None] * size
     opened = walked.open
     base = opened.position * size
-    keys = (line + tables.student.rank[ids]).reshape(-1)
-    order = np.argsort(keys)
-    keys = keys[order]  # places are looked up in order: memory is read once
-    by_low = np.argsort(base + opened.low, kind="stable")
+    ranks = tables.student.rank[ids]
+    bits = width.bit_length()
+    column = np.sort((ranks << bits) | np.arange(width), 1) & ((1 << bits) - 1)
+    keys = (line + np.take_along_axis(ranks, column, 1)).reshape(-1)
+    order = (np.arange(count)[:, None] * width + column).reshape(-1)
+    by_low = order_within(opened.position, opened.low)
     lows = (base + opened.low)[by_low]
     mass = opened.mass[by_low]
     # Paths whose bytes the id begins with: each adds its mass to a range of ranks.
@@ -158,12 +184,15 @@ def _threats(
     ends = np.searchsorted(keys, (base + opened.high)[by_low])
     steps = np.bincount(begins, wide, len(keys) + 1) - np.bincount(ends, wide, len(keys) + 1)
     sorted_threats = np.cumsum(steps[:-1], dtype=np.float64)
-    # Paths whose bytes begin with the id and go on.
+    # Paths whose bytes begin with the id and go on: with a token that none goes on from
+    # there is none.
     sums = np.concatenate([[0.0], np.cumsum(wide)])
-    interval = (line[..., None] + tables.student_interval[ids]).reshape(-1, 2)[order]
+    own = ids.reshape(-1)[order]
+    longer = np.flatnonzero(tables.goes_on[own])
+    interval = tables.student_interval[own[longer]] + line[longer // width]
     last = np.searchsorted(lows, interval[:, 1], "left")
     first = np.searchsorted(lows, interval[:, 0], "right")
-    sorted_threats += np.maximum(sums[last] - sums[first], 0.0)
+    sorted_threats[longer] += np.maximum(sums[last] - sums[first], 0.0)
     unsorted = np.empty(len(keys))
     unsorted[order] = sorted_threats
     threats = unsorted.reshape(count, width)

@@ -61,9 +61,10 @@ def shares_behind(
         data = [tables.teacher.token_bytes[token][skip:] for token in tokens.tolist()]
         rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
         behind = states.enter(np.full(count, ALONE), data)
-    wanted = states.joins_bytes(behind, ids) & (log_probs > np.log(LEAST_LOOKED_UP))
-    line, _ = np.nonzero(wanted)
-    after, mass = ids[wanted], np.exp(log_probs[wanted])
+    line, column = np.nonzero(log_probs > np.log(LEAST_LOOKED_UP))
+    joins = states.joins_bytes(behind[line], ids[line, column][:, None])[:, 0]
+    line, column = line[joins], column[joins]
+    after, mass = ids[line, column], np.exp(log_probs[line, column])
     known = rest[line] >= 0
     begun = np.maximum(rest[line], 0)
     trie = tables.steps(tables.steps(np.where(known, ROOT, NO_STATE), begun), after)
@@ -114,6 +115,15 @@ class LoneRows:
         self.leak[tokens] = found.longer
         self.across[tokens] = found.across > SETTLED_LEAK
         self.known[tokens] = True
+
+    def share_of(self, token: int, then: int) -> float:
+        """Of the mass behind the known token, what goes on with ``then``, or the most that
+        this can be."""
+        row = self._rows.get(token)
+        if row is None:
+            return 1.0
+        ids, log_probs = row
+        return float(np.exp(log_probs[ids == then]).sum()) or LEAST_LOOKED_UP
 
     def rest_goes_on(self, token: int, skip: int, pair: LearntPair) -> bool:
         """Whether the known token without its first ``skip`` bytes goes on, or is cut
@@ -172,6 +182,13 @@ class TokenLeaks:
             for token, one in zip(ids.tolist(), skip.tolist(), strict=True)
         ]
         return np.array(found, np.bool_)
+
+    def shares_of(self, ids: Int64, then: Int64) -> Float64:
+        """float64 [n]: ``LoneRows.share_of`` of tokens whose lone rows count."""
+        if self._lone is None:
+            return np.ones(len(ids))
+        pairs = zip(ids.tolist(), then.tolist(), strict=True)
+        return np.array([self._lone.share_of(*pair) for pair in pairs], np.float64)
 
     def undone(self, ids: Int64, mass: Float64, state: Int64, pair: LearntPair) -> Bool:
         """bool [n]: ``LoneRows.undone`` of tokens whose lone rows count."""

@@ -26,6 +26,8 @@ Int64 = NDArray[np.int64]
 MAX_TEXTS = 200_000
 # What may follow several spaces, one of each kind that tokenizers tell apart there.
 FOLLOWING = (b" x", b"\n", b"x", b"7")
+# Bytes that are spaces or line ends.
+_SPACES = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,16 @@ class Starts:
 
 @dataclass(frozen=True)
 class Unknown:
-    """Paths that reach a position over a row that does not exist; ``low``, ``high``: ranks
-    of the student tokens that may come of them."""
+    """Paths that reach a position over a row that does not exist.
+
+    ``then``: the token that the path goes on with behind ``token``, or -1. ``low``,
+    ``high``: ranks of the student tokens that may come of it.
+    """
 
     position: Int64
     row: Int64
     token: Int64
+    then: Int64
     mass: Float64
     low: Int64
     high: Int64
@@ -101,7 +107,8 @@ class StartFinder:
         aligned = offsets[row] == begin
         last = np.where(aligned, row, row - 1)
         others: list[tuple[int, list[int], tuple[int, int]]] = []
-        for index in np.flatnonzero(aligned & (row > sync)).tolist():
+        spaces = _SPACES[np.frombuffer(layout.data, np.uint8)[np.maximum(begin - 1, 0)]]
+        for index in np.flatnonzero(aligned & (row > sync) & spaces).tolist():
             end = int(begin[index])
             if not ends_in_spaces(layout.data[max(end - 2, 0) : end]):
                 continue
@@ -109,7 +116,7 @@ class StartFinder:
             paths = self._behind_spaces(int(roots[index]), layout, int(sync[index]), end)
             aligned[index] = any(path == own for path, _ in paths)
             others += [(index, path, ranks) for path, ranks in paths if path != own]
-        before, at, unknown = _Parts(6), _Parts(6), _Parts(6)
+        before, at, unknown = _Parts(6), _Parts(6), _Parts(7)
         which = np.flatnonzero(aligned)
         zeros = np.zeros(len(which), np.int64)
         at.add_all(which, row[which], np.zeros(len(which)), zeros, zeros, zeros)
@@ -237,7 +244,7 @@ class StartFinder:
         row, last, offset = place
         at_byte = int(layout.teacher_offsets[row])
         weight = float(rows.before[row] - rows.before[last])
-        for token in path:
+        for token, then in zip(path, [*path[1:], -1], strict=True):
             if first or row >= len(rows.own):
                 low, high = self._longer(layout.data[at_byte:offset])
                 if low < high:
@@ -246,7 +253,7 @@ class StartFinder:
             after = rows.child(row, token)
             at_byte += self._tables.teacher.lengths_list[token]
             if after is None:
-                unknown.add(index, row, token, float(np.exp(weight)), *ranks)
+                unknown.add(index, row, token, then, float(np.exp(weight)), *ranks)
                 return
             row = after
         at.add(index, row, weight, 0, 0, 0)
@@ -259,11 +266,11 @@ def _starts(parts: _Parts) -> Starts:
 
 
 def _unknown(parts: _Parts) -> Unknown:
-    position, row, token, mass, low, high = parts.columns()
-    position, row, token, low, high = (
-        column.astype(np.int64) for column in (position, row, token, low, high)
+    position, row, token, then, mass, low, high = parts.columns()
+    position, row, token, then, low, high = (
+        column.astype(np.int64) for column in (position, row, token, then, low, high)
     )
-    return Unknown(position, row, token, mass.astype(np.float64), low, high)
+    return Unknown(position, row, token, then, mass.astype(np.float64), low, high)
 
 
 def _longer(data: bytes, tables: PairTables) -> tuple[int, int]:

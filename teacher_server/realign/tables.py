@@ -78,14 +78,24 @@ class PairTables:
     def edge_keys(self) -> Int64:
         return self.static.edges[:, 0] * self.teacher.size + self.static.edges[:, 1]
 
+    @cached_property
+    def _inner(self) -> Bool:
+        """bool [V_T]: on some edge of the trie that does not leave its root."""
+        inner = np.zeros(self.teacher.size, np.bool_)
+        inner[self.static.edges[self.static.edges[:, 0] != ROOT, 1]] = True
+        return inner
+
     def steps(self, state: Int64, token: Int64) -> Int64:
         """int64 [n]: the trie's states after one more token; NO_STATE where a path leaves it."""
-        if not len(self.edge_keys):
-            return np.full(len(token), NO_STATE)
-        keys = np.where(state == NO_STATE, -1, state * self.teacher.size + token)
-        at = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
-        found = self.edge_keys[at] == keys
-        return np.where(found, self.static.edges[at, 2], NO_STATE)
+        after = np.full(len(token), NO_STATE)
+        # Most tokens are on no edge beyond the first: they need not be looked up.
+        on = np.flatnonzero((state == ROOT) | ((state != NO_STATE) & self._inner[token]))
+        if len(on) and len(self.edge_keys):
+            keys = state[on] * self.teacher.size + token[on]
+            at = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
+            found = self.edge_keys[at] == keys
+            after[on[found]] = self.static.edges[at[found], 2]
+        return after
 
     @cached_property
     def leaky(self) -> Bool:
@@ -137,6 +147,14 @@ class PairTables:
     def student_interval(self) -> Int64:
         """int64 [V_S, 2]: ranks of the student tokens that begin with this one's bytes."""
         return own_intervals(self.student)
+
+    @cached_property
+    def goes_on(self) -> Bool:
+        """bool [V_S]: some student token begins with this one's bytes; those of the same
+        bytes too."""
+        low, high = self.student_interval.T
+        goes_on: Bool = high - low > 1
+        return goes_on
 
     @cached_property
     def longer(self) -> Int64:

@@ -14,7 +14,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.leaks import LearntPair, LoneRows, TokenLeaks
 from teacher_server.realign.masses import Collected, Walked, entries, open_entries
-from teacher_server.realign.paths import StartFinder, Starts
+from teacher_server.realign.paths import StartFinder, Starts, Unknown
 from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
 from teacher_server.realign.states import ALONE
@@ -22,7 +22,8 @@ from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
 from teacher_server.realign.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
-# An entry with less mass is not looked at one by one: it stays open.
+# An entry with a smaller part of its row's or path's mass is not looked at one by one:
+# it stays open.
 SIGNIFICANT = 1e-4
 # Teacher tokens that one student token can be spread over.
 MAX_DEPTH = 8
@@ -69,6 +70,9 @@ class Walker:
         self._extended = tables.extended & self._goes_on
         self._leaky = tables.leaky & self._goes_on
         self._parts = tables.parts & self._goes_on
+        # No token is safe: with what follows, the student may cut it anywhere ("老人" and
+        # "在" as "老", "人在"), so the lone row of every one tells.
+        self._asked = self._goes_on & ~self._parts
         # The student id of a token that settles it; one table for both kinds.
         self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
         self._ordinary = ~special
@@ -85,9 +89,7 @@ class Walker:
         leaks = TokenLeaks(self._leaky, lone)
         paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
         paths += self._before(before, roots, rows, leaks, got)
-        ranks = np.column_stack([unknown.low, unknown.high])
-        got.leave_open(unknown.position, unknown.token, unknown.mass, unknown.row, ranks)
-        np.add.at(got.total, unknown.position, unknown.mass)
+        self._leave_unknown(unknown, leaks, got)
         for _ in range(MAX_DEPTH):
             if not len(paths.mass):
                 break
@@ -124,14 +126,14 @@ class Walker:
         ids = rows.ids[row].astype(np.int64)
         mass = np.exp(rows.log_probs[row] + at.weight[:, None])
         joins = self.states.joins(roots[position], ids)
-        asks = self._extended[ids] & ~self._parts[ids]
+        asks = self._asked[ids]
         got.want(leaks.unknown(ids, mass) & asks, ids)
         leaky = np.where(asks, leaks.leaky(ids, mass), self._parts[ids])
         leaky = SeenLeaks(layout, rows, self.pair).leaky(
             leaky, self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
         )
         after = np.full(ids.shape, NO_ROW)
-        followed = self._extended[ids] & (mass >= SIGNIFICANT)
+        followed = (self._extended[ids] | leaky) & (mass >= SIGNIFICANT)
         line, _ = np.nonzero(followed)
         after[followed] = rows.children(row[line], ids[followed])
         # A row that is there tells more than any estimate.
@@ -225,7 +227,9 @@ class Walker:
         fits = (rank >= before.low[:, None]) & (rank < before.high[:, None])
         line, column = np.nonzero(fits)
         mass = np.exp(rows.log_probs[before.row[line], column] + before.weight[line])
-        keep = mass >= SIGNIFICANT
+        # All of what agrees may be a small part of the row.
+        all_of = got.total + np.bincount(before.position[line], mass, len(got.total))
+        keep = mass >= SIGNIFICANT * all_of[before.position[line]]
         line, mass = line[keep], mass[keep]
         token = ids[line, column[keep]].astype(np.int64)
         skips = before.skip[line].tolist()
@@ -237,8 +241,7 @@ class Walker:
         state = self.states.enter(roots[position], data)
         # The rest of the token is read as the token with these bytes, where there is one.
         rest = np.array([self.tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
-        extended = (rest >= 0) & self._extended[rest]
-        extended &= ~self._parts[rest]
+        extended = (rest >= 0) & self._asked[rest]
         got.want(leaks.unknown(token, mass) & extended, token)
         told = extended & leaks.counts(token, mass)
         told[told] = leaks.rests_go_on(token[told], before.skip[line[told]], self.pair)
@@ -261,6 +264,17 @@ class Walker:
         self._leave(paths.some(ends), row[on][ends], token[on][ends], got)
         return paths.some(~ends)
 
+    def _leave_unknown(self, unknown: Unknown, leaks: TokenLeaks, got: Collected) -> None:
+        """Of a path that goes on with another token, only the part that does is open."""
+        goes_on = unknown.then >= 0
+        got.want(leaks.unknown(unknown.token, unknown.mass) & goes_on, unknown.token)
+        told = goes_on & leaks.counts(unknown.token, unknown.mass)
+        mass = unknown.mass.copy()
+        mass[told] *= leaks.shares_of(unknown.token[told], unknown.then[told])
+        ranks = np.column_stack([unknown.low, unknown.high])
+        got.leave_open(unknown.position, unknown.token, mass, unknown.row, ranks)
+        np.add.at(got.total, unknown.position, mass)
+
     def _leave(self, paths: _Paths, row: Int64, token: Int64, got: Collected) -> None:
         """Leaves paths open; ``row``, ``token``: the step whose row would tell more."""
         intervals = self.states.intervals(paths.state)
@@ -276,9 +290,9 @@ class Walker:
         apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[paths.row] * paths.mass
         cut = states.unfinished(paths.state)
         np.add.at(got.lost, paths.position[cut], apart[cut])  # no text
-        whole = ~cut
-        self._close(paths.position[whole], states.answer(paths.state[whole]), apart[whole], got)
-        slight = joins & (mass < SIGNIFICANT)
+        ended = states.answer(paths.state)
+        whole = np.where(cut, 0.0, apart)
+        slight = joins & (mass < SIGNIFICANT * paths.mass[:, None])
         nothing = np.full(len(ids), NO_ROW)
         small = np.where(slight, mass, 0.0).sum(1)
         got.leave_open(
@@ -296,8 +310,14 @@ class Walker:
         settles &= ~states.covers(state) | (after == NO_ROW)
         position = paths.position[line]
         answers = states.answer(state)
-        answers = self._written(answers, states.answer(paths.state[line]), paths.token[line], token)
-        self._close(position[settles], answers[settles], masses[settles], got)
+        answers = self._written(answers, ended[line], paths.token[line], token)
+        # Most of it leaves the student's token as it was: one entry a path.
+        same = settles & (answers == ended[line])
+        whole += np.bincount(line[same], masses[same], len(whole))
+        some = whole > 0
+        self._close(paths.position[some], ended[some], whole[some], got)
+        settled = settles & ~same
+        self._close(position[settled], answers[settled], masses[settled], got)
         on = ~settles
         further = _Paths(
             position[on],

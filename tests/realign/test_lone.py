@@ -12,6 +12,7 @@ from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.rows import teacher_rows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import Vocabulary
+from tests.realign.real_tokenizers import pair
 from tests.realign.toys import SPACE, toy
 
 LETTERS = "abcd" + SPACE
@@ -30,7 +31,18 @@ def row_of(
 ) -> CarriedRows:
     """One row of ``text``, where every row of the teacher is ``row``; ``lone``: its rows
     behind single tokens."""
-    realigner = Realigner(PairTables(student, teacher, build_static(student, teacher)))
+    tables = PairTables(student, teacher, build_static(student, teacher))
+    return row_in(tables, text, position, row, lone)
+
+
+def row_in(
+    tables: PairTables,
+    text: str,
+    position: int,
+    row: Mapping[str, float],
+    lone: Mapping[str, Mapping[str, float]],
+) -> CarriedRows:
+    student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
     layout = realigner.plan(student.encoder.encode(text.encode()).ids)
 
     def best(mass: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
@@ -114,3 +126,48 @@ def test_an_open_token_threatens_what_it_is_by_itself() -> None:
     assert "b" not in certified(open_, student)
     closed = row_of(student, teacher, "d", 0, row, {"bc": {"a": 1.0}, "b": {"a": 1.0}})
     assert "b" in certified(closed, student)
+
+
+@pytest.mark.parametrize(("goes_on", "open_mass"), [("d", 0.6), ("a", 0.0)])
+def test_a_token_that_nothing_longer_begins_with_may_still_be_cut(
+    goes_on: str, open_mass: float
+) -> None:
+    """ "bc" is one token on both sides, and "bcd" is the student's "b", "cd"."""
+    student, teacher = toy(LETTERS, [("c", "d"), ("b", "c")]), toy(LETTERS, [("b", "c")])
+    row = {"bc": 0.6, "a": 0.4}
+    got = row_of(student, teacher, "a", 0, row, {"bc": {goes_on: 1.0}, "a": {"a": 1.0}})
+    assert got.walked.open.mass.sum() == pytest.approx(open_mass)
+    assert ("bc" in settled(got, student)) == (not open_mass)
+
+
+def test_a_cut_that_the_rollout_shows_is_followed() -> None:
+    student, teacher = toy(LETTERS, [("c", "d"), ("b", "c")]), toy(LETTERS, [("b", "c")])
+    row = {"bc": 0.6, "a": 0.3, "d": 0.1}
+    lone = {"bc": {"d": 1.0}, "a": {"a": 1.0}, "d": {"a": 1.0}}
+    got = settled(row_of(student, teacher, "bcd", 0, row, lone), student)
+    assert got == pytest.approx({"b": 0.6 * 0.1, "bc": 0.6 * 0.9, "a": 0.3, "d": 0.1})
+
+
+def test_small_parts_of_a_small_mass_count() -> None:
+    """Inside the teacher's "ab", 0.2% of the row agrees; a fortieth of that is "ac"."""
+    student, teacher = toy(LETTERS, []), toy(LETTERS, [("a", "b"), ("a", "c")])
+    got = row_of(student, teacher, "ab", 1, {"d": 0.998, "ab": 1.95e-3, "ac": 5e-5}, {})
+    assert settled(got, student) == pytest.approx({"b": 1.95e-3, "c": 5e-5})
+    # And behind a path that settles nothing by itself.
+    student, teacher = toy(LETTERS, [("b", "c")]), toy(LETTERS, [])
+    got = row_of(student, teacher, "bc", 0, {"a": 0.985, "b": 0.01, "c": 0.005}, {})
+    assert settled(got, student)["bc"] == pytest.approx(0.01 * 0.005)
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.01, 0.01), (0.0, 2e-3), (None, 1.0)])
+def test_of_another_cut_of_spaces_only_what_goes_on_so_counts(
+    share: float | None, kept: float
+) -> None:
+    """Before a line end, eleven spaces would be the teacher's ten and one: the row behind
+    the ten alone tells how likely the one is, or that it is not among the likely ones."""
+    tables = pair("llama3", "gpt4o")
+    ten, eleven = " " * 10, " " * 11
+    row = {eleven: 0.5, ten: 0.25, " try": 0.25}
+    lone = {} if share is None else {ten: {" try": 1 - share} | ({" ": share} if share else {})}
+    got = row_in(tables, f"()):\n{eleven} try", 2, row, lone)
+    assert got.walked.total[0] == pytest.approx(1 + 0.25 / 0.5 * kept, abs=1e-6)
