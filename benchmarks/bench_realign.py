@@ -69,6 +69,7 @@ class Measured:
     tv_exact_match: list[float] = field(default_factory=list)
     sampled: list[float] = field(default_factory=list)
     causality: list[float] = field(default_factory=list)
+    possible: list[float] = field(default_factory=list)
     not_enumerated: int = 0
 
 
@@ -224,6 +225,7 @@ def _against_enumeration(
     values = np.exp(got.certified.log_probs[position, :count].astype(np.float64))
     wanted = np.array([truth.mass.get(token, 0.0) for token in ids])
     found.tv.append(float(np.abs(values - wanted).sum() / 2))
+    found.possible.append(sum(sorted(truth.mass.values())[-TOP_K:]))
     own = truth.mass.get(int(layout.student_ids[position]), 0.0)
     sampled = float(got.certified.sampled[position])
     if own > LEAST_SAMPLED and np.isfinite(sampled):
@@ -287,6 +289,10 @@ def figures(measured: Sequence[Measured]) -> dict[str, float]:
         "masked_share_chinese": max(m.masked for m in both if m.text == "chinese"),
         "covered_0_prose": min(m.covered for m in main if m.text == "prose"),
         "covered_4_prose": min(m.covered_with_extra for m in main if m.text == "prose"),
+        # The mass of the K likeliest ids: no row can cover more.
+        "covered_possible_prose": min(
+            float(np.mean(m.possible)) for m in main if m.text == "prose" and m.possible
+        ),
         "covered_4_digits": min(m.covered_with_extra for m in digits),
         "masked_4_english": max(m.masked_with_extra for m in both if m.text in ("prose", "code")),
         "covered_0_digits": min(m.covered for m in digits),
@@ -324,7 +330,7 @@ def main() -> None:
         asdict(m)
         | {
             name: _mean(values) if (values := getattr(m, name)) else None
-            for name in ("tv", "tv_exact_match", "sampled", "causality")
+            for name in ("tv", "tv_exact_match", "sampled", "causality", "possible")
         }
         | {"enumerated": len(m.tv)}
         for m in measured

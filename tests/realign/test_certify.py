@@ -7,6 +7,8 @@ import pytest
 
 from teacher_server.realign import certify
 from teacher_server.realign.certify import order_within
+from teacher_server.realign.tables import PairTables, build_static
+from tests.realign.toys import SPACE, toy
 
 
 @pytest.mark.parametrize("padding", [0, certify.MOST_PADDING])
@@ -21,3 +23,12 @@ def test_order_is_stable_by_position_then_value(
     assert (order_within(position, value) == np.lexsort([value, position])).all()
     none = np.zeros(0, np.int64)
     assert len(order_within(none, none)) == 0
+
+
+def test_tokens_that_others_begin_with() -> None:
+    student, teacher = toy("abcd" + SPACE, [("b", "c"), ("a", "b"), ("bc", "d")]), toy("abcd", [])
+    tables = PairTables(student, teacher, build_static(student, teacher))
+    texts = student.token_bytes
+    for token in student.order.tolist():
+        longer = [one for one in texts if one.startswith(texts[token]) and one != texts[token]]
+        assert tables.goes_on[token] == bool(longer), texts[token]

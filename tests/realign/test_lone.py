@@ -167,7 +167,9 @@ def test_of_another_cut_of_spaces_only_what_goes_on_so_counts(
     the ten alone tells how likely the one is, or that it is not among the likely ones."""
     tables = pair("llama3", "gpt4o")
     ten, eleven = " " * 10, " " * 11
-    row = {eleven: 0.5, ten: 0.25, " try": 0.25}
+    row = {eleven: 0.004, ten: 0.002, " try": 0.994}
     lone = {} if share is None else {ten: {" try": 1 - share} | ({" ": share} if share else {})}
     got = row_in(tables, f"()):\n{eleven} try", 2, row, lone)
-    assert got.walked.total[0] == pytest.approx(1 + 0.25 / 0.5 * kept, abs=1e-6)
+    assert got.walked.total[0] == pytest.approx(1 + 0.5 * kept, abs=1e-6)
+    asked = tables.teacher.token_bytes.index(ten.encode()) in got.walked.wanted
+    assert asked == (share is None)
