@@ -188,7 +188,7 @@ def _threats(
     # there is none.
     sums = np.concatenate([[0.0], np.cumsum(wide)])
     own = ids.reshape(-1)[order]
-    longer = np.flatnonzero(tables.goes_on[own])
+    longer = np.flatnonzero(tables.has_longer[own])
     interval = tables.student_interval[own[longer]] + line[longer // width]
     last = np.searchsorted(lows, interval[:, 1], "left")
     first = np.searchsorted(lows, interval[:, 0], "right")

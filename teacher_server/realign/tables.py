@@ -149,12 +149,11 @@ class PairTables:
         return own_intervals(self.student)
 
     @cached_property
-    def goes_on(self) -> Bool:
-        """bool [V_S]: some student token begins with this one's bytes; those of the same
-        bytes too."""
+    def has_longer(self) -> Bool:
+        """bool [V_S]: another student token begins with this one's bytes, or equals them."""
         low, high = self.student_interval.T
-        goes_on: Bool = high - low > 1
-        return goes_on
+        has_longer: Bool = high - low > 1
+        return has_longer
 
     @cached_property
     def longer(self) -> Int64:

@@ -31,4 +31,4 @@ def test_tokens_that_others_begin_with() -> None:
     texts = student.token_bytes
     for token in student.order.tolist():
         longer = [one for one in texts if one.startswith(texts[token]) and one != texts[token]]
-        assert tables.goes_on[token] == bool(longer), texts[token]
+        assert tables.has_longer[token] == bool(longer), texts[token]
