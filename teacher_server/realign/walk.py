@@ -73,6 +73,8 @@ class Walker:
         # No token is safe: with what follows, the student may cut it anywhere ("老人" and
         # "在" as "老", "人在"), so the lone row of every one tells.
         self._asked = self._goes_on & ~self._parts
+        # A word takes its space along: a space by itself is written for what comes next.
+        self._space = np.array([one == b" " for one in teacher.token_bytes]) & self._extended
         # The student id of a token that settles it; one table for both kinds.
         self._target = np.where(special, mapped, tables.phi0).astype(np.int64)
         self._ordinary = ~special
@@ -128,7 +130,7 @@ class Walker:
         joins = self.states.joins(roots[position], ids)
         asks = self._asked[ids]
         got.want(leaks.unknown(ids, mass) & asks, ids)
-        leaky = np.where(asks, leaks.leaky(ids, mass), self._parts[ids])
+        leaky = np.where(asks, leaks.leaky(ids, mass), self._parts[ids]) | self._space[ids]
         leaky = SeenLeaks(layout, rows, self.pair).leaky(
             leaky, self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
         )

@@ -140,6 +140,18 @@ def test_a_token_that_nothing_longer_begins_with_may_still_be_cut(
     assert ("bc" in settled(got, student)) == (not open_mass)
 
 
+def test_a_space_by_itself_is_open_whatever_its_lone_row_says() -> None:
+    """What it is for depends on the place: stars, digits, another space."""
+    student, teacher = toy(LETTERS, [(SPACE, "b")]), toy(LETTERS, [])
+    lone = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}
+    got = row_of(student, teacher, "c", 0, {" ": 0.3, "c": 0.7}, lone)
+    assert got.walked.open.mass.sum() == pytest.approx(0.3)
+    assert settled(got, student) == pytest.approx({"c": 0.7})
+    # Unless no token of the student's begins with one.
+    got = row_of(toy(LETTERS, []), teacher, "c", 0, {" ": 0.3, "c": 0.7}, lone)
+    assert settled(got, student) == pytest.approx({" ": 0.3, "c": 0.7})
+
+
 def test_a_cut_that_the_rollout_shows_is_followed() -> None:
     student, teacher = toy(LETTERS, [("c", "d"), ("b", "c")]), toy(LETTERS, [("b", "c")])
     row = {"bc": 0.6, "a": 0.3, "d": 0.1}
