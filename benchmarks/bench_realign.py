@@ -295,6 +295,7 @@ def figures(measured: Sequence[Measured]) -> dict[str, float]:
         ),
         "covered_4_digits": min(m.covered_with_extra for m in digits),
         "masked_4_english": max(m.masked_with_extra for m in both if m.text in ("prose", "code")),
+        "masked_4_chinese": max(m.masked_with_extra for m in both if m.text == "chinese"),
         "covered_0_digits": min(m.covered for m in digits),
         "masked_share_digits": max(m.masked for m in digits),
         "tv_exact_match_digits": worst([m.tv_exact_match for m in digits]),
