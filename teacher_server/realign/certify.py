@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
-from teacher_server.realign.masses import Entries, Walked
+from teacher_server.realign.masses import Entries, Walked, places
 from teacher_server.realign.rows import Float64
 from teacher_server.realign.tables import CERTAIN, PairTables
 
@@ -83,12 +83,13 @@ def certify(
     sure &= ids < limit
     place = np.cumsum(sure, 1) - 1
     keep = sure & (place < top_k)
-    line, _ = np.nonzero(keep)
+    line, kept = places(keep)
     out_ids = np.full((count, top_k), -1, np.int32)
     out = np.zeros((count, top_k), np.float32)
-    out_ids[line, place[keep]] = ids[keep]
+    slot = line * top_k + place.take(kept)
+    out_ids.put(slot, ids.take(kept))
     # The total is a difference: rounding may leave it a little below a part of it.
-    out[line, place[keep]] = np.minimum(np.log(masses[keep]), 0.0)
+    out.put(slot, np.minimum(np.log(masses.take(kept)), 0.0))
     with np.errstate(divide="ignore"):
         sampled_log = np.where(sampled_sure, np.minimum(np.log(own), 0.0), -np.inf)
     open_mass = np.bincount(walked.open.position, walked.open.mass, count) / total
@@ -129,10 +130,11 @@ def order_within(position: Int64, value: Int64) -> Int64:
     column = np.arange(len(order)) - (np.cumsum(counts) - counts)[line]
     table = np.full((len(counts), widest), np.iinfo(np.int64).max)
     bits = widest.bit_length()
-    table[line, column] = (value[order] << bits) | column
+    place = line * widest + column
+    table.put(place, (value[order] << bits) | column)
     table.sort(1)
     # What is there comes before the padding; lines stay as long as they were.
-    chosen = table[line, column] & ((1 << bits) - 1)
+    chosen = table.take(place) & ((1 << bits) - 1)
     ordered: Int64 = order[chosen + np.arange(len(order)) - column]
     return ordered
 
@@ -146,14 +148,15 @@ def best_ids(
     table = np.zeros((count, widest))
     entry = np.zeros((count, widest), np.int64)
     column = np.arange(len(position)) - starts[position]
-    table[position, column] = mass
-    entry[position, column] = np.arange(len(position))
+    place = position * widest + column
+    table.put(place, mass)
+    entry.put(place, np.arange(len(position)))
     # Integers sort faster: positive floats are ordered as their bits are; the lowest
     # bits, far below rounding, hold the place, so that equal ones stay in order.
-    places = (1 << int(widest).bit_length()) - 1
-    keys = -((table.view(np.int64) & ~places) | (places - np.arange(widest)))
+    low_bits = (1 << int(widest).bit_length()) - 1
+    keys = -((table.view(np.int64) & ~low_bits) | (low_bits - np.arange(widest)))
     keys.sort(1)
-    order = places - (-keys[:, :width] & places)
+    order = low_bits - (-keys[:, :width] & low_bits)
     chosen = np.take_along_axis(entry, order, 1)
     masses = np.take_along_axis(table, order, 1)
     if not len(position):

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32
 
+from teacher_server.realign.masses import places
 from teacher_server.realign.rows import Float64
 from teacher_server.realign.states import ALONE, StudentStates
 from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
@@ -61,10 +62,10 @@ def shares_behind(
         data = [tables.teacher.token_bytes[token][skip:] for token in tokens.tolist()]
         rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
         behind = states.enter(np.full(count, ALONE), data)
-    line, column = np.nonzero(log_probs > np.log(LEAST_LOOKED_UP))
-    joins = states.joins_bytes(behind[line], ids[line, column][:, None])[:, 0]
-    line, column = line[joins], column[joins]
-    after, mass = ids[line, column], np.exp(log_probs[line, column])
+    line, place = places(log_probs > np.log(LEAST_LOOKED_UP))
+    after = ids.take(place)
+    joins = states.joins_bytes(behind[line], after[:, None])[:, 0]
+    line, after, mass = line[joins], after[joins], np.exp(log_probs.take(place[joins]))
     known = rest[line] >= 0
     begun = np.maximum(rest[line], 0)
     trie = tables.steps(tables.steps(np.where(known, ROOT, NO_STATE), begun), after)

@@ -55,6 +55,15 @@ class Walked:
     wanted: Int64
 
 
+def places(which: NDArray[np.bool_]) -> tuple[Int64, Int64]:
+    """Of a bool [n, w]: the lines of what is set, and its places for ``take`` and ``put``.
+
+    Several times faster than to index with two dimensions, or with the array itself.
+    """
+    place = np.flatnonzero(which)
+    return place // which.shape[1], place
+
+
 class Collected:
     def __init__(self, count: int) -> None:
         self.settled: list[tuple[Int64, Int64, Float64]] = []

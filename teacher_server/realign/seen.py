@@ -13,6 +13,7 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.leaks import LearntPair, shares_behind
+from teacher_server.realign.masses import places
 from teacher_server.realign.rows import TeacherRows
 from teacher_server.realign.tables import SETTLED_LEAK
 
@@ -34,6 +35,8 @@ class SeenLeaks:
         share = shares_behind(tokens, ids, rows.log_probs[behind], pair).longer
         self._occurs = np.zeros(tables.teacher.size, np.bool_)
         self._occurs[tokens] = True
+        self._leaked = np.zeros(tables.teacher.size, np.bool_)
+        self._leaked[tokens[share > SETTLED_LEAK]] = True
         order = np.argsort(tokens, kind="stable")
         self._stride = len(layout.teacher_ids) + 1
         self._tokens = tokens[order]
@@ -54,15 +57,15 @@ class SeenLeaks:
             fixed: [n, w], tokens that stay leaky whatever has been seen.
             wanted: [n, w], the others are left as they are.
         """
-        asked = self._occurs[ids] & wanted
-        line, _ = np.nonzero(asked)
-        tokens = ids[asked]
+        # Of the others nothing that has been seen changes what is known.
+        line, place = places(wanted & (self._leaked[ids] | (self._occurs[ids] & leaky)))
+        tokens = ids.take(place)
         at = np.searchsorted(self._keys, tokens * self._stride + sync[line], "right") - 1
         found = (at >= 0) & (self._tokens[at] == tokens)
         most = np.where(found, self._most[at], 0.0)
         times = np.where(found, self._times[at], 0)
-        before = leaky[asked]
-        now = (most > SETTLED_LEAK) | (before & (fixed[asked] | (times < OFTEN)))
+        before = leaky.take(place)
+        now = (most > SETTLED_LEAK) | (before & (fixed.take(place) | (times < OFTEN)))
         result = leaky.copy()
-        result[asked] = now
+        result.put(place, now)
         return result

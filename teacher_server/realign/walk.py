@@ -13,7 +13,7 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.leaks import LearntPair, LoneRows, TokenLeaks
-from teacher_server.realign.masses import Collected, Walked, entries, open_entries
+from teacher_server.realign.masses import Collected, Walked, entries, open_entries, places
 from teacher_server.realign.paths import StartFinder, Starts, Unknown
 from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
@@ -51,6 +51,16 @@ class _Paths:
     def __add__(self, other: _Paths) -> _Paths:
         names = self.__dataclass_fields__
         return _Paths(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Arrays of n entries of rows at their positions."""
+
+    position: Int64
+    row: Int64
+    token: Int64
+    mass: Float64
 
 
 class Walker:
@@ -135,34 +145,33 @@ class Walker:
             leaky, self._parts[ids], ids, sync[position], mass >= SIGNIFICANT
         )
         after = np.full(ids.shape, NO_ROW)
-        followed = (self._extended[ids] | leaky) & (mass >= SIGNIFICANT)
-        line, _ = np.nonzero(followed)
-        after[followed] = rows.children(row[line], ids[followed])
+        line, place = places((self._extended[ids] | leaky) & (mass >= SIGNIFICANT))
+        after.put(place, rows.children(row[line], ids.take(place)))
         # A row that is there tells more than any estimate.
         goes_on = leaky | (after != NO_ROW)
         some = mass > 0
         lost = self._lost[ids] & some
-        np.add.at(got.lost, position[np.nonzero(lost)[0]], mass[lost])
-        plain = some & ~(joins | goes_on | lost)
-        which, _ = np.nonzero(plain)
-        got.settle(position[which], self._target[ids[plain]], mass[plain])
+        line, place = places(lost)
+        np.add.at(got.lost, position[line], mass.take(place))
+        line, place = places(some & ~(joins | goes_on | lost))
+        got.settle(position[line], self._target[ids.take(place)], mass.take(place))
         small = joins & (mass < SIGNIFICANT)
         state = np.full(ids.shape, ALONE)
-        asked = joins & ~small & ~lost
-        state[asked], contradicted, undone = self._ask(
-            position, row, ids, mass, asked, after != NO_ROW, roots, layout, leaks, got
-        )
-        goes_on |= undone
-        done = asked & ~goes_on & ~contradicted
-        which, _ = np.nonzero(done)
-        got.settle(position[which], self.states.answer(state[done]), mass[done])
-        still = some & ~lost & (small | (goes_on & ~contradicted))
-        line, _ = np.nonzero(still)
-        alone = ~joins[still]
-        token, behind = ids[still], after[still]
+        line, place = places(joins & ~small & ~lost)
+        asked = _Asked(position[line], row[line], ids.take(place), mass.take(place))
+        followed = after.take(place) != NO_ROW
+        states, against, undone = self._ask(asked, followed, roots, layout, leaks, got)
+        state.put(place, states)
+        on = goes_on.take(place) | undone
+        done = ~on & ~against
+        got.settle(asked.position[done], self.states.answer(states[done]), asked.mass[done])
+        goes_on.put(place, on & ~against)
+        line, place = places(some & ~lost & (small | goes_on))
+        alone = ~joins.take(place)
+        token, behind, masses = ids.take(place), after.take(place), mass.take(place)
         # A path by itself becomes what the teacher would begin with the token.
-        first = np.where(alone & ~leaks.across(token, mass[still]), token, -1)
-        where, masses = position[line], mass[still]
+        first = np.where(alone & ~leaks.across(token, masses), token, -1)
+        where = position[line]
         stay = behind == NO_ROW
         got.leave_open(
             where[stay],
@@ -173,7 +182,7 @@ class Walker:
             first[stay],
         )
         on = ~stay
-        begun = state[still][on]
+        begun = state.take(place[on])
         new = alone[on]
         begun[new] = self.states.step(begun[new], token[on][new])
         trie = self.tables.steps(np.full(int(on.sum()), ROOT), token[on])
@@ -181,34 +190,27 @@ class Walker:
 
     def _ask(
         self,
-        position: Int64,
-        row: Int64,
-        ids: Int64,
-        mass: Float64,
-        asked: Bool,
+        asked: _Asked,
         followed: Bool,
         roots: Int64,
         layout: Layout,
         leaks: TokenLeaks,
         got: Collected,
     ) -> tuple[Int64, Bool, Bool]:
-        """Tokens that may merge with the text before them: their states, and bool [n, w]
+        """Tokens that may merge with the text before them: their states [n], and bool [n]
         each, which of them the text before rules out, and which only as long as nothing
         follows them."""
-        line, _ = np.nonzero(asked)
-        tokens, where, masses = ids[asked], position[line], mass[asked]
+        tokens, where, masses = asked.token, asked.position, asked.mass
         states = self.states.step(roots[where], tokens)
         # With what follows it may yet be cut as the student has cut it.
-        against = (self.states.answer(states) == CONTRADICTS) & ~followed[asked]
-        undone = np.zeros(ids.shape, np.bool_)
-        yet = against.copy()
-        yet[against] = leaks.undone(tokens[against], masses[against], states[against], self.pair)
-        undone[asked] = yet
-        against &= ~yet
+        against = (self.states.answer(states) == CONTRADICTS) & ~followed
+        undone = against.copy()
+        undone[against] = leaks.undone(tokens[against], masses[against], states[against], self.pair)
+        against &= ~undone
         # Mass on text that the student would have written otherwise: what the teacher
         # itself would encode so cannot happen here, the rest is not to be expressed.
         own = layout.teacher_ids.astype(np.int64)
-        before = row[line[against]] - 1
+        before = asked.row[against] - 1
         follows = (before >= 0) & (before < len(own) - 1)
         token_before = own[np.where(follows, before, 0)]
         token_before = np.where(follows & self._ordinary[token_before], token_before, -1)
@@ -216,9 +218,7 @@ class Walker:
         where, masses = where[against], masses[against]
         np.subtract.at(got.total, where[impossible], masses[impossible])
         np.add.at(got.lost, where[~impossible], masses[~impossible])
-        contradicted = np.zeros(ids.shape, np.bool_)
-        contradicted[asked] = against
-        return states, contradicted, undone
+        return states, against, undone
 
     def _before(
         self, before: Starts, roots: Int64, rows: TeacherRows, leaks: TokenLeaks, got: Collected
@@ -227,7 +227,8 @@ class Walker:
         ids = rows.ids[before.row]
         rank = self.tables.teacher.rank[ids]
         fits = (rank >= before.low[:, None]) & (rank < before.high[:, None])
-        line, column = np.nonzero(fits)
+        line, place = places(fits)
+        column = place - line * fits.shape[1]
         mass = np.exp(rows.log_probs[before.row[line], column] + before.weight[line])
         # All of what agrees may be a small part of the row.
         all_of = got.total + np.bincount(before.position[line], mass, len(got.total))
@@ -300,8 +301,8 @@ class Walker:
         got.leave_open(
             paths.position, nothing, small, nothing, states.intervals(paths.state), paths.first
         )
-        line, column = np.nonzero(joins & ~slight)
-        token, masses = ids[line, column], mass[line, column]
+        line, place = places(joins & ~slight)
+        token, masses = ids.take(place), mass.take(place)
         state = states.step(paths.state[line], token)
         trie = self.tables.steps(paths.trie[line], token)
         row = paths.row[line]
