@@ -172,6 +172,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     )
     own, before, extra, after = asked
     assert own.want_sampled
-    assert [first_id(one) for one in before.sequences] == [teacher.token_bytes.index(b"bc")]
+    first = [teacher.token_bytes.index(token) for token in (b"a", b"b", b"bc")]
+    assert [first_id(one) for one in before.sequences] == first
     assert [first_id(one) for one in after.sequences] == [teacher.token_bytes.index(b"c")]
     assert int(extra.sequences[0].token_ids[-2]) == teacher.token_bytes.index(b"b")
