@@ -172,24 +172,24 @@ def _threats(
     size = len(tables.student.order) + 1
     line = np.arange(count)[:, None] * size
     opened = walked.open
-    base = opened.position * size
     ranks = tables.student.rank[ids]
     bits = width.bit_length()
     column = np.sort((ranks << bits) | np.arange(width), 1) & ((1 << bits) - 1)
     keys = (line + np.take_along_axis(ranks, column, 1)).reshape(-1)
     order = (np.arange(count)[:, None] * width + column).reshape(-1)
-    by_low = order_within(opened.position, opened.low)
-    lows = (base + opened.low)[by_low]
-    mass = opened.mass[by_low]
+    # Paths that are told by their bytes; the others by their first token.
+    wide = np.flatnonzero(opened.first < 0)
+    wide = wide[order_within(opened.position[wide], opened.low[wide])]
+    base = opened.position[wide] * size
+    lows, mass = base + opened.low[wide], opened.mass[wide]
     # Paths whose bytes the id begins with: each adds its mass to a range of ranks.
-    wide = np.where(opened.first[by_low] >= 0, 0.0, mass)
     begins = np.searchsorted(keys, lows)
-    ends = np.searchsorted(keys, (base + opened.high)[by_low])
-    steps = np.bincount(begins, wide, len(keys) + 1) - np.bincount(ends, wide, len(keys) + 1)
+    ends = np.searchsorted(keys, base + opened.high[wide])
+    steps = np.bincount(begins, mass, len(keys) + 1) - np.bincount(ends, mass, len(keys) + 1)
     sorted_threats = np.cumsum(steps[:-1], dtype=np.float64)
     # Paths whose bytes begin with the id and go on: with a token that none goes on from
     # there is none.
-    sums = np.concatenate([[0.0], np.cumsum(wide)])
+    sums = np.concatenate([[0.0], np.cumsum(mass)])
     own = ids.reshape(-1)[order]
     longer = np.flatnonzero(tables.has_longer[own])
     interval = tables.student_interval[own[longer]] + line[longer // width]
