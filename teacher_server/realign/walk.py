@@ -23,7 +23,7 @@ from teacher_server.realign.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # An entry with a smaller part of its row's or path's mass is not looked at one by one:
-# it stays open.
+# it stays open (inside a teacher token it does not count).
 SIGNIFICANT = 1e-4
 # Teacher tokens that one student token can be spread over.
 MAX_DEPTH = 8
