@@ -10,8 +10,8 @@ places of vLLM are used that it does not promise to keep:
                           replaced in each worker: it sees every step's hidden
                           states, and what it returns travels as tensors
     scheduler_cls         ``SpanScheduler`` keeps scored rows out of the prefix cache
-    SpinCondition         waits without spinning on a CPU, where the cores it would
-                          spin on are the ones that compute
+    shm_broadcast         spins for milliseconds on a CPU, where the cores it would
+                          spin on for a second are the ones that compute
 
 They may go when vLLM itself returns the top K of a span of the prompt as
 tensors, with the prefix cache read up to that span. A new minor release of vLLM
@@ -45,7 +45,7 @@ from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.config.lora import MaxLoRARanks
 from vllm.distributed import get_pp_group, get_tp_group
-from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+from vllm.distributed.device_communicators import shm_broadcast
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
@@ -75,9 +75,14 @@ from teacher_server.engines.worker import unavailable
 
 report_failures()
 if current_platform.is_cpu():
-    # The default of busy_loop_s, which no argument of the engine reaches: a second of
-    # spinning after every message, by the engine core while its workers compute.
-    SpinCondition.__init__.__defaults__ = (0.0,)
+    # No argument of the engine reaches these two. The processes would spin for a
+    # second after every message, on the cores that compute. Those that do not spin
+    # depend on notifications, and ZeroMQ drops one that follows another within about
+    # a millisecond (the publisher's high-water mark is 1): the reader would sleep for
+    # five seconds over a message that is there. The spin outlasts that millisecond,
+    # and whatever is lost all the same is found by looking again.
+    shm_broadcast.SpinCondition.__init__.__defaults__ = (0.005,)
+    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = 50
 
 DEFAULT_BATCH_TOKENS = 8192
 SHUTDOWN_SECONDS = 10.0

@@ -8,10 +8,12 @@ import inspect
 import os
 import shutil
 import signal
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
@@ -29,6 +31,7 @@ from tests.engines.conformance import (
     running,
 )
 from tests.engines.vllm_subjects import vllm_engine
+from tests.server.processes import LONG
 from tests.support.models import make_tiny_model, save_model, tiny_llama_config
 from tests.support.reference import plain_logits
 
@@ -60,19 +63,54 @@ def unknown_model(model: Path, tmp_path: Path) -> Path:
     return directory
 
 
-async def test_processes_wait_without_spinning_on_a_cpu() -> None:
-    """``vllm`` names this default; here it must still be the one that says how long."""
-    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+@pytest.fixture
+def on_a_cpu() -> None:
     from vllm.platforms import current_platform
 
     if not current_platform.is_cpu():
         pytest.skip("spinning costs nothing where the cores do not compute")
-    import teacher_server.engines.vllm  # noqa: F401  (sets it)
+    import teacher_server.engines.vllm  # noqa: F401  (sets how long processes spin)
+
+
+async def test_processes_hardly_spin_on_a_cpu(on_a_cpu: None) -> None:
+    """``vllm`` names this default; here it must still be the one that says how long."""
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
     given = inspect.signature(SpinCondition.__init__).parameters
     assert {name: p.default for name, p in given.items() if p.default is not p.empty} == {
-        "busy_loop_s": 0.0
+        "busy_loop_s": 0.005
     }
+
+
+class Polling:
+    """A poller that says when it is asked, and keeps for how long it would sleep."""
+
+    def __init__(self, poller: Any) -> None:
+        self.poller, self.asked, self.timeouts = poller, threading.Event(), set[int]()
+
+    def poll(self, timeout: int) -> Any:
+        self.timeouts.add(timeout)
+        self.asked.set()
+        return self.poller.poll(timeout)
+
+
+async def test_a_message_is_read_whose_notification_is_lost(on_a_cpu: None) -> None:
+    """Stock vLLM sleeps for five seconds before it looks again."""
+    from vllm.distributed.device_communicators.shm_broadcast import MessageQueue
+
+    writer = MessageQueue(n_reader=1, n_local_reader=1)
+    reader = MessageQueue.create_from_handle(writer.export_handle(), 0)
+    writer._spin_condition.notify = lambda: None
+    polling = reader._spin_condition.poller = Polling(reader._spin_condition.poller)
+    with ThreadPoolExecutor(1) as pool:
+        ready = pool.submit(writer.wait_until_ready)
+        reader.wait_until_ready()
+        ready.result(LONG)
+        read = pool.submit(reader.dequeue, timeout=LONG)
+        assert polling.asked.wait(LONG)
+        writer.enqueue("here")
+        assert read.result(LONG) == "here"
+    assert polling.timeouts == {50}
 
 
 @pytest.fixture(scope="module")
