@@ -217,10 +217,14 @@ def _of_first(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
         return result
     keys, inverse = np.unique(keys, return_inverse=True)
     sums = np.bincount(inverse, opened.mass[alone])
+    # The last place is that of ids without an encoding, whose first token is -1.
+    opens = np.zeros(tables.teacher.size + 1, np.bool_)
+    opens[opened.first[alone]] = True
     first = tables.static.first[ids].astype(np.int64)
-    asked = np.arange(len(ids))[:, None] * tables.teacher.size + first
+    line, place = places(opens[first])
+    asked = line * tables.teacher.size + first.take(place)
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-    result = np.where((first >= 0) & (keys[at] == asked), sums[at], 0.0)
+    result.put(place, np.where(keys[at] == asked, sums[at], 0.0))
     # And by itself a token becomes its first student token, whatever that one begins with.
     position, token = np.divmod(keys, tables.teacher.size)
     target = tables.phi0[token].astype(np.int64)

@@ -85,11 +85,19 @@ class PairTables:
         inner[self.static.edges[self.static.edges[:, 0] != ROOT, 1]] = True
         return inner
 
+    @cached_property
+    def _begun(self) -> Int64:
+        """int64 [V_T]: the trie's state after the token alone, or NO_STATE."""
+        begun = np.full(self.teacher.size, NO_STATE)
+        first = self.static.edges[self.static.edges[:, 0] == ROOT]
+        begun[first[:, 1]] = first[:, 2]
+        return begun
+
     def steps(self, state: Int64, token: Int64) -> Int64:
         """int64 [n]: the trie's states after one more token; NO_STATE where a path leaves it."""
-        after = np.full(len(token), NO_STATE)
+        after = np.where(state == ROOT, self._begun[token], NO_STATE)
         # Most tokens are on no edge beyond the first: they need not be looked up.
-        on = np.flatnonzero((state == ROOT) | ((state != NO_STATE) & self._inner[token]))
+        on = np.flatnonzero((state != ROOT) & (state != NO_STATE) & self._inner[token])
         if len(on) and len(self.edge_keys):
             keys = state[on] * self.teacher.size + token[on]
             at = np.minimum(np.searchsorted(self.edge_keys, keys), len(self.edge_keys) - 1)
