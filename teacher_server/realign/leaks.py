@@ -173,7 +173,11 @@ class TokenLeaks:
         self._lone = lone
 
     def leaky(self, ids: Int64, mass: Float64) -> Bool:
-        return np.where(self.counts(ids, mass), self._told(ids), self._estimated[ids])
+        leaky: Bool = self._estimated.take(ids)
+        if self._lone is not None:
+            place, tokens, known = self._asked(ids, mass, self._lone)
+            leaky.put(place[known], self._lone.leak[tokens[known]] > SETTLED_LEAK)
+        return leaky
 
     def rests_go_on(self, ids: Int64, skip: Int64, pair: LearntPair) -> Bool:
         """bool [n]: ``LoneRows.rest_goes_on`` of tokens whose lone rows count."""
@@ -201,25 +205,30 @@ class TokenLeaks:
 
     def across(self, ids: Int64, mass: Float64) -> Bool:
         """As in ``LoneRows``."""
-        none = np.zeros(ids.shape, np.bool_)
-        return none if self._lone is None else self.counts(ids, mass) & self._lone.across[ids]
+        across = np.zeros(ids.shape, np.bool_)
+        if self._lone is not None:
+            place, tokens, known = self._asked(ids, mass, self._lone)
+            across.put(place[known], self._lone.across[tokens[known]])
+        return across
 
     def unknown(self, ids: Int64, mass: Float64) -> Bool:
         """Entries whose lone rows should be asked for."""
         unknown = np.zeros(ids.shape, np.bool_)
         if self._lone is not None:
-            unknown = ~self._lone.known[ids] & (mass >= LEAST_ASKED)
+            place, _, known = self._asked(ids, mass, self._lone)
+            unknown.put(place, ~known)
         return unknown
 
     def counts(self, ids: Int64, mass: Float64) -> Bool:
         """Entries whose lone rows are known and count."""
         counts = np.zeros(ids.shape, np.bool_)
         if self._lone is not None:
-            counts = self._lone.known[ids] & (mass >= LEAST_ASKED)
+            place, _, known = self._asked(ids, mass, self._lone)
+            counts.put(place, known)
         return counts
 
-    def _told(self, ids: Int64) -> Bool:
-        told = np.zeros(ids.shape, np.bool_)
-        if self._lone is not None:
-            told = self._lone.leak[ids] > SETTLED_LEAK
-        return told
+    def _asked(self, ids: Int64, mass: Float64, lone: LoneRows) -> tuple[Int64, Int64, Bool]:
+        """Places and tokens of the few entries whose lone rows count, and which are known."""
+        place = np.flatnonzero(mass >= LEAST_ASKED)
+        tokens = ids.take(place)
+        return place, tokens, lone.known[tokens]

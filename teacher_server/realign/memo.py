@@ -27,9 +27,10 @@ class Memo:
     def get(self, keys: Int64) -> Int64:
         """int64 [n]: the value of each key, or ABSENT."""
         place = self._place(keys)
-        found = self._keys[place]
-        result = np.where(found == keys, self._values[place], ABSENT)
-        open_ = np.flatnonzero((found != keys) & (found != _EMPTY))
+        found = self._keys.take(place)
+        there = found == keys
+        result = np.where(there, self._values.take(place), ABSENT)
+        open_ = np.flatnonzero(~there & (found != _EMPTY))
         while len(open_):
             place[open_] = (place[open_] + 1) & self._mask
             found = self._keys[place[open_]]

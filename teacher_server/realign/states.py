@@ -28,6 +28,8 @@ _NO_BYTE = 256
 _UNKNOWN = -1
 # Kinds of roots: the text to the left ends with a mark, with several spaces.
 _MARK, _SPACES = 1, 2
+# What is known of a state: a line of the table each, since lines are read much faster.
+_ANSWER, _LAST, _UNFINISHED, _KIND, _LOW, _HIGH, _COVERS = range(7)
 
 
 class StudentStates:
@@ -52,7 +54,7 @@ class StudentStates:
         self.generation += 1
         self._lefts: list[bytes] = []
         self._data: list[bytes] = []
-        self._columns = np.zeros((1024, 7), np.int64)
+        self._known = np.zeros((7, 1024), np.int64)
         self._steps = Memo()
         self._roots: dict[bytes, int] = {}
         self._root_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
@@ -67,43 +69,50 @@ class StudentStates:
     def answer(self, state: Int64) -> Int64:
         """int64 [n]: the student's token at the position if the text ends with the state,
         or CONTRADICTS."""
-        answers: Int64 = self._columns[state, 0]
+        answers: Int64 = self._known[_ANSWER].take(state)
         return answers
 
     def unfinished(self, state: Int64) -> Bool:
         """bool [n]: the text ends inside a character."""
-        unfinished: Bool = self._columns[state, 2] > 0
+        unfinished: Bool = self._known[_UNFINISHED].take(state) > 0
         return unfinished
 
     def covers(self, state: Int64) -> Bool:
         """bool [n]: the answer takes all of the state's bytes, so that what follows may
         still move where it ends."""
-        covers: Bool = self._columns[state, 6] > 0
+        covers: Bool = self._known[_COVERS].take(state) > 0
         return covers
 
     def intervals(self, state: Int64) -> Int64:
         """int64 [n, 2]: ranks of the student tokens that begin with the state's bytes."""
-        missing = np.unique(state[self._columns[state, 4] == _UNKNOWN])
+        missing = np.unique(state[self._known[_LOW].take(state) == _UNKNOWN])
         for one in missing.tolist():
-            self._columns[one, 4:6] = self._tables.student.extensions(self._data[one])
-        intervals: Int64 = self._columns[state, 4:6]
-        return intervals
+            self._known[_LOW : _HIGH + 1, one] = self._tables.student.extensions(self._data[one])
+        low, high = self._known[_LOW].take(state), self._known[_HIGH].take(state)
+        return np.column_stack([low, high])
 
     def joins(self, state: Int64, ids: Int64) -> Bool:
         """bool [n, w]: whether teacher tokens may change what precedes them, or be read
         otherwise because of it."""
-        joins: Bool = self._adjacent[self._columns[state, 1][:, None], self._first[ids]]
-        joins |= (self._columns[state, 3] == _MARK)[:, None] & self._marks[ids]
-        spaces = np.flatnonzero(self._columns[state, 3] == _SPACES)
+        joins = self._meets(state, ids)
+        kind = self._known[_KIND].take(state)
+        joins |= (kind == _MARK)[:, None] & self._marks.take(ids)
+        spaces = np.flatnonzero(kind == _SPACES)
         joins[spaces] |= self._solid[ids[spaces]]
-        joins &= self._ordinary[ids]
+        joins &= self._ordinary.take(ids)
         return joins
 
     def joins_bytes(self, state: Int64, ids: Int64) -> Bool:
         """bool [n, w]: some student token holds the last byte and then the token's first."""
-        joins: Bool = self._adjacent[self._columns[state, 1][:, None], self._first[ids]]
-        joins &= self._ordinary[ids]
+        joins = self._meets(state, ids)
+        joins &= self._ordinary.take(ids)
         return joins
+
+    def _meets(self, state: Int64, ids: Int64) -> Bool:
+        """bool [n, w]: some student token holds the state's last byte and then the first."""
+        last = self._known[_LAST].take(state) * self._adjacent.shape[1]
+        meets: Bool = self._adjacent.take(last[:, None] + self._first.take(ids))
+        return meets
 
     def step(self, state: Int64, token: Int64) -> Int64:
         """int64 [n]: the states once these teacher tokens are written."""
@@ -157,7 +166,7 @@ class StudentStates:
         return roots
 
     def _joins_text(self, root: int, text: bytes) -> bool:
-        last, kind = self._columns[root, 1], self._columns[root, 3]
+        last, kind = self._known[_LAST, root], self._known[_KIND, root]
         return bool(
             self._adjacent[last, text[0]]
             or (kind == _MARK and is_mark(text.decode("utf-8", "ignore")[:1]))
@@ -183,19 +192,19 @@ class StudentStates:
         start, count = len(self._data), len(data)
         self._lefts += lefts
         self._data += data
-        if start + count > len(self._columns):
-            room = np.zeros((2 * (start + count), self._columns.shape[1]), np.int64)
-            room[:start] = self._columns[:start]
-            self._columns = room
-        columns = self._columns[start : start + count]
-        columns[:, 0] = answers
-        columns[:, 1] = [
+        if start + count > self._known.shape[1]:
+            room = np.zeros((len(self._known), 2 * (start + count)), np.int64)
+            room[:, :start] = self._known[:, :start]
+            self._known = room
+        known = self._known[:, start : start + count]
+        known[_ANSWER] = answers
+        known[_LAST] = [
             text[-1] if text else _NO_BYTE
             for text in (one or left for one, left in zip(data, lefts, strict=True))
         ]
-        columns[:, 2] = [incomplete_tail(one) for one in data]
-        columns[:, 3] = kinds
-        columns[:, 4:6] = _UNKNOWN
-        lengths = self._tables.student.lengths[columns[:, 0]]
-        columns[:, 6] = (columns[:, 0] >= 0) & (lengths == [len(one) for one in data])
+        known[_UNFINISHED] = [incomplete_tail(one) for one in data]
+        known[_KIND] = kinds
+        known[_LOW : _HIGH + 1] = _UNKNOWN
+        lengths = self._tables.student.lengths[known[_ANSWER]]
+        known[_COVERS] = (known[_ANSWER] >= 0) & (lengths == [len(one) for one in data])
         return np.arange(start, start + count)
