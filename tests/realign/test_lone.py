@@ -152,6 +152,16 @@ def test_a_space_by_itself_is_open_whatever_its_lone_row_says() -> None:
     assert settled(got, student) == pytest.approx({" ": 0.3, "c": 0.7})
 
 
+@pytest.mark.parametrize(("text", "open_mass"), [("a c", 0.3), ("a a a c", 0.3), ("a a a a c", 0)])
+def test_two_spaces_that_the_rollout_has_shown_close_one(text: str, open_mass: float) -> None:
+    """Behind none of them do the rows go on with a "b"; the position's sync point is two
+    words before it, so that the last two spaces do not count."""
+    student, teacher = toy(LETTERS, [(SPACE, "b")]), toy(LETTERS, [])
+    lone = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}
+    got = row_of(student, teacher, text, len(text) - 1, {" ": 0.3, "c": 0.7}, lone)
+    assert got.walked.open.mass.sum() == pytest.approx(open_mass)
+
+
 def test_a_cut_that_the_rollout_shows_is_followed() -> None:
     student, teacher = toy(LETTERS, [("c", "d"), ("b", "c")]), toy(LETTERS, [("b", "c")])
     row = {"bc": 0.6, "a": 0.3, "d": 0.1}
