@@ -117,6 +117,24 @@ def test_an_open_token_threatens_what_the_teacher_begins_otherwise() -> None:
     assert "bc" in certified(closed, student)
 
 
+def test_an_open_token_threatens_what_begins_with_it_in_the_teacher_s_encoding() -> None:
+    """Some of "a" is settled by the teacher's "ac"; the rest of it may be "ab"."""
+    student, teacher = toy(LETTERS, [("a", "b")]), toy(LETTERS, [("a", "c")])
+    ends = {token: {"d": 1.0} for token in ("ac", "b", "d")}
+    row = {"d": 0.4, "b": 0.3, "ac": 0.2, "a": 0.1}
+    got = row_of(student, teacher, "d", 0, row, {"a": {"b": 0.5, "d": 0.5}, **ends})
+    assert settled(got, student) == pytest.approx({"d": 0.4, "b": 0.3, "a": 0.2})
+    assert certified(got, student) == {"d", "b"}
+
+
+def test_a_path_that_may_still_become_a_longer_token_stays_open() -> None:
+    """The row behind "a" is there, the one behind "ab" is not: it may be "abc"."""
+    student, teacher = toy(LETTERS, [("a", "b"), ("ab", "c")]), toy(LETTERS, [])
+    got = row_of(student, teacher, "ad", 0, {"a": 0.5, "b": 0.3, "d": 0.2}, {})
+    assert got.walked.open.mass.sum() == pytest.approx(0.5 * 0.3)
+    assert "ab" not in settled(got, student)
+
+
 def test_an_open_token_threatens_what_it_is_by_itself() -> None:
     """The teacher's "bc" is the student's "b", "c", or the beginning of "bcd"."""
     student = toy(LETTERS, [("c", "d"), ("b", "cd")])
