@@ -41,6 +41,8 @@ PAIRS = [
 ]
 # Pairs that the figures speak of; the others are in the details.
 MAIN = {"llama3", "qwen3", "gpt4o"}
+# Texts in which several spaces stand before numbers.
+SPACES = ("json", "table", "aligned")
 TOP_K = 64
 # Characters of other text that a pair has carried over before unseen text is timed.
 WARM_UP = 16_000
@@ -48,6 +50,8 @@ WARM_UP = 16_000
 BEST = 128
 # Below it the reference itself is not resolved.
 LEAST_SAMPLED = 1e-4
+# Total variation from which a row counts as off.
+OFF = 0.01
 # Extra forwards for each position that has something open.
 EXTRA = 4
 
@@ -277,14 +281,19 @@ def figures(measured: Sequence[Measured]) -> dict[str, float]:
     main = [m for m in measured if set(m.pair.split(" <- ")) <= MAIN]
     both = [m for m in main if set(m.pair.split(" <- ")) == {"llama3", "qwen3"}]
     digits = [m for m in main if m.text == "digits"]
+    spaces = [m for m in measured if m.text in SPACES]
 
-    def worst(values: list[list[float]]) -> float:
+    def worst(values: Sequence[Sequence[float]]) -> float:
         return max((float(np.mean(v)) for v in values if v), default=float("nan"))
 
     return {
         "tv_certified_worst": worst([m.tv for m in main]),
         "sampled_dlogp_worst": worst([m.sampled for m in main]),
         "causality_tv_unmasked": worst([m.causality for m in main]),
+        "tv_certified_spaces_worst": worst([m.tv for m in spaces]),
+        "causality_tv_spaces_worst": worst([m.causality for m in spaces]),
+        "rows_off_by_001_spaces_worst": worst([[tv > OFF for tv in m.tv] for m in spaces]),
+        "masked_share_spaces": max(m.masked for m in spaces if m in main),
         "masked_share_english": max(m.masked for m in both if m.text in ("prose", "code")),
         "masked_share_chinese": max(m.masked for m in both if m.text == "chinese"),
         "covered_0_prose": min(m.covered for m in main if m.text == "prose"),

@@ -4,14 +4,16 @@ The enumeration shares nothing with the method but the tokenizers and the sync p
 it follows the teacher's paths best first from there (up to the position only along the
 teacher's own encoding of what has been said: other segmentations of the past do not
 count), decodes them, encodes the text as the student does, and counts which student
-token comes. A path is settled when no continuation can change this token.
+token comes. A path is settled when no continuation can change this token. Where the text
+ends in white space, what follows decides how tokenizers cut it: nothing is settled there,
+and each way to cut what has been said counts.
 """
 
 from __future__ import annotations
 
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from typing import Protocol
@@ -31,6 +33,8 @@ WEIGHTS = (0.58, 0.25, 0.12, 0.045)
 SUPPORT = 128
 # Probability of what has been said and is not in its row.
 LEAST = 1e-9
+# What may follow white space that has been said: each may have it cut in another way.
+FOLLOWING = ("", " ", "  x", "\t", "\n", " \n", "x", "7", "(", "\u754c", "\u00a0x", "\u00b2", "'s")
 
 
 class Teacher(Protocol):
@@ -44,7 +48,8 @@ class NgramTeacher:
     """A 4-gram model with interpolation over the tokens it has seen, and a uniform rest.
 
     What its tokenizer never writes after the token before has no mass, as in a model
-    that has learnt what its tokenizer writes.
+    that has learnt what its tokenizer writes; after white space, which is cut by what
+    follows it, after the two tokens before.
     """
 
     learnt: Sequence[int]
@@ -52,7 +57,7 @@ class NgramTeacher:
     _counts: list[dict[tuple[int, ...], Counter[int]]] = field(init=False)
     _known: dict[tuple[int, ...], tuple[Int64, Float64]] = field(init=False, default_factory=dict)
 
-    _unwritten: dict[int, set[int]] = field(init=False, default_factory=dict)
+    _written: dict[tuple[int, ...], dict[int, bool]] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         self._counts = [defaultdict(Counter) for _ in WEIGHTS]
@@ -62,7 +67,8 @@ class NgramTeacher:
         alone = self._counts[-1][()]
         scale = WEIGHTS[-1] / alone.total()
         self._base = {token: 0.005 / len(alone) + scale * n for token, n in alone.items()}
-        self._pairs = set(zip(self.learnt, self.learnt[1:], strict=False))
+        self._seen = set(zip(self.learnt, self.learnt[1:], strict=False))
+        self._seen |= set(zip(self.learnt, self.learnt[1:], self.learnt[2:], strict=False))
         common = sorted(self._base, key=lambda token: (-self._base[token], token))
         self._common = common[: 2 * SUPPORT]
 
@@ -81,22 +87,42 @@ class NgramTeacher:
                 scale = weight / found.total()
                 for token, times in found.items():
                     row[token] = row.get(token, self._base[token]) + scale * times
-        for token in self._never(before[-1]) if before else ():
-            row.pop(token, None)
+        never = self._never(before, row)
+        if len(never) < len(row):  # else nothing is ever written there, and all is as likely
+            for token in never:
+                del row[token]
         best = sorted(row, key=lambda token: (-row[token], token))[:SUPPORT]
         values = np.array([row[token] for token in best])
         return np.array(best, np.int64), values / values.sum()
 
-    def _never(self, last: int) -> set[int]:
-        """The common tokens that the tokenizer does not write after ``last``."""
-        if last not in self._unwritten:
-            table = self.vocabulary.token_bytes
-            asked = [token for token in self._common if (last, token) not in self._pairs]
-            texts = [table[last] + table[token] for token in asked]
-            encoded = self.vocabulary.encoder.encode_each(texts) if table[last] else []
-            pairs = zip(asked, encoded, strict=bool(encoded))
-            self._unwritten[last] = {token for token, ids in pairs if ids != [last, token]}
-        return self._unwritten[last]
+    def _never(self, before: tuple[int, ...], row: Iterable[int]) -> list[int]:
+        """The tokens of a row that the tokenizer does not write there."""
+        table = self.vocabulary.token_bytes
+        if not before or not table[before[-1]]:
+            return []
+        spaces = ends_in_space(table[before[-1]])
+        context = before[-2:] if spaces and table[before[-2:][0]] else before[-1:]
+        known = self._written.setdefault(context, {})
+        asked = [token for token in (row if spaces else self._common) if token not in known]
+        new = [token for token in asked if (*context, token) not in self._seen]
+        known.update(dict.fromkeys(asked, True))
+        known.update(zip(new, self._writes(context, new), strict=True))
+        return [token for token in row if not known.get(token, True)]
+
+    def _writes(self, context: tuple[int, ...], tokens: list[int]) -> list[bool]:
+        """Whether the tokenizer cuts some text as ``context`` and then each token."""
+        table = self.vocabulary.token_bytes
+        wanted = [[*context, token] for token in tokens]
+        texts, owner = [], []
+        for index, path in enumerate(wanted):
+            text = b"".join(table[token] for token in path)
+            follows = FOLLOWING if ends_in_space(text) else ("",)
+            texts += [text + following.encode() for following in follows]
+            owner += [index] * len(follows)
+        written = [False] * len(tokens)
+        for index, ids in zip(owner, self.vocabulary.encoder.encode_each(texts), strict=True):
+            written[index] |= ids[: len(wanted[index])] == wanted[index]
+        return written
 
     def probability(self, before: Sequence[int], token: int) -> float:
         ids, values = self.support(before)
@@ -218,7 +244,7 @@ def enumerate_paths(
     heap: list[tuple[float, int, tuple[int, ...], bytes]] = [(-1.0, next(order), (), b"")]
     waiting, kept = 1.0, 0.0
     mass: dict[int, float] = {}
-    past = tuple(vocabulary.encoder.encode(said).ids.tolist())
+    pasts = _pasts(said, vocabulary)
     settling = Settling(student, said, student_tokens)
     # The first bytes of a character are not encoded as they are with its last ones.
     whole = len(said) - incomplete_tail(said)
@@ -245,21 +271,23 @@ def enumerate_paths(
                 continue
             # No student token holds these two bytes: the text so far is closed.
             apart = ~student.adjacent[data[-1], vocabulary.first_byte[ids]]
+            apart &= not ends_in_space(data)
             closed = settling.token(data, closed=True)
             assert settle(closed, float(row[apart].sum()), path, data)
             row = np.where(apart, 0.0, row)
-        if len(path) < len(past) and past[len(path)] not in ids:
-            # What has been said has been said, however unlikely.
-            ids = np.append(ids, past[len(path)])
+        # What has been said has been said, however unlikely.
+        nexts = {past[len(path)] for past in pasts if past[: len(path)] == path != past}
+        for one in sorted(nexts.difference(ids.tolist())):
+            ids = np.append(ids, one)
             row = np.append(row, LEAST * weight)
         least = 1e-8 * (kept + waiting + weight)
         for one, value in zip(ids.tolist(), row.tolist(), strict=True):
-            if value <= least and len(path) >= len(past):
+            if value <= least and one not in nexts:
                 continue
             longer = data + vocabulary.token_bytes[one]
             if not longer.startswith(said[: len(longer)]):
                 continue
-            if len(longer) <= whole and (*path, one) != past[: len(path) + 1]:
+            if len(longer) <= whole and one not in nexts:
                 continue
             waiting += value
             heapq.heappush(heap, (-value, next(order), (*path, one), longer))
@@ -275,6 +303,21 @@ def enumerate_paths(
     if kept <= 0:
         return None
     return Enumerated({k: v / kept for k, v in mass.items()}, waiting / (kept + rest))
+
+
+def _pasts(said: bytes, vocabulary: Vocabulary) -> set[tuple[int, ...]]:
+    """The ways in which the tokenizer cuts ``said``, by what follows it."""
+    pasts = {tuple(vocabulary.encoder.encode(said).ids.tolist())}
+    if ends_in_space(said):
+        texts = [said + following.encode() for following in FOLLOWING]
+        for encoded in vocabulary.encoder.encode_each(texts):
+            ids = np.array(encoded, np.int64)
+            pasts.add(tuple(ids[np.cumsum(vocabulary.lengths[ids]) <= len(said)].tolist()))
+    return pasts
+
+
+def ends_in_space(data: bytes) -> bool:
+    return data.decode("utf-8", "replace")[-1:].isspace()
 
 
 def rows_apart(first: CarriedRows, second: CarriedRows) -> float | None:

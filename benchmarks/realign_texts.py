@@ -8,6 +8,7 @@ tests, one for the figures that are reported.
 from __future__ import annotations
 
 import inspect
+import json
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -29,6 +30,9 @@ def texts(size: int, *, tuning: bool = False) -> list[Text]:
         "code": _code,
         "digits": _digits,
         "chinese": _chinese,
+        "json": _json,
+        "table": _table,
+        "aligned": _aligned,
     }
     made = []
     for name, make in makers.items():
@@ -75,6 +79,74 @@ def _digits(tuning: bool) -> str:
                 f"{(b * c - a) / c:.1f} for each box.\n"
             )
     return "".join(lines)
+
+
+def _json(tuning: bool) -> str:
+    """Indented documents whose lines often begin with a number."""
+    draw = random.Random(23 if tuning else 29)
+    documents = []
+    for number in range(400):
+        if tuning:
+            document: dict[str, object] = {
+                "id": number,
+                "scores": [draw.randint(0, 999) for _ in range(draw.randint(2, 5))],
+                "box": {
+                    "from": [draw.randint(0, 80), draw.randint(0, 80)],
+                    "open": number % 3 == 0,
+                },
+            }
+        else:
+            document = {
+                "order": {"lines": [[draw.randint(1, 40), draw.randint(100, 9999)] for _ in "ab"]},
+                "weights": [round(draw.uniform(0, 3), 2) for _ in range(draw.randint(1, 4))],
+                "paid": number % 2 == 0,
+            }
+        documents.append(json.dumps(document, indent=2 if number % 4 == 0 else 4))
+    return "\n".join(documents)
+
+
+def _table(tuning: bool) -> str:
+    """Columns of numbers and words, aligned with spaces, sometimes with tabs."""
+    draw = random.Random(31 if tuning else 37)
+    names = (
+        ("north", "east", "south", "west") if tuning else ("apples", "pears", "plums", "cherries")
+    )
+    lines = []
+    for number in range(1500):
+        name, count, price = draw.choice(names), draw.randint(1, 4000), draw.uniform(0, 900)
+        if tuning:
+            lines.append(f"{name:<10}{count:>8}{price:>10.2f}   {draw.choice(names)}")
+        else:
+            lines.append(f"{number % 40:>4}  {name:<12} {count:>6}  {price:>9.1f}")
+        if number % 12 == 0:
+            lines.append(f"{'total':<10}\t\t{draw.randint(100, 99999)}")
+    return "\n".join(lines)
+
+
+def _aligned(tuning: bool) -> str:
+    """Code whose assignments, tables of constants and comments are aligned."""
+    draw = random.Random(41 if tuning else 43)
+    names = ("width", "height", "depth") if tuning else ("left", "bottom", "scale")
+    blocks = []
+    for _ in range(300):
+        if tuning:
+            gap = " " * draw.randint(2, 6)
+            lines = [
+                f"    {draw.choice(names):<8} = {draw.randint(0, 640):>5}{gap}# mm"
+                for _ in range(4)
+            ]
+            lines += ["    sizes = ["]
+            lines += [f"        {draw.randint(0, 99)}, {draw.randint(0, 99)}," for _ in range(3)]
+            lines += ["    ]", ""]
+        else:
+            lines = [f"static const int {draw.choice(names)}[] = {{"]
+            lines += [
+                "".join(f"  {draw.randint(0, 999):>4}," for _ in range(4)) + f"  /* {row} */"
+                for row in range(3)
+            ]
+            lines += ["};", f"#define {draw.choice(names).upper():<12}  {draw.randint(1, 512)}", ""]
+        blocks.append("\n".join(lines))
+    return "\n".join(blocks)
 
 
 _CHINESE = """\
