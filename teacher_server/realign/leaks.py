@@ -16,9 +16,9 @@ from teacher_proto.types import Bool, Float32
 
 from teacher_server.realign.masses import places
 from teacher_server.realign.rows import Float64
-from teacher_server.realign.states import ALONE, StudentStates
+from teacher_server.realign.states import ALONE, OPEN, StudentStates
 from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
-from teacher_server.realign.written import CONTRADICTS, OwnPairs
+from teacher_server.realign.written import CONTRADICTS, END, OwnPairs
 
 Int64 = NDArray[np.int64]
 # Continuations with less mass are not looked up.
@@ -34,6 +34,28 @@ class LearntPair:
         self.tables = tables
         self.states = StudentStates(tables)
         self.own_pairs = OwnPairs(tables.teacher)
+
+    def told(self, state: Int64, before: Int64, token: Int64) -> tuple[Int64, Bool]:
+        """What the teacher's own cut of several spaces tells of what follows them: seven and
+        one, where it has a token of eight, only stand before a digit or the like.
+
+        Args:
+            state: int64 [n], once the path is written.
+            before, token: int64 [n], the path's last two teacher tokens; before -1: none.
+
+        Returns: (answers, depends), [n] each: the student's token or CONTRADICTS where
+            something must follow and all that can gives the same, else OPEN; whether the
+            token depends on what follows, the end of the text included.
+        """
+        answers, depends = np.full(len(state), OPEN), np.zeros(len(state), np.bool_)
+        spaces = np.flatnonzero(self.states.spaces(state))
+        kinds = self.own_pairs.followed(before[spaces], token[spaces])
+        for index, kind in zip(spaces.tolist(), kinds.tolist(), strict=True):
+            if kind:
+                answer = self.states.answer_before(int(state[index]), kind)
+                depends[index] = answer == OPEN
+                answers[index] = answer if kind < END else OPEN
+        return answers, depends
 
 
 @dataclass(frozen=True)
@@ -64,13 +86,15 @@ def shares_behind(
         behind = states.enter(np.full(count, ALONE), data)
     line, place = places(log_probs > np.log(LEAST_LOOKED_UP))
     after = ids.take(place)
-    joins = states.joins_bytes(behind[line], after[:, None])[:, 0]
+    joins = states.joins(behind[line], after[:, None])[:, 0]
     line, after, mass = line[joins], after[joins], np.exp(log_probs.take(place[joins]))
     known = rest[line] >= 0
     begun = np.maximum(rest[line], 0)
     trie = tables.steps(tables.steps(np.where(known, ROOT, NO_STATE), begun), after)
     whole = tables.known_pairs(begun, after) & known
-    answers = states.answer(states.step(behind[line], after))
+    begun = states.step(behind[line], after)
+    told, _ = pair.told(begun, tokens[line], after)
+    answers = np.where(told == OPEN, states.answer(begun), told)
     changed = answers != states.answer(behind)[line]
     # What the teacher itself writes otherwise says nothing.
     changed[changed] = pair.own_pairs.writes(tokens[line[changed]], after[changed])
@@ -153,7 +177,7 @@ class LoneRows:
             if row is not None:
                 ids, log_probs = row
                 here = np.full(len(ids), state)
-                joins = pair.states.joins_bytes(here[:1], ids[None])[0]
+                joins = pair.states.joins(here[:1], ids[None])[0]
                 after = pair.states.step(here[joins], ids[joins])
                 possible = pair.states.answer(after) != CONTRADICTS
                 share = float(np.exp(log_probs[joins][possible]).sum())

@@ -17,17 +17,13 @@ from numpy.typing import NDArray
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.leaks import LearntPair
 from teacher_server.realign.rows import Float64, TeacherRows
+from teacher_server.realign.spaces import FOLLOWING, spaces_before
 from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import ends_in_spaces
 from teacher_server.realign.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # Texts kept with their answers; beyond it the memory starts anew.
 MAX_TEXTS = 200_000
-# What may follow several spaces, one of each kind that tokenizers tell apart there.
-FOLLOWING = (b" x", b"\n", b"x", b"7")
-# Bytes that are spaces or line ends.
-_SPACES = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 
 @dataclass(frozen=True)
@@ -107,11 +103,9 @@ class StartFinder:
         aligned = offsets[row] == begin
         last = np.where(aligned, row, row - 1)
         others: list[tuple[int, list[int], tuple[int, int]]] = []
-        spaces = _SPACES[np.frombuffer(layout.data, np.uint8)[np.maximum(begin - 1, 0)]]
+        spaces = spaces_before(layout.data, begin)
         for index in np.flatnonzero(aligned & (row > sync) & spaces).tolist():
             end = int(begin[index])
-            if not ends_in_spaces(layout.data[max(end - 2, 0) : end]):
-                continue
             own = layout.teacher_ids[sync[index] : row[index]].tolist()
             paths = self._behind_spaces(int(roots[index]), layout, int(sync[index]), end)
             aligned[index] = any(path == own for path, _ in paths)
@@ -174,7 +168,7 @@ class StartFinder:
         texts, every = self._tables.student.sorted_bytes, self._everything
         ends = [bisect_left(texts, one) for one in (b"\t", b"!", b"0", b":")]
         spaces, digits = (ends[0], ends[1]), (ends[2], ends[3])
-        return dict(zip(FOLLOWING, (spaces, spaces, every, digits), strict=True))
+        return dict(zip(FOLLOWING, (spaces, spaces, every, digits, every), strict=True))
 
     def _aligned(
         self,

@@ -79,6 +79,15 @@ class TeacherRows:
         listed: Float64 = np.exp(self.log_probs).sum(1)
         return np.maximum(1.0 - listed, 0.0)
 
+    @cached_property
+    def token_before(self) -> Int64:
+        """int64 [R]: the teacher token that each row stands after; -1 before the first."""
+        steps = sorted((after, token) for (_, token), after in self.beyond.items())
+        beyond = np.array([token for _, token in steps], np.int64)
+        own = self.ids[: max(len(self.own) - 1, 0), -1]
+        first = np.full(len(self.ids) - len(own) - len(beyond), -1)
+        return np.concatenate([first, own, beyond]).astype(np.int64)
+
     def path(self, row: int) -> tuple[int, list[int]]:
         """(k, tokens): ``row`` stands after the first k teacher tokens and then these."""
         tokens: list[int] = []

@@ -15,18 +15,23 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.layout import Layout
 from teacher_server.realign.memo import ABSENT, Memo
+from teacher_server.realign.spaces import FOLLOWING, ends_in_spaces
 from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import ends_in_spaces, incomplete_tail, is_mark
-from teacher_server.realign.written import CONTRADICTS, tokens_at
+from teacher_server.realign.vocabulary import incomplete_tail, is_mark
+from teacher_server.realign.written import CONTRADICTS, NOTHING, Left, lefts_alone, tokens_at
 
 Int64 = NDArray[np.int64]
 # States kept; beyond it the automaton starts anew with the next rollout.
 MAX_STATES = 1_000_000
+# Tokens of white space alone that are looked back at, besides the last.
+MAX_RUN = 8
 # The state with nothing to the left, or nothing that could join what follows.
 ALONE = 0
 _NO_BYTE = 256
 _UNKNOWN = -1
-# Kinds of roots: the text to the left ends with a mark, with several spaces.
+# Instead of an answer: it depends on what follows.
+OPEN = -2
+# Kinds of states: the text ends with several spaces; of roots: with a mark.
 _MARK, _SPACES = 1, 2
 # What is known of a state: a line of the table each, since lines are read much faster.
 _ANSWER, _LAST, _UNFINISHED, _KIND, _LOW, _HIGH, _COVERS = range(7)
@@ -52,14 +57,15 @@ class StudentStates:
 
     def clear(self) -> None:
         self.generation += 1
-        self._lefts: list[bytes] = []
+        self._lefts: list[Left] = []
         self._data: list[bytes] = []
         self._known = np.zeros((7, 1024), np.int64)
         self._steps = Memo()
-        self._roots: dict[bytes, int] = {}
+        self._roots: dict[Left, int] = {}
         self._root_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
         self._entered: dict[tuple[int, bytes], int] = {}
-        self._root(b"")
+        self._followed: dict[tuple[int, int], int] = {}
+        self._root(NOTHING)
 
     def trim(self) -> None:
         """Starts anew when there are too many; between rollouts only."""
@@ -71,6 +77,29 @@ class StudentStates:
         or CONTRADICTS."""
         answers: Int64 = self._known[_ANSWER].take(state)
         return answers
+
+    def spaces(self, state: Int64) -> Bool:
+        """bool [n]: the text ends with several spaces, which what follows may cut otherwise."""
+        spaces: Bool = self._known[_KIND].take(state) == _SPACES
+        return spaces
+
+    def answer_before(self, state: int, kinds: int) -> int:
+        """The answer of one state when something follows; OPEN where it depends on what.
+
+        Args:
+            kinds: what may follow, as in ``OwnPairs.followed``.
+        """
+        key = state, kinds
+        if key not in self._followed:
+            follows = [one for place, one in enumerate((*FOLLOWING, b"")) if kinds >> place & 1]
+            left, data = self._lefts[state], self._data[state]
+            texts = [data + one for one in follows]
+            answers = set(tokens_at(self._tables.student, [left] * len(texts), texts))
+            answer = answers.pop() if len(answers) == 1 else OPEN
+            if answer >= 0 and self._tables.student.lengths_list[answer] > len(data):
+                answer = OPEN  # it takes some of what follows
+            self._followed[key] = answer
+        return self._followed[key]
 
     def unfinished(self, state: Int64) -> Bool:
         """bool [n]: the text ends inside a character."""
@@ -94,25 +123,15 @@ class StudentStates:
     def joins(self, state: Int64, ids: Int64) -> Bool:
         """bool [n, w]: whether teacher tokens may change what precedes them, or be read
         otherwise because of it."""
-        joins = self._meets(state, ids)
+        last = self._known[_LAST].take(state) * self._adjacent.shape[1]
+        joins: Bool = self._adjacent.take(last[:, None] + self._first.take(ids))
         kind = self._known[_KIND].take(state)
-        joins |= (kind == _MARK)[:, None] & self._marks.take(ids)
+        marks = np.flatnonzero(kind == _MARK)
+        joins[marks] |= self._marks[ids[marks]]
         spaces = np.flatnonzero(kind == _SPACES)
         joins[spaces] |= self._solid[ids[spaces]]
         joins &= self._ordinary.take(ids)
         return joins
-
-    def joins_bytes(self, state: Int64, ids: Int64) -> Bool:
-        """bool [n, w]: some student token holds the last byte and then the token's first."""
-        joins = self._meets(state, ids)
-        joins &= self._ordinary.take(ids)
-        return joins
-
-    def _meets(self, state: Int64, ids: Int64) -> Bool:
-        """bool [n, w]: some student token holds the state's last byte and then the first."""
-        last = self._known[_LAST].take(state) * self._adjacent.shape[1]
-        meets: Bool = self._adjacent.take(last[:, None] + self._first.take(ids))
-        return meets
 
     def step(self, state: Int64, token: Int64) -> Int64:
         """int64 [n]: the states once these teacher tokens are written."""
@@ -155,15 +174,29 @@ class StudentStates:
         ends = usable & student.tail_only[token]
         known = self._root_of_token
         for one in np.unique(token[usable & ~ends & (known[token] == _UNKNOWN)]).tolist():
-            known[one] = self._root(student.token_bytes[one])
+            known[one] = self._root(self._alone(student.token_bytes[one]))
         roots = np.where(usable & ~ends, known[token], ALONE)
         for index in np.flatnonzero(ends).tolist():
             offset = int(layout.student_offsets[positions[index]])
             start = offset - 1
             while start > 0 and layout.data[start] & 0xC0 == 0x80 and offset - start < 4:
                 start -= 1
-            roots[index] = self._root(layout.data[start:offset])
+            roots[index] = self._root(self._alone(layout.data[start:offset]))
+        # How several spaces are cut depends on all of them.
+        several = usable & student.only_space[token] & (before > 0)
+        several &= student.only_space[ids[np.maximum(before - 1, 0)]]
+        for index in np.flatnonzero(several).tolist():
+            run = [int(token[index])]
+            for one in ids[max(int(before[index]) - MAX_RUN, 0) : before[index]][::-1].tolist():
+                if not student.only_space[one]:
+                    break
+                run.insert(0, one)
+            data = b"".join(student.token_bytes[one] for one in run)
+            roots[index] = self._root(Left(data, tuple(run)))
         return roots
+
+    def _alone(self, data: bytes) -> Left:
+        return lefts_alone(self._tables.student, [data])[0]
 
     def _joins_text(self, root: int, text: bytes) -> bool:
         last, kind = self._known[_LAST, root], self._known[_KIND, root]
@@ -173,21 +206,23 @@ class StudentStates:
             or (kind == _SPACES and not text[:1].isspace())
         )
 
-    def _root(self, left: bytes) -> int:
+    def _root(self, left: Left) -> int:
         if left not in self._roots:
-            letter = left.decode("utf-8", "ignore")[-1:]
+            letter = left.data.decode("utf-8", "ignore")[-1:]
             # The end of a character alone may be that of a mark.
-            mark = is_mark(letter) or (left != b"" and letter == "")
-            kind = _SPACES if ends_in_spaces(left) else _MARK if mark else 0
+            mark = is_mark(letter) or (left != NOTHING and letter == "")
+            kind = _SPACES if ends_in_spaces(left.data) else _MARK if mark else 0
             self._roots[left] = int(self._append([left], [b""], [CONTRADICTS], [kind])[0])
         return self._roots[left]
 
-    def _add(self, lefts: list[bytes], data: list[bytes]) -> Int64:
+    def _add(self, lefts: list[Left], data: list[bytes]) -> Int64:
         answers = tokens_at(self._tables.student, lefts, data)
-        return self._append(lefts, data, answers, [0] * len(data))
+        both = zip(lefts, data, strict=True)
+        kinds = [_SPACES if ends_in_spaces(left.data + text) else 0 for left, text in both]
+        return self._append(lefts, data, answers, kinds)
 
     def _append(
-        self, lefts: list[bytes], data: list[bytes], answers: list[int], kinds: list[int]
+        self, lefts: list[Left], data: list[bytes], answers: list[int], kinds: list[int]
     ) -> Int64:
         start, count = len(self._data), len(data)
         self._lefts += lefts
@@ -200,7 +235,7 @@ class StudentStates:
         known[_ANSWER] = answers
         known[_LAST] = [
             text[-1] if text else _NO_BYTE
-            for text in (one or left for one, left in zip(data, lefts, strict=True))
+            for text in (one or left.data for one, left in zip(data, lefts, strict=True))
         ]
         known[_UNFINISHED] = [incomplete_tail(one) for one in data]
         known[_KIND] = kinds

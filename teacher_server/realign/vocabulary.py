@@ -131,6 +131,11 @@ class Vocabulary:
         return np.array([data[:1].isspace() for data in self.token_bytes], np.bool_)
 
     @cached_property
+    def only_space(self) -> Bool:
+        """bool [V]."""
+        return np.array([data.isspace() for data in self.token_bytes], np.bool_)
+
+    @cached_property
     def begins_with_part(self) -> Bool:
         """bool [V]: there is only a part of the first character, not its end."""
         return np.array(
@@ -158,11 +163,6 @@ class Vocabulary:
 def is_mark(letter: str) -> bool:
     """Neither letter, digit nor space; an empty string is none."""
     return letter != "" and not (letter.isalnum() or letter.isspace())
-
-
-def ends_in_spaces(data: bytes) -> bool:
-    """Whether the last two characters, of ASCII, are spaces or line ends."""
-    return len(data) > 1 and data[-2:].isspace()
 
 
 def _after(prefix: bytes) -> bytes:

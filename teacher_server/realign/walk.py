@@ -17,7 +17,7 @@ from teacher_server.realign.masses import Collected, Walked, entries, open_entri
 from teacher_server.realign.paths import StartFinder, Starts, Unknown
 from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
-from teacher_server.realign.states import ALONE
+from teacher_server.realign.states import ALONE, OPEN
 from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
 from teacher_server.realign.written import CONTRADICTS
 
@@ -160,11 +160,12 @@ class Walker:
         line, place = places(joins & ~small & ~lost)
         asked = _Asked(position[line], row[line], ids.take(place), mass.take(place))
         followed = after.take(place) != NO_ROW
-        states, against, undone = self._ask(asked, followed, roots, layout, leaks, got)
+        states, told, against, undone = self._ask(asked, followed, roots, rows, leaks, got)
         state.put(place, states)
-        on = goes_on.take(place) | undone
+        on = (goes_on.take(place) & (told == OPEN)) | undone
         done = ~on & ~against
-        got.settle(asked.position[done], self.states.answer(states[done]), asked.mass[done])
+        answers = np.where(told == OPEN, self.states.answer(states), told)
+        got.settle(asked.position[done], answers[done], asked.mass[done])
         goes_on.put(place, on & ~against)
         line, place = places(some & ~lost & (small | goes_on))
         alone = ~joins.take(place)
@@ -193,32 +194,34 @@ class Walker:
         asked: _Asked,
         followed: Bool,
         roots: Int64,
-        layout: Layout,
+        rows: TeacherRows,
         leaks: TokenLeaks,
         got: Collected,
-    ) -> tuple[Int64, Bool, Bool]:
-        """Tokens that may merge with the text before them: their states [n], and bool [n]
-        each, which of them the text before rules out, and which only as long as nothing
-        follows them."""
+    ) -> tuple[Int64, Int64, Bool, Bool]:
+        """Tokens that may merge with the text before them.
+
+        Returns: (states, told, against, undone), each [n]: their states, what
+            ``LearntPair.told`` says of them, which of them the text before rules out, and
+            which only as long as nothing follows them.
+        """
         tokens, where, masses = asked.token, asked.position, asked.mass
         states = self.states.step(roots[where], tokens)
+        before = rows.token_before[asked.row]
+        before = np.where((before >= 0) & self._ordinary[before], before, -1)
+        told, _ = self.pair.told(states, before, tokens)
         # With what follows it may yet be cut as the student has cut it.
-        against = (self.states.answer(states) == CONTRADICTS) & ~followed
+        against = (self.states.answer(states) == CONTRADICTS) & (told == OPEN) & ~followed
         undone = against.copy()
         undone[against] = leaks.undone(tokens[against], masses[against], states[against], self.pair)
         against &= ~undone
+        against |= told == CONTRADICTS
         # Mass on text that the student would have written otherwise: what the teacher
         # itself would encode so cannot happen here, the rest is not to be expressed.
-        own = layout.teacher_ids.astype(np.int64)
-        before = asked.row[against] - 1
-        follows = (before >= 0) & (before < len(own) - 1)
-        token_before = own[np.where(follows, before, 0)]
-        token_before = np.where(follows & self._ordinary[token_before], token_before, -1)
-        impossible = self._own_pairs.writes(token_before, tokens[against])
+        impossible = self._own_pairs.writes(before[against], tokens[against])
         where, masses = where[against], masses[against]
         np.subtract.at(got.total, where[impossible], masses[impossible])
         np.add.at(got.lost, where[~impossible], masses[~impossible])
-        return states, against, undone
+        return states, told, against, undone
 
     def _before(
         self, before: Starts, roots: Int64, rows: TeacherRows, leaks: TokenLeaks, got: Collected
@@ -288,16 +291,20 @@ class Walker:
         states = self.states
         ids = rows.ids[paths.row].astype(np.int64)
         mass = np.exp(rows.log_probs[paths.row]) * paths.mass[:, None]
-        joins = states.joins_bytes(paths.state, ids)
+        joins = states.joins(paths.state, ids)
         # Whatever does not join ends the student's token with the path's bytes.
-        apart = np.where(joins, 0.0, mass).sum(1) + rows.tail[paths.row] * paths.mass
+        apart = np.where(joins, 0.0, mass).sum(1)
+        # So, as far as is known, does what is below the row's best; but not behind spaces.
+        below = rows.tail[paths.row] * paths.mass
+        spaces = states.spaces(paths.state)
+        apart += np.where(spaces, 0.0, below)
         cut = states.unfinished(paths.state)
         np.add.at(got.lost, paths.position[cut], apart[cut])  # no text
         ended = states.answer(paths.state)
         whole = np.where(cut, 0.0, apart)
         slight = joins & (mass < SIGNIFICANT * paths.mass[:, None])
         nothing = np.full(len(ids), NO_ROW)
-        small = np.where(slight, mass, 0.0).sum(1)
+        small = np.where(slight, mass, 0.0).sum(1) + np.where(spaces, below, 0.0)
         got.leave_open(
             paths.position, nothing, small, nothing, states.intervals(paths.state), paths.first
         )
@@ -310,10 +317,17 @@ class Walker:
         settles = (trie == NO_STATE) & ~states.unfinished(state)
         # Whatever joins and leaves the trie: the text up to here tells, unless a row that
         # is there can tell better.
-        settles &= ~states.covers(state) | (after == NO_ROW)
+        told, depends = self.pair.told(state, paths.token[line], token)
+        settles &= ~(states.covers(state) | depends) | (after == NO_ROW)
         position = paths.position[line]
         answers = states.answer(state)
-        answers = self._written(answers, ended[line], paths.token[line], token)
+        kept = ~spaces[line] & (answers != ended[line])
+        kept[kept] = ~self._own_pairs.writes(paths.token[line][kept], token[kept])
+        # That text is another's where the teacher itself writes no such token behind the
+        # path: the row's mass stays with the row's token.
+        answers = np.where(kept, ended[line], answers)
+        answers = np.where(told == OPEN, answers, told)
+        settles = (settles & ~depends) | (told != OPEN)
         # Most of it leaves the student's token as it was: one entry a path.
         same = settles & (answers == ended[line])
         whole += np.bincount(line[same], masses[same], len(whole))
@@ -334,15 +348,6 @@ class Walker:
         ends = after[on] == NO_ROW
         self._leave(further.some(ends), row[on][ends], token[on][ends], got)
         return further.some(~ends)
-
-    def _written(self, answers: Int64, before: Int64, last: Int64, token: Int64) -> Int64:
-        """``answers``, but ``before`` where the teacher itself writes no ``token`` behind
-        ``last``: that text is another's, and the row's mass stays with the row's token."""
-        changed = np.flatnonzero(answers != before)
-        own = self._own_pairs.writes(last[changed], token[changed])
-        kept = answers.copy()
-        kept[changed[~own]] = before[changed[~own]]
-        return kept
 
     def _close(self, position: Int64, answers: Int64, mass: Float64, got: Collected) -> None:
         fine = answers != CONTRADICTS

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.memo import ABSENT, Memo
+from teacher_server.realign.spaces import FOLLOWING, ends_in_spaces
 from teacher_server.realign.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
@@ -15,26 +17,40 @@ Int64 = NDArray[np.int64]
 MAX_KNOWN = 2_000_000
 # Instead of a token id: the tokenizer would not have ended the token before here.
 CONTRADICTS = -1
+# Of what may follow a pair: a bit for each of FOLLOWING, and one for the end of the text.
+END = 1 << len(FOLLOWING)
 
 
-def tokens_at(vocabulary: Vocabulary, lefts: Sequence[bytes], rights: Sequence[bytes]) -> list[int]:
-    """The token that begins where ``left`` ends, or CONTRADICTS, for each pair of texts.
+@dataclass(frozen=True)
+class Left:
+    """Text to the left of an offset, and the tokens that it is cut into."""
+
+    data: bytes
+    tokens: tuple[int, ...]
+
+
+NOTHING = Left(b"", ())
+
+
+def lefts_alone(vocabulary: Vocabulary, texts: Sequence[bytes]) -> list[Left]:
+    """Texts as the tokenizer cuts each by itself."""
+    encoded = vocabulary.encoder.encode_each(texts)
+    return [Left(text, tuple(ids)) for text, ids in zip(texts, encoded, strict=True)]
+
+
+def tokens_at(vocabulary: Vocabulary, lefts: Sequence[Left], rights: Sequence[bytes]) -> list[int]:
+    """The token that begins where ``left`` ends, for each pair of texts, or CONTRADICTS where
+    what follows has ``left`` cut otherwise.
 
     Where BPE keeps the boundary between a token ``left`` and what follows, what precedes
     ``left`` does not matter.
     """
-    lengths = vocabulary.lengths_list
-    texts = [left + right for left, right in zip(lefts, rights, strict=True)]
+    texts = [left.data + right for left, right in zip(lefts, rights, strict=True)]
     answers = []
     for left, ids in zip(lefts, vocabulary.encoder.encode_each(texts), strict=True):
-        read, wanted = 0, len(left)
-        answer = CONTRADICTS
-        for token in ids:
-            if read >= wanted:
-                answer = token if read == wanted else CONTRADICTS
-                break
-            read += lengths[token]
-        answers.append(answer)
+        count = len(left.tokens)
+        kept = tuple(ids[:count]) == left.tokens and len(ids) > count
+        answers.append(ids[count] if kept else CONTRADICTS)
     return answers
 
 
@@ -46,7 +62,14 @@ class OwnPairs:
         self._known = Memo()
 
     def writes(self, before: Int64, token: Int64) -> NDArray[np.bool_]:
-        """bool [n]: whether text of both is encoded as both; ``before`` -1: nothing before."""
+        """bool [n]: whether some text of both is encoded as both; ``before`` -1: nothing
+        before."""
+        written: NDArray[np.bool_] = self.followed(before, token) != 0
+        return written
+
+    def followed(self, before: Int64, token: Int64) -> Int64:
+        """int64 [n]: what can stand behind both, so that the text is encoded as both: the
+        sum of END and, where both end in several spaces, of 1 << place in FOLLOWING."""
         keys = (before + 1) * self._vocabulary.size + token
         found = self._known.get(keys)
         if (found == ABSENT).any():
@@ -55,14 +78,27 @@ class OwnPairs:
             new = np.unique(keys if not len(self._known) else keys[found == ABSENT])
             self._known.put(new, self._ask(new))
             found = self._known.get(keys)
-        written: NDArray[np.bool_] = found == 1
-        return written
+        return found
 
     def _ask(self, keys: Int64) -> Int64:
         table = self._vocabulary.token_bytes
         befores, tokens = np.divmod(keys, self._vocabulary.size)
         lefts = [table[token - 1] if token else b"" for token in befores.tolist()]
         rights = [table[token] for token in tokens.tolist()]
-        answers = np.array(tokens_at(self._vocabulary, lefts, rights), np.int64)
-        same: Int64 = (answers == tokens).astype(np.int64)
-        return same
+        unique = list(dict.fromkeys(lefts))
+        alone = dict(zip(unique, lefts_alone(self._vocabulary, unique), strict=True))
+        cuts = [alone[left] for left in lefts]
+        answers = np.array(tokens_at(self._vocabulary, cuts, rights), np.int64)
+        found: Int64 = (answers == tokens).astype(np.int64) * END
+        pairs = enumerate(zip(lefts, rights, strict=True))
+        spaces = [index for index, pair in pairs if ends_in_spaces(b"".join(pair))]
+        wanted = [
+            [token for token in (before - 1, token) if token >= 0]
+            for before, token in zip(befores[spaces].tolist(), tokens[spaces].tolist(), strict=True)
+        ]
+        for kind, following in enumerate(FOLLOWING):
+            texts = [lefts[index] + rights[index] + following for index in spaces]
+            encoded = self._vocabulary.encoder.encode_each(texts)
+            for index, path, ids in zip(spaces, wanted, encoded, strict=True):
+                found[index] |= (ids[: len(path)] == path) << kind
+        return found

@@ -203,13 +203,14 @@ def test_small_parts_of_a_small_mass_count() -> None:
 def test_of_another_cut_of_spaces_only_what_goes_on_so_counts(
     share: float | None, kept: float
 ) -> None:
-    """Before a line end, eleven spaces would be the teacher's ten and one: the row behind
-    the ten alone tells how likely the one is, or that it is not among the likely ones."""
-    tables = pair("llama3", "gpt4o")
+    """Before a digit, eleven spaces would be the teacher's ten and one, and the student's
+    eleven as before a word: the row behind the ten alone tells how likely the one is, or
+    that it is not among the likely ones."""
+    tables = pair("deepseek_v3", "gpt4o")
     ten, eleven = " " * 10, " " * 11
     row = {eleven: 0.004, ten: 0.002, " try": 0.994}
     lone = {} if share is None else {ten: {" try": 1 - share} | ({" ": share} if share else {})}
-    got = row_in(tables, f"()):\n{eleven} try", 2, row, lone)
+    got = row_in(tables, f"()):\n{eleven} try", 3, row, lone)
     assert got.walked.total[0] == pytest.approx(1 + 0.5 * kept, abs=1e-6)
     asked = tables.teacher.token_bytes.index(ten.encode()) in got.walked.wanted
     assert asked == (share is None)

@@ -19,7 +19,7 @@ def test_states_stay_as_they_are_when_their_table_grows() -> None:
 
     def known() -> list[np.ndarray]:
         columns = states.answer(first), states.covers(first), states.intervals(first).T
-        return [np.vstack(columns), states.joins_bytes(first, np.tile(letters, (4, 1)))]
+        return [np.vstack(columns), states.joins(first, np.tile(letters, (4, 1)))]
 
     before = known()
     texts = np.array(list(itertools.product(letters, repeat=5)))

@@ -1,0 +1,42 @@
+"""White space, which a tokenizer cuts by what follows it.
+
+Most pre-tokenizers give the last of several spaces to what comes next: the word takes it
+along, and before a digit, which takes none, it stands by itself. How many spaces make up
+the token before is therefore not known until something else has been written.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+# What may follow several spaces, one of each kind that tokenizers tell apart there: a word
+# with one more space, a line end, a word, a digit, a mark.
+FOLLOWING = (b" x", b"\n", b"x", b"7", b"(")
+# Characters that Unicode counts as white space, in UTF-8.
+_SPACE = (
+    rb"(?:[\t-\r ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
+    rb"|\xe3\x80\x80)"
+)
+_SEVERAL = re.compile(_SPACE + _SPACE + rb"\Z")
+_LONGEST = 6  # bytes of two such characters
+# The bytes that such a character may end with.
+_LAST = np.zeros(256, np.bool_)
+_LAST[[*range(0x09, 0x0E), 0x20, *range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF]] = True
+
+
+def ends_in_spaces(data: bytes) -> bool:
+    """Whether the last two characters are spaces, tabs or line ends."""
+    return _SEVERAL.search(data, max(0, len(data) - _LONGEST)) is not None
+
+
+def spaces_before(data: bytes, offsets: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """bool [n]: whether the text before each offset ends in several spaces."""
+    found = np.zeros(len(offsets), np.bool_)
+    maybe = (offsets > 0) & _LAST[np.frombuffer(data, np.uint8)[np.maximum(offsets - 1, 0)]]
+    for index in np.flatnonzero(maybe).tolist():
+        end = int(offsets[index])
+        found[index] = ends_in_spaces(data[max(end - _LONGEST, 0) : end])
+    return found

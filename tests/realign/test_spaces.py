@@ -1,0 +1,160 @@
+"""Several spaces are cut by what follows them: in rows, behind paths, and in what is seen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from teacher_proto.types import PositionClass
+
+from teacher_server.realign.carry import CarriedRows, Realigner
+from teacher_server.realign.leaks import LearntPair, LoneRows
+from teacher_server.realign.rows import teacher_rows
+from teacher_server.realign.seen import SeenLeaks
+from teacher_server.realign.spaces import ends_in_spaces, spaces_before
+from teacher_server.realign.states import OPEN
+from teacher_server.realign.tables import SETTLED_LEAK, PairTables
+from teacher_server.realign.written import CONTRADICTS, END, lefts_alone, tokens_at
+from tests.realign.real_tokenizers import pair
+
+SURE = 0.98
+SEVEN, EIGHT = b" " * 7, b" " * 8
+
+
+def row_after(
+    tables: PairTables,
+    text: str,
+    *,
+    other: dict[bytes, float] | None = None,
+    lone: dict[bytes, dict[bytes, float]] | None = None,
+) -> tuple[CarriedRows, Sequence[bytes]]:
+    """The rows of ``text`` from a teacher that is SURE of what was written; ``other``: tokens
+    that share the rest of every row. And the student's tokens of the text."""
+    student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
+    layout = realigner.plan(student.encoder.encode(text.encode()).ids)
+    rest = other or {b"zz": 1 - SURE}
+    count = len(layout.teacher_ids)
+    ids = np.column_stack(
+        [layout.teacher_ids, *(np.full(count, teacher.by_bytes[token]) for token in rest)]
+    )
+    values = np.log([SURE, *rest.values()])
+    rows = teacher_rows(
+        layout.teacher_ids,
+        ids.astype(np.int32),
+        np.tile(values, (count, 1)),
+        np.full(count, values[0]),
+    )
+    known = LoneRows(tables)
+    for token, after in (lone or {}).items():
+        realigner.learn(
+            known,
+            np.array([teacher.by_bytes[token]]),
+            np.array([[teacher.by_bytes[one] for one in after]], np.int32),
+            np.log([list(after.values())]),
+        )
+    positions = np.arange(len(layout.student_ids))
+    got = realigner.carry_over(layout, positions, rows, top_k=6, lone=known)
+    return got, [student.token_bytes[token] for token in layout.student_ids.tolist()]
+
+
+def masses(got: CarriedRows, position: int, tables: PairTables) -> dict[bytes, float]:
+    """What is returned for one position."""
+    count = int(got.certified.counts[position])
+    ids = got.certified.ids[position, :count].tolist()
+    values = np.exp(got.certified.log_probs[position, :count]).tolist()
+    return {tables.student.token_bytes[i]: v for i, v in zip(ids, values, strict=True)}
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher"), [("llama3", "qwen3"), ("qwen3", "llama3"), ("gpt4o", "qwen3")]
+)
+def test_the_last_space_before_a_digit_is_not_the_teachers_seventh(
+    student: str, teacher: str
+) -> None:
+    """Both tokenizers write eight spaces and a digit as seven, one and the digit; eight
+    spaces by themselves would be one token."""
+    tables = pair(student, teacher)
+    got, tokens = row_after(tables, "x = [\n        12,")
+    seven = tokens.index(SEVEN)
+    assert tokens[seven + 1] == b" "
+    found = masses(got, seven, tables)
+    assert found[SEVEN] == pytest.approx(SURE**2, abs=0.002)
+    # Behind seven spaces the rest is a word, which takes one of them along.
+    assert found[b" " * 6] == pytest.approx(SURE * (1 - SURE), abs=0.002)
+    assert EIGHT not in found
+    assert got.position_class[seven + 1] != PositionClass.MASKED
+    # The teacher's row behind the seven, where nothing but one more space agrees.
+    assert masses(got, seven + 1, tables)[b" "] == pytest.approx(1.0, abs=0.03)
+
+
+def test_a_path_without_rows_is_cut_as_the_teachers_own_cut_tells() -> None:
+    """Eleven spaces and one, off the rollout: only a digit can follow, whatever the lone row
+    of one space says."""
+    tables = pair("llama3", "qwen3")
+    eleven, twelve = b" " * 11, b" " * 12
+    lone = {eleven: {b" ": 0.98, b" x": 0.01}, b" ": {b"1": 0.3, b"x": 0.1}}
+    got, tokens = row_after(tables, "x = [\n        12,", other={eleven: 0.02}, lone=lone)
+    found = masses(got, tokens.index(SEVEN), tables)
+    assert found[eleven] == pytest.approx(0.02, abs=0.002)
+    assert twelve not in found
+
+
+def test_rows_behind_spaces_alone_and_in_the_rollout_know_what_must_follow() -> None:
+    """Seven spaces and one are not eight, so that seven do not go on to a longer token."""
+    tables = pair("llama3", "qwen3")
+    teacher, known = tables.teacher, LearntPair(tables)
+    seven, one = (teacher.by_bytes[token] for token in (SEVEN, b" "))
+    lone = LoneRows(tables)
+    lone.learn(np.array([seven]), np.array([[one]]), np.log([[0.9]]), known)
+    assert lone.leak[seven] <= SETTLED_LEAK
+    text = b"[\n        1\n        2\n        3"
+    layout = Realigner(tables).plan(tables.student.encoder.encode(text).ids)
+    count = len(layout.teacher_ids)
+    assert layout.teacher_ids.tolist().count(seven) == 3
+    rows = teacher_rows(
+        layout.teacher_ids,
+        np.full((count, 1), one, np.int32),
+        np.zeros((count, 1)),
+        np.zeros(count),
+    )
+    cell = np.array([[True]])
+    seen = SeenLeaks(layout, rows, known)
+    last = np.array([count - 1])
+    assert not seen.leaky(cell, ~cell, np.array([[seven]]), last, cell)[0, 0]
+
+
+def test_own_pairs_know_what_may_follow() -> None:
+    tables = pair("llama3", "qwen3")
+    known, ids = LearntPair(tables), tables.teacher.by_bytes
+    pairs = [(SEVEN, b" "), (SEVEN, b" x"), (EIGHT, b"1"), (b" ", b"1"), (EIGHT, b" ")]
+    before, after = (np.array([ids[one] for one in column]) for column in zip(*pairs, strict=True))
+    written = known.own_pairs.writes(before, after)
+    assert written.tolist() == [True, True, False, True, True]
+    assert known.own_pairs.followed(before, after)[0] < END  # something must follow
+    student = tables.student
+    state = known.states.step(np.zeros(2, np.int64), np.array([ids[SEVEN], ids[SEVEN]]))
+    state = known.states.step(state, after[:2])
+    told, depends = known.told(state, before[:2], after[:2])
+    assert told.tolist() == [student.by_bytes[SEVEN], OPEN]
+    assert not depends.any()
+
+
+def test_what_follows_may_cut_the_token_before() -> None:
+    """Two spaces before a digit are one and one, though there is a boundary behind both."""
+    student = pair("llama3", "qwen3").student
+    two, seven = lefts_alone(student, [b"  ", SEVEN])
+    answers = tokens_at(student, [two, two, seven], [b"7", b" x", b" 7"])
+    assert answers == [CONTRADICTS, student.by_bytes[b" x"], student.by_bytes[b" "]]
+
+
+def test_white_space_is_what_unicode_says() -> None:
+    for text in ("  ", "a\t ", "\r\n", "\u3000\u3000", "x\u00a0 ", " \u2028", "\u2003\u3000"):
+        assert ends_in_spaces(text.encode())
+    for text in ("", " ", "\u3000", "a ", "  x", "\u754c ", "\u00e0\u00e0"):
+        assert not ends_in_spaces(text.encode())
+    data = "a \u00a0\u3000b \u754c\u3000\u3000".encode()
+    several = [
+        end for end in range(len(data) + 1) if spaces_before(data, np.array([end], np.int64))[0]
+    ]
+    assert several == [4, 7, 18]
