@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-cross test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step proofs bench-realign clean
+.PHONY: help install quickstart quickstart-cross test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ bench-realign: $(VENV)/.dev ## realigned rows against enumeration, per pair and 
 
 bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 	$(BIN)/python -m benchmarks.bench_step $(ARGS)
+
+bench-http: $(VENV)/.dev ## what a call over an open HTTP connection takes
+	$(BIN)/python -m benchmarks.bench_http $(ARGS)
 
 proofs: $(VENV)/.dev ## kills, cuts, signals and poison at their full figures (12 minutes)
 	$(BIN)/python -m pytest -m soak tests/proofs $(ARGS)

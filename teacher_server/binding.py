@@ -49,6 +49,9 @@ def address(host: str, port: int) -> str:
 def listen(host: str, port: int, setting: str) -> socket.socket:
     """A listening TCP socket; port 0 takes a free one.
 
+    Connections accepted from it send what they have at once: asyncio sets TCP_NODELAY on
+    those whose protocol is IPPROTO_TCP, and on no others.
+
     Raises:
         ConfigurationError: the address cannot be bound.
     """
@@ -56,7 +59,9 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
         family, _, _, _, where = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server((str(where[0]), port), family=family, backlog=1024)
+        made = socket.create_server((str(where[0]), port), family=family, backlog=1024)
+        # create_server leaves the protocol at 0, and accepted sockets inherit it.
+        return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, made.detach())
     except socket.gaierror as error:
         raise ConfigurationError(
             f"{host!r} is not an address of this machine ({error.strerror})",
