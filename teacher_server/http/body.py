@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import Request
 from teacher_proto.errors import InvalidRequestError
+from teacher_proto.strict_json import StrictJsonError, parse_json
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import ScoreBody
@@ -62,37 +61,20 @@ async def read_bounded(request: Request, check: Callable[[int], None]) -> bytes:
     return bytes(body)
 
 
-def parse_json(body: bytes) -> Any:
+def parse_body(body: bytes) -> Any:
     """The document; raises InvalidRequestError for anything RFC 8259 does not allow."""
     try:
-        text = body.decode("utf-8")
-        document = json.loads(
-            text,
-            parse_constant=_refuse_constant,
-            parse_float=_finite,
-            object_pairs_hook=_unique,
-        )
-        if "\\ud" in text or "\\uD" in text:
-            json.dumps(document, ensure_ascii=False).encode("utf-8")
+        return parse_json(body.decode("utf-8"))
     except UnicodeDecodeError as error:
         raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
-    except UnicodeEncodeError:
-        raise _malformed("a string holds half of a surrogate pair") from None
-    except RecursionError:
-        raise _malformed("it is nested too deeply") from None
-    except json.JSONDecodeError as error:
-        raise _malformed(f"{error.msg} at character {error.pos}") from None
-    except InvalidRequestError:
-        raise
-    except ValueError:
-        raise _malformed("a number has too many digits") from None
-    return document
+    except StrictJsonError as error:
+        raise _malformed(str(error)) from None
 
 
 def parse_score_body(body: bytes) -> ScoreBody:
     """Raises InvalidRequestError naming the first field that is wrong."""
     try:
-        return ScoreBody.model_validate(parse_json(body))
+        return ScoreBody.model_validate(parse_body(body))
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         message = first["msg"]
@@ -111,24 +93,6 @@ def _path(location: tuple[int | str, ...]) -> str:
         else:
             path += f".{part[:100]}" if path else part[:100]
     return path or "the request's body"
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise _malformed(f"{name} is not a JSON number")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise _malformed("a number is beyond the range of a double")
-    return value
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        raise _malformed("an object has the same key twice")
-    return document
 
 
 def _malformed(what: str) -> InvalidRequestError:
