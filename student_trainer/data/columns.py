@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.strict_json import StrictJsonError, parse_json
 
 from student_trainer.data_config import ColumnSettings
 
@@ -61,8 +61,8 @@ def own_arguments(row: Mapping[str, Any], columns: ColumnSettings, place: str) -
             continue
         value = row[_column(row, column, f"data.columns.{name}", place)]
         try:
-            value = json.loads(value) if isinstance(value, str) else value
-        except json.JSONDecodeError as error:
+            value = parse_json(value) if isinstance(value, str) else value
+        except StrictJsonError as error:
             raise ConfigurationError(
                 f"column {column!r} is not JSON: {error}", where=place
             ) from error

@@ -172,17 +172,21 @@ def _messages(value: Any, place: str, settings: DataSettings) -> list[Mapping[st
         raise ConfigurationError(
             "a conversation is a list of objects with the texts role and content", where=place
         )
-    if value[-1]["role"] != "assistant":
-        return list(value)
+    # As a teacher's server hands them to its template (docs/contract.md).
+    messages: list[Mapping[str, Any]] = [
+        {"role": m["role"], "content": m["content"], **m} for m in value
+    ]
+    if messages[-1]["role"] != "assistant":
+        return messages
     if settings.final_assistant == "error":
         raise ConfigurationError(
             "the conversation ends with the assistant's turn, which is the student's to write",
             where=place,
             fix='end it with the user\'s turn, or set data.final_assistant = "drop"',
         )
-    if len(value) == 1:
+    if len(messages) == 1:
         raise ConfigurationError("the conversation is one assistant's turn", where=place)
-    return list(value[:-1])
+    return messages[:-1]
 
 
 def _render(

@@ -267,3 +267,40 @@ def test_every_epoch_takes_every_prompt_once_in_its_own_order() -> None:
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert order.take(7, 6) == taken[7:13]
     assert PromptOrder(seed=4, count=10).take(0, 10) != epochs[0]
+
+
+def test_the_template_sees_a_message_as_a_teacher_s_server_shows_it(
+    student_model_dir: Path, tmp_path: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson }}")
+    student = load_student(
+        StudentSettings(model=str(student_model_dir), device="cpu", chat_template=template)
+    )
+    message = {"z": {"b": 1.0, "a": 2**60}, "content": "hello", "a": [None], "role": "user"}
+    tools = '[{"b": 1, "a": 1.0}]'
+    path = write(tmp_path / "a.jsonl", [{"prompt": [message], "tools": tools}])
+    (item,) = read(student, path, columns={"tools": "tools"}).train
+    shown = {name: message[name] for name in ("role", "content", "z", "a")}
+    assert student.tokenizer.decode(item.token_ids) == json.dumps(shown) + tools
+    assert isinstance(item.source, ChatPrompt)
+    assert json.dumps(item.source.messages[0].extra) == json.dumps({"z": shown["z"], "a": [None]})
+
+
+@pytest.mark.parametrize(
+    ("tools", "message"),
+    [
+        ('[{"a": NaN}]', "NaN is not a JSON number"),
+        ('[{"a": 1, "a": 2}]', "the same key twice"),
+        ('["\\ud800"]', "half of a surrogate pair"),
+        ("[1e999]", "beyond the range"),
+    ],
+)
+def test_json_in_a_column_is_read_as_a_teacher_s_server_reads_it(
+    student: Student, tmp_path: Path, tools: str, message: str
+) -> None:
+    path = write(tmp_path / "a.jsonl", [{"prompt": USER, "tools": tools}])
+    with pytest.raises(
+        ConfigurationError, match=f"line 1: column 'tools' is not JSON: .*{message}"
+    ):
+        read(student, path, columns={"tools": "tools"})
