@@ -154,7 +154,11 @@ class AsyncTeacherClient:
         with tracing.span(
             "Score", "client", lsm_run=request.run, lsm_request_id=request.request_id
         ):
-            reply = codec.decode_reply(await self._score(body, request.tokenizer_hash, timeout))
+            try:
+                data = await self._score(body, request.tokenizer_hash, timeout)
+            except InvalidRequestError as error:
+                raise codec.explained_refusal(error) from None
+            reply = codec.decode_reply(data)
         check_reply(request, reply, self._teachers.get(request.teacher))
         return reply
 

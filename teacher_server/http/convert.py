@@ -6,6 +6,7 @@ import uuid
 from typing import Any
 
 import numpy as np
+from teacher_proto.codec.structs import plain_mapping
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import (
     ChatMessage,
@@ -77,10 +78,15 @@ def _prompt(body: PromptBody, where: str) -> Prompt:
     if body.messages is not None:
         return ChatPrompt(
             messages=tuple(
-                ChatMessage(m.role, m.content, dict(m.model_extra or {})) for m in body.messages
+                ChatMessage(
+                    message.role,
+                    message.content,
+                    _plain(message.model_extra, f"{where}.messages[{index}]"),
+                )
+                for index, message in enumerate(body.messages)
             ),
             add_generation_prompt=body.add_generation_prompt is not False,
-            template_arguments=body.template_arguments or {},
+            template_arguments=_plain(body.template_arguments, f"{where}.template_arguments"),
         )
     for name in ("add_generation_prompt", "template_arguments"):
         if getattr(body, name) is not None:
@@ -88,6 +94,10 @@ def _prompt(body: PromptBody, where: str) -> Prompt:
     if body.text is not None:
         return TextPrompt(body.text)
     return TokenPrompt(_ids(body.token_ids))
+
+
+def _plain(values: dict[str, Any] | None, where: str) -> dict[str, Any]:
+    return plain_mapping(values or {}, where, InvalidRequestError)
 
 
 def _continuation(body: ContinuationBody, tokenizer: TextTokenizer, where: str) -> Continuation:

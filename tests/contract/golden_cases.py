@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,8 @@ IDENTITY = TeacherIdentity("digest", "weights", "bfloat16", "awq-int4", "adapter
 class Case:
     name: str
     value: Any
-    encode: Callable[[Any], bytes]
+    # None: only clients of before wrote such bytes.
+    encode: Callable[[Any], bytes] | None
     decode: Callable[[bytes], Any]
 
     @property
@@ -107,6 +108,28 @@ REQUEST_CHAT = ScoreRequest(
     temperature=1.0,
     returns=Returns(sampled=False, log_tail=False, realignment=True),
     teacher_prompt=TextPrompt("<|im_start|>user\n"),
+)
+# What an older client's Structs say: keys in no order, which are read sorted.
+REQUEST_CHAT_STRUCTS = replace(
+    REQUEST_CHAT,
+    prompt=ChatPrompt(
+        (
+            ChatMessage("user", "1 + 1 = ?"),
+            ChatMessage("assistant", "", {"tool_calls": [{"arguments": [1, 1.5], "name": "add"}]}),
+        ),
+        add_generation_prompt=True,
+        template_arguments={"budget": {"tokens": 64}, "enable_thinking": False, "tools": None},
+    ),
+)
+# One key at a time: Structs keep it, and every server reads it.
+REQUEST_CHAT_PLAIN = replace(
+    REQUEST_CHAT,
+    prompt=ChatPrompt(
+        (ChatMessage("user", "1 + 1 = ?", {"name": "ann"}),),
+        add_generation_prompt=False,
+        template_arguments={"enable_thinking": False},
+    ),
+    teacher_prompt=None,
 )
 REPLY = ScoreReply(
     request_id="0b8f",
@@ -197,7 +220,7 @@ TOKENIZER = TokenizerUpload(
     run="run-c",
     tokenizer_hash="other",
     file='{"model": {"type": "BPE"}, "né": 1}'.encode(),
-    special_tokens={128009: SpecialRole.TURN_END, 5: SpecialRole.THINK_OPEN, 0: SpecialRole.OTHER},
+    special_tokens={0: SpecialRole.OTHER, 5: SpecialRole.THINK_OPEN, 128009: SpecialRole.TURN_END},
 )
 LEVELS = {"default": Level.CROSS, "mathématiques": Level.SAME, "wide": Level.REMAP}
 
@@ -229,7 +252,11 @@ def _assembled(data: bytes) -> TokenizerUpload:
 
 CASES = (
     Case("request_group", REQUEST_GROUP, _one(codec.encode_request), codec.decode_request),
-    Case("request_chat", REQUEST_CHAT, _one(codec.encode_request), codec.decode_request),
+    Case("request_chat", REQUEST_CHAT_STRUCTS, None, codec.decode_request),
+    Case("request_chat_json", REQUEST_CHAT, _one(codec.encode_request), codec.decode_request),
+    Case(
+        "request_chat_plain", REQUEST_CHAT_PLAIN, _one(codec.encode_request), codec.decode_request
+    ),
     Case("reply", REPLY, _one(codec.encode_reply), codec.decode_reply),
     Case("reply_realigned", REPLY_REALIGNED, _one(codec.encode_reply), codec.decode_reply),
     Case("server_info", SERVER_INFO, _one(codec.encode_server_info), codec.decode_server_info),
@@ -246,7 +273,7 @@ CASES = (
 def write_missing() -> None:
     FOLDER.mkdir(exist_ok=True)
     for case in CASES:
-        if not case.binary.exists():
+        if case.encode is not None and not case.binary.exists():
             case.binary.write_bytes(case.encode(case.value))
             text = json.dumps(plain(case.value), indent=1, ensure_ascii=False)
             case.readable.write_text(text + "\n", encoding="utf-8")

@@ -45,9 +45,11 @@ def array(dtype: Any, shape: Any) -> st.SearchStrategy[Any]:
 vector = sizes.flatmap(lambda size: array(np.int32, (size,)))
 matrix = st.tuples(sizes, sizes).flatmap(lambda shape: array(np.int32, shape))
 
-# Whole floats come back as int, so only fractions are drawn.
-number = st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False).filter(
-    lambda value: not value.is_integer() or abs(value) > 2**53
+number = st.one_of(
+    st.integers(-9, 9),
+    st.integers(-(2**80), 2**80),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.integers(-9, 9).map(float),
 )
 json_value = st.recursive(
     st.none() | st.booleans() | number | text,
@@ -55,7 +57,10 @@ json_value = st.recursive(
     max_leaves=6,
 )
 mapping = st.dictionaries(text, json_value, max_size=3)
-messages = st.builds(ChatMessage, text, text, mapping)
+extra = st.dictionaries(
+    text.filter(lambda key: key not in ("role", "content")), json_value, max_size=3
+)
+messages = st.builds(ChatMessage, text, text, extra)
 prompts = st.one_of(
     st.builds(TokenPrompt, vector),
     st.builds(TextPrompt, text),

@@ -23,7 +23,13 @@ from teacher_proto.types import (
 )
 from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
 
-from tests.contract.golden_cases import REPLY, REQUEST_CHAT, REQUEST_GROUP, SERVER_INFO
+from tests.contract.golden_cases import (
+    CASES,
+    REPLY,
+    REQUEST_CHAT,
+    REQUEST_GROUP,
+    SERVER_INFO,
+)
 from tests.support.replies import ids, make_reply, make_request
 
 Edit = Callable[[Any], Any]
@@ -164,7 +170,8 @@ def chat(arguments: dict[str, Any]) -> ScoreRequest:
         (make_request(student_vocabulary_size=-(2**31) - 1), "student_vocabulary_size"),
         (chat({"x": float("nan")}), "prompt.chat.template_arguments.x"),
         (chat({"x": [1, float("inf")]}), "prompt.chat.template_arguments.x[1]"),
-        (chat({"x": 2**53 + 1}), "prompt.chat.template_arguments.x"),
+        (chat({"x": 10**5000}), "prompt.chat"),
+        (chat({"x": [{"\udc00": 1}]}), "prompt.chat.template_arguments.x[0].\udc00"),
         (chat({"x": {"y": object()}}), "prompt.chat.template_arguments.x.y"),
         (chat({"x": b"bytes"}), "prompt.chat.template_arguments.x"),
         (chat({1: 2}), "prompt.chat.template_arguments"),  # type: ignore[dict-item]
@@ -322,9 +329,13 @@ def test_levels_of_another_tokenizer() -> None:
         codec.decode_levels(data, "other")
 
 
+STRUCTS = score_pb2.ScoreRequest.FromString(
+    next(case for case in CASES if case.name == "request_chat").binary.read_bytes()
+)
 SEEDS = {
     "request group": (codec.encode_request(REQUEST_GROUP), codec.decode_request),
-    "request chat": (codec.encode_request(REQUEST_CHAT), codec.decode_request),
+    "request chat": (STRUCTS, codec.decode_request),
+    "request chat as JSON": (codec.encode_request(REQUEST_CHAT), codec.decode_request),
     "reply": (codec.encode_reply(REPLY), codec.decode_reply),
     "server info": (codec.encode_server_info(SERVER_INFO), codec.decode_server_info),
 }

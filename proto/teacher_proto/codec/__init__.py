@@ -5,7 +5,7 @@ InvalidRequestError, what comes from a server with PoisonedReplyError.
 """
 
 from teacher_proto.codec.reply import decode_reply, encode_reply
-from teacher_proto.codec.request import decode_request, encode_request
+from teacher_proto.codec.request import decode_request, encode_request, explained_refusal
 from teacher_proto.codec.teacher import decode_server_info, encode_server_info
 from teacher_proto.codec.tokenizer import (
     TokenizerAssembler,
@@ -26,6 +26,7 @@ __all__ = [
     "encode_request",
     "encode_server_info",
     "encode_tokenizer",
+    "explained_refusal",
     "parse",
     "serialize",
 ]

@@ -8,9 +8,10 @@ the teacher.
 from __future__ import annotations
 
 from teacher_proto.codec.arrays import INT32, decode_array, encode_array
-from teacher_proto.codec.structs import check_text, decode_struct, encode_struct
+from teacher_proto.codec.chat_json import decode_chat_json, encode_chat_json
+from teacher_proto.codec.structs import check_text, decode_struct, plain_mapping, struct_keeps
 from teacher_proto.codec.wire import parse
-from teacher_proto.errors import InvalidRequestError
+from teacher_proto.errors import ContractMismatchError, InvalidRequestError, LsmError
 from teacher_proto.types import (
     ChatMessage,
     ChatPrompt,
@@ -26,6 +27,8 @@ from teacher_proto.v1 import score_pb2
 
 Error = InvalidRequestError
 INT32_RANGE = range(-(2**31), 2**31)
+# What a server says of a source that it does not know.
+NO_PROMPT = "holds no prompt"
 
 
 def encode_request(request: ScoreRequest) -> score_pb2.ScoreRequest:
@@ -97,6 +100,20 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
     )
 
 
+def explained_refusal(error: InvalidRequestError) -> LsmError:
+    """A server's refusal as the client that encoded the request understands it: a prompt
+    that the server does not see is in a form it does not know."""
+    if error.what != NO_PROMPT:
+        return error
+    return ContractMismatchError(
+        "the server is older than this client: it cannot carry this conversation's further "
+        "fields or template arguments to the chat template as they are",
+        where=error.where,
+        fix="update the server, or send the prompt as text or token ids",
+        reason="OLDER_SERVER",
+    )
+
+
 def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> None:
     match prompt:
         case TokenPrompt():
@@ -104,7 +121,7 @@ def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> Non
         case TextPrompt():
             message.text = check_text(prompt.text, f"{where}.text", Error)
         case ChatPrompt():
-            _encode_chat(prompt, message.chat, f"{where}.chat")
+            _encode_chat(prompt, message, where)
         case _:
             raise Error(
                 f"is {type(prompt).__name__}",
@@ -113,24 +130,36 @@ def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> Non
             )
 
 
-def _encode_chat(prompt: ChatPrompt, message: score_pb2.ChatPrompt, where: str) -> None:
-    message.SetInParent()
-    message.add_generation_prompt = prompt.add_generation_prompt
-    for index, turn in enumerate(prompt.messages):
-        inner = f"{where}.messages[{index}]"
-        added = message.messages.add(
-            role=check_text(turn.role, f"{inner}.role", Error),
-            content=check_text(turn.content, f"{inner}.content", Error),
-        )
+def _encode_chat(prompt: ChatPrompt, message: score_pb2.Prompt, where: str) -> None:
+    """As ``chat``, which every server reads, unless its Structs would lose something."""
+    inner = f"{where}.chat"
+    prompt = ChatPrompt(
+        tuple(_plain(turn, f"{inner}.messages[{i}]") for i, turn in enumerate(prompt.messages)),
+        prompt.add_generation_prompt,
+        plain_mapping(prompt.template_arguments, f"{inner}.template_arguments", Error),
+    )
+    if not all(map(struct_keeps, (prompt.template_arguments, *(m.extra for m in prompt.messages)))):
+        message.chat_json = encode_chat_json(prompt, inner)
+        return
+    message.chat.SetInParent()
+    message.chat.add_generation_prompt = prompt.add_generation_prompt
+    for turn in prompt.messages:
+        added = message.chat.messages.add(role=turn.role, content=turn.content)
         if turn.extra:
-            encode_struct(turn.extra, added.extra, f"{inner}.extra", Error)
+            added.extra.update(turn.extra)
     if prompt.template_arguments:
-        encode_struct(
-            prompt.template_arguments,
-            message.template_arguments,
-            f"{where}.template_arguments",
-            Error,
-        )
+        message.chat.template_arguments.update(prompt.template_arguments)
+
+
+def _plain(turn: ChatMessage, where: str) -> ChatMessage:
+    for name in ("role", "content"):
+        if name in turn.extra:
+            raise Error("is given twice", where=f"{where}.extra.{name}", fix="leave it out")
+    return ChatMessage(
+        check_text(turn.role, f"{where}.role", Error),
+        check_text(turn.content, f"{where}.content", Error),
+        plain_mapping(turn.extra, f"{where}.extra", Error),
+    )
 
 
 def _decode_prompt(message: score_pb2.Prompt, where: str) -> Prompt:
@@ -143,8 +172,10 @@ def _decode_prompt(message: score_pb2.Prompt, where: str) -> Prompt:
             return TextPrompt(message.text)
         case "chat":
             return _decode_chat(message.chat, f"{where}.chat")
+        case "chat_json":
+            return decode_chat_json(message.chat_json, f"{where}.chat_json")
         case _:
-            raise Error("holds no prompt", where=where, fix="set token_ids, chat or text")
+            raise Error(NO_PROMPT, where=where, fix="set token_ids, chat, chat_json or text")
 
 
 def _decode_chat(message: score_pb2.ChatPrompt, where: str) -> ChatPrompt:

@@ -1,7 +1,8 @@
-"""Plain mappings <-> ``google.protobuf.Struct``, checked both ways.
+"""What a chat template is given: plain values, checked, and ``google.protobuf.Struct``.
 
-A Struct holds null, booleans, doubles, strings, lists and maps. A whole number
-up to 2**53 comes back as int, whether it went in as int or float.
+A Struct forgets the order of keys and whether a number was whole, and a template may
+print both. Only what it keeps goes into one (``struct_keeps``); the rest travels as JSON
+(``chat_json``).
 """
 
 from __future__ import annotations
@@ -17,85 +18,85 @@ from teacher_proto.errors import LsmError
 LARGEST_EXACT = 2**53
 # A parser refuses messages nested 100 deep; one level of a Struct takes three.
 DEEPEST = 24
+# Of a key in an error's path, characters.
+SHOWN = 100
 
 
-def encode_struct(
-    values: Mapping[str, Any], message: struct_pb2.Struct, where: str, error: type[LsmError]
-) -> None:
-    """Writes ``values`` into ``message``.
+def plain_mapping(
+    values: Mapping[str, Any], where: str, error: type[LsmError], depth: int = 1
+) -> dict[str, Any]:
+    """A copy in dicts and lists, in the same order.
 
-    Raises ``error`` for keys that are not text, for values a Struct cannot hold
-    exactly (NaN, infinities, integers beyond 2**53, other types) and for nesting
-    beyond DEEPEST levels.
+    Raises ``error`` for keys that are not text, for values JSON cannot hold (NaN,
+    infinities, lone surrogates, other types) and for nesting beyond DEEPEST levels.
     """
-    _encode_map(values, message, where, error, 1)
-
-
-def decode_struct(message: struct_pb2.Struct, where: str, error: type[LsmError]) -> dict[str, Any]:
-    """The mapping in ``message``; raises ``error`` for a value without a kind, for
-    numbers that are not finite and for nesting beyond DEEPEST levels."""
-    return _decode_map(message, where, error, 1)
-
-
-def _encode_map(
-    values: Mapping[str, Any],
-    message: struct_pb2.Struct,
-    where: str,
-    error: type[LsmError],
-    depth: int,
-) -> None:
+    copy = {}
     for key, value in values.items():
         if not isinstance(key, str):
             raise error(f"key {key!r} is not text", where=where)
-        inner = f"{where}.{key}"
-        check_text(key, inner, error)
-        _encode_value(value, message.fields[key], inner, error, depth)
+        inner = _inner(where, key)
+        copy[check_text(key, inner, error)] = _plain_value(value, inner, error, depth)
+    return copy
 
 
-def _encode_value(
-    value: Any, message: struct_pb2.Value, where: str, error: type[LsmError], depth: int
-) -> None:
+def _plain_value(value: Any, where: str, error: type[LsmError], depth: int) -> Any:
     if depth > DEEPEST:
         raise error(f"is nested deeper than {DEEPEST} levels", where=where)
-    if value is None:
-        message.null_value = struct_pb2.NULL_VALUE
-    elif isinstance(value, bool):
-        message.bool_value = value
-    elif isinstance(value, int | float):
-        exact = abs(value) <= LARGEST_EXACT if isinstance(value, int) else math.isfinite(value)
-        if not exact:
-            raise error(
-                f"{value!r} cannot be carried exactly",
-                where=where,
-                fix="use finite numbers, integers up to 2**53, or text",
-            )
-        message.number_value = value
-    elif isinstance(value, str):
-        check_text(value, where, error)
-        message.string_value = value
-    elif isinstance(value, Mapping):
-        message.struct_value.SetInParent()
-        _encode_map(value, message.struct_value, where, error, depth + 1)
-    elif isinstance(value, list | tuple):
-        message.list_value.SetInParent()
-        for index, item in enumerate(value):
-            inner = message.list_value.values.add()
-            _encode_value(item, inner, f"{where}[{index}]", error, depth + 1)
-    else:
-        raise error(
-            f"{type(value).__name__} cannot be carried",
-            where=where,
-            fix="use None, booleans, numbers, text, lists and mappings",
-        )
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise error(f"{value!r} is not a finite number", where=where)
+        return value
+    if isinstance(value, str):
+        return check_text(value, where, error)
+    if isinstance(value, Mapping):
+        return plain_mapping(value, where, error, depth + 1)
+    if isinstance(value, list | tuple):
+        return [
+            _plain_value(item, f"{where}[{index}]", error, depth + 1)
+            for index, item in enumerate(value)
+        ]
+    raise error(
+        f"{type(value).__name__} cannot be carried",
+        where=where,
+        fix="use None, booleans, numbers, text, lists and mappings",
+    )
+
+
+def struct_keeps(value: Any) -> bool:
+    """Whether a plain value comes out of a Struct as it went in: at most one key in every
+    object, no whole number that is a float, no integer beyond 2**53."""
+    if isinstance(value, dict):
+        return len(value) <= 1 and all(struct_keeps(inner) for inner in value.values())
+    if isinstance(value, list):
+        return all(struct_keeps(inner) for inner in value)
+    if isinstance(value, float):
+        return not value.is_integer()
+    return not isinstance(value, int) or abs(value) <= LARGEST_EXACT
+
+
+def decode_struct(message: struct_pb2.Struct, where: str, error: type[LsmError]) -> dict[str, Any]:
+    """The mapping in ``message``, its keys sorted: the map itself has another order in
+    every process. A whole number up to 2**53 comes back as int.
+
+    Raises ``error`` for a value without a kind, for numbers that are not finite and for
+    nesting beyond DEEPEST levels.
+    """
+    return _decode_map(message, where, error, 1)
 
 
 def _decode_map(
     message: struct_pb2.Struct, where: str, error: type[LsmError], depth: int
 ) -> dict[str, Any]:
     return {
-        key: _decode_value(value, f"{where}.{key}", error, depth)
-        for key, value in message.fields.items()
+        key: _decode_value(message.fields[key], _inner(where, key), error, depth)
+        for key in sorted(message.fields)
     }
+
+
+def _inner(where: str, key: str) -> str:
+    return f"{where}.{key[:SHOWN]}"
 
 
 def _decode_value(message: struct_pb2.Value, where: str, error: type[LsmError], depth: int) -> Any:

@@ -89,8 +89,9 @@ class ChatMessage(_message.Message):
     content: _builtins.str
     @_builtins.property
     def extra(self) -> _struct_pb2.Struct:
-        """Further fields handed to the chat template as they are (tool_calls,
-        reasoning_content, name, ...).
+        """Further fields handed to the chat template after the two (tool_calls,
+        reasoning_content, name, ...). A Struct has no order and no integers: keys
+        arrive sorted, whole numbers up to 2^53 as integers. See chat_json.
         """
 
     def __init__(
@@ -124,7 +125,9 @@ class ChatPrompt(_message.Message):
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
     @_builtins.property
     def template_arguments(self) -> _struct_pb2.Struct:
-        """Keyword arguments of the template (enable_thinking, tools, ...)."""
+        """Keyword arguments of the template (enable_thinking, tools, ...), as extra
+        has them.
+        """
 
     def __init__(
         self,
@@ -150,9 +153,19 @@ class Prompt(_message.Message):
     TOKEN_IDS_FIELD_NUMBER: _builtins.int
     CHAT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    CHAT_JSON_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Encoded by the teacher's tokenizer without adding special tokens;
     special tokens written out in the text are recognised.
+    """
+    chat_json: _builtins.str
+    """A conversation like chat whose values reach the template as they are: keys
+    in their order, 1 unlike 1.0, integers of any size. One JSON object:
+    "messages", a list of objects with the texts "role" and "content" and
+    further fields; "add_generation_prompt", true or false;
+    "template_arguments", an object, may be absent. Refused: other fields, a key
+    twice in an object, numbers that are not finite, half of a surrogate pair,
+    values nested deeper than 24 levels.
     """
     @_builtins.property
     def token_ids(self) -> _array_pb2.Array:
@@ -166,12 +179,13 @@ class Prompt(_message.Message):
         token_ids: _array_pb2.Array | None = ...,
         chat: Global___ChatPrompt | None = ...,
         text: _builtins.str = ...,
+        chat_json: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "source", b"source", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "chat_json", b"chat_json", "source", b"source", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "source", b"source", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "chat_json", b"chat_json", "source", b"source", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["token_ids", "chat", "text"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["token_ids", "chat", "text", "chat_json"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

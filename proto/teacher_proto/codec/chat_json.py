@@ -1,0 +1,73 @@
+"""ChatPrompt <-> the JSON text of ``Prompt.chat_json``: order and numbers as they are."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from teacher_proto.codec.structs import check_text, plain_mapping
+from teacher_proto.errors import InvalidRequestError
+from teacher_proto.strict_json import StrictJsonError, parse_json
+from teacher_proto.types import ChatMessage, ChatPrompt
+
+Error = InvalidRequestError
+FIELDS = ("messages", "add_generation_prompt", "template_arguments")
+
+
+def encode_chat_json(prompt: ChatPrompt, where: str) -> str:
+    """``prompt`` holds plain values; raises InvalidRequestError for integers that are too
+    long to be written."""
+    document = {
+        "messages": [{"role": m.role, "content": m.content, **m.extra} for m in prompt.messages],
+        "add_generation_prompt": prompt.add_generation_prompt,
+        "template_arguments": prompt.template_arguments,
+    }
+    try:
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except ValueError:
+        raise Error("a number has too many digits", where=where) from None
+
+
+def decode_chat_json(text: str, where: str) -> ChatPrompt:
+    """Raises InvalidRequestError naming what is not as v1/score.proto has it."""
+    try:
+        document = parse_json(text)
+    except StrictJsonError as error:
+        raise Error(str(error), where=where, fix="send one JSON object") from None
+    if not isinstance(document, dict):
+        raise Error("is no JSON object", where=where, fix="send one JSON object")
+    for name in document:
+        if name not in FIELDS:
+            raise Error(
+                f"has a field {check_text(name, where, Error)[:100]!r}",
+                where=where,
+                fix=f"send {', '.join(FIELDS)}",
+            )
+    flag = document.get("add_generation_prompt")
+    if not isinstance(flag, bool):
+        raise Error("must be true or false", where=f"{where}.add_generation_prompt")
+    messages = document.get("messages")
+    if not isinstance(messages, list):
+        raise Error("must be a list of messages", where=f"{where}.messages")
+    arguments = document.get("template_arguments", {})
+    if not isinstance(arguments, dict):
+        raise Error("must be an object", where=f"{where}.template_arguments")
+    return ChatPrompt(
+        tuple(_message(one, f"{where}.messages[{i}]") for i, one in enumerate(messages)),
+        flag,
+        plain_mapping(arguments, f"{where}.template_arguments", Error),
+    )
+
+
+def _message(message: Any, where: str) -> ChatMessage:
+    if not isinstance(message, dict):
+        raise Error("must be an object", where=where)
+    for name in ("role", "content"):
+        if not isinstance(message.get(name), str):
+            raise Error("must be a text", where=f"{where}.{name}")
+    extra = {name: value for name, value in message.items() if name not in ("role", "content")}
+    return ChatMessage(
+        check_text(message["role"], f"{where}.role", Error),
+        check_text(message["content"], f"{where}.content", Error),
+        plain_mapping(extra, where, Error),
+    )
