@@ -12,6 +12,7 @@ from student_trainer.evaluation import (
     Evaluation,
     evaluate,
     freeze_continuations,
+    frozen_prompts,
     load_frozen,
     save_evaluation,
     save_frozen,
@@ -55,11 +56,15 @@ class RunEvaluation:
             step: completed steps; after step 0 the files have to be there.
 
         Raises:
-            ConfigurationError: a resumed run has lost them, or there are fewer
-                held-out prompts than asked for.
+            ConfigurationError: a resumed run has lost them or holds out other
+                prompts, or there are fewer than asked for.
         """
         target = self.directory / "before.json"
-        if not self.enabled or (self._frozen.exists() and target.exists()):
+        if not self.enabled:
+            return
+        if self._frozen.exists() and target.exists():
+            settings = self.config.evaluation
+            frozen_prompts(load_frozen(self._frozen), self.prompts.held_out, settings)
             return
         if step > 0:
             raise ConfigurationError(

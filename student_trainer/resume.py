@@ -9,6 +9,7 @@ from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.types import TeacherIdentity
 
 from student_trainer.checkpoint import TrainState
+from student_trainer.data.prompts import DIGEST_RULE
 
 # Keys that do not change a step's numbers, so they may change on resume. The
 # train file may move: its prompts are compared by content.
@@ -78,6 +79,14 @@ def check_resumable(
             "another run in another run.output_dir",
         )
     if data_digest != state.data_digest and "data.train" not in allowed:
+        if not state.data_digest.startswith(DIGEST_RULE):
+            raise ConfigurationError(
+                "the checkpoint tells prompts apart by an earlier rule, which counted answers that "
+                "are left out (data.final_assistant): whether its prompts are these is not known",
+                where="data.train",
+                fix="start another run in another run.output_dir, or name data.train in "
+                "checkpoint.allow_changed",
+            )
         raise ConfigurationError(
             "the train prompts differ from the checkpoint's",
             where="data.train",

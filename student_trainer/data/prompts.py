@@ -12,12 +12,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import ChatMessage, ChatPrompt, Prompt, TextPrompt
+from teacher_proto.types import ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
 
 from student_trainer.data.columns import own_arguments, prompt_column
 from student_trainer.data.rows import Source, read_rows
@@ -27,6 +27,9 @@ from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
 
 log = logging.getLogger(__name__)
+
+# Stands before a digest, so that one taken by another rule is known as such.
+DIGEST_RULE = "as-read:"
 
 
 @dataclass(frozen=True)
@@ -43,12 +46,16 @@ class PromptSets:
 
     @property
     def digest(self) -> str:
-        """sha256 over the train prompts in their order and as rendered, hexadecimal."""
+        """``DIGEST_RULE`` and sha256 over the train prompts in their order, hexadecimal:
+        over their tokens, and over the sources that a teacher with another tokenizer reads.
+        """
         digest = hashlib.sha256()
         for prompt in self.train:
-            digest.update(f"{prompt.prompt_id} {len(prompt.token_ids)}\n".encode())
+            source = json.dumps(asdict(prompt.source), sort_keys=True, default=str)
+            digest.update(f"{len(prompt.token_ids)} {len(source)}\n".encode())
             digest.update(prompt.token_ids.astype("<i4").tobytes())
-        return digest.hexdigest()
+            digest.update(source.encode())
+        return f"{DIGEST_RULE}{digest.hexdigest()}"
 
 
 def load_prompts(settings: DataSettings, student: Student, *, seed: int = 0) -> PromptSets:
@@ -131,18 +138,13 @@ def _item(
     column = prompt_column(row, settings.columns.prompt, place)
     value = row[column]
     own = own_arguments(row, settings.columns, place)
-    try:
-        content = json.dumps([value, own] if own else value, sort_keys=True, ensure_ascii=False)
-        encoded = content.encode()
-    except (TypeError, UnicodeEncodeError) as error:
-        raise ConfigurationError(
-            f"column {column!r} is not a text or a conversation: {error}", where=place
-        ) from error
     if isinstance(value, str) and column != "messages":
         source: Prompt = TextPrompt(value)
+        _check_text([value, own], column, place)
         ids = student.tokenizer(value, add_special_tokens=False)["input_ids"]
     else:
         messages = _messages(value, place, settings)
+        _check_text([messages, own], column, place)
         arguments = {**settings.template_arguments, **own}
         source = ChatPrompt(
             tuple(
@@ -156,8 +158,25 @@ def _item(
         ids = _render(messages, place, arguments, student)
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
-    prompt_id = hashlib.sha256(encoded).hexdigest()[:16]
-    return PromptItem(prompt_id, np.asarray(ids, np.int32), source)
+    token_ids = np.asarray(ids, np.int32)
+    return PromptItem(prompt_identity(token_ids), token_ids, source)
+
+
+def prompt_identity(token_ids: Int32) -> str:
+    """16 hexadecimal digits of what the student reads, int32 [P], and of nothing else:
+    neither an answer that is left out nor the column or file it comes from tells two
+    prompts apart."""
+    return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:16]
+
+
+def _check_text(used: Any, column: str, place: str) -> None:
+    """Refuses what cannot be written as JSON in UTF-8."""
+    try:
+        json.dumps(used, ensure_ascii=False).encode()
+    except (TypeError, UnicodeEncodeError) as error:
+        raise ConfigurationError(
+            f"column {column!r} is not a text or a conversation: {error}", where=place
+        ) from error
 
 
 _PLAIN = ("role", "content")

@@ -5,7 +5,7 @@ them and on its fresh responses, ``results`` is what comes out and its files.
 """
 
 from student_trainer.evaluation.evaluate import evaluate
-from student_trainer.evaluation.frozen import freeze_continuations
+from student_trainer.evaluation.frozen import freeze_continuations, frozen_prompts
 from student_trainer.evaluation.results import (
     Divergence,
     Evaluation,
@@ -30,6 +30,7 @@ __all__ = [
     "TeacherDescription",
     "evaluate",
     "freeze_continuations",
+    "frozen_prompts",
     "load_evaluation",
     "load_frozen",
     "save_evaluation",

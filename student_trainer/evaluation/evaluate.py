@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.errors import LsmError
 from teacher_proto.types import ChatPrompt, TeacherInfo, TextPrompt
 from torch import Tensor
 
@@ -20,8 +20,8 @@ from student_trainer.evaluation.cache import cached_rows
 from student_trainer.evaluation.divergence import row_divergence
 from student_trainer.evaluation.frozen import (
     FRESH_STEP,
-    evaluated_prompts,
     evaluation_rollouts,
+    frozen_prompts,
     spread_rows,
 )
 from student_trainer.evaluation.realigned import (
@@ -81,13 +81,7 @@ def evaluate(
         LsmError: the student's logits are not finite, or no row is left.
     """
     started = time.monotonic()
-    prompts = evaluated_prompts(held_out, settings)
-    if tuple(p.prompt_id for p in prompts) != frozen.prompts:
-        raise ConfigurationError(
-            "the held-out prompts are not those of the frozen evaluation",
-            where="evaluation",
-            fix="give the prompts the run was started with, or start another run",
-        )
+    prompts = frozen_prompts(frozen, held_out, settings)
     asked = prompts if settings.rollouts else prompts[: settings.samples]
     drawing = evaluation_rollouts(settings, rollout_settings)
     fresh = generate(student, asked, drawing, seed=seed, step=FRESH_STEP) if asked else []

@@ -85,6 +85,24 @@ def evaluated_prompts(
     return held_out[: settings.prompts]
 
 
+def frozen_prompts(
+    frozen: Frozen, held_out: Sequence[PromptItem], settings: EvaluationSettings
+) -> Sequence[PromptItem]:
+    """The held-out prompts whose continuations were frozen.
+
+    Raises:
+        ConfigurationError: ``held_out`` begins with other prompts.
+    """
+    prompts = evaluated_prompts(held_out, settings)
+    if tuple(p.prompt_id for p in prompts) != frozen.prompts:
+        raise ConfigurationError(
+            "the held-out prompts are not those of the frozen evaluation",
+            where="evaluation",
+            fix="give the prompts the run was started with, or start another run",
+        )
+    return prompts
+
+
 def evaluation_rollouts(
     settings: EvaluationSettings, rollout_settings: RolloutSettings
 ) -> RolloutSettings:

@@ -12,7 +12,8 @@ class PromptItem:
     """A prompt of the data set.
 
     Attributes:
-        prompt_id: stable across runs and epochs; seeds the prompt's streams.
+        prompt_id: a digest of ``token_ids``, the same for equal prompts wherever they
+            come from; seeds the prompt's streams.
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
         source: the prompt as the data set gives it, sent to a teacher that
             renders prompts itself.

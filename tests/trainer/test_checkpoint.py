@@ -17,6 +17,7 @@ from teacher_proto.types import TeacherIdentity
 from student_trainer import checkpoint, run_dir
 from student_trainer.checkpoint import TrainState, damage, newest_good
 from student_trainer.config import CheckpointSettings
+from student_trainer.data.prompts import DIGEST_RULE
 from student_trainer.resume import check_resumable, in_flight_usable
 from student_trainer.retention import Goal, listing, step_of
 from student_trainer.rng import capture_rng, restore_rng
@@ -206,8 +207,11 @@ def test_the_length_of_a_falling_schedule_may_not_change() -> None:
 
 
 def test_other_prompts_and_another_teacher_are_refused() -> None:
+    told = replace(state(1), data_digest=f"{DIGEST_RULE}data")
     with pytest.raises(ConfigurationError, match="train prompts differ"):
-        check_resumable(state(1), CONFIG, "other", IDENTITY)
+        check_resumable(told, CONFIG, f"{DIGEST_RULE}other", IDENTITY)
+    with pytest.raises(ConfigurationError, match="by an earlier rule"):
+        check_resumable(state(1), CONFIG, f"{DIGEST_RULE}data", IDENTITY)
     check_resumable(state(1), CONFIG, "other", IDENTITY, ["data.train"])
     with pytest.raises(ContractMismatchError, match="identity"):
         check_resumable(state(1), CONFIG, "data", replace(IDENTITY, digest="e"))

@@ -99,7 +99,7 @@ def test_a_run_trains_evaluates_and_shows_what_it_knows(
     settings = config(
         run={"steps": 6},
         data={"held_out": str(held_out)},
-        loss={"top_k": 48, "masked_chunks": True},
+        loss={"top_k": 48, "masked_chunks": True, "chunk_clamp": 0.3},
         optimizer={"lr": 3e-3},
         evaluation={"prompts": 2, "frozen_rows": 256, "max_new_tokens": 32, "top_k": 48},
         report={"html": True},

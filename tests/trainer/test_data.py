@@ -259,6 +259,65 @@ def test_held_out_prompts_are_never_trained_on(student: Student, tmp_path: Path)
         read(student, path, held_out_fraction=0.01)
 
 
+def asked(text: str, answer: str | None = None) -> list[dict[str, str]]:
+    turns = [{"role": "user", "content": text}]
+    return turns if answer is None else [*turns, {"role": "assistant", "content": answer}]
+
+
+def test_a_prompt_is_what_the_student_reads_of_it(student: Student, tmp_path: Path) -> None:
+    text = student.tokenizer.decode(
+        read(student, write(tmp_path / "one.jsonl", [{"prompt": USER}])).train[0].token_ids
+    )
+    same = [
+        {"messages": asked("hello there", "one answer"), "id": 1},
+        {"messages": asked("hello there", "another"), "id": 2},
+        {"messages": [{"content": "hello there", "role": "user", "name": "not rendered"}]},
+        {"prompt": USER, "messages_of": "another column"},
+        {"prompt": text},
+    ]
+    path = write(tmp_path / "a.jsonl", [*same, {"prompt": f"{text} "}])
+    found = read(student, path, final_assistant="drop").train
+    assert len({p.prompt_id for p in found[: len(same)]}) == 1
+    assert found[-1].prompt_id != found[0].prompt_id, "white space is read"
+
+
+def test_no_answer_makes_a_held_out_prompt_another(student: Student, tmp_path: Path) -> None:
+    rows = [
+        {"messages": asked(f"question {n % 12}", f"answer {n}"), "id": n, "source": {"at": n}}
+        for n in range(36)
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    sets = read(student, path, final_assistant="drop", held_out_fraction=0.5)
+    trained, held = (
+        {student.tokenizer.decode(p.token_ids) for p in part}
+        for part in (sets.train, sets.held_out)
+    )
+    assert (len(trained), len(held)) == (6, 6)
+    assert not trained & held
+    assert (len(sets.train), len(sets.held_out)) == (18, 18), "all three go to one side"
+    # In files of their own, with other answers and as a text.
+    question = read(student, write(tmp_path / "q.jsonl", [{"messages": asked("question 3")}]))
+    text = student.tokenizer.decode(question.train[0].token_ids)
+    for row in ({"messages": asked("question 3", "an answer of its own")}, {"prompt": text}):
+        other = write(tmp_path / "b.jsonl", [row])
+        with pytest.raises(ConfigurationError, match="1 prompts are also in the train file"):
+            read(student, path, held_out=other, final_assistant="drop")
+
+
+def test_the_digest_is_of_what_either_side_reads(student: Student, tmp_path: Path) -> None:
+    def digest(*rows: Any) -> str:
+        path = write(tmp_path / "digest.jsonl", list(rows))
+        return str(read(student, path, final_assistant="drop").digest)
+
+    one = digest({"messages": asked("a", "x"), "id": 1}, {"messages": asked("b", "y")})
+    same = digest({"prompt": asked("a", "z")}, {"id": 2, "prompt": asked("b")})
+    assert one == same
+    assert one != digest({"prompt": asked("b")}, {"prompt": asked("a")})
+    # The student's template leaves the name out; another tokenizer's teacher may not.
+    named = [{**asked("a")[0], "name": "ann"}]
+    assert one != digest({"prompt": named}, {"prompt": asked("b")})
+
+
 def test_every_epoch_takes_every_prompt_once_in_its_own_order() -> None:
     order = PromptOrder(seed=3, count=10)
     taken = [index for start in range(0, 40, 4) for index in order.take(start, 4)]

@@ -33,7 +33,7 @@ def test_it_shows_what_step_1_draws_and_what_the_loss_uses(
     config = make_config()
     prompts = load_prompts(config.data, student).train
     own = generate(student, prompts, config.rollout, seed=5, step=1)[4]
-    masked_id = int(own.token_ids[2])
+    masked_id = int(own.token_ids[0])
     loss = LsmLoss(mask=MaskSettings(token_ids=(masked_id,)))
     shown = rows(first_example(student, prompts[2], config.rollout, loss, seed=5))
     count = len(prompts[2].token_ids)

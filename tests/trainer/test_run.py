@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from teacher_proto.errors import ConfigurationError
 from teacher_proto.program import run_program
 from teacher_proto.settings import to_toml
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -190,6 +191,22 @@ def test_a_run_is_evaluated_and_reported(config: MakeConfig, tmp_path: Path) -> 
     assert (run / "evaluation" / "frozen.json").read_bytes() == frozen
     assert (run / "evaluation" / "before.json").read_bytes() == before
     assert json.loads((run / "summary.json").read_text())["steps"] == 9
+
+
+def test_a_resumed_run_with_other_held_out_prompts_ends_before_its_first_step(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    held_out = write_prompts(tmp_path / "held_out.jsonl", ["What is 1?", "What is 2?"])
+    settings = config(
+        run={"steps": 1},
+        data={"held_out": str(held_out)},
+        evaluation={"prompts": 2, "frozen_rows": 0, "max_new_tokens": 4},
+    )
+    run = train(settings)
+    write_prompts(held_out, ["What is 1?", "What is 3?"])
+    with pytest.raises(ConfigurationError, match="not those of the frozen evaluation"):
+        train(in_directory(settings, run, steps=2))
+    assert [step for step, _ in losses(run)] == [1]
 
 
 def test_the_service_and_a_plain_forward_give_one_loss(
