@@ -135,11 +135,13 @@ def check_clock(config: TrainConfig) -> str:
 
 def check_student(config: TrainConfig, students: list[Student]) -> str:
     from student_trainer.model import load_student
+    from student_trainer.vocabulary import describe
 
     student = load_student(config.student)
     students.append(student)
     parameters = sum(p.numel() for p in student.module.parameters())
-    return f"{parameters / 1e6:.0f} M parameters, {student.vocabulary_size} ids"
+    ids = describe(student.head.undrawn, student.vocabulary_size)
+    return f"{parameters / 1e6:.0f} M parameters, {ids}"
 
 
 def check_disk(config: TrainConfig, student: Student) -> str:

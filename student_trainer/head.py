@@ -76,9 +76,9 @@ def check_mergeable(model: Any) -> None:
 
 
 def head_logits(head: Head, hidden: Tensor) -> Tensor:
-    """float32 logits [T, V] of hidden states [T, H]."""
+    """float32 logits [T, V] of hidden states [T, H]; ``NEVER`` at ids that are not drawn."""
     projection = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
     wide = projection.float()
     if head.lora is not None:
         wide = wide + (head.lora.reduce(hidden) @ head.lora.up.T).float()
-    return head.finish(wide)
+    return head.finish_rows(wide)

@@ -7,7 +7,7 @@ to be exactly what the model itself applies; ``load_student`` checks that.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from student_trainer.config import LoraSettings, StudentSettings
 from student_trainer.head import check_mergeable, head_logits, read_head
 from student_trainer.losses.base import Head
+from student_trainer.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROBE_TOKENS = 16
@@ -35,7 +36,8 @@ class Student:
         module: the model that is trained, wrapped by peft when it has adapters.
         tokenizer: the transformers tokenizer saved with it.
         tokenizer_hash: its fingerprint, as the teacher service computes it.
-        head: the output projection; its weight is the model's own parameter.
+        head: the output projection; its weight is the model's own parameter. It knows
+            which ids no token has.
         vocabulary_size: width V of the logits.
         terminators: ids that end a response, ascending.
         padding_id: id written where a batch has no token; never scored.
@@ -58,6 +60,11 @@ class Student:
         return _causal_model(self.module)
 
     @property
+    def drawn_below(self) -> int:
+        """One above the highest id that it can draw; at most ``vocabulary_size``."""
+        return drawn_below(self.head.undrawn, self.vocabulary_size)
+
+    @property
     def has_adapters(self) -> bool:
         return self.causal_model is not self.module
 
@@ -71,8 +78,8 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
             model's own weights, or on top of them when there are adapters.
 
     Raises:
-        ConfigurationError: it cannot be loaded, has no terminator, or its head
-            is not a plain projection of its last hidden states.
+        ConfigurationError: it cannot be loaded, has no terminator that it can draw, or
+            its head is not a plain projection of its last hidden states.
     """
     device = resolve_device(settings.device)
     source = settings.model if weights is None or settings.lora else str(weights)
@@ -92,7 +99,6 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     if settings.chat_template is not None:
         tokenizer.chat_template = read_chat_template(settings.chat_template)
     model.to(device)
-    terminators = _terminators(model, tokenizer)
     module = _with_adapters(model, settings.lora, weights) if settings.lora else model
     if settings.gradient_checkpointing:
         # transformers renamed the method in 5.2x; both take the same first argument.
@@ -100,22 +106,26 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     module.eval()
     head = read_head(model)
+    width = int(head.weight.shape[0])
+    ends = terminators(model, tokenizer, width)
     if settings.lora and settings.lora.merge_final:
         check_mergeable(model)
-    padding = tokenizer.pad_token_id
     student = Student(
         module=module,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer.backend_tokenizer.to_str()),
         head=head,
         device=device,
-        vocabulary_size=int(head.weight.shape[0]),
-        terminators=terminators,
-        padding_id=int(padding) if padding is not None else terminators[0],
+        vocabulary_size=width,
+        terminators=ends,
+        padding_id=padding_id(tokenizer, ends[0], width),
         max_length=int(getattr(model.config, "max_position_embeddings", 0) or 2**31 - 1),
     )
     _probe_head(student)
-    return student
+    undrawn = undrawn_ids(tokenizer, width)
+    if undrawn is None:
+        return student
+    return replace(student, head=replace(head, undrawn=undrawn.to(device)))
 
 
 def read_chat_template(path: Path) -> str:
@@ -220,21 +230,6 @@ def _with_adapters(model: Any, settings: LoraSettings, weights: Path | None) -> 
         return get_peft_model(model, configuration)
     except ValueError as error:
         raise ConfigurationError(str(error), where="student.lora.target_modules") from error
-
-
-def _terminators(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a response: of the generation config and of the tokenizer."""
-    configured = model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list | tuple) else [configured])
-    ids.add(tokenizer.eos_token_id)
-    ids.discard(None)
-    if not ids:
-        raise ConfigurationError(
-            "neither its generation config nor its tokenizer names an end-of-text token",
-            where="student.model",
-            fix="set eos_token_id in generation_config.json",
-        )
-    return tuple(sorted(ids))
 
 
 @torch.no_grad()

@@ -85,7 +85,8 @@ class TeacherLink:
         self.settings = settings
         self._run = run
         self._tokenizer_hash = student.tokenizer_hash
-        self._vocabulary_size = student.vocabulary_size
+        # The head's ids beyond the last token would take places in the teacher's top K.
+        self._vocabulary_size = student.drawn_below
         self._lock = threading.Lock()
         self._under_way = 0
         self._waiting: deque[tuple[_Joined, int, ScoreRequest]] = deque()
@@ -95,7 +96,9 @@ class TeacherLink:
             self.limits = server.limits
             self.info = named(server.teachers, settings)
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
-            self.id_limit = student.vocabulary_size if self.realigned else self.info.vocabulary_size
+            self.id_limit = self._vocabulary_size
+            if not self.realigned:
+                self.id_limit = min(self.id_limit, self.info.vocabulary_size)
             self.level = Level.SAME
             if self.realigned:
                 upload, seconds = upload_of(student, run), settings.timeout_seconds

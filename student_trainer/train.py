@@ -27,6 +27,7 @@ from student_trainer.signals import Stopper
 from student_trainer.teacher import TeacherLink
 from student_trainer.teacher_connection import check_reachable
 from student_trainer.trackers import RunFacts, Trackers, check_installed
+from student_trainer.vocabulary import describe
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +47,8 @@ def train(config: TrainConfig) -> Path:
     check_reachable(config.teacher, config.run.name)
     torch.manual_seed(config.run.seed)
     student = load_student(config.student, found / "model" if found else None)
+    if student.head.undrawn is not None:
+        log.info("the student: %s", describe(student.head.undrawn, student.vocabulary_size))
     prompts = load_prompts(config.data, student, seed=config.run.seed)
     check_lengths(config, student)
     with (

@@ -95,6 +95,9 @@ class Updater:
         self._settings = loss_settings(config)
         self._mask = token_mask(config.loss.mask, student.tokenizer, student.vocabulary_size)
         self._realigned = realigned
+        removed = torch.from_numpy(self._mask.support_ids.astype(np.int64)).to(student.device)
+        undrawn = student.head.undrawn
+        self._removed = removed if undrawn is None else torch.cat([removed, undrawn])
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
 
     def update(
@@ -254,7 +257,7 @@ class Updater:
         )
         loss = self.config.loss
         rows = loss_batch(batch, hidden, rollouts, known, loss.teacher_top_k)
-        removed = torch.from_numpy(self._mask.support_ids.astype(np.int64)).to(hidden.device)
+        removed = self._removed.to(hidden.device)
         if isinstance(loss, SupportLoss):
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
         elif loss.teacher_top_k:

@@ -159,6 +159,13 @@ def _item(
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
     token_ids = np.asarray(ids, np.int32)
+    if token_ids.max() >= student.vocabulary_size:
+        raise ConfigurationError(
+            f"the prompt has token {token_ids.max()}, and the student has "
+            f"{student.vocabulary_size} ids",
+            where=place,
+            fix="give the student a tokenizer of its own size",
+        )
     return PromptItem(prompt_identity(token_ids), token_ids, source)
 
 

@@ -41,6 +41,7 @@ from student_trainer.evaluation.results import (
 from student_trainer.evaluation.rows import (
     Selection,
     TeacherRows,
+    compared_ids,
     cut,
     shared_ids,
     student_hidden,
@@ -112,15 +113,16 @@ def _whole(
 ) -> dict[str, Any]:
     """Parts of an Evaluation over the whole vocabulary that both sides share."""
     ids = shared_ids(student, teacher)
+    compared = compared_ids(student, ids)
     found: dict[str, Any] = {"frozen": None, "fresh": None}
     if on_frozen:
         pieces = cut(on_frozen)
         rows = cached_rows(teacher, pieces, ids, digest, cache)
-        found["frozen"] = _divergence(student, pieces, rows, ids, settings.batch_size)
+        found["frozen"] = _divergence(student, pieces, rows, compared, settings.batch_size)
     if chosen := fresh_selections(fresh, settings.frozen_rows):
         pieces = cut(chosen)
         rows = teacher_rows(teacher, pieces, ids)
-        found["fresh"] = _divergence(student, pieces, rows, ids, settings.batch_size)
+        found["fresh"] = _divergence(student, pieces, rows, compared, settings.batch_size)
     return found
 
 
@@ -208,9 +210,10 @@ def _divergence(
     student: Student,
     pieces: Sequence[Selection],
     teacher: Iterable[TeacherRows],
-    ids: int,
+    ids: Tensor,
     batch_size: int,
 ) -> Divergence:
+    """Args: ids: int64 [V], those to compare on."""
     hidden = student_hidden(student, pieces, batch_size)
     reverse: list[float] = []
     forward: list[float] = []
@@ -221,9 +224,9 @@ def _divergence(
         start += len(piece.rows)
         finite = torch.from_numpy(rows.finite)
         dropped += int((~finite).sum())
-        logits = head_logits(student.head, states)[finite.to(states.device), :ids]
+        logits = head_logits(student.head, states)[finite.to(states.device)][:, ids]
         _refuse_not_finite(logits, piece)
-        log_q = torch.from_numpy(rows.log_probs).to(logits.device)[finite.to(logits.device)]
+        log_q = torch.from_numpy(rows.log_probs).to(logits.device)[finite.to(logits.device)][:, ids]
         found = row_divergence(logits, log_q)
         reverse += found.reverse_kl.tolist()
         forward += found.forward_kl.tolist()
@@ -238,7 +241,7 @@ def _divergence(
     return Divergence(
         rows=count,
         dropped_rows=dropped,
-        ids=ids,
+        ids=len(ids),
         reverse_kl=math.fsum(reverse) / count,
         forward_kl=math.fsum(forward) / count,
         agreement=sum(agrees) / count,

@@ -67,7 +67,7 @@ class Divergence:
         rows: rows in the means.
         dropped_rows: rows left out because the teacher's row is not finite or
             gives some id no probability at all, which makes a divergence infinite.
-        ids: how many ids are compared, those that both vocabularies have.
+        ids: how many ids are compared: those both vocabularies have and a token has.
         reverse_kl: KL(pi || q) over the whole vocabulary, nats.
         forward_kl: KL(q || pi) over the whole vocabulary, nats.
         agreement: share of rows whose most likely id is the same.

@@ -59,12 +59,12 @@ def cut(selections: Sequence[Selection]) -> list[Selection]:
 
 
 def shared_ids(student: Student, teacher: TeacherLink) -> int:
-    """How many ids both vocabularies have.
+    """How many ids both vocabularies have, up to the student's last token.
 
     Raises:
         ConfigurationError: the service does not return that many at once.
     """
-    ids = min(student.vocabulary_size, teacher.info.vocabulary_size)
+    ids = min(student.drawn_below, teacher.info.vocabulary_size)
     if teacher.info.max_top_k < ids:
         raise ConfigurationError(
             f"full distributions have {ids} ids and teacher {teacher.info.name!r} returns at most "
@@ -73,6 +73,14 @@ def shared_ids(student: Student, teacher: TeacherLink) -> int:
             fix=f"raise limits.max_top_k to {ids} on the server, or set evaluation.prompts to 0",
         )
     return ids
+
+
+def compared_ids(student: Student, ids: int) -> Tensor:
+    """int64: those of the first ``ids`` that the student can draw."""
+    kept = torch.ones(student.vocabulary_size, dtype=torch.bool, device=student.device)
+    if student.head.undrawn is not None:
+        kept[student.head.undrawn] = False
+    return torch.nonzero(kept[:ids]).squeeze(-1)
 
 
 def teacher_rows(

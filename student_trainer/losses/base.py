@@ -11,6 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+# A logit whose probability is 0 at any temperature in use; finite, so that no product
+# with that 0 is NaN.
+NEVER = -1e15
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -43,6 +47,8 @@ class Head:
             it directly and hands autograd nothing for the weight. Saves a dense
             [V, H] gradient a micro-batch; hooks on the weight do not run.
         lora: adapter on the projection, or None.
+        undrawn: int64 [M], ids that are never drawn since no token has them, or None: the
+            student's probability of them is 0. No support may hold them.
     """
 
     weight: Tensor
@@ -51,6 +57,7 @@ class Head:
     softcap: float | None = None
     accumulate_in_place: bool = False
     lora: LowRank | None = None
+    undrawn: Tensor | None = None
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
@@ -64,6 +71,11 @@ class Head:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+    def finish_rows(self, projection: Tensor) -> Tensor:
+        """As ``finish`` for whole rows [..., V]: ``NEVER`` at the ids that are not drawn."""
+        logits = self.finish(projection)
+        return logits if self.undrawn is None else logits.index_fill(-1, self.undrawn, NEVER)
 
 
 @dataclass(frozen=True)

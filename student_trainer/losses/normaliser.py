@@ -20,7 +20,7 @@ def logits_chunks(
     """Yields (rows, projection, logits), the latter two float32 [rows, V].
 
     ``projection`` is hidden W^T + bias, adapter included, before scale and
-    softcap. No gradient.
+    softcap. Ids that are never drawn have ``NEVER`` in ``logits``. No gradient.
     """
     with torch.no_grad():
         for start in range(0, hidden.shape[0], chunk_rows):
@@ -31,7 +31,7 @@ def logits_chunks(
             wide = projection.to(torch.promote_types(projection.dtype, torch.float32))
             if head.lora is not None:
                 wide = wide + (head.lora.reduce(hidden[rows]) @ head.lora.up.T).to(wide.dtype)
-            yield rows, wide, head.finish(wide)
+            yield rows, wide, head.finish_rows(wide)
 
 
 def token_log_probs(
@@ -171,8 +171,9 @@ def top_ids(hidden: Tensor, head: Head, count: int, chunk_rows: int, limit: int)
         ValueError: K is more than the ids there are.
     """
     width = min(limit, head.weight.shape[0])
-    if count > width:
-        raise ValueError(f"the top {count} of {width} ids do not exist")
+    there = width if head.undrawn is None else width - int((head.undrawn < width).sum())
+    if count > there:
+        raise ValueError(f"the top {count} of {there} ids do not exist")
     found = [
         logits[:, :width].topk(count, -1).indices
         for _, _, logits in logits_chunks(hidden, head, chunk_rows)

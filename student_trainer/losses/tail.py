@@ -25,7 +25,7 @@ def log_outside(
 
     Returns:
         float32 [T], not normalised, differentiable in hidden and the head's tensors;
-        -inf where the support is the whole vocabulary.
+        -inf where the support is all that can be drawn.
     """
     result: Tensor = _LogOutside.apply(  # type: ignore[no-untyped-call]
         hidden, *head.tensors, ids, valid, head, temperature, chunk_rows
@@ -33,12 +33,16 @@ def log_outside(
     return result
 
 
-def _without_support(logits: Tensor, ids: Tensor, valid: Tensor, temperature: float) -> Tensor:
-    """[rows, V] logits / temperature with -inf at the support."""
+def _without_support(
+    logits: Tensor, ids: Tensor, valid: Tensor, temperature: float, undrawn: Tensor | None
+) -> Tensor:
+    """[rows, V] logits / temperature with -inf at the support and at ids never drawn."""
     # One more column takes the slots that are not valid.
     width = logits.shape[1]
     inside = torch.zeros(logits.shape[0], width + 1, dtype=torch.bool, device=logits.device)
     inside.scatter_(1, ids.where(valid, width), True)
+    if undrawn is not None:
+        inside[:, undrawn] = True
     return (logits / temperature).masked_fill(inside[:, :width], -torch.inf)
 
 
@@ -60,7 +64,7 @@ class _LogOutside(torch.autograd.Function):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         out = torch.empty(ids.shape[0], dtype=dtype, device=hidden.device)
         for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
-            rest = _without_support(logits, ids[rows], valid[rows], temperature)
+            rest = _without_support(logits, ids[rows], valid[rows], temperature, head.undrawn)
             out[rows] = torch.logsumexp(rest, -1)
         ctx.save_for_backward(hidden, ids, valid, out)
         ctx.head, ctx.temperature, ctx.chunk_rows = head, temperature, chunk_rows
@@ -74,7 +78,8 @@ class _LogOutside(torch.autograd.Function):
         known = total.isfinite()
 
         def delta(rows: slice, logits: Tensor) -> Tensor:
-            rest = _without_support(logits, ids[rows], valid[rows], ctx.temperature)
+            held = ids[rows], valid[rows]
+            rest = _without_support(logits, *held, ctx.temperature, head.undrawn)
             share: Tensor = torch.exp(rest - total[rows].where(known[rows], 0)[:, None])
             upstream: Tensor = grad[rows].where(known[rows], 0) / ctx.temperature
             return share * upstream[:, None]

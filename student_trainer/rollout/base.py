@@ -33,7 +33,7 @@ class Rollout:
         index: which of the prompt's G responses.
         token_ids: int32 [n], n >= 1, the terminator included when it was drawn.
         log_probs: float32 [n], the student's log-probability of each token at
-            rollout temperature, before top-p.
+            rollout temperature, among the ids that a token has, before top-p.
         finished: False when the length limit cut it.
         support_ids: int32 [n, K], the ids most likely to the student that drew it,
             at every token; None where the loss does not ask for them.

@@ -40,8 +40,9 @@ def generate(
     """``settings.group_size`` responses to each prompt, prompt-major.
 
     A prompt that occurs again in ``prompts`` goes on counting its responses'
-    indices, so no stream is used twice. ``ended`` is called while the others
-    are still being written, in an order that depends on the responses alone.
+    indices, so no stream is used twice. Ids that no token has are never drawn.
+    ``ended`` is called while the others are still being written, in an order that
+    depends on the responses alone.
 
     Raises:
         LsmError: the student's logits are not finite.
@@ -78,11 +79,13 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         uniforms: Tensor,
         settings: RolloutSettings,
         terminators: Tensor,
+        undrawn: Tensor | None,
         ended: Callable[[list[int]], None],
     ) -> None:
         self.uniforms = uniforms
         self.settings = settings
         self.terminators = terminators
+        self.undrawn = undrawn
         self.ended = ended
         self.tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=uniforms.device)
         self.log_probs = torch.zeros(uniforms.shape, device=uniforms.device)
@@ -91,6 +94,8 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         logits = scores.float() / self.settings.temperature
+        if self.undrawn is not None:
+            logits = logits.index_fill(-1, self.undrawn, -torch.inf)
         log_probs = logits.log_softmax(-1)
         tokens = sample(log_probs, self.uniforms[:, self.drawn], self.settings.top_p)
         self.tokens[:, self.drawn] = tokens
@@ -145,7 +150,8 @@ def _batch(
             ended([(first + row, rollouts[row]) for row in rows])
 
     terminators = torch.tensor(student.terminators, device=student.device)
-    sampler = _Sampler(torch.from_numpy(uniforms).to(student.device), settings, terminators, take)
+    draws = torch.from_numpy(uniforms).to(student.device)
+    sampler = _Sampler(draws, settings, terminators, student.head.undrawn, take)
     configuration = GenerationConfig(
         do_sample=False,
         max_new_tokens=limit,

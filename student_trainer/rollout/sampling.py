@@ -94,9 +94,12 @@ def _draw(cumulative: Tensor, size: Tensor, uniforms: Tensor) -> Tensor:
     """int64 [B]: the slot of each draw among the first ``size`` of its row."""
     total = cumulative.gather(-1, (size - 1).unsqueeze(-1))
     target = uniforms.unsqueeze(-1) * total
-    slot = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-    # u * total can round up to total itself.
-    return torch.minimum(slot, size - 1)
+    slot = torch.searchsorted(cumulative, target, right=True)
+    # u * total can round up to total itself; what follows the slot that reaches it
+    # has no probability.
+    last = torch.searchsorted(cumulative, total)
+    # Of a row that is not finite both are beyond the end.
+    return torch.minimum(torch.minimum(slot, last).squeeze(-1), size - 1)
 
 
 def _descending(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:

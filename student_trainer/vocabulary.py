@@ -1,0 +1,88 @@
+"""Which ids of its head a student can write.
+
+A head is often wider than the tokenizer, for the sake of round sizes. An id that no
+token has means nothing to anybody: it is never drawn, and the student's probability
+of it is 0 in every loss and figure.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from teacher_proto.errors import ConfigurationError
+from torch import Tensor
+
+WHERE = "student.model"
+
+
+def undrawn_ids(tokenizer: Any, width: int) -> Tensor | None:
+    """int64 [M]: ids of a head of ``width`` that no token has, ascending; None when all
+    have one."""
+    known = np.fromiter(tokenizer.get_vocab().values(), np.int64)
+    without = np.ones(width, np.bool_)
+    without[known[known < width]] = False
+    return torch.from_numpy(np.flatnonzero(without)) if without.any() else None
+
+
+def drawn_below(undrawn: Tensor | None, width: int) -> int:
+    """One above the highest id that a token has."""
+    if undrawn is None:
+        return width
+    without = set(undrawn.tolist())
+    return next((i + 1 for i in range(width - 1, -1, -1) if i not in without), 0)
+
+
+def terminators(model: Any, tokenizer: Any, width: int) -> tuple[int, ...]:
+    """Ids that end a response, ascending: of the generation config and of the tokenizer.
+
+    Raises:
+        ConfigurationError: there is none, or the student can never draw one of them.
+    """
+    configured = model.generation_config.eos_token_id
+    ids = set(configured if isinstance(configured, list | tuple) else [configured])
+    ids.add(tokenizer.eos_token_id)
+    ids.discard(None)
+    fix = "set eos_token_id in generation_config.json"
+    if not ids:
+        raise ConfigurationError(
+            "neither its generation config nor its tokenizer names an end-of-text token",
+            where=WHERE,
+            fix=fix,
+        )
+    tokens = set(tokenizer.get_vocab().values())
+    for token in sorted(ids):
+        if token >= width or token not in tokens:
+            why = f"its head has {width} ids" if token >= width else "no token has this id"
+            raise ConfigurationError(
+                f"id {token} is to end a response and can never be drawn: {why}",
+                where=WHERE,
+                fix=f"{fix} and eos_token in tokenizer_config.json to tokens of this model",
+            )
+    return tuple(sorted(ids))
+
+
+def padding_id(tokenizer: Any, otherwise: int, width: int) -> int:
+    """The tokenizer's padding id, else ``otherwise``.
+
+    Raises:
+        ConfigurationError: the model has no embedding for it.
+    """
+    padding = tokenizer.pad_token_id
+    if padding is None:
+        return otherwise
+    if padding >= width:
+        raise ConfigurationError(
+            f"its tokenizer pads with id {padding}, and the model has {width} ids",
+            where=WHERE,
+            fix="set pad_token in tokenizer_config.json to a token of this model",
+        )
+    return int(padding)
+
+
+def describe(undrawn: Tensor | None, width: int) -> str:
+    """How many ids the head has and how many of them are never drawn, for people."""
+    if undrawn is None:
+        return f"{width} ids"
+    return f"{width} ids, {len(undrawn)} of them without a token and never drawn"
