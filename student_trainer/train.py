@@ -23,6 +23,7 @@ from student_trainer.model import Student, load_student, save_final
 from student_trainer.model_card import write_card
 from student_trainer.progress import Progress
 from student_trainer.run_dir import RunDirectory
+from student_trainer.run_lock import locked
 from student_trainer.signals import Stopper
 from student_trainer.teacher import TeacherLink
 from student_trainer.teacher_connection import check_reachable
@@ -36,10 +37,16 @@ def train(config: TrainConfig) -> Path:
     """Trains a student and returns its run directory.
 
     Raises:
+        ConfigurationError: among others, another run writes in the directory.
         LsmError: see docs/errors.md; the state before the failed step is saved.
         Stopped: a signal ended the run; its state is saved.
     """
     run = RunDirectory(config.run.output_dir)
+    with locked(run.path):
+        return _train(config, run)
+
+
+def _train(config: TrainConfig, run: RunDirectory) -> Path:
     found = run_dir.find_checkpoint(run, config.checkpoint.resume)
     check_installed(config.tracking.trackers)
     if config.hub.repo is not None:

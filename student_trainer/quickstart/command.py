@@ -28,7 +28,7 @@ ENV_PREFIX = "LSM_TRAINER"
 PACKAGE = Path(__file__).parent
 SETTINGS = PACKAGE / "quickstart.toml"
 # Files a run directory of ours holds; another directory is never moved.
-RUN_MARKS = ("config.toml", "metrics.jsonl", "summary.json", "teacher-server.log")
+RUN_MARKS = (".lock", "config.toml", "metrics.jsonl", "summary.json", "teacher-server.log")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -227,8 +227,11 @@ def move_aside(output: Path) -> Path | None:
         Where the older run is now; None when there was none.
 
     Raises:
-        ConfigurationError: the directory holds something that is not a run.
+        ConfigurationError: the directory holds something that is not a run, or a run
+            that has not ended.
     """
+    from student_trainer.run_lock import check_free
+
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None
     if not output.is_dir() or not any((output / mark).exists() for mark in RUN_MARKS):
@@ -237,6 +240,7 @@ def move_aside(output: Path) -> Path | None:
             where=f"--output {output}",
             fix="choose another directory",
         )
+    check_free(output)
     number = 1
     while (aside := output.with_name(f"{output.name}-{number}")).exists():
         number += 1
