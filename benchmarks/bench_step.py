@@ -102,7 +102,7 @@ def steps(config: TrainConfig, student: Student, count: int) -> list[dict[str, A
     Every run has a name of its own: the server would answer equal requests of one
     run out of its replay window.
     """
-    prompts = load_prompts(config.data, student)
+    prompts = load_prompts(config.data, student.tokenizer)
     run = RunDirectory(config.run.output_dir)
     with TeacherLink(config.teacher, student, run=f"bench {next(RUNS)}") as link:
         loop = TrainingLoop(config, student, link, prompts, run)

@@ -81,9 +81,10 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     resolved = resolve(arguments)
     if arguments.dry_run:
-        from student_trainer.dry_run import compare_tokenizers
+        from student_trainer.dry_run import compare_tokenizers, look_at_prompts
 
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
+        sys.stdout.write(f"# prompts: {look_at_prompts(resolved.settings)}\n")
         sys.stdout.write(f"# tokenizers: {compare_tokenizers(resolved.settings)}\n")
         return 0
     quiet_libraries()

@@ -24,6 +24,8 @@ from student_trainer.settings_base import (
 )
 from student_trainer.trackers import check_names
 
+# Figures of fewer frozen positions are mostly noise.
+LEAST_ROWS = 256
 REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 
 
@@ -164,10 +166,15 @@ class OptimizerSettings(Settings):
 
 
 class EvaluationSettings(Settings):
-    prompts: Count = Field(default=32, description="held-out prompts used; 0 turns evaluation off")
-    frozen_rows: int = Field(
-        default=512,
-        description="positions of continuations frozen before training; 0 turns them off",
+    prompts: Count | None = Field(
+        default=None,
+        description="held-out prompts used, an error where there are fewer; unset, 32 or as many "
+        "as there are; 0 turns evaluation off",
+    )
+    frozen_rows: int | None = Field(
+        default=None,
+        description="positions of continuations frozen before training, an error where there "
+        "are fewer; unset, 512 or as many as there are; 0 turns them off",
     )
     max_new_tokens: PositiveInt = Field(default=256, description="length limit of its responses")
     top_k: Annotated[int, Field(ge=2)] = Field(
@@ -181,10 +188,22 @@ class EvaluationSettings(Settings):
 
     @field_validator("frozen_rows")
     @classmethod
-    def _enough(cls, value: int) -> int:
-        if value != 0 and value < 256:
-            raise ValueError("frozen_rows must be 0 (off) or at least 256 to mean anything")
+    def _enough(cls, value: int | None) -> int | None:
+        if value is not None and value != 0 and value < LEAST_ROWS:
+            raise ValueError(
+                f"frozen_rows must be 0 (off) or at least {LEAST_ROWS} to mean anything"
+            )
         return value
+
+    @property
+    def most_prompts(self) -> int:
+        """``prompts``, or what is meant where it is unset."""
+        return 32 if self.prompts is None else self.prompts
+
+    @property
+    def most_rows(self) -> int:
+        """``frozen_rows``, or what is meant where it is unset."""
+        return 512 if self.frozen_rows is None else self.frozen_rows
 
 
 class CheckpointSettings(Settings):

@@ -72,16 +72,16 @@ def examine(settings: Callable[[], TrainConfig]) -> Examination:
         examination.check("device", lambda: check_device(config.student.device, "student.device"))
         examination.check("teacher", lambda: check_teacher(config))
         examination.check("clock", lambda: check_clock(config), ("teacher",))
+        examination.check("data", lambda: check_data(config, prompts))
         examination.check("student", lambda: check_student(config, students), ("device",))
         examination.check("disk", lambda: check_disk(config, students[0]), ("student",))
-        examination.check("data", lambda: check_data(config, students[0], prompts), ("student",))
         examination.check(
             "tokenizer",
             lambda: check_tokenizer(config, students[0], links, stack),
             ("teacher", "student"),
         )
         examination.check(
-            "limits", lambda: check_limits(config, students[0], links[0]), ("tokenizer",)
+            "limits", lambda: check_limits(config, students[0], links[0], prompts), ("tokenizer",)
         )
         examination.check(
             "repeat",
@@ -165,16 +165,12 @@ def run_bytes(config: TrainConfig, student: Student) -> int:
     return (config.checkpoint.keep + 1) * checkpoint + model
 
 
-def check_data(config: TrainConfig, student: Student, prompts: list[PromptSets]) -> str:
-    from student_trainer.data import load_prompts
+def check_data(config: TrainConfig, prompts: list[PromptSets]) -> str:
+    from student_trainer.prompt_needs import describe, notes, read_prompts
 
-    found = load_prompts(config.data, student, seed=config.run.seed)
+    found = read_prompts(config)
     prompts.append(found)
-    longest = max(len(prompt.token_ids) for prompt in found.train)
-    return (
-        f"{len(found.train)} prompts to train on, {len(found.held_out)} held out, "
-        f"{found.dropped} dropped; the longest has {longest} tokens"
-    )
+    return "; ".join([describe(found, config.evaluation), *notes(found, config)])
 
 
 def check_tokenizer(
@@ -189,11 +185,20 @@ def check_tokenizer(
     return link.describe_tokenizers()
 
 
-def check_limits(config: TrainConfig, student: Student, link: TeacherLink) -> str:
+def check_limits(
+    config: TrainConfig, student: Student, link: TeacherLink, prompts: list[PromptSets]
+) -> str:
+    """Args: prompts: none where they could not be read; then evaluation counts."""
+    from student_trainer.evaluation import evaluated_prompts
+    from student_trainer.prompt_needs import check_ids
     from student_trainer.train import check_lengths, longest_response
 
-    check_lengths(config, student)
-    longest = longest_response(config)
+    evaluates = config.evaluation.prompts != 0
+    if prompts:
+        check_ids(prompts[0], student)
+        evaluates = bool(evaluated_prompts(prompts[0].held_out, config.evaluation))
+    check_lengths(config, student, evaluates)
+    longest = longest_response(config, evaluates)
     link.check_fits(
         top_k=config.loss.top_k,
         longest_prompt=config.data.max_prompt_tokens,

@@ -1,6 +1,8 @@
-"""What a dry run tells beside the settings: how the two tokenizers relate.
+"""What a dry run tells beside the settings: what the prompts are, and how the two
+tokenizers relate.
 
-It registers nothing and loads no model; a teacher that does not answer at once is said.
+It registers nothing, loads no model and reads what is on this machine alone; a teacher
+that does not answer at once is said.
 """
 
 from __future__ import annotations
@@ -14,6 +16,25 @@ from student_trainer.config import TrainConfig
 from student_trainer.teacher_connection import connect, named
 
 PATIENCE = 2.0  # seconds
+
+
+def look_at_prompts(config: TrainConfig) -> str:
+    """One line; why they are not read where they are not here.
+
+    Raises:
+        ConfigurationError: they are here, and the run cannot use them.
+    """
+    from student_trainer.data.rows import is_hub_name
+
+    if not Path(config.student.model).is_dir():
+        return "not read (the student is no folder of this machine)"
+    for name in filter(None, (config.data.train, config.data.held_out)):
+        if is_hub_name(name) or not Path(name).exists():
+            return f"not read ({name} is not on this machine)"
+    from student_trainer.prompt_needs import describe, notes, read_prompts
+
+    prompts = read_prompts(config)
+    return "; ".join([describe(prompts, config.evaluation), *notes(prompts, config)])
 
 
 def compare_tokenizers(config: TrainConfig) -> str:

@@ -11,6 +11,7 @@ from student_trainer.data import PromptSets
 from student_trainer.evaluation import (
     Evaluation,
     evaluate,
+    evaluated_prompts,
     freeze_continuations,
     frozen_prompts,
     load_frozen,
@@ -26,7 +27,7 @@ class RunEvaluation:
     """Writes ``evaluation/frozen.json``, ``before.json`` and ``after.json``.
 
     A resumed run keeps what is there, so that both ends are measured on the same
-    positions. With ``evaluation.prompts = 0`` nothing is evaluated.
+    positions. With ``evaluation.prompts = 0``, or nothing held out, nothing is evaluated.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class RunEvaluation:
 
     @property
     def enabled(self) -> bool:
-        return self.config.evaluation.prompts > 0
+        return len(evaluated_prompts(self.prompts.held_out, self.config.evaluation)) > 0
 
     def before(self, step: int) -> None:
         """Freezes the positions and measures the student as it came.

@@ -17,11 +17,12 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Int32
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from student_trainer.config import LoraSettings, StudentSettings
 from student_trainer.head import check_mergeable, head_logits, read_head
 from student_trainer.losses.base import Head
+from student_trainer.student_tokenizer import cannot_load, load_tokenizer
 from student_trainer.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -83,21 +84,11 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     """
     device = resolve_device(settings.device)
     source = settings.model if weights is None or settings.lora else str(weights)
+    tokenizer = load_tokenizer(settings)
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[settings.dtype])
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
     except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"cannot load {source!r}: {error}",
-            where="student.model",
-            fix="give a directory or hub id of a causal language model with its tokenizer",
-        ) from error
-    if not getattr(tokenizer, "is_fast", False):
-        raise ConfigurationError(
-            "its tokenizer has no tokenizer.json", where="student.model", fix="convert it first"
-        )
-    if settings.chat_template is not None:
-        tokenizer.chat_template = read_chat_template(settings.chat_template)
+        raise cannot_load(source, error) from error
     model.to(device)
     module = _with_adapters(model, settings.lora, weights) if settings.lora else model
     if settings.gradient_checkpointing:
@@ -126,23 +117,6 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     if undrawn is None:
         return student
     return replace(student, head=replace(head, undrawn=undrawn.to(device)))
-
-
-def read_chat_template(path: Path) -> str:
-    """The text of a template file.
-
-    Raises:
-        ConfigurationError: it cannot be read or is empty.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(
-            f"cannot read {path}: {error}", where="student.chat_template", fix="check the path"
-        ) from error
-    if not text.strip():
-        raise ConfigurationError(f"{path} is empty", where="student.chat_template")
-    return text
 
 
 def resolve_device(name: str) -> torch.device:

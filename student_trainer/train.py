@@ -14,14 +14,16 @@ from teacher_proto.settings import to_toml
 
 from student_trainer import run_dir
 from student_trainer.config import TrainConfig
-from student_trainer.data import PromptOrder, PromptSets, load_prompts
+from student_trainer.data import PromptOrder, PromptSets
 from student_trainer.evaluate_run import RunEvaluation
+from student_trainer.evaluation import evaluated_prompts
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.hub import check_can_push, push
 from student_trainer.loop import TrainingLoop
 from student_trainer.model import Student, load_student, save_final
 from student_trainer.model_card import write_card
 from student_trainer.progress import Progress
+from student_trainer.prompt_needs import check_ids, notes, read_prompts
 from student_trainer.run_dir import RunDirectory
 from student_trainer.run_lock import locked
 from student_trainer.signals import Stopper
@@ -52,12 +54,16 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
     if config.hub.repo is not None:
         check_can_push(config.hub.repo)
     check_reachable(config.teacher, config.run.name)
+    prompts = read_prompts(config)
+    for note in notes(prompts, config):
+        log.warning("%s", note)
     torch.manual_seed(config.run.seed)
     student = load_student(config.student, found / "model" if found else None)
     if student.head.undrawn is not None:
         log.info("the student: %s", describe(student.head.undrawn, student.vocabulary_size))
-    prompts = load_prompts(config.data, student, seed=config.run.seed)
-    check_lengths(config, student)
+    check_ids(prompts, student)
+    evaluates = bool(evaluated_prompts(prompts.held_out, config.evaluation))
+    check_lengths(config, student, evaluates)
     with (
         TeacherLink(config.teacher, student, run=config.run.name) as teacher,
         Stopper() as stopper,
@@ -67,7 +73,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
             top_k=config.loss.teacher_top_k,
             explicit=config.loss.student_top_k,
             longest_prompt=config.data.max_prompt_tokens,
-            longest_response=longest_response(config),
+            longest_response=longest_response(config, evaluates),
         )
         loop = TrainingLoop(config, student, teacher, prompts, run, stopper)
         if found:
@@ -160,22 +166,26 @@ def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
         )
 
 
-def longest_response(config: TrainConfig) -> int:
+def longest_response(config: TrainConfig, evaluates: bool) -> int:
     """Tokens of the longest response the run may send to the teacher."""
-    return max(new for _, new in _response_limits(config))
+    return max(new for _, new in _response_limits(config, evaluates))
 
 
-def _response_limits(config: TrainConfig) -> list[tuple[str, int]]:
+def _response_limits(config: TrainConfig, evaluates: bool) -> list[tuple[str, int]]:
     """Settings that bound a response, with their tokens."""
     limits = [("rollout.max_new_tokens", config.rollout.max_new_tokens)]
-    if config.evaluation.prompts:
+    if evaluates:
         limits.append(("evaluation.max_new_tokens", config.evaluation.max_new_tokens))
     return limits
 
 
-def check_lengths(config: TrainConfig, student: Student) -> None:
-    """Refuses lengths the student cannot take."""
-    for key, new in _response_limits(config):
+def check_lengths(config: TrainConfig, student: Student, evaluates: bool) -> None:
+    """Refuses lengths the student cannot take.
+
+    Args:
+        evaluates: whether there are prompts to evaluate on.
+    """
+    for key, new in _response_limits(config, evaluates):
         longest = config.data.max_prompt_tokens + new
         if longest > student.max_length:
             raise ConfigurationError(

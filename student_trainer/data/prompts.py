@@ -22,7 +22,6 @@ from teacher_proto.types import ChatMessage, ChatPrompt, Int32, Prompt, TextProm
 from student_trainer.data.columns import own_arguments, prompt_column
 from student_trainer.data.rows import Source, read_rows
 from student_trainer.data_config import DataSettings
-from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
 
@@ -58,19 +57,22 @@ class PromptSets:
         return f"{DIGEST_RULE}{digest.hexdigest()}"
 
 
-def load_prompts(settings: DataSettings, student: Student, *, seed: int = 0) -> PromptSets:
+def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> PromptSets:
     """Reads and renders the prompts.
+
+    Args:
+        tokenizer: the student's, of transformers.
 
     Raises:
         ConfigurationError: a dataset is missing, empty or malformed (with the
             line), a prompt is too long, or a prompt is in both sets.
     """
     hub = (settings.subset, settings.train_split, settings.revision)
-    train, dropped = _read(Source(settings.train, "data.train", *hub), settings, student)
+    train, dropped = _read(Source(settings.train, "data.train", *hub), settings, tokenizer)
     if settings.held_out is not None:
         hub = (settings.subset, settings.held_out_split, settings.revision)
         source = Source(settings.held_out, "data.held_out", *hub)
-        held_out, held_out_dropped = _read(source, settings, student)
+        held_out, held_out_dropped = _read(source, settings, tokenizer)
         dropped += held_out_dropped
         shared = {p.prompt_id for p in train} & {p.prompt_id for p in held_out}
         if shared:
@@ -99,6 +101,12 @@ def _split(
             where="data.held_out_fraction",
             fix="raise it, or give data.held_out",
         )
+    if count == len(unique) > 0:
+        raise ConfigurationError(
+            f"{fraction} of {len(unique)} prompts is all of them, and none is left to train on",
+            where="data.held_out_fraction",
+            fix="lower it, or give more prompts",
+        )
     chosen = set(stream("held out", seed).permutation(unique)[:count].tolist())
     return (
         [p for p in prompts if p.prompt_id not in chosen],
@@ -106,10 +114,10 @@ def _split(
     )
 
 
-def _read(source: Source, settings: DataSettings, student: Student) -> tuple[list[PromptItem], int]:
+def _read(source: Source, settings: DataSettings, tokenizer: Any) -> tuple[list[PromptItem], int]:
     prompts, dropped = [], 0
     for place, row in read_rows(source):
-        item = _item(row, place, settings, student)
+        item = _item(row, place, settings, tokenizer)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
         elif settings.over_long == "drop":
@@ -132,16 +140,14 @@ def _read(source: Source, settings: DataSettings, student: Student) -> tuple[lis
     return prompts, dropped
 
 
-def _item(
-    row: Mapping[str, Any], place: str, settings: DataSettings, student: Student
-) -> PromptItem:
+def _item(row: Mapping[str, Any], place: str, settings: DataSettings, tokenizer: Any) -> PromptItem:
     column = prompt_column(row, settings.columns.prompt, place)
     value = row[column]
     own = own_arguments(row, settings.columns, place)
     if isinstance(value, str) and column != "messages":
         source: Prompt = TextPrompt(value)
         _check_text([value, own], column, place)
-        ids = student.tokenizer(value, add_special_tokens=False)["input_ids"]
+        ids = tokenizer(value, add_special_tokens=False)["input_ids"]
     else:
         messages = _messages(value, place, settings)
         _check_text([messages, own], column, place)
@@ -155,17 +161,10 @@ def _item(
             ),
             template_arguments=arguments,
         )
-        ids = _render(messages, place, arguments, student)
+        ids = _render(messages, place, arguments, tokenizer)
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
     token_ids = np.asarray(ids, np.int32)
-    if token_ids.max() >= student.vocabulary_size:
-        raise ConfigurationError(
-            f"the prompt has token {token_ids.max()}, and the student has "
-            f"{student.vocabulary_size} ids",
-            where=place,
-            fix="give the student a tokenizer of its own size",
-        )
     return PromptItem(prompt_identity(token_ids), token_ids, source)
 
 
@@ -216,16 +215,16 @@ def _messages(value: Any, place: str, settings: DataSettings) -> list[Mapping[st
 
 
 def _render(
-    messages: list[Mapping[str, Any]], place: str, arguments: Mapping[str, Any], student: Student
+    messages: list[Mapping[str, Any]], place: str, arguments: Mapping[str, Any], tokenizer: Any
 ) -> list[int]:
-    if not student.tokenizer.chat_template:
+    if not tokenizer.chat_template:
         raise ConfigurationError(
             "the student's tokenizer has no chat template",
             where=place,
             fix='give one in student.chat_template, or prompts as {"prompt": "text"}',
         )
     try:
-        rendered = student.tokenizer.apply_chat_template(
+        rendered = tokenizer.apply_chat_template(
             messages,
             add_generation_prompt=True,
             tokenize=True,

@@ -5,7 +5,11 @@ them and on its fresh responses, ``results`` is what comes out and its files.
 """
 
 from student_trainer.evaluation.evaluate import evaluate
-from student_trainer.evaluation.frozen import freeze_continuations, frozen_prompts
+from student_trainer.evaluation.frozen import (
+    evaluated_prompts,
+    freeze_continuations,
+    frozen_prompts,
+)
 from student_trainer.evaluation.results import (
     Divergence,
     Evaluation,
@@ -29,6 +33,7 @@ __all__ = [
     "Sample",
     "TeacherDescription",
     "evaluate",
+    "evaluated_prompts",
     "freeze_continuations",
     "frozen_prompts",
     "load_evaluation",

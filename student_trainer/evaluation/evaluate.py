@@ -119,7 +119,7 @@ def _whole(
         pieces = cut(on_frozen)
         rows = cached_rows(teacher, pieces, ids, digest, cache)
         found["frozen"] = _divergence(student, pieces, rows, compared, settings.batch_size)
-    if chosen := fresh_selections(fresh, settings.frozen_rows):
+    if chosen := fresh_selections(fresh, settings.most_rows):
         pieces = cut(chosen)
         rows = teacher_rows(teacher, pieces, ids)
         found["fresh"] = _divergence(student, pieces, rows, compared, settings.batch_size)
@@ -144,7 +144,7 @@ def _realigned(
         )
     if fresh:
         scores = score_whole(teacher, fresh, settings.top_k)
-        chosen = spread_over(fresh, settings.frozen_rows)
+        chosen = spread_over(fresh, settings.most_rows)
         pairs = [(s, scored) for s, scored in zip(chosen, scores, strict=True) if len(s.rows)]
         if pairs:
             found["fresh_realigned"] = realigned_divergence(

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import Int32
 
-from student_trainer.config import EvaluationSettings, RolloutSettings
+from student_trainer.config import LEAST_ROWS, EvaluationSettings, RolloutSettings
 from student_trainer.evaluation.results import Frozen, FrozenContinuation
 from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
+
+log = logging.getLogger(__name__)
 
 # Training's steps count from 1; evaluation's responses have streams of their own.
 FRESH_STEP = -1
@@ -40,20 +43,25 @@ def freeze_continuations(
     prompts = evaluated_prompts(held_out, settings)
     rollouts: list[Rollout] = []
     drawing = evaluation_rollouts(settings, rollout_settings)
-    for number in range(ROUNDS if settings.frozen_rows else 0):
+    wanted = settings.most_rows
+    for number in range(ROUNDS if wanted and prompts else 0):
         step = FIRST_FROZEN_STEP - number
         rollouts += generate(student, prompts, drawing, seed=seed, step=step)
-        if sum(len(r.token_ids) for r in rollouts) >= settings.frozen_rows:
+        if sum(len(r.token_ids) for r in rollouts) >= wanted:
             break
     found = sum(len(r.token_ids) for r in rollouts)
-    if found < settings.frozen_rows:
-        raise ConfigurationError(
-            f"{ROUNDS} answers to each of {len(prompts)} held-out prompts have {found} tokens, "
-            f"fewer than the {settings.frozen_rows} positions to freeze",
-            where="evaluation.frozen_rows",
-            fix="raise evaluation.prompts or evaluation.max_new_tokens, or set frozen_rows to 0",
-        )
-    rows = spread_rows([len(r.token_ids) for r in rollouts], settings.frozen_rows)
+    if found < wanted:
+        short = f"{ROUNDS} answers to each of {len(prompts)} held-out prompts have {found} tokens"
+        if settings.frozen_rows is not None:
+            raise ConfigurationError(
+                f"{short}, fewer than the {wanted} positions to freeze",
+                where="evaluation.frozen_rows",
+                fix="unset it, raise evaluation.prompts or evaluation.max_new_tokens, or set it "
+                "to 0",
+            )
+        little = f": figures of fewer than {LEAST_ROWS} say little" if found < LEAST_ROWS else ""
+        log.warning("%s, and all are frozen, not the usual %d%s", short, wanted, little)
+    rows = spread_rows([len(r.token_ids) for r in rollouts], min(wanted, found))
     return Frozen(
         prompts=tuple(p.prompt_id for p in prompts),
         continuations=tuple(
@@ -71,18 +79,19 @@ def freeze_continuations(
 def evaluated_prompts(
     held_out: Sequence[PromptItem], settings: EvaluationSettings
 ) -> Sequence[PromptItem]:
-    """The first ``settings.prompts`` held-out prompts.
+    """The first held-out prompts, as many as the settings say.
 
     Raises:
-        ConfigurationError: there are fewer.
+        ConfigurationError: there are fewer than ``settings.prompts``.
     """
-    if settings.prompts > len(held_out):
+    if settings.prompts is not None and settings.prompts > len(held_out):
         raise ConfigurationError(
             f"it asks for {settings.prompts} prompts and {len(held_out)} are held out",
             where="evaluation.prompts",
-            fix="lower it, or hold out more prompts (data.held_out, data.held_out_fraction)",
+            fix=f"lower it to {len(held_out)}, unset it, or hold out more prompts "
+            "(data.held_out, data.held_out_fraction)",
         )
-    return held_out[: settings.prompts]
+    return held_out[: settings.most_prompts]
 
 
 def frozen_prompts(

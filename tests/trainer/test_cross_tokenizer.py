@@ -166,7 +166,7 @@ def test_rows_are_those_of_their_tokens(
     twin = permuted_twin(tiny_model_dir, tmp_path / "twin")
     settings = config(twin, loss={"top_k": 64})
     student = load_student(settings.student)
-    prompts = load_prompts(settings.data, student).train
+    prompts = load_prompts(settings.data, student.tokenizer).train
     rollouts = generate(student, prompts, settings.rollout, seed=0, step=1)
     updater = Updater(student, settings, realigned=True)
     with TeacherLink(settings.teacher, student, run="test") as link:
@@ -196,7 +196,7 @@ def test_a_server_that_forgot_the_tokenizer_is_taught_it_again(
     student = load_student(StudentSettings(model=str(foreign_student_dir), device="cpu"))
     with serve(tmp_path / "first", default=tiny_model_dir) as first:
         settings = make_config(foreign_student_dir, teacher={"address": first.address})
-        prompts = load_prompts(settings.data, student).train[:1]
+        prompts = load_prompts(settings.data, student.tokenizer).train[:1]
         rollouts = generate(student, prompts, settings.rollout, seed=0, step=1)
         with TeacherLink(settings.teacher, student, run="test") as link:
             before = link.submit_rollouts(rollouts, 16, 1.0).result()

@@ -25,7 +25,7 @@ def write(path: Path, rows: list[Any]) -> Path:
 
 
 def read(student: Student, path: Path, **settings: Any) -> Any:
-    return load_prompts(DataSettings(train=path, **settings), student)
+    return load_prompts(DataSettings(train=path, **settings), student.tokenizer)
 
 
 def test_conversations_and_text(student: Student, tmp_path: Path) -> None:
@@ -203,11 +203,11 @@ def test_parquet_and_hub_rows_are_those_of_jsonl(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(datasets.config, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    loaded = load_prompts(DataSettings(train="owner/prompts"), student).train
+    loaded = load_prompts(DataSettings(train="owner/prompts"), student.tokenizer).train
     assert [p.prompt_id for p in loaded] == [p.prompt_id for p in plain]
     assert [p.source for p in loaded] == [p.source for p in plain]
     with pytest.raises(ConfigurationError, match="cannot load the dataset 'owner/prompts'"):
-        load_prompts(DataSettings(train="owner/prompts", train_split="absent"), student)
+        load_prompts(DataSettings(train="owner/prompts", train_split="absent"), student.tokenizer)
     with pytest.raises(ConfigurationError, match=r"train\.parquet, row 1: .*'messages', 'source'"):
         read(student, folder / "train.parquet", columns={"prompt": "text"})
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 it is not")
@@ -250,7 +250,10 @@ def test_held_out_prompts_are_never_trained_on(student: Student, tmp_path: Path)
     assert not trained & held
     assert (len(trained), len(held)) == (12, 3)
     assert len(sets.train) + len(sets.held_out) == 20
-    assert load_prompts(DataSettings(train=path, held_out_fraction=0.2), student, seed=1) != sets
+    assert (
+        load_prompts(DataSettings(train=path, held_out_fraction=0.2), student.tokenizer, seed=1)
+        != sets
+    )
     other = write(tmp_path / "b.jsonl", [{"prompt": "new"}, {"prompt": "prompt 3"}])
     with pytest.raises(ConfigurationError, match="1 prompts are also in the train file"):
         read(student, path, held_out=other)

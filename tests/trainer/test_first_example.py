@@ -31,7 +31,7 @@ def test_it_shows_what_step_1_draws_and_what_the_loss_uses(
     student: Student, make_config: Callable[..., TrainConfig]
 ) -> None:
     config = make_config()
-    prompts = load_prompts(config.data, student).train
+    prompts = load_prompts(config.data, student.tokenizer).train
     own = generate(student, prompts, config.rollout, seed=5, step=1)[4]
     masked_id = int(own.token_ids[0])
     loss = LsmLoss(mask=MaskSettings(token_ids=(masked_id,)))

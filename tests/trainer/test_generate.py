@@ -22,7 +22,7 @@ ROLLOUT = RolloutSettings(group_size=3, max_new_tokens=24, batch_size=4, tempera
 
 @pytest.fixture
 def prompts(make_config: Callable[..., TrainConfig], student: Student) -> list[PromptItem]:
-    return load_prompts(make_config().data, student).train
+    return load_prompts(make_config().data, student.tokenizer).train
 
 
 def tokens(rollouts: list[Rollout]) -> list[list[int]]:

@@ -59,7 +59,7 @@ def make(
 ) -> Callable[..., tuple[Pipeline, Recorder]]:
     def build(**sections: dict[str, Any]) -> tuple[Pipeline, Recorder]:
         config = make_config(**sections)
-        prompts = load_prompts(config.data, student).train
+        prompts = load_prompts(config.data, student.tokenizer).train
         recorder: Any = Recorder(teacher)
         return Pipeline(config, student, recorder, prompts), recorder
 
@@ -174,7 +174,7 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
     identity = replace(IDENTITY, tokenizer_hash=student.tokenizer_hash)
     info = replace(TEACHER, identity=identity, tokenizers={student.tokenizer_hash: Level.SAME})
     config = make_config()
-    prompts = load_prompts(config.data, student).train
+    prompts = load_prompts(config.data, student.tokenizer).train
     rollouts = [
         replace(r, token_ids=r.token_ids % VOCABULARY)
         for r in generate(student, prompts, config.rollout, seed=0, step=1)

@@ -117,7 +117,7 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
     """Leaves what a run killed after ``count`` steps leaves."""
     torch.manual_seed(config.run.seed)
     student = load_student(config.student)
-    prompts = load_prompts(config.data, student, seed=config.run.seed)
+    prompts = load_prompts(config.data, student.tokenizer, seed=config.run.seed)
     run = RunDirectory(config.run.output_dir)
     run.path.mkdir()
     with TeacherLink(config.teacher, student, run=config.run.name) as teacher:
@@ -214,7 +214,7 @@ def test_the_service_and_a_plain_forward_give_one_loss(
 ) -> None:
     settings = config()
     local = LocalTeacher(tiny_model_dir)
-    prompts = load_prompts(settings.data, student).train[:1]
+    prompts = load_prompts(settings.data, student.tokenizer).train[:1]
     group = generate(student, prompts, settings.rollout, seed=0, step=1)
     with TeacherLink(settings.teacher, student, run="test") as link:
         scores = link.submit_rollouts(group, 16, 0.7).result()

@@ -33,7 +33,7 @@ def student_rows(student: Student, rollout: Rollout) -> torch.Tensor:
 @pytest.fixture
 def rollouts(make_config: Callable[..., TrainConfig], student: Student) -> list[Rollout]:
     config = make_config()
-    prompts = load_prompts(config.data, student).train[:3]
+    prompts = load_prompts(config.data, student.tokenizer).train[:3]
     return generate(student, prompts, config.rollout, seed=0, step=1)
 
 
@@ -70,7 +70,7 @@ def test_the_update_is_the_definition_on_the_students_support(
 ) -> None:
     config = make_config(loss={"support": "student", "top_k": 6})
     student = load_student(config.student)
-    prompts = load_prompts(config.data, student).train[:3]
+    prompts = load_prompts(config.data, student.tokenizer).train[:3]
     drawn = generate(student, prompts, config.rollout, seed=0, step=1)
     asked = with_student_support(student, drawn, 6, limit=320, micro_batch_tokens=160, chunk_rows=9)
     scores: list[ContinuationScores] = []

@@ -34,7 +34,7 @@ class Case:
         self.config = config
         self.student = load_student(config.student)
         self.updater = Updater(self.student, config)
-        prompts = load_prompts(config.data, self.student).train
+        prompts = load_prompts(config.data, self.student.tokenizer).train
         self.rollouts = generate(self.student, prompts, config.rollout, seed=0, step=step)
         self.scores = teacher.score(self.rollouts, config.loss.top_k)
 

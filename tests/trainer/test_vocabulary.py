@@ -20,6 +20,7 @@ from student_trainer.data import load_prompts
 from student_trainer.doctor import check_student
 from student_trainer.evaluation import load_evaluation
 from student_trainer.model import load_student
+from student_trainer.prompt_needs import check_ids
 from student_trainer.rollout import sampling
 from student_trainer.rollout.generate import generate
 from student_trainer.train import train
@@ -80,7 +81,7 @@ def test_an_id_without_a_token_is_never_drawn(
     student = load_student(StudentSettings(model=str(wide_dir), device="cpu"))
     assert student.head.undrawn is not None
     assert student.head.undrawn.tolist() == list(range(TOKENS, WIDTH))
-    prompts = load_prompts(make_config(wide_dir).data, student).train
+    prompts = load_prompts(make_config(wide_dir).data, student.tokenizer).train
     settings = RolloutSettings(
         group_size=3, max_new_tokens=24, batch_size=4, temperature=0.8, top_p=top_p
     )
@@ -202,8 +203,9 @@ def test_a_tokenizer_beyond_the_head_is_refused_where_it_is_used(
     tokenizer.save_pretrained(folder)
     student = load_student(StudentSettings(model=str(folder), device="cpu"))
     write_prompts(tmp_path / "prompts.jsonl", ["fine", "not <|new|>"])
-    with pytest.raises(ConfigurationError, match=r"line 2.*has token 320, and the student has 320"):
-        load_prompts(make_config(folder).data, student)
+    prompts = load_prompts(make_config(folder).data, student.tokenizer)
+    with pytest.raises(ConfigurationError, match="has token 320, and the student's head has 320"):
+        check_ids(prompts, student)
     tokenizer.pad_token = "<|new|>"
     tokenizer.save_pretrained(folder)
     with pytest.raises(ConfigurationError, match="pads with id 320, and the model has 320 ids"):

@@ -1,0 +1,86 @@
+"""What a run needs of its prompts, told when they are read and before any model is
+loaded: ``train``, ``doctor`` and ``--dry-run`` ask here.
+"""
+
+from __future__ import annotations
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.config import EvaluationSettings, TrainConfig
+from student_trainer.data import PromptSets, load_prompts
+from student_trainer.evaluation.frozen import ROUNDS, evaluated_prompts
+from student_trainer.model import Student
+from student_trainer.student_tokenizer import load_tokenizer
+
+
+def read_prompts(config: TrainConfig) -> PromptSets:
+    """The prompts, as many as the settings need.
+
+    Raises:
+        ConfigurationError: as ``load_tokenizer``, ``load_prompts`` and ``check_prompts``.
+    """
+    prompts = load_prompts(config.data, load_tokenizer(config.student), seed=config.run.seed)
+    check_prompts(config, prompts)
+    return prompts
+
+
+def check_prompts(config: TrainConfig, prompts: PromptSets) -> None:
+    """Refuses settings that these prompts cannot meet.
+
+    Raises:
+        ConfigurationError: fewer prompts are held out than ``evaluation.prompts`` asks
+            for, or they cannot give ``evaluation.frozen_rows`` positions.
+    """
+    settings = config.evaluation
+    count = len(evaluated_prompts(prompts.held_out, settings))
+    most = ROUNDS * count * settings.max_new_tokens
+    if count and settings.frozen_rows is not None and settings.frozen_rows > most:
+        raise ConfigurationError(
+            f"{settings.frozen_rows} positions are to be frozen, and {ROUNDS} answers to each of "
+            f"{count} held-out prompts have at most {most}",
+            where="evaluation.frozen_rows",
+            fix="unset it, hold out more prompts or raise evaluation.max_new_tokens",
+        )
+
+
+def check_ids(prompts: PromptSets, student: Student) -> None:
+    """Raises ConfigurationError where a prompt has a token that the model has no id for."""
+    for prompt in (*prompts.train, *prompts.held_out):
+        highest = int(prompt.token_ids.max())
+        if highest >= student.vocabulary_size:
+            raise ConfigurationError(
+                f"a prompt has token {highest}, and the student's head has "
+                f"{student.vocabulary_size} ids",
+                where="student.model",
+                fix="give the student a tokenizer of its own size",
+            )
+
+
+def describe(prompts: PromptSets, settings: EvaluationSettings) -> str:
+    """How the prompts are used, for people."""
+    longest = max(len(prompt.token_ids) for prompt in prompts.train)
+    evaluated = len(evaluated_prompts(prompts.held_out, settings))
+    return (
+        f"{len(prompts.train)} prompts to train on, {len(prompts.held_out)} held out, "
+        f"{prompts.dropped} dropped; the longest has {longest} tokens; {evaluated} are evaluated on"
+    )
+
+
+def notes(prompts: PromptSets, config: TrainConfig) -> list[str]:
+    """What differs from what the defaults mean to do, a sentence each."""
+    found = []
+    held_out, per_step = len(prompts.held_out), config.rollout.prompts_per_step
+    if config.evaluation.prompts is None and held_out < config.evaluation.most_prompts:
+        found.append(
+            f"evaluation is on all {held_out} held-out prompts, fewer than the usual "
+            f"{config.evaluation.most_prompts}"
+            if held_out
+            else "no prompt is held out (data.held_out, data.held_out_fraction), so nothing is "
+            "evaluated"
+        )
+    if per_step > len(prompts.train):
+        found.append(
+            f"a step takes {per_step} prompts (rollout.prompts_per_step) and there are "
+            f"{len(prompts.train)}: some are answered more than once in it"
+        )
+    return found

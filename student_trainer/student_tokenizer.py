@@ -1,0 +1,55 @@
+"""The student's tokenizer, which is read before its model: prompts need it alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+from transformers import AutoTokenizer
+
+from student_trainer.config import StudentSettings
+
+
+def load_tokenizer(settings: StudentSettings) -> Any:
+    """The transformers tokenizer of ``student.model``, with ``student.chat_template``.
+
+    Raises:
+        ConfigurationError: it cannot be loaded or has no tokenizer.json.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    except (OSError, ValueError) as error:
+        raise cannot_load(settings.model, error) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise ConfigurationError(
+            "its tokenizer has no tokenizer.json", where="student.model", fix="convert it first"
+        )
+    if settings.chat_template is not None:
+        tokenizer.chat_template = _read_chat_template(settings.chat_template)
+    return tokenizer
+
+
+def cannot_load(source: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"cannot load {source!r}: {error}",
+        where="student.model",
+        fix="give a directory or hub id of a causal language model with its tokenizer",
+    )
+
+
+def _read_chat_template(path: Path) -> str:
+    """The text of a template file.
+
+    Raises:
+        ConfigurationError: it cannot be read or is empty.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(
+            f"cannot read {path}: {error}", where="student.chat_template", fix="check the path"
+        ) from error
+    if not text.strip():
+        raise ConfigurationError(f"{path} is empty", where="student.chat_template")
+    return text
