@@ -32,6 +32,7 @@ from teacher_proto.tracing import export_traces
 from teacher_server.access.guard import Guard, make_guard
 from teacher_server.binding import address, check_exposure, listen
 from teacher_server.config import ServeConfig
+from teacher_server.failures import is_ending
 from teacher_server.grpc.server import GrpcServer
 from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
@@ -188,7 +189,9 @@ class Server:
     async def _end_of(self, server: Coroutine[Any, Any, None], name: str) -> None:
         try:
             await server
-        except Exception:
+        except BaseException as error:
+            if is_ending(error):
+                raise
             log.exception("the %s server failed", name)
         else:
             log.error("the %s server ended", name)

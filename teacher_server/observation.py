@@ -11,6 +11,7 @@ from typing import Any
 
 from teacher_proto.errors import EngineError, LsmError
 
+from teacher_server.failures import as_exception, is_ending
 from teacher_server.log import log_request
 from teacher_server.metrics import Metrics
 
@@ -27,7 +28,8 @@ def observed(metrics: Metrics, surface: str, method: str) -> Iterator[Observatio
     """Counts and logs one request, however it ends.
 
     Outcomes: ok; refused (the request, the state or the load does not allow it);
-    failed (the server's fault); cancelled (nobody waits for it any more).
+    failed (the server's fault); cancelled (nobody waits for it any more). A failure
+    that is no ``Exception`` goes on as one.
     """
     started = time.monotonic()
     seen = Observation()
@@ -41,9 +43,11 @@ def observed(metrics: Metrics, surface: str, method: str) -> Iterator[Observatio
         fault = isinstance(error, EngineError)
         outcome, reason = "failed" if fault else "refused", error.reason
         raise
-    except BaseException:
+    except BaseException as error:
         outcome, reason = "failed", "INTERNAL"
-        raise
+        if is_ending(error):
+            raise
+        raise as_exception(error) from None
     finally:
         seconds = time.monotonic() - started
         metrics.request(surface, method, outcome, reason, seconds)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from teacher_proto.errors import LsmError, TeacherUnavailableError
 
+from teacher_server.failures import as_exception, is_ending
 from teacher_server.scheduler import Deadline
 
 Key = tuple[str, str, bytes]
@@ -95,11 +96,11 @@ class ReplayWindow:
         async def work() -> None:
             try:
                 reply = await compute(deadline)
-            except asyncio.CancelledError:
-                self._settle(key, running, TeacherUnavailableError("the work was stopped"))
-                raise
-            except Exception as error:
-                self._settle(key, running, error)
+            except BaseException as error:
+                if is_ending(error):
+                    self._settle(key, running, TeacherUnavailableError("the work was stopped"))
+                    raise
+                self._settle(key, running, as_exception(error))
             else:
                 self._keep(key, reply)
                 self._settle(key, running, reply)

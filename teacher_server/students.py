@@ -13,6 +13,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
@@ -20,6 +21,7 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
+from teacher_server.failures import guarded
 from teacher_server.realign.cache import TableCache
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.leaks import LoneRows
@@ -68,7 +70,7 @@ class Pair:
 
     async def run(self, work: Callable[[], T]) -> T:
         """``work`` in the pair's own thread; dropped when cancelled before its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+        return await asyncio.get_running_loop().run_in_executor(self._thread, guarded(work))
 
 
 class StudentTokenizers:
@@ -128,7 +130,8 @@ class StudentTokenizers:
         asked = list(teachers)
         same = any(t.tokenizer.hash == upload.tokenizer_hash for t in asked)
         loop = asyncio.get_running_loop()
-        entry = await loop.run_in_executor(self._thread, self._accept, upload, run, same)
+        accept = guarded(partial(self._accept, upload, run, same))
+        entry = await loop.run_in_executor(self._thread, accept)
         levels = {t.name: Level.SAME for t in asked if t.tokenizer.hash == upload.tokenizer_hash}
         if entry is not None:
             levels |= {t.name: found for t in asked if (found := self.level(entry, t)) is not None}
@@ -162,7 +165,9 @@ class StudentTokenizers:
             # A task of its own: what one caller gives up others may wait for.
             loop = asyncio.get_running_loop()
             task = self._pairs[key] = asyncio.ensure_future(
-                loop.run_in_executor(self._thread, self._build, entry, roles, teacher)
+                loop.run_in_executor(
+                    self._thread, guarded(partial(self._build, entry, roles, teacher))
+                )
             )
             task.add_done_callback(_seen)
         self._pairs.move_to_end(key)

@@ -72,6 +72,7 @@ from teacher_server.engines.vllm_rows import RowScorer, RunnerHead
 from teacher_server.engines.vllm_runner import CacheReader, RunnerHook
 from teacher_server.engines.vllm_wire import RowPlan, job_result
 from teacher_server.engines.worker import unavailable
+from teacher_server.failures import is_ending
 
 report_failures()
 if current_platform.is_cpu():
@@ -237,7 +238,9 @@ class VllmEngine:
             outputs = await asyncio.gather(*futures.values())
         except LsmError:
             raise
-        except Exception as error:
+        except BaseException as error:
+            if is_ending(error):
+                raise
             raise unavailable(error) from error
         finally:
             self._load[rank] -= tokens
@@ -316,7 +319,9 @@ class VllmEngine:
                     del self._pending[output.request_id]
                     if not future.done():
                         future.set_result(output)
-        except Exception as error:
+        except BaseException as error:
+            if is_ending(error):
+                raise
             self._death = error
             self._fail_pending(unavailable(error))
             callbacks, self._death_callbacks = self._death_callbacks, []

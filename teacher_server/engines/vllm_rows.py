@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from teacher_server.engines.head import LanguageModelHead, LogitTreatment
 from teacher_server.engines.vllm_wire import Outcome, PackedRows, RowPlan
 from teacher_server.engines.worker import is_fatal, is_out_of_memory
+from teacher_server.failures import is_ending
 
 logger = logging.getLogger(__name__)
 
@@ -151,8 +152,8 @@ class RowScorer:
         self._head.calls = 0
         try:
             results = self._head.score(hidden, requests, _no_check)
-        except Exception as error:
-            if is_fatal(error):
+        except BaseException as error:
+            if is_ending(error) or is_fatal(error):
                 raise
             logger.exception("%d rows could not be scored", hidden.shape[0])
             lost = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED

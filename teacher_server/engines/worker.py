@@ -15,6 +15,7 @@ from teacher_proto.errors import EngineError, TeacherUnavailableError
 from teacher_server.engines.base import Job, JobResult, PassCount, Rows, Sequence
 from teacher_server.engines.packing import Batch, FlatBatch, Item, Packing, next_batch, pass_tokens
 from teacher_server.engines.scorer import Outcome, Scorer, Unit
+from teacher_server.failures import as_exception, is_ending
 
 logger = logging.getLogger(__name__)
 
@@ -153,13 +154,15 @@ class Worker:
             if self._closing:
                 raise
             return
-        except Exception as error:
-            if is_fatal(error):
+        except BaseException as error:
+            if is_ending(error) or is_fatal(error):
                 raise
-            out_of_memory = is_out_of_memory(error)
-            message = f"{type(error).__name__}: {error}"
+            failure = as_exception(error)
+            out_of_memory = is_out_of_memory(failure)
+            message = f"{type(failure).__name__}: {failure}"
             if not out_of_memory:
-                logger.exception("a batch failed")
+                logger.error("a batch failed", exc_info=failure)
+            del failure
         # Outside the handler: the traceback would keep the batch's tensors alive.
         left = self._still_waiting(batch.items)
         if not out_of_memory:
@@ -269,7 +272,7 @@ def empty_rows(job: Job, sequence: Sequence) -> Rows:
     )
 
 
-def is_out_of_memory(error: Exception) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory ran out, on the device or the host."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
@@ -279,7 +282,7 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def is_fatal(error: Exception) -> bool:
+def is_fatal(error: BaseException) -> bool:
     """Whether the device is lost: after a CUDA error no later call can be trusted."""
     if is_out_of_memory(error):
         return False

@@ -15,6 +15,7 @@ from teacher_proto.status import to_rpc_status
 
 from teacher_server.access.guard import Caller, Guard
 from teacher_server.access.rules import run_of
+from teacher_server.failures import as_exception, is_ending
 from teacher_server.grpc.interceptor import abort
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -92,8 +93,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             except asyncio.CancelledError:
                 self._cancelled(caller)
                 raise
-            except Exception as error:
-                raise self._recorded(caller, error) from None
+            except BaseException as error:
+                if is_ending(error):
+                    raise
+                raise self._recorded(caller, as_exception(error)) from None
             self._guard.record(caller, "OK")
             return reply
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -10,6 +9,8 @@ from typing import Any
 import grpc
 from teacher_proto.errors import LsmError
 from teacher_proto.status import DETAILS_KEY, to_rpc_status
+
+from teacher_server.failures import as_exception, is_ending
 
 log = logging.getLogger(__name__)
 
@@ -52,15 +53,16 @@ def _guarded(method: Handler | None) -> Handler:
     async def call(request: Any, context: Any) -> Any:
         try:
             return await method(request, context)
-        except asyncio.CancelledError:
-            raise
         except grpc.aio.AbortError:
             raise
         except LsmError as error:
             await abort(context, error)
-        except Exception as error:
-            log.exception("a handler failed with %s", type(error).__name__)
-            await abort(context, error)
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            failure = as_exception(error)
+            log.error("a handler failed with %s", type(error).__name__, exc_info=failure)
+            await abort(context, failure)
 
     return call
 

@@ -1,0 +1,52 @@
+"""Failures that are no ``Exception``: a panic of native code is a ``BaseException``.
+
+A future or a thread that expected an ``Exception`` only would never be settled by one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class NativeFailureError(RuntimeError):
+    """A failure that was no ``Exception``.
+
+    It names the kind only: the text of a panic may quote what a caller sent.
+    """
+
+
+def is_ending(error: BaseException) -> bool:
+    """Whether it ends a task or the program, and so tells of no failure."""
+    return isinstance(
+        error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit
+    )
+
+
+def as_exception(error: BaseException) -> Exception:
+    """The failure as an ``Exception`` that every future can carry, its traceback kept.
+
+    Args:
+        error: anything for which ``is_ending`` is false.
+    """
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    failure = NativeFailureError(f"{type(error).__name__} was raised")
+    return failure.with_traceback(error.__traceback__)
+
+
+def guarded(work: Callable[[], T]) -> Callable[[], T]:
+    """``work`` for another thread: whatever fails there arrives as an ``Exception``."""
+
+    def call() -> T:
+        try:
+            return work()
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            raise as_exception(error) from None
+
+    return call
