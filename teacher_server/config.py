@@ -94,6 +94,8 @@ class LimitSettings(Settings):
     # Tokens inside one engine at once; None: what keeps it busy (docs/service.md).
     max_inflight_tokens: int | None = Field(default=None, ge=1)
     max_tokenizer_bytes: int = Field(default=64 * MIB, ge=1)
+    # Text that is tokenized for one prompt, or for the continuations of one request.
+    max_text_bytes: int = Field(default=4 * MIB, ge=1)
 
     @model_validator(mode="after")
     def _the_queue_holds_a_request(self) -> Self:
@@ -114,6 +116,7 @@ class LimitSettings(Settings):
             max_request_tokens=self.max_request_tokens,
             max_queue_tokens=self.max_queue_tokens,
             max_tokenizer_bytes=self.max_tokenizer_bytes,
+            max_text_bytes=self.max_text_bytes,
         )
 
 

@@ -91,6 +91,18 @@ def plan(continuation: Continuation, realigner: Realigner) -> Planned:
     return Planned(continuation, layout.teacher_ids, needed, layout)
 
 
+def text_bytes(request: ScoreRequest, student: Vocabulary) -> int:
+    """Bytes of all continuations together; ids that no token has count nothing."""
+    lengths = np.append(student.lengths, 0)
+    for token, text in student.specials.items():
+        lengths[token] = len(text.encode())
+    return sum(
+        int(lengths[np.minimum(segment.token_ids, student.size)].sum())
+        for continuation in request.continuations
+        for segment in continuation.segments
+    )
+
+
 def has_token(student: Vocabulary) -> Bool:
     """bool [V_S + 1]: the last one stands for every id above."""
     there = np.append(student.ordinary, False)

@@ -27,6 +27,7 @@ from teacher_server.realigned import (
     open_paths,
     path_sequence,
     plan,
+    text_bytes,
     walk,
     wanted,
     with_paths,
@@ -138,6 +139,7 @@ async def realigned_scores(
     vocabulary_size: int,
     max_length: int,
     ask: Ask,
+    check_text: Callable[[int], None],
     check: Check,
 ) -> Realigned:
     """Scores a validated request.
@@ -146,11 +148,13 @@ async def realigned_scores(
         prompt: int32 [P], as the teacher reads it.
         lone: of this teacher and temperature; None to go without.
         vocabulary_size, max_length: of the teacher.
+        check_text: refuses a number of bytes for the teacher to read as continuations.
     """
     limit = min(vocabulary_size, pair.tables.teacher.size)
     widths = [c.explicit_ids.shape[1] for c in request.continuations if c.explicit_ids is not None]
     best = best_of(request.top_k, max(widths, default=0), limit)
     work = _Work(request, prompt, pair, best, limit, ask, lone)
+    check_text(await work.compute(partial(text_bytes, request, pair.tables.student)))
     planned = [
         await work.compute(partial(plan, continuation, pair.realigner))
         for continuation in request.continuations

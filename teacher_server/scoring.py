@@ -7,10 +7,10 @@ With another tokenizer than the teacher's: ``realigned_path``.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from dataclasses import dataclass
+from functools import partial
 
 from teacher_proto import tracing
 from teacher_proto.errors import EngineError
@@ -25,15 +25,16 @@ from teacher_proto.types import (
 )
 
 from teacher_server.engines.base import Job, JobResult, Rows, Sequence
+from teacher_server.lanes import Lanes
 from teacher_server.policy import RunPolicy
 from teacher_server.prompts import prompt_ids, teacher_prompt
 from teacher_server.realigned import not_finite
 from teacher_server.realigned_path import Ask, PairFigures, Realigned, realigned_scores
 from teacher_server.scheduler import Deadline, Ticket
-from teacher_server.sizes import check_row_bytes, check_sizes
+from teacher_server.sizes import check_request_tokens, check_row_bytes, check_sizes, check_text
 from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher
-from teacher_server.validation import check_ids, check_request
+from teacher_server.validation import StudentFacts, check_ids, check_request
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ async def score(
     deadline: Deadline,
     *,
     students: StudentTokenizers,
+    lanes: Lanes,
+    size: int,
     policy: RunPolicy,
     bytes_per_entry: int,
     started: float,
@@ -71,6 +74,8 @@ async def score(
 
     Args:
         students: tokenizers that are registered.
+        lanes: threads for checks, rendering and tokenizing.
+        size: bytes that the request came in.
         policy: of the run that asks.
         bytes_per_entry: what one (id, log-probability) takes in the reply's format.
         started: when the request arrived, ``time.monotonic``.
@@ -86,15 +91,18 @@ async def score(
     teacher.admission.check(policy, 1 if foreign else known_tokens(request))
     entry = students.find(request.tokenizer_hash) if foreign else None
     facts = None if entry is None else students.facts(entry, teacher)
-    check_request(request, teacher.facts, limits, facts)
-    ids = await _prompt_ids(request, teacher)
+    prepare = partial(_prepare, request, teacher, limits, facts, bytes_per_entry)
+    ids, own_job = await lanes.run(prepare, size=size, owner=request.run)
 
     async def ask(job: Job) -> tuple[JobResult, float]:
         return await run_job(job, teacher, policy, deadline)
 
-    def check(lengths: list[int] | None, row_bytes: int) -> None:
+    def check(lengths: list[int], row_bytes: int) -> None:
         check_sizes(request, len(ids), teacher.facts, limits, bytes_per_entry, lengths)
         check_row_bytes(row_bytes, limits)
+
+    def check_continuations_text(size: int) -> None:
+        check_text(size, "continuations", limits)
 
     found: Realigned | _OwnScores
     if entry is not None:
@@ -109,11 +117,12 @@ async def score(
             vocabulary_size=teacher.facts.vocabulary_size,
             max_length=teacher.facts.max_length,
             ask=ask,
+            check_text=check_continuations_text,
             check=check,
         )
     else:
-        check(None, 0)
-        found = await _own_scores(request, ids, teacher, ask)
+        assert own_job is not None
+        found = await _own_scores(own_job, request.top_k, ask)
     reply = ScoreReply(
         request_id=request.request_id,
         identity=teacher.identity,
@@ -144,11 +153,10 @@ async def run_job(
     return result, queue_seconds
 
 
-async def _own_scores(request: ScoreRequest, ids: Int32, teacher: Teacher, ask: Ask) -> _OwnScores:
-    job = make_job(request, ids, teacher.facts.vocabulary_size)
+async def _own_scores(job: Job, top_k: int, ask: Ask) -> _OwnScores:
     result, waited = await ask(job)
     return _OwnScores(
-        results=tuple(continuation_scores(rows, request.top_k) for rows in result.rows),
+        results=tuple(continuation_scores(rows, top_k) for rows in result.rows),
         job_tokens=job.tokens,
         computed_tokens=result.computed_tokens,
         queue_seconds=waited,
@@ -163,13 +171,30 @@ def known_tokens(request: ScoreRequest) -> int:
     return known + sum(len(s.token_ids) for c in request.continuations for s in c.segments)
 
 
-async def _prompt_ids(request: ScoreRequest, teacher: Teacher) -> Int32:
+def _prepare(
+    request: ScoreRequest,
+    teacher: Teacher,
+    limits: ServerLimits,
+    student: StudentFacts | None,
+    bytes_per_entry: int,
+) -> tuple[Int32, Job | None]:
+    """(the prompt's ids, the engine's job): checks the request and reads its prompt.
+
+    There is no job for a request in another tokenizer; it is planned first.
+    """
+    facts = teacher.facts
+    foreign = request.tokenizer_hash != facts.tokenizer_hash
+    check_request(request, facts, limits, student)
+    if foreign:
+        check_request_tokens(known_tokens(request), limits)
     prompt, where = teacher_prompt(request)
-    if isinstance(prompt, TokenPrompt):
-        return prompt.token_ids
-    ids = await asyncio.to_thread(prompt_ids, prompt, teacher.tokenizer, where)
-    check_ids(ids, where, teacher.facts.vocabulary_size)
-    return ids
+    ids = prompt_ids(prompt, where, teacher.tokenizer, facts, limits)
+    if not isinstance(prompt, TokenPrompt):
+        check_ids(ids, where, facts.vocabulary_size)
+    if foreign:
+        return ids, None
+    check_sizes(request, len(ids), facts, limits, bytes_per_entry)
+    return ids, make_job(request, ids, facts.vocabulary_size)
 
 
 def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:

@@ -14,11 +14,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from teacher_proto import tracing
 from teacher_proto.errors import DeadlineError, LsmError
 from teacher_proto.types import (
+    Continuation,
     Level,
     PositionClass,
     ScoreReply,
@@ -31,6 +33,7 @@ from teacher_proto.types import (
 
 from teacher_server.access.guard import Caller
 from teacher_server.access.rules import Principal, policy_of, run_of
+from teacher_server.lanes import Lanes
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.log import bind
 from teacher_server.metrics import Metrics
@@ -75,13 +78,29 @@ class Call(Protocol):
         """The bytes the request came in; equal bytes are equal work."""
         ...
 
-    async def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
-        """(request, seconds the caller gives; None for no end)."""
+    def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        """(request, seconds the caller gives; None for no end). Runs in another thread."""
         ...
 
-    async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
-        """The reply in the surface's format."""
+    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+        """The reply in the surface's format. Runs in another thread."""
         ...
+
+
+@dataclass(frozen=True)
+class _Received:
+    """A request as it was read.
+
+    Attributes:
+        timeout: seconds the caller gives; None for no end.
+        size: bytes of the body.
+        digest: of the body; equal bytes are equal work.
+    """
+
+    request: ScoreRequest
+    timeout: float | None
+    size: int
+    digest: bytes
 
 
 class TeacherService:
@@ -98,6 +117,7 @@ class TeacherService:
         self.lifecycle = lifecycle
         self.limits = limits
         self.metrics = metrics
+        self.lanes = Lanes()
         self._replay = replay
         self._policies = policies or {}
         self.version = server_version
@@ -180,14 +200,12 @@ class TeacherService:
         ):
             self.lifecycle.check_takes_work()
             with self._counted():
-                body = await call.read()
-                request, timeout = await call.decode(
-                    body, self.teachers.for_principal(caller.principal)
-                )
+                received = await self._receive(call, caller.principal)
+                timeout = received.timeout
                 end = math.inf if timeout is None else started + timeout
                 try:
                     async with asyncio.timeout_at(None if timeout is None else end):
-                        return await self._score(call, caller, body, request, started, end, seen)
+                        return await self._score(call, caller, received, started, end, seen)
                 except TimeoutError as error:
                     if isinstance(error, LsmError):
                         raise
@@ -196,16 +214,27 @@ class TeacherService:
                         fix="give the call more time, or send less at once",
                     ) from None
 
+    async def _receive(self, call: Call, principal: Principal | None) -> _Received:
+        body = await call.read()
+        teachers = self.teachers.for_principal(principal)
+
+        def decode() -> _Received:
+            request, timeout = call.decode(body, teachers)
+            return _Received(request, timeout, len(body), hashlib.sha256(body).digest())
+
+        owner = "" if principal is None else principal.run
+        return await self.lanes.run(decode, size=len(body), owner=owner)
+
     async def _score(
         self,
         call: Call,
         caller: Caller,
-        body: bytes,
-        request: ScoreRequest,
+        received: _Received,
         started: float,
         end: float,
         seen: Observation,
     ) -> bytes:
+        request = received.request
         check_name(request.request_id, "request_id")
         caller.request_id = request.request_id
         request = replace(request, run=run_of(caller.principal, request.run))
@@ -215,19 +244,20 @@ class TeacherService:
         bind(run=request.run, request_id=request.request_id)
         with self.metrics.rejections(request.run):
             teacher = self.teachers.for_principal(caller.principal).get(request.teacher)
-            return await self._answer(call, body, request, policy, teacher, started, end, seen)
+            received = replace(received, request=request)
+            return await self._answer(call, received, policy, teacher, started, end, seen)
 
     async def _answer(
         self,
         call: Call,
-        body: bytes,
-        request: ScoreRequest,
+        received: _Received,
         policy: RunPolicy,
         teacher: Teacher,
         started: float,
         end: float,
         seen: Observation,
     ) -> bytes:
+        request = received.request
 
         async def compute(deadline: Deadline) -> bytes:
             scored = await score(
@@ -236,21 +266,27 @@ class TeacherService:
                 self.limits,
                 deadline,
                 students=self.students,
+                lanes=self.lanes,
+                size=received.size,
                 policy=policy,
                 bytes_per_entry=call.surface.bytes_per_entry,
                 started=started,
             )
-            self._note(request, scored, seen)
-            return await call.encode(request, scored.reply, teacher)
+            rows = self._note(request, scored, seen)
+            entries = request.top_k + max((_explicit(c) for c in request.continuations), default=0)
+            encode = partial(call.encode, request, scored.reply, teacher)
+            size = rows * entries * call.surface.bytes_per_entry
+            return await self.lanes.run(encode, size=size, owner=request.run)
 
-        key = (request.run, request.request_id, hashlib.sha256(body).digest())
+        key = (request.run, request.request_id, received.digest)
         reply, replayed = await self._replay.answer(key, end, compute)
         seen.fields["replayed"] = replayed
         if replayed:
             self.metrics.replayed()
         return reply
 
-    def _note(self, request: ScoreRequest, scored: Scored, seen: Observation) -> None:
+    def _note(self, request: ScoreRequest, scored: Scored, seen: Observation) -> int:
+        """Tells metrics and log what was scored; the number of rows."""
         timing = scored.reply.timing
         answered = zip(request.continuations, scored.reply.results, strict=True)
         rows = sum(row_count(asked) for asked, got in answered if got.status is Status.OK)
@@ -275,6 +311,7 @@ class TeacherService:
             "queue_seconds": round(timing.queue_seconds, 6),
             "engine_seconds": round(timing.engine_seconds, 6),
         }
+        return rows
 
     def observe(self, surface: str, method: str) -> AbstractContextManager[Observation]:
         """Counts and logs one request, however it ends."""
@@ -304,6 +341,11 @@ class TeacherService:
         """Ends all work in progress with ``error``."""
         self._replay.abandon(error)
         await self._replay.close()
+
+
+def _explicit(continuation: Continuation) -> int:
+    ids = continuation.explicit_ids
+    return 0 if ids is None else int(ids.shape[1])
 
 
 def _request_fields(request: ScoreRequest) -> dict[str, Any]:

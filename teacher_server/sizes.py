@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreRequest, ServerLimits
 
 from teacher_server.validation import TeacherFacts, empty_prompt, over_limit, row_count
@@ -53,14 +54,7 @@ def check_sizes(
         per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
         rows = row_count(continuation)
         reply += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
-    if total > limits.max_request_tokens:
-        raise over_limit(
-            f"prompt and continuations are {total} tokens",
-            "continuations",
-            "limits.max_request_tokens",
-            limits.max_request_tokens,
-            "split the group",
-        )
+    check_request_tokens(total, limits)
     if reply > limits.max_reply_bytes:
         raise over_limit(
             f"the reply would take {reply} bytes",
@@ -68,6 +62,54 @@ def check_sizes(
             "limits.max_reply_bytes",
             limits.max_reply_bytes,
             "ask for fewer rows or a smaller top_k, or split the group",
+        )
+
+
+def check_text(size: int, where: str, limits: ServerLimits) -> None:
+    """Refuses ``size`` bytes of text, in UTF-8, that are more than is tokenized for one
+    prompt, or for the continuations of one request."""
+    if limits.max_text_bytes is not None and size > limits.max_text_bytes:
+        raise over_limit(
+            f"the text is {size} bytes",
+            where,
+            "limits.max_text_bytes",
+            limits.max_text_bytes,
+            "send less text, or token ids",
+        )
+
+
+def check_text_fits(size: int, where: str, facts: TeacherFacts) -> None:
+    """Refuses ``size`` bytes of text that are too many tokens however they are encoded."""
+    if facts.longest_token is None:
+        return
+    least = -(-size // facts.longest_token)
+    if least > facts.max_length:
+        raise _too_long(f"{size} bytes of text are {least} tokens or more", where, facts)
+
+
+def check_text_tokens(tokens: int, where: str, facts: TeacherFacts) -> None:
+    if tokens > facts.max_length:
+        raise _too_long(f"the text is {tokens} tokens", where, facts)
+
+
+def _too_long(what: str, where: str, facts: TeacherFacts) -> InvalidRequestError:
+    return over_limit(
+        what,
+        where,
+        "engine.max_length, at most what the model can read",
+        facts.max_length,
+        "shorten it",
+    )
+
+
+def check_request_tokens(tokens: int, limits: ServerLimits) -> None:
+    if tokens > limits.max_request_tokens:
+        raise over_limit(
+            f"prompt and continuations are {tokens} tokens",
+            "continuations",
+            "limits.max_request_tokens",
+            limits.max_request_tokens,
+            "split the group",
         )
 
 

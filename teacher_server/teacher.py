@@ -256,6 +256,7 @@ def make_teacher(
             max_length=description.max_length,
             tokenizer_hash=tokenizer.hash,
             identity_digest=identity.digest,
+            longest_token=tokenizer.longest_token,
         ),
         admission=admission,
     )

@@ -7,7 +7,8 @@ says about it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, Int32, SpecialRole
+
+from teacher_server.text_bounds import longest_token
 
 # Arguments of apply_chat_template that a template itself knows.
 TEMPLATE_OWN = {"tools", "documents"}
@@ -36,9 +39,18 @@ class TextTokenizer:
         self._encoder.no_padding()
         self.size = max(self._encoder.get_vocab(with_added_tokens=True).values()) + 1
 
-    def encode(self, text: str) -> Int32:
-        """int32 [L]: special tokens written out in the text are recognised, none are added."""
-        return np.asarray(self._encoder.encode(text, add_special_tokens=False).ids, np.int32)
+    def encode(self, text: str, check: Callable[[int], None] | None = None) -> Int32:
+        """int32 [L]: special tokens written out in the text are recognised, none are added.
+
+        The interpreter's lock is free while the text is tokenized.
+
+        Args:
+            check: refuses a number of tokens before they are copied.
+        """
+        (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=False)
+        if check is not None:
+            check(len(encoding))
+        return np.asarray(encoding.ids, np.int32)
 
     def token_text(self, token_id: int) -> str | None:
         """The text of one id; None for an id no token has."""
@@ -55,6 +67,8 @@ class TeacherTokenizer(TextTokenizer):
         file: the tokenizer as tokenizer.json.
         hash: fingerprint by ``teacher_proto.tokenizer_hash``.
         named_specials: role -> id, of the special tokens that the model's files name.
+        longest_token: bytes of text that one token stands for at most; None where there
+            is no such bound.
     """
 
     def __init__(self, source: Any) -> None:
@@ -69,6 +83,7 @@ class TeacherTokenizer(TextTokenizer):
         as_json = backend.to_str()
         self.file: str = as_json
         self.hash = tokenizer_hash(as_json)
+        self.longest_token = longest_token(json.loads(as_json))
         self.named_specials = {
             role: token
             for role, token in (

@@ -35,6 +35,7 @@ class TeacherFacts:
         max_top_k, max_length: limits of this teacher.
         tokenizer_hash: of the teacher's own tokenizer.
         identity_digest: as GetTeacher reports it.
+        longest_token: bytes of text that one token stands for at most, where that is known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class TeacherFacts:
     max_length: int
     tokenizer_hash: str
     identity_digest: str
+    longest_token: int | None = None
 
 
 @dataclass(frozen=True)

@@ -229,6 +229,8 @@ class ServerLimits:
     max_request_tokens: int
     max_queue_tokens: int
     max_tokenizer_bytes: int
+    # None: an older server, which has no such limit.
+    max_text_bytes: int | None = None
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,9 @@ class _ScoreCall:
         self._body = body
         self._context = context
         self._limits = service.limits
+        remaining = context.time_remaining()
+        endless = remaining is None or math.isinf(remaining)
+        self._timeout = None if endless else max(0.0, remaining)
 
     @property
     def surface(self) -> Surface:
@@ -45,12 +48,10 @@ class _ScoreCall:
         check_request_bytes(len(self._body), self._limits)
         return self._body
 
-    async def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
-        remaining = self._context.time_remaining()
-        timeout = None if remaining is None or math.isinf(remaining) else max(0.0, remaining)
-        return codec.decode_request(body), timeout
+    def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        return codec.decode_request(body), self._timeout
 
-    async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
         return codec.serialize(codec.encode_reply(reply))
 
 

@@ -74,25 +74,20 @@ class _ScoreCall:
         self.body_read.set()
         return body
 
-    async def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
-        def convert() -> tuple[ScoreRequest, float]:
-            parsed = parse_score_body(body)
-            teacher = choose_teacher(parsed.teacher, teachers)
-            timeout = parsed.timeout_seconds or self._timeout
-            principal = self.caller.principal
-            run = DEFAULT_RUN if principal is None else principal.run
-            tokenizer = self._service.text_tokenizer(
-                parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
-            )
-            return score_request(parsed, teacher, tokenizer, self._limits, run), timeout
-
-        return await asyncio.to_thread(convert)
-
-    async def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
-        tokenizer = await asyncio.to_thread(
-            self._service.text_tokenizer, request.tokenizer_hash, teacher
+    def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        parsed = parse_score_body(body)
+        teacher = choose_teacher(parsed.teacher, teachers)
+        timeout = parsed.timeout_seconds or self._timeout
+        principal = self.caller.principal
+        run = DEFAULT_RUN if principal is None else principal.run
+        tokenizer = self._service.text_tokenizer(
+            parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
         )
-        return await asyncio.to_thread(render_reply, request, reply, tokenizer)
+        return score_request(parsed, teacher, tokenizer, self._limits, run), timeout
+
+    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+        tokenizer = self._service.text_tokenizer(request.tokenizer_hash, teacher)
+        return render_reply(request, reply, tokenizer)
 
 
 def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -> FastAPI:

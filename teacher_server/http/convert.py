@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,9 +25,12 @@ from teacher_proto.types import (
 )
 
 from teacher_server.http.models import ContinuationBody, PromptBody, ScoreBody, SegmentBody
+from teacher_server.sizes import check_request_tokens, check_text
 from teacher_server.teacher import Teacher, Teachers
 from teacher_server.tokenizer import TextTokenizer
 from teacher_server.validation import check_continuation_count, exactly_one, refuse
+
+Encode = Callable[[str], Int32]
 
 
 def choose_teacher(name: str | None, teachers: Teachers) -> Teacher:
@@ -49,6 +54,8 @@ def score_request(
 ) -> ScoreRequest:
     """``tokenizer``: of the continuations; raises InvalidRequestError naming the field."""
     check_continuation_count(len(body.continuations), limits)
+    check_text(sum(map(_text_bytes, body.continuations)), "continuations", limits)
+    encode = partial(tokenizer.encode, check=partial(check_request_tokens, limits=limits))
     return ScoreRequest(
         request_id=body.request_id if body.request_id is not None else uuid.uuid4().hex,
         run=default_run if body.run is None else body.run,
@@ -58,7 +65,7 @@ def score_request(
         ),
         prompt=_prompt(body.prompt, "prompt"),
         continuations=tuple(
-            _continuation(item, tokenizer, f"continuations[{index}]")
+            _continuation(item, encode, f"continuations[{index}]")
             for index, item in enumerate(body.continuations)
         ),
         top_k=body.top_k,
@@ -100,17 +107,22 @@ def _plain(values: dict[str, Any] | None, where: str) -> dict[str, Any]:
     return plain_mapping(values or {}, where, InvalidRequestError)
 
 
-def _continuation(body: ContinuationBody, tokenizer: TextTokenizer, where: str) -> Continuation:
+def _text_bytes(body: ContinuationBody) -> int:
+    texts = [body.text, *(segment.text for segment in body.segments or ())]
+    return sum(len(text.encode()) for text in texts if text is not None)
+
+
+def _continuation(body: ContinuationBody, encode: Encode, where: str) -> Continuation:
     sources = {"text": body.text, "token_ids": body.token_ids, "segments": body.segments}
     exactly_one(sources, where)
     if body.segments is not None:
         segments = tuple(
-            _segment(item, tokenizer, f"{where}.segments[{index}]")
+            _segment(item, encode, f"{where}.segments[{index}]")
             for index, item in enumerate(body.segments)
         )
     else:
         whole = SegmentBody(text=body.text, token_ids=body.token_ids)
-        segments = (_segment(whole, tokenizer, where),)
+        segments = (_segment(whole, encode, where),)
     return Continuation(
         segments=segments,
         rows=None if body.rows is None else _ids(body.rows),
@@ -118,9 +130,9 @@ def _continuation(body: ContinuationBody, tokenizer: TextTokenizer, where: str) 
     )
 
 
-def _segment(body: SegmentBody, tokenizer: TextTokenizer, where: str) -> Segment:
+def _segment(body: SegmentBody, encode: Encode, where: str) -> Segment:
     exactly_one({"text": body.text, "token_ids": body.token_ids}, where)
-    ids = tokenizer.encode(body.text) if body.text is not None else _ids(body.token_ids)
+    ids = encode(body.text) if body.text is not None else _ids(body.token_ids)
     return Segment(ids, body.scored)
 
 

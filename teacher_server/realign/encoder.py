@@ -102,7 +102,8 @@ class ByteEncoder:
                 continue
             span = piece.encode("utf-8", "surrogateescape")
             if not self._unfit.match(piece):
-                encoding = self._tokenizer.encode(piece, add_special_tokens=False)
+                # As a batch, which leaves the interpreter to others meanwhile.
+                (encoding,) = self._tokenizer.encode_batch([piece], add_special_tokens=False)
                 ids = encoding.ids
                 if self.decode(ids) == span:
                     words = np.array([-1 if w is None else w for w in encoding.word_ids], np.int64)

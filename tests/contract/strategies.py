@@ -151,7 +151,7 @@ teachers = st.builds(
 server_infos = st.builds(
     ServerInfo,
     st.lists(teachers, max_size=3, unique_by=lambda teacher: teacher.name).map(tuple),
-    st.builds(ServerLimits, int63, int63, int31, int31, int63, int63, int63),
+    st.builds(ServerLimits, int63, int63, int31, int31, int63, int63, int63, st.none() | int63),
     text,
 )
 uploads = st.builds(

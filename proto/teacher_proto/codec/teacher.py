@@ -53,9 +53,12 @@ def decode_server_info(message: teacher_pb2.GetTeacherResponse | bytes) -> Serve
         max_request_tokens=message.limits.max_request_tokens,
         max_queue_tokens=message.limits.max_queue_tokens,
         max_tokenizer_bytes=message.limits.max_tokenizer_bytes,
+        max_text_bytes=(
+            message.limits.max_text_bytes if message.limits.HasField("max_text_bytes") else None
+        ),
     )
     for name, value in dataclasses.asdict(limits).items():
-        if value < 0:
+        if value is not None and value < 0:
             raise PoisonedReplyError(f"is {value}", where=f"limits.{name}")
     return ServerInfo(teachers, limits, message.server_version)
 

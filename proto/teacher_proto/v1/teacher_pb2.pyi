@@ -168,6 +168,7 @@ class ServerLimits(_message.Message):
     MAX_REQUEST_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_QUEUE_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TOKENIZER_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     max_reply_bytes: _builtins.int
     max_continuations: _builtins.int
@@ -177,6 +178,10 @@ class ServerLimits(_message.Message):
     max_queue_tokens: _builtins.int
     """Tokens that may wait; beyond it requests are told to come back later."""
     max_tokenizer_bytes: _builtins.int
+    max_text_bytes: _builtins.int
+    """Text that is tokenized for one prompt, or for the continuations of one
+    request, in UTF-8. Absent: the server has no such limit.
+    """
     def __init__(
         self,
         *,
@@ -187,12 +192,15 @@ class ServerLimits(_message.Message):
         max_request_tokens: _builtins.int = ...,
         max_queue_tokens: _builtins.int = ...,
         max_tokenizer_bytes: _builtins.int = ...,
+        max_text_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_text_bytes", b"_max_text_bytes", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_continuations", b"max_continuations", "max_explicit_ids", b"max_explicit_ids", "max_queue_tokens", b"max_queue_tokens", "max_reply_bytes", b"max_reply_bytes", "max_request_bytes", b"max_request_bytes", "max_request_tokens", b"max_request_tokens", "max_tokenizer_bytes", b"max_tokenizer_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_text_bytes", b"_max_text_bytes", "max_continuations", b"max_continuations", "max_explicit_ids", b"max_explicit_ids", "max_queue_tokens", b"max_queue_tokens", "max_reply_bytes", b"max_reply_bytes", "max_request_bytes", b"max_request_bytes", "max_request_tokens", b"max_request_tokens", "max_text_bytes", b"max_text_bytes", "max_tokenizer_bytes", b"max_tokenizer_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_text_bytes: _TypeAlias = _typing.Literal["max_text_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_text_bytes: _TypeAlias = _typing.Literal["_max_text_bytes", b"_max_text_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_text_bytes) -> _WhichOneofReturnType__max_text_bytes | None: ...
 
 Global___ServerLimits: _TypeAlias = ServerLimits  # noqa: Y015
 

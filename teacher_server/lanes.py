@@ -1,0 +1,110 @@
+"""Threads for what a request makes the server compute outside of its engine.
+
+Reading a body, rendering a conversation, tokenizing and writing a reply take seconds
+for a large request. None of it is done on the event loop, and a large piece of work
+never stands before a small one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from teacher_server.failures import guarded
+
+T = TypeVar("T")
+# Work on more bytes than these is heavy.
+LIGHT_BYTES = 64 * 1024
+LIGHT_THREADS = 2
+HEAVY_THREADS = 2
+# After so many seconds a thread that computes in Python lets another one go on. An
+# engine's forward asks for its turn some hundred times.
+SWITCH_SECONDS = 0.0005
+
+
+def share_the_interpreter() -> None:
+    """Settings of the process: threads take short turns, and the tokenizers library works
+    in the thread that calls it and not in a pool where small texts wait for large ones."""
+    sys.setswitchinterval(SWITCH_SECONDS)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+class Lanes:
+    """Light work in order of arrival; heavy work fairly between its owners.
+
+    An owner has one piece of heavy work at a time; owners that wait take turns.
+    """
+
+    def __init__(self) -> None:
+        self._light = ThreadPoolExecutor(LIGHT_THREADS, thread_name_prefix="light")
+        self._heavy = ThreadPoolExecutor(HEAVY_THREADS, thread_name_prefix="heavy")
+        self._working: set[str] = set()
+        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+
+    async def run(self, work: Callable[[], T], *, size: int, owner: str) -> T:
+        """The result of ``work``, computed in another thread.
+
+        Work whose caller is cancelled is dropped before its turn; once begun it keeps
+        its thread to its end.
+
+        Args:
+            size: bytes that the work reads or writes.
+            owner: the run it is for; empty when nobody is known.
+        """
+        call = guarded(work)
+        context = contextvars.copy_context()
+        if size <= LIGHT_BYTES:
+            return await asyncio.wrap_future(self._light.submit(context.run, call))
+        await self._turn(owner)
+        loop = asyncio.get_running_loop()
+        running = self._heavy.submit(context.run, call)
+
+        def ended(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the work
+                loop.call_soon_threadsafe(self._leave, owner)
+
+        running.add_done_callback(ended)
+        return await asyncio.wrap_future(running)
+
+    async def _turn(self, owner: str) -> None:
+        """Returns when a thread is kept for ``owner``."""
+        if owner not in self._working and len(self._working) < HEAVY_THREADS:
+            self._working.add(owner)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(owner, deque()).append(turn)
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave(owner)  # it was its turn just now
+            raise
+
+    def _leave(self, owner: str) -> None:
+        self._working.discard(owner)
+        if owner in self._waiting:
+            self._waiting.move_to_end(owner)  # behind the owners that waited meanwhile
+        for other in list(self._waiting):
+            if len(self._working) == HEAVY_THREADS:
+                return
+            if other not in self._working and self._give(other):
+                self._working.add(other)
+
+    def _give(self, owner: str) -> bool:
+        """Wakes the first of the owner's work that is still wanted; whether there is one."""
+        queue = self._waiting[owner]
+        given = False
+        while queue and not given:
+            turn = queue.popleft()
+            if given := not turn.done():
+                turn.set_result(None)
+        if not queue:
+            del self._waiting[owner]
+        return given
