@@ -24,15 +24,20 @@ T = TypeVar("T")
 LIGHT_BYTES = 64 * 1024
 LIGHT_THREADS = 2
 HEAVY_THREADS = 2
+# Of an integer in a body; reading one takes the square of its digits. The least that
+# Python lets one set.
+INTEGER_DIGITS = 640
 # After so many seconds a thread that computes in Python lets another one go on. An
 # engine's forward asks for its turn some hundred times.
 SWITCH_SECONDS = 0.0005
 
 
 def share_the_interpreter() -> None:
-    """Settings of the process: threads take short turns, and the tokenizers library works
-    in the thread that calls it and not in a pool where small texts wait for large ones."""
+    """Settings of the process: threads take short turns, none is kept for long by one
+    number, and the tokenizers library works in the thread that calls it and not in a pool
+    where small texts wait for large ones."""
     sys.setswitchinterval(SWITCH_SECONDS)
+    sys.set_int_max_str_digits(INTEGER_DIGITS)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 

@@ -11,11 +11,11 @@ import hashlib
 import logging
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from teacher_proto import tracing
 from teacher_proto.errors import DeadlineError, LsmError
@@ -32,7 +32,7 @@ from teacher_proto.types import (
 )
 
 from teacher_server.access.guard import Caller
-from teacher_server.access.rules import Principal, policy_of, run_of
+from teacher_server.access.rules import Principal, authorize_any, policy_of, run_of
 from teacher_server.lanes import Lanes
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.log import bind
@@ -48,6 +48,7 @@ from teacher_server.tokenizer import TextTokenizer
 from teacher_server.validation import check_name, is_name, row_count
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -174,10 +175,19 @@ class TeacherService:
         Raises:
             InvalidRequestError, ContractMismatchError: see ``StudentTokenizers.register``.
         """
-        self.lifecycle.check_takes_work()
         run = run_of(principal, upload.run, "header.run")
         check_name(run, "header.run")
         return await self.students.register(upload, run, self.teachers.for_principal(principal))
+
+    def check_caller(self, principal: Principal | None) -> None:
+        """What can be told before a body is read.
+
+        Raises:
+            TeacherUnavailableError: the server takes no work.
+            ForbiddenError: the caller may use no teacher.
+        """
+        self.lifecycle.check_takes_work()
+        authorize_any(principal, self.teachers.names)
 
     def text_tokenizer(self, hash_: str, teacher: Teacher) -> TextTokenizer:
         """The tokenizer of a request's ids; raises ContractMismatchError when it is unknown."""
@@ -198,7 +208,7 @@ class TeacherService:
             tracing.span("Score", "server", headers=call.headers),
             self.observe(call.surface.name, "Score") as seen,
         ):
-            self.lifecycle.check_takes_work()
+            self.check_caller(caller.principal)
             with self._counted():
                 received = await self._receive(call, caller.principal)
                 timeout = received.timeout
@@ -214,6 +224,11 @@ class TeacherService:
                         fix="give the call more time, or send less at once",
                     ) from None
 
+    async def compute(self, work: Callable[[], T], size: int, principal: Principal | None) -> T:
+        """``work`` on ``size`` bytes for this caller, in another thread."""
+        owner = "" if principal is None else principal.run
+        return await self.lanes.run(work, size=size, owner=owner)
+
     async def _receive(self, call: Call, principal: Principal | None) -> _Received:
         body = await call.read()
         teachers = self.teachers.for_principal(principal)
@@ -222,8 +237,7 @@ class TeacherService:
             request, timeout = call.decode(body, teachers)
             return _Received(request, timeout, len(body), hashlib.sha256(body).digest())
 
-        owner = "" if principal is None else principal.run
-        return await self.lanes.run(decode, size=len(body), owner=owner)
+        return await self.compute(decode, len(body), principal)
 
     async def _score(
         self,

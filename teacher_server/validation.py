@@ -174,13 +174,17 @@ def check_continuation_count(count: int, limits: ServerLimits) -> None:
     if count == 0:
         raise refuse("there is none", "continuations", "send at least one continuation")
     if count > limits.max_continuations:
-        raise over_limit(
-            f"there are {count}",
-            "continuations",
-            "limits.max_continuations",
-            limits.max_continuations,
-            "split the group",
-        )
+        raise too_many_continuations(f"there are {count}", limits)
+
+
+def too_many_continuations(what: str, limits: ServerLimits) -> InvalidRequestError:
+    return over_limit(
+        what,
+        "continuations",
+        "limits.max_continuations",
+        limits.max_continuations,
+        "split the group",
+    )
 
 
 def exactly_one(sources: Mapping[str, object], where: str) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -112,6 +112,17 @@ def authorize(principal: Principal | None, teacher: str) -> None:
             f"run {principal.run!r} may not use this teacher",
             where="teacher",
             fix=f"name one of {sorted(principal.teachers or ())}, or have it allowed",
+            reason="TEACHER_FORBIDDEN",
+        )
+
+
+def authorize_any(principal: Principal | None, teachers: Collection[str]) -> None:
+    """Raises ForbiddenError unless the principal may ask one of these teachers."""
+    if principal is not None and not any(may_use(principal, name) for name in teachers):
+        raise ForbiddenError(
+            f"run {principal.run!r} may use no teacher of this server",
+            where="teacher",
+            fix="have a teacher allowed to it",
             reason="TEACHER_FORBIDDEN",
         )
 

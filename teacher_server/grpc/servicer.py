@@ -9,15 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator, Iterable
 from email.utils import formatdate
+from functools import partial
 from typing import Any
 
 import grpc
 from teacher_proto import codec
+from teacher_proto.codec.wire_counts import WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.types import ScoreReply, ScoreRequest
-from teacher_proto.v1 import service_pb2, teacher_pb2, tokenizer_pb2
+from teacher_proto.types import ScoreReply, ScoreRequest, ServerLimits
+from teacher_proto.v1 import score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
 
 from teacher_server.grpc.access import CALLER
+from teacher_server.grpc.form import score_bounds, teacher_bounds, tokenizer_bounds
 from teacher_server.service import GRPC, Surface, TeacherService
 from teacher_server.sizes import check_request_bytes
 from teacher_server.teacher import Teacher, Teachers
@@ -28,10 +31,13 @@ Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
 class _ScoreCall:
-    def __init__(self, body: bytes, context: Context, service: TeacherService) -> None:
+    def __init__(
+        self, body: bytes, context: Context, limits: ServerLimits, bounds: WireBounds
+    ) -> None:
         self._body = body
         self._context = context
-        self._limits = service.limits
+        self._limits = limits
+        self._bounds = bounds
         remaining = context.time_remaining()
         endless = remaining is None or math.isinf(remaining)
         self._timeout = None if endless else max(0.0, remaining)
@@ -49,20 +55,29 @@ class _ScoreCall:
         return self._body
 
     def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+        check_wire(body, score_pb2.ScoreRequest.DESCRIPTOR, self._bounds)
         return codec.decode_request(body), self._timeout
 
     def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
         return codec.serialize(codec.encode_reply(reply))
 
 
+def _add_part(assembler: codec.TokenizerAssembler, part: bytes) -> None:
+    check_wire(part, tokenizer_pb2.RegisterTokenizerRequest.DESCRIPTOR, tokenizer_bounds())
+    message = tokenizer_pb2.RegisterTokenizerRequest()
+    assembler.add(codec.parse(part, message, InvalidRequestError))
+
+
 class Servicer:
     def __init__(self, service: TeacherService) -> None:
         self._service = service
+        self._bounds = score_bounds(service.limits)
 
     async def get_teacher(self, body: bytes, context: Context) -> bytes:
         # As every HTTP reply has it: clients compare clocks.
         await context.send_initial_metadata((("date", formatdate(usegmt=True)),))
         with self._service.observe("grpc", "GetTeacher"):
+            check_wire(body, teacher_pb2.GetTeacherRequest.DESCRIPTOR, teacher_bounds())
             message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
             return codec.serialize(
                 codec.encode_server_info(
@@ -71,17 +86,20 @@ class Servicer:
             )
 
     async def score(self, body: bytes, context: Context) -> bytes:
-        return await self._service.score(_ScoreCall(body, context, self._service), CALLER.get())
+        call = _ScoreCall(body, context, self._service.limits, self._bounds)
+        return await self._service.score(call, CALLER.get())
 
     async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
+        principal = CALLER.get().principal
         with self._service.observe("grpc", "RegisterTokenizer"):
+            self._service.check_caller(principal)
             assembler = codec.TokenizerAssembler(self._service.limits.max_tokenizer_bytes)
             async for part in parts:
-                assembler.add(
-                    codec.parse(part, tokenizer_pb2.RegisterTokenizerRequest(), InvalidRequestError)
-                )
-            upload = assembler.finish()
-            levels = await self._service.register(upload, CALLER.get().principal)
+                add = partial(_add_part, assembler, part)
+                await self._service.compute(add, len(part), principal)
+            size = assembler.received_bytes
+            upload = await self._service.compute(assembler.finish, size, principal)
+            levels = await self._service.register(upload, principal)
             return codec.serialize(codec.encode_levels(upload.tokenizer_hash, levels))
 
     def handlers(self) -> grpc.GenericRpcHandler:

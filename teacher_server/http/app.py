@@ -123,10 +123,12 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
         """Registers a student's tokenizer.json; each ``role`` is ID:ROLE of a special id."""
         with service.observe(HTTP.name, "RegisterTokenizer"):
             principal = caller_of(request).principal
+            service.check_caller(principal)
             check = partial(check_tokenizer_bytes, limits=service.limits)
             file = await read_bounded(request, check)
             named = run or (DEFAULT_RUN if principal is None else principal.run)
-            upload = await asyncio.to_thread(make_upload, file, named, role)
+            make = partial(make_upload, file, named, role)
+            upload = await service.compute(make, len(file), principal)
             levels = await service.register(upload, principal)
             return Response(render_levels(upload.tokenizer_hash, levels), media_type=JSON)
 

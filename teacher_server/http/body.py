@@ -9,12 +9,18 @@ from typing import Any
 from pydantic import ValidationError
 from starlette.requests import Request
 from teacher_proto.errors import InvalidRequestError
+from teacher_proto.json_counts import JsonCounts, beyond
 from teacher_proto.strict_json import StrictJsonError, parse_json
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import ScoreBody
 from teacher_server.sizes import check_request_bytes
 from teacher_server.validation import refuse
+
+# Of one body: a parser makes an object of two bytes, and keeps the interpreter meanwhile.
+MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**20)
+# Beyond these the errors of a body are not written out one by one.
+MAX_ERRORS = 1000
 
 
 async def read_body(request: Request, limits: ServerLimits) -> bytes:
@@ -71,11 +77,30 @@ def parse_body(body: bytes) -> Any:
         raise _malformed(str(error)) from None
 
 
+def check_counts(body: bytes) -> None:
+    """Refuses a body that holds more than ``MOST``, before it is parsed."""
+    kind = beyond(body.decode("utf-8", "replace"), MOST)
+    if kind:
+        raise refuse(
+            f"it holds more {kind} than {getattr(MOST, kind)}",
+            "the request's body",
+            "split the group, or send it over gRPC, where arrays are bytes",
+            "LIMIT_EXCEEDED",
+        )
+
+
 def parse_score_body(body: bytes) -> ScoreBody:
     """Raises InvalidRequestError naming the first field that is wrong."""
     try:
+        check_counts(body)
         return ScoreBody.model_validate(parse_body(body))
     except ValidationError as error:
+        if error.error_count() > MAX_ERRORS:
+            raise refuse(
+                f"{error.error_count()} fields are wrong",
+                "the request's body",
+                "send what /openapi.json describes; /docs shows it",
+            ) from None
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         message = first["msg"]
         raise refuse(

@@ -7,6 +7,9 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+# One wrong item is enough to refuse a list: the rest is not looked at.
+FAIL_FAST = Field(fail_fast=True)
+Ids = Annotated[list[Int32], FAIL_FAST]
 
 
 class Body(BaseModel):
@@ -25,10 +28,10 @@ class PromptBody(Body):
     """Exactly one of text, messages and token_ids."""
 
     text: str | None = Field(default=None, description="Encoded without adding special tokens.")
-    messages: list[MessageBody] | None = Field(
+    messages: Annotated[list[MessageBody], FAIL_FAST] | None = Field(
         default=None, description="Rendered by the teacher's own chat template."
     )
-    token_ids: list[Int32] | None = Field(default=None, description="Taken as they are.")
+    token_ids: Ids | None = Field(default=None, description="Taken as they are.")
     add_generation_prompt: bool | None = Field(
         default=None, description="With messages; true if absent."
     )
@@ -42,7 +45,7 @@ class SegmentBody(Body):
     """Tokens that are all scored or all given: exactly one of text and token_ids."""
 
     text: str | None = None
-    token_ids: list[Int32] | None = None
+    token_ids: Ids | None = None
     scored: bool = True
 
 
@@ -50,12 +53,12 @@ class ContinuationBody(Body):
     """Exactly one of text, token_ids (both one scored segment) and segments."""
 
     text: str | None = None
-    token_ids: list[Int32] | None = None
-    segments: list[SegmentBody] | None = None
-    rows: list[Int32] | None = Field(
+    token_ids: Ids | None = None
+    segments: Annotated[list[SegmentBody], FAIL_FAST] | None = None
+    rows: Ids | None = Field(
         default=None, description="Indices of scored tokens, increasing; absent: every row."
     )
-    explicit_ids: list[list[Int32]] | None = Field(
+    explicit_ids: Annotated[list[Ids], FAIL_FAST] | None = Field(
         default=None, description="One line per row: ids to score; -1 asks for nothing."
     )
 
@@ -74,7 +77,7 @@ class ScoreBody(Body):
     """One group: a prompt and its continuations."""
 
     prompt: PromptBody
-    continuations: list[ContinuationBody]
+    continuations: Annotated[list[ContinuationBody], FAIL_FAST]
     top_k: Int32 = Field(description="Size of the support; 0 for none.")
     temperature: float = Field(description="Of the softmax; finite and above 0.")
     returns: ReturnsBody = ReturnsBody()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from teacher_proto.types import (
@@ -26,25 +27,32 @@ def to_json(value: Any) -> bytes:
 
 
 def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TextTokenizer) -> bytes:
-    """The reply in the form of ``models.ScoreReplyBody``."""
+    """The reply in the form of ``models.ScoreReplyBody``.
+
+    It is written row by row: the interpreter is not left while one document is.
+    """
     texts = _Texts(tokenizer)
-    return to_json(
-        {
-            "request_id": reply.request_id,
-            "teacher": request.teacher,
-            "identity": dataclasses.asdict(reply.identity),
-            "results": [
-                {
-                    "status": scores.status.name,
-                    "detail": scores.detail,
-                    "rows": _rows(continuation, scores, texts),
-                }
-                | _chunks(scores)
-                for continuation, scores in zip(request.continuations, reply.results, strict=True)
-            ],
-            "timing": dataclasses.asdict(reply.timing),
-        }
-    )
+    identity = dataclasses.asdict(reply.identity)
+    head = {"request_id": reply.request_id, "teacher": request.teacher, "identity": identity}
+    answered = zip(request.continuations, reply.results, strict=True)
+    results = [_result(continuation, scores, texts) for continuation, scores in answered]
+    timing = {"timing": dataclasses.asdict(reply.timing)}
+    return _joined(to_json(head), _list("results", results), to_json(timing))
+
+
+def _result(continuation: Continuation, scores: ContinuationScores, texts: _Texts) -> bytes:
+    head = {"status": scores.status.name, "detail": scores.detail} | _chunks(scores)
+    rows = [to_json(row) for row in _rows(continuation, scores, texts)]
+    return _joined(to_json(head), _list("rows", rows))
+
+
+def _list(name: str, items: list[bytes]) -> bytes:
+    return b'{"%b":[%b]}' % (name.encode(), b",".join(items))
+
+
+def _joined(*objects: bytes) -> bytes:
+    """One JSON object with the members of all of them, none of which is empty."""
+    return b"{%b}" % b",".join(one[1:-1] for one in objects)
 
 
 def render_info(info: ServerInfo) -> bytes:
@@ -76,16 +84,14 @@ class _Texts:
 
 def _rows(
     continuation: Continuation, scores: ContinuationScores, texts: _Texts
-) -> list[dict[str, Any]]:
+) -> Iterator[dict[str, Any]]:
     if scores.status is not Status.OK:
-        return []
+        return
     sampled = continuation.token_ids[continuation.selected_positions].tolist()
     indices = range(len(sampled)) if continuation.rows is None else continuation.rows.tolist()
-    return [
-        {"row": index, "token_id": token, "token": texts(token)}
-        | _row_parts(scores, slot, continuation.explicit_ids, texts)
-        for slot, (index, token) in enumerate(zip(indices, sampled, strict=True))
-    ]
+    for slot, (index, token) in enumerate(zip(indices, sampled, strict=True)):
+        parts = _row_parts(scores, slot, continuation.explicit_ids, texts)
+        yield {"row": index, "token_id": token, "token": texts(token)} | parts
 
 
 def _chunks(scores: ContinuationScores) -> dict[str, Any]:

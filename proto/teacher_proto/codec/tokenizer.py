@@ -70,6 +70,10 @@ class TokenizerAssembler:
                 fix="send one header, then the chunks",
             )
 
+    @property
+    def received_bytes(self) -> int:
+        return len(self._file)
+
     def finish(self) -> TokenizerUpload:
         if self._header is None:
             raise InvalidRequestError("is missing", where="header")

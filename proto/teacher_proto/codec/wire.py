@@ -21,8 +21,13 @@ def parse(data: bytes, message: M, error: type[LsmError]) -> M:
     try:
         message.ParseFromString(data)
     except DecodeError:
-        raise error(
-            f"{len(data)} bytes are not a {message.DESCRIPTOR.full_name}",
-            fix="use the same version of the contract on both sides",
-        ) from None
+        raise not_a(data, message.DESCRIPTOR.full_name, error) from None
     return message
+
+
+def not_a(data: bytes, name: str, error: type[LsmError]) -> LsmError:
+    """The error for bytes that are no message of this name."""
+    return error(
+        f"{len(data)} bytes are not a {name}",
+        fix="use the same version of the contract on both sides",
+    )

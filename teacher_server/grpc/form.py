@@ -1,0 +1,67 @@
+"""What the bytes of a gRPC request may hold before they are parsed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from google.protobuf import struct_pb2
+from teacher_proto.codec.wire_counts import Bound, WireBounds
+from teacher_proto.errors import InvalidRequestError
+from teacher_proto.types import ServerLimits
+from teacher_proto.v1 import score_pb2, tokenizer_pb2
+
+from teacher_server.validation import refuse, too_many_continuations
+
+# Of one request. Nothing that is scored needs as many.
+MAX_SEGMENTS = 32_768
+MAX_MESSAGES = 16_384
+# Inside extra and template_arguments.
+MAX_VALUES = 65_536
+MAX_FIELDS = 2**20
+FIELDS_PER_CONTINUATION = 16
+# Of one tokenizer.
+MAX_SPECIAL_TOKENS = 65_536
+
+
+def score_bounds(limits: ServerLimits) -> WireBounds:
+    """Of a ScoreRequest."""
+    continuations = limits.max_continuations
+    fields = MAX_FIELDS + FIELDS_PER_CONTINUATION * continuations
+    return WireBounds(
+        fields=_bound("fields", "the request", fields),
+        messages={
+            score_pb2.Continuation.DESCRIPTOR.full_name: Bound(
+                continuations, partial(too_many_continuations, "there are more", limits)
+            ),
+            score_pb2.Segment.DESCRIPTOR.full_name: _bound(
+                "segments", "continuations", MAX_SEGMENTS
+            ),
+            score_pb2.ChatMessage.DESCRIPTOR.full_name: _bound("messages", "prompt", MAX_MESSAGES),
+            struct_pb2.Value.DESCRIPTOR.full_name: _bound(
+                "values of extra and template_arguments", "prompt", MAX_VALUES
+            ),
+        },
+    )
+
+
+def tokenizer_bounds() -> WireBounds:
+    """Of one part of RegisterTokenizer."""
+    tokens = _bound("special tokens", "header.special_tokens", MAX_SPECIAL_TOKENS)
+    return WireBounds(
+        fields=_bound("fields", "part", 8 * MAX_SPECIAL_TOKENS),
+        messages={tokenizer_pb2.SpecialToken.DESCRIPTOR.full_name: tokens},
+    )
+
+
+def teacher_bounds() -> WireBounds:
+    """Of a GetTeacherRequest."""
+    return WireBounds(fields=_bound("fields", "the request", 64), messages={})
+
+
+def _bound(what: str, where: str, most: int) -> Bound:
+    def error() -> InvalidRequestError:
+        return refuse(
+            f"there are more {what} than {most}", where, "split the request", "LIMIT_EXCEEDED"
+        )
+
+    return Bound(most, error)
