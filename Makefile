@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-cross test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign clean
+.PHONY: help install quickstart quickstart-cross test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -80,6 +80,10 @@ bench-teacher: $(VENV)/.dev ## the service against its engine, groups, codec, ov
 
 bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods, overload (5 minutes)
 	$(BIN)/python -m benchmarks.bench_load $(ARGS)
+
+bench-attacks: $(VENV)/.dev ## what a neighbour feels of hostile requests
+	$(BIN)/python -m benchmarks.bench_attacks $(ARGS)
+
 bench-realign: $(VENV)/.dev ## realigned rows against enumeration, per pair and text
 	$(BIN)/python -m benchmarks.bench_realign $(ARGS)
 

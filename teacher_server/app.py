@@ -36,7 +36,7 @@ from teacher_server.failures import is_ending
 from teacher_server.grpc.server import GrpcServer
 from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
-from teacher_server.lanes import share_the_interpreter
+from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.log import configure_logging
 from teacher_server.metrics import Metrics
@@ -67,6 +67,9 @@ def serve(config: ServeConfig) -> int:
     guard = make_guard(config)
     configure_logging(config.log_level)
     share_the_interpreter()
+    engines = {teacher.engine(config.engine).name for teacher in config.teachers.values()}
+    if engines == {"transformers"}:  # vLLM brings its own settings of threads
+        let_waiting_threads_sleep()
     flush_traces = export_traces("teacher-server")
     try:
         return asyncio.run(Server(config, guard).run())

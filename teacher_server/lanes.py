@@ -41,6 +41,13 @@ def share_the_interpreter() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+def let_waiting_threads_sleep() -> None:
+    """Torch's threads wait for each other asleep and not spinning. Beside tokenizing threads
+    on few cores those that spin take the core of the one they wait for: a forward of
+    milliseconds becomes one of a second. Read when torch is imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
 class Lanes:
     """Light work in order of arrival; heavy work fairly between its owners.
 
