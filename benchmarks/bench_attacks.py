@@ -64,6 +64,7 @@ SCORE = "/teacher_proto.v1.TeacherScoringService/Score"
 TOKENS = {run: f"{run}-token-0123456789abcdef0123456789" for run in ("alice", "mallory", "watcher")}
 HEAD = b'{"prompt":{"token_ids":['
 TAIL = b'1]},"continuations":[{"token_ids":[1]}],"top_k":1,"temperature":1.0}'
+ALICE = ClientCredentials(token=TOKENS["alice"])
 SMALL = (Continuation((Segment(np.arange(4, 9, dtype=np.int32)),)),)
 EMPTY_CONTINUATION = b"\x3a\x00"
 
@@ -104,10 +105,6 @@ ATTACKS: dict[str, tuple[str, str, Callable[[str], bytes]]] = {
 }
 
 
-def credentials(run: str) -> ClientCredentials:
-    return ClientCredentials(token=TOKENS[run])
-
-
 def write_runs(path: Path) -> Path:
     path.touch(0o600)
     parts = [
@@ -122,9 +119,7 @@ def write_runs(path: Path) -> Path:
 async def attack(name: str, facts: dict[str, Any], seconds: float) -> None:
     """The attacker: says ready, waits for a line, and tells how its requests ended."""
     wire, run, make = ATTACKS[name]
-    async with AsyncTeacherClient(
-        facts["grpc_address"], run="alice", credentials=credentials("alice")
-    ) as client:
+    async with AsyncTeacherClient(facts["grpc_address"], run="alice", credentials=ALICE) as client:
         info = await client.get_teacher(timeout=LONG)
     body = make(info.teacher("default").identity.tokenizer_hash)
     bearer = f"Bearer {TOKENS[run]}"
@@ -164,9 +159,7 @@ async def neighbour(facts: dict[str, Any], until: Awaitable[Any]) -> dict[str, l
     over = asyncio.ensure_future(until)
     found: dict[str, list[float]] = {"score": [], "livez": []}
     async with (
-        AsyncTeacherClient(
-            facts["grpc_address"], run="alice", credentials=credentials("alice")
-        ) as client,
+        AsyncTeacherClient(facts["grpc_address"], run="alice", credentials=ALICE) as client,
         httpx.AsyncClient(base_url=f"http://{facts['http_address']}", timeout=LONG) as http,
     ):
         info = await client.get_teacher(timeout=LONG)

@@ -168,6 +168,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         vocabulary_size=teacher.size,
         max_length=64,
         ask=ask,
+        check_text=lambda size: None,
         check=lambda lengths, size: None,
     )
     own, before, extra, after = asked
