@@ -101,7 +101,7 @@ ATTACKS: dict[str, tuple[str, str, Callable[[str], bytes]]] = {
         "mallory",
         lambda t: message(TokenPrompt(np.array([1], np.int32)), t, 32_768, 320),
     ),
-    "json_within": ("http", "mallory", lambda t: HEAD + b"1," * (MIB - 100) + TAIL),
+    "json_within": ("http", "mallory", lambda t: HEAD + b"1," * (MIB // 2 - 100) + TAIL),
 }
 
 
