@@ -65,14 +65,22 @@ TOKENS = {run: f"{run}-token-0123456789abcdef0123456789" for run in ("alice", "m
 HEAD = b'{"prompt":{"token_ids":['
 TAIL = b'1]},"continuations":[{"token_ids":[1]}],"top_k":1,"temperature":1.0}'
 ALICE = ClientCredentials(token=TOKENS["alice"])
+ONE_ID = TokenPrompt(np.array([1], np.int32))
 SMALL = (Continuation((Segment(np.arange(4, 9, dtype=np.int32)),)),)
-EMPTY_CONTINUATION = b"\x3a\x00"
 
 
 def message(prompt: Prompt, tokenizer: str, segments: int = 1, top_k: int = 1) -> bytes:
     one = Continuation((Segment(np.array([1], np.int32)),) * segments)
     request = ScoreRequest("attack", "", "default", tokenizer, prompt, (one,), top_k, 1.0)
     return codec.serialize(codec.encode_request(request))
+
+
+def continuations(size: int, tokenizer: str) -> bytes:
+    return message(TextPrompt("a"), tokenizer) + b"\x3a\x00" * (size // 2)
+
+
+def chat(size: int) -> Prompt:
+    return ChatPrompt((ChatMessage("user", "a" * size),))
 
 
 def json_text(size: int) -> bytes:
@@ -83,24 +91,12 @@ def json_text(size: int) -> bytes:
 ATTACKS: dict[str, tuple[str, str, Callable[[str], bytes]]] = {
     "text_grpc": ("grpc", "mallory", lambda t: message(TextPrompt("a" * 15 * MIB), t)),
     "text_http": ("http", "mallory", lambda t: json_text(15 * MIB)),
-    "chat_grpc": (
-        "grpc",
-        "mallory",
-        lambda t: message(ChatPrompt((ChatMessage("user", "a" * 15 * MIB),)), t),
-    ),
-    "continuations": (
-        "grpc",
-        "mallory",
-        lambda t: message(TextPrompt("a"), t) + EMPTY_CONTINUATION * (15 * MIB // 2),
-    ),
-    "metrics_only": ("grpc", "watcher", lambda t: EMPTY_CONTINUATION * (3 * MIB)),
+    "chat_grpc": ("grpc", "mallory", lambda t: message(chat(15 * MIB), t)),
+    "continuations": ("grpc", "mallory", lambda t: continuations(15 * MIB, t)),
+    "metrics_only": ("grpc", "watcher", lambda t: continuations(6 * MIB, t)),
     "json_lists": ("http", "mallory", lambda t: HEAD + b"[]," * (5 * MIB) + TAIL),
     "text_within": ("grpc", "mallory", lambda t: message(TextPrompt("a" * 4 * MIB), t)),
-    "segments_within": (
-        "grpc",
-        "mallory",
-        lambda t: message(TokenPrompt(np.array([1], np.int32)), t, 32_768, 320),
-    ),
+    "segments_within": ("grpc", "mallory", lambda t: message(ONE_ID, t, 32_768, 320)),
     "json_within": ("http", "mallory", lambda t: HEAD + b"1," * (MIB // 2 - 100) + TAIL),
 }
 
@@ -154,9 +150,10 @@ async def attack(name: str, facts: dict[str, Any], seconds: float) -> None:
     print(json.dumps(ended), flush=True)
 
 
-async def neighbour(facts: dict[str, Any], until: Awaitable[Any]) -> dict[str, list[float]]:
-    """Seconds of every Score and liveness call until ``until`` is over."""
-    over = asyncio.ensure_future(until)
+async def neighbour(
+    facts: dict[str, Any], attacked: Callable[[], Awaitable[Any]]
+) -> dict[str, list[float]]:
+    """Seconds of every Score and liveness call while ``attacked`` runs."""
     found: dict[str, list[float]] = {"score": [], "livez": []}
     async with (
         AsyncTeacherClient(facts["grpc_address"], run="alice", credentials=ALICE) as client,
@@ -174,13 +171,14 @@ async def neighbour(facts: dict[str, Any], until: Awaitable[Any]) -> dict[str, l
             (await http.get("/livez")).raise_for_status()
 
         async def keep_on(name: str, call: Callable[[], Awaitable[None]]) -> None:
-            await call()
             while not over.done():
                 begun = time.perf_counter()
                 await call()
                 found[name].append(time.perf_counter() - begun)
                 await asyncio.sleep(PAUSE)
 
+        await asyncio.gather(score(), livez())  # the first ones connect
+        over = asyncio.ensure_future(attacked())
         await asyncio.gather(keep_on("score", score), keep_on("livez", livez))
     return found
 
@@ -188,7 +186,7 @@ async def neighbour(facts: dict[str, Any], until: Awaitable[Any]) -> dict[str, l
 async def measure(facts: dict[str, Any], name: str, seconds: float) -> dict[str, Any]:
     """The neighbour's calls, milliseconds, during one attack."""
     if name == "idle":
-        return summary(await neighbour(facts, asyncio.sleep(seconds)), {})
+        return summary(await neighbour(facts, lambda: asyncio.sleep(seconds)), {})
     command = [sys.executable, "-m", "benchmarks.bench_attacks", "--attack", name]
     attacker = await asyncio.create_subprocess_exec(
         *command,
@@ -196,12 +194,17 @@ async def measure(facts: dict[str, Any], name: str, seconds: float) -> dict[str,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
-    assert attacker.stdin is not None
-    assert attacker.stdout is not None
-    await attacker.stdout.readline()
-    attacker.stdin.write(b"\n")
-    found = await neighbour(facts, attacker.wait())
-    return summary(found, json.loads(await attacker.stdout.read()))
+    pipe, told = attacker.stdin, attacker.stdout
+    assert pipe is not None
+    assert told is not None
+    await told.readline()
+
+    async def attacked() -> None:
+        pipe.write(b"\n")
+        await attacker.wait()
+
+    found = await neighbour(facts, attacked)
+    return summary(found, json.loads(await told.read()))
 
 
 def summary(found: dict[str, list[float]], ended: dict[str, int]) -> dict[str, Any]:
