@@ -50,7 +50,8 @@ class PromptSets:
         """
         digest = hashlib.sha256()
         for prompt in self.train:
-            source = json.dumps(asdict(prompt.source), sort_keys=True, default=str)
+            # In the order of its keys, which a template may print.
+            source = json.dumps(asdict(prompt.source), default=str)
             digest.update(f"{len(prompt.token_ids)} {len(source)}\n".encode())
             digest.update(prompt.token_ids.astype("<i4").tobytes())
             digest.update(source.encode())

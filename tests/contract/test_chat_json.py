@@ -120,7 +120,9 @@ async def test_the_client_says_that_the_server_is_older() -> None:
         ("[]", "", "no JSON object"),
         ("\ufeff{}", "", "BOM"),
         ('{"messages": []} {}', "", "Extra data"),
-        ("[" * 100_000, "", "nested too deeply"),
+        ("[" * 10_000, "", "nested too deeply"),
+        ("[" * 20_000, "", "more arrays than 16384"),
+        ("[1" + 70_000 * ",1" + "]", "", "more values than 65536"),
         ('{"messages": [], "add_generation_prompt": true, "tools": []}', "", "'tools'"),
         ('{"messages": [], "\\ud800": 1}', "", "surrogate"),
         ('{"messages": []}', ".add_generation_prompt", "true or false"),
@@ -142,7 +144,7 @@ async def test_the_client_says_that_the_server_is_older() -> None:
         (ARGUMENTS % '{"x": "\\udfff"}', "", "surrogate"),
         (ARGUMENTS % (DEEP % "1"), ".template_arguments" + ".x" * 24 + "[0]", "24 levels"),
     ],
-    ids=range(26),
+    ids=range(28),
 )
 def test_conversations_as_json(text: str, where: str, word: str) -> None:
     message = codec.encode_request(make_request())

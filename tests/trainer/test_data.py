@@ -319,6 +319,10 @@ def test_the_digest_is_of_what_either_side_reads(student: Student, tmp_path: Pat
     # The student's template leaves the name out; another tokenizer's teacher may not.
     named = [{**asked("a")[0], "name": "ann"}]
     assert one != digest({"prompt": named}, {"prompt": asked("b")})
+    # Its template may print fields in their order.
+    orders = ({"x": 1, "y": 2}, {"y": 2, "x": 1})
+    digests = {digest({"prompt": [{**asked("a")[0], "data": order}]}) for order in orders}
+    assert len(digests) == 2
 
 
 def test_every_epoch_takes_every_prompt_once_in_its_own_order() -> None:

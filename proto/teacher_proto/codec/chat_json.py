@@ -7,10 +7,13 @@ from typing import Any
 
 from teacher_proto.codec.structs import check_text, plain_mapping
 from teacher_proto.errors import InvalidRequestError
+from teacher_proto.json_counts import JsonCounts, beyond
 from teacher_proto.strict_json import StrictJsonError, parse_json
 from teacher_proto.types import ChatMessage, ChatPrompt
 
 Error = InvalidRequestError
+# Of one conversation, counted before objects are made of it: as many as in its other form.
+MOST = JsonCounts(strings=65_536, objects=16_384, arrays=16_384, keys=65_536, values=65_536)
 FIELDS = ("messages", "add_generation_prompt", "template_arguments")
 
 
@@ -30,6 +33,14 @@ def encode_chat_json(prompt: ChatPrompt, where: str) -> str:
 
 def decode_chat_json(text: str, where: str) -> ChatPrompt:
     """Raises InvalidRequestError naming what is not as v1/score.proto has it."""
+    kind = beyond(text, MOST)
+    if kind:
+        raise Error(
+            f"holds more {kind} than {getattr(MOST, kind)}",
+            where=where,
+            fix="send a shorter conversation, or the prompt as text or token ids",
+            reason="LIMIT_EXCEEDED",
+        )
     try:
         document = parse_json(text)
     except StrictJsonError as error:
