@@ -42,7 +42,7 @@ PAIRS = [
 # Pairs that the figures speak of; the others are in the details.
 MAIN = {"llama3", "qwen3", "gpt4o"}
 # Texts in which several spaces stand before numbers.
-SPACES = ("json", "table", "aligned")
+SPACES = ("json", "table", "aligned", "layout")
 TOP_K = 64
 # Characters of other text that a pair has carried over before unseen text is timed.
 WARM_UP = 16_000

@@ -33,6 +33,7 @@ def texts(size: int, *, tuning: bool = False) -> list[Text]:
         "json": _json,
         "table": _table,
         "aligned": _aligned,
+        "layout": _layout,
     }
     made = []
     for name, make in makers.items():
@@ -147,6 +148,31 @@ def _aligned(tuning: bool) -> str:
             lines += ["};", f"#define {draw.choice(names).upper():<12}  {draw.randint(1, 512)}", ""]
         blocks.append("\n".join(lines))
     return "\n".join(blocks)
+
+
+def _layout(tuning: bool) -> str:
+    """Tabs, line ends of both kinds, wide spaces: before digits, words, marks and Chinese."""
+    draw = random.Random(47 if tuning else 53)
+    words = ("alpha", "beta", "gamma delta") if tuning else ("open", "closed", "not yet")
+    wide = "\u4f60\u597d" if tuning else "\u5168\u90e8"
+    lines = []
+    for _ in range(1500):
+        word, number = draw.choice(words), draw.randint(0, 9999)
+        if tuning:
+            lines += [f"\t\t{number},\n", f"\t({word})\t\t\t{number % 10}\n", f"\t\t\t{word}\r\n"]
+            lines += [f"{word}  \r\n  {number}\r\n", f"{wide}\u00a0\u00a0{number}   {wide}\n"]
+        else:
+            lines += [
+                f"\t\t\t{number}\t({word})\n",
+                f"\t\t{word}\t\t{number},\n",
+                f"\n\n  {number}\n",
+            ]
+            lines += [
+                f"{number}\u3000\u3000{word}   {wide}\n",
+                f"  {word}\r\n\r\n   {number % 10}\r\n",
+            ]
+    picked = [draw.choice(lines) for _ in range(4000)]
+    return "".join(picked)
 
 
 _CHINESE = """\

@@ -18,7 +18,7 @@ from teacher_server.realign.masses import places
 from teacher_server.realign.rows import Float64
 from teacher_server.realign.states import ALONE, OPEN, StudentStates
 from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
-from teacher_server.realign.written import CONTRADICTS, END, OwnPairs
+from teacher_server.realign.written import CONTRADICTS, END, OwnPairs, followed
 
 Int64 = NDArray[np.int64]
 # Continuations with less mass are not looked up.
@@ -124,6 +124,7 @@ class LoneRows:
         self._rows: dict[int, tuple[Int64, Float64]] = {}
         self._rests: dict[tuple[int, int], bool] = {}
         self._undone: dict[tuple[int, int], bool] = {}
+        self._closed: dict[tuple[int, int, int], int] = {}
         self._generation = 0
 
     def leave_open(self, tokens: Int64) -> None:
@@ -167,9 +168,7 @@ class LoneRows:
     def undone(self, token: int, state: int, pair: LearntPair) -> bool:
         """Whether what follows the known token may yet make a state possible, whose text
         alone the student would have cut otherwise, with more than SETTLED_LEAK."""
-        if self._generation != pair.states.generation:
-            self._undone.clear()
-            self._generation = pair.states.generation
+        self._forget(pair)
         key = token, state
         if key not in self._undone:
             share = 0.0
@@ -183,6 +182,49 @@ class LoneRows:
                 share = float(np.exp(log_probs[joins][possible]).sum())
             self._undone[key] = share > SETTLED_LEAK
         return self._undone[key]
+
+    def closed(self, before: int, token: int, state: int, pair: LearntPair) -> int:
+        """The student's token where the known token ends several spaces that the teacher
+        begins with ``before`` (-1: nothing): what nearly all of that follows gives which the
+        teacher writes behind both; else OPEN."""
+        self._forget(pair)
+        key = before, token, state
+        if key not in self._closed:
+            row = self._rows.get(token)
+            self._closed[key] = OPEN if row is None else _answer_behind(*key, *row, pair)
+        return self._closed[key]
+
+    def _forget(self, pair: LearntPair) -> None:
+        """States have other numbers in each generation."""
+        if self._generation != pair.states.generation:
+            self._undone.clear()
+            self._closed.clear()
+            self._generation = pair.states.generation
+
+
+def _answer_behind(
+    before: int, token: int, state: int, ids: Int64, log_probs: Float64, pair: LearntPair
+) -> int:
+    """As ``LoneRows.closed``; ids, log_probs [n] are the row behind the token alone."""
+    states, teacher = pair.states, pair.tables.teacher
+    path = [one for one in (before, token) if one >= 0]
+    after = states.step(np.full(len(ids), state), ids)
+    answers = states.answer(after)
+    written = np.zeros(len(ids), np.bool_)
+    for index, spaces in enumerate(states.spaces(after).tolist()):
+        # More spaces are written or not by what follows in turn, and may have to be open.
+        kinds = followed(teacher, [*path, int(ids[index])], spaces=spaces)
+        written[index] = kinds != 0
+        if spaces and kinds:
+            answers[index] = states.answer_before(int(after[index]), kinds)
+    answers, mass = answers[written], np.exp(log_probs[written])
+    found, inverse = np.unique(answers, return_inverse=True)
+    shares = np.bincount(inverse, mass, len(found))
+    total = float(shares.sum())
+    if total < SETTLED_LEAK or shares.max() < (1 - SETTLED_LEAK) * total:
+        return OPEN
+    answer = int(found[shares.argmax()])
+    return answer if answer != OPEN and states.ends_within(state, answer) else OPEN
 
 
 class TokenLeaks:
@@ -226,6 +268,17 @@ class TokenLeaks:
             for index in np.flatnonzero(undone).tolist():
                 undone[index] = self._lone.undone(int(ids[index]), int(state[index]), pair)
         return undone
+
+    def closed(
+        self, before: Int64, ids: Int64, mass: Float64, state: Int64, pair: LearntPair
+    ) -> Int64:
+        """int64 [n]: ``LoneRows.closed`` of tokens whose lone rows count, else OPEN."""
+        closed = np.full(len(ids), OPEN)
+        if self._lone is not None:
+            for index in np.flatnonzero(self.counts(ids, mass)).tolist():
+                key = int(before[index]), int(ids[index]), int(state[index])
+                closed[index] = self._lone.closed(*key, pair)
+        return closed
 
     def across(self, ids: Int64, mass: Float64) -> Bool:
         """As in ``LoneRows``."""

@@ -164,11 +164,11 @@ class StartFinder:
 
     @cached_property
     def _ranks_of(self) -> dict[bytes, tuple[int, int]]:
-        """Of the student tokens that begin with space, anything else, or a digit."""
+        """Of the student tokens that begin with space, a digit, or anything else."""
         texts, every = self._tables.student.sorted_bytes, self._everything
         ends = [bisect_left(texts, one) for one in (b"\t", b"!", b"0", b":")]
         spaces, digits = (ends[0], ends[1]), (ends[2], ends[3])
-        return dict(zip(FOLLOWING, (spaces, spaces, every, digits, every), strict=True))
+        return dict.fromkeys(FOLLOWING, every) | {b" x": spaces, b"\n": spaces, b"7": digits}
 
     def _aligned(
         self,

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 # What may follow several spaces, one of each kind that tokenizers tell apart there: a word
-# with one more space, a line end, a word, a digit, a mark.
-FOLLOWING = (b" x", b"\n", b"x", b"7", b"(")
+# with one more space, a line end, a digit, a word, a word that is seldom one token with the
+# space before it, a mark.
+FOLLOWING = (b" x", b"\n", b"7", b"x", "\u4f60".encode(), b"(")
 # Characters that Unicode counts as white space, in UTF-8.
 _SPACE = (
     rb"(?:[\t-\r ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"

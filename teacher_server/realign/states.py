@@ -96,10 +96,16 @@ class StudentStates:
             texts = [data + one for one in follows]
             answers = set(tokens_at(self._tables.student, [left] * len(texts), texts))
             answer = answers.pop() if len(answers) == 1 else OPEN
-            if answer >= 0 and self._tables.student.lengths_list[answer] > len(data):
-                answer = OPEN  # it takes some of what follows
+            # A token up to the end may go on with some of what follows, whatever does.
+            if answer >= 0 and self._tables.student.lengths_list[answer] >= len(data):
+                answer = OPEN
             self._followed[key] = answer
         return self._followed[key]
+
+    def ends_within(self, state: int, answer: int) -> bool:
+        """Whether the student's token, or CONTRADICTS, ends where the state's bytes do, or
+        before."""
+        return answer < 0 or self._tables.student.lengths_list[answer] <= len(self._data[state])
 
     def unfinished(self, state: Int64) -> Bool:
         """bool [n]: the text ends inside a character."""

@@ -198,17 +198,17 @@ class Walker:
         leaks: TokenLeaks,
         got: Collected,
     ) -> tuple[Int64, Int64, Bool, Bool]:
-        """Tokens that may merge with the text before them.
+        """Tokens that may merge with the text before them; ``followed``: their rows are there.
 
-        Returns: (states, told, against, undone), each [n]: their states, what
-            ``LearntPair.told`` says of them, which of them the text before rules out, and
-            which only as long as nothing follows them.
+        Returns: (states, told, against, undone), each [n]: their states, what ``_told`` says
+            of them, which of them the text before rules out, and which only as long as nothing
+            follows them.
         """
         tokens, where, masses = asked.token, asked.position, asked.mass
         states = self.states.step(roots[where], tokens)
         before = rows.token_before[asked.row]
         before = np.where((before >= 0) & self._ordinary[before], before, -1)
-        told, _ = self.pair.told(states, before, tokens)
+        told = self._told(before, asked, followed, states, leaks)
         # With what follows it may yet be cut as the student has cut it.
         against = (self.states.answer(states) == CONTRADICTS) & (told == OPEN) & ~followed
         undone = against.copy()
@@ -222,6 +222,19 @@ class Walker:
         np.subtract.at(got.total, where[impossible], masses[impossible])
         np.add.at(got.lost, where[~impossible], masses[~impossible])
         return states, told, against, undone
+
+    def _told(
+        self, before: Int64, asked: _Asked, followed: Bool, states: Int64, leaks: TokenLeaks
+    ) -> Int64:
+        """int64 [n]: the student's tokens, or CONTRADICTS, of paths that end in several spaces
+        behind which there is no row: by the teacher's own cut, else by lone rows; else OPEN."""
+        told, _ = self.pair.told(states, before, asked.token)
+        told[followed] = OPEN
+        which = np.flatnonzero(self.states.spaces(states) & ~followed & (told == OPEN))
+        told[which] = leaks.closed(
+            before[which], asked.token[which], asked.mass[which], states[which], self.pair
+        )
+        return told
 
     def _before(
         self, before: Starts, roots: Int64, rows: TeacherRows, leaks: TokenLeaks, got: Collected
@@ -318,7 +331,8 @@ class Walker:
         # Whatever joins and leaves the trie: the text up to here tells, unless a row that
         # is there can tell better.
         told, depends = self.pair.told(state, paths.token[line], token)
-        settles &= ~(states.covers(state) | depends) | (after == NO_ROW)
+        told[after != NO_ROW] = OPEN
+        settles &= ~(states.covers(state) | states.spaces(state)) | (after == NO_ROW)
         position = paths.position[line]
         answers = states.answer(state)
         kept = ~spaces[line] & (answers != ended[line])

@@ -90,15 +90,18 @@ class OwnPairs:
         cuts = [alone[left] for left in lefts]
         answers = np.array(tokens_at(self._vocabulary, cuts, rights), np.int64)
         found: Int64 = (answers == tokens).astype(np.int64) * END
-        pairs = enumerate(zip(lefts, rights, strict=True))
-        spaces = [index for index, pair in pairs if ends_in_spaces(b"".join(pair))]
-        wanted = [
-            [token for token in (before - 1, token) if token >= 0]
-            for before, token in zip(befores[spaces].tolist(), tokens[spaces].tolist(), strict=True)
-        ]
-        for kind, following in enumerate(FOLLOWING):
-            texts = [lefts[index] + rights[index] + following for index in spaces]
-            encoded = self._vocabulary.encoder.encode_each(texts)
-            for index, path, ids in zip(spaces, wanted, encoded, strict=True):
-                found[index] |= (ids[: len(path)] == path) << kind
+        for index, pair in enumerate(zip(lefts, rights, strict=True)):
+            if ends_in_spaces(b"".join(pair)):
+                path = [one for one in (int(befores[index]) - 1, int(tokens[index])) if one >= 0]
+                found[index] = followed(self._vocabulary, path, spaces=True)
         return found
+
+
+def followed(vocabulary: Vocabulary, path: list[int], *, spaces: bool) -> int:
+    """What can stand behind the tokens, so that the text is encoded as they are: as
+    ``OwnPairs.followed``; of text that does not end in ``spaces`` END or 0."""
+    text = vocabulary.encoder.decode(path)
+    texts = [text + one for one in (*(FOLLOWING if spaces else ()), b"")]
+    cuts = vocabulary.encoder.encode_each(texts)
+    kept = [cut[: len(path)] == path for cut in cuts]
+    return sum(1 << place for place, one in enumerate(kept[:-1]) if one) + END * kept[-1]
