@@ -153,7 +153,7 @@ def _aligned(tuning: bool) -> str:
 def _layout(tuning: bool) -> str:
     """Tabs, line ends of both kinds, wide spaces: before digits, words, marks and Chinese."""
     draw = random.Random(47 if tuning else 53)
-    words = ("alpha", "beta", "gamma delta") if tuning else ("open", "closed", "not yet")
+    words = ("alpha", "beta", "two words") if tuning else ("open", "closed", "not yet")
     wide = "\u4f60\u597d" if tuning else "\u5168\u90e8"
     lines = []
     for _ in range(1500):

@@ -16,7 +16,7 @@ from teacher_proto.types import Bool, Float32
 
 from teacher_server.realign.masses import places
 from teacher_server.realign.rows import Float64
-from teacher_server.realign.states import ALONE, OPEN, StudentStates
+from teacher_server.realign.states import ALONE, OPEN, UNTOLD, StudentStates
 from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
 from teacher_server.realign.written import CONTRADICTS, END, OwnPairs, followed
 
@@ -43,19 +43,25 @@ class LearntPair:
             state: int64 [n], once the path is written.
             before, token: int64 [n], the path's last two teacher tokens; before -1: none.
 
-        Returns: (answers, depends), [n] each: the student's token or CONTRADICTS where
-            something must follow and all that can gives the same, else OPEN; whether the
-            token depends on what follows, the end of the text included.
+        Returns: (answers, depends), [n] each: where something must follow, the student's
+            token or CONTRADICTS if all that can gives the same, OPEN if not; elsewhere
+            UNTOLD; whether the token depends on what follows, the end of the text included.
         """
-        answers, depends = np.full(len(state), OPEN), np.zeros(len(state), np.bool_)
+        answers, depends = np.full(len(state), UNTOLD), np.zeros(len(state), np.bool_)
         spaces = np.flatnonzero(self.states.spaces(state))
         kinds = self.own_pairs.followed(before[spaces], token[spaces])
         for index, kind in zip(spaces.tolist(), kinds.tolist(), strict=True):
             if kind:
                 answer = self.states.answer_before(int(state[index]), kind)
                 depends[index] = answer == OPEN
-                answers[index] = answer if kind < END else OPEN
+                answers[index] = answer if kind < END else UNTOLD
         return answers, depends
+
+
+def is_told(answers: Int64) -> Bool:
+    """bool [n]: which are a token or CONTRADICTS."""
+    told: Bool = answers >= CONTRADICTS
+    return told
 
 
 @dataclass(frozen=True)
@@ -94,7 +100,7 @@ def shares_behind(
     whole = tables.known_pairs(begun, after) & known
     begun = states.step(behind[line], after)
     told, _ = pair.told(begun, tokens[line], after)
-    answers = np.where(told == OPEN, states.answer(begun), told)
+    answers = np.where(is_told(told), told, states.answer(begun))
     changed = answers != states.answer(behind)[line]
     # What the teacher itself writes otherwise says nothing.
     changed[changed] = pair.own_pairs.writes(tokens[line[changed]], after[changed])

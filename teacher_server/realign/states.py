@@ -29,8 +29,8 @@ MAX_RUN = 8
 ALONE = 0
 _NO_BYTE = 256
 _UNKNOWN = -1
-# Instead of an answer: it depends on what follows.
-OPEN = -2
+# Instead of an answer: it depends on what follows; nothing is known of what follows.
+OPEN, UNTOLD = -2, -3
 # Kinds of states: the text ends with several spaces; of roots: with a mark.
 _MARK, _SPACES = 1, 2
 # What is known of a state: a line of the table each, since lines are read much faster.

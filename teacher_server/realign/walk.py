@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LearntPair, LoneRows, TokenLeaks
+from teacher_server.realign.leaks import LearntPair, LoneRows, TokenLeaks, is_told
 from teacher_server.realign.masses import Collected, Walked, entries, open_entries, places
 from teacher_server.realign.paths import StartFinder, Starts, Unknown
 from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.seen import SeenLeaks
-from teacher_server.realign.states import ALONE, OPEN
+from teacher_server.realign.states import ALONE, OPEN, UNTOLD
 from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
 from teacher_server.realign.written import CONTRADICTS
 
@@ -162,16 +162,20 @@ class Walker:
         followed = after.take(place) != NO_ROW
         states, told, against, undone = self._ask(asked, followed, roots, rows, leaks, got)
         state.put(place, states)
-        on = (goes_on.take(place) & (told == OPEN)) | undone
+        # What must follow several spaces was not taken into the teacher's token with them.
+        apart = np.zeros(ids.shape, np.bool_)
+        apart.put(place, told == OPEN)
+        on = (goes_on.take(place) & ~is_told(told)) | undone
         done = ~on & ~against
-        answers = np.where(told == OPEN, self.states.answer(states), told)
+        answers = np.where(is_told(told), told, self.states.answer(states))
         got.settle(asked.position[done], answers[done], asked.mass[done])
         goes_on.put(place, on & ~against)
         line, place = places(some & ~lost & (small | goes_on))
         alone = ~joins.take(place)
         token, behind, masses = ids.take(place), after.take(place), mass.take(place)
         # A path by itself becomes what the teacher would begin with the token.
-        first = np.where(alone & ~leaks.across(token, masses), token, -1)
+        itself = (alone & ~leaks.across(token, masses)) | apart.take(place)
+        first = np.where(itself, token, -1)
         where = position[line]
         stay = behind == NO_ROW
         got.leave_open(
@@ -200,8 +204,8 @@ class Walker:
     ) -> tuple[Int64, Int64, Bool, Bool]:
         """Tokens that may merge with the text before them; ``followed``: their rows are there.
 
-        Returns: (states, told, against, undone), each [n]: their states, what ``_told`` says
-            of them, which of them the text before rules out, and which only as long as nothing
+        Returns: (states, told, against, undone), each [n]: their states, what ``_told`` gives
+            for them, which of them the text before rules out, and which only as long as nothing
             follows them.
         """
         tokens, where, masses = asked.token, asked.position, asked.mass
@@ -210,9 +214,10 @@ class Walker:
         before = np.where((before >= 0) & self._ordinary[before], before, -1)
         told = self._told(before, asked, followed, states, leaks)
         # With what follows it may yet be cut as the student has cut it.
-        against = (self.states.answer(states) == CONTRADICTS) & (told == OPEN) & ~followed
-        undone = against.copy()
-        undone[against] = leaks.undone(tokens[against], masses[against], states[against], self.pair)
+        against = (self.states.answer(states) == CONTRADICTS) & ~is_told(told) & ~followed
+        undone = against & (told == OPEN)
+        asks = against & ~undone
+        undone[asks] = leaks.undone(tokens[asks], masses[asks], states[asks], self.pair)
         against &= ~undone
         against |= told == CONTRADICTS
         # Mass on text that the student would have written otherwise: what the teacher
@@ -227,13 +232,15 @@ class Walker:
         self, before: Int64, asked: _Asked, followed: Bool, states: Int64, leaks: TokenLeaks
     ) -> Int64:
         """int64 [n]: the student's tokens, or CONTRADICTS, of paths that end in several spaces
-        behind which there is no row: by the teacher's own cut, else by lone rows; else OPEN."""
+        behind which there is no row: by the teacher's own cut, else by lone rows. OPEN where
+        neither tells and something must follow, UNTOLD elsewhere."""
         told, _ = self.pair.told(states, before, asked.token)
-        told[followed] = OPEN
-        which = np.flatnonzero(self.states.spaces(states) & ~followed & (told == OPEN))
-        told[which] = leaks.closed(
+        told[followed] = UNTOLD
+        which = np.flatnonzero(self.states.spaces(states) & ~followed & ~is_told(told))
+        closed = leaks.closed(
             before[which], asked.token[which], asked.mass[which], states[which], self.pair
         )
+        told[which] = np.where(is_told(closed), closed, told[which])
         return told
 
     def _before(
@@ -331,7 +338,7 @@ class Walker:
         # Whatever joins and leaves the trie: the text up to here tells, unless a row that
         # is there can tell better.
         told, depends = self.pair.told(state, paths.token[line], token)
-        told[after != NO_ROW] = OPEN
+        told[after != NO_ROW] = UNTOLD
         settles &= ~(states.covers(state) | states.spaces(state)) | (after == NO_ROW)
         position = paths.position[line]
         answers = states.answer(state)
@@ -340,8 +347,8 @@ class Walker:
         # That text is another's where the teacher itself writes no such token behind the
         # path: the row's mass stays with the row's token.
         answers = np.where(kept, ended[line], answers)
-        answers = np.where(told == OPEN, answers, told)
-        settles = (settles & ~depends) | (told != OPEN)
+        answers = np.where(is_told(told), told, answers)
+        settles = (settles & ~depends) | is_told(told)
         # Most of it leaves the student's token as it was: one entry a path.
         same = settles & (answers == ended[line])
         whole += np.bincount(line[same], masses[same], len(whole))

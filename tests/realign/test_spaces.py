@@ -17,7 +17,7 @@ from teacher_server.realign.leaks import LearntPair, LoneRows
 from teacher_server.realign.rows import teacher_rows
 from teacher_server.realign.seen import SeenLeaks
 from teacher_server.realign.spaces import ends_in_spaces, spaces_before
-from teacher_server.realign.states import OPEN
+from teacher_server.realign.states import UNTOLD
 from teacher_server.realign.tables import SETTLED_LEAK, PairTables
 from teacher_server.realign.written import CONTRADICTS, END, lefts_alone, tokens_at
 from tests.realign.real_tokenizers import pair
@@ -139,7 +139,7 @@ def test_own_pairs_know_what_may_follow() -> None:
     state = known.states.step(np.zeros(2, np.int64), np.array([ids[SEVEN], ids[SEVEN]]))
     state = known.states.step(state, after[:2])
     told, depends = known.told(state, before[:2], after[:2])
-    assert told.tolist() == [student.by_bytes[SEVEN], OPEN]
+    assert told.tolist() == [student.by_bytes[SEVEN], UNTOLD]
     assert not depends.any()
 
 

@@ -64,7 +64,7 @@ async def compare(teacher: Running, model: Path, tmp_path: Path) -> None:
             "columns": {"template_arguments": "template_arguments"},
         }
     )
-    items = load_prompts(settings, student).train
+    items = load_prompts(settings, student.tokenizer).train
     engine = teacher.engines["default"]
     for number, (row, item) in enumerate(zip(ROWS, items, strict=True)):
         text = student.tokenizer.apply_chat_template(
