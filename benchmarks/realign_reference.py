@@ -33,6 +33,8 @@ WEIGHTS = (0.58, 0.25, 0.12, 0.045)
 SUPPORT = 128
 # Probability of what has been said and is not in its row.
 LEAST = 1e-9
+# Bytes that go on with a character.
+CONTINUING = frozenset(bytes([byte]) for byte in range(0x80, 0xC0))
 # What may follow white space that has been said: each may have it cut in another way.
 FOLLOWING = ("", " ", "  x", "\t", "\n", " \n", "x", "7", "(", "\u754c", "\u00a0x", "\u00b2", "'s")
 
@@ -48,8 +50,8 @@ class NgramTeacher:
     """A 4-gram model with interpolation over the tokens it has seen, and a uniform rest.
 
     What its tokenizer never writes after the token before has no mass, as in a model
-    that has learnt what its tokenizer writes; after white space, which is cut by what
-    follows it, after the two tokens before.
+    that has learnt what its tokenizer writes: after white space, which is cut by what
+    follows it, after the two tokens before. Nor has what leaves a character unfinished.
     """
 
     learnt: Sequence[int]
@@ -100,6 +102,9 @@ class NgramTeacher:
         table = self.vocabulary.token_bytes
         if not before or not table[before[-1]]:
             return []
+        said = b"".join(table[token] for token in before)
+        if incomplete_tail(said):
+            return [token for token in row if table[token][:1] not in CONTINUING]
         spaces = ends_in_space(table[before[-1]])
         context = before[-2:] if spaces and table[before[-2:][0]] else before[-1:]
         known = self._written.setdefault(context, {})
