@@ -13,7 +13,7 @@ Attacks:
     json_lists              15 MiB of empty JSON lists
     text_within             text of limits.max_text_bytes, which is tokenized
     segments_within         as many segments as one request may hold; the reply is too large
-    json_within             as many numbers as one JSON body may hold
+    json_within             as many numbers as one JSON body may hold, ids that no token has
 
 Figures, milliseconds:
     worst_score_ms, worst_livez_ms      the slowest call during any attack
@@ -96,8 +96,8 @@ ATTACKS: dict[str, tuple[str, str, Callable[[str], bytes]]] = {
     "metrics_only": ("grpc", "watcher", lambda t: continuations(6 * MIB, t)),
     "json_lists": ("http", "mallory", lambda t: HEAD + b"[]," * (5 * MIB) + TAIL),
     "text_within": ("grpc", "mallory", lambda t: message(TextPrompt("a" * 4 * MIB), t)),
-    "segments_within": ("grpc", "mallory", lambda t: message(ONE_ID, t, 32_768, 320)),
-    "json_within": ("http", "mallory", lambda t: HEAD + b"1," * (MIB // 2 - 100) + TAIL),
+    "segments_within": ("grpc", "mallory", lambda t: message(ONE_ID, t, 16_384, 640)),
+    "json_within": ("http", "mallory", lambda t: HEAD + b"9999999," * (MIB // 8 + 8_000) + TAIL),
 }
 
 

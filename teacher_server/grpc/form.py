@@ -13,7 +13,7 @@ from teacher_proto.v1 import score_pb2, tokenizer_pb2
 from teacher_server.validation import refuse, too_many_continuations
 
 # Of one request. Nothing that is scored needs as many.
-MAX_SEGMENTS = 32_768
+MAX_SEGMENTS = 16_384
 MAX_MESSAGES = 16_384
 # Inside extra and template_arguments.
 MAX_VALUES = 65_536

@@ -18,7 +18,8 @@ from teacher_server.sizes import check_request_bytes
 from teacher_server.validation import refuse
 
 # Of one body: a parser makes an object of two bytes, and keeps the interpreter meanwhile.
-MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**19)
+# The values are those of 131,072 ids: a neighbour waits for each piece of their reading.
+MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**17 + 2**13)
 # Beyond these the errors of a body are not written out one by one.
 MAX_ERRORS = 1000
 
