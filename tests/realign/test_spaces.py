@@ -103,6 +103,40 @@ def test_a_path_without_rows_is_cut_as_the_teachers_own_cut_tells() -> None:
     assert twelve not in found
 
 
+WORD = "x = [\n        word"
+REST = {b" ": 0.012, b" yes": 0.008}
+
+
+def test_one_more_space_than_was_written_is_told_by_its_lone_row() -> None:
+    """Behind seven spaces a word follows; a space of its own would stand before a digit.
+    Of the lone row only the digit counts: the teacher writes no word behind both."""
+    tables = pair("llama3", "qwen3")
+    got, tokens = row_after(tables, WORD, other=REST, lone={b" ": {b"1": 0.3, b"x": 0.5}})
+    here = tokens.index(SEVEN) + 1
+    assert masses(got, here, tables)[b" "] == pytest.approx(REST[b" "], abs=1e-4)
+    assert got.certified.open_mass[here] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_one_more_space_without_a_row_is_open_for_what_can_come_of_it() -> None:
+    """It is not ruled out, and words that take the space along are not in doubt."""
+    tables = pair("llama3", "qwen3")
+    got, tokens = row_after(tables, WORD, other=REST)
+    here = tokens.index(SEVEN) + 1
+    assert got.certified.open_mass[here] == pytest.approx(REST[b" "], abs=1e-4)
+    found = masses(got, here, tables)
+    assert found[b" word"] == pytest.approx(SURE, abs=1e-4)
+    assert found[b" yes"] == pytest.approx(REST[b" yes"], abs=1e-4)
+
+
+def test_all_the_spaces_before_a_position_say_how_they_were_cut() -> None:
+    """Two, one and a digit: three in one token, before a word, is not what the student wrote."""
+    tables = pair("qwen3", "llama3")
+    got, tokens = row_after(tables, "x\n   14", other={b"   ": 0.02})
+    here = tokens.index(b"1")
+    assert tokens[here - 2 : here] == [b"  ", b" "]
+    assert got.certified.open_mass[here] <= 1e-4
+
+
 def test_rows_behind_spaces_alone_and_in_the_rollout_know_what_must_follow() -> None:
     """Seven spaces and one are not eight, so that seven do not go on to a longer token."""
     tables = pair("llama3", "qwen3")
