@@ -342,10 +342,10 @@ class Walker:
         settles &= ~(states.covers(state) | states.spaces(state)) | (after == NO_ROW)
         position = paths.position[line]
         answers = states.answer(state)
+        # Where the teacher itself writes no such token behind the path, that text is
+        # another's: the row's mass stays with the row's token.
         kept = ~spaces[line] & (answers != ended[line])
         kept[kept] = ~self._own_pairs.writes(paths.token[line][kept], token[kept])
-        # That text is another's where the teacher itself writes no such token behind the
-        # path: the row's mass stays with the row's token.
         answers = np.where(kept, ended[line], answers)
         answers = np.where(is_told(told), told, answers)
         settles = (settles & ~depends) | is_told(told)

@@ -30,7 +30,9 @@ from student_trainer.train import train
 from student_trainer.update import Updater
 from tests.support.models import ENGLISH, make_tiny_model
 from tests.trainer.processes import Server, serve
-from tests.trainer.test_run import artefacts, in_directory, interrupted_after, losses
+from tests.trainer.test_run import (
+    resumed_exactly,
+)
 
 MakeConfig = Callable[..., TrainConfig]
 
@@ -142,12 +144,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     config: MakeConfig, tmp_path: Path, kind: str
 ) -> None:
     settings = config(**KINDS[kind])
-    straight = train(in_directory(settings, tmp_path / "straight"))
-    broken = tmp_path / "broken"
-    interrupted_after(in_directory(settings, broken), 2)
-    train(in_directory(settings, broken))
-    assert losses(broken) == losses(straight)
-    assert artefacts(broken, 3) == artefacts(straight, 3)
+    resumed_exactly(settings, tmp_path)
 
 
 def test_a_dry_run_tells_the_level_once_the_service_knows_it(config: MakeConfig) -> None:

@@ -104,13 +104,20 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     # The third step begins the second epoch.
     settings = config(**KINDS[kind])
+    straight = resumed_exactly(settings, tmp_path)
+    assert [step for step, _ in losses(straight)] == [1, 2, 3]
+
+
+def resumed_exactly(settings: TrainConfig, tmp_path: Path) -> Path:
+    """The directory of a run of three steps, which one that was killed after two and resumed
+    equals."""
     straight = train(in_directory(settings, tmp_path / "straight"))
     broken = tmp_path / "broken"
     interrupted_after(in_directory(settings, broken), 2)
     train(in_directory(settings, broken))
     assert losses(broken) == losses(straight)
-    assert [step for step, _ in losses(straight)] == [1, 2, 3]
     assert artefacts(broken, 3) == artefacts(straight, 3)
+    return straight
 
 
 def interrupted_after(config: TrainConfig, count: int) -> None:

@@ -26,7 +26,10 @@ from student_trainer.rollout.generate import generate
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve
-from tests.trainer.test_run import artefacts, in_directory, interrupted_after, losses
+from tests.trainer.test_run import (
+    losses,
+    resumed_exactly,
+)
 
 MakeConfig = Callable[..., TrainConfig]
 TOKENS, WIDTH = 320, 352
@@ -123,12 +126,7 @@ def test_a_run_meets_no_id_that_its_teacher_refuses_and_resumes_exactly(
     config: MakeConfig, tmp_path: Path, kind: str
 ) -> None:
     settings = config(**KINDS[kind])
-    straight = train(in_directory(settings, tmp_path / "straight"))
-    broken = tmp_path / "broken"
-    interrupted_after(in_directory(settings, broken), 2)
-    train(in_directory(settings, broken))
-    assert losses(broken) == losses(straight)
-    assert artefacts(broken, 3) == artefacts(straight, 3)
+    straight = resumed_exactly(settings, tmp_path)
     lines = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
     if kind == "sampled_token":
         assert lines[0]["ratio"] == pytest.approx(1, abs=1e-4), "one distribution draws and learns"
