@@ -179,9 +179,9 @@ def overload(model: Path, seconds: float) -> Part:
 
 def scheduler(waiting: int = 10_000, requests: int = 20_000) -> Part:
     """The pure core alone: microseconds for one request's whole way through it."""
-    from teacher_server.admission import AdmissionQueue
-    from teacher_server.policy import RunPolicy
-    from teacher_server.scheduler import Deadline, Ticket
+    from teacher_server.queue.admission import AdmissionQueue
+    from teacher_server.queue.policy import RunPolicy
+    from teacher_server.queue.scheduler import Deadline, Ticket
 
     policies = [RunPolicy(f"run-{n}", 1.0 + n % 3, n % 4, 10**9) for n in range(64)]
     queue = AdmissionQueue(max_inflight_tokens=8192, max_queue_tokens=10**9)

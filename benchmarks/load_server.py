@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.timed_engine import TimedEngine
 from teacher_server import cli, teacher
-from teacher_server.admission import AdmissionQueue
 from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine
+from teacher_server.queue.admission import AdmissionQueue
 
 VOCABULARY = 320
 MAX_LENGTH = 8192

@@ -20,7 +20,7 @@ from pydantic import (
 )
 from teacher_proto.types import ServerLimits
 
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
 
 MIB = 1024 * 1024
 INT32_MAX = 2**31 - 1

@@ -11,8 +11,8 @@ from prometheus_client.registry import Collector
 from teacher_proto.errors import EngineError, LsmError
 from teacher_proto.types import PositionClass, Timing
 
-from teacher_server.admission import Admission
 from teacher_server.engines.base import CountsPasses, Engine
+from teacher_server.queue.admission import Admission
 from teacher_server.realigned_path import PairFigures
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)

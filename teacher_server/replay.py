@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from teacher_proto.errors import LsmError, TeacherUnavailableError
 
 from teacher_server.failures import as_exception, is_ending
-from teacher_server.scheduler import Deadline
+from teacher_server.queue.scheduler import Deadline
 
 Key = tuple[str, str, bytes]
 

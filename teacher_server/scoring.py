@@ -26,11 +26,11 @@ from teacher_proto.types import (
 
 from teacher_server.engines.base import Job, JobResult, Rows, Sequence
 from teacher_server.lanes import Lanes
-from teacher_server.policy import RunPolicy
 from teacher_server.prompts import prompt_ids, teacher_prompt
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.scheduler import Deadline, Ticket
 from teacher_server.realigned import not_finite
 from teacher_server.realigned_path import Ask, PairFigures, Realigned, realigned_scores
-from teacher_server.scheduler import Deadline, Ticket
 from teacher_server.sizes import check_request_tokens, check_row_bytes, check_sizes, check_text
 from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher

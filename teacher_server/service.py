@@ -38,9 +38,9 @@ from teacher_server.lifecycle import Lifecycle
 from teacher_server.log import bind
 from teacher_server.metrics import Metrics
 from teacher_server.observation import Observation, observed
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.scheduler import Deadline
 from teacher_server.replay import ReplayWindow
-from teacher_server.scheduler import Deadline
 from teacher_server.scoring import Scored, score
 from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher, Teachers

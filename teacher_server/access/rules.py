@@ -13,7 +13,7 @@ from datetime import datetime
 
 from teacher_proto.errors import ForbiddenError, UnauthenticatedError
 
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
 
 FIX = "show the run's token, as `authorization: Bearer TOKEN`, or a client certificate"
 WHERE = "authorization"

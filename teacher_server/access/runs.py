@@ -18,7 +18,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.secret_files import token_of
 
 from teacher_server.access.rules import Credentials, Principal, Token, token_digest
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
 from teacher_server.validation import is_name
 
 # Tokens are stored as plain hashes, which only keep long random ones.

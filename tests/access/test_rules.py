@@ -13,7 +13,7 @@ from teacher_proto.errors import ConfigurationError, ForbiddenError, Unauthentic
 from teacher_server.access import rules
 from teacher_server.access.rules import authenticate, authorize, may_use, policy_of, run_of
 from teacher_server.access.runs import merged, parse_runs
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
 from tests.access.pki import ALICE, BOB, OLD, RUNS
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

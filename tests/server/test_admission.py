@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from teacher_proto.errors import DeadlineError, OverloadedError
 
-from teacher_server.admission import (
+from teacher_server.queue.admission import (
     FIRST_HINT,
     GOLDEN,
     MAX_HINT,
@@ -21,9 +21,9 @@ from teacher_server.admission import (
     AdmissionQueue,
     Throughput,
 )
-from teacher_server.policy import RunPolicy
-from teacher_server.quota import Quotas
-from teacher_server.scheduler import Deadline, Ticket
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.quota import Quotas
+from teacher_server.queue.scheduler import Deadline, Ticket
 
 
 def ticket(tokens: int, until: float = math.inf, run: str = "run", **policy: Any) -> Ticket:

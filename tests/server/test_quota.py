@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from teacher_proto.errors import InvalidRequestError, OverloadedError
 
-from teacher_server.policy import RunPolicy
-from teacher_server.quota import MINUTE, SPARE, Quotas
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.quota import MINUTE, SPARE, Quotas
 
 QUOTA = 600  # tokens a minute: 10 a second
 

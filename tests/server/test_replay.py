@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 
+from teacher_server.queue.scheduler import Deadline
 from teacher_server.replay import Key, ReplayWindow
-from teacher_server.scheduler import Deadline
 
 KEY: Key = ("run", "id", b"digest")
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from teacher_server.policy import RunPolicy
-from teacher_server.scheduler import LOWER_SHARE, SPARE, Deadline, Scheduler, Ticket
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.scheduler import LOWER_SHARE, SPARE, Deadline, Scheduler, Ticket
 
 LARGEST = 1000  # tokens of a ticket
 tokens = st.integers(1, LARGEST)

@@ -13,9 +13,9 @@ from contextlib import asynccontextmanager
 
 from teacher_proto.errors import DeadlineError, OverloadedError
 
-from teacher_server.policy import RunPolicy
-from teacher_server.quota import Quotas
-from teacher_server.scheduler import Scheduler, Ticket
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.quota import Quotas
+from teacher_server.queue.scheduler import Scheduler, Ticket
 
 # What a refused caller is told before any throughput was measured, and the
 # bounds of every hint, seconds.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from teacher_proto.errors import InvalidRequestError, OverloadedError
 
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
 
 MINUTE = 60.0
 # Full buckets are forgotten when there are this many and twice what was left last time.

@@ -26,7 +26,7 @@ from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from teacher_server.policy import RunPolicy
+from teacher_server.queue.policy import RunPolicy
 
 # Of the tokens given out while lower levels wait, as much is owed to them together.
 LOWER_SHARE = 0.05

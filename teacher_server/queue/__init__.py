@@ -1,0 +1,1 @@
+"""Who is scored next: admission by tokens, fair shares between runs, quotas."""
