@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from teacher_proto.program import add_completion, run_program
 
-from teacher_server import doctor, live_view, probe, tokenizers_command
+from teacher_server.commands import doctor, probe
+from teacher_server.commands import tokenizers as tokenizers_command
+from teacher_server.commands import top as live_view
 from teacher_server.version import VERSION
 
 if TYPE_CHECKING:
@@ -201,7 +203,7 @@ def run_serve(arguments: argparse.Namespace) -> int:
 
         sys.stdout.write(describe(resolved) + "\n")
         return 0
-    from teacher_server.app import serve
+    from teacher_server.commands.serve import serve
 
     return serve(resolved.settings)
 

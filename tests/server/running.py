@@ -26,7 +26,7 @@ from teacher_proto.types import (
 )
 
 from teacher_server import teacher as teacher_module
-from teacher_server.app import Server
+from teacher_server.commands.serve import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.adapter import Adapter
 from teacher_server.engines.base import (

@@ -14,7 +14,7 @@ import pytest
 from teacher_proto.errors import EngineError
 
 from teacher_server import cli
-from teacher_server.doctor import HALF_TOLERANCE, Loaded, apart, check_repeat
+from teacher_server.commands.doctor import HALF_TOLERANCE, Loaded, apart, check_repeat
 from teacher_server.engines.base import Rows
 from tests.server.processes import run
 

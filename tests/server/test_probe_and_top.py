@@ -17,8 +17,8 @@ from teacher_proto.credentials import ClientCredentials, Identification
 from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.types import ScoreRequest, TokenPrompt
 
-from teacher_server.live_view import fetch, view_between
-from teacher_server.probe import check_serving
+from teacher_server.commands.probe import check_serving
+from teacher_server.commands.top import fetch, view_between
 from tests.server.processes import LONG, ROOT, Program, command, run, serving
 from tests.server.running import Running, continuation, eventually, ids, running
 

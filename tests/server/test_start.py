@@ -16,7 +16,7 @@ from teacher_proto import AsyncTeacherClient
 from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavailableError
 
 from teacher_server import teacher as teacher_module
-from teacher_server.app import Server
+from teacher_server.commands.serve import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.transformers import TransformersEngine

@@ -138,7 +138,7 @@ def test_nothing_of_opentelemetry_is_imported_unasked() -> None:
         "t.export_traces('x')()\n"
         "assert not [m for m in sys.modules if m.startswith('opentelemetry')]\n"
         # FastAPI loads OpenTelemetry's interface by itself; nobody sets it up.
-        "import teacher_server.app\n"
+        "import teacher_server.commands.serve\n"
         "with t.span('x', 'server', headers=[('traceparent', 'x')]) as made: pass\n"
         "assert made is None and t.outgoing() == () and t.trace_id() == ''\n"
         "assert not [m for m in sys.modules if m.startswith('opentelemetry.sdk')]\n"

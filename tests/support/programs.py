@@ -18,7 +18,7 @@ from tests.support.faults import Fault
 from tests.trainer.processes import ENVIRONMENT, PATIENCE
 
 TRAINER = ("student_trainer", "student_trainer.cli", "student_trainer.train", "peft")
-TEACHER = ("teacher_server", "teacher_server.cli", "teacher_server.app",
+TEACHER = ("teacher_server", "teacher_server.cli", "teacher_server.commands.serve",
            "teacher_server.engines.transformers")  # fmt: skip
 MODEL = "transformers.models.llama.modeling_llama"
 

@@ -30,7 +30,7 @@ from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
 from teacher_proto.tracing import export_traces
 
 from teacher_server.access.guard import Guard, make_guard
-from teacher_server.binding import address, check_exposure, listen
+from teacher_server.commands.listen import address, check_exposure, listen
 from teacher_server.config import ServeConfig
 from teacher_server.failures import is_ending
 from teacher_server.grpc.server import GrpcServer

@@ -50,7 +50,7 @@ def examine(settings: Callable[[], ServeConfig], *, load: bool) -> Examination:
     found: list[ServeConfig] = []
 
     def read() -> str:
-        from teacher_server.app import check_has_teacher
+        from teacher_server.commands.serve import check_has_teacher
 
         config = settings()
         check_has_teacher(config)
@@ -90,7 +90,7 @@ def check_clock(config: ServeConfig) -> str:
 def check_credentials(config: ServeConfig) -> str:
     """That the files of credentials and certificates can be used, and suffice for the host."""
     from teacher_server.access.guard import make_guard
-    from teacher_server.binding import check_exposure
+    from teacher_server.commands.listen import check_exposure
 
     credentials, encrypted = config.access.configured, config.tls.cert is not None
     guard = make_guard(config)
@@ -109,7 +109,7 @@ def check_credentials(config: ServeConfig) -> str:
 
 
 def check_ports(config: ServeConfig) -> str:
-    from teacher_server.binding import probe
+    from teacher_server.commands.listen import probe
 
     for setting in ("grpc_port", "http_port"):
         probe(config.host, getattr(config, setting), setting)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError, UnauthenticatedError
 
-from teacher_server.client_arguments import (
+from teacher_server.commands.client_arguments import (
     add_tls_arguments,
     add_token_arguments,
     identification,

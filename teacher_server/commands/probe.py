@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from teacher_proto.errors import TeacherUnavailableError
 
-from teacher_server.client_arguments import add_tls_arguments, identification
+from teacher_server.commands.client_arguments import add_tls_arguments, identification
 
 if TYPE_CHECKING:
     from teacher_proto.credentials import Identification

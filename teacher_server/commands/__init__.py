@@ -1,0 +1,1 @@
+"""The commands of ``teacher-server``, one file each."""
