@@ -35,15 +35,15 @@ from teacher_server.access.guard import Caller
 from teacher_server.access.rules import Principal, authorize_any, policy_of, run_of
 from teacher_server.lanes import Lanes
 from teacher_server.lifecycle import Lifecycle
-from teacher_server.log import bind
-from teacher_server.metrics import Metrics
-from teacher_server.observation import Observation, observed
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
 from teacher_server.replay import ReplayWindow
 from teacher_server.scoring import Scored, score
 from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher, Teachers
+from teacher_server.telemetry.log import bind
+from teacher_server.telemetry.metrics import Metrics
+from teacher_server.telemetry.observation import Observation, observed
 from teacher_server.tokenizer import TextTokenizer
 from teacher_server.validation import check_name, is_name, row_count
 

@@ -17,8 +17,8 @@ from teacher_proto.errors import DeadlineError, OverloadedError, TeacherUnavaila
 from teacher_proto.types import Timing
 
 from teacher_server.grpc.servicer import SERVICE
-from teacher_server.log import JsonFormatter
-from teacher_server.metrics import MAX_RUN_LABELS, OTHER_RUNS, Metrics
+from teacher_server.telemetry.log import JsonFormatter
+from teacher_server.telemetry.metrics import MAX_RUN_LABELS, OTHER_RUNS, Metrics
 from tests.server.running import LONG, Running, body_of, eventually, running
 from tests.server.test_scoring import http_body
 

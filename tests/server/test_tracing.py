@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from teacher_proto.errors import ConfigurationError, EngineError, InvalidRequestError
 from teacher_proto.tracing import export_traces
 
-from teacher_server.log import JsonFormatter
+from teacher_server.telemetry.log import JsonFormatter
 from tests.server.processes import LONG, ROOT
 from tests.server.running import Running
 

@@ -12,8 +12,8 @@ from typing import Any
 from teacher_proto.errors import EngineError, LsmError
 
 from teacher_server.failures import as_exception, is_ending
-from teacher_server.log import log_request
-from teacher_server.metrics import Metrics
+from teacher_server.telemetry.log import log_request
+from teacher_server.telemetry.metrics import Metrics
 
 
 @dataclass
