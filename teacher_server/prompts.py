@@ -16,9 +16,9 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.sizes import check_text, check_text_fits, check_text_tokens
+from teacher_server.refusals.sizes import check_text, check_text_fits, check_text_tokens
+from teacher_server.refusals.validation import TeacherFacts
 from teacher_server.tokenizer import TeacherTokenizer
-from teacher_server.validation import TeacherFacts
 
 
 def teacher_prompt(request: ScoreRequest) -> tuple[Prompt, str]:

@@ -31,10 +31,15 @@ from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
 from teacher_server.realigned import not_finite
 from teacher_server.realigned_path import Ask, PairFigures, Realigned, realigned_scores
-from teacher_server.sizes import check_request_tokens, check_row_bytes, check_sizes, check_text
+from teacher_server.refusals.sizes import (
+    check_request_tokens,
+    check_row_bytes,
+    check_sizes,
+    check_text,
+)
+from teacher_server.refusals.validation import StudentFacts, check_ids, check_request
 from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher
-from teacher_server.validation import StudentFacts, check_ids, check_request
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from teacher_server.lanes import Lanes
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
+from teacher_server.refusals.validation import check_name, is_name, row_count
 from teacher_server.replay import ReplayWindow
 from teacher_server.scoring import Scored, score
 from teacher_server.students import StudentTokenizers
@@ -45,7 +46,6 @@ from teacher_server.telemetry.log import bind
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.telemetry.observation import Observation, observed
 from teacher_server.tokenizer import TextTokenizer
-from teacher_server.validation import check_name, is_name, row_count
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -27,16 +27,16 @@ from teacher_server.realign.carry import Realigner
 from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.tables import PairTables
 from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
-from teacher_server.teacher import Teacher
-from teacher_server.tokenizer import TeacherTokenizer, TextTokenizer
-from teacher_server.tokenizer_store import Entry, Roles, TokenizerStore
-from teacher_server.validation import (
+from teacher_server.refusals.validation import (
     StudentFacts,
     check_uploaded_hash,
     realignment_unavailable,
     refuse,
     unknown_tokenizer,
 )
+from teacher_server.teacher import Teacher
+from teacher_server.tokenizer import TeacherTokenizer, TextTokenizer
+from teacher_server.tokenizer_store import Entry, Roles, TokenizerStore
 
 log = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from teacher_server.engines.adapter import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
 from teacher_server.queue.admission import Admission, AdmissionQueue
 from teacher_server.queue.quota import Quotas
+from teacher_server.refusals.validation import TeacherFacts, unknown_teacher
 from teacher_server.tokenizer import TeacherTokenizer, load_tokenizer
-from teacher_server.validation import TeacherFacts, unknown_teacher
 
 log = logging.getLogger(__name__)
 

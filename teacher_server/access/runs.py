@@ -19,7 +19,7 @@ from teacher_proto.secret_files import token_of
 
 from teacher_server.access.rules import Credentials, Principal, Token, token_digest
 from teacher_server.queue.policy import RunPolicy
-from teacher_server.validation import is_name
+from teacher_server.refusals.validation import is_name
 
 # Tokens are stored as plain hashes, which only keep long random ones.
 SHORTEST_TOKEN = 20

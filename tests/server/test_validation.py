@@ -20,7 +20,7 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.sizes import (
+from teacher_server.refusals.sizes import (
     CONTINUATION_BYTES,
     ROW_BYTES,
     ROWS_PER_REPLY,
@@ -28,7 +28,7 @@ from teacher_server.sizes import (
     check_row_bytes,
     check_sizes,
 )
-from teacher_server.validation import StudentFacts, TeacherFacts, check_request
+from teacher_server.refusals.validation import StudentFacts, TeacherFacts, check_request
 from tests.server.running import continuation, ids
 
 FACTS = TeacherFacts(

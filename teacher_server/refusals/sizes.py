@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreRequest, ServerLimits
 
-from teacher_server.validation import TeacherFacts, empty_prompt, over_limit, row_count
+from teacher_server.refusals.validation import TeacherFacts, empty_prompt, over_limit, row_count
 
 # Bytes of a reply besides its supports: per row (valid count, sampled
 # log-probability, tail, bitmaps) and per continuation (shapes, tags).

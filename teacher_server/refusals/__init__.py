@@ -1,0 +1,1 @@
+"""Every reason for which a request is refused before it is scored."""
