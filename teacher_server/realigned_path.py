@@ -32,7 +32,7 @@ from teacher_server.realigned import (
     wanted,
     with_paths,
 )
-from teacher_server.students import Pair
+from teacher_server.tokenizers.pairs import Pair
 
 # Has a job done: (result, seconds it waited in the queue).
 Ask = Callable[[Job], Awaitable[tuple[JobResult, float]]]

@@ -38,8 +38,8 @@ from teacher_server.refusals.sizes import (
     check_text,
 )
 from teacher_server.refusals.validation import StudentFacts, check_ids, check_request
-from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher
+from teacher_server.tokenizers.pairs import StudentTokenizers
 
 
 @dataclass(frozen=True)

@@ -40,12 +40,12 @@ from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.validation import check_name, is_name, row_count
 from teacher_server.replay import ReplayWindow
 from teacher_server.scoring import Scored, score
-from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teacher, Teachers
 from teacher_server.telemetry.log import bind
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.telemetry.observation import Observation, observed
-from teacher_server.tokenizer import TextTokenizer
+from teacher_server.tokenizers.pairs import StudentTokenizers
+from teacher_server.tokenizers.teacher_tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
 from teacher_server.queue.admission import Admission, AdmissionQueue
 from teacher_server.queue.quota import Quotas
 from teacher_server.refusals.validation import TeacherFacts, unknown_teacher
-from teacher_server.tokenizer import TeacherTokenizer, load_tokenizer
+from teacher_server.tokenizers.teacher_tokenizer import TeacherTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 

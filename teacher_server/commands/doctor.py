@@ -139,7 +139,7 @@ def _examine_teacher(
     own = settings.engine(config.engine)
 
     def tokenizer() -> str:
-        from teacher_server.tokenizer import load_tokenizer
+        from teacher_server.tokenizers.teacher_tokenizer import load_tokenizer
 
         loaded = load_tokenizer(settings.model)
         return f"{loaded.size} ids, hash {loaded.hash}"

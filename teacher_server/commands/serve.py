@@ -40,10 +40,10 @@ from teacher_server.lanes import let_waiting_threads_sleep, share_the_interprete
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.replay import ReplayWindow
 from teacher_server.service import TeacherService
-from teacher_server.students import StudentTokenizers
 from teacher_server.teacher import Teachers, load_teachers
 from teacher_server.telemetry.log import configure_logging
 from teacher_server.telemetry.metrics import Metrics
+from teacher_server.tokenizers.pairs import StudentTokenizers
 from teacher_server.version import VERSION
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.transformers import TransformersEngine
 from teacher_server.teacher import identity_of, self_score
-from teacher_server.tokenizer import load_tokenizer
+from teacher_server.tokenizers.teacher_tokenizer import load_tokenizer
 from tests.server.running import LONG, WatchedEngine, eventually
 
 DESCRIPTION = EngineDescription(
