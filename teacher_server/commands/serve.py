@@ -38,8 +38,8 @@ from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
 from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
 from teacher_server.lifecycle import Lifecycle
-from teacher_server.replay import ReplayWindow
-from teacher_server.service import TeacherService
+from teacher_server.scoring.replay import ReplayWindow
+from teacher_server.scoring.service import TeacherService
 from teacher_server.teacher import Teachers, load_teachers
 from teacher_server.telemetry.log import configure_logging
 from teacher_server.telemetry.metrics import Metrics

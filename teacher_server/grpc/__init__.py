@@ -1,1 +1,1 @@
-"""The gRPC side: thin handlers over ``teacher_server.service``."""
+"""The gRPC side: thin handlers over ``teacher_server.scoring.service``."""

@@ -14,7 +14,7 @@ from teacher_server.commands.listen import address, port_in_use, probe
 from teacher_server.grpc.access import AccessInterceptor
 from teacher_server.grpc.interceptor import ErrorInterceptor
 from teacher_server.grpc.servicer import SERVICE, Servicer
-from teacher_server.service import TeacherService
+from teacher_server.scoring.service import TeacherService
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING

@@ -66,7 +66,7 @@ def stopped_by_another(room: Room, own: Path, foreign: Path) -> None:
     """A run whose teacher comes back as another stops; with its own one it ends as if
     nothing had been."""
     # Three requests a step: the eleventh is of the fourth step.
-    first = room.teacher.start(own, killed("teacher_server.service:score", 11))
+    first = room.teacher.start(own, killed("teacher_server.scoring.service:score", 11))
     config = room.config("changed", 6, pipeline={"staleness": 0, "send": "group"})
     trainer = room.start(config)
     assert first.wait() == -signal.SIGKILL

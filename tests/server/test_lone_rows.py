@@ -16,8 +16,8 @@ from teacher_server.realign.carry import Realigner
 from teacher_server.realign.leaks import LoneRows
 from teacher_server.realign.tables import PairTables, build_static
 from teacher_server.realign.vocabulary import read_vocabulary
-from teacher_server.realigned import learn_lone, lone_prompt
-from teacher_server.realigned_path import realigned_scores
+from teacher_server.scoring.realigned import learn_lone, lone_prompt
+from teacher_server.scoring.realigned_path import realigned_scores
 from teacher_server.tokenizers.pairs import Pair
 from tests.realign.toys import SPACE, toy
 from tests.server.crossed import TEXT, block, file_of, given, request, upload

@@ -16,7 +16,7 @@ from teacher_proto.types import TextPrompt
 
 from teacher_server.engines.scorer import Scorer
 from teacher_server.failures import guarded
-from teacher_server.replay import Key, ReplayWindow
+from teacher_server.scoring.replay import Key, ReplayWindow
 from tests.server.running import LONG, running
 
 SECRET = "do not tell"

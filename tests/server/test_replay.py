@@ -10,7 +10,7 @@ import pytest
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 
 from teacher_server.queue.scheduler import Deadline
-from teacher_server.replay import Key, ReplayWindow
+from teacher_server.scoring.replay import Key, ReplayWindow
 
 KEY: Key = ("run", "id", b"digest")
 

@@ -71,7 +71,7 @@ def _signal(fault: Fault) -> None:
 
 
 def _poison(fault: Fault) -> None:
-    owner, name = _find("teacher_server.service:score")
+    owner, name = _find("teacher_server.scoring.service:score")
     original = getattr(owner, name)
     lock, counted = asyncio.Lock(), Counter[str]()
 

@@ -26,11 +26,8 @@ from teacher_proto.types import (
 
 from teacher_server.engines.base import Job, JobResult, Rows, Sequence
 from teacher_server.lanes import Lanes
-from teacher_server.prompts import prompt_ids, teacher_prompt
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
-from teacher_server.realigned import not_finite
-from teacher_server.realigned_path import Ask, PairFigures, Realigned, realigned_scores
 from teacher_server.refusals.sizes import (
     check_request_tokens,
     check_row_bytes,
@@ -38,6 +35,9 @@ from teacher_server.refusals.sizes import (
     check_text,
 )
 from teacher_server.refusals.validation import StudentFacts, check_ids, check_request
+from teacher_server.scoring.prompts import prompt_ids, teacher_prompt
+from teacher_server.scoring.realigned import not_finite
+from teacher_server.scoring.realigned_path import Ask, PairFigures, Realigned, realigned_scores
 from teacher_server.teacher import Teacher
 from teacher_server.tokenizers.pairs import StudentTokenizers
 

@@ -1,0 +1,1 @@
+"""The one path from a request to its scores, whichever wire it came by."""
