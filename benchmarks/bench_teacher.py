@@ -124,7 +124,7 @@ class Service:
     def __init__(self, address: str, model: Path) -> None:
         from transformers.utils import logging
 
-        from teacher_server.engines.transformers import TransformersEngine
+        from teacher_server.engines.torch.transformers import TransformersEngine
 
         logging.disable_progress_bar()
         self._runner = asyncio.Runner()

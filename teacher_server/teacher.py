@@ -33,7 +33,7 @@ INFLIGHT_PASSES = 2
 
 
 def _transformers(model: str, settings: EngineSettings) -> Engine:
-    from teacher_server.engines.transformers import TransformersEngine
+    from teacher_server.engines.torch.transformers import TransformersEngine
 
     return TransformersEngine(
         model,

@@ -59,8 +59,9 @@ from teacher_server.engines import vllm_cpu_lora
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, Sequence
 from teacher_server.engines.digest import weights_digest
-from teacher_server.engines.loading import parse_dtype, resolve, weight_files
-from teacher_server.engines.probe import check_self_score, self_score_job
+from teacher_server.engines.torch.engine_thread import unavailable
+from teacher_server.engines.torch.loading import parse_dtype, resolve, weight_files
+from teacher_server.engines.torch.probe import check_self_score, self_score_job
 from teacher_server.engines.vllm_children import (
     collected_failures,
     end_with_parent,
@@ -71,7 +72,6 @@ from teacher_server.engines.vllm_options import checkpoint_dtype, engine_argumen
 from teacher_server.engines.vllm_rows import RowScorer, RunnerHead
 from teacher_server.engines.vllm_runner import CacheReader, RunnerHook
 from teacher_server.engines.vllm_wire import RowPlan, job_result
-from teacher_server.engines.worker import unavailable
 from teacher_server.failures import is_ending
 
 report_failures()

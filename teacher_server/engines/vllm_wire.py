@@ -18,9 +18,9 @@ from teacher_proto.types import Float32, Int32
 
 from teacher_server.engines import base
 from teacher_server.engines.base import Job, JobResult, Rows
-from teacher_server.engines.head import RowRequest
-from teacher_server.engines.supports import SupportSpec
-from teacher_server.engines.worker import empty_rows
+from teacher_server.engines.torch.engine_thread import empty_rows
+from teacher_server.engines.torch.head import RowRequest
+from teacher_server.engines.torch.supports import SupportSpec
 
 # Key of ``SamplingParams.extra_args``.
 PLAN = "lsm_rows"

@@ -10,7 +10,7 @@ import pytest_asyncio
 from transformers import LlamaModel
 
 from teacher_server.engines.base import Engine
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import Subject, running
 from tests.support.gate import Gate, gated
 from tests.support.reference import plain_logits

@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from teacher_server.engines.branches import common_prefixes, cut, prefix_tree
+from teacher_server.engines.torch.prefix_tree import common_prefixes, cut, prefix_tree
 
 # Few ids, so that much is shared; one above 255, for the order is that of bytes.
 sequences = st.lists(st.lists(st.sampled_from([0, 1, 256, 513]), max_size=7), min_size=1).map(

@@ -10,7 +10,7 @@ import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from teacher_server.engines.packing import (
+from teacher_server.engines.torch.packing import (
     MINIMUM_SAVING,
     PADDING_SHARE,
     PADDING_TOKENS,

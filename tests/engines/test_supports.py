@@ -8,7 +8,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from teacher_server.engines.supports import BLOCK, Supports, SupportSpec, compute_supports, top_k
+from teacher_server.engines.torch.supports import (
+    BLOCK,
+    Supports,
+    SupportSpec,
+    compute_supports,
+    top_k,
+)
 
 INFINITY = float("inf")
 

@@ -17,7 +17,7 @@ from teacher_proto.errors import ConfigurationError
 
 from teacher_server.engines.adapter import read_adapter
 from teacher_server.engines.base import Engine
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.adapted import Adapted
 from tests.engines.conformance import (
     EngineConformance,

@@ -11,7 +11,7 @@ import pytest
 import torch
 import transformers
 
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import (
     Subject,
     assert_equals_reference,

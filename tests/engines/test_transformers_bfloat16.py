@@ -15,7 +15,7 @@ import pytest_asyncio
 import torch
 
 from teacher_server.engines.base import Engine
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import EngineConformance, Subject, running
 from tests.support.models import make_tiny_model
 from tests.support.reference import plain_logits

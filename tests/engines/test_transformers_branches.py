@@ -14,9 +14,9 @@ import torch
 from transformers import LlamaForCausalLM, LlamaModel
 
 from teacher_server.engines.base import Engine, Job
-from teacher_server.engines.body import Body
-from teacher_server.engines.branches import prefix_tree
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.prefix_tree import prefix_tree
+from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.engines.torch.trunk import Body
 from tests.engines.conformance import (
     Subject,
     assert_equals_reference,

@@ -12,7 +12,7 @@ import torch
 from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavailableError
 
 from teacher_server.engines.base import Engine, Job, JobResult
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import (
     Subject,
     assert_equals_reference,

@@ -20,9 +20,9 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from teacher_server.engines.head import LanguageModelHead, LogitTreatment, RowRequest
-from teacher_server.engines.supports import SupportSpec
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment, RowRequest
+from teacher_server.engines.torch.supports import SupportSpec
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import (
     Subject,
     assert_close,

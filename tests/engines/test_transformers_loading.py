@@ -14,8 +14,8 @@ from teacher_proto.errors import ConfigurationError
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
 from teacher_server.engines.digest import weights_digest
-from teacher_server.engines.loading import weight_files
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.loading import weight_files
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import running
 
 

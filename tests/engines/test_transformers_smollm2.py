@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 
 from teacher_server.engines.base import Engine
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import EngineConformance, Subject, running
 from tests.support.reference import plain_logits
 

@@ -13,7 +13,7 @@ from student_trainer import checkpoint
 from tests.proofs.runs import Room, assert_equal, errors, metrics, newest, shown, tensors
 from tests.support.faults import POISONS, killed
 
-SCORE = "teacher_server.engines.transformers:TransformersEngine.score"
+SCORE = "teacher_server.engines.torch.transformers:TransformersEngine.score"
 
 
 def killed_teachers(

@@ -8,7 +8,7 @@ import sys
 from teacher_server import cli, teacher
 from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine, Job, JobResult
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.server.running import WatchedEngine
 
 FATAL_TOP_K = 7

@@ -37,7 +37,7 @@ from teacher_server.engines.base import (
     JobResult,
     PassCount,
 )
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 
 SCORE = "/teacher_proto.v1.TeacherScoringService/Score"
 LONG = 60.0

@@ -14,7 +14,7 @@ import pytest
 from teacher_proto.errors import EngineError
 from teacher_proto.types import TextPrompt
 
-from teacher_server.engines.scorer import Scorer
+from teacher_server.engines.torch.scorer import Scorer
 from teacher_server.failures import guarded
 from teacher_server.scoring.replay import Key, ReplayWindow
 from tests.server.running import LONG, running

@@ -19,7 +19,7 @@ from teacher_server import teacher as teacher_module
 from teacher_server.commands.serve import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
-from teacher_server.engines.transformers import TransformersEngine
+from teacher_server.engines.torch.transformers import TransformersEngine
 from teacher_server.teacher import identity_of, self_score
 from teacher_server.tokenizers.teacher_tokenizer import load_tokenizer
 from tests.server.running import LONG, WatchedEngine, eventually

@@ -19,7 +19,7 @@ from tests.trainer.processes import ENVIRONMENT, PATIENCE
 
 TRAINER = ("student_trainer", "student_trainer.cli", "student_trainer.train", "peft")
 TEACHER = ("teacher_server", "teacher_server.cli", "teacher_server.commands.serve",
-           "teacher_server.engines.transformers")  # fmt: skip
+           "teacher_server.engines.torch.transformers")  # fmt: skip
 MODEL = "transformers.models.llama.modeling_llama"
 
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from teacher_proto.types import Int32
 
 from teacher_server.engines.base import Job, Rows, Sequence
-from teacher_server.engines.body import Body
-from teacher_server.engines.branches import prefix_tree
-from teacher_server.engines.head import LanguageModelHead, RowRequest
-from teacher_server.engines.packing import Batch, BranchedBatch, FlatBatch, Item
-from teacher_server.engines.supports import SupportSpec
+from teacher_server.engines.torch.head import LanguageModelHead, RowRequest
+from teacher_server.engines.torch.packing import Batch, BranchedBatch, FlatBatch, Item
+from teacher_server.engines.torch.prefix_tree import prefix_tree
+from teacher_server.engines.torch.supports import SupportSpec
+from teacher_server.engines.torch.trunk import Body
 
 
 @dataclass(frozen=True)

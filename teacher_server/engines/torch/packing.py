@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from teacher_server.engines.branches import Int64, common_prefixes, cut
+from teacher_server.engines.torch.prefix_tree import Int64, common_prefixes, cut
 
 ID_BYTES = 4
 # A batch may pad by this share of its real tokens, or by this many tokens where

@@ -15,10 +15,10 @@ from teacher_proto.types import Int32
 from torch import Tensor
 
 from teacher_server.engines.base import Job, JobResult, Sequence
-from teacher_server.engines.body import Body
-from teacher_server.engines.branches import prefix_tree
-from teacher_server.engines.head import LanguageModelHead
-from teacher_server.engines.packing import Packing
+from teacher_server.engines.torch.head import LanguageModelHead
+from teacher_server.engines.torch.packing import Packing
+from teacher_server.engines.torch.prefix_tree import prefix_tree
+from teacher_server.engines.torch.trunk import Body
 
 logger = logging.getLogger(__name__)
 

@@ -15,14 +15,14 @@ from teacher_proto.errors import ConfigurationError, EngineError, LsmError
 
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, PassCount
-from teacher_server.engines.body import Body
-from teacher_server.engines.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.loading import load_model, parse_device, resolve, weight_files
-from teacher_server.engines.packing import Packing
-from teacher_server.engines.probe import check_model, check_self_score, self_score_job
-from teacher_server.engines.scorer import Scorer
-from teacher_server.engines.transformers_adapters import ModelAdapters
-from teacher_server.engines.worker import Task, Worker, unavailable
+from teacher_server.engines.torch.adapters import ModelAdapters
+from teacher_server.engines.torch.engine_thread import Task, Worker, unavailable
+from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
+from teacher_server.engines.torch.loading import load_model, parse_device, resolve, weight_files
+from teacher_server.engines.torch.packing import Packing
+from teacher_server.engines.torch.probe import check_model, check_self_score, self_score_job
+from teacher_server.engines.torch.scorer import Scorer
+from teacher_server.engines.torch.trunk import Body
 
 logger = logging.getLogger(__name__)
 

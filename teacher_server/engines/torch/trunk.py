@@ -24,7 +24,7 @@ from teacher_proto.types import Int32
 from torch import Tensor
 from transformers import DynamicCache
 
-from teacher_server.engines.branches import PrefixTree
+from teacher_server.engines.torch.prefix_tree import PrefixTree
 
 # Of the columns [start, stop): all that the attention may see of those so far.
 Mask = Callable[[int, int], Tensor]

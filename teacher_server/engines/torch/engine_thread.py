@@ -13,8 +13,15 @@ import torch
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 
 from teacher_server.engines.base import Job, JobResult, PassCount, Rows, Sequence
-from teacher_server.engines.packing import Batch, FlatBatch, Item, Packing, next_batch, pass_tokens
-from teacher_server.engines.scorer import Outcome, Scorer, Unit
+from teacher_server.engines.torch.packing import (
+    Batch,
+    FlatBatch,
+    Item,
+    Packing,
+    next_batch,
+    pass_tokens,
+)
+from teacher_server.engines.torch.scorer import Outcome, Scorer, Unit
 from teacher_server.failures import as_exception, is_ending
 
 logger = logging.getLogger(__name__)

@@ -18,7 +18,7 @@ from teacher_proto.types import Int32
 from torch import Tensor, nn
 
 from teacher_server.engines.base import Rows
-from teacher_server.engines.supports import Supports, SupportSpec, compute_supports
+from teacher_server.engines.torch.supports import Supports, SupportSpec, compute_supports
 
 # Bytes of float32 log-probabilities handled at once on a CPU: they stay in its cache.
 CPU_SLICE_BYTES = 2 * 2**20

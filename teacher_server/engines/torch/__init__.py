@@ -1,0 +1,1 @@
+"""The engine ``transformers``: a model of transformers, run by torch in this process."""
