@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from teacher_proto.program import add_completion, run_program
 
-from teacher_server.commands import doctor, probe
-from teacher_server.commands import tokenizers as tokenizers_command
-from teacher_server.commands import top as live_view
+from teacher_server.commands import doctor, probe, tokenizers, top
 from teacher_server.version import VERSION
 
 if TYPE_CHECKING:
@@ -31,12 +29,12 @@ exit codes: 0 stopped as asked, 1 failure (an engine died), 2 wrong settings,
 
 
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+    program = argparse.ArgumentParser(
         prog="teacher-server", description="Scores students' rollouts under teacher models."
     )
-    top.add_argument("--version", action="version", version=f"teacher-server {VERSION}")
-    add_completion(top)
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    program.add_argument("--version", action="version", version=f"teacher-server {VERSION}")
+    add_completion(program)
+    commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
         help="serve one or more teachers over gRPC and HTTP",
@@ -52,14 +50,14 @@ def parser() -> argparse.ArgumentParser:
     doctor.add_arguments(examine)
     examine.set_defaults(run=run_doctor)
     for name, module, text in (
-        ("top", live_view, "watch a running server: runs, queue, tokens/s"),
+        ("top", top, "watch a running server: runs, queue, tokens/s"),
         ("probe", probe, "ask a running server's gRPC health service"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)
         command.set_defaults(run=module.run)
-    tokenizers_command.add_command(commands)
-    return top
+    tokenizers.add_command(commands)
+    return program
 
 
 def add_settings(serve: argparse.ArgumentParser) -> None:

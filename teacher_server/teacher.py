@@ -54,7 +54,7 @@ def _vllm(model: str, settings: EngineSettings) -> Engine:
             where="engine.name",
             fix="install it as docs/vllm.md says, or use engine.name=transformers",
         )
-    from teacher_server.engines.vllm import VllmEngine
+    from teacher_server.engines.vllm.engine import VllmEngine
 
     return VllmEngine(
         model,

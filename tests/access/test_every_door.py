@@ -21,7 +21,7 @@ from teacher_proto.v1 import service_pb2
 
 from teacher_server.http.app import make_app
 from teacher_server.queue.policy import RunPolicy
-from teacher_server.scoring.score import service as service_module
+from teacher_server.scoring import service as service_module
 from tests.access.pki import ALICE, BOB, OLD
 from tests.server.running import LONG, Running, http_client
 from tests.server.test_scoring import http_body

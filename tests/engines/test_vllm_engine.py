@@ -36,7 +36,7 @@ from tests.support.models import make_tiny_model, save_model, tiny_llama_config
 from tests.support.reference import plain_logits
 
 if TYPE_CHECKING:
-    from teacher_server.engines.vllm import VllmEngine
+    from teacher_server.engines.vllm.engine import VllmEngine
 
 pytestmark = [pytest.mark.vllm, pytest.mark.asyncio(loop_scope="module")]
 
@@ -69,7 +69,7 @@ def on_a_cpu() -> None:
 
     if not current_platform.is_cpu():
         pytest.skip("spinning costs nothing where the cores do not compute")
-    import teacher_server.engines.vllm  # noqa: F401  (sets how long processes spin)
+    import teacher_server.engines.vllm.engine  # noqa: F401  (sets how long processes spin)
 
 
 async def test_processes_hardly_spin_on_a_cpu(on_a_cpu: None) -> None:

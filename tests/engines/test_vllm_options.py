@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from teacher_proto.errors import ConfigurationError
 
-from teacher_server.engines.vllm_options import CPU_CACHE_BYTES, engine_arguments
+from teacher_server.engines.vllm.options import CPU_CACHE_BYTES, engine_arguments
 
 KNOWN = {"tensor_parallel_size", "dtype", "max_num_seqs", "speculative_config", "block_size"}
 

@@ -12,8 +12,8 @@ import torch
 
 from teacher_server.engines.base import Job, Rows
 from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.vllm_rows import Chunk, RowScorer, RunnerHead
-from teacher_server.engines.vllm_wire import Outcome, RowPlan, unpack
+from teacher_server.engines.vllm.rows import Chunk, RowScorer, RunnerHead
+from teacher_server.engines.vllm.wire import Outcome, RowPlan, unpack
 from tests.engines.conformance import arrays, ids, make_job
 
 SIZE, WIDTH = 97, 16

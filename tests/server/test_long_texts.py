@@ -13,7 +13,7 @@ import pytest
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ChatMessage, ChatPrompt, Continuation, Segment, TextPrompt
 
-from teacher_server.scoring.score import realigned_path
+from teacher_server.scoring import realigned_path
 from teacher_server.tokenizers.teacher_tokenizer import TextTokenizer
 from tests.server.crossed import upload
 from tests.server.running import LONG, Running, ids, running

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher_server.engines.vllm_rows import Chunk, RowScorer
-from teacher_server.engines.vllm_wire import FIRST_ROW
+from teacher_server.engines.vllm.rows import Chunk, RowScorer
+from teacher_server.engines.vllm.wire import FIRST_ROW
 
 
 class RunnerHook:

@@ -55,23 +55,23 @@ from vllm.v1.engine.core_client import AsyncMPClient, EngineCoreClient
 from vllm.v1.executor import Executor
 from vllm.v1.outputs import LogprobsTensors
 
-from teacher_server.engines import vllm_cpu_lora
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, Sequence
 from teacher_server.engines.digest import weights_digest
 from teacher_server.engines.torch.engine_thread import unavailable
 from teacher_server.engines.torch.loading import parse_dtype, resolve, weight_files
 from teacher_server.engines.torch.probe import check_self_score, self_score_job
-from teacher_server.engines.vllm_children import (
+from teacher_server.engines.vllm import cpu_lora
+from teacher_server.engines.vllm.children import (
     collected_failures,
     end_with_parent,
     first_failure,
     report_failures,
 )
-from teacher_server.engines.vllm_options import checkpoint_dtype, engine_arguments, refused
-from teacher_server.engines.vllm_rows import RowScorer, RunnerHead
-from teacher_server.engines.vllm_runner import CacheReader, RunnerHook
-from teacher_server.engines.vllm_wire import RowPlan, job_result
+from teacher_server.engines.vllm.options import checkpoint_dtype, engine_arguments, refused
+from teacher_server.engines.vllm.rows import RowScorer, RunnerHead
+from teacher_server.engines.vllm.runner import CacheReader, RunnerHook
+from teacher_server.engines.vllm.wire import RowPlan, job_result
 from teacher_server.failures import is_ending
 
 report_failures()
@@ -87,7 +87,7 @@ if current_platform.is_cpu():
 
 DEFAULT_BATCH_TOKENS = 8192
 SHUTDOWN_SECONDS = 10.0
-HERE = "teacher_server.engines.vllm"
+HERE = "teacher_server.engines.vllm.engine"
 
 
 class VllmEngine:
@@ -374,7 +374,7 @@ class RowScoring:
         runner = self.model_runner
         if runner.lora_config is not None and current_platform.is_cpu():
             for wrapper in runner.lora_manager._adapter_manager.punica_wrapper_mapping.values():
-                vllm_cpu_lora.install(wrapper)
+                cpu_lora.install(wrapper)
         if not get_pp_group().is_first_rank and runner.intermediate_tensors is None:
             # Made by a dummy run, which a CPU worker that does not compile leaves out; this
             # may go when two stages on a CPU pass tests/engines/test_vllm_parallel.py without.

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from teacher_server.engines.torch.engine_thread import is_fatal, is_out_of_memory
 from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.vllm_wire import Outcome, PackedRows, RowPlan
+from teacher_server.engines.vllm.wire import Outcome, PackedRows, RowPlan
 from teacher_server.failures import is_ending
 
 logger = logging.getLogger(__name__)

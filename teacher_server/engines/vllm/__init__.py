@@ -1,0 +1,1 @@
+"""The engine ``vllm``: vLLM computes the hidden states, in processes of its own."""
