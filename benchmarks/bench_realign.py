@@ -24,11 +24,11 @@ from benchmarks.realign_model import measure_real_model
 from benchmarks.realign_reference import LEAST, Float64, NgramTeacher, enumerate_paths, rows_apart
 from benchmarks.realign_texts import Text, texts
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.rows import TeacherRows, teacher_rows, with_extra_rows
-from teacher_server.realign.vocabulary import Vocabulary
-from teacher_server.realign.walk import unsettled_paths
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows
+from teacher_server.realign.walk.walker import unsettled_paths
 from tests.realign.real_tokenizers import pair, vocabulary
 
 PAIRS = [

@@ -19,11 +19,11 @@ from transformers import AutoModelForCausalLM
 from benchmarks.realign_reference import rows_apart
 from student_trainer.quickstart.prepare import smollm2_dir
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.rows import TeacherRows, teacher_rows
-from teacher_server.realign.tables import PairTables, build_static
-from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 
 Int64 = NDArray[np.int64]
 BEST = 128

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from teacher_proto.types import PositionClass
 
 from teacher_server.realign.carry import CarriedRows
-from teacher_server.realign.vocabulary import Vocabulary, incomplete_tail
+from teacher_server.realign.pair.vocabulary import Vocabulary, incomplete_tail
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

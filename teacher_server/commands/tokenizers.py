@@ -26,9 +26,9 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
 
 def run(arguments: argparse.Namespace) -> int:
     """Raises ConfigurationError for a tokenizer or a text that cannot be read."""
-    from teacher_server.realign.cache import TableCache
     from teacher_server.realign.compare import SAMPLE, as_json, as_text, compare
-    from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+    from teacher_server.realign.pair.cache import TableCache
+    from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 
     def vocabulary(name: str) -> Vocabulary:
         try:

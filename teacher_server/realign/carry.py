@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from teacher_proto.types import Float32, Int32, Level, PositionClass, UInt8
 
 from teacher_server.realign.certify import Certified, certify
-from teacher_server.realign.layout import Layout, lay_out
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.masses import Walked
+from teacher_server.realign.pair.layout import Layout, lay_out
+from teacher_server.realign.pair.tables import CERTAIN, PairTables
 from teacher_server.realign.remap import Remap
-from teacher_server.realign.rows import Float64, TeacherRows
-from teacher_server.realign.tables import CERTAIN, PairTables
-from teacher_server.realign.walk import Walker
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.masses import Walked
+from teacher_server.realign.walk.rows import Float64, TeacherRows
+from teacher_server.realign.walk.walker import Walker
 
 Int64 = NDArray[np.int64]
 # Tokens, on the longer side, of a chunk whose inner positions are still told apart.

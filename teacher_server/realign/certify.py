@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
-from teacher_server.realign.masses import Entries, Walked, places
-from teacher_server.realign.rows import Float64
-from teacher_server.realign.tables import CERTAIN, PairTables
+from teacher_server.realign.pair.tables import CERTAIN, PairTables
+from teacher_server.realign.walk.masses import Entries, Walked, places
+from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
 # Ids beyond K that are looked at: they take the place of ids that are not certified.

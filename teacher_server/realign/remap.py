@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from teacher_proto.types import Int32, Level
 
 from teacher_server.realign.certify import Certified, best_ids, by_token
-from teacher_server.realign.layout import Layout, student_offsets
-from teacher_server.realign.masses import Entries, Walked
-from teacher_server.realign.rows import TeacherRows
-from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.layout import Layout, student_offsets
+from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.walk.masses import Entries, Walked
+from teacher_server.realign.walk.rows import TeacherRows
 
 Int64 = NDArray[np.int64]
 

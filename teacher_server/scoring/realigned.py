@@ -26,11 +26,11 @@ from teacher_proto.types import (
 
 from teacher_server.engines.base import Rows, Sequence
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.rows import Float64, TeacherRows, teacher_rows, with_extra_rows
-from teacher_server.realign.vocabulary import Vocabulary
-from teacher_server.realign.walk import MAX_DEPTH, unsettled_paths
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.rows import Float64, TeacherRows, teacher_rows, with_extra_rows
+from teacher_server.realign.walk.walker import MAX_DEPTH, unsettled_paths
 
 Int64 = NDArray[np.int64]
 # Below it, 1 - coverage is rounding and not mass.

@@ -13,7 +13,7 @@ from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreR
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, Sequence
-from teacher_server.realign.leaks import LoneRows
+from teacher_server.realign.walk.extensions import LoneRows
 from teacher_server.scoring.realigned import (
     Carried,
     Planned,

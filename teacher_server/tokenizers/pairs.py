@@ -22,11 +22,11 @@ from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.failures import guarded
-from teacher_server.realign.cache import TableCache
 from teacher_server.realign.carry import Realigner
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.pair.cache import TableCache
+from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
 from teacher_server.refusals.validation import (
     StudentFacts,
     check_uploaded_hash,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from teacher_server.realign.encoder import byte_alphabet
+from teacher_server.realign.pair.encoder import byte_alphabet
 
 # NFC writes at most four code points of up to four bytes as one of at least two bytes,
 # or one of three bytes as one of one byte.

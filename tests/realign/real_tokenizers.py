@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from student_trainer.quickstart.cache import cache_dir
-from teacher_server.realign.cache import TableCache
-from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.pair.cache import TableCache
+from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 
 VERSION = "3.7.2"
 # Of tokenizer.json, by the package's name.

@@ -13,8 +13,8 @@ from benchmarks.bench_realign import rows_for
 from benchmarks.realign_reference import NgramTeacher, contradiction, rows_apart
 from benchmarks.realign_texts import texts
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.vocabulary import Vocabulary
 from tests.realign.real_tokenizers import pair
 
 PAIRS = [("llama3", "qwen3"), ("qwen3", "llama3"), ("gpt4o", "llama3"), ("mistral_nemo", "qwen3")]

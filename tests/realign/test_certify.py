@@ -7,7 +7,7 @@ import pytest
 
 from teacher_server.realign import certify
 from teacher_server.realign.certify import order_within
-from teacher_server.realign.tables import PairTables, build_static
+from teacher_server.realign.pair.tables import PairTables, build_static
 from tests.realign.toys import SPACE, toy
 
 

@@ -10,7 +10,7 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 
 from teacher_server.cli import run
-from teacher_server.realign.cache import TableCache
+from teacher_server.realign.pair.cache import TableCache
 from tests.realign.toys import bpe_document, toy
 
 STUDENT = [("a", "b"), ("ab", "c")]

@@ -11,11 +11,11 @@ from teacher_proto.types import Level, PositionClass
 
 from benchmarks.realign_reference import enumerate_paths
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.rows import TeacherRows, teacher_rows
-from teacher_server.realign.tables import PairTables, build_static
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 from tests.realign.toys import SPACE, MarkovTeacher, random_merges, settles_by_prefix, toy
 
 LETTERS = f"abc{SPACE}"

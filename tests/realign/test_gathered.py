@@ -7,9 +7,9 @@ import pytest
 from teacher_proto.types import Level, PositionClass
 
 from teacher_server.realign.carry import Realigner
-from teacher_server.realign.rows import TeacherRows, teacher_rows
-from teacher_server.realign.tables import PairTables, build_static
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 from tests.realign.real_tokenizers import pair, vocabulary
 from tests.realign.toys import toy
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.rows import teacher_rows
-from teacher_server.realign.tables import PairTables, build_static
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.rows import teacher_rows
 from tests.realign.real_tokenizers import pair
 from tests.realign.toys import SPACE, toy
 

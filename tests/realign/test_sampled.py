@@ -21,10 +21,10 @@ from benchmarks.realign_model import PROMPT, TAILS, SmolLM2, split_some
 from benchmarks.realign_reference import contradiction, rows_apart
 from student_trainer.quickstart.cache import cache_dir
 from student_trainer.quickstart.prepare import smollm2_dir
-from teacher_server.realign.cache import TableCache
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.rows import TeacherRows
+from teacher_server.realign.pair.cache import TableCache
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.walk.rows import TeacherRows
 from tests.realign.real_tokenizers import vocabulary
 
 STUDENTS = ("qwen2_5", "qwen3", "llama3", "mistral_nemo", "gpt4o", "gemma3", "deepseek_v3")

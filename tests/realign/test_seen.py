@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from teacher_server.realign.layout import lay_out
-from teacher_server.realign.leaks import LearntPair
-from teacher_server.realign.rows import teacher_rows
-from teacher_server.realign.seen import OFTEN, SeenLeaks
-from teacher_server.realign.tables import PairTables, build_static
+from teacher_server.realign.pair.layout import lay_out
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.walk.extensions import LearntPair
+from teacher_server.realign.walk.rows import teacher_rows
+from teacher_server.realign.walk.seen import OFTEN, SeenLeaks
 from tests.realign.toys import toy
 
 

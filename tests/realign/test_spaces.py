@@ -13,13 +13,13 @@ from benchmarks.bench_realign import Carrier, rows_for
 from benchmarks.realign_reference import NgramTeacher, enumerate_paths
 from benchmarks.realign_texts import texts
 from teacher_server.realign.carry import CarriedRows, Realigner
-from teacher_server.realign.leaks import LearntPair, LoneRows
-from teacher_server.realign.rows import teacher_rows
-from teacher_server.realign.seen import SeenLeaks
-from teacher_server.realign.spaces import ends_in_spaces, spaces_before
-from teacher_server.realign.states import UNTOLD
-from teacher_server.realign.tables import SETTLED_LEAK, PairTables
-from teacher_server.realign.written import CONTRADICTS, END, lefts_alone, tokens_at
+from teacher_server.realign.pair.tables import SETTLED_LEAK, PairTables
+from teacher_server.realign.walk.extensions import LearntPair, LoneRows
+from teacher_server.realign.walk.rows import teacher_rows
+from teacher_server.realign.walk.seen import SeenLeaks
+from teacher_server.realign.walk.spaces import ends_in_spaces, spaces_before
+from teacher_server.realign.walk.states import UNTOLD
+from teacher_server.realign.walk.written import CONTRADICTS, END, lefts_alone, tokens_at
 from tests.realign.real_tokenizers import pair
 
 SURE = 0.98

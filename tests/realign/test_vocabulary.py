@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import Level, SpecialRole
 
-from teacher_server.realign.levels import pair_level
-from teacher_server.realign.roles import counterpart, role_table
-from teacher_server.realign.vocabulary import incomplete_tail, read_vocabulary
+from teacher_server.realign.pair.levels import pair_level
+from teacher_server.realign.pair.roles import counterpart, role_table
+from teacher_server.realign.pair.vocabulary import incomplete_tail, read_vocabulary
 from tests.realign.real_tokenizers import vocabulary
 from tests.realign.toys import bpe_document
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_server.realign.encoder import byte_alphabet
-from teacher_server.realign.tables import ROOT, PairTables, build_static
-from teacher_server.realign.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.pair.encoder import byte_alphabet
+from teacher_server.realign.pair.tables import ROOT, PairTables, build_static
+from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 
 SPACE = next(letter for letter, byte in byte_alphabet().items() if byte == 32)
 

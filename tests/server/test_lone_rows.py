@@ -13,9 +13,9 @@ from tokenizers import Tokenizer
 from teacher_server.config import TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, Rows, Sequence
 from teacher_server.realign.carry import Realigner
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.tables import PairTables, build_static
-from teacher_server.realign.vocabulary import read_vocabulary
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.vocabulary import read_vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
 from teacher_server.scoring.realigned import learn_lone, lone_prompt
 from teacher_server.scoring.realigned_path import realigned_scores
 from teacher_server.tokenizers.pairs import Pair

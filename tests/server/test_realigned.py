@@ -24,10 +24,10 @@ from transformers import AutoTokenizer
 
 from teacher_server.http.models import ScoreReplyBody
 from teacher_server.realign.carry import Realigner
-from teacher_server.realign.leaks import LoneRows
-from teacher_server.realign.rows import teacher_rows
-from teacher_server.realign.tables import PairTables, build_static
-from teacher_server.realign.vocabulary import read_vocabulary
+from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.vocabulary import read_vocabulary
+from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.rows import teacher_rows
 from tests.server.crossed import (
     TEXT,
     block,

@@ -67,7 +67,7 @@ async def test_registered_tokenizers_survive_a_restart(
                 for _ in range(2):
                     await server.client.register_tokenizer(upload(student_file), timeout=LONG)
             else:
-                monkeypatch.setattr("teacher_server.realign.cache.build_static", None)
+                monkeypatch.setattr("teacher_server.realign.pair.cache.build_static", None)
             replies.append(await server.score(request(server, student_file, tokens)))
     np.testing.assert_array_equal(replies[0].results[0].top_ids, replies[1].results[0].top_ids)
     monkeypatch.undo()

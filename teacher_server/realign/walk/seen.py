@@ -11,11 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LearntPair, shares_behind
-from teacher_server.realign.masses import places
-from teacher_server.realign.rows import TeacherRows
-from teacher_server.realign.tables import SETTLED_LEAK
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.tables import SETTLED_LEAK
+from teacher_server.realign.walk.extensions import LearntPair, shares_behind
+from teacher_server.realign.walk.masses import places
+from teacher_server.realign.walk.rows import TeacherRows
 
 Int64 = NDArray[np.int64]
 # As often must a token have been seen before its estimate is set aside as too high.

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.leaks import LearntPair, LoneRows, TokenLeaks, is_told
-from teacher_server.realign.masses import Collected, Walked, entries, open_entries, places
-from teacher_server.realign.paths import StartFinder, Starts, Unknown
-from teacher_server.realign.rows import NO_ROW, Float64, TeacherRows
-from teacher_server.realign.seen import SeenLeaks
-from teacher_server.realign.states import ALONE, OPEN, UNTOLD
-from teacher_server.realign.tables import NO_STATE, ROOT, PairTables
-from teacher_server.realign.written import CONTRADICTS
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.tables import NO_STATE, ROOT, PairTables
+from teacher_server.realign.walk.extensions import LearntPair, LoneRows, TokenLeaks, is_told
+from teacher_server.realign.walk.masses import Collected, Walked, entries, open_entries, places
+from teacher_server.realign.walk.paths import StartFinder, Starts, Unknown
+from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
+from teacher_server.realign.walk.seen import SeenLeaks
+from teacher_server.realign.walk.states import ALONE, OPEN, UNTOLD
+from teacher_server.realign.walk.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # An entry with a smaller part of its row's or path's mass is not looked at one by one:

@@ -15,8 +15,8 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Bool, Int32, SpecialRole, UInt8
 
-from teacher_server.realign.encoder import ByteEncoder, byte_alphabet
-from teacher_server.realign.roles import role_table
+from teacher_server.realign.pair.encoder import ByteEncoder, byte_alphabet
+from teacher_server.realign.pair.roles import role_table
 
 Kind = Literal["byte_level", "byte_fallback"]
 MAX_ID = 2**22

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32, Level
 
-from teacher_server.realign.levels import pair_level
-from teacher_server.realign.roles import TERMINATORS, counterpart
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.levels import pair_level
+from teacher_server.realign.pair.roles import TERMINATORS, counterpart
+from teacher_server.realign.pair.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
 # Unsettled mass, as a part of a token's own, up to which the token counts as known.

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher_server.realign.tables import PairTables, StaticTables, build_static
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.tables import PairTables, StaticTables, build_static
+from teacher_server.realign.pair.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
 FORMAT = 5

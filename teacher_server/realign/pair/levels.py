@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from teacher_proto.types import Level
 
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.vocabulary import Vocabulary
 
 
 def pair_level(student: Vocabulary, teacher: Vocabulary) -> Level:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_server.realign.rows import Float64
+from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
 OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]

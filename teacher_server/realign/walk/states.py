@@ -13,12 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
-from teacher_server.realign.layout import Layout
-from teacher_server.realign.memo import ABSENT, Memo
-from teacher_server.realign.spaces import FOLLOWING, ends_in_spaces
-from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import incomplete_tail, is_mark
-from teacher_server.realign.written import CONTRADICTS, NOTHING, Left, lefts_alone, tokens_at
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.pair.vocabulary import incomplete_tail, is_mark
+from teacher_server.realign.walk.memo import ABSENT, Memo
+from teacher_server.realign.walk.spaces import FOLLOWING, ends_in_spaces
+from teacher_server.realign.walk.written import CONTRADICTS, NOTHING, Left, lefts_alone, tokens_at
 
 Int64 = NDArray[np.int64]
 # States kept; beyond it the automaton starts anew with the next rollout.

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Int32, Level
 
-from teacher_server.realign.encoder import Encoded
-from teacher_server.realign.tables import PairTables
-from teacher_server.realign.vocabulary import Vocabulary
+from teacher_server.realign.pair.encoder import Encoded
+from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.pair.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
 # Inside a longer pre-token (Chinese has no spaces) a boundary counts as settled

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32
 
-from teacher_server.realign.masses import places
-from teacher_server.realign.rows import Float64
-from teacher_server.realign.states import ALONE, OPEN, UNTOLD, StudentStates
-from teacher_server.realign.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
-from teacher_server.realign.written import CONTRADICTS, END, OwnPairs, followed
+from teacher_server.realign.pair.tables import NO_STATE, ROOT, SETTLED_LEAK, PairTables
+from teacher_server.realign.walk.masses import places
+from teacher_server.realign.walk.rows import Float64
+from teacher_server.realign.walk.states import ALONE, OPEN, UNTOLD, StudentStates
+from teacher_server.realign.walk.written import CONTRADICTS, END, OwnPairs, followed
 
 Int64 = NDArray[np.int64]
 # Continuations with less mass are not looked up.

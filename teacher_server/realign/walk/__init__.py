@@ -1,0 +1,1 @@
+"""How each teacher row's probability reaches the student's tokens."""
