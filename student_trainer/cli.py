@@ -13,7 +13,7 @@ from teacher_proto.program import add_completion, run_program
 if TYPE_CHECKING:
     from teacher_proto.settings import Resolved
 
-    from student_trainer.config import TrainConfig
+    from student_trainer.settings.train import TrainConfig
 
 ENV_PREFIX = "LSM_TRAINER"
 
@@ -66,8 +66,8 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     """The settings of ``train`` and ``doctor``; raises ConfigurationError."""
     from teacher_proto.settings import from_environment_only, load_settings
 
-    from student_trainer.config import TrainConfig
     from student_trainer.recipes import config_files
+    from student_trainer.settings.train import TrainConfig
 
     files = config_files(arguments.configs)
     resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)

@@ -18,9 +18,9 @@ from teacher_proto.errors import ConfigurationError, ContractMismatchError
 if TYPE_CHECKING:
     from teacher_proto.examination import Examination
 
-    from student_trainer.config import TrainConfig
     from student_trainer.data import PromptSets
     from student_trainer.model import Student
+    from student_trainer.settings.train import TrainConfig
     from student_trainer.teacher import TeacherLink
 
 # Beyond this, tokens and certificates may be valid on one side only, seconds.

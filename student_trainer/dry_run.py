@@ -12,7 +12,7 @@ from pathlib import Path
 from teacher_proto.errors import LsmError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
-from student_trainer.config import TrainConfig
+from student_trainer.settings.train import TrainConfig
 from student_trainer.teacher_connection import connect, named
 
 PATIENCE = 2.0  # seconds

@@ -6,7 +6,6 @@ import shutil
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.config import TrainConfig
 from student_trainer.data import PromptSets
 from student_trainer.evaluation import (
     Evaluation,
@@ -20,6 +19,7 @@ from student_trainer.evaluation import (
 )
 from student_trainer.model import Student
 from student_trainer.run_dir import RunDirectory
+from student_trainer.settings.train import TrainConfig
 from student_trainer.teacher import TeacherLink
 
 

@@ -19,7 +19,7 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import Bool, Int32
 
-from student_trainer.loss_config import MaskSettings
+from student_trainer.settings.loss import MaskSettings
 
 
 @dataclass(frozen=True)

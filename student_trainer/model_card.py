@@ -13,9 +13,9 @@ from typing import Any
 
 from teacher_proto.types import TeacherInfo
 
-from student_trainer.config import TrainConfig
 from student_trainer.data.rows import is_hub_name
 from student_trainer.report.figures import shown_figures
+from student_trainer.settings.train import TrainConfig
 
 TEMPLATE = "model_card.md.j2"
 SETTINGS = (

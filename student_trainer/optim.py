@@ -15,7 +15,7 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from torch import Tensor, nn
 
-from student_trainer.config import OptimizerSettings
+from student_trainer.settings.train import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

@@ -6,10 +6,10 @@ from __future__ import annotations
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.config import EvaluationSettings, TrainConfig
 from student_trainer.data import PromptSets, load_prompts
 from student_trainer.evaluation.frozen import ROUNDS, evaluated_prompts
 from student_trainer.model import Student
+from student_trainer.settings.train import EvaluationSettings, TrainConfig
 from student_trainer.student_tokenizer import load_tokenizer
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.config import CheckpointSettings
 from student_trainer.run_dir import read_metrics
+from student_trainer.settings.train import CheckpointSettings
 
 
 class RecentMetric:

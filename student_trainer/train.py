@@ -13,7 +13,6 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.settings import to_toml
 
 from student_trainer import run_dir
-from student_trainer.config import TrainConfig
 from student_trainer.data import PromptOrder, PromptSets
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.evaluation import evaluated_prompts
@@ -26,6 +25,7 @@ from student_trainer.progress import Progress
 from student_trainer.prompt_needs import check_ids, notes, read_prompts
 from student_trainer.run_dir import RunDirectory
 from student_trainer.run_lock import locked
+from student_trainer.settings.train import TrainConfig
 from student_trainer.signals import Stopper
 from student_trainer.teacher import TeacherLink
 from student_trainer.teacher_connection import check_reachable

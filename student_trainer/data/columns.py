@@ -9,7 +9,7 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.strict_json import StrictJsonError, parse_json
 
-from student_trainer.data_config import ColumnSettings
+from student_trainer.settings.data import ColumnSettings
 
 COLUMNS = ("messages", "prompt")
 

@@ -21,9 +21,9 @@ from teacher_proto.types import ChatMessage, ChatPrompt, Int32, Prompt, TextProm
 
 from student_trainer.data.columns import own_arguments, prompt_column
 from student_trainer.data.rows import Source, read_rows
-from student_trainer.data_config import DataSettings
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
+from student_trainer.settings.data import DataSettings
 
 log = logging.getLogger(__name__)
 

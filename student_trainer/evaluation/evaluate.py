@@ -15,7 +15,6 @@ from teacher_proto.errors import LsmError
 from teacher_proto.types import ChatPrompt, TeacherInfo, TextPrompt
 from torch import Tensor
 
-from student_trainer.config import EvaluationSettings, RolloutSettings
 from student_trainer.evaluation.cache import cached_rows
 from student_trainer.evaluation.divergence import row_divergence
 from student_trainer.evaluation.frozen import (
@@ -51,6 +50,7 @@ from student_trainer.head import head_logits
 from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.settings.train import EvaluationSettings, RolloutSettings
 from student_trainer.teacher import TeacherLink
 
 

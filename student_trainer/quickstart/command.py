@@ -21,7 +21,7 @@ from teacher_proto.errors import ConfigurationError, LsmError, TeacherUnavailabl
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from student_trainer.config import TrainConfig
+    from student_trainer.settings.train import TrainConfig
 
 DROPPED_LAYERS = (3, 5, 7, 12, 14, 17)
 ENV_PREFIX = "LSM_TRAINER"
@@ -200,7 +200,7 @@ def load_config(
     """The packaged settings with the caller's changes; raises ConfigurationError."""
     from teacher_proto.settings import load_settings
 
-    from student_trainer.config import TrainConfig
+    from student_trainer.settings.train import TrainConfig
 
     decided = sorted(key for text in overrides if (key := text.partition("=")[0].strip()) in flags)
     if decided:

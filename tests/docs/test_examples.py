@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from student_trainer import recipes
-from student_trainer.config import TrainConfig
-from student_trainer.data_config import DataSettings
+from student_trainer.settings.data import DataSettings
+from student_trainer.settings.train import TrainConfig
 from tests.server.running import Running, running
 
 ROOT = Path(__file__).parents[2]

@@ -15,9 +15,9 @@ from teacher_proto.types import ChatMessage, ChatPrompt, ScoreRequest
 from teacher_proto.v1 import score_pb2
 from transformers import AutoTokenizer
 
-from student_trainer.config import DataSettings, StudentSettings
 from student_trainer.data import load_prompts
 from student_trainer.model import load_student
+from student_trainer.settings.train import DataSettings, StudentSettings
 from tests.realign.real_tokenizers import CONFIG_SHA256, chat_template
 from tests.server.conversations import ARGUMENTS, ROWS, TOOLS, USER, called
 from tests.server.processes import serving

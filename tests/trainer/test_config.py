@@ -10,8 +10,8 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.settings import load_settings, to_toml
 
-from student_trainer.config import TrainConfig
-from student_trainer.loss_config import LsmLoss, SampledTokenLoss
+from student_trainer.settings.loss import LsmLoss, SampledTokenLoss
+from student_trainer.settings.train import TrainConfig
 
 MakeConfig = Callable[..., TrainConfig]
 

@@ -12,9 +12,9 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatPrompt, TextPrompt
 
-from student_trainer.config import DataSettings, StudentSettings
 from student_trainer.data import PromptOrder, load_prompts
 from student_trainer.model import Student, load_student
+from student_trainer.settings.train import DataSettings, StudentSettings
 
 USER = [{"role": "user", "content": "hello there"}]
 

@@ -16,7 +16,6 @@ from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.types import ContinuationScores, Level, ScoreReply, ScoreRequest
 
 from student_trainer import in_flight
-from student_trainer.config import TeacherSettings, TrainConfig
 from student_trainer.data import load_prompts
 from student_trainer.importance import log_ratios, truncated_weights
 from student_trainer.losses.base import Head, LossBatch
@@ -25,6 +24,7 @@ from student_trainer.model import Student
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.settings.train import TeacherSettings, TrainConfig
 from student_trainer.teacher import TeacherLink
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
 from tests.support.scripted_teacher import serving_in_thread

@@ -15,9 +15,9 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program import run_program
 
 from student_trainer import cli
-from student_trainer.config import TrainConfig
 from student_trainer.evaluation import load_frozen
 from student_trainer.prompt_needs import notes, read_prompts
+from student_trainer.settings.train import TrainConfig
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve
 

@@ -14,9 +14,9 @@ from teacher_proto.settings import load_settings
 
 from student_trainer import checkpoint, recipes
 from student_trainer.cli import run as run_cli
-from student_trainer.config import TrainConfig
 from student_trainer.prune import prune
 from student_trainer.run_dir import RunDirectory, read_metrics
+from student_trainer.settings.train import TrainConfig
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve
 

@@ -15,10 +15,10 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.settings import to_toml
 
-from student_trainer.config import TrainConfig
 from student_trainer.doctor import check_run_directory
 from student_trainer.quickstart.command import move_aside
 from student_trainer.run_lock import check_free, locked
+from student_trainer.settings.train import TrainConfig
 from student_trainer.train import train
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, serve, steps, trainer
 from tests.trainer.test_run import in_directory, losses

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from student_trainer.settings_base import Count, Positive, PositiveInt, Settings, Share
+from student_trainer.settings.base import Count, Positive, PositiveInt, Settings, Share
 
 Support = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from student_trainer.settings_base import PositiveInt, Settings
+from student_trainer.settings.base import PositiveInt, Settings
 
 Name = Annotated[
     str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v), Field(min_length=1)

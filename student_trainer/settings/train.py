@@ -12,9 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 
-from student_trainer.data_config import DataSettings
-from student_trainer.loss_config import LossConfig, LsmLoss, SampledTokenLoss
-from student_trainer.settings_base import (
+from student_trainer.settings.base import (
     Count,
     NonNegative,
     Positive,
@@ -22,6 +20,8 @@ from student_trainer.settings_base import (
     Settings,
     Share,
 )
+from student_trainer.settings.data import DataSettings
+from student_trainer.settings.loss import LossConfig, LsmLoss, SampledTokenLoss
 from student_trainer.trackers import check_names
 
 # Figures of fewer frozen positions are mostly noise.
