@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from teacher_proto.examination import Examination
 
     from student_trainer.data import PromptSets
-    from student_trainer.model import Student
     from student_trainer.settings.train import TrainConfig
+    from student_trainer.student.model import Student
     from student_trainer.teacher import TeacherLink
 
 # Beyond this, tokens and certificates may be valid on one side only, seconds.
@@ -136,8 +136,8 @@ def check_clock(config: TrainConfig) -> str:
 
 
 def check_student(config: TrainConfig, students: list[Student]) -> str:
-    from student_trainer.model import load_student
-    from student_trainer.vocabulary import describe
+    from student_trainer.student.model import load_student
+    from student_trainer.student.vocabulary import describe
 
     student = load_student(config.student)
     students.append(student)

@@ -12,12 +12,12 @@ import os
 from typing import TextIO
 
 from student_trainer import realigned
-from student_trainer.masking import token_mask
-from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.loss import LossConfig, SampledTokenLoss
 from student_trainer.settings.train import RolloutSettings
+from student_trainer.student.masking import token_mask
+from student_trainer.student.model import Student
 from student_trainer.teacher import TeacherLink
 
 RESPONSE_TOKENS = 48

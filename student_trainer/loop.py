@@ -22,7 +22,6 @@ from teacher_proto.types import ContinuationScores
 
 from student_trainer import checkpoint, in_flight, metrics, run_dir
 from student_trainer.data import PromptSets
-from student_trainer.model import Student, save_weights
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.progress import Progress
 from student_trainer.realigned import low_coverage
@@ -31,6 +30,7 @@ from student_trainer.rng import capture_rng, restore_rng
 from student_trainer.run_dir import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.signals import Stopped, Stopper
+from student_trainer.student.model import Student, save_weights
 from student_trainer.teacher import TeacherLink
 from student_trainer.track_best import RecentMetric
 from student_trainer.update import Updater, split

@@ -15,7 +15,7 @@ from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
 from teacher_proto.types import Level, ServerLimits, SpecialRole, TeacherInfo, TokenizerUpload
 
-from student_trainer.model import Student
+from student_trainer.student.model import Student
 
 THINKING = {
     "<think>": SpecialRole.THINK_OPEN,

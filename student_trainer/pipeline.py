@@ -18,10 +18,10 @@ from itertools import groupby
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptOrder
-from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.model import Student
 from student_trainer.student_support import with_student_support
 from student_trainer.teacher import TeacherLink
 

@@ -8,9 +8,9 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import PromptSets, load_prompts
 from student_trainer.evaluation.frozen import ROUNDS, evaluated_prompts
-from student_trainer.model import Student
 from student_trainer.settings.train import EvaluationSettings, TrainConfig
-from student_trainer.student_tokenizer import load_tokenizer
+from student_trainer.student.model import Student
+from student_trainer.student.tokenizer import load_tokenizer
 
 
 def read_prompts(config: TrainConfig) -> PromptSets:

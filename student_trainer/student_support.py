@@ -16,8 +16,8 @@ import torch
 
 from student_trainer.batching import micro_batch, plan, sequence
 from student_trainer.losses.normaliser import top_ids
-from student_trainer.model import Student, hidden_states
 from student_trainer.rollout.base import Rollout
+from student_trainer.student.model import Student, hidden_states
 
 
 @torch.no_grad()

@@ -19,7 +19,6 @@ from student_trainer.evaluation import evaluated_prompts
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.hub import check_can_push, push
 from student_trainer.loop import TrainingLoop
-from student_trainer.model import Student, load_student, save_final
 from student_trainer.model_card import write_card
 from student_trainer.progress import Progress
 from student_trainer.prompt_needs import check_ids, notes, read_prompts
@@ -27,10 +26,11 @@ from student_trainer.run_dir import RunDirectory
 from student_trainer.run_lock import locked
 from student_trainer.settings.train import TrainConfig
 from student_trainer.signals import Stopper
+from student_trainer.student.model import Student, load_student, save_final
+from student_trainer.student.vocabulary import describe
 from student_trainer.teacher import TeacherLink
 from student_trainer.teacher_connection import check_reachable
 from student_trainer.trackers import RunFacts, Trackers, check_installed
-from student_trainer.vocabulary import describe
 
 log = logging.getLogger(__name__)
 

@@ -33,9 +33,7 @@ from student_trainer.batching import (
 from student_trainer.importance import log_ratios, truncated_weights
 from student_trainer.losses import LOSSES, choose_support, chunk_policy
 from student_trainer.losses.base import LossBatch, LossResult, LossSettings
-from student_trainer.masking import token_mask
 from student_trainer.metrics import UpdateFigures
-from student_trainer.model import Student, hidden_states
 from student_trainer.optim import Optimizer, learning_rate
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.loss import (
@@ -45,6 +43,8 @@ from student_trainer.settings.loss import (
     UnnormalisedReverseKlLoss,
 )
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.masking import token_mask
+from student_trainer.student.model import Student, hidden_states
 
 # Gives the scores of one response of the update, waiting for them when needed.
 ScoreSource = Callable[[int], ContinuationScores]

@@ -46,11 +46,11 @@ from student_trainer.evaluation.rows import (
     student_hidden,
     teacher_rows,
 )
-from student_trainer.head import head_logits
-from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import EvaluationSettings, RolloutSettings
+from student_trainer.student.head import head_logits
+from student_trainer.student.model import Student
 from student_trainer.teacher import TeacherLink
 
 

@@ -18,8 +18,8 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, Status
 from torch import Tensor
 
-from student_trainer.model import Student, hidden_states
 from student_trainer.rollout.base import PromptItem
+from student_trainer.student.model import Student, hidden_states
 from student_trainer.teacher import TeacherLink
 
 CHUNK_ROWS = 64

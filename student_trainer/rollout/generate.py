@@ -18,10 +18,10 @@ from teacher_proto.errors import LsmError
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.sampling import rollout_uniforms, sample
 from student_trainer.settings.train import RolloutSettings
+from student_trainer.student.model import Student
 
 Job = tuple[PromptItem, int]
 # Gets what ended at one token, as (place in the result, rollout), places ascending.

@@ -12,10 +12,10 @@ import torch
 from teacher_proto.types import TextPrompt
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from student_trainer.model import Student, load_student
 from student_trainer.quickstart.server import TeacherProcess
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.train import StudentSettings, TeacherSettings
+from student_trainer.student.model import Student, load_student
 from student_trainer.teacher import TeacherLink
 
 # 2,560 bytes a full row of 320 ids: 23 rows a request, less than a chunk.

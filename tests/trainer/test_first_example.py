@@ -13,11 +13,11 @@ from teacher_proto.types import TextPrompt
 
 from student_trainer.data import load_prompts
 from student_trainer.first_example import first_example, table, wants_colour
-from student_trainer.model import Student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.loss import LsmLoss, MaskSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.model import Student
 
 LINE = re.compile(r" *(-?\d+)  +(\d+)  (prompt|loss|masked) +['\"].*['\"]")
 

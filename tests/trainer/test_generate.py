@@ -11,10 +11,10 @@ import torch
 from teacher_proto.errors import LsmError
 
 from student_trainer.data import load_prompts
-from student_trainer.model import Student, load_student
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import RolloutSettings, StudentSettings, TrainConfig
+from student_trainer.student.model import Student, load_student
 from tests.trainer.local_teacher import LocalTeacher
 
 ROLLOUT = RolloutSettings(group_size=3, max_new_tokens=24, batch_size=4, temperature=0.8)

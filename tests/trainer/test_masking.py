@@ -8,9 +8,9 @@ from teacher_proto.errors import ConfigurationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from student_trainer.masking import token_bytes, token_mask
-from student_trainer.model import Student
 from student_trainer.settings.loss import MaskSettings
+from student_trainer.student.masking import token_bytes, token_mask
+from student_trainer.student.model import Student
 
 
 def masked_texts(student: Student, text: str, **settings: object) -> list[str]:

@@ -13,11 +13,11 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from student_trainer import model as model_module
-from student_trainer.head import head_logits
 from student_trainer.losses.base import Head
-from student_trainer.model import Student, hidden_states, load_student
 from student_trainer.settings.train import LoraSettings, StudentSettings
+from student_trainer.student import model as model_module
+from student_trainer.student.head import head_logits
+from student_trainer.student.model import Student, hidden_states, load_student
 
 
 def test_hidden_states_do_not_depend_on_padding(student: Student) -> None:

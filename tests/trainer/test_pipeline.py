@@ -20,11 +20,11 @@ from student_trainer.data import load_prompts
 from student_trainer.importance import log_ratios, truncated_weights
 from student_trainer.losses.base import Head, LossBatch
 from student_trainer.metrics import UpdateFigures
-from student_trainer.model import Student
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TeacherSettings, TrainConfig
+from student_trainer.student.model import Student
 from student_trainer.teacher import TeacherLink
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
 from tests.support.scripted_teacher import serving_in_thread

@@ -20,11 +20,11 @@ from student_trainer import checkpoint
 from student_trainer.cli import run as run_cli
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
-from student_trainer.model import Student, load_student
 from student_trainer.rng import restore_rng
 from student_trainer.rollout.generate import generate
 from student_trainer.run_dir import RunDirectory
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.model import Student, load_student
 from student_trainer.teacher import TeacherLink
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts

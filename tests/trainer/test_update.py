@@ -16,10 +16,10 @@ from teacher_proto.types import ContinuationScores, Status
 from student_trainer import batching
 from student_trainer.data import load_prompts
 from student_trainer.metrics import UpdateFigures, step_metrics
-from student_trainer.model import Student, load_student
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import StudentSettings, TrainConfig
+from student_trainer.student.model import Student, load_student
 from student_trainer.update import Updater, split
 from tests.trainer.local_teacher import LocalTeacher
 

@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForC
 from student_trainer.data import load_prompts
 from student_trainer.doctor import check_student
 from student_trainer.evaluation import load_evaluation
-from student_trainer.model import load_student
 from student_trainer.prompt_needs import check_ids
 from student_trainer.rollout import sampling
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import RolloutSettings, StudentSettings, TrainConfig
+from student_trainer.student.model import load_student
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve

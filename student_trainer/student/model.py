@@ -19,11 +19,11 @@ from teacher_proto.types import Int32
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from student_trainer.head import check_mergeable, head_logits, read_head
 from student_trainer.losses.base import Head
 from student_trainer.settings.train import LoraSettings, StudentSettings
-from student_trainer.student_tokenizer import cannot_load, load_tokenizer
-from student_trainer.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
+from student_trainer.student.head import check_mergeable, head_logits, read_head
+from student_trainer.student.tokenizer import cannot_load, load_tokenizer
+from student_trainer.student.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 PROBE_TOKENS = 16
