@@ -35,7 +35,7 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.run_dir import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 from tests.support.models import make_tiny_model
 
 WARMUP = 2

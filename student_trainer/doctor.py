@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from student_trainer.data import PromptSets
     from student_trainer.settings.train import TrainConfig
     from student_trainer.student.model import Student
-    from student_trainer.teacher import TeacherLink
+    from student_trainer.teacher.link import TeacherLink
 
 # Beyond this, tokens and certificates may be valid on one side only, seconds.
 CLOCK_TOLERANCE = 30.0
@@ -108,7 +108,7 @@ def check_trackers(config: TrainConfig) -> str:
 
 
 def check_teacher(config: TrainConfig) -> str:
-    from student_trainer.teacher_connection import check_reachable
+    from student_trainer.teacher.connection import check_reachable
 
     check_reachable(config.teacher, config.run.name)
     return f"{config.teacher.name} answers at {config.teacher.address}"
@@ -120,7 +120,7 @@ def check_clock(config: TrainConfig) -> str:
     Raises:
         ConfigurationError: the clocks are more than ``CLOCK_TOLERANCE`` apart.
     """
-    from student_trainer.teacher_connection import service_date
+    from student_trainer.teacher.connection import service_date
 
     theirs = service_date(config.teacher, config.run.name)
     if theirs is None:
@@ -176,7 +176,7 @@ def check_data(config: TrainConfig, prompts: list[PromptSets]) -> str:
 def check_tokenizer(
     config: TrainConfig, student: Student, links: list[TeacherLink], stack: ExitStack
 ) -> str:
-    from student_trainer.teacher import TeacherLink
+    from student_trainer.teacher.link import TeacherLink
     from student_trainer.train import check_realigned
 
     link = TeacherLink(config.teacher, student, run=config.run.name)

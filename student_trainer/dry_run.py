@@ -13,7 +13,7 @@ from teacher_proto.errors import LsmError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
 from student_trainer.settings.train import TrainConfig
-from student_trainer.teacher_connection import connect, named
+from student_trainer.teacher.connection import connect, named
 
 PATIENCE = 2.0  # seconds
 

@@ -20,7 +20,7 @@ from student_trainer.evaluation import (
 from student_trainer.run_dir import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 
 class RunEvaluation:

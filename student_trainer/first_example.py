@@ -18,7 +18,7 @@ from student_trainer.settings.loss import LossConfig, SampledTokenLoss
 from student_trainer.settings.train import RolloutSettings
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 RESPONSE_TOKENS = 48
 PROMPT_HEAD, PROMPT_TAIL = 8, 24

@@ -31,7 +31,7 @@ from student_trainer.run_dir import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.signals import Stopped, Stopper
 from student_trainer.student.model import Student, save_weights
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 from student_trainer.track_best import RecentMetric
 from student_trainer.update import Updater, split
 

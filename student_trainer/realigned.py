@@ -18,7 +18,7 @@ from teacher_proto.types import (
 
 from student_trainer.metrics import Means
 from student_trainer.rollout.base import Rollout
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 # A step beyond one of these is warned of (docs/training.md).
 LOW_COVERAGE = 0.8

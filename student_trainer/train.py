@@ -28,8 +28,8 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.signals import Stopper
 from student_trainer.student.model import Student, load_student, save_final
 from student_trainer.student.vocabulary import describe
-from student_trainer.teacher import TeacherLink
-from student_trainer.teacher_connection import check_reachable
+from student_trainer.teacher.connection import check_reachable
+from student_trainer.teacher.link import TeacherLink
 from student_trainer.trackers import RunFacts, Trackers, check_installed
 
 log = logging.getLogger(__name__)

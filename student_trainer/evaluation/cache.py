@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from student_trainer.evaluation.rows import TEMPERATURE, Selection, TeacherRows, teacher_rows
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 ROWS = "teacher_rows.npy"
 OWNER = "teacher_rows.json"

@@ -51,7 +51,7 @@ from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import EvaluationSettings, RolloutSettings
 from student_trainer.student.head import head_logits
 from student_trainer.student.model import Student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 
 def evaluate(

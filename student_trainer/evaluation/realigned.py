@@ -27,7 +27,7 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 
 def check_top_k(teacher: TeacherLink, top_k: int) -> None:

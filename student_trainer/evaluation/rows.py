@@ -20,7 +20,7 @@ from torch import Tensor
 
 from student_trainer.rollout.base import PromptItem
 from student_trainer.student.model import Student, hidden_states
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 CHUNK_ROWS = 64
 IN_FLIGHT = 4

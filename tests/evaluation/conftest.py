@@ -16,7 +16,7 @@ from student_trainer.quickstart.server import TeacherProcess
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.train import StudentSettings, TeacherSettings
 from student_trainer.student.model import Student, load_student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 # 2,560 bytes a full row of 320 ids: 23 rows a request, less than a chunk.
 SMALL_REPLIES = ("--set", "limits.max_reply_bytes=65536", "--device", "cpu", "--dtype", "float32")

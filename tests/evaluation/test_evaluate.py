@@ -26,7 +26,7 @@ from student_trainer.evaluation.rows import dense
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.train import EvaluationSettings, RolloutSettings
 from student_trainer.student.model import Student, hidden_states
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 
 SETTINGS = EvaluationSettings(prompts=8, frozen_rows=256, max_new_tokens=40, batch_size=3)
 ROLLOUT = RolloutSettings(temperature=1.0, top_p=0.9)

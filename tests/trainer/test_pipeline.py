@@ -25,7 +25,7 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TeacherSettings, TrainConfig
 from student_trainer.student.model import Student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
 from tests.support.scripted_teacher import serving_in_thread
 from tests.trainer.local_teacher import LocalTeacher

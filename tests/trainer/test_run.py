@@ -25,7 +25,7 @@ from student_trainer.rollout.generate import generate
 from student_trainer.run_dir import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from student_trainer.teacher import TeacherLink
+from student_trainer.teacher.link import TeacherLink
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts
 from tests.trainer.local_teacher import LocalTeacher

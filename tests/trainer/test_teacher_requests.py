@@ -24,8 +24,8 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from student_trainer.teacher import TeacherLink
-from student_trainer.teacher_requests import (
+from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.requests import (
     concatenate,
     reply_bytes,
     request_bytes,

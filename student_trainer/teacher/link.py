@@ -35,12 +35,12 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from student_trainer.own_tokenizer import teach, upload_of
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.train import TeacherSettings
 from student_trainer.student.model import Student
-from student_trainer.teacher_connection import connect, named
-from student_trainer.teacher_requests import (
+from student_trainer.teacher.connection import connect, named
+from student_trainer.teacher.own_tokenizer import teach, upload_of
+from student_trainer.teacher.requests import (
     MESSAGE_BYTES,
     concatenate,
     reply_bytes,

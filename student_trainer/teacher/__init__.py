@@ -1,0 +1,1 @@
+"""The trainer as a client of its teacher: connection, requests, registration."""
