@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 from typing import TextIO
 
-from student_trainer import realigned
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.loss import LossConfig, SampledTokenLoss
@@ -19,6 +18,7 @@ from student_trainer.settings.train import RolloutSettings
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.update import realigned
 
 RESPONSE_TOKENS = 48
 PROMPT_HEAD, PROMPT_TAIL = 8, 24

@@ -22,8 +22,8 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
-from student_trainer.student_support import with_student_support
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.update.student_support import with_student_support
 
 
 @dataclass(frozen=True)

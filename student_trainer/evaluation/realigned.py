@@ -22,12 +22,12 @@ from student_trainer.evaluation.results import ChunkLikelihood, RealignedDiverge
 from student_trainer.evaluation.rows import CHUNK_ROWS, TEMPERATURE, Selection, student_hidden
 from student_trainer.losses.divergences import forward_kl, renormalise, reverse_kl
 from student_trainer.losses.normaliser import token_log_probs
-from student_trainer.realigned import chunks_known
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.update.realigned import chunks_known
 
 
 def check_top_k(teacher: TeacherLink, top_k: int) -> None:

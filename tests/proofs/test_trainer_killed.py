@@ -73,7 +73,7 @@ def test_a_resume_that_forgets_something_is_noticed(
 STOPS = {
     "writing": ("student_trainer.rollout.generate:_Sampler.__call__", 72, 1),
     "waiting": ("student_trainer.loop:TrainingLoop._scores", 8, 1),
-    "updating": ("student_trainer.optim:Optimizer.step", 2, 2),
+    "updating": ("student_trainer.update.optim:Optimizer.step", 2, 2),
     "saving": ("student_trainer.checkpoint:_sync", 2, 2),
 }
 

@@ -10,15 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto.types import ContinuationScores, Status, TextPrompt
 
-from student_trainer.batching import (
+from student_trainer.losses import choose_support
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.update.batching import (
     loss_batch,
     micro_batch,
     plan,
     sequence,
     sequence_weights,
 )
-from student_trainer.losses import choose_support
-from student_trainer.rollout.base import PromptItem, Rollout
 
 
 def rollout(prompt: int, response: int, first: int = 0) -> Rollout:

@@ -20,14 +20,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from student_trainer.data import load_prompts
 from student_trainer.dry_run import compare_tokenizers
-from student_trainer.metrics import UpdateFigures
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import StudentSettings, TrainConfig
 from student_trainer.student.model import load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.own_tokenizer import special_roles
 from student_trainer.train import train
-from student_trainer.update import Updater
+from student_trainer.update.metrics import UpdateFigures
+from student_trainer.update.updater import Updater
 from tests.support.models import ENGLISH, make_tiny_model
 from tests.trainer.processes import Server, serve
 from tests.trainer.test_run import (

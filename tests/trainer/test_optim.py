@@ -7,8 +7,8 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from torch import nn
 
-from student_trainer.optim import Optimizer, learning_rate
 from student_trainer.settings.train import OptimizerSettings
+from student_trainer.update.optim import Optimizer, learning_rate
 
 
 def test_schedules() -> None:

@@ -17,15 +17,15 @@ from teacher_proto.types import ContinuationScores, Level, ScoreReply, ScoreRequ
 
 from student_trainer import in_flight
 from student_trainer.data import load_prompts
-from student_trainer.importance import log_ratios, truncated_weights
 from student_trainer.losses.base import Head, LossBatch
-from student_trainer.metrics import UpdateFigures
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TeacherSettings, TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.update.importance import log_ratios, truncated_weights
+from student_trainer.update.metrics import UpdateFigures
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
 from tests.support.scripted_teacher import serving_in_thread
 from tests.trainer.local_teacher import LocalTeacher

@@ -12,14 +12,14 @@ import torch
 from teacher_proto.errors import LsmError, PoisonedReplyError
 from teacher_proto.types import Bool, ContinuationScores, PositionClass, Realignment, Status
 
-from student_trainer import realigned
 from student_trainer.evaluation.realigned import chunk_likelihood
-from student_trainer.metrics import step_metrics
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import load_student
-from student_trainer.update import Updater
+from student_trainer.update import realigned
+from student_trainer.update.metrics import step_metrics
+from student_trainer.update.updater import Updater
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import Case, assert_close, row_losses
 

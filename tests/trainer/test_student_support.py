@@ -12,13 +12,13 @@ import torch
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import load_prompts
-from student_trainer.metrics import UpdateFigures
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from student_trainer.student_support import with_student_support
-from student_trainer.update import Updater
+from student_trainer.update.metrics import UpdateFigures
+from student_trainer.update.student_support import with_student_support
+from student_trainer.update.updater import Updater
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import assert_close
 

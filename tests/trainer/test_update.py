@@ -13,14 +13,14 @@ import torch
 from teacher_proto.errors import LsmError
 from teacher_proto.types import ContinuationScores, Status
 
-from student_trainer import batching
 from student_trainer.data import load_prompts
-from student_trainer.metrics import UpdateFigures, step_metrics
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import StudentSettings, TrainConfig
 from student_trainer.student.model import Student, load_student
-from student_trainer.update import Updater, split
+from student_trainer.update import batching
+from student_trainer.update.metrics import UpdateFigures, step_metrics
+from student_trainer.update.updater import Updater, split
 from tests.trainer.local_teacher import LocalTeacher
 
 MakeConfig = Callable[..., TrainConfig]
@@ -141,7 +141,7 @@ def test_a_gather_shifted_by_one_is_noticed(
         batch = gather(*arguments)
         return replace(batch, rows=batch.rows - 1)
 
-    monkeypatch.setattr("student_trainer.update.micro_batch", shifted)
+    monkeypatch.setattr("student_trainer.update.updater.micro_batch", shifted)
     figures, _ = Case(make_config(tiny_model_dir), teacher).gradients()
     assert figures.losses[0] > 0.1
 

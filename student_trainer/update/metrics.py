@@ -11,11 +11,11 @@ import torch
 from teacher_proto.types import Bool
 from torch import Tensor
 
-from student_trainer.batching import MicroBatch
 from student_trainer.losses.base import Head, LossBatch, LossResult
 from student_trainer.losses.normaliser import row_statistics
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.sampling import stream
+from student_trainer.update.batching import MicroBatch
 
 
 class Means:

@@ -16,9 +16,9 @@ from teacher_proto.types import (
     Status,
 )
 
-from student_trainer.metrics import Means
 from student_trainer.rollout.base import Rollout
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.update.metrics import Means
 
 # A step beyond one of these is warned of (docs/training.md).
 LOW_COVERAGE = 0.8

@@ -21,20 +21,8 @@ from teacher_proto.errors import LsmError
 from teacher_proto.types import Bool, ContinuationScores, Float32
 from torch import Tensor
 
-from student_trainer import metrics, realigned
-from student_trainer.batching import (
-    MicroBatch,
-    loss_batch,
-    micro_batch,
-    plan,
-    sequence,
-    sequence_weights,
-)
-from student_trainer.importance import log_ratios, truncated_weights
 from student_trainer.losses import LOSSES, choose_support, chunk_policy
 from student_trainer.losses.base import LossBatch, LossResult, LossSettings
-from student_trainer.metrics import UpdateFigures
-from student_trainer.optim import Optimizer, learning_rate
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.loss import (
     SampledTokenLoss,
@@ -45,6 +33,18 @@ from student_trainer.settings.loss import (
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student, hidden_states
+from student_trainer.update import metrics, realigned
+from student_trainer.update.batching import (
+    MicroBatch,
+    loss_batch,
+    micro_batch,
+    plan,
+    sequence,
+    sequence_weights,
+)
+from student_trainer.update.importance import log_ratios, truncated_weights
+from student_trainer.update.metrics import UpdateFigures
+from student_trainer.update.optim import Optimizer, learning_rate
 
 # Gives the scores of one response of the update, waiting for them when needed.
 ScoreSource = Callable[[int], ContinuationScores]

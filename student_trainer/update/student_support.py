@@ -14,10 +14,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from student_trainer.batching import micro_batch, plan, sequence
 from student_trainer.losses.normaliser import top_ids
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.model import Student, hidden_states
+from student_trainer.update.batching import micro_batch, plan, sequence
 
 
 @torch.no_grad()

@@ -1,0 +1,1 @@
+"""From scored rollouts to one step of the optimizer."""
