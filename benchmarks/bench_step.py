@@ -32,7 +32,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.harness import print_table, write_result
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
-from student_trainer.run_dir import RunDirectory
+from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink

@@ -92,8 +92,8 @@ def examine(settings: Callable[[], TrainConfig]) -> Examination:
 
 
 def check_run_directory(config: TrainConfig) -> str:
-    from student_trainer.run_dir import RunDirectory, find_checkpoint
-    from student_trainer.run_lock import check_free
+    from student_trainer.run.directory import RunDirectory, find_checkpoint
+    from student_trainer.run.lock import check_free
 
     check_free(config.run.output_dir)
     found = find_checkpoint(RunDirectory(config.run.output_dir), config.checkpoint.resume)

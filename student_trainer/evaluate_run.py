@@ -17,7 +17,7 @@ from student_trainer.evaluation import (
     save_evaluation,
     save_frozen,
 )
-from student_trainer.run_dir import RunDirectory
+from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink

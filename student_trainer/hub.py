@@ -92,7 +92,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from student_trainer.run_dir import RunDirectory
+    from student_trainer.run.directory import RunDirectory
 
     check_can_push(arguments.repo)
     folder = RunDirectory(arguments.run_dir).model

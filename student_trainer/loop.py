@@ -20,18 +20,20 @@ from typing import Any
 from teacher_proto.errors import LsmError
 from teacher_proto.types import ContinuationScores
 
-from student_trainer import checkpoint, in_flight, run_dir
 from student_trainer.data import PromptSets
 from student_trainer.pipeline import Batch, Pipeline
-from student_trainer.progress import Progress
-from student_trainer.resume import check_resumable, in_flight_usable
-from student_trainer.rng import capture_rng, restore_rng
-from student_trainer.run_dir import RunDirectory
+from student_trainer.run import checkpoint
+from student_trainer.run import directory as run_dir
+from student_trainer.run import pending_batches as in_flight
+from student_trainer.run.best import RecentMetric
+from student_trainer.run.directory import RunDirectory
+from student_trainer.run.progress import Progress
+from student_trainer.run.resume import check_resumable, in_flight_usable
+from student_trainer.run.rng import capture_rng, restore_rng
+from student_trainer.run.signals import Stopped, Stopper
 from student_trainer.settings.train import TrainConfig
-from student_trainer.signals import Stopped, Stopper
 from student_trainer.student.model import Student, save_weights
 from student_trainer.teacher.link import TeacherLink
-from student_trainer.track_best import RecentMetric
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
 from student_trainer.update.updater import Updater, split

@@ -32,8 +32,8 @@ def find_adapter(path: Path) -> Path:
     Raises:
         ConfigurationError: there is none.
     """
-    from student_trainer import checkpoint
-    from student_trainer.run_dir import RunDirectory
+    from student_trainer.run import checkpoint
+    from student_trainer.run.directory import RunDirectory
 
     run = RunDirectory(path)
     places = [path, run.model]

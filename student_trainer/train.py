@@ -12,7 +12,6 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.settings import to_toml
 
-from student_trainer import run_dir
 from student_trainer.data import PromptOrder, PromptSets
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.evaluation import evaluated_prompts
@@ -20,12 +19,13 @@ from student_trainer.first_example import first_example, wants_colour
 from student_trainer.hub import check_can_push, push
 from student_trainer.loop import TrainingLoop
 from student_trainer.model_card import write_card
-from student_trainer.progress import Progress
 from student_trainer.prompt_needs import check_ids, notes, read_prompts
-from student_trainer.run_dir import RunDirectory
-from student_trainer.run_lock import locked
+from student_trainer.run import directory as run_dir
+from student_trainer.run.directory import RunDirectory
+from student_trainer.run.lock import locked
+from student_trainer.run.progress import Progress
+from student_trainer.run.signals import Stopper
 from student_trainer.settings.train import TrainConfig
-from student_trainer.signals import Stopper
 from student_trainer.student.model import Student, load_student, save_final
 from student_trainer.student.vocabulary import describe
 from student_trainer.teacher.connection import check_reachable

@@ -230,7 +230,7 @@ def move_aside(output: Path) -> Path | None:
         ConfigurationError: the directory holds something that is not a run, or a run
             that has not ended.
     """
-    from student_trainer.run_lock import check_free
+    from student_trainer.run.lock import check_free
 
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return None

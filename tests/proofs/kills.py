@@ -9,14 +9,14 @@ from tests.support.faults import Fault, killed
 SAVES: list[list[Fault]] = [
     killed("student_trainer.loop:save_weights", 1),
     killed("student_trainer.loop:save_weights", 2, after=True),
-    killed("student_trainer.checkpoint:save_file", 1, after=True),
-    killed("student_trainer.checkpoint:save_file", 5),
-    killed("student_trainer.checkpoint:save_file", 3, after=True),
-    killed("student_trainer.checkpoint:_entry", 4),
-    killed("student_trainer.checkpoint:_sync", 3),
+    killed("student_trainer.run.checkpoint:save_file", 1, after=True),
+    killed("student_trainer.run.checkpoint:save_file", 5),
+    killed("student_trainer.run.checkpoint:save_file", 3, after=True),
+    killed("student_trainer.run.checkpoint:_entry", 4),
+    killed("student_trainer.run.checkpoint:_sync", 3),
     killed("pathlib:Path.rename", 1),
-    killed("student_trainer.checkpoint:prune", 2),
-    killed("student_trainer.retention:shutil.rmtree", 1),
+    killed("student_trainer.run.checkpoint:prune", 2),
+    killed("student_trainer.run.retention:shutil.rmtree", 1),
 ]
 # Elsewhere, in the order of a step.
 STEPS: list[list[Fault]] = [
@@ -27,7 +27,7 @@ STEPS: list[list[Fault]] = [
     killed("student_trainer.update.optim:Optimizer.step", 3),
     killed("student_trainer.update.optim:Optimizer._round_masters", 4),
     killed("student_trainer.pipeline:Pipeline.drop", 3, after=True),
-    killed("student_trainer.run_dir:append_metrics", 3),
-    killed("student_trainer.run_dir:append_metrics", 2, after=True),
+    killed("student_trainer.run.directory:append_metrics", 3),
+    killed("student_trainer.run.directory:append_metrics", 2, after=True),
     killed("student_trainer.loop:TrainingLoop.restore", 1),
 ]

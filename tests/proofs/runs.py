@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from teacher_proto.settings import to_toml
 
-from student_trainer import checkpoint
-from student_trainer.retention import listing
-from student_trainer.rng import capture_rng
+from student_trainer.run import checkpoint
+from student_trainer.run.retention import listing
+from student_trainer.run.rng import capture_rng
 from student_trainer.settings.train import TrainConfig
 from tests.support.faults import Fault
 from tests.support.programs import Child, Teacher, Zygote

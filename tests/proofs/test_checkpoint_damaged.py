@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from teacher_proto.errors import LsmError
 
-from student_trainer import checkpoint
-from student_trainer.retention import listing
+from student_trainer.run import checkpoint
+from student_trainer.run.retention import listing
 from tests.proofs.runs import Room, assert_equal, errors, newest, truncate
 from tests.support.faults import killed
 from tests.trainer.test_checkpoint import save, state

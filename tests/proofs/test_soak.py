@@ -13,8 +13,8 @@ import pytest
 from teacher_proto.settings import to_toml
 
 from benchmarks.harness import write_result
-from student_trainer import checkpoint
-from student_trainer.retention import listing
+from student_trainer.run import checkpoint
+from student_trainer.run.retention import listing
 from tests.proofs.kills import SAVES, STEPS
 from tests.proofs.runs import Room, assert_equal, errors, forget, metrics, newest, shown, tensors
 from tests.proofs.test_checkpoint_damaged import falls_back, interrupted

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from student_trainer import checkpoint
+from student_trainer.run import checkpoint
 from tests.proofs.runs import Room, assert_equal, errors, metrics, newest, shown, tensors
 from tests.support.faults import POISONS, killed
 

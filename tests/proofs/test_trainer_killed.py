@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from student_trainer import checkpoint
-from student_trainer.retention import listing
+from student_trainer.run import checkpoint
+from student_trainer.run.retention import listing
 from tests.proofs.kills import SAVES, STEPS
 from tests.proofs.runs import Room, assert_equal, errors, forget, metrics, newest, shown, tensors
 from tests.support.faults import Fault, killed
@@ -74,7 +74,7 @@ STOPS = {
     "writing": ("student_trainer.rollout.generate:_Sampler.__call__", 72, 1),
     "waiting": ("student_trainer.loop:TrainingLoop._scores", 8, 1),
     "updating": ("student_trainer.update.optim:Optimizer.step", 2, 2),
-    "saving": ("student_trainer.checkpoint:_sync", 2, 2),
+    "saving": ("student_trainer.run.checkpoint:_sync", 2, 2),
 }
 
 

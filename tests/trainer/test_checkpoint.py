@@ -14,15 +14,16 @@ from safetensors.torch import save_file
 from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
 from teacher_proto.types import TeacherIdentity
 
-from student_trainer import checkpoint, run_dir
-from student_trainer.checkpoint import TrainState, damage, newest_good
 from student_trainer.data.prompts import DIGEST_RULE
-from student_trainer.resume import check_resumable, in_flight_usable
-from student_trainer.retention import Goal, listing, step_of
-from student_trainer.rng import capture_rng, restore_rng
-from student_trainer.run_dir import RunDirectory, find_checkpoint, prepare
+from student_trainer.run import checkpoint
+from student_trainer.run import directory as run_dir
+from student_trainer.run.best import RecentMetric
+from student_trainer.run.checkpoint import TrainState, damage, newest_good
+from student_trainer.run.directory import RunDirectory, find_checkpoint, prepare
+from student_trainer.run.resume import check_resumable, in_flight_usable
+from student_trainer.run.retention import Goal, listing, step_of
+from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.settings.train import CheckpointSettings
-from student_trainer.track_best import RecentMetric
 
 IDENTITY = TeacherIdentity("d", "w", "float32", "", "", "t")
 CONFIG: dict[str, Any] = {

@@ -15,12 +15,12 @@ import torch
 from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.types import ContinuationScores, Level, ScoreReply, ScoreRequest
 
-from student_trainer import in_flight
 from student_trainer.data import load_prompts
 from student_trainer.losses.base import Head, LossBatch
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.run import pending_batches as in_flight
 from student_trainer.settings.train import TeacherSettings, TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink

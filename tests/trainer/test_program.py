@@ -12,8 +12,8 @@ import sys
 
 import pytest
 
-from student_trainer.progress import Progress
-from student_trainer.signals import Stopped, Stopper
+from student_trainer.run.progress import Progress
+from student_trainer.run.signals import Stopped, Stopper
 
 LINE = {"step": 2, "loss": 0.5, "response_length_mean": 9.0, "tokens_per_second": 100.0}
 

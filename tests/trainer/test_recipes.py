@@ -12,10 +12,11 @@ import yaml
 from teacher_proto.program import run_program
 from teacher_proto.settings import load_settings
 
-from student_trainer import checkpoint, recipes
+from student_trainer import recipes
 from student_trainer.cli import run as run_cli
 from student_trainer.prune import prune
-from student_trainer.run_dir import RunDirectory, read_metrics
+from student_trainer.run import checkpoint
+from student_trainer.run.directory import RunDirectory, read_metrics
 from student_trainer.settings.train import TrainConfig
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve

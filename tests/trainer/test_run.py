@@ -16,13 +16,13 @@ from teacher_proto.program import run_program
 from teacher_proto.settings import to_toml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from student_trainer import checkpoint
 from student_trainer.cli import run as run_cli
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
-from student_trainer.rng import restore_rng
 from student_trainer.rollout.generate import generate
-from student_trainer.run_dir import RunDirectory
+from student_trainer.run import checkpoint
+from student_trainer.run.directory import RunDirectory
+from student_trainer.run.rng import restore_rng
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink

@@ -17,7 +17,7 @@ from teacher_proto.settings import to_toml
 
 from student_trainer.doctor import check_run_directory
 from student_trainer.quickstart.command import move_aside
-from student_trainer.run_lock import check_free, locked
+from student_trainer.run.lock import check_free, locked
 from student_trainer.settings.train import TrainConfig
 from student_trainer.train import train
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, serve, steps, trainer
@@ -29,7 +29,7 @@ MakeConfig = Callable[..., TrainConfig]
 HOLD = """
 import os, subprocess, sys
 from pathlib import Path
-from student_trainer.run_lock import locked
+from student_trainer.run.lock import locked
 with locked(Path(sys.argv[1])):
     child = ""
     if sys.argv[2] == "program":

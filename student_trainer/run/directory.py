@@ -13,8 +13,8 @@ from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer import checkpoint
-from student_trainer.retention import listing
+from student_trainer.run import checkpoint
+from student_trainer.run.retention import listing
 
 log = logging.getLogger(__name__)
 

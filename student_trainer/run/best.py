@@ -9,7 +9,7 @@ from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.run_dir import read_metrics
+from student_trainer.run.directory import read_metrics
 from student_trainer.settings.train import CheckpointSettings
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.types import TeacherIdentity
 
-from student_trainer.checkpoint import TrainState
 from student_trainer.data.prompts import DIGEST_RULE
+from student_trainer.run.checkpoint import TrainState
 
 # Keys that do not change a step's numbers, so they may change on resume. The
 # train file may move: its prompts are compared by content.

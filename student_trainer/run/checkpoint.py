@@ -27,8 +27,8 @@ from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.types import TeacherIdentity
 from torch import Tensor
 
-from student_trainer.in_flight import InFlight
-from student_trainer.retention import Goal, listing, prune
+from student_trainer.run.pending_batches import InFlight
+from student_trainer.run.retention import Goal, listing, prune
 
 log = logging.getLogger(__name__)
 
