@@ -19,9 +19,10 @@ ENV_PREFIX = "LSM_TRAINER"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from student_trainer import doctor, hub, merge, prune, recipes
+    from student_trainer import doctor, merge, prune, recipes
     from student_trainer.quickstart import command as quickstart
     from student_trainer.report import command as report
+    from student_trainer.report import hub
 
     parser = argparse.ArgumentParser(
         prog="student-trainer",

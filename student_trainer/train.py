@@ -16,10 +16,10 @@ from student_trainer.data import PromptOrder, PromptSets
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.evaluation import evaluated_prompts
 from student_trainer.first_example import first_example, wants_colour
-from student_trainer.hub import check_can_push, push
 from student_trainer.loop import TrainingLoop
-from student_trainer.model_card import write_card
 from student_trainer.prompt_needs import check_ids, notes, read_prompts
+from student_trainer.report.hub import check_can_push, push
+from student_trainer.report.model_card import write_card
 from student_trainer.run import directory as run_dir
 from student_trainer.run.directory import RunDirectory
 from student_trainer.run.lock import locked
@@ -138,7 +138,7 @@ def _show_first_example(
 
 def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
     """Writes summary.json, and the report unless it is turned off; returns the summary."""
-    from student_trainer.summary import write_summary
+    from student_trainer.report.summary import write_summary
 
     summary = write_summary(run.path)
     if config.report.html:

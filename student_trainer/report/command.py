@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     from student_trainer.report import write_report
-    from student_trainer.summary import write_summary
+    from student_trainer.report.summary import write_summary
 
     write_summary(arguments.run_dir)
     sys.stdout.write(f"wrote {write_report(arguments.run_dir)}\n")

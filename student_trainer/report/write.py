@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from student_trainer.report.collect import RunFiles, leaves, read_run
 from student_trainer.report.figures import Shown, is_across, shown_figures
 from student_trainer.report.plots import Plot, all_plots
-from student_trainer.summary import sample_pairs, summarise
+from student_trainer.report.summary import sample_pairs, summarise
 
 TEMPLATE = "report.html.j2"
 NOT_MEASURED = "not measured"

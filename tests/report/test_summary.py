@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from student_trainer.summary import write_summary
+from student_trainer.report.summary import write_summary
 from tests.report.conftest import HOSTILE
 
 PROMISED = {
