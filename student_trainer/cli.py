@@ -19,9 +19,9 @@ ENV_PREFIX = "LSM_TRAINER"
 
 
 def build_parser() -> argparse.ArgumentParser:
-    from student_trainer import doctor, merge, prune, recipes
+    from student_trainer import recipes
+    from student_trainer.commands import doctor, merge, prune, report
     from student_trainer.quickstart import command as quickstart
-    from student_trainer.report import command as report
     from student_trainer.report import hub
 
     parser = argparse.ArgumentParser(
@@ -82,7 +82,7 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     resolved = resolve(arguments)
     if arguments.dry_run:
-        from student_trainer.dry_run import compare_tokenizers, look_at_prompts
+        from student_trainer.commands.dry_run import compare_tokenizers, look_at_prompts
 
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
         sys.stdout.write(f"# prompts: {look_at_prompts(resolved.settings)}\n")

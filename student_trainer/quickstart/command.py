@@ -129,7 +129,7 @@ def link_models(folder: Path, teacher: Path, student: Path) -> None:
 
 def pruned_dir(teacher: Path, note: Any) -> Path:
     """The teacher without six of its thirty layers, in the cache beside it."""
-    from student_trainer.prune import prune
+    from student_trainer.commands.prune import prune
     from student_trainer.quickstart.cache import ensure
 
     def make(folder: Path) -> Mapping[str, object]:

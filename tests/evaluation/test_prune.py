@@ -18,7 +18,7 @@ from transformers import (
     Qwen2Config,
 )
 
-from student_trainer.prune import find_layers, layers_to_drop, prune
+from student_trainer.commands.prune import find_layers, layers_to_drop, prune
 
 LAYERS = 6
 COMMON = {

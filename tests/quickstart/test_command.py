@@ -19,7 +19,7 @@ from rich.console import Console
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from student_trainer.prune import prune
+from student_trainer.commands.prune import prune
 from student_trainer.quickstart import command, foreign
 from student_trainer.quickstart.server import TeacherProcess
 from student_trainer.quickstart.table import closing_table

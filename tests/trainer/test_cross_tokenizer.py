@@ -18,8 +18,8 @@ from teacher_proto.types import Level, PositionClass, SpecialRole, Status
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from student_trainer.commands.dry_run import compare_tokenizers
 from student_trainer.data import load_prompts
-from student_trainer.dry_run import compare_tokenizers
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import StudentSettings, TrainConfig
 from student_trainer.student.model import load_student

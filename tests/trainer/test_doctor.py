@@ -15,7 +15,7 @@ import tomli_w
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer import cli
-from student_trainer.doctor import check_clock
+from student_trainer.commands.doctor import check_clock
 from student_trainer.settings.train import TrainConfig
 from tests.trainer.conftest import settings, write_prompts
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, Server, serve

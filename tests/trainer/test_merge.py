@@ -16,7 +16,7 @@ from teacher_proto.program import run_program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.cli import run as run_cli
-from student_trainer.merge import find_adapter, merge
+from student_trainer.commands.merge import find_adapter, merge
 
 
 @pytest.fixture(params=["float32", "bfloat16"])

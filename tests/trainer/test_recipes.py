@@ -14,7 +14,7 @@ from teacher_proto.settings import load_settings
 
 from student_trainer import recipes
 from student_trainer.cli import run as run_cli
-from student_trainer.prune import prune
+from student_trainer.commands.prune import prune
 from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory, read_metrics
 from student_trainer.settings.train import TrainConfig

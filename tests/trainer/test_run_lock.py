@@ -15,7 +15,7 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.settings import to_toml
 
-from student_trainer.doctor import check_run_directory
+from student_trainer.commands.doctor import check_run_directory
 from student_trainer.quickstart.command import move_aside
 from student_trainer.run.lock import check_free, locked
 from student_trainer.settings.train import TrainConfig

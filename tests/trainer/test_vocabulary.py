@@ -15,8 +15,8 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 
+from student_trainer.commands.doctor import check_student
 from student_trainer.data import load_prompts
-from student_trainer.doctor import check_student
 from student_trainer.evaluation import load_evaluation
 from student_trainer.prompt_needs import check_ids
 from student_trainer.rollout import sampling
