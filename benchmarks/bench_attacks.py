@@ -40,7 +40,7 @@ import grpc
 import httpx
 import numpy as np
 from teacher_proto import AsyncTeacherClient, codec
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.types import (
     ChatMessage,
     ChatPrompt,

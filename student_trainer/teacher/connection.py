@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from teacher_proto.client import TeacherClient
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import TeacherInfo
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import grpc
-from teacher_proto.credentials import load_authorities, load_pair
+from teacher_proto.client.credentials import load_authorities, load_pair
 from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.secret_files import read_public, read_secret, signature
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from teacher_proto.credentials import Identification
+    from teacher_proto.client.credentials import Identification
 
 TOKEN = "LSM_TOKEN"
 
@@ -37,7 +37,7 @@ def identification(
     arguments: argparse.Namespace, address: str, *, with_token: bool
 ) -> Identification:
     """Of these arguments at ``host:port``; raises ConfigurationError when they cannot be used."""
-    from teacher_proto.credentials import ClientCredentials, Identification
+    from teacher_proto.client.credentials import ClientCredentials, Identification
 
     token_file = arguments.token_file if with_token else None
     return Identification(

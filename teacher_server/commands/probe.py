@@ -16,7 +16,7 @@ from teacher_proto.errors import TeacherUnavailableError
 from teacher_server.commands.client_arguments import add_tls_arguments, identification
 
 if TYPE_CHECKING:
-    from teacher_proto.credentials import Identification
+    from teacher_proto.client.credentials import Identification
 
 SERVICE = "teacher_proto.v1.TeacherScoringService"
 

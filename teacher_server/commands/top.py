@@ -21,7 +21,7 @@ from teacher_server.commands.client_arguments import (
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
-    from teacher_proto.credentials import Identification
+    from teacher_proto.client.credentials import Identification
 
 # Sample name and labels -> value, as /metrics gives them.
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]

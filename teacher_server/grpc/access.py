@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import grpc
 from grpc_health.v1 import health_pb2
-from teacher_proto.credentials import AUTHORIZATION, RUN
+from teacher_proto.client.credentials import AUTHORIZATION, RUN
 from teacher_proto.errors import LsmError, UnauthenticatedError
 from teacher_proto.status import to_rpc_status
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 
 from tests.access.pki import (
     ALICE,

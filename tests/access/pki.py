@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import trustme
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 
 HOSTS = ("127.0.0.1", "localhost")
 ALICE = "alice-token-0123456789abcdef"

@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 from starlette.routing import Route
 from teacher_proto import AsyncTeacherClient
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ForbiddenError, UnauthenticatedError
 from teacher_proto.types import TokenizerUpload
 from teacher_proto.v1 import service_pb2

@@ -16,7 +16,7 @@ import httpx
 import pytest
 import tomli_w
 from teacher_proto import TeacherClient
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import UnauthenticatedError
 
 from student_trainer import cli as trainer_cli

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from teacher_proto.credentials import ClientCredentials, Identification
+from teacher_proto.client.credentials import ClientCredentials, Identification
 from teacher_proto.errors import ConfigurationError, LsmError, UnauthenticatedError
 
 from teacher_server.access.audit import AuditLog

@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 from teacher_proto import AsyncTeacherClient
-from teacher_proto.credentials import ClientCredentials, Identification
+from teacher_proto.client.credentials import ClientCredentials, Identification
 from teacher_proto.errors import (
     ConfigurationError,
     ForbiddenError,

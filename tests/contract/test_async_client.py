@@ -13,8 +13,8 @@ import grpc.aio
 import numpy as np
 import pytest
 from teacher_proto import codec
-from teacher_proto.async_client import SERVICE
 from teacher_proto.client import AsyncTeacherClient
+from teacher_proto.client.async_client import SERVICE
 from teacher_proto.errors import (
     ConfigurationError,
     ContractMismatchError,

@@ -7,7 +7,7 @@ from pathlib import Path
 import grpc
 import pytest
 from teacher_proto import channel
-from teacher_proto.async_client import SERVICE
+from teacher_proto.client.async_client import SERVICE
 from teacher_proto.v1 import service_pb2
 
 NAMES = sorted(

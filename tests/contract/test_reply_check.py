@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from teacher_proto.client.reply_check import check_reply
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
-from teacher_proto.reply_check import check_reply
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,

@@ -7,8 +7,8 @@ import random
 
 from hypothesis import given
 from hypothesis import strategies as st
+from teacher_proto.client.retry import RetryPolicy
 from teacher_proto.errors import EngineError, InvalidRequestError, TeacherUnavailableError
-from teacher_proto.retry import RetryPolicy
 
 GONE = TeacherUnavailableError("gone")
 

@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from teacher_proto import AsyncTeacherClient, codec
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.types import (
     Continuation,
     ScoreReply,

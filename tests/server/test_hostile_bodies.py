@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 from teacher_proto import codec
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import InvalidRequestError, LsmError
 from teacher_proto.status import from_rpc_error
 from teacher_proto.v1 import score_pb2

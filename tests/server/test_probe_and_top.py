@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from teacher_proto import TeacherClient
-from teacher_proto.credentials import ClientCredentials, Identification
+from teacher_proto.client.credentials import ClientCredentials, Identification
 from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.types import ScoreRequest, TokenPrompt
 

@@ -19,8 +19,11 @@ import grpc.aio
 
 from teacher_proto import codec, tracing
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_options
-from teacher_proto.credentials import ClientCredentials, Identification
-from teacher_proto.diagnosis import connection_problem
+from teacher_proto.client.credentials import ClientCredentials, Identification
+from teacher_proto.client.diagnosis import connection_problem
+from teacher_proto.client.registration import Registrations
+from teacher_proto.client.reply_check import check_reply
+from teacher_proto.client.retry import RetryPolicy
 from teacher_proto.errors import (
     ConfigurationError,
     ContractMismatchError,
@@ -29,9 +32,6 @@ from teacher_proto.errors import (
     LsmError,
     TeacherUnavailableError,
 )
-from teacher_proto.registration import Registrations
-from teacher_proto.reply_check import check_reply
-from teacher_proto.retry import RetryPolicy
 from teacher_proto.status import from_rpc_error
 from teacher_proto.types import (
     Level,

@@ -10,9 +10,9 @@ from collections.abc import Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from teacher_proto.async_client import AsyncTeacherClient
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
-from teacher_proto.credentials import ClientCredentials
+from teacher_proto.client.async_client import AsyncTeacherClient
+from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 from teacher_proto.types import Level, ScoreReply, ScoreRequest, ServerInfo, TokenizerUpload
 
