@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from teacher_proto.program import add_completion, run_program
+from teacher_proto.program.entrypoint import add_completion, run_program
 
 if TYPE_CHECKING:
-    from teacher_proto.settings import Resolved
+    from teacher_proto.program.settings import Resolved
 
     from student_trainer.settings.train import TrainConfig
 
@@ -65,7 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     """The settings of ``train`` and ``doctor``; raises ConfigurationError."""
-    from teacher_proto.settings import from_environment_only, load_settings
+    from teacher_proto.program.settings import from_environment_only, load_settings
 
     from student_trainer.recipes import config_files
     from student_trainer.settings.train import TrainConfig
@@ -77,7 +77,7 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
 
 
 def run_train(arguments: argparse.Namespace) -> int:
-    from teacher_proto.settings import describe
+    from teacher_proto.program.settings import describe
     from teacher_proto.tracing import export_traces
 
     resolved = resolve(arguments)

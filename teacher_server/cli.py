@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacher_proto.program import add_completion, run_program
+from teacher_proto.program.entrypoint import add_completion, run_program
 
 from teacher_server.commands import doctor, probe, tokenizers, top
 from teacher_server.version import VERSION
 
 if TYPE_CHECKING:
-    from teacher_proto.settings import Resolved
+    from teacher_proto.program.settings import Resolved
 
     from teacher_server.config import ServeConfig
 
@@ -134,7 +134,7 @@ def flag_names(keys: Iterable[str]) -> dict[str, str]:
 def flags(arguments: argparse.Namespace) -> dict[str, Any]:
     """The flags given, by settings key."""
     from teacher_proto.errors import ConfigurationError
-    from teacher_proto.settings_keys import dotted
+    from teacher_proto.program.settings_keys import dotted
 
     chosen: dict[str, Any] = {
         "engine.name": arguments.engine,
@@ -177,7 +177,7 @@ def flags(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def resolve(arguments: argparse.Namespace) -> Resolved[ServeConfig]:
     """The settings of ``serve`` and ``doctor``; raises ConfigurationError."""
-    from teacher_proto.settings import from_environment_only, load_settings
+    from teacher_proto.program.settings import from_environment_only, load_settings
 
     from teacher_server.config import ServeConfig
 
@@ -197,7 +197,7 @@ def resolve(arguments: argparse.Namespace) -> Resolved[ServeConfig]:
 def run_serve(arguments: argparse.Namespace) -> int:
     resolved = resolve(arguments)
     if arguments.dry_run:
-        from teacher_proto.settings import describe
+        from teacher_proto.program.settings import describe
 
         sys.stdout.write(describe(resolved) + "\n")
         return 0

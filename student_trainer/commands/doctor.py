@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 
 if TYPE_CHECKING:
-    from teacher_proto.examination import Examination
+    from teacher_proto.program.checks import Examination
 
     from student_trainer.data import PromptSets
     from student_trainer.settings.train import TrainConfig
@@ -48,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def examine(settings: Callable[[], TrainConfig]) -> Examination:
-    from teacher_proto.examination import Examination, check_device
+    from teacher_proto.program.checks import Examination, check_device
 
     examination = Examination()
     with ExitStack() as stack:
@@ -147,7 +147,7 @@ def check_student(config: TrainConfig, students: list[Student]) -> str:
 
 
 def check_disk(config: TrainConfig, student: Student) -> str:
-    from teacher_proto.examination import check_folder
+    from teacher_proto.program.checks import check_folder
 
     return check_folder(config.run.output_dir, run_bytes(config, student), "run.output_dir")
 

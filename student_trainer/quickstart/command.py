@@ -198,7 +198,7 @@ def load_config(
     overrides: Sequence[str], flags: Mapping[str, Any], files: Sequence[Path] = (SETTINGS,)
 ) -> TrainConfig:
     """The packaged settings with the caller's changes; raises ConfigurationError."""
-    from teacher_proto.settings import load_settings
+    from teacher_proto.program.settings import load_settings
 
     from student_trainer.settings.train import TrainConfig
 

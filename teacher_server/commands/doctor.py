@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from teacher_proto.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
-    from teacher_proto.examination import Examination
+    from teacher_proto.program.checks import Examination
 
     from teacher_server.config import ServeConfig, TeacherSettings
     from teacher_server.engines.base import Rows
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace, settings: Callable[[], ServeConfig]) -> i
 
 
 def examine(settings: Callable[[], ServeConfig], *, load: bool) -> Examination:
-    from teacher_proto.examination import Examination
+    from teacher_proto.program.checks import Examination
 
     found: list[ServeConfig] = []
 
@@ -119,7 +119,7 @@ def check_ports(config: ServeConfig) -> str:
 def check_disk(config: ServeConfig) -> str:
     import tempfile
 
-    from teacher_proto.examination import check_folder
+    from teacher_proto.program.checks import check_folder
 
     if config.ready_file is not None:
         check_folder(config.ready_file.parent, 0, "ready_file")
@@ -134,7 +134,7 @@ def _examine_teacher(
     *,
     load: bool,
 ) -> None:
-    from teacher_proto.examination import check_device
+    from teacher_proto.program.checks import check_device
 
     own = settings.engine(config.engine)
 

@@ -8,12 +8,12 @@ import sys
 
 import pytest
 from teacher_proto import errors
-from teacher_proto.program import run_program
+from teacher_proto.program.entrypoint import run_program
 
 BEGIN = """
 import sys
 from teacher_proto.errors import *
-from teacher_proto.program import run_program
+from teacher_proto.program.entrypoint import run_program
 """
 END = "\nsys.exit(run_program(main, ['x']))"
 

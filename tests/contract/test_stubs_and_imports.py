@@ -41,8 +41,8 @@ HEAVY = ("torch", "transformers", "vllm", "fastapi", "uvicorn", "tokenizers", "p
     [
         ("teacher_proto.client", ("pydantic",)),
         ("teacher_proto.codec", ("pydantic", "grpc")),
-        ("teacher_proto.settings", ("grpc", "numpy")),
-        ("teacher_proto.program", ("grpc", "numpy", "pydantic")),
+        ("teacher_proto.program.settings", ("grpc", "numpy")),
+        ("teacher_proto.program.entrypoint", ("grpc", "numpy", "pydantic")),
         ("teacher_proto.tokenizer_hash", ("grpc", "numpy", "pydantic")),
     ],
 )

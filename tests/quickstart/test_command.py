@@ -208,7 +208,7 @@ def long_run(
         "import argparse, sys\n"
         "from pathlib import Path\n"
         "from rich.console import Console\n"
-        "from teacher_proto.program import run_program\n"
+        "from teacher_proto.program.entrypoint import run_program\n"
         "from student_trainer.quickstart import command\n"
         f"arguments = argparse.Namespace(output=Path({str(output)!r}), steps=100000,"
         f" overrides={list(SMALL)!r}, cross_tokenizer=False)\n"

@@ -12,7 +12,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import Linear
 from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError, LsmError
-from teacher_proto.program import run_program
+from teacher_proto.program.entrypoint import run_program
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.cli import run as run_cli

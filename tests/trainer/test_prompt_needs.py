@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.program import run_program
+from teacher_proto.program.entrypoint import run_program
 
 from student_trainer import cli
 from student_trainer.evaluation import load_frozen

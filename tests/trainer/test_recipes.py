@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from teacher_proto.program import run_program
-from teacher_proto.settings import load_settings
+from teacher_proto.program.entrypoint import run_program
+from teacher_proto.program.settings import load_settings
 
 from student_trainer import recipes
 from student_trainer.cli import run as run_cli

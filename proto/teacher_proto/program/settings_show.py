@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
-from teacher_proto.settings_keys import Key, dotted, is_secret
+from teacher_proto.program.settings_keys import Key, dotted, is_secret
 
 if TYPE_CHECKING:
-    from teacher_proto.settings import Resolved
+    from teacher_proto.program.settings import Resolved
 
 HIDDEN = "***"
 

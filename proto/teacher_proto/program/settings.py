@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.settings_keys import (
+from teacher_proto.program.settings_keys import (
     Key,
     annotations_at,
     dotted,
@@ -28,7 +28,7 @@ from teacher_proto.settings_keys import (
     nearest,
     parse_key,
 )
-from teacher_proto.settings_show import describe, leaves, show, to_toml
+from teacher_proto.program.settings_show import describe, leaves, show, to_toml
 
 __all__ = ["Resolved", "describe", "from_environment_only", "load_settings", "to_toml"]
 

@@ -1,0 +1,1 @@
+"""What both programs share: how they start and end, their settings, their checks."""
