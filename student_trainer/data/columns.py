@@ -6,8 +6,8 @@ import difflib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.strict_json import StrictJsonError, parse_json
 
 from student_trainer.settings.data import ColumnSettings
 

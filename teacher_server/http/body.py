@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import ValidationError
 from starlette.requests import Request
+from teacher_proto.codec.json_counts import JsonCounts, beyond
+from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.json_counts import JsonCounts, beyond
-from teacher_proto.strict_json import StrictJsonError, parse_json
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import ScoreBody

@@ -11,9 +11,9 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto import codec
+from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.wire_counts import Bound, WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.json_counts import JsonCounts, beyond
 from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
 
 from tests.contract.strategies import requests

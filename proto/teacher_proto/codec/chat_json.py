@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from teacher_proto.codec.json_counts import JsonCounts, beyond
+from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.codec.structs import check_text, plain_mapping
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.json_counts import JsonCounts, beyond
-from teacher_proto.strict_json import StrictJsonError, parse_json
 from teacher_proto.types import ChatMessage, ChatPrompt
 
 Error = InvalidRequestError
