@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.timed_engine import TimedEngine
-from teacher_server import cli, teacher
+from teacher_server import cli
 from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine
 from teacher_server.queue.admission import AdmissionQueue
+from teacher_server.teachers import teacher
 
 VOCABULARY = 320
 MAX_LENGTH = 8192

@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher_server import cli, teacher
+from teacher_server import cli
 from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows
+from teacher_server.teachers import teacher
 
 
 class TimedEngine:

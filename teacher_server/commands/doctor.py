@@ -90,7 +90,7 @@ def check_clock(config: ServeConfig) -> str:
 def check_credentials(config: ServeConfig) -> str:
     """That the files of credentials and certificates can be used, and suffice for the host."""
     from teacher_server.access.guard import make_guard
-    from teacher_server.commands.listen import check_exposure
+    from teacher_server.listen import check_exposure
 
     credentials, encrypted = config.access.configured, config.tls.cert is not None
     guard = make_guard(config)
@@ -109,7 +109,7 @@ def check_credentials(config: ServeConfig) -> str:
 
 
 def check_ports(config: ServeConfig) -> str:
-    from teacher_server.commands.listen import probe
+    from teacher_server.listen import probe
 
     for setting in ("grpc_port", "http_port"):
         probe(config.host, getattr(config, setting), setting)
@@ -176,7 +176,7 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
     Raises:
         ConfigurationError, EngineError: see ``teacher.load_teachers``.
     """
-    from teacher_server.teacher import load_teachers, probe_job
+    from teacher_server.teachers.teacher import load_teachers, probe_job
 
     teachers = await load_teachers({name: config.teachers[name]}, config.engine, config.limits)
     engine = teachers.get(name).engine

@@ -30,7 +30,6 @@ from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
 from teacher_proto.tracing import export_traces
 
 from teacher_server.access.guard import Guard, make_guard
-from teacher_server.commands.listen import address, check_exposure, listen
 from teacher_server.config import ServeConfig
 from teacher_server.failures import is_ending
 from teacher_server.grpc.server import GrpcServer
@@ -38,9 +37,10 @@ from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
 from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
 from teacher_server.lifecycle import Lifecycle
+from teacher_server.listen import address, check_exposure, listen
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.service import TeacherService
-from teacher_server.teacher import Teachers, load_teachers
+from teacher_server.teachers.teacher import Teachers, load_teachers
 from teacher_server.telemetry.log import configure_logging
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.tokenizers.pairs import StudentTokenizers

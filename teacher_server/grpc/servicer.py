@@ -23,7 +23,7 @@ from teacher_server.grpc.access import CALLER
 from teacher_server.grpc.form import score_bounds, teacher_bounds, tokenizer_bounds
 from teacher_server.refusals.sizes import check_request_bytes
 from teacher_server.scoring.service import GRPC, Surface, TeacherService
-from teacher_server.teacher import Teacher, Teachers
+from teacher_server.teachers.teacher import Teacher, Teachers
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_name
 

@@ -32,7 +32,7 @@ from teacher_server.http.schema import (
 from teacher_server.http.tokenizers import make_upload, render_levels
 from teacher_server.refusals.sizes import check_tokenizer_bytes
 from teacher_server.scoring.service import HTTP, Surface, TeacherService
-from teacher_server.teacher import Teacher, Teachers
+from teacher_server.teachers.teacher import Teacher, Teachers
 
 JSON = "application/json"
 # The run of a request that names none, where no credentials do.

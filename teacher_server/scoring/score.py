@@ -38,7 +38,7 @@ from teacher_server.refusals.validation import StudentFacts, check_ids, check_re
 from teacher_server.scoring.prompts import prompt_ids, teacher_prompt
 from teacher_server.scoring.realigned import not_finite
 from teacher_server.scoring.realigned_path import Ask, PairFigures, Realigned, realigned_scores
-from teacher_server.teacher import Teacher
+from teacher_server.teachers.teacher import Teacher
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
 

@@ -40,7 +40,7 @@ from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.validation import check_name, is_name, row_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import Scored, score
-from teacher_server.teacher import Teacher, Teachers
+from teacher_server.teachers.teacher import Teacher, Teachers
 from teacher_server.telemetry.log import bind
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.telemetry.observation import Observation, observed

@@ -34,7 +34,7 @@ from teacher_server.refusals.validation import (
     refuse,
     unknown_tokenizer,
 )
-from teacher_server.teacher import Teacher
+from teacher_server.teachers.teacher import Teacher
 from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
 from teacher_server.tokenizers.teacher_tokenizer import TeacherTokenizer, TextTokenizer
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import sys
 
-from teacher_server import cli, teacher
+from teacher_server import cli
 from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.teachers import teacher
 from tests.server.running import WatchedEngine
 
 FATAL_TOP_K = 7

@@ -25,7 +25,6 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server import teacher as teacher_module
 from teacher_server.commands.serve import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.adapter import Adapter
@@ -38,6 +37,7 @@ from teacher_server.engines.base import (
     PassCount,
 )
 from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.teachers import teacher as teacher_module
 
 SCORE = "/teacher_proto.v1.TeacherScoringService/Score"
 LONG = 60.0

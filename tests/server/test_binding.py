@@ -9,7 +9,7 @@ import socket
 import psutil
 import pytest
 
-from teacher_server.commands.listen import listen
+from teacher_server.listen import listen
 from tests.server.running import Running
 
 

@@ -15,12 +15,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from teacher_proto import AsyncTeacherClient
 from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavailableError
 
-from teacher_server import teacher as teacher_module
 from teacher_server.commands.serve import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
-from teacher_server.teacher import identity_of, self_score
+from teacher_server.teachers import teacher as teacher_module
+from teacher_server.teachers.teacher import identity_of, self_score
 from teacher_server.tokenizers.teacher_tokenizer import load_tokenizer
 from tests.server.running import LONG, WatchedEngine, eventually
 

@@ -14,13 +14,13 @@ from teacher_proto.errors import ConfigurationError, EngineError
 from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
 
 from teacher_server.access.rules import Principal, authorize, may_use
-from teacher_server.adapters import adapters_by_base
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.adapter import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
 from teacher_server.queue.admission import Admission, AdmissionQueue
 from teacher_server.queue.quota import Quotas
 from teacher_server.refusals.validation import TeacherFacts, unknown_teacher
+from teacher_server.teachers.adapters import adapters_by_base
 from teacher_server.tokenizers.teacher_tokenizer import TeacherTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)

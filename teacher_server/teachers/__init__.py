@@ -1,0 +1,1 @@
+"""The teachers of a server: each with its engine, tokenizer, identity and queue."""
