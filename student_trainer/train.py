@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.settings import to_toml
+from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.data import PromptOrder, PromptSets
 from student_trainer.evaluate_run import RunEvaluation

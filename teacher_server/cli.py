@@ -14,7 +14,7 @@ from teacher_server.commands import doctor, probe, tokenizers, top
 from teacher_server.version import VERSION
 
 if TYPE_CHECKING:
-    from teacher_proto.program.settings import Resolved
+    from teacher_proto.program.settings_show import Resolved
 
     from teacher_server.config import ServeConfig
 
@@ -197,7 +197,7 @@ def resolve(arguments: argparse.Namespace) -> Resolved[ServeConfig]:
 def run_serve(arguments: argparse.Namespace) -> int:
     resolved = resolve(arguments)
     if arguments.dry_run:
-        from teacher_proto.program.settings import describe
+        from teacher_proto.program.settings_show import describe
 
         sys.stdout.write(describe(resolved) + "\n")
         return 0

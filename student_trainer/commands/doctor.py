@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the findings; the exit code is that of the first failure."""
-    from student_trainer.cli import quiet_libraries, resolve
+    from student_trainer.commands.shared import quiet_libraries, resolve
 
     quiet_libraries()
     examination = examine(lambda: resolve(arguments).settings)

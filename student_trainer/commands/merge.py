@@ -149,7 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from student_trainer.cli import quiet_libraries
+    from student_trainer.commands.shared import quiet_libraries
 
     quiet_libraries()
     adapter = merge(arguments.source, arguments.output, base=arguments.base)

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError
 
-from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.digest import tensor_shapes, weights_digest
 
 CONFIG_FILE = "adapter_config.json"
@@ -151,43 +150,6 @@ def check_base(adapter: Adapter, weights: Sequence[Path]) -> None:
                 where=where,
                 fix="serve the base that the adapter was trained on",
             )
-
-
-class AdapterEngine:
-    """One adapter of an engine as an engine of its own; implements ``base.Engine``.
-
-    Args:
-        engine: holds the adapter under ``name``; starts and ends by itself.
-    """
-
-    def __init__(self, engine: Engine, name: str, adapter: Adapter, model: str) -> None:
-        self._engine = engine
-        self._name = name
-        self._adapter = adapter
-        self._model = model
-
-    @property
-    def description(self) -> EngineDescription:
-        return replace(
-            self._engine.description, model=self._model, adapter_digest=self._adapter.digest
-        )
-
-    def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
-        raise AssertionError("an adapter has no adapters of its own")
-
-    async def start(self) -> None:
-        """Nothing: the engine loads its adapters as it starts."""
-
-    async def score(self, job: Job) -> JobResult:
-        """See ``base.Engine``."""
-        return await self._engine.score(replace(job, adapter=self._name))
-
-    def on_death(self, callback: Callable[[BaseException], None]) -> None:
-        """See ``base.Engine``."""
-        self._engine.on_death(callback)
-
-    async def close(self) -> None:
-        """Nothing: the engine ends for all its adapters at once."""
 
 
 def names_model(name: str, model: str) -> bool:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from teacher_proto.types import Bool, Float32, Int32
 
-if TYPE_CHECKING:
-    from teacher_server.engines.adapter import Adapter
+from teacher_server.engines.adapter import Adapter
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
 
 from teacher_server.access.rules import Principal, authorize, may_use
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
-from teacher_server.engines.adapter import AdapterEngine
+from teacher_server.engines.adapter_engine import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
 from teacher_server.queue.admission import Admission, AdmissionQueue
 from teacher_server.queue.quota import Quotas

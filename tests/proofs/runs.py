@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from teacher_proto.program.settings import to_toml
+from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.run import checkpoint
 from student_trainer.run.retention import listing

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
-from teacher_proto.program.settings import to_toml
+from teacher_proto.program.settings_show import to_toml
 
 from benchmarks.harness import write_result
 from student_trainer.run import checkpoint

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
 from teacher_proto.errors import EXIT_CONFIGURATION, ConfigurationError
-from teacher_proto.program.settings import Resolved, describe, load_settings, to_toml
+from teacher_proto.program.settings import load_settings
+from teacher_proto.program.settings_show import Resolved, describe, to_toml
 
 
 class Model(BaseModel):

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.settings import load_settings, to_toml
+from teacher_proto.program.settings import load_settings
+from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.settings.loss import LsmLoss, SampledTokenLoss
 from student_trainer.settings.train import TrainConfig

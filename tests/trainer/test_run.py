@@ -13,7 +13,7 @@ import pytest
 import torch
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.entrypoint import run_program
-from teacher_proto.program.settings import to_toml
+from teacher_proto.program.settings_show import to_toml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.cli import run as run_cli

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.settings import to_toml
+from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.commands.doctor import check_run_directory
 from student_trainer.quickstart.command import move_aside

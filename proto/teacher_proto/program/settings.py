@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -28,24 +27,10 @@ from teacher_proto.program.settings_keys import (
     nearest,
     parse_key,
 )
-from teacher_proto.program.settings_show import describe, leaves, show, to_toml
-
-__all__ = ["Resolved", "describe", "from_environment_only", "load_settings", "to_toml"]
+from teacher_proto.program.settings_show import Resolved, leaves, show
 
 M = TypeVar("M", bound=BaseModel)
 DEFAULT = "default"
-
-
-@dataclass(frozen=True)
-class Resolved(Generic[M]):
-    """Validated settings, and where each leaf came from, by dotted key.
-
-    An origin is ``default``, ``file PATH``, ``env NAME``, ``flag --set`` or
-    ``flag --NAME``.
-    """
-
-    settings: M
-    origins: Mapping[str, str]
 
 
 def load_settings(

@@ -1,21 +1,35 @@
-"""Settings as text: one line a key, or a TOML file. Secrets are never written."""
+"""Settings once every layer is merged, and as text: one line a key, or a TOML file.
+
+Secrets are never written.
+"""
 
 from __future__ import annotations
 
 import enum
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
 from pydantic import BaseModel, SecretBytes, SecretStr
 
 from teacher_proto.program.settings_keys import Key, dotted, is_secret
 
-if TYPE_CHECKING:
-    from teacher_proto.program.settings import Resolved
-
+M = TypeVar("M", bound=BaseModel)
 HIDDEN = "***"
+
+
+@dataclass(frozen=True)
+class Resolved(Generic[M]):
+    """Validated settings, and where each leaf came from, by dotted key.
+
+    An origin is ``default``, ``file PATH``, ``env NAME``, ``flag --set`` or
+    ``flag --NAME``.
+    """
+
+    settings: M
+    origins: Mapping[str, str]
 
 
 def describe(resolved: Resolved[Any]) -> str:

@@ -1,0 +1,47 @@
+"""What several commands need: the settings of a run, and quiet libraries."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from teacher_proto.program.settings_show import Resolved
+
+    from student_trainer.settings.train import TrainConfig
+
+ENV_PREFIX = "LSM_TRAINER"
+
+
+def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
+    """The settings of ``train`` and ``doctor``; raises ConfigurationError."""
+    from teacher_proto.program.settings import from_environment_only, load_settings
+
+    from student_trainer.recipes import config_files
+    from student_trainer.settings.train import TrainConfig
+
+    files = config_files(arguments.configs)
+    resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
+    from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
+    return resolved
+
+
+def quiet_libraries() -> None:
+    """Our own log to standard error; the libraries' chatter off."""
+    import logging
+    import warnings
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+    )
+    logging.getLogger("student_trainer").setLevel(logging.INFO)
+    # peft and transformers warn about each other's renamed methods.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
