@@ -21,7 +21,7 @@ from teacher_server import cli
 from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine
 from teacher_server.queue.admission import AdmissionQueue
-from teacher_server.teachers import teacher
+from teacher_server.teachers import load
 
 VOCABULARY = 320
 MAX_LENGTH = 8192
@@ -69,7 +69,7 @@ def main() -> int:
                 max_length=MAX_LENGTH,
             )
 
-        teacher.ENGINES["transformers"] = make
+        load.ENGINES["transformers"] = make
     try:
         return cli.main(["serve", *arguments])
     finally:

@@ -18,7 +18,7 @@ import numpy as np
 
 from teacher_server import cli
 from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows
-from teacher_server.teachers import teacher
+from teacher_server.teachers import load
 
 
 class TimedEngine:
@@ -72,7 +72,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds-per-token", type=Path, required=True, metavar="FILE")
     arguments, rest = parser.parse_known_args()
-    teacher.ENGINES["transformers"] = lambda model, _: TimedEngine(
-        model, arguments.seconds_per_token
-    )
+    load.ENGINES["transformers"] = lambda model, _: TimedEngine(model, arguments.seconds_per_token)
     sys.exit(cli.main(["serve", *rest]))

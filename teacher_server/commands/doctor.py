@@ -139,7 +139,7 @@ def _examine_teacher(
     own = settings.engine(config.engine)
 
     def tokenizer() -> str:
-        from teacher_server.tokenizers.teacher_tokenizer import load_tokenizer
+        from teacher_server.teachers.tokenizer import load_tokenizer
 
         loaded = load_tokenizer(settings.model)
         return f"{loaded.size} ids, hash {loaded.hash}"
@@ -176,7 +176,8 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
     Raises:
         ConfigurationError, EngineError: see ``teacher.load_teachers``.
     """
-    from teacher_server.teachers.teacher import load_teachers, probe_job
+    from teacher_server.teachers.load import load_teachers
+    from teacher_server.teachers.self_score import probe_job
 
     teachers = await load_teachers({name: config.teachers[name]}, config.engine, config.limits)
     engine = teachers.get(name).engine

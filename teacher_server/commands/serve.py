@@ -40,7 +40,8 @@ from teacher_server.lifecycle import Lifecycle
 from teacher_server.listen import address, check_exposure, listen
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.service import TeacherService
-from teacher_server.teachers.teacher import Teachers, load_teachers
+from teacher_server.teachers.load import load_teachers
+from teacher_server.teachers.teacher import Teachers
 from teacher_server.telemetry.log import configure_logging
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.tokenizers.pairs import StudentTokenizers

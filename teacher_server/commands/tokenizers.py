@@ -68,6 +68,6 @@ def _file(name: str) -> bytes | str:
         path = path / "tokenizer.json"
     if path.is_file():
         return path.read_bytes()
-    from teacher_server.tokenizers.teacher_tokenizer import load_backend
+    from teacher_server.teachers.tokenizer import load_backend
 
     return load_backend(name)

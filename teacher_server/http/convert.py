@@ -28,7 +28,7 @@ from teacher_server.http.models import ContinuationBody, PromptBody, ScoreBody, 
 from teacher_server.refusals.sizes import check_request_tokens, check_text
 from teacher_server.refusals.validation import check_continuation_count, exactly_one, refuse
 from teacher_server.teachers.teacher import Teacher, Teachers
-from teacher_server.tokenizers.teacher_tokenizer import TextTokenizer
+from teacher_server.teachers.tokenizer import TextTokenizer
 
 Encode = Callable[[str], Int32]
 

@@ -19,7 +19,7 @@ from teacher_proto.types import (
     Status,
 )
 
-from teacher_server.tokenizers.teacher_tokenizer import TextTokenizer
+from teacher_server.teachers.tokenizer import TextTokenizer
 
 
 def to_json(value: Any) -> bytes:

@@ -18,7 +18,7 @@ from teacher_proto.types import (
 
 from teacher_server.refusals.sizes import check_text, check_text_fits, check_text_tokens
 from teacher_server.refusals.validation import TeacherFacts
-from teacher_server.tokenizers.teacher_tokenizer import TeacherTokenizer
+from teacher_server.teachers.tokenizer import TeacherTokenizer
 
 
 def teacher_prompt(request: ScoreRequest) -> tuple[Prompt, str]:

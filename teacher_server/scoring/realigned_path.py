@@ -32,6 +32,7 @@ from teacher_server.scoring.realigned import (
     wanted,
     with_paths,
 )
+from teacher_server.telemetry.realignment_totals import RealignmentTotals
 from teacher_server.tokenizers.pairs import Pair
 
 # Has a job done: (result, seconds it waited in the queue).
@@ -45,32 +46,9 @@ LONE_BEST = 128
 
 
 @dataclass(frozen=True)
-class PairFigures:
-    """What carrying one request over gave and took.
-
-    Attributes:
-        rows: by class.
-        coverage, open_mass, lost_mass: sums over the rows that are not masked.
-        not_realigned: continuations.
-        extra_rows: rows asked for beyond the rollouts' own.
-        lone_rows: rows behind single tokens, asked for once by whoever needs them first.
-        seconds: of one core.
-    """
-
-    rows: dict[PositionClass, int]
-    coverage: float
-    open_mass: float
-    lost_mass: float
-    not_realigned: int
-    extra_rows: int
-    lone_rows: int
-    seconds: float
-
-
-@dataclass(frozen=True)
 class Realigned:
     results: tuple[ContinuationScores, ...]
-    figures: PairFigures
+    figures: RealignmentTotals
     job_tokens: int
     computed_tokens: int
     queue_seconds: float
@@ -261,7 +239,7 @@ def _asked_for(scores: ContinuationScores, request: ScoreRequest) -> Continuatio
     return scores if request.returns.realignment else replace(scores, realignment=None)
 
 
-def _figures(scores: list[ContinuationScores], work: _Work) -> PairFigures:
+def _figures(scores: list[ContinuationScores], work: _Work) -> RealignmentTotals:
     blocks = [one.realignment for one in scores if one.realignment is not None]
     classes = np.concatenate([np.zeros(0, np.uint8), *(block.position_class for block in blocks)])
     counts = np.bincount(classes, minlength=max(PositionClass) + 1).tolist()
@@ -273,7 +251,7 @@ def _figures(scores: list[ContinuationScores], work: _Work) -> PairFigures:
         ]
         return sum(sums)
 
-    return PairFigures(
+    return RealignmentTotals(
         rows={kind: counts[kind] for kind in PositionClass if counts[kind]},
         coverage=total("coverage"),
         open_mass=total("open_mass"),

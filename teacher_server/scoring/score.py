@@ -37,8 +37,9 @@ from teacher_server.refusals.sizes import (
 from teacher_server.refusals.validation import StudentFacts, check_ids, check_request
 from teacher_server.scoring.prompts import prompt_ids, teacher_prompt
 from teacher_server.scoring.realigned import not_finite
-from teacher_server.scoring.realigned_path import Ask, PairFigures, Realigned, realigned_scores
+from teacher_server.scoring.realigned_path import Ask, Realigned, realigned_scores
 from teacher_server.teachers.teacher import Teacher
+from teacher_server.telemetry.realignment_totals import RealignmentTotals
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
 
@@ -48,7 +49,7 @@ class Scored:
 
     reply: ScoreReply
     job_tokens: int
-    figures: PairFigures | None = None
+    figures: RealignmentTotals | None = None
 
 
 @dataclass(frozen=True)

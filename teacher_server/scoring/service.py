@@ -41,11 +41,11 @@ from teacher_server.refusals.validation import check_name, is_name, row_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import Scored, score
 from teacher_server.teachers.teacher import Teacher, Teachers
+from teacher_server.teachers.tokenizer import TextTokenizer
 from teacher_server.telemetry.log import bind
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.telemetry.observation import Observation, observed
 from teacher_server.tokenizers.pairs import StudentTokenizers
-from teacher_server.tokenizers.teacher_tokenizer import TextTokenizer
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")

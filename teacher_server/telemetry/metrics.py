@@ -13,7 +13,7 @@ from teacher_proto.types import PositionClass, Timing
 
 from teacher_server.engines.base import CountsPasses, Engine
 from teacher_server.queue.admission import Admission
-from teacher_server.scoring.realigned_path import PairFigures
+from teacher_server.telemetry.realignment_totals import RealignmentTotals
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TOP_K = (0, 1, 8, 16, 32, 64, 128, 256, 1024, 8192)
@@ -214,7 +214,7 @@ class Metrics:
         self._run_tokens.labels(self._run_label(run)).inc(tokens)
         self._top_k.observe(top_k)
 
-    def realigned(self, teacher: str, tokenizer_hash: str, figures: PairFigures) -> None:
+    def realigned(self, teacher: str, tokenizer_hash: str, figures: RealignmentTotals) -> None:
         """One request that was carried over to another tokenizer."""
         pair = teacher, self._tokenizer_label(tokenizer_hash)
         # Every class is there from the start: shares of what never occurred are 0.

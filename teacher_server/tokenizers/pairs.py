@@ -35,8 +35,8 @@ from teacher_server.refusals.validation import (
     unknown_tokenizer,
 )
 from teacher_server.teachers.teacher import Teacher
+from teacher_server.teachers.tokenizer import TeacherTokenizer, TextTokenizer
 from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
-from teacher_server.tokenizers.teacher_tokenizer import TeacherTokenizer, TextTokenizer
 
 log = logging.getLogger(__name__)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from teacher_server.engines.adapter_engine import AdapterEngine, read_adapter
+from teacher_server.engines.adapter import read_adapter
+from teacher_server.engines.adapter_engine import AdapterEngine
 from teacher_server.engines.base import Engine
 
 

@@ -9,7 +9,7 @@ from teacher_server import cli
 from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
-from teacher_server.teachers import teacher
+from teacher_server.teachers import load
 from tests.server.running import WatchedEngine
 
 FATAL_TOP_K = 7
@@ -28,5 +28,5 @@ def make(model: str, settings: EngineSettings) -> Engine:
 
 
 if __name__ == "__main__":
-    teacher.ENGINES["transformers"] = make
+    load.ENGINES["transformers"] = make
     sys.exit(cli.main(["serve", *sys.argv[1:]]))

@@ -37,7 +37,7 @@ from teacher_server.engines.base import (
     PassCount,
 )
 from teacher_server.engines.torch.transformers import TransformersEngine
-from teacher_server.teachers import teacher as teacher_module
+from teacher_server.teachers import load
 
 SCORE = "/teacher_proto.v1.TeacherScoringService/Score"
 LONG = 60.0
@@ -191,7 +191,7 @@ async def running(
         engines[name] = WatchedEngine(inner)
         return engines[name]
 
-    monkeypatch.setitem(teacher_module.ENGINES, "transformers", make)
+    monkeypatch.setitem(load.ENGINES, "transformers", make)
     config = ServeConfig.model_validate(
         {
             "teachers": {name: {"model": str(path)} for name, path in models.items()},

@@ -14,7 +14,7 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ChatMessage, ChatPrompt, Continuation, Segment, TextPrompt
 
 from teacher_server.scoring import realigned_path
-from teacher_server.tokenizers.teacher_tokenizer import TextTokenizer
+from teacher_server.teachers.tokenizer import TextTokenizer
 from tests.server.crossed import upload
 from tests.server.running import LONG, Running, ids, running
 from tests.support.models import make_tiny_model

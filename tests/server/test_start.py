@@ -19,9 +19,10 @@ from teacher_server.commands.serve import Server
 from teacher_server.config import EngineSettings, ServeConfig
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
-from teacher_server.teachers import teacher as teacher_module
-from teacher_server.teachers.teacher import identity_of, self_score
-from teacher_server.tokenizers.teacher_tokenizer import load_tokenizer
+from teacher_server.teachers import load
+from teacher_server.teachers.self_score import self_score
+from teacher_server.teachers.teacher import identity_of
+from teacher_server.teachers.tokenizer import load_tokenizer
 from tests.server.running import LONG, WatchedEngine, eventually
 
 DESCRIPTION = EngineDescription(
@@ -49,7 +50,7 @@ def loading_server(
         engines.append(engine)
         return engine
 
-    monkeypatch.setitem(teacher_module.ENGINES, "transformers", make)
+    monkeypatch.setitem(load.ENGINES, "transformers", make)
     config = ServeConfig.model_validate(
         {"teachers": {"default": {"model": str(model)}}, "grpc_port": 0, "http_port": 0}
     )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 
-from teacher_server.tokenizers.text_bounds import longest_token
+from teacher_server.teachers.text_bounds import longest_token
 from tests.support.models import ENGLISH, train_tokenizer
 
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]

@@ -17,7 +17,7 @@ from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, Int32, SpecialRole
 
-from teacher_server.tokenizers.text_bounds import longest_token
+from teacher_server.teachers.text_bounds import longest_token
 
 # Arguments of apply_chat_template that a template itself knows.
 TEMPLATE_OWN = {"tools", "documents"}

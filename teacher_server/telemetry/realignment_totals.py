@@ -1,0 +1,30 @@
+"""What the realignment of one request gave and took."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from teacher_proto.types import PositionClass
+
+
+@dataclass(frozen=True)
+class RealignmentTotals:
+    """What carrying one request over gave and took.
+
+    Attributes:
+        rows: by class.
+        coverage, open_mass, lost_mass: sums over the rows that are not masked.
+        not_realigned: continuations.
+        extra_rows: rows asked for beyond the rollouts' own.
+        lone_rows: rows behind single tokens, asked for once by whoever needs them first.
+        seconds: of one core.
+    """
+
+    rows: dict[PositionClass, int]
+    coverage: float
+    open_mass: float
+    lost_mass: float
+    not_realigned: int
+    extra_rows: int
+    lone_rows: int
+    seconds: float
