@@ -97,15 +97,19 @@ def rows_of(requests: Sequence[ScoreRequest]) -> int:
 
 
 @contextmanager
-def server(model: Path) -> Iterator[str]:
-    """Address of a teacher server process that is ready."""
+def server(model: Path, environment: dict[str, str] | None = None) -> Iterator[str]:
+    """Address of a teacher server process that is ready; None for this environment."""
     with tempfile.TemporaryDirectory() as folder:
         ready, log = Path(folder, "ready.json"), Path(folder, "log")
-        arguments = ["--model", str(model), "--dtype", "float32", "--device", "cpu"]
+        arguments = ["--model", str(model.resolve()), "--dtype", "float32", "--device", "cpu"]
         arguments += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
         with log.open("w") as sink:
             process = subprocess.Popen(
-                [sys.executable, "-m", "teacher_server", "serve", *arguments], stderr=sink
+                [sys.executable, "-m", "teacher_server", "serve", *arguments],
+                stderr=sink,
+                env=environment,
+                # Not the current folder, which would stand before PYTHONPATH.
+                cwd=folder,
             )
         try:
             while not ready.exists():
