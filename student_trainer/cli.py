@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from teacher_proto.program.entrypoint import add_completion, run_program
+from teacher_proto.program.entrypoint import add_shared_options, run_program
 
 from student_trainer.commands.shared import quiet_libraries, resolve
 
@@ -21,7 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="student-trainer",
         description="On-policy distillation by Local Support Matching against a teacher service.",
     )
-    add_completion(parser)
+    add_shared_options(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     train = commands.add_parser("train", help="train a student (resumes by itself)")
     train.add_argument(
@@ -87,4 +87,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_program(run, argv)
+    return run_program(run, argv, extra="trainer")

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacher_proto.program.entrypoint import add_completion, run_program
+from teacher_proto.program.entrypoint import add_shared_options, run_program
 
 from teacher_server.commands import doctor, probe, tokenizers, top
-from teacher_server.version import VERSION
 
 if TYPE_CHECKING:
     from teacher_proto.program.settings_show import Resolved
@@ -32,8 +31,7 @@ def parser() -> argparse.ArgumentParser:
     program = argparse.ArgumentParser(
         prog="teacher-server", description="Scores students' rollouts under teacher models."
     )
-    program.add_argument("--version", action="version", version=f"teacher-server {VERSION}")
-    add_completion(program)
+    add_shared_options(program)
     commands = program.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",
@@ -45,10 +43,10 @@ def parser() -> argparse.ArgumentParser:
     serve.add_argument("--dry-run", action="store_true", help="print the settings and their origin")
     serve.set_defaults(run=run_serve)
     text = "check what `serve` with the same settings needs"
-    examine = commands.add_parser("doctor", help=text, description=text)
-    add_settings(examine)
-    doctor.add_arguments(examine)
-    examine.set_defaults(run=run_doctor)
+    checks = commands.add_parser("doctor", help=text, description=text)
+    add_settings(checks)
+    doctor.add_arguments(checks)
+    checks.set_defaults(run=run_doctor)
     for name, module, text in (
         ("top", top, "watch a running server: runs, queue, tokens/s"),
         ("probe", probe, "ask a running server's gRPC health service"),
@@ -218,4 +216,4 @@ def run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_program(run, argv)
+    return run_program(run, argv, extra="teacher")

@@ -1,13 +1,13 @@
 """The contract between trainers and the teacher service, and its client.
 
-Imports neither torch nor transformers. The names below are loaded when first
-used, so that importing a submodule costs nothing else.
+Imports neither torch nor transformers.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from teacher_proto.program.lazy import lazy_names
 
 if TYPE_CHECKING:
     from teacher_proto.client import AsyncTeacherClient as AsyncTeacherClient
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from teacher_proto.types import ScoreReply as ScoreReply
     from teacher_proto.types import ScoreRequest as ScoreRequest
 
-_HOME = {
+_HOMES = {
     "AsyncTeacherClient": "client",
     "TeacherClient": "client",
     "LsmError": "errors",
@@ -24,10 +24,5 @@ _HOME = {
     "ScoreRequest": "types",
 }
 
-__all__ = [*_HOME]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+__all__ = [*_HOMES]
+__getattr__ = lazy_names(__name__, _HOMES)

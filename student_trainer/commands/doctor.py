@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 
 if TYPE_CHECKING:
-    from teacher_proto.program.checks import Examination
+    from teacher_proto.program.checks import Checks
 
     from student_trainer.data import PromptSets
     from student_trainer.settings.train import TrainConfig
@@ -42,15 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
     from student_trainer.commands.shared import quiet_libraries, resolve
 
     quiet_libraries()
-    examination = examine(lambda: resolve(arguments).settings)
-    sys.stdout.write(examination.render(as_json=arguments.json))
-    return examination.exit_code
+    checks = run_checks(lambda: resolve(arguments).settings)
+    sys.stdout.write(checks.render(as_json=arguments.json))
+    return checks.exit_code
 
 
-def examine(settings: Callable[[], TrainConfig]) -> Examination:
-    from teacher_proto.program.checks import Examination, check_device
+def run_checks(settings: Callable[[], TrainConfig]) -> Checks:
+    from teacher_proto.program.checks import Checks
 
-    examination = Examination()
+    checks = Checks()
     with ExitStack() as stack:
         read: list[TrainConfig] = []
 
@@ -60,35 +60,43 @@ def examine(settings: Callable[[], TrainConfig]) -> Examination:
                 f"run {read[0].run.name}, {read[0].run.steps} steps into {read[0].run.output_dir}"
             )
 
-        examination.check("settings", load)
+        checks.run("settings", load)
         if not read:
-            return examination
+            return checks
         config = read[0]
         students: list[Student] = []
         prompts: list[PromptSets] = []
         links: list[TeacherLink] = []
-        examination.check("run directory", lambda: check_run_directory(config))
-        examination.check("trackers", lambda: check_trackers(config))
-        examination.check("device", lambda: check_device(config.student.device, "student.device"))
-        examination.check("teacher", lambda: check_teacher(config))
-        examination.check("clock", lambda: check_clock(config), ("teacher",))
-        examination.check("data", lambda: check_data(config, prompts))
-        examination.check("student", lambda: check_student(config, students), ("device",))
-        examination.check("disk", lambda: check_disk(config, students[0]), ("student",))
-        examination.check(
+        checks.run("run directory", lambda: check_run_directory(config))
+        checks.run("trackers", lambda: check_trackers(config))
+        checks.run("device", lambda: check_own_device(config))
+        checks.run("teacher", lambda: check_teacher(config))
+        checks.run("clock", lambda: check_clock(config), ("teacher",))
+        checks.run("data", lambda: check_data(config, prompts))
+        checks.run("student", lambda: check_student(config, students), ("device",))
+        checks.run("disk", lambda: check_disk(config, students[0]), ("student",))
+        checks.run(
             "tokenizer",
             lambda: check_tokenizer(config, students[0], links, stack),
             ("teacher", "student"),
         )
-        examination.check(
+        checks.run(
             "limits", lambda: check_limits(config, students[0], links[0], prompts), ("tokenizer",)
         )
-        examination.check(
+        checks.run(
             "repeat",
             lambda: check_repeat(config, links[0], prompts[0]),
             ("tokenizer", "limits", "data"),
         )
-    return examination
+    return checks
+
+
+def check_own_device(config: TrainConfig) -> str:
+    import torch
+    from teacher_proto.program.checks import check_device
+
+    threads = torch.get_num_threads()
+    return check_device(config.student.device, "student.device", torch.cuda, threads)
 
 
 def check_run_directory(config: TrainConfig) -> str:

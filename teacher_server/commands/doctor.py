@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from teacher_proto.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
-    from teacher_proto.program.checks import Examination
+    from teacher_proto.program.checks import Checks
 
     from teacher_server.config import ServeConfig, TeacherSettings
     from teacher_server.engines.base import Rows
@@ -39,13 +39,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, settings: Callable[[], ServeConfig]) -> int:
     """Prints the findings; the exit code is that of the first failure."""
-    examination = examine(settings, load=not arguments.quick)
-    sys.stdout.write(examination.render(as_json=arguments.json))
-    return examination.exit_code
+    checks = run_checks(settings, load=not arguments.quick)
+    sys.stdout.write(checks.render(as_json=arguments.json))
+    return checks.exit_code
 
 
-def examine(settings: Callable[[], ServeConfig], *, load: bool) -> Examination:
-    from teacher_proto.program.checks import Examination
+def run_checks(settings: Callable[[], ServeConfig], *, load: bool) -> Checks:
+    from teacher_proto.program.checks import Checks
 
     found: list[ServeConfig] = []
 
@@ -57,18 +57,18 @@ def examine(settings: Callable[[], ServeConfig], *, load: bool) -> Examination:
         found.append(config)
         return f"teachers: {', '.join(config.teachers)}"
 
-    examination = Examination()
-    examination.check("settings", read)
+    checks = Checks()
+    checks.run("settings", read)
     if not found:
-        return examination
+        return checks
     config = found[0]
-    examination.check("clock", lambda: check_clock(config))
-    examination.check("credentials", lambda: check_credentials(config))
-    examination.check("ports", lambda: check_ports(config))
-    examination.check("disk", lambda: check_disk(config))
+    checks.run("clock", lambda: check_clock(config))
+    checks.run("credentials", lambda: check_credentials(config))
+    checks.run("ports", lambda: check_ports(config))
+    checks.run("disk", lambda: check_disk(config))
     for name, teacher in config.teachers.items():
-        _examine_teacher(examination, name, teacher, config, load=load)
-    return examination
+        _check_teacher(checks, name, teacher, config, load=load)
+    return checks
 
 
 def check_clock(config: ServeConfig) -> str:
@@ -126,16 +126,14 @@ def check_disk(config: ServeConfig) -> str:
     return check_folder(Path(tempfile.gettempdir()), SCRATCH_BYTES, "TMPDIR")
 
 
-def _examine_teacher(
-    examination: Examination,
+def _check_teacher(
+    checks: Checks,
     name: str,
     settings: TeacherSettings,
     config: ServeConfig,
     *,
     load: bool,
 ) -> None:
-    from teacher_proto.program.checks import check_device
-
     own = settings.engine(config.engine)
 
     def tokenizer() -> str:
@@ -144,9 +142,16 @@ def _examine_teacher(
         loaded = load_tokenizer(settings.model)
         return f"{loaded.size} ids, hash {loaded.hash}"
 
+    def device() -> str:
+        import torch
+        from teacher_proto.program.checks import check_device
+
+        threads = torch.get_num_threads()
+        return check_device(own.device, "engine.device", torch.cuda, threads)
+
     names = {part: f"{part} of {name}" for part in ("tokenizer", "device", "limits", "repeat")}
-    examination.check(names["tokenizer"], tokenizer)
-    examination.check(names["device"], lambda: check_device(own.device, "engine.device"))
+    checks.run(names["tokenizer"], tokenizer)
+    checks.run(names["device"], device)
     if not load:
         return
     loaded: list[Loaded] = []
@@ -155,8 +160,8 @@ def _examine_teacher(
         loaded.append(asyncio.run(load_and_repeat(name, config)))
         return check_limits(loaded[0], config)
 
-    examination.check(names["limits"], limits, (names["tokenizer"], names["device"]))
-    examination.check(names["repeat"], lambda: check_repeat(loaded[0]), (names["limits"],))
+    checks.run(names["limits"], limits, (names["tokenizer"], names["device"]))
+    checks.run(names["repeat"], lambda: check_repeat(loaded[0]), (names["limits"],))
 
 
 @dataclass(frozen=True)

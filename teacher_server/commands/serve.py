@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
+from teacher_proto.program.distribution import VERSION
 from teacher_proto.tracing import export_traces
 
 from teacher_server.access.guard import Guard, make_guard
@@ -45,7 +46,6 @@ from teacher_server.teachers.teacher import Teachers
 from teacher_server.telemetry.log import configure_logging
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.tokenizers.pairs import StudentTokenizers
-from teacher_server.version import VERSION
 
 log = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from teacher_proto import errors
+from teacher_proto.program import distribution
 from teacher_proto.program.entrypoint import run_program
 
 BEGIN = """
@@ -16,6 +17,21 @@ from teacher_proto.errors import *
 from teacher_proto.program.entrypoint import run_program
 """
 END = "\nsys.exit(run_program(main, ['x']))"
+REQUIRES = [
+    "numpy<3,>=1.26",
+    "not-there<2,>=1; extra == 'some'",
+    'nor_this[more]<2; (python_version > "3") and extra == "some"',
+    "grpcio>=1; extra == 'some'",
+    "pytest; extra == 'other'",
+    "absent; extra == 'something'",
+]
+WITHOUT_EXTRA = """
+from teacher_proto.program import distribution
+distribution.missing_packages = lambda extra: ["not-there"] if extra == "some" else []
+def main(argv):
+  import not_there.at_all
+sys.exit(run_program(main, [], extra=%r))
+"""
 
 
 def run(body: str) -> subprocess.CompletedProcess[str]:
@@ -50,6 +66,38 @@ def test_known_errors_are_one_line(kind: str, code: int) -> None:
     ended = run(body)
     assert (ended.returncode, ended.stderr) == (code, "error: c: a b. Fix: d\n")
     assert getattr(errors, kind).exit_code == code
+
+
+def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(distribution, "requires", lambda _: REQUIRES)
+    assert distribution.missing_packages("some") == ["not-there", "nor_this"]
+    assert distribution.missing_packages("other") == []
+    fix = distribution.install_command("some")
+    assert fix.startswith("run pip install '.[some]' in the checkout, or pip install 'lsm_distill-")
+    assert fix.endswith(".whl[some]'")
+
+
+def test_a_module_of_a_missing_extra_is_one_line() -> None:
+    ended = run(WITHOUT_EXTRA % "some")
+    assert (ended.returncode, len(ended.stderr.splitlines())) == (2, 1)
+    assert ended.stderr.startswith("error: no module not_there: of the extra 'some', not-there")
+    assert "pip install '.[some]'" in ended.stderr
+
+
+@pytest.mark.parametrize("extra", ["whole", None])
+def test_a_module_of_no_extra_shows_its_traceback(extra: str | None) -> None:
+    ended = run(WITHOUT_EXTRA % extra)
+    assert ended.returncode == 1
+    assert ended.stderr.endswith("ModuleNotFoundError: No module named 'not_there'\n")
+
+
+@pytest.mark.parametrize("program", ["teacher-server", "student-trainer"])
+def test_both_programs_print_the_same_version(program: str) -> None:
+    module = program.replace("-", "_")
+    ended = subprocess.run(
+        [sys.executable, "-m", module, "--version"], capture_output=True, text=True, check=True
+    )
+    assert ended.stdout == f"{program} {distribution.VERSION}\n"
 
 
 def test_unexpected_errors_show_their_traceback() -> None:

@@ -6,9 +6,13 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import teacher_proto
+
+import student_trainer
+import teacher_server
 
 PROTO = Path(teacher_proto.__file__).parents[1]
 
@@ -39,6 +43,9 @@ HEAVY = ("torch", "transformers", "vllm", "fastapi", "uvicorn", "tokenizers", "p
 @pytest.mark.parametrize(
     ("module", "light"),
     [
+        ("teacher_proto", ("grpc", "numpy", "pydantic")),
+        ("teacher_server", ("grpc", "numpy", "pydantic")),
+        ("student_trainer", ("grpc", "numpy", "pydantic")),
         ("teacher_proto.client", ("pydantic",)),
         ("teacher_proto.codec", ("pydantic", "grpc")),
         ("teacher_proto.program.settings", ("grpc", "numpy")),
@@ -47,13 +54,23 @@ HEAVY = ("torch", "transformers", "vllm", "fastapi", "uvicorn", "tokenizers", "p
     ],
 )
 def test_imports(module: str, light: tuple[str, ...]) -> None:
-    code = f"import sys, {module}; print(*sorted(set(sys.modules) & set({(*HEAVY, *light)!r})))"
+    code = f"import {module}, sys; print(*sorted(set(sys.modules) & set({(*HEAVY, *light)!r})))"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ended.stdout.strip() == ""
 
 
-def test_the_public_names_are_there() -> None:
-    for name in teacher_proto.__all__:
-        assert getattr(teacher_proto, name).__name__ == name
-    with pytest.raises(AttributeError, match="nothing"):
-        _ = teacher_proto.nothing
+PACKAGES = (teacher_proto, teacher_server, student_trainer)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_the_public_names_are_there(package: ModuleType) -> None:
+    for name in package.__all__:
+        value = getattr(package, name)
+        assert getattr(value, "__name__", name) == name
+    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
+        _ = package.nothing
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
+def test_types_are_published(package: ModuleType) -> None:
+    assert (Path(str(package.__file__)).parent / "py.typed").read_bytes() == b""

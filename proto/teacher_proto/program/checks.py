@@ -1,19 +1,20 @@
-"""What ``doctor`` of both programs is made of: named checks, their findings, the verdict.
+"""The parts of both programs' ``doctor``: named checks, their findings and the verdict.
 
 A check returns what it found, in words, or raises the LsmError that the program
-itself would end with; the error's fix is the finding's fix. A check whose ground
-failed is skipped.
+itself would end with; the error's fix is the finding's fix. A check that builds on
+one that is not ok is skipped.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 from teacher_proto.errors import EXIT_OK, ConfigurationError, LsmError
 
@@ -23,7 +24,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Finding:
-    """The outcome of one check; ``exit_code`` is that of the error behind a failure."""
+    """The outcome of one check; after a failure ``exit_code`` is that of its error."""
 
     check: str
     status: Literal["ok", "failed", "skipped"]
@@ -32,16 +33,18 @@ class Finding:
     exit_code: int = EXIT_OK
 
 
-class Examination:
+class Checks:
     """Findings in the order of their checks."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
 
-    def check(self, name: str, examine: Callable[[], str], needs: tuple[str, ...] = ()) -> None:
-        """Runs one check.
+    def run(self, name: str, check: Callable[[], str], needs: tuple[str, ...] = ()) -> None:
+        """Runs one check and keeps its finding.
 
         Args:
+            name: unique, in words.
+            check: returns what it found; raises LsmError when something is wrong.
             needs: earlier checks it builds on; unless all are ok it is skipped.
         """
         status = {finding.check: finding.status for finding in self.findings}
@@ -50,7 +53,7 @@ class Examination:
             self.findings.append(Finding(name, "skipped", f"needs {', '.join(missing)}"))
             return
         try:
-            self.findings.append(Finding(name, "ok", examine()))
+            self.findings.append(Finding(name, "ok", check()))
         except LsmError as error:
             what = " ".join(f"{error.where}: {error.what}".lstrip(": ").split())
             fix = error.fix or "see docs/errors.md"
@@ -107,23 +110,35 @@ def check_folder(folder: Path, needed_bytes: int, where: str) -> str:
     return f"{free // MIB} MiB free at {ground}, about {needed_bytes // MIB} needed"
 
 
-def check_device(device: str, where: str) -> str:
-    """That torch can use a device setting.
+class Cuda(Protocol):
+    """The part of ``torch.cuda`` that a check of a device needs."""
+
+    def is_available(self) -> bool: ...
+    def device_count(self) -> int: ...
+    def get_device_name(self, device: int, /) -> str: ...
+    def mem_get_info(self, device: int, /) -> tuple[int, int]: ...
+
+
+def check_device(device: str, where: str, cuda: Cuda, threads: int) -> str:
+    """That torch can use a device setting: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+
+    ``threads`` is how many a computation on the CPU uses.
 
     Raises:
         ConfigurationError: it asks for a GPU that torch does not see.
     """
-    import torch
-
-    if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
-        return f"the CPU is used, {torch.get_num_threads()} threads" + (
-            "" if device == "cpu" else "; torch sees no GPU"
-        )
+    if device == "cpu":
+        return f"the CPU is used, {threads} threads"
+    if device == "auto" and not cuda.is_available():
+        return f"the CPU is used, {threads} threads; torch sees no GPU"
+    number = re.fullmatch(r"auto|cuda(?::([0-9]+))?", device)
     try:
-        index = torch.device("cuda" if device == "auto" else device).index or 0
-        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise RuntimeError(f"torch sees {torch.cuda.device_count()} GPUs")
-        free, total = torch.cuda.mem_get_info(index)
+        if number is None:
+            raise RuntimeError("it is none of auto, cpu, cuda and cuda:N")
+        index = int(number[1] or 0)
+        if not cuda.is_available() or index >= cuda.device_count():
+            raise RuntimeError(f"torch sees {cuda.device_count()} GPUs")
+        free, total = cuda.mem_get_info(index)
     except RuntimeError as error:
         raise ConfigurationError(
             f"{device!r} cannot be used: {error}",
@@ -131,5 +146,4 @@ def check_device(device: str, where: str) -> str:
             fix="check the driver with nvidia-smi, that torch is a CUDA build and that "
             "CUDA_VISIBLE_DEVICES names a GPU; or use cpu",
         ) from error
-    name = torch.cuda.get_device_name(index)
-    return f"{name}, {free // MIB} of {total // MIB} MiB free"
+    return f"{cuda.get_device_name(index)}, {free // MIB} of {total // MIB} MiB free"

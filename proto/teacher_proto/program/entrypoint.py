@@ -1,4 +1,4 @@
-"""What both programs share: shell completion, and how they end: exit codes and one line
+"""How both programs start and end: the options they share, their exit codes, and one line
 for every known error (docs/errors.md)."""
 
 from __future__ import annotations
@@ -16,14 +16,31 @@ EXIT_INTERRUPTED = 130
 SHELLS = ("bash", "zsh", "fish")
 
 
-def add_completion(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--print-completion SHELL``, which prints a script for the shell and ends."""
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--version`` and ``--print-completion SHELL``; each prints its text and ends."""
+    parser.add_argument(
+        "--version", action=_PrintVersion, nargs=0, help="print the version, and stop"
+    )
     parser.add_argument(
         "--print-completion",
         action=_PrintCompletion,
         choices=SHELLS,
         help="print a completion script for this shell, and stop",
     )
+
+
+class _PrintVersion(argparse.Action):
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: object,
+        values: object,
+        option: object = "",
+    ) -> None:
+        from teacher_proto.program.distribution import VERSION
+
+        sys.stdout.write(f"{parser.prog} {VERSION}\n")
+        parser.exit()
 
 
 class _PrintCompletion(argparse.Action):
@@ -43,21 +60,29 @@ class _PrintCompletion(argparse.Action):
 
 
 def run_program(
-    main: Callable[[Sequence[str] | None], int], argv: Sequence[str] | None = None
+    main: Callable[[Sequence[str] | None], int],
+    argv: Sequence[str] | None = None,
+    extra: str | None = None,
 ) -> int:
-    """Runs ``main(argv)`` and gives the exit code for ``sys.exit``.
+    """Runs ``main(argv)`` and returns the exit code for ``sys.exit``.
 
     An LsmError becomes one line ``error: ...`` on standard error and the error's
-    own exit code; Ctrl-C gives 130; a reader of standard output that went away
-    gives 1 and no message; any other exception gives its traceback and 1.
-    SystemExit passes through.
+    own exit code. So does a module that is missing because ``extra``, the optional
+    dependencies of this program, is not installed. Ctrl-C gives 130; a reader of
+    standard output that went away gives 1 and no message; any other exception gives
+    its traceback and 1. SystemExit passes through.
     """
     try:
         code = main(argv)
         sys.stdout.flush()
     except LsmError as error:
-        sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
-        return error.exit_code
+        return _report(error)
+    except ModuleNotFoundError as error:
+        missing = extra and _missing_extra(extra, error)
+        if not missing:
+            traceback.print_exc()
+            return EXIT_RUNTIME
+        return _report(missing)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -68,6 +93,24 @@ def run_program(
         traceback.print_exc()
         return EXIT_RUNTIME
     return code
+
+
+def _report(error: LsmError) -> int:
+    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+    return error.exit_code
+
+
+def _missing_extra(extra: str, error: ModuleNotFoundError) -> ConfigurationError | None:
+    """The error for an extra that is not installed; None when all its packages are there."""
+    from teacher_proto.program.distribution import install_command, missing_packages
+
+    missing = missing_packages(extra)
+    if not missing:
+        return None
+    return ConfigurationError(
+        f"no module {error.name}: of the extra {extra!r}, {', '.join(missing)} are not installed",
+        fix=install_command(extra),
+    )
 
 
 def _output_is_gone() -> bool:
