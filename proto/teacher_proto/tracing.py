@@ -37,10 +37,12 @@ def export_traces(service: str) -> Callable[[], None]:
     if named is None or os.environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return lambda: None
     if not _installed():
+        from teacher_proto.program.distribution import install_command
+
         raise ConfigurationError(
             "traces are asked for and OpenTelemetry is not installed",
             where=named,
-            fix="pip install 'lsm-distill[otel]', or unset the variable",
+            fix=f"{install_command('otel')}; or unset the variable",
         )
     from opentelemetry import trace
     from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.distribution import install_command
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -158,5 +159,5 @@ def _missing_extra(source: Source, package: str, what: str) -> ConfigurationErro
     return ConfigurationError(
         f"{what} needs the package {package}",
         where=source.key,
-        fix='run: pip install "lsm-distill[data]"; JSONL needs no package',
+        fix=f"{install_command('data')}; JSONL needs no package",
     )

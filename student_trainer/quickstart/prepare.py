@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.program.distribution import install_command
 
 from student_trainer.quickstart.cache import cache_dir, ensure, file_sha256
 
@@ -138,7 +139,7 @@ def convert(gguf: Path, folder: Path) -> None:
             raise ConfigurationError(
                 f"converting the model needs the package {name}",
                 where="quickstart",
-                fix='run: pip install "lsm-distill[quickstart]"',
+                fix=install_command("quickstart"),
             )
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM

@@ -20,6 +20,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.program.distribution import install_command
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ def check_installed(names: Sequence[str]) -> None:
             raise ConfigurationError(
                 f"the tracker {name} cannot be loaded: {error}",
                 where="tracking.trackers",
-                fix=f'run: pip install "lsm-distill[{row.extra}]"',
+                fix=install_command(row.extra),
             ) from error
 
 

@@ -151,5 +151,5 @@ def test_traces_asked_for_without_the_extra_are_refused_by_name(
 ) -> None:
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:4317")
     monkeypatch.setattr("teacher_proto.tracing._installed", lambda: False)
-    with pytest.raises(ConfigurationError, match=r"lsm-distill\[otel\]"):
+    with pytest.raises(ConfigurationError, match=r"pip install '\.\[otel\]'"):
         export_traces("x")

@@ -239,7 +239,7 @@ def test_without_the_extra_only_jsonl_is_read(student: Student, tmp_path: Path) 
     assert "line 1" in first
     for line, package in ((second, "pyarrow"), (third, "datasets")):
         assert f"needs the package {package}" in line
-        assert 'pip install "lsm-distill[data]"' in line
+        assert "pip install '.[data]'" in line
 
 
 def test_held_out_prompts_are_never_trained_on(student: Student, tmp_path: Path) -> None:

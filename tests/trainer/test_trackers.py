@@ -48,7 +48,7 @@ def test_a_missing_package_is_refused_with_its_extra(
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigurationError, match="tracker tensorboard cannot be loaded") as caught:
         Trackers(["tensorboard"], facts(tmp_path))
-    assert 'pip install "lsm-distill[tensorboard]"' in str(caught.value)
+    assert "pip install '.[tensorboard]'" in str(caught.value)
 
 
 def test_tensorboard_writes_what_its_reader_reads(tmp_path: Path) -> None:
