@@ -67,6 +67,11 @@ _PLAIN: dict[grpc.StatusCode, tuple[type[LsmError], str, str]] = {
 }
 
 
+# What grpc.aio puts in place of the server's status when it writes a stream's next message
+# to a call that the server has just ended: whether the true status is seen is a race.
+WRITE_FAILED = "Internal error from Core"
+
+
 def to_rpc_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """The status an error travels as.
 
@@ -105,7 +110,8 @@ def from_rpc_error(error: grpc.RpcError) -> LsmError:
 
     Without our details: RESOURCE_EXHAUSTED is gRPC's own for a message beyond a
     size bound and becomes an InvalidRequestError that is never retried; a call
-    that the other side cancelled becomes a TeacherUnavailableError.
+    that the other side cancelled, or ended while it was being sent, becomes a
+    TeacherUnavailableError.
 
     Args:
         error: what a call raised, of grpc or grpc.aio; it has a code.
@@ -130,6 +136,11 @@ def from_rpc_error(error: grpc.RpcError) -> LsmError:
     if code in _PLAIN:
         plain_kind, reason, fix = _PLAIN[code]
         return plain_kind(what, reason=reason, fix=fix, retry_after=retry_after)
+    if code is grpc.StatusCode.INTERNAL and details == WRITE_FAILED:
+        return errors.TeacherUnavailableError(
+            "the call ended before all of it was sent",
+            fix="send the same request again",
+        )
     kind = next((kind for row, kind in TABLE if row is code), LsmError)
     return kind(what, retry_after=retry_after)
 

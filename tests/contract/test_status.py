@@ -16,6 +16,7 @@ from teacher_proto.status import (
     DETAILS_KEY,
     OVERLOAD_RETRY_SECONDS,
     TABLE,
+    WRITE_FAILED,
     from_rpc_error,
     to_rpc_status,
 )
@@ -116,6 +117,19 @@ async def test_statuses_without_our_details() -> None:
         got = await received(teacher, teacher.abort(code, "why"))
         assert (type(got), got.reason, got.retry_after) == (kind, reason, None), code
         assert got.what == f"{code.name}: why"
+
+
+async def test_an_upload_that_the_server_ends_early_is_worth_another_attempt() -> None:
+    # grpc.aio's own words for it, from a channel whose write fails.
+    failure = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), WRITE_FAILED
+    )
+    got = from_rpc_error(failure)
+    assert (type(got), got.where) == (errors.TeacherUnavailableError, "")
+    other = grpc.aio.AioRpcError(
+        grpc.StatusCode.INTERNAL, grpc.aio.Metadata(), grpc.aio.Metadata(), "else"
+    )
+    assert type(from_rpc_error(other)) is EngineError
 
 
 async def test_details_that_cannot_be_read_are_left_aside() -> None:
