@@ -33,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 from teacher_proto import AsyncTeacherClient, TeacherClient, codec
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -181,9 +182,11 @@ def against_engine(
     first = of(-1)
     for reply, scores in zip(service.through(first), service.direct(first), strict=True):
         for a, b in zip(reply.results, scores, strict=True):
-            assert a.top_log_probs is not None
-            assert b.top_log_probs is not None
-            np.testing.assert_allclose(a.top_log_probs, b.top_log_probs, atol=5e-5)
+            assert a.rows.support is not None
+            assert b.rows.support is not None
+            np.testing.assert_allclose(
+                a.rows.support.log_probs, b.rows.support.log_probs, atol=5e-5
+            )
     return alternate(
         {
             "engine": lambda repetition: _do(service.direct, of(repetition)),
@@ -230,11 +233,14 @@ def codec_cost(info: TeacherInfo, requests: Requests, repetitions: int) -> list[
         request = requests.group(384, 8, 512)
         results = tuple(
             ContinuationScores(
-                top_ids=random.integers(0, info.vocabulary_size, (512, TOP_K), dtype=np.int32),
-                top_log_probs=-random.random((512, TOP_K), np.float32),
-                valid_counts=np.full(512, TOP_K, np.int32),
-                sampled_log_probs=-random.random(512, np.float32),
-                sampled_valid=np.ones(512, np.bool_),
+                rows=Rows(
+                    support=Support(
+                        random.integers(0, info.vocabulary_size, (512, TOP_K), dtype=np.int32),
+                        -random.random((512, TOP_K), np.float32),
+                        np.full(512, TOP_K, np.int32),
+                    ),
+                    sampled=Values(-random.random(512, np.float32), np.ones(512, np.bool_)),
+                )
             )
             for _ in range(8)
         )

@@ -137,8 +137,8 @@ class Service:
         rows = size = 0
         for reply in replies:
             for scores in reply.results:
-                assert scores.top_ids is not None
-                rows += len(scores.top_ids)
+                assert scores.rows.support is not None
+                rows += len(scores.rows.support.ids)
             size += len(codec.serialize(codec.encode_reply(reply)))
         assert rows == sum(len(s) - sample.prompt for s in sample.sequences)
         self.bytes_per_token = size / rows

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from teacher_proto.rows import Rows, Support, Values
 
 from teacher_server import cli
-from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows
+from teacher_server.engines.base import EngineDescription, Job, JobResult
 from teacher_server.teachers import load
 
 
@@ -54,11 +55,12 @@ class TimedEngine:
     def _rows(self, count: int, job: Job) -> Rows:
         log_prob = -np.log(self.description.vocabulary_size)
         return Rows(
-            top_ids=np.tile(np.arange(job.top_k, dtype=np.int32), (count, 1)),
-            top_log_probs=np.full((count, job.top_k), log_prob, np.float32),
-            valid_counts=np.full(count, job.top_k, np.int32),
-            sampled_log_probs=np.full(count, log_prob, np.float32),
-            sampled_valid=np.ones(count, np.bool_),
+            support=Support(
+                np.tile(np.arange(job.top_k, dtype=np.int32), (count, 1)),
+                np.full((count, job.top_k), log_prob, np.float32),
+                np.full(count, job.top_k, np.int32),
+            ),
+            sampled=Values(np.full(count, log_prob, np.float32), np.ones(count, np.bool_)),
         )
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:

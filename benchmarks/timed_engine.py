@@ -17,8 +17,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from teacher_proto.errors import TeacherUnavailableError
+from teacher_proto.rows import Rows, Support, Values
 
-from teacher_server.engines.base import EngineDescription, Job, JobResult, Rows, Sequence
+from teacher_server.engines.base import EngineDescription, Job, JobResult, Sequence
 
 
 @dataclass(eq=False)
@@ -93,11 +94,14 @@ class TimedEngine:
         even = np.float32(-math.log(self.description.vocabulary_size))
         ids = np.arange(job.top_k, dtype=np.int32)
         return Rows(
-            top_ids=np.broadcast_to(ids, (count, job.top_k)),
-            top_log_probs=np.full((count, job.top_k), even, np.float32),
-            valid_counts=np.full(count, job.top_k, np.int32),
-            sampled_log_probs=np.full(count, even, np.float32) if job.want_sampled else None,
-            sampled_valid=np.ones(count, np.bool_) if job.want_sampled else None,
+            support=Support(
+                np.broadcast_to(ids, (count, job.top_k)),
+                np.full((count, job.top_k), even, np.float32),
+                np.full(count, job.top_k, np.int32),
+            ),
+            sampled=Values(np.full(count, even, np.float32), np.ones(count, np.bool_))
+            if job.want_sampled
+            else None,
         )
 
 

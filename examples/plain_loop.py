@@ -50,9 +50,9 @@ class Teacher:
             timeout=60,
         )
         scores = reply.results[0]
-        valid = torch.arange(TOP_K) < torch.from_numpy(scores.valid_counts)[:, None]
-        ids = torch.from_numpy(scores.top_ids).long().clamp_min(0)
-        return ids, torch.from_numpy(scores.top_log_probs), valid
+        valid = torch.arange(TOP_K) < torch.from_numpy(scores.rows.support.counts)[:, None]
+        ids = torch.from_numpy(scores.rows.support.ids).long().clamp_min(0)
+        return ids, torch.from_numpy(scores.rows.support.log_probs), valid
 
 
 def loss_batch(

@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_proto.rows import Rows
+
 Int32 = NDArray[np.int32]
 Float32 = NDArray[np.float32]
 Bool = NDArray[np.bool_]
@@ -161,31 +163,11 @@ class Realignment:
 
 @dataclass(frozen=True)
 class ContinuationScores:
-    """Rows of one continuation; a part that was not asked for is None.
-
-    Log-probabilities are natural logarithms of the full-vocabulary softmax at
-    the request's temperature.
-
-    Attributes:
-        top_ids: int32 [R, K], descending by log-probability, ties by lower id.
-        top_log_probs: float32 [R, K].
-        valid_counts: int32 [R]; slots from it on hold id -1, log-probability 0.
-        sampled_log_probs, sampled_valid: float32 [R], bool [R].
-        log_tail, log_tail_valid: float32 [R], bool [R].
-        explicit_log_probs, explicit_valid: float32 [R, E], bool [R, E].
-    """
+    """The rows of one continuation; with another status than OK they have no part."""
 
     status: Status = Status.OK
     detail: str = ""
-    top_ids: Int32 | None = None
-    top_log_probs: Float32 | None = None
-    valid_counts: Int32 | None = None
-    sampled_log_probs: Float32 | None = None
-    sampled_valid: Bool | None = None
-    log_tail: Float32 | None = None
-    log_tail_valid: Bool | None = None
-    explicit_log_probs: Float32 | None = None
-    explicit_valid: Bool | None = None
+    rows: Rows = field(default_factory=Rows)
     realignment: Realignment | None = None
 
 

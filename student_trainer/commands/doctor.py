@@ -229,12 +229,12 @@ def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) ->
     k, temperature = config.loss.top_k, config.loss.temperature
     every = link.score_rows(prompt, response, rows, k, temperature)
     later = link.score_rows(prompt, response, rows[1:], k, temperature)
-    first, second = every.sampled_log_probs, later.sampled_log_probs
-    if first is None or second is None or every.sampled_valid is None:
+    first, second = every.rows.sampled, later.rows.sampled
+    if first is None or second is None:
         return f"the teacher has no rows for {REPEATED_TOKENS} tokens of the prompt: {every.detail}"
     # Across tokenizers some positions have no verdict.
-    known = every.sampled_valid[1:]
-    apart = float(abs(first[1:] - second)[known].max(initial=0.0))
+    known = first.valid[1:]
+    apart = float(abs(first.values[1:] - second.values)[known].max(initial=0.0))
     allowed = TOLERANCE.get(link.info.identity.dtype, HALF_TOLERANCE)
     if apart > allowed:
         raise ContractMismatchError(

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.rows import Support, required
 from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, PositionClass, Status
 from torch import Tensor
 
@@ -51,12 +52,10 @@ def score_whole(
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """Judged rows: ids [R, K], log_q [R, K], valid [R, K], coverage and open mass [R]."""
+class _Certified:
+    """Rows that can be compared: their support, its coverage and the open mass, [R] each."""
 
-    ids: Int32
-    log_q: Float32
-    valid: Bool
+    support: Support
     coverage: Float32
     open_mass: Float32
 
@@ -87,7 +86,7 @@ def realigned_divergence(
         chosen, places = selection.rows[judged], torch.from_numpy(np.flatnonzero(judged))
         for at in range(0, len(chosen), CHUNK_ROWS):
             piece = slice(at, at + CHUNK_ROWS)
-            rows = _rows(scored, chosen[piece])
+            rows = _certified(scored, chosen[piece])
             logits = head_logits(student.head, states[places[piece].to(states.device)])
             for name, values in _compare(logits, rows).items():
                 sums.setdefault(name, []).extend(values.tolist())
@@ -107,27 +106,20 @@ def _judged(scores: ContinuationScores, rows: int) -> Bool:
     """bool [n]: a support of two ids or more is there."""
     if scores.status is not Status.OK or scores.realignment is None:
         return np.zeros(rows, np.bool_)
-    assert scores.valid_counts is not None
     known: Bool = scores.realignment.position_class != PositionClass.MASKED
-    return known & (scores.valid_counts >= 2)
+    return known & (required(scores.rows.support, "support").counts >= 2)
 
 
-def _rows(scores: ContinuationScores, rows: Int32) -> _Rows:
-    assert scores.top_ids is not None
-    assert scores.top_log_probs is not None
-    assert scores.valid_counts is not None
-    assert scores.realignment is not None
-    ids = scores.top_ids[rows]
-    return _Rows(
-        ids=ids,
-        log_q=scores.top_log_probs[rows],
-        valid=np.arange(ids.shape[1]) < scores.valid_counts[rows, None],
-        coverage=scores.realignment.coverage[rows],
-        open_mass=scores.realignment.open_mass[rows],
+def _certified(scores: ContinuationScores, rows: Int32) -> _Certified:
+    block = required(scores.realignment, "realignment")
+    return _Certified(
+        support=required(scores.rows.at(rows).support, "support"),
+        coverage=block.coverage[rows],
+        open_mass=block.open_mass[rows],
     )
 
 
-def _compare(logits: Tensor, rows: _Rows) -> dict[str, Tensor]:
+def _compare(logits: Tensor, rows: _Certified) -> dict[str, Tensor]:
     """The names of RealignedDivergence, float64 [R] each."""
     if not bool(torch.isfinite(logits).all()):
         raise LsmError(
@@ -136,12 +128,12 @@ def _compare(logits: Tensor, rows: _Rows) -> dict[str, Tensor]:
             fix="go back to an earlier checkpoint and lower optimizer.lr",
         )
     device = logits.device
-    valid = torch.from_numpy(rows.valid).to(device)
-    ids = torch.from_numpy(rows.ids.astype(np.int64)).to(device)
+    valid = torch.from_numpy(rows.support.valid).to(device)
+    ids = torch.from_numpy(rows.support.ids.astype(np.int64)).to(device)
     log_pi = torch.log_softmax(logits.double(), -1)
     own = log_pi.gather(1, ids.where(valid, 0))
     p = renormalise(own, valid)
-    q = renormalise(torch.from_numpy(rows.log_q).to(device).double(), valid)
+    q = renormalise(torch.from_numpy(rows.support.log_probs).to(device).double(), valid)
     return {
         "reverse_kl": reverse_kl(p, q, valid),
         "forward_kl": forward_kl(p, q, valid),

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.rows import required
 from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, Status
 from torch import Tensor
 
@@ -115,15 +116,13 @@ def teacher_rows(
 
 def dense(scores: ContinuationScores, rows: int, ids: int) -> TeacherRows:
     """A support of every id, ordered by id; -inf where the teacher gives none."""
-    if scores.status is not Status.OK or scores.top_ids is None:
+    if scores.status is not Status.OK:
         return TeacherRows(np.full((rows, ids), -np.inf, np.float32), np.zeros(rows, np.bool_))
-    assert scores.top_log_probs is not None
-    assert scores.valid_counts is not None
+    support = required(scores.rows.support, "support")
     # An extra column takes the slots that are not valid.
     table = np.full((rows, ids + 1), -np.inf, np.float32)
-    valid = np.arange(scores.top_ids.shape[1])[None] < scores.valid_counts[:, None]
-    columns = np.where(valid, scores.top_ids, ids)
-    np.put_along_axis(table, columns.astype(np.int64), scores.top_log_probs, 1)
+    columns = np.where(support.valid, support.ids, ids)
+    np.put_along_axis(table, columns.astype(np.int64), support.log_probs, 1)
     log_probs = np.ascontiguousarray(table[:, :ids])
     return TeacherRows(log_probs, np.logical_and.reduce(np.isfinite(log_probs), axis=1))
 

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Literal
 
 import torch
+from teacher_proto.rows import required
 from torch import Tensor
 
 from student_trainer.losses.base import LossBatch
@@ -58,16 +59,13 @@ def choose_support(
     top = _block(batch.support_ids, batch.support_log_probs, batch.support_valid)
     blocks: list[tuple[Tensor, Tensor, Tensor]] = []
     if support.startswith("teacher") or support == "union":
-        assert top is not None
-        ids, log_q, valid = top
+        ids, log_q, valid = required(top, "support_ids")
         blocks.append((ids, log_q, valid if mass is None else valid & _within(log_q, valid, mass)))
     if support.startswith("student") or support == "union":
         student = _block(batch.explicit_ids, batch.explicit_log_probs, batch.explicit_valid)
-        assert student is not None
-        blocks.append(student)
+        blocks.append(required(student, "explicit_ids"))
     if support.endswith("+sampled"):
-        assert batch.teacher_sampled is not None
-        sampled = batch.teacher_sampled[:, None]
+        sampled = required(batch.teacher_sampled, "teacher_sampled")[:, None]
         blocks.append((batch.sampled_ids[:, None], sampled, sampled.isfinite()))
     ids, log_q, valid = blocks[0]
     for more_ids, more_log_q, more_valid in blocks[1:]:

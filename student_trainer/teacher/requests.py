@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
+from teacher_proto.rows import Rows
 from teacher_proto.types import ContinuationScores, ScoreRequest, ServerLimits, TokenPrompt
 
 ENTRY_BYTES = 8  # an id and a log-probability
@@ -93,17 +93,7 @@ def concatenate(parts: Sequence[ContinuationScores]) -> ContinuationScores:
     """
     if len(parts) == 1:
         return parts[0]
-    failed = [part for part in parts if part.top_ids is None or part.sampled_log_probs is None]
+    failed = [part for part in parts if part.rows.support is None or part.rows.sampled is None]
     if failed:
         return failed[0]
-
-    def joined(name: str) -> Any:
-        return np.concatenate([getattr(part, name) for part in parts])
-
-    return ContinuationScores(
-        top_ids=joined("top_ids"),
-        top_log_probs=joined("top_log_probs"),
-        valid_counts=joined("valid_counts"),
-        sampled_log_probs=joined("sampled_log_probs"),
-        sampled_valid=joined("sampled_valid"),
-    )
+    return ContinuationScores(rows=Rows.concatenate([part.rows for part in parts]))

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Bool, ContinuationScores, Int32, Status
 from torch import Tensor
 
@@ -106,31 +107,39 @@ def loss_batch(
             own ids. ``Rollout.support_ids`` come as the explicit ids.
     """
     device = hidden.device
-    columns = [
-        _columns(
-            rollouts[member], scores[member], batch.steps[batch.owners == place].numpy(), top_k
-        )
+    places = [
+        (rollouts[member], scores[member], batch.steps[batch.owners == place].numpy())
         for place, member in enumerate(batch.members)
     ]
-    ids, log_probs, valid, tail, tail_valid, sampled, teacher, old = (
-        np.concatenate(parts) for parts in zip(*columns, strict=True)
-    )
-    ids = np.where(valid, ids, 0).astype(np.int64)
-    asked, asked_log_probs, asked_valid = _explicit(batch, rollouts, scores, device)
+    rows = Rows.concatenate([_known_rows(*place, top_k) for place in places])
+    support, own = required(rows.support, "support"), required(rows.sampled, "sampled token")
+    tail, explicit = required(rows.log_tail, "log_tail"), rows.explicit
+    valid = support.valid
+
+    def tensor(array: Array) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    sampled = np.concatenate([rollout.token_ids[steps] for rollout, _, steps in places])
+    old = np.concatenate([rollout.log_probs[steps] for rollout, _, steps in places])
+    support_ids = np.where(valid, support.ids, 0).astype(np.int64)
+    explicit_ids = None
+    if explicit is not None:
+        asked = [required(r.support_ids, "support_ids")[steps] for r, _, steps in places]
+        explicit_ids = tensor(np.concatenate(asked).astype(np.int64))
     return LossBatch(
         hidden=hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
-        sampled_ids=torch.from_numpy(sampled.astype(np.int64)).to(device),
+        sampled_ids=tensor(sampled.astype(np.int64)),
         weights=torch.ones(len(sampled), device=device),
-        support_ids=torch.from_numpy(ids).to(device) if top_k else None,
-        support_log_probs=torch.from_numpy(log_probs).to(device) if top_k else None,
-        support_valid=torch.from_numpy(valid).to(device) if top_k else None,
-        teacher_log_tail=torch.from_numpy(tail).to(device),
-        teacher_tail_valid=torch.from_numpy(tail_valid).to(device),
-        teacher_sampled=torch.from_numpy(teacher).to(device),
-        old_log_probs=torch.from_numpy(old).to(device),
-        explicit_ids=asked,
-        explicit_log_probs=asked_log_probs,
-        explicit_valid=asked_valid,
+        support_ids=tensor(support_ids) if top_k else None,
+        support_log_probs=tensor(support.log_probs) if top_k else None,
+        support_valid=tensor(valid) if top_k else None,
+        teacher_log_tail=tensor(tail.values),
+        teacher_tail_valid=tensor(tail.valid),
+        teacher_sampled=tensor(np.where(own.valid, own.values, np.float32(np.nan))),
+        old_log_probs=tensor(old),
+        explicit_ids=explicit_ids,
+        explicit_log_probs=None if explicit is None else tensor(explicit.values),
+        explicit_valid=None if explicit is None else tensor(explicit.valid),
         responses=batch.owners.to(device),
         steps=batch.steps.to(device),
     )
@@ -142,63 +151,32 @@ def sequence_weights(used: Tensor, owners: Tensor, members: int) -> Tensor:
     return torch.where(used, 1.0 / counts.clamp(min=1.0)[owners], 0.0)
 
 
-def _explicit(
-    batch: MicroBatch,
-    rollouts: Sequence[Rollout],
-    scores: Mapping[int, ContinuationScores],
-    device: torch.device,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """Ids, log-probabilities and validity [T, E] of the teacher at the rollouts' own
-    ids; None where none were asked for."""
-    parts = []
-    for place, member in enumerate(batch.members):
-        asked, answer = rollouts[member].support_ids, scores[member]
-        if asked is None:
-            return None, None, None
-        steps = batch.steps[batch.owners == place].numpy()
-        ids = asked[steps].astype(np.int64)
-        log_probs = np.full(ids.shape, np.nan, np.float32)
-        valid = np.ones(ids.shape, np.bool_)
-        if answer.status is Status.OK:
-            assert answer.explicit_log_probs is not None
-            assert answer.explicit_valid is not None
-            log_probs, valid = answer.explicit_log_probs[steps], answer.explicit_valid[steps]
-        parts.append((ids, log_probs, valid))
-    asked_ids, asked_log_probs, asked_valid = (
-        torch.from_numpy(np.concatenate(column)).to(device) for column in zip(*parts, strict=True)
-    )
-    return asked_ids, asked_log_probs, asked_valid
+def _known_rows(rollout: Rollout, scores: ContinuationScores, steps: Array, top_k: int) -> Rows:
+    """The rows at ``steps`` with every part; the explicit one where ids were asked for.
 
-
-def _columns(
-    rollout: Rollout, scores: ContinuationScores, steps: Array, top_k: int
-) -> tuple[Array, ...]:
-    """Support ids, log-probabilities and validity [T, K]; the tail and its validity,
-    sampled ids, the teacher's and the old log-probabilities of these [T].
-
-    What the teacher was not asked for is NaN: no loss can use it unseen.
+    What the teacher did not give or was not asked for is NaN and valid: no loss can use
+    it unseen.
     """
-    rows = len(steps)
-    ids = np.zeros((rows, top_k), np.int32)
-    log_probs = np.full((rows, top_k), np.nan, np.float32)
-    valid = np.ones((rows, top_k), np.bool_)
-    teacher = np.full(rows, np.nan, np.float32)
-    tail, tail_valid = np.full(rows, np.nan, np.float32), np.ones(rows, np.bool_)
-    if scores.status is Status.OK:
-        assert scores.sampled_log_probs is not None
-        assert scores.sampled_valid is not None
-        known = scores.sampled_valid[steps]
-        teacher[known] = scores.sampled_log_probs[steps][known]
-        if top_k:
-            assert scores.top_ids is not None
-            assert scores.top_log_probs is not None
-            assert scores.valid_counts is not None
-            ids, log_probs = scores.top_ids[steps], scores.top_log_probs[steps]
-            valid = np.arange(top_k) < scores.valid_counts[steps, None]
-        if scores.log_tail is not None and scores.log_tail_valid is not None:
-            tail, tail_valid = scores.log_tail[steps], scores.log_tail_valid[steps]
-    sampled, old = rollout.token_ids[steps], rollout.log_probs[steps]
-    return ids, log_probs, valid, tail, tail_valid, sampled, teacher, old
+    count, asked = len(steps), rollout.support_ids
+    no_support = Support(
+        ids=np.zeros((count, top_k), np.int32),
+        log_probs=np.full((count, top_k), np.nan, np.float32),
+        counts=np.full(count, top_k, np.int32),
+    )
+    if scores.status is not Status.OK:
+        explicit = None if asked is None else _unknown(count, asked.shape[1])
+        return Rows(no_support, _unknown(count), _unknown(count), explicit)
+    given = scores.rows.at(steps)
+    return Rows(
+        support=required(given.support, "support") if top_k else no_support,
+        sampled=required(given.sampled, "sampled token"),
+        log_tail=_unknown(count) if given.log_tail is None else given.log_tail,
+        explicit=None if asked is None else required(given.explicit, "explicit ids"),
+    )
+
+
+def _unknown(*shape: int) -> Values:
+    return Values(np.full(shape, np.nan, np.float32), np.ones(shape, np.bool_))
 
 
 def _int64(parts: Sequence[Array]) -> Tensor:

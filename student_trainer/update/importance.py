@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from teacher_proto.rows import required
 from torch import Tensor
 
 from student_trainer.losses.base import Head, LossBatch
@@ -22,9 +23,8 @@ def log_ratios(batch: LossBatch, head: Head, temperature: float, chunk_rows: int
         temperature: of the rollout.
         chunk_rows: rows per chunk of [rows, V]; the normaliser of every row is taken.
     """
-    assert batch.old_log_probs is not None
     now = token_log_probs(batch.hidden.detach(), head, batch.sampled_ids, temperature, chunk_rows)
-    moved = (now - batch.old_log_probs).float()
+    moved = (now - required(batch.old_log_probs, "old_log_probs")).float()
     return torch.where(moved.isfinite(), moved, 0.0)
 
 

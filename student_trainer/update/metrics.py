@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from teacher_proto.rows import required
 from teacher_proto.types import Bool
 from torch import Tensor
 
@@ -135,12 +136,11 @@ def add_chunks(figures: UpdateFigures, result: LossResult) -> None:
 
 
 def _add_support(means: Means, batch: LossBatch, used: Tensor) -> None:
-    assert batch.support_ids is not None
-    assert batch.support_log_probs is not None
-    assert batch.support_valid is not None
-    valid = batch.support_valid[used]
-    mass = batch.support_log_probs[used].where(valid, -torch.inf).exp().sum(-1)
-    inside = ((batch.support_ids[used] == batch.sampled_ids[used, None]) & valid).any(-1)
+    valid = required(batch.support_valid, "support_valid")[used]
+    log_probs = required(batch.support_log_probs, "support_log_probs")[used]
+    mass = log_probs.where(valid, -torch.inf).exp().sum(-1)
+    ids = required(batch.support_ids, "support_ids")[used]
+    inside = ((ids == batch.sampled_ids[used, None]) & valid).any(-1)
     means.add_values("teacher_support_mass", mass)
     means.add_values("sampled_in_support", inside.float())
 

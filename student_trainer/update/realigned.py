@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 from teacher_proto.errors import PoisonedReplyError
+from teacher_proto.rows import required
 from teacher_proto.types import (
     Bool,
     ContinuationScores,
@@ -48,8 +49,7 @@ def judged(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool:
         return np.ones(rows, np.bool_)
     known: Bool = block.position_class != PositionClass.MASKED
     if sampled:
-        assert scores.sampled_valid is not None
-        known = known & scores.sampled_valid
+        known = known & required(scores.rows.sampled, "sampled token").valid
     return known
 
 

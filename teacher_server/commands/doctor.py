@@ -19,9 +19,9 @@ from teacher_proto.errors import ConfigurationError, EngineError
 
 if TYPE_CHECKING:
     from teacher_proto.program.checks import Checks
+    from teacher_proto.rows import Rows
 
     from teacher_server.config import ServeConfig, TeacherSettings
-    from teacher_server.engines.base import Rows
 
 # Room for logs and whatever the libraries write to the temporary folder, bytes.
 SCRATCH_BYTES = 256 << 20
@@ -181,6 +181,8 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
     Raises:
         ConfigurationError, EngineError: see ``teacher.load_teachers``.
     """
+    from teacher_proto.rows import required
+
     from teacher_server.teachers.load import load_teachers
     from teacher_server.teachers.self_score import probe_job
 
@@ -196,7 +198,7 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
             about.max_length,
             about.dtype,
             about.deterministic,
-            apart(alone, beside.rows[0]),
+            apart(required(alone, "finite row"), required(beside.rows[0], "finite row")),
         )
     finally:
         await engine.close()
@@ -204,11 +206,11 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
 
 def apart(left: Rows, right: Rows) -> float:
     """Largest difference of two rows' log-probabilities, supports in descending order, nats."""
-    pairs = [
-        (left.top_log_probs, right.top_log_probs),
-        (left.sampled_log_probs, right.sampled_log_probs),
-    ]
-    return max(float(abs(a - b).max()) for a, b in pairs if a is not None and b is not None)
+    from teacher_proto.rows import required
+
+    supports = [required(rows.support, "support").log_probs for rows in (left, right)]
+    sampled = [required(rows.sampled, "sampled token").values for rows in (left, right)]
+    return max(float(abs(a - b).max()) for a, b in (supports, sampled))
 
 
 def check_limits(loaded: Loaded, config: ServeConfig) -> str:

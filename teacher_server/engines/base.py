@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from teacher_proto.types import Bool, Float32, Int32
+from teacher_proto.rows import Rows
+from teacher_proto.types import Int32
 
 from teacher_server.engines.adapter import Adapter
 
@@ -84,35 +85,15 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of one sequence; shapes and padding as in ``ContinuationScores``.
-
-    ``finite`` is False when the teacher's logits were not finite; every other
-    part is then None.
-    """
-
-    finite: bool = True
-    top_ids: Int32 | None = None
-    top_log_probs: Float32 | None = None
-    valid_counts: Int32 | None = None
-    sampled_log_probs: Float32 | None = None
-    sampled_valid: Bool | None = None
-    log_tail: Float32 | None = None
-    log_tail_valid: Bool | None = None
-    explicit_log_probs: Float32 | None = None
-    explicit_valid: Bool | None = None
-
-
-@dataclass(frozen=True)
 class JobResult:
-    """Rows in the order of the job's sequences.
+    """Rows in the order of the job's sequences; None for one whose logits are not finite.
 
     ``computed_tokens`` counts tokens that went through the model for this job;
     a shared prompt counts once. ``engine_seconds`` is the time the job's batches
     spent in the engine, split by tokens.
     """
 
-    rows: tuple[Rows, ...]
+    rows: tuple[Rows | None, ...]
     computed_tokens: int
     engine_seconds: float
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
+from teacher_proto.rows import required
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -103,24 +104,19 @@ def _row_parts(
     scores: ContinuationScores, slot: int, explicit_ids: Int32 | None, texts: _Texts
 ) -> dict[str, Any]:
     parts: dict[str, Any] = {}
-    for name, values, valid in (
-        ("sampled_log_prob", scores.sampled_log_probs, scores.sampled_valid),
-        ("log_tail", scores.log_tail, scores.log_tail_valid),
-    ):
-        if values is not None and valid is not None and valid[slot]:
-            parts[name] = float(values[slot])
-    if scores.top_ids is not None and scores.top_log_probs is not None:
-        assert scores.valid_counts is not None
-        count = int(scores.valid_counts[slot])
+    rows = scores.rows
+    for name, part in (("sampled_log_prob", rows.sampled), ("log_tail", rows.log_tail)):
+        if part is not None and part.valid[slot]:
+            parts[name] = float(part.values[slot])
+    if rows.support is not None:
+        count = int(rows.support.counts[slot])
         parts["top"] = texts.entries(
-            scores.top_ids[slot, :count], scores.top_log_probs[slot, :count]
+            rows.support.ids[slot, :count], rows.support.log_probs[slot, :count]
         )
-    if scores.explicit_log_probs is not None and explicit_ids is not None:
-        assert scores.explicit_valid is not None
-        given = scores.explicit_valid[slot]
-        parts["explicit"] = texts.entries(
-            explicit_ids[slot][given], scores.explicit_log_probs[slot][given]
-        )
+    if rows.explicit is not None:
+        given = rows.explicit.valid[slot]
+        asked = required(explicit_ids, "explicit_ids")
+        parts["explicit"] = texts.entries(asked[slot][given], rows.explicit.values[slot][given])
     if scores.realignment is not None:
         block = scores.realignment
         parts["realignment"] = {

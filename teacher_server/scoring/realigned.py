@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import (
     Bool,
     Continuation,
@@ -24,7 +25,7 @@ from teacher_proto.types import (
     Status,
 )
 
-from teacher_server.engines.base import Rows, Sequence
+from teacher_server.engines.base import Sequence
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
@@ -123,25 +124,23 @@ def needed_rows(layout: Layout, positions: Int64) -> Int32:
 
 def carry(
     planned: Planned,
-    rows: Rows,
+    rows: Rows | None,
     realigner: Realigner,
     request: ScoreRequest,
     lone: LoneRows | None,
 ) -> Carried:
     """The engine's rows of one continuation in student ids."""
-    if not rows.finite:
+    if rows is None:
         return Carried(not_finite())
-    assert rows.top_ids is not None
-    assert rows.top_log_probs is not None
-    assert rows.sampled_log_probs is not None
-    assert rows.sampled_valid is not None
-    if not rows.sampled_valid.all():
+    support = required(rows.support, "support")
+    sampled = required(rows.sampled, "sampled token")
+    if not sampled.valid.all():
         return Carried(not_realigned("the teacher gives some of its text no probability at all"))
-    count, width = len(planned.teacher_ids), rows.top_ids.shape[1]
+    count, width = len(planned.teacher_ids), support.ids.shape[1]
     ids, values = np.full((count, width), -1, np.int32), np.zeros((count, width), np.float32)
     own = np.zeros(count, np.float32)
-    ids[planned.needed], values[planned.needed] = rows.top_ids, rows.top_log_probs
-    own[planned.needed] = rows.sampled_log_probs
+    ids[planned.needed], values[planned.needed] = support.ids, support.log_probs
+    own[planned.needed] = sampled.values
     read = teacher_rows(planned.teacher_ids, ids, values, own)
     return walk(planned, read, realigner, request, lone)
 
@@ -154,7 +153,7 @@ def walk(
     lone: LoneRows | None,
 ) -> Carried:
     """``carry`` for rows in the form that the walk reads."""
-    assert planned.layout is not None
+    layout = required(planned.layout, "layout")
     continuation = planned.continuation
     positions = continuation.selected_positions.astype(np.int64)
     width = request.top_k
@@ -162,9 +161,7 @@ def walk(
         # Every id that the rows can certify, to look the explicit ones up among them.
         width = max(width, rows.ids.shape[1])
     limit = request.student_vocabulary_size
-    found = realigner.carry_over(
-        planned.layout, positions, rows, top_k=width, limit=limit, lone=lone
-    )
+    found = realigner.carry_over(layout, positions, rows, top_k=width, limit=limit, lone=lone)
     certified = found.certified
     chunks, chunk_index = np.unique(found.chunk_index, return_inverse=True)
     explicit = None
@@ -173,11 +170,14 @@ def walk(
         explicit = _look_up(continuation.explicit_ids, certified.ids, certified.log_probs)
         own = continuation.explicit_ids == sampled_ids[:, None]
         explicit = np.where(own, certified.sampled[:, None], explicit)
-    scores = _scores(
-        request,
+    support = Support(
         certified.ids[:, : request.top_k],
         certified.log_probs[:, : request.top_k],
         np.minimum(certified.counts, request.top_k).astype(np.int32),
+    )
+    scores = _scores(
+        request,
+        support,
         certified.sampled,
         explicit,
         Realignment(
@@ -214,17 +214,18 @@ def lone_sequence(token: int) -> Sequence:
     return Sequence(np.array([token, token], np.int32), np.array([1], np.int32))
 
 
-def learn_lone(tokens: Int64, rows: tuple[Rows, ...], realigner: Realigner, lone: LoneRows) -> None:
+def learn_lone(
+    tokens: Int64, rows: tuple[Rows | None, ...], realigner: Realigner, lone: LoneRows
+) -> None:
     """Adds the rows behind ``tokens`` [n]; one that is not finite leaves its token open."""
-    finite = np.array([row.finite for row in rows], np.bool_)
+    finite = np.array([row is not None for row in rows], np.bool_)
     lone.leave_open(tokens[~finite])
-    ids = [row.top_ids for row in rows if row.top_ids is not None]
-    values = [row.top_log_probs for row in rows if row.top_log_probs is not None]
-    if not ids:
+    found = [row for row in rows if row is not None]
+    if not found:
         return
-    known, log_probs = np.concatenate(ids), np.concatenate(values).astype(np.float64)
-    log_probs = np.where(known >= 0, log_probs, -np.inf)
-    realigner.learn(lone, tokens[finite], np.maximum(known, 0), log_probs)
+    support = required(Rows.concatenate(found).support, "support")
+    log_probs = np.where(support.ids >= 0, support.log_probs.astype(np.float64), -np.inf)
+    realigner.learn(lone, tokens[finite], np.maximum(support.ids, 0), log_probs)
 
 
 def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int]]:
@@ -242,24 +243,22 @@ def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int
 
 def path_sequence(carried: Carried, planned: Planned, path: tuple[int, int]) -> Sequence:
     """The one row after a path: the rollout up to where it leaves, and then the path."""
-    assert carried.rows is not None
     row, token = path
-    kept, tokens = carried.rows.path(row)
+    kept, tokens = required(carried.rows, "row").path(row)
     # The last id is never read: a row does not depend on its own token.
     ids = np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
     return Sequence(ids, np.array([len(ids) - 1], np.int32))
 
 
 def with_paths(
-    carried: Carried, paths: list[tuple[int, int]], found: list[Rows]
+    carried: Carried, paths: list[tuple[int, int]], found: list[Rows | None]
 ) -> TeacherRows | None:
     """The rows with those after the paths; None when one of them is not finite."""
-    assert carried.rows is not None
-    if not all(rows.finite for rows in found):
+    finite = [rows for rows in found if rows is not None]
+    if len(finite) < len(found):
         return None
-    ids = np.concatenate([rows.top_ids for rows in found if rows.top_ids is not None])
-    values = np.concatenate([r.top_log_probs for r in found if r.top_log_probs is not None])
-    return with_extra_rows(carried.rows, paths, ids, values)
+    support = required(Rows.concatenate(finite).support, "support")
+    return with_extra_rows(required(carried.rows, "row"), paths, support.ids, support.log_probs)
 
 
 def not_finite() -> ContinuationScores:
@@ -272,42 +271,33 @@ def not_realigned(detail: str) -> ContinuationScores:
 
 def _scores(
     request: ScoreRequest,
-    ids: Int32,
-    log_probs: Float32,
-    counts: Int32,
+    support: Support,
     sampled: Float64,
     explicit: Float64 | None,
     block: Realignment,
 ) -> ContinuationScores:
     """What was asked for; ``sampled`` and ``explicit`` are -inf where they are not known."""
-    given = np.arange(ids.shape[1]) < counts[:, None]
-    coverage = np.where(given, np.exp(log_probs.astype(np.float64)), 0.0).sum(1)
+    probabilities = np.exp(support.log_probs.astype(np.float64))
+    coverage = np.where(support.valid, probabilities, 0.0).sum(1)
     rest = 1.0 - coverage
     tail_valid = rest > LEAST_TAIL
     tail = np.log(np.where(tail_valid, rest, 1.0)).astype(np.float32)
     returns = request.returns
-    sampled_valid = sampled > -np.inf
-    explicit_valid = None if explicit is None else explicit > -np.inf
+    rows = Rows(
+        support=support if request.top_k else None,
+        sampled=_values(sampled) if returns.sampled else None,
+        log_tail=Values(tail, tail_valid) if returns.log_tail else None,
+        explicit=None if explicit is None else _values(explicit),
+    )
     return ContinuationScores(
-        top_ids=ids if request.top_k else None,
-        top_log_probs=log_probs if request.top_k else None,
-        valid_counts=counts if request.top_k else None,
-        sampled_log_probs=_values(sampled, sampled_valid) if returns.sampled else None,
-        sampled_valid=sampled_valid if returns.sampled else None,
-        log_tail=tail if returns.log_tail else None,
-        log_tail_valid=tail_valid if returns.log_tail else None,
-        explicit_log_probs=(
-            None
-            if explicit is None or explicit_valid is None
-            else _values(explicit, explicit_valid)
-        ),
-        explicit_valid=explicit_valid,
-        realignment=replace(block, coverage=_probability(coverage)),
+        rows=rows, realignment=replace(block, coverage=_probability(coverage))
     )
 
 
-def _values(values: Float64, valid: Bool) -> Float32:
-    return np.where(valid, values, 0.0).astype(np.float32)
+def _values(log_probs: Float64) -> Values:
+    """Of log-probabilities that are -inf where they are not known."""
+    valid = log_probs > -np.inf
+    return Values(np.where(valid, log_probs, 0.0).astype(np.float32), valid)
 
 
 def _probability(mass: Float64) -> Float32:

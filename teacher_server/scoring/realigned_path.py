@@ -9,6 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from teacher_proto.rows import required
 from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreRequest, Status
 
 from teacher_server.config import TokenizerSettings
@@ -191,8 +192,7 @@ async def _ask_lone_rows(work: _Work, planned: list[Planned]) -> None:
         learn = partial(learn_lone, some, rows, work.pair.realigner, work.lone)
         await work.compute(learn)
     for index in asking:
-        rows_of = work.carried[index].rows
-        assert rows_of is not None
+        rows_of = required(work.carried[index].rows, "row")
         again = partial(walk, planned[index], rows_of, work.pair.realigner, work.request, work.lone)
         work.carried[index] = await work.compute(again)
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from teacher_proto import tracing
 from teacher_proto.errors import EngineError
+from teacher_proto.rows import Rows
 from teacher_proto.types import (
     ContinuationScores,
     Int32,
@@ -24,7 +25,7 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.engines.base import Job, JobResult, Rows, Sequence
+from teacher_server.engines.base import Job, JobResult, Sequence
 from teacher_server.lanes import Lanes
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
@@ -222,18 +223,8 @@ def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
     )
 
 
-def continuation_scores(rows: Rows, top_k: int) -> ContinuationScores:
+def continuation_scores(rows: Rows | None, top_k: int) -> ContinuationScores:
     """The rows as the contract has them: without supports when K is 0."""
-    if not rows.finite:
+    if rows is None:
         return not_finite()
-    return ContinuationScores(
-        top_ids=rows.top_ids if top_k else None,
-        top_log_probs=rows.top_log_probs if top_k else None,
-        valid_counts=rows.valid_counts if top_k else None,
-        sampled_log_probs=rows.sampled_log_probs,
-        sampled_valid=rows.sampled_valid,
-        log_tail=rows.log_tail,
-        log_tail_valid=rows.log_tail_valid,
-        explicit_log_probs=rows.explicit_log_probs,
-        explicit_valid=rows.explicit_valid,
-    )
+    return ContinuationScores(rows=rows if top_k else replace(rows, support=None))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from teacher_proto.errors import EngineError
+from teacher_proto.rows import required
 
 from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
 
@@ -30,10 +31,12 @@ async def self_score(engine: Engine) -> None:
         EngineError: they are not.
     """
     rows = (await engine.score(probe_job(engine.description))).rows[0]
-    if not rows.finite or rows.top_log_probs is None or rows.sampled_log_probs is None:
+    if rows is None:
         raise _unsound("its logits are not finite")
-    mass = np.exp(rows.top_log_probs.astype(np.float64)).sum(axis=1)
-    highest = max(rows.top_log_probs.max(), rows.sampled_log_probs.max())
+    best = required(rows.support, "support").log_probs
+    sampled = required(rows.sampled, "sampled token").values
+    mass = np.exp(best.astype(np.float64)).sum(axis=1)
+    highest = max(best.max(), sampled.max())
     if highest > 1e-4 or mass.max() > 1 + 1e-4:
         raise _unsound(f"a row's top 16 hold probability {mass.max():.6f}")
 

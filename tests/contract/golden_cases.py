@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from teacher_proto import codec
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import (
     ChatMessage,
     ChatPrompt,
@@ -136,15 +137,6 @@ REPLY = ScoreReply(
     identity=IDENTITY,
     results=(
         ContinuationScores(
-            top_ids=np.array([[9, 3], [70000, -1]], np.int32),
-            top_log_probs=np.array([[-0.25, -1.5], [-0.125, 0.0]], np.float32),
-            valid_counts=_ids(2, 1),
-            sampled_log_probs=_floats(-1.5, 0.0),
-            sampled_valid=np.array([True, False]),
-            log_tail=_floats(-6.5, 0.0),
-            log_tail_valid=np.array([True, False]),
-            explicit_log_probs=np.array([[-3.0, 0.0, -7.75], [0.0, 0.0, -2.0]], np.float32),
-            explicit_valid=np.array([[True, False, True], [False, False, True]]),
             realignment=Realignment(
                 coverage=_floats(0.75, 0.5),
                 open_mass=_floats(0.125, 0.25),
@@ -153,10 +145,25 @@ REPLY = ScoreReply(
                 chunk_index=_ids(0, 0),
                 chunk_log_likelihood=_floats(-4.5),
             ),
+            rows=Rows(
+                support=Support(
+                    np.array([[9, 3], [70000, -1]], np.int32),
+                    np.array([[-0.25, -1.5], [-0.125, 0.0]], np.float32),
+                    _ids(2, 1),
+                ),
+                sampled=Values(_floats(-1.5, 0.0), np.array([True, False])),
+                log_tail=Values(_floats(-6.5, 0.0), np.array([True, False])),
+                explicit=Values(
+                    np.array([[-3.0, 0.0, -7.75], [0.0, 0.0, -2.0]], np.float32),
+                    np.array([[True, False, True], [False, False, True]]),
+                ),
+            ),
         ),
         ContinuationScores(Status.NON_FINITE, "the logits of row 3 are not finite"),
         ContinuationScores(
-            sampled_log_probs=np.zeros(0, np.float32), sampled_valid=np.zeros(0, np.bool_)
+            rows=Rows(
+                sampled=Values(np.zeros(0, np.float32), np.zeros(0, np.bool_)),
+            )
         ),
     ),
     timing=Timing(0.5, 1.25, 2.0, 1_000_000),
@@ -185,15 +192,6 @@ REPLY_REALIGNED = ScoreReply(
     identity=IDENTITY,
     results=(
         ContinuationScores(
-            top_ids=np.array([[11, 5], [128000, 7], [3, -1], [-1, -1], [128009, 2]], np.int32),
-            top_log_probs=np.array(
-                [[-0.5, -1.25], [-0.125, -3.0], [-0.75, 0.0], [0.0, 0.0], [-0.25, -2.5]], np.float32
-            ),
-            valid_counts=_ids(2, 2, 1, 0, 2),
-            sampled_log_probs=_floats(-0.5, -3.0, 0.0, 0.0, -0.25),
-            sampled_valid=np.array([True, True, False, False, True]),
-            log_tail=_floats(-2.25, -3.5, -0.625, 0.0, -1.75),
-            log_tail_valid=np.array([True, True, True, True, False]),
             realignment=Realignment(
                 coverage=_floats(0.875, 0.9375, 0.5, 0.0, 0.84375),
                 open_mass=_floats(0.0625, 0.0, 0.4375, 1.0, 0.0),
@@ -210,6 +208,23 @@ REPLY_REALIGNED = ScoreReply(
                 ),
                 chunk_index=_ids(0, 1, 1, 2, 3),
                 chunk_log_likelihood=_floats(-0.5, -4.25, -11.5, -0.25),
+            ),
+            rows=Rows(
+                support=Support(
+                    np.array([[11, 5], [128000, 7], [3, -1], [-1, -1], [128009, 2]], np.int32),
+                    np.array(
+                        [[-0.5, -1.25], [-0.125, -3.0], [-0.75, 0.0], [0.0, 0.0], [-0.25, -2.5]],
+                        np.float32,
+                    ),
+                    _ids(2, 2, 1, 0, 2),
+                ),
+                sampled=Values(
+                    _floats(-0.5, -3.0, 0.0, 0.0, -0.25), np.array([True, True, False, False, True])
+                ),
+                log_tail=Values(
+                    _floats(-2.25, -3.5, -0.625, 0.0, -1.75),
+                    np.array([True, True, True, True, False]),
+                ),
             ),
         ),
         ContinuationScores(Status.NOT_REALIGNED, "the teacher cannot read it: é"),

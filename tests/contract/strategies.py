@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from teacher_proto.rows import Rows
 from teacher_proto.types import (
     ChatMessage,
     ChatPrompt,
@@ -111,21 +112,20 @@ def realignments(draw: st.DrawFn, rows: int) -> Realignment:
 @st.composite
 def scores(draw: st.DrawFn) -> ContinuationScores:
     rows, width, explicit = draw(sizes), draw(sizes), draw(sizes)
-    parts: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     if draw(st.booleans()):
-        parts["top_ids"] = draw(array(np.int32, (rows, width)))
-        parts["top_log_probs"] = draw(array(np.float32, (rows, width)))
-        parts["valid_counts"] = draw(array(np.int32, (rows,)))
+        arrays["top_ids"] = draw(array(np.int32, (rows, width)))
+        arrays["top_log_probs"] = draw(array(np.float32, (rows, width)))
+        arrays["valid_counts"] = draw(array(np.int32, (rows,)))
     for name in ("sampled_log_probs", "log_tail"):
         if draw(st.booleans()):
-            parts[name] = draw(array(np.float32, (rows,)))
-            parts[name.replace("_log_probs", "") + "_valid"] = draw(array(np.bool_, (rows,)))
+            arrays[name] = draw(array(np.float32, (rows,)))
+            arrays[name.replace("_log_probs", "") + "_valid"] = draw(array(np.bool_, (rows,)))
     if draw(st.booleans()):
-        parts["explicit_log_probs"] = draw(array(np.float32, (rows, explicit)))
-        parts["explicit_valid"] = draw(array(np.bool_, (rows, explicit)))
-    if draw(st.booleans()):
-        parts["realignment"] = draw(realignments(rows))
-    return ContinuationScores(draw(st.sampled_from(Status)), draw(text), **parts)
+        arrays["explicit_log_probs"] = draw(array(np.float32, (rows, explicit)))
+        arrays["explicit_valid"] = draw(array(np.bool_, (rows, explicit)))
+    block = draw(st.none() | realignments(rows))
+    return ContinuationScores(draw(st.sampled_from(Status)), draw(text), Rows.of(arrays), block)
 
 
 identities = st.builds(TeacherIdentity, text, text, text, text, text, text)

@@ -29,7 +29,7 @@ from teacher_proto.errors import (
 from teacher_proto.types import Continuation, Level, ScoreReply, Segment, TokenizerUpload
 
 from tests.support.compare import same
-from tests.support.replies import IDENTITY, SERVER, ids, make_reply, make_request
+from tests.support.replies import IDENTITY, SERVER, ids, make_reply, make_request, with_arrays
 from tests.support.scripted_teacher import ScriptedTeacher, serving
 
 LONG = 60.0
@@ -234,7 +234,7 @@ async def test_poisoned_replies_are_refused(
 ) -> None:
     def poison(reply: ScoreReply) -> ScoreReply:
         values = np.array([np.nan, -1.0, -1.0], np.float32)
-        bad = dataclasses.replace(reply.results[0], sampled_log_probs=values)
+        bad = with_arrays(reply.results[0], sampled_log_probs=values)
         return dataclasses.replace(reply, results=(bad, reply.results[1]))
 
     teacher.script = [teacher.change(poison)]

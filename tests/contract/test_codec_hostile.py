@@ -30,7 +30,7 @@ from tests.contract.golden_cases import (
     REQUEST_GROUP,
     SERVER_INFO,
 )
-from tests.support.replies import ids, make_reply, make_request
+from tests.support.replies import ids, make_reply, make_request, with_arrays
 
 Edit = Callable[[Any], Any]
 
@@ -278,7 +278,7 @@ def test_server_infos(edit: Edit, where: str) -> None:
 
 def test_rows_of_a_wrong_dtype_never_leave_the_server() -> None:
     reply = make_reply(make_request())
-    wrong = dataclasses.replace(reply.results[0], top_log_probs=np.zeros((3, 4)))
+    wrong = with_arrays(reply.results[0], top_log_probs=np.zeros((3, 4)))
     with pytest.raises(EngineError) as caught:
         codec.encode_reply(dataclasses.replace(reply, results=(wrong,)))
     assert caught.value.where == "results[0].top_log_probs"

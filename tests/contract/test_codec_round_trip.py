@@ -11,7 +11,6 @@ from teacher_proto import codec
 from teacher_proto.codec.arrays import BITMAP, FLOAT32, INT32, Kind, decode_array, encode_array
 from teacher_proto.errors import InvalidRequestError, PoisonedReplyError
 from teacher_proto.types import (
-    ContinuationScores,
     Level,
     ScoreReply,
     ScoreRequest,
@@ -77,14 +76,15 @@ def test_the_whole_vocabulary_and_no_support() -> None:
         reply = make_reply(make_request(top_k=top_k))
         decoded = codec.decode_reply(codec.serialize(codec.encode_reply(reply)))
         assert same(decoded, reply)
-        assert (decoded.results[0].top_ids is None) == (top_k == 0)
+        assert (decoded.results[0].rows.support is None) == (top_k == 0)
 
 
 def test_decoded_arrays_cannot_be_written_to() -> None:
     reply = make_reply(make_request())
     decoded = codec.decode_reply(codec.serialize(codec.encode_reply(reply)))
+    arrays = decoded.results[0].rows.arrays()
     for name in ("top_ids", "top_log_probs", "sampled_valid"):
-        assert not getattr(decoded.results[0], name).flags.writeable
+        assert not arrays[name].flags.writeable
 
 
 def test_the_wire_is_little_endian_whatever_the_host() -> None:
@@ -117,9 +117,6 @@ def test_arrays_that_are_not_contiguous() -> None:
 def test_absent_parts_stay_absent() -> None:
     reply = make_reply(make_request(top_k=0))
     decoded = codec.decode_reply(codec.serialize(codec.encode_reply(reply))).results[0]
-    present = {
-        field.name
-        for field in dataclasses.fields(ContinuationScores)
-        if getattr(decoded, field.name) is not None
-    }
-    assert present == {"status", "detail", "sampled_log_probs", "sampled_valid"}
+    assert decoded.rows.arrays().keys() == {"sampled_log_probs", "sampled_valid"}
+    assert decoded.rows.support is decoded.rows.log_tail is decoded.rows.explicit is None
+    assert decoded.realignment is None

@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from teacher_proto import codec, rows
 from teacher_proto.client.reply_check import check_reply
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
+from teacher_proto.rows import Rows
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -20,8 +22,17 @@ from teacher_proto.types import (
     Segment,
     Status,
 )
+from teacher_proto.v1 import score_pb2
 
-from tests.support.replies import IDENTITY, TEACHER, VOCABULARY, ids, make_reply, make_request
+from tests.support.replies import (
+    IDENTITY,
+    TEACHER,
+    VOCABULARY,
+    ids,
+    make_reply,
+    make_request,
+    with_arrays,
+)
 
 EXPLICIT = Continuation(
     (Segment(ids(4, 5, 6)),),
@@ -68,15 +79,19 @@ Edit = Callable[[Any], None]
 def edited(name: str, edit: Edit, *, result: int = 1, request: ScoreRequest = FULL) -> ScoreReply:
     """A valid reply but for one part of one continuation."""
     reply = make_reply(request)
-    part = getattr(reply.results[result], name).copy()
-    edit(part)
-    return with_part(reply, name, part, result)
+    array = reply.results[result].rows.arrays()[name].copy()
+    edit(array)
+    return with_result(reply, with_arrays(reply.results[result], **{name: array}), result)
 
 
-def with_part(reply: ScoreReply, name: str, part: Any, result: int = 1) -> ScoreReply:
+def with_result(reply: ScoreReply, scores: ContinuationScores, result: int) -> ScoreReply:
     results = list(reply.results)
-    results[result] = dataclasses.replace(results[result], **{name: part})
+    results[result] = scores
     return dataclasses.replace(reply, results=tuple(results))
+
+
+def with_realignment(reply: ScoreReply, block: Realignment | None) -> ScoreReply:
+    return with_result(reply, dataclasses.replace(reply.results[0], realignment=block), 0)
 
 
 def put(where: Any, value: Any) -> Edit:
@@ -132,12 +147,11 @@ def test_rows_shifted_by_one_are_noticed() -> None:
     request = make_request(top_k=VOCABULARY)
     reply = make_reply(request)
     scores = reply.results[1]
-    assert scores.top_ids is not None
-    assert scores.top_log_probs is not None
-    shifted = dataclasses.replace(
+    assert scores.rows.support is not None
+    shifted = with_arrays(
         scores,
-        top_ids=np.roll(scores.top_ids, 1, axis=0),
-        top_log_probs=np.roll(scores.top_log_probs, 1, axis=0),
+        top_ids=np.roll(scores.rows.support.ids, 1, axis=0),
+        top_log_probs=np.roll(scores.rows.support.log_probs, 1, axis=0),
     )
     poisoned = dataclasses.replace(reply, results=(reply.results[0], shifted))
     with pytest.raises(PoisonedReplyError, match="same token") as caught:
@@ -181,37 +195,58 @@ def test_explicit_ids(part: str, edit: Edit, place: str) -> None:
     assert caught.value.where == f"results[2].explicit_log_probs{place}"
 
 
-PARTS = [
-    "top_ids", "top_log_probs", "valid_counts", "sampled_log_probs", "sampled_valid",
-    "log_tail", "log_tail_valid", "explicit_log_probs", "explicit_valid",
-]  # fmt: skip
+PARTS = [rows.SUPPORT, rows.SAMPLED, rows.LOG_TAIL, rows.EXPLICIT]
+EACH = [(part, name) for part in PARTS for name in part]
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_parts_that_are_missing_unasked_for_or_of_another_length(name: str) -> None:
+@pytest.mark.parametrize(("part", "name"), EACH)
+def test_parts_that_are_missing_unasked_for_or_of_another_length(
+    part: tuple[str, ...], name: str
+) -> None:
     reply = make_reply(FULL)
-    part = getattr(reply.results[2], name)
+    scores = reply.results[2]
+    arrays = scores.rows.arrays()
     bare = make_request(
         top_k=0, returns=Returns(sampled=False), continuations=(Continuation(EXPLICIT.segments),)
     )
-    for request, wrong in (
-        (FULL, with_part(reply, name, None, 2)),
-        (FULL, with_part(reply, name, part[:-1], 2)),
-        (FULL, with_part(reply, name, np.concatenate([part, part]), 2)),
-        (bare, with_part(make_reply(bare), name, part, 0)),
+    missing = {key: value for key, value in arrays.items() if key not in part}
+    unasked = {key: value for key, value in arrays.items() if key in part}
+    short, long = arrays[name][:-1], np.concatenate([arrays[name], arrays[name]])
+    for request, wrong, field in (
+        (FULL, dataclasses.replace(scores, rows=Rows.of(missing)), part[0]),
+        (FULL, with_arrays(scores, **{name: short}), name),
+        (FULL, with_arrays(scores, **{name: long}), name),
+        (bare, ContinuationScores(rows=Rows.of(unasked)), part[0]),
     ):
+        last = len(request.continuations) - 1
         with pytest.raises(PoisonedReplyError) as caught:
-            check_reply(request, wrong)
-        assert caught.value.where == f"results[{len(request.continuations) - 1}].{name}"
+            check_reply(request, with_result(make_reply(request), wrong, last))
+        assert caught.value.where == f"results[{last}].{field}"
 
 
-@pytest.mark.parametrize("name", PARTS)
-def test_rows_that_come_with_a_failed_status(name: str) -> None:
-    part = getattr(make_reply(FULL).results[2], name)
+@pytest.mark.parametrize(("part", "name"), EACH)
+@pytest.mark.parametrize("status", [Status.OK, Status.NON_FINITE])
+def test_a_part_that_comes_without_one_of_its_arrays(
+    part: tuple[str, ...], name: str, status: Status
+) -> None:
+    """Asked for or not: a part that is there is there as a whole."""
+    message = codec.encode_reply(make_reply(FULL))
+    message.results[2].status = score_pb2.ContinuationStatus.ValueType(status)
+    message.results[2].ClearField(name)
+    with pytest.raises(PoisonedReplyError, match="missing") as caught:
+        codec.decode_reply(message)
+    assert caught.value.where == f"results[2].{name}"
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_rows_that_come_with_a_failed_status(part: tuple[str, ...]) -> None:
+    arrays = make_reply(FULL).results[2].rows.arrays()
+    found = Rows.of({name: arrays[name] for name in part})
     failed = ContinuationScores(Status.NON_FINITE)
     reply = dataclasses.replace(make_reply(FULL), results=(failed, failed, failed))
+    wrong = ContinuationScores(Status.NON_FINITE, rows=found)
     with pytest.raises(PoisonedReplyError, match="NON_FINITE"):
-        check_reply(FULL, with_part(reply, name, part, 2))
+        check_reply(FULL, with_result(reply, wrong, 2))
 
 
 def test_narrower_supports_than_asked_for() -> None:
@@ -270,13 +305,13 @@ def block(rows: int, **changes: Any) -> Realignment:
 def test_realignment(changes: dict[str, Any], place: str) -> None:
     request = make_request(returns=Returns(realignment=True), tokenizer_hash="other")
     request = dataclasses.replace(request, continuations=request.continuations[:1])
-    good = with_part(make_reply(request), "realignment", block(3), 0)
+    good = with_realignment(make_reply(request), block(3))
     check_reply(request, good, TEACHER)
     with pytest.raises(PoisonedReplyError) as caught:
-        check_reply(request, with_part(good, "realignment", block(3, **changes), 0))
+        check_reply(request, with_realignment(good, block(3, **changes)))
     assert caught.value.where == f"results[0].realignment{place}"
     with pytest.raises(PoisonedReplyError, match="missing"):
-        check_reply(request, with_part(good, "realignment", None, 0), TEACHER)
+        check_reply(request, with_realignment(good, None), TEACHER)
     unasked = dataclasses.replace(request, returns=Returns())
     with pytest.raises(PoisonedReplyError, match="not asked"):
         check_reply(unasked, good)

@@ -88,7 +88,7 @@ async def _client_example(server: Running) -> None:
     }
     code = compile(text, "README.md", "exec")
     await asyncio.to_thread(exec, code, names)
-    assert names["rows"].top_ids.shape == (2, 16)
+    assert names["rows"].support.ids.shape == (2, 16)
 
 
 @pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])

@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from teacher_proto.errors import TeacherUnavailableError
+from teacher_proto.rows import Rows
 
-from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult, Rows, Sequence
+from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult, Sequence
 
 Float64 = NDArray[np.float64]
 
@@ -92,8 +93,8 @@ def make_job(
     )
 
 
-def arrays(rows: Rows) -> dict[str, NDArray[np.generic]]:
-    return {name: value for name, value in vars(rows).items() if isinstance(value, np.ndarray)}
+def arrays(rows: Rows | None) -> dict[str, NDArray[np.generic]]:
+    return {} if rows is None else rows.arrays()
 
 
 def assert_same_bytes(left: JobResult, right: JobResult) -> None:
@@ -104,10 +105,10 @@ def assert_same_bytes(left: JobResult, right: JobResult) -> None:
             assert value.tobytes() == arrays(other)[name].tobytes(), name
 
 
-def assert_close(left: Rows, right: Rows, tolerance: float) -> None:
+def assert_close(left: Rows | None, right: Rows | None, tolerance: float) -> None:
     """Equal within ``tolerance`` nats; ids may differ only where they tie within it."""
-    assert left.finite
-    assert right.finite
+    assert left is not None
+    assert right is not None
     assert arrays(left).keys() == arrays(right).keys()
     for name, value in arrays(left).items():
         other = arrays(right)[name]
@@ -116,32 +117,30 @@ def assert_close(left: Rows, right: Rows, tolerance: float) -> None:
             np.testing.assert_allclose(value, other, rtol=0, atol=tolerance, err_msg=name)
         elif name != "top_ids":
             np.testing.assert_array_equal(value, other, err_msg=name)
-    if left.top_ids is None or left.top_ids.shape[1] == 0:
+    if left.support is None or left.support.ids.shape[1] == 0:
         return
-    assert left.top_log_probs is not None
+    assert left.support is not None
     # An id may move by one rank or out of the support when its neighbour is this near.
-    gaps = -np.diff(left.top_log_probs, axis=1)
+    gaps = -np.diff(left.support.log_probs, axis=1)
     clear = np.minimum(
         np.pad(gaps, ((0, 0), (1, 0)), constant_values=np.inf),
         np.pad(gaps, ((0, 0), (0, 1)), constant_values=0.0),
     )
-    moved = left.top_ids != right.top_ids
+    moved = left.support.ids != right.support.ids
     assert not (moved & (clear > 2 * tolerance)).any()
 
 
-def assert_well_formed(job: Job, sequence: Sequence, rows: Rows) -> None:
+def assert_well_formed(job: Job, sequence: Sequence, rows: Rows | None) -> None:
     """Shapes, dtypes, order, and a mass of at most 1."""
     count = len(sequence.positions)
-    assert rows.finite
-    assert rows.top_ids is not None
-    assert rows.top_log_probs is not None
-    assert rows.valid_counts is not None
-    assert rows.top_ids.dtype == np.int32
-    assert rows.top_log_probs.dtype == np.float32
-    assert rows.valid_counts.dtype == np.int32
-    assert rows.top_ids.shape == rows.top_log_probs.shape == (count, job.top_k)
+    assert rows is not None
+    assert rows.support is not None
+    assert rows.support.ids.dtype == np.int32
+    assert rows.support.log_probs.dtype == np.float32
+    assert rows.support.counts.dtype == np.int32
+    assert rows.support.ids.shape == rows.support.log_probs.shape == (count, job.top_k)
     for row_ids, values, valid in zip(
-        rows.top_ids, rows.top_log_probs, rows.valid_counts, strict=True
+        rows.support.ids, rows.support.log_probs, rows.support.counts, strict=True
     ):
         assert (row_ids[valid:] == -1).all()
         assert (values[valid:] == 0).all()
@@ -164,27 +163,25 @@ def assert_equals_reference(subject: Subject, job: Job, result: JobResult) -> No
         tolerance = subject.accuracy
         count = np.arange(len(reference))
         if job.want_sampled:
-            assert rows.sampled_log_probs is not None
-            assert rows.sampled_valid is not None
-            assert rows.sampled_valid.all()
+            assert rows.sampled is not None
+            assert rows.sampled.valid.all()
             expected = reference[count, sequence.token_ids[sequence.positions]]
-            np.testing.assert_allclose(rows.sampled_log_probs, expected, rtol=0, atol=tolerance)
-        assert rows.top_ids is not None
-        assert rows.top_log_probs is not None
+            np.testing.assert_allclose(rows.sampled.values, expected, rtol=0, atol=tolerance)
+        assert rows.support is not None
         allowed = reference[:, : job.vocabulary_limit]
         best = np.argsort(-allowed, axis=1, kind="stable")[:, : job.top_k + 1]
         values = np.take_along_axis(allowed, best, axis=1)
         np.testing.assert_allclose(
-            rows.top_log_probs, values[:, : job.top_k], rtol=0, atol=tolerance
+            rows.support.log_probs, values[:, : job.top_k], rtol=0, atol=tolerance
         )
-        at_ids = np.take_along_axis(allowed, rows.top_ids.astype(np.int64), axis=1)
-        np.testing.assert_allclose(rows.top_log_probs, at_ids, rtol=0, atol=tolerance)
+        at_ids = np.take_along_axis(allowed, rows.support.ids.astype(np.int64), axis=1)
+        np.testing.assert_allclose(rows.support.log_probs, at_ids, rtol=0, atol=tolerance)
         if job.want_log_tail and job.top_k < subject.vocabulary_size:
             assert rows.log_tail is not None
             outside = reference.copy()
-            np.put_along_axis(outside, rows.top_ids.astype(np.int64), -np.inf, axis=1)
+            np.put_along_axis(outside, rows.support.ids.astype(np.int64), -np.inf, axis=1)
             tail = np.log(np.exp(outside).sum(axis=1))
-            np.testing.assert_allclose(rows.log_tail, tail, rtol=0, atol=tolerance)
+            np.testing.assert_allclose(rows.log_tail.values, tail, rtol=0, atol=tolerance)
 
 
 def branches(
@@ -329,7 +326,7 @@ class EngineConformance:
         everything = await engine.score(job)
         selected = await engine.score(replace(job, sequences=sequences))
         for all_rows, rows, positions in zip(everything.rows, selected.rows, chosen, strict=True):
-            subset = Rows(**{name: value[positions] for name, value in arrays(all_rows).items()})
+            subset = all_rows.at(positions)
             assert_close(rows, subset, subject.independence)
 
     @pytest.mark.parametrize("prompt", [1, 14])
@@ -357,10 +354,10 @@ class EngineConformance:
         )
         result = await engine.score(replace(job, sequences=sequences))
         for sequence, rows, wanted in zip(job.sequences, result.rows, explicit, strict=True):
-            assert rows.explicit_log_probs is not None
+            assert rows.explicit is not None
             expected = subject.log_probs(job, sequence)[0, wanted[0]]
             np.testing.assert_allclose(
-                rows.explicit_log_probs[0], expected, rtol=0, atol=subject.accuracy
+                rows.explicit.values[0], expected, rtol=0, atol=subject.accuracy
             )
 
     async def test_rows_between_given_tokens_see_them(
@@ -385,13 +382,12 @@ class EngineConformance:
         asked = replace(job, sequences=(replace(sequence, explicit_ids=explicit),))
         (rows,) = (await engine.score(asked)).rows
         reference = subject.log_probs(job, sequence)
-        assert rows.explicit_log_probs is not None
-        assert rows.explicit_valid is not None
-        np.testing.assert_array_equal(rows.explicit_valid, explicit >= 0)
+        assert rows.explicit is not None
+        np.testing.assert_array_equal(rows.explicit.valid, explicit >= 0)
         expected = np.take_along_axis(reference, np.maximum(explicit, 0).astype(np.int64), axis=1)
         expected[explicit < 0] = 0
-        np.testing.assert_allclose(rows.explicit_log_probs, expected, rtol=0, atol=subject.accuracy)
-        assert rows.explicit_log_probs.dtype == np.float32
+        np.testing.assert_allclose(rows.explicit.values, expected, rtol=0, atol=subject.accuracy)
+        assert rows.explicit.values.dtype == np.float32
 
     async def test_no_support_at_all(self, subject: Subject, engine: Engine) -> None:
         job = make_job(16, subject.vocabulary_size, lengths=(6, 3), top_k=0)
@@ -399,9 +395,8 @@ class EngineConformance:
         assert_equals_reference(subject, job, result)
         for rows in result.rows:
             assert rows.log_tail is not None
-            assert rows.log_tail_valid is not None
-            assert (rows.log_tail == 0).all()
-            assert rows.log_tail_valid.all()
+            assert (rows.log_tail.values == 0).all()
+            assert rows.log_tail.valid.all()
 
     async def test_the_whole_vocabulary(self, subject: Subject, engine: Engine) -> None:
         size = subject.vocabulary_size
@@ -409,11 +404,11 @@ class EngineConformance:
         result = await engine.score(job)
         assert_equals_reference(subject, job, result)
         (rows,) = result.rows
-        assert rows.top_log_probs is not None
-        assert rows.log_tail_valid is not None
-        mass = np.exp(rows.top_log_probs.astype(np.float64)).sum(axis=1)
+        assert rows.support is not None
+        assert rows.log_tail is not None
+        mass = np.exp(rows.support.log_probs.astype(np.float64)).sum(axis=1)
         np.testing.assert_allclose(mass, 1, atol=1e-5)
-        assert not rows.log_tail_valid.any(), "nothing is left outside"
+        assert not rows.log_tail.valid.any(), "nothing is left outside"
 
     async def test_a_vocabulary_limit_bounds_supports_but_not_the_normaliser(
         self, subject: Subject, engine: Engine
@@ -431,10 +426,9 @@ class EngineConformance:
     ) -> None:
         job = make_job(19, subject.vocabulary_size)
         (rows,) = (await engine.score(replace(job, want_sampled=False, want_log_tail=False))).rows
-        assert rows.sampled_log_probs is None
-        assert rows.sampled_valid is None
+        assert rows.sampled is None
         assert rows.log_tail is None
-        assert rows.explicit_log_probs is None
+        assert rows.explicit is None
 
     async def test_a_sequence_without_selected_rows(self, subject: Subject, engine: Engine) -> None:
         job = make_job(40, subject.vocabulary_size, lengths=(4, 6))

@@ -83,12 +83,13 @@ def test_the_tail_does_not_cancel(gap: float) -> None:
     logits[:, 1500] += gap + 4
     found = supports(torch.log_softmax(logits, -1), 2)
     exact = logits.double()
-    outside = exact.scatter(1, found.top_ids.long(), -INFINITY)
+    outside = exact.scatter(1, torch.from_numpy(found.rows.support.ids).long(), -INFINITY)
     expected = torch.logsumexp(outside, -1) - torch.logsumexp(exact, -1)
-    assert found.log_tail is not None
-    assert found.log_tail_valid is not None
-    assert found.log_tail_valid.all()
-    torch.testing.assert_close(found.log_tail.double(), expected, rtol=1e-6, atol=1e-5)
+    assert found.rows.log_tail is not None
+    assert found.rows.log_tail.valid.all()
+    torch.testing.assert_close(
+        torch.from_numpy(found.rows.log_tail.values).double(), expected, rtol=1e-6, atol=1e-5
+    )
 
 
 def test_impossible_ids_leave_shorter_supports() -> None:
@@ -97,15 +98,15 @@ def test_impossible_ids_leave_shorter_supports() -> None:
     logits[1] = 0.0
     found = supports(torch.log_softmax(logits, -1), 5)
     assert found.finite.all()
-    assert found.valid_counts.tolist() == [3, 5]
-    assert found.top_ids[0].tolist() == [9, 4, 200, -1, -1]
-    assert found.top_log_probs[0, 3:].tolist() == [0.0, 0.0]
-    assert found.sampled_valid is not None
-    assert found.sampled_valid.tolist() == [False, True]
-    assert found.sampled_log_probs is not None
-    assert found.sampled_log_probs[0] == 0.0
-    assert found.log_tail_valid is not None
-    assert found.log_tail_valid.tolist() == [False, True], "nothing is left outside row 0"
+    assert found.rows.support.counts.tolist() == [3, 5]
+    assert found.rows.support.ids[0].tolist() == [9, 4, 200, -1, -1]
+    assert found.rows.support.log_probs[0, 3:].tolist() == [0.0, 0.0]
+    assert found.rows.sampled is not None
+    assert found.rows.sampled.valid.tolist() == [False, True]
+    assert found.rows.sampled is not None
+    assert found.rows.sampled.values[0] == 0.0
+    assert found.rows.log_tail is not None
+    assert found.rows.log_tail.valid.tolist() == [False, True], "nothing is left outside row 0"
 
 
 @pytest.mark.parametrize("poison", [float("nan"), INFINITY, -INFINITY])
@@ -129,7 +130,7 @@ def test_explicit_ids_of_impossible_tokens_are_not_valid() -> None:
         torch.zeros(1, dtype=torch.int64),
         explicit,
     )
-    assert found.explicit_valid is not None
-    assert found.explicit_valid.tolist() == [[False, True, False]]
-    assert found.explicit_log_probs is not None
-    assert found.explicit_log_probs[0].tolist() == pytest.approx([0.0, -np.log(99), 0.0])
+    assert found.rows.explicit is not None
+    assert found.rows.explicit.valid.tolist() == [[False, True, False]]
+    assert found.rows.explicit is not None
+    assert found.rows.explicit.values[0].tolist() == pytest.approx([0.0, -np.log(99), 0.0])

@@ -250,9 +250,9 @@ async def test_a_response_of_32k_tokens_fits_a_small_budget(tmp_path: Path) -> N
     (rows,), (sequence,) = result.rows, job.sequences
     read = np.concatenate([job.prompt_ids, sequence.token_ids[:-1]])
     last = plain_logits(directory)(read)[-1]
-    assert rows.top_log_probs is not None
+    assert rows.support is not None
     expected = np.sort(last - np.log(np.exp(last).sum()))[::-1][:128]
-    np.testing.assert_allclose(rows.top_log_probs[-1], expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(rows.support.log_probs[-1], expected, rtol=0, atol=1e-3)
 
 
 async def test_the_engines_death_fails_what_is_in_flight_and_is_told(model: Path) -> None:

@@ -111,10 +111,10 @@ def test_a_foreign_rollout_has_the_rows_of_the_embedded_engine(tmp_path: Path) -
             assert wanted is not None
             np.testing.assert_array_equal(block.position_class, wanted.position_class)
             assert (block.position_class != PositionClass.MASKED).sum() > 10
-            np.testing.assert_array_equal(scores.top_ids, expected.top_ids)
+            np.testing.assert_array_equal(scores.rows.support.ids, expected.rows.support.ids)
             for got, right in (
-                (scores.top_log_probs, expected.top_log_probs),
-                (scores.sampled_log_probs, expected.sampled_log_probs),
+                (scores.rows.support.log_probs, expected.rows.support.log_probs),
+                (scores.rows.sampled.values, expected.rows.sampled.values),
                 (block.open_mass, wanted.open_mass),
             ):
                 assert right is not None

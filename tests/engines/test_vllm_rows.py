@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from teacher_proto.rows import Rows
 
-from teacher_server.engines.base import Job, Rows
+from teacher_server.engines.base import Job
 from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
 from teacher_server.engines.vllm.rows import Chunk, RowScorer, RunnerHead
 from teacher_server.engines.vllm.wire import Outcome, RowPlan, unpack
@@ -90,9 +91,9 @@ def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -
         packed = finished[str(index)].packed
         ours = unpack(plan, packed.ids, packed.values)
         expected = rows_of(job, hidden[index], projection)
-        np.testing.assert_array_equal(ours.top_ids, expected.top_ids)
-        np.testing.assert_allclose(ours.top_log_probs, expected.top_log_probs, atol=1e-6)
-        np.testing.assert_allclose(ours.sampled_log_probs, expected.sampled_log_probs, atol=1e-6)
+        np.testing.assert_array_equal(ours.support.ids, expected.support.ids)
+        np.testing.assert_allclose(ours.support.log_probs, expected.support.log_probs, atol=1e-6)
+        np.testing.assert_allclose(ours.sampled.values, expected.sampled.values, atol=1e-6)
     assert sum(progress.seconds for progress in finished.values()) == pytest.approx(1.0)
 
 

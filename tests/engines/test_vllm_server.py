@@ -82,11 +82,11 @@ def assert_scores(asked: ScoreRequest, reply: ScoreReply, logits: Callable[..., 
         token_ids = continuation.segments[0].token_ids
         rows = logits(np.concatenate([asked.prompt.token_ids, token_ids]))[39:-1]
         rows = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
-        assert scores.top_ids is not None
-        expected = np.take_along_axis(rows, scores.top_ids.astype(np.int64), axis=1)
-        np.testing.assert_allclose(scores.top_log_probs, expected, rtol=0, atol=1e-4)
+        assert scores.rows.support is not None
+        expected = np.take_along_axis(rows, scores.rows.support.ids.astype(np.int64), axis=1)
+        np.testing.assert_allclose(scores.rows.support.log_probs, expected, rtol=0, atol=1e-4)
         np.testing.assert_allclose(
-            scores.sampled_log_probs, rows[np.arange(50), token_ids], rtol=0, atol=1e-4
+            scores.rows.sampled.values, rows[np.arange(50), token_ids], rtol=0, atol=1e-4
         )
 
 

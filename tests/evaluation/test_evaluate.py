@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.rows import Rows, Support
 from teacher_proto.types import ContinuationScores, Int32, Status
 from transformers import AutoModelForCausalLM
 
@@ -257,9 +258,13 @@ def test_files_give_back_what_was_written(
 
 def test_full_rows_by_id() -> None:
     scores = ContinuationScores(
-        top_ids=np.array([[2, 0, 1], [1, 2, -1]], np.int32),
-        top_log_probs=np.array([[-0.5, -1.0, -2.0], [-0.1, -3.0, 0.0]], np.float32),
-        valid_counts=np.array([3, 2], np.int32),
+        rows=Rows(
+            support=Support(
+                np.array([[2, 0, 1], [1, 2, -1]], np.int32),
+                np.array([[-0.5, -1.0, -2.0], [-0.1, -3.0, 0.0]], np.float32),
+                np.array([3, 2], np.int32),
+            ),
+        )
     )
     rows = dense(scores, 2, 3)
     assert rows.finite.tolist() == [True, False]

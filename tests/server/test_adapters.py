@@ -54,9 +54,9 @@ async def test_adapters_are_teachers_on_one_engine(
             rows = logits[name](np.array([1, 2, 3, 4, 5, 6], np.int32))[2:5]
             rows = rows - np.log(np.exp(rows).sum(axis=1, keepdims=True))
             scores = reply.results[0]
-            assert scores.sampled_log_probs is not None
+            assert scores.rows.sampled is not None
             np.testing.assert_allclose(
-                scores.sampled_log_probs, rows[[0, 1, 2], [4, 5, 6]], rtol=0, atol=1e-4
+                scores.rows.sampled.values, rows[[0, 1, 2], [4, 5, 6]], rtol=0, atol=1e-4
             )
 
 

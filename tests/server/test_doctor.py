@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 from teacher_proto.errors import EngineError
+from teacher_proto.rows import Rows, Support, Values
 
 from teacher_server import cli
 from teacher_server.commands.doctor import HALF_TOLERANCE, Loaded, apart, check_repeat
-from teacher_server.engines.base import Rows
 from tests.server.processes import run
 
 FREE = ("--grpc-port", "0", "--http-port", "0")
@@ -120,7 +120,13 @@ def test_scores_that_disagree_fail() -> None:
     import numpy as np
 
     left, right = np.zeros((2, 3), np.float32), np.full((2, 3), -1e-3, np.float32)
-    rows = [Rows(top_log_probs=x, sampled_log_probs=x[:, 0]) for x in (left, right)]
+    rows = [
+        Rows(
+            Support(np.zeros((2, 3), np.int32), x, np.full(2, 3, np.int32)),
+            Values(x[:, 0], np.ones(2, np.bool_)),
+        )
+        for x in (left, right)
+    ]
     assert apart(*rows) == pytest.approx(1e-3)
     for dtype, deterministic, distance, fine in (
         ("float32", False, 4e-5, True),

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import PositionClass, ScoreRequest, TextPrompt
 from tokenizers import Tokenizer
 
 from teacher_server.config import TokenizerSettings
-from teacher_server.engines.base import Job, JobResult, Rows, Sequence
+from teacher_server.engines.base import Job, JobResult, Sequence
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import read_vocabulary
@@ -47,7 +48,7 @@ async def test_each_is_asked_for_once_and_counted(
         told = (first.timing.computed_tokens, second.timing.computed_tokens)
         assert told[0] - told[1] >= len(lone.sequences)
         for part in ("top_ids", "top_log_probs", "valid_counts", "sampled_log_probs"):
-            mine, theirs = (given(getattr(one.results[0], part)) for one in (first, second))
+            mine, theirs = (one.results[0].rows.arrays()[part] for one in (first, second))
             np.testing.assert_allclose(mine, theirs, atol=1e-5)
         metrics = (await server.http.get("/metrics")).text
         label = f'teacher="default",tokenizer="{tokenizer_hash(student_file)[:12]}"'
@@ -76,8 +77,10 @@ async def test_what_others_asked_for_changes_nothing(
             if before:
                 await server.score(request(server, student_file, before, request_id="other"))
             found.append((await server.score(request(server, student_file, tokens))).results[0])
-    np.testing.assert_array_equal(found[0].top_ids, found[1].top_ids)
-    np.testing.assert_allclose(given(found[0].top_log_probs), found[1].top_log_probs, atol=1e-5)
+    np.testing.assert_array_equal(found[0].rows.support.ids, found[1].rows.support.ids)
+    np.testing.assert_allclose(
+        given(found[0].rows.support.log_probs), found[1].rows.support.log_probs, atol=1e-5
+    )
     blocks = [block(one) for one in found]
     np.testing.assert_array_equal(blocks[0].position_class, blocks[1].position_class)
     np.testing.assert_allclose(blocks[0].open_mass, blocks[1].open_mass, atol=1e-5)
@@ -109,8 +112,8 @@ async def test_a_row_that_is_not_finite_leaves_its_token_open(
     lone = LoneRows(realigner.tables)
     first, second = np.flatnonzero(realigner.tables.extended)[:2].tolist()
     special = next(iter(vocabularies[1].specials))
-    sure = Rows(top_ids=ids(special)[None], top_log_probs=np.zeros((1, 1), np.float32))
-    learn_lone(np.array([first, second]), (Rows(finite=False), sure), realigner, lone)
+    sure = Rows(Support(ids(special)[None], np.zeros((1, 1), np.float32), np.ones(1, np.int32)))
+    learn_lone(np.array([first, second]), (None, sure), realigner, lone)
     assert lone.known[[first, second]].all()
     assert lone.leak[first] == 1.0
     assert lone.leak[second] == 0.0
@@ -141,10 +144,8 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
                 if top_ids[row, slot] == sequence.token_ids[position]:
                     own[row] = np.log(mass)
         return Rows(
-            top_ids=top_ids,
-            top_log_probs=log_probs,
-            sampled_log_probs=own,
-            sampled_valid=np.ones(len(own), np.bool_),
+            support=Support(top_ids, log_probs, (top_ids >= 0).sum(1, dtype=np.int32)),
+            sampled=Values(own, np.ones(len(own), np.bool_)),
         )
 
     tables = PairTables(student, teacher, build_static(student, teacher))

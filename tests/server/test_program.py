@@ -52,7 +52,7 @@ def test_a_server_starts_scores_and_stops_on_sigterm(
         with client_of(program) as client:
             for teacher in ("default", "code"):
                 reply = client.score(request(client, teacher), timeout=LONG)
-                assert reply.results[0].top_ids is not None
+                assert reply.results[0].rows.support is not None
         assert program.end(signal.SIGTERM) == 0
         assert not (tmp_path / "ready.json").exists()
         assert "Traceback" not in program.log.read_text()

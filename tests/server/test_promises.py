@@ -123,8 +123,8 @@ async def test_a_repeated_request_gets_the_same_bytes_without_the_engine(server:
     assert await server.raw_score(body) == first
     assert len(engine.jobs) == 1
     other = codec.decode_reply(await server.raw_score(body_of(server.request(top_k=3))))
-    assert other.results[0].top_ids is not None
-    assert other.results[0].top_ids.shape == (3, 3)
+    assert other.results[0].rows.support is not None
+    assert other.results[0].rows.support.ids.shape == (3, 3)
     assert len(engine.jobs) == 2
     await server.raw_score(body_of(server.request(run="another")))
     assert len(engine.jobs) == 3

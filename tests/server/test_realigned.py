@@ -83,21 +83,22 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     found = block(scores)
     np.testing.assert_array_equal(found.position_class, expected.position_class)
     assert (found.position_class != PositionClass.MASKED).mean() > 0.5
-    np.testing.assert_array_equal(scores.valid_counts, expected.certified.counts)
-    np.testing.assert_array_equal(scores.top_ids, expected.certified.ids)
-    np.testing.assert_allclose(scores.top_log_probs, expected.certified.log_probs, atol=2e-4)
-    assert scores.sampled_log_probs is not None
-    assert scores.sampled_valid is not None
-    known = expected.certified.sampled > -np.inf
-    np.testing.assert_array_equal(scores.sampled_valid, known)
+    np.testing.assert_array_equal(scores.rows.support.counts, expected.certified.counts)
+    np.testing.assert_array_equal(scores.rows.support.ids, expected.certified.ids)
     np.testing.assert_allclose(
-        scores.sampled_log_probs[known], expected.certified.sampled[known], atol=2e-4
+        scores.rows.support.log_probs, expected.certified.log_probs, atol=2e-4
+    )
+    assert scores.rows.sampled is not None
+    known = expected.certified.sampled > -np.inf
+    np.testing.assert_array_equal(scores.rows.sampled.valid, known)
+    np.testing.assert_allclose(
+        scores.rows.sampled.values[known], expected.certified.sampled[known], atol=2e-4
     )
     np.testing.assert_allclose(found.coverage, expected.certified.coverage, atol=1e-4)
     # The chunks of a whole rollout: the likelihood of all its teacher tokens.
     assert found.chunk_log_likelihood.sum() == pytest.approx(own.sum(), abs=1e-2)
-    assert scores.log_tail is not None
-    np.testing.assert_allclose(np.exp(scores.log_tail), 1 - found.coverage, atol=1e-5)
+    assert scores.rows.log_tail is not None
+    np.testing.assert_allclose(np.exp(scores.rows.log_tail.values), 1 - found.coverage, atol=1e-5)
     assert reply.timing.computed_tokens >= len(layout.teacher_ids)
 
 
@@ -135,10 +136,12 @@ async def test_selected_rows_are_those_of_all_rows(
         )
     )
     got, full = some.results[0], whole.results[0]
-    np.testing.assert_array_equal(got.top_ids, given(full.top_ids)[chosen])
-    np.testing.assert_allclose(got.top_log_probs, given(full.top_log_probs)[chosen], atol=5e-5)
+    np.testing.assert_array_equal(got.rows.support.ids, given(full.rows.support).ids[chosen])
     np.testing.assert_allclose(
-        got.sampled_log_probs, given(full.sampled_log_probs)[chosen], atol=5e-5
+        got.rows.support.log_probs, given(full.rows.support).log_probs[chosen], atol=5e-5
+    )
+    np.testing.assert_allclose(
+        got.rows.sampled.values, given(full.rows.sampled).values[chosen], atol=5e-5
     )
     mine, theirs = block(got), block(full)
     np.testing.assert_array_equal(mine.position_class, theirs.position_class[chosen])
@@ -170,8 +173,8 @@ async def test_no_row_knows_what_follows_it(
             a, b = (
                 dict(
                     zip(
-                        given(o.top_ids)[row].tolist(),
-                        given(o.top_log_probs)[row].tolist(),
+                        given(o.rows.support).ids[row].tolist(),
+                        given(o.rows.support).log_probs[row].tolist(),
                         strict=True,
                     )
                 )
@@ -188,7 +191,7 @@ async def test_explicit_ids_and_no_support(
 ) -> None:
     tokens = student.encode(TEXT).ids
     whole = (await crossed.score(request(crossed, student_file, tokens))).results[0]
-    asked = np.column_stack([given(whole.top_ids), np.full(len(tokens), -1), ids(*tokens)])
+    asked = np.column_stack([given(whole.rows.support).ids, np.full(len(tokens), -1), ids(*tokens)])
     got = (
         await crossed.score(
             request(
@@ -202,15 +205,17 @@ async def test_explicit_ids_and_no_support(
             )
         )
     ).results[0]
-    assert got.top_ids is None
+    assert got.rows.support is None
     assert got.realignment is None
-    values, valid = given(got.explicit_log_probs), given(got.explicit_valid)
-    listed = given(whole.top_ids) >= 0
+    values, valid = given(got.rows.explicit).values, given(got.rows.explicit).valid
+    listed = given(whole.rows.support).ids >= 0
     np.testing.assert_array_equal(valid[:, :8] | ~listed, True)
-    np.testing.assert_allclose(values[:, :8][listed], given(whole.top_log_probs)[listed], atol=1e-3)
+    np.testing.assert_allclose(
+        values[:, :8][listed], given(whole.rows.support).log_probs[listed], atol=1e-3
+    )
     assert not valid[:, 8].any()
-    np.testing.assert_array_equal(valid[:, 9], given(got.sampled_valid))
-    np.testing.assert_allclose(values[:, 9], given(got.sampled_log_probs), atol=5e-5)
+    np.testing.assert_array_equal(valid[:, 9], given(got.rows.sampled).valid)
+    np.testing.assert_allclose(values[:, 9], given(got.rows.sampled).values, atol=5e-5)
 
 
 async def test_turns_and_special_tokens(
@@ -232,7 +237,7 @@ async def test_turns_and_special_tokens(
     scored = len(first) + 1
     assert len(found.coverage) == 2 * scored
     assert found.position_class[scored - 1] == PositionClass.SPECIAL
-    assert given(scores.sampled_valid)[scored - 1]
+    assert given(scores.rows.sampled).valid[scored - 1]
     alone = continuation(start, *second)
     masked = (
         await crossed.score(
@@ -240,8 +245,8 @@ async def test_turns_and_special_tokens(
         )
     ).results[0]
     assert block(masked).position_class[0] == PositionClass.MASKED
-    assert given(masked.valid_counts)[0] == 0
-    assert not given(masked.sampled_valid)[0]
+    assert given(masked.rows.support).counts[0] == 0
+    assert not given(masked.rows.sampled).valid[0]
 
 
 async def test_what_cannot_be_carried_over_says_so(
@@ -263,7 +268,7 @@ async def test_what_cannot_be_carried_over_says_so(
     assert good.status is Status.OK
     assert bad.status is Status.NOT_REALIGNED
     assert f"id {size} at index {len(fine)}" in bad.detail
-    assert bad.top_ids is None
+    assert bad.rows.support is None
     with pytest.raises(InvalidRequestError) as found:
         await crossed.score(request(crossed, student_file, [size]))
     assert found.value.where == "continuations[0].segments[0].token_ids"
@@ -278,7 +283,7 @@ async def test_bytes_that_are_no_text_are_masked(
     classes = block(scores).position_class
     at = len(student.encode(" the").ids)
     assert classes[at] == PositionClass.MASKED
-    assert given(scores.valid_counts)[at] == 0
+    assert given(scores.rows.support).counts[at] == 0
     assert (classes != PositionClass.MASKED).any()
 
 
@@ -302,11 +307,13 @@ async def test_http_gives_the_same_numbers_in_the_student_s_tokens(
     assert len(result.rows) == len(found.coverage)
     for row, got in enumerate(result.rows):
         assert got.token == student.decode([got.token_id], skip_special_tokens=False)
-        count = int(given(scores.valid_counts)[row])
+        count = int(given(scores.rows.support).counts[row])
         assert got.top is not None
-        assert [e.token_id for e in got.top] == given(scores.top_ids)[row, :count].tolist()
+        assert [e.token_id for e in got.top] == given(scores.rows.support).ids[row, :count].tolist()
         np.testing.assert_allclose(
-            [e.log_prob for e in got.top], given(scores.top_log_probs)[row, :count], atol=5e-5
+            [e.log_prob for e in got.top],
+            given(scores.rows.support).log_probs[row, :count],
+            atol=5e-5,
         )
         assert got.realignment is not None
         assert got.realignment.position_class == PositionClass(found.position_class[row]).name
@@ -340,7 +347,7 @@ async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
         )
         for same, other in zip(own.results, foreign.results, strict=True):
             assert set(block(other).position_class.tolist()) == {PositionClass.REMAP}
-            for row, count in enumerate(given(other.valid_counts).tolist()):
+            for row, count in enumerate(given(other.rows.support).counts.tolist()):
                 assert count >= 60  # the added tokens' ids are other ones
                 mine = _row(same, row)
                 theirs = _row(other, row)
@@ -348,19 +355,19 @@ async def test_equal_ordinary_tokens_give_the_teacher_s_own_rows(
                 assert len(shared) >= 60
                 for token in shared:
                     assert theirs[token] == pytest.approx(mine[token], abs=5e-5)
-            known = given(other.sampled_valid)
+            known = given(other.rows.sampled).valid
             assert known.all()
             np.testing.assert_allclose(
-                given(other.sampled_log_probs), given(same.sampled_log_probs), atol=5e-5
+                given(other.rows.sampled).values, given(same.rows.sampled).values, atol=5e-5
             )
 
 
 def _row(scores: ContinuationScores, row: int) -> dict[int, float]:
     """The support of a row by id."""
-    count = int(given(scores.valid_counts)[row])
+    count = int(given(scores.rows.support).counts[row])
     pairs = zip(
-        given(scores.top_ids)[row, :count].tolist(),
-        given(scores.top_log_probs)[row, :count].tolist(),
+        given(scores.rows.support).ids[row, :count].tolist(),
+        given(scores.rows.support).log_probs[row, :count].tolist(),
         strict=True,
     )
     return dict(pairs)

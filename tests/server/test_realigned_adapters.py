@@ -64,9 +64,13 @@ async def test_a_foreign_rollout_has_the_adapter_s_rows(
         mine, theirs = block(own), block(whole)
         np.testing.assert_array_equal(mine.position_class, theirs.position_class)
         assert (mine.position_class != PositionClass.MASKED).mean() > 0.5
-        np.testing.assert_array_equal(own.top_ids, whole.top_ids)
-        np.testing.assert_allclose(own.top_log_probs, given(whole.top_log_probs), atol=2e-4)
-        np.testing.assert_allclose(own.sampled_log_probs, given(whole.sampled_log_probs), atol=2e-4)
+        np.testing.assert_array_equal(own.rows.support.ids, whole.rows.support.ids)
+        np.testing.assert_allclose(
+            own.rows.support.log_probs, given(whole.rows.support).log_probs, atol=2e-4
+        )
+        np.testing.assert_allclose(
+            own.rows.sampled.values, given(whole.rows.sampled).values, atol=2e-4
+        )
         np.testing.assert_allclose(mine.open_mass, theirs.open_mass, atol=1e-4)
         np.testing.assert_allclose(
             mine.chunk_log_likelihood, theirs.chunk_log_likelihood, atol=1e-3

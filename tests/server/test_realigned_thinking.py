@@ -126,7 +126,7 @@ async def test_the_teacher_s_own_template_has_the_switch(
     gap = tokenizer("\n\n", add_special_tokens=False)["input_ids"]
     assert read["off"] == [*read["on"], begin, *gap, stop, *gap]
     assert read["unsaid"] == read["on"]
-    np.testing.assert_array_equal(rows["unsaid"].top_ids, rows["on"].top_ids)
+    np.testing.assert_array_equal(rows["unsaid"].rows.support.ids, rows["on"].rows.support.ids)
     spoken = rollout_job(server).sequences[0].token_ids.tolist()
     likelihoods = []
     for name in ("off", "on"):
@@ -155,10 +155,12 @@ async def test_tokens_of_thinking_are_each_other_s_by_role(
     own = [reference(thinking_dir, job.prompt_ids.tolist(), one).numpy() for one in spoken]
     for scores, rows, token, its in zip(results, own, (begin, stop), (opens, closes), strict=True):
         assert block(scores).position_class[row] == PositionClass.SPECIAL
-        assert given(scores.sampled_valid)[row]
-        assert given(scores.sampled_log_probs)[row] == pytest.approx(rows[row, its], abs=2e-4)
-        at = given(scores.top_ids)[row].tolist().index(token)
-        assert given(scores.top_log_probs)[row, at] == pytest.approx(rows[row, its], abs=2e-4)
+        assert given(scores.rows.sampled).valid[row]
+        assert given(scores.rows.sampled).values[row] == pytest.approx(rows[row, its], abs=2e-4)
+        at = given(scores.rows.support).ids[row].tolist().index(token)
+        assert given(scores.rows.support).log_probs[row, at] == pytest.approx(
+            rows[row, its], abs=2e-4
+        )
     # A special token is a chunk, in the middle of a text too, whose row may be masked.
     found = block(results[0])
     chunk = found.chunk_index[tokens.index(stop)]
@@ -174,8 +176,8 @@ async def test_a_teacher_without_them_masks_and_counts_them(
     asked = request(server, thinker_file, tokens, teacher="plain", request_id="none")
     scores = (await server.score(asked)).results[0]
     assert (block(scores).position_class[places] == PositionClass.MASKED).all()
-    assert not given(scores.valid_counts)[places].any()
-    assert not given(scores.sampled_valid)[places].any()
+    assert not given(scores.rows.support).counts[places].any()
+    assert not given(scores.rows.sampled).valid[places].any()
     kept = block(scores).position_class != PositionClass.MASKED
     assert kept.any()
     metrics = (await server.http.get("/metrics")).text

@@ -69,7 +69,9 @@ async def test_registered_tokenizers_survive_a_restart(
             else:
                 monkeypatch.setattr("teacher_server.realign.pair.cache.build_static", None)
             replies.append(await server.score(request(server, student_file, tokens)))
-    np.testing.assert_array_equal(replies[0].results[0].top_ids, replies[1].results[0].top_ids)
+    np.testing.assert_array_equal(
+        replies[0].results[0].rows.support.ids, replies[1].results[0].rows.support.ids
+    )
     monkeypatch.undo()
     (stored,) = (tmp_path / "tokenizers").glob("*/tokenizer.json")
     stored.write_bytes(student_file[:1000])
@@ -169,4 +171,4 @@ async def test_roles_are_those_of_the_run_that_gave_them(
         asked = request(crossed, student_file, [*tokens, wanted], run=run, request_id=f"role-{run}")
         scores = (await crossed.score(asked)).results[0]
         assert block(scores).position_class[-1] == PositionClass.SPECIAL
-        assert given(scores.sampled_valid)[-1]
+        assert given(scores.rows.sampled).valid[-1]

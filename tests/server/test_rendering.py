@@ -115,7 +115,7 @@ async def test_processes_agree_on_what_older_and_new_clients_send(
                 score: Any = channel.unary_unary(SCORE)
                 for name, one in (("new", message), ("older", in_structs(message, prompt))):
                     reply = codec.decode_reply(await score(codec.serialize(one), timeout=LONG))
-                    rows[name].append(reply.results[0].top_log_probs)
+                    rows[name].append(reply.results[0].rows.support.log_probs)
     for name, found in rows.items():
         assert all(np.array_equal(found[0], other) for other in found), name
     assert not np.array_equal(rows["new"][0], rows["older"][0])

@@ -50,17 +50,16 @@ async def test_rows_are_those_of_a_plain_forward(shared: Running, tiny_model_dir
     expected = reference(tiny_model_dir, [1, 2, 3], [4, 5, 6])
     scores = reply.results[0]
     assert scores.status is Status.OK
-    assert scores.top_ids is not None
-    assert scores.top_log_probs is not None
-    assert scores.sampled_log_probs is not None
-    assert scores.log_tail is not None
+    assert scores.rows.support is not None
+    assert scores.rows.sampled is not None
+    assert scores.rows.log_tail is not None
     values, order = expected.topk(4, dim=-1)
-    np.testing.assert_array_equal(scores.top_ids, order.numpy())
-    np.testing.assert_allclose(scores.top_log_probs, values.numpy(), atol=1e-4)
+    np.testing.assert_array_equal(scores.rows.support.ids, order.numpy())
+    np.testing.assert_allclose(scores.rows.support.log_probs, values.numpy(), atol=1e-4)
     own = expected[torch.arange(3), torch.tensor([4, 5, 6])]
-    np.testing.assert_allclose(scores.sampled_log_probs, own.numpy(), atol=1e-4)
+    np.testing.assert_allclose(scores.rows.sampled.values, own.numpy(), atol=1e-4)
     tail = np.log1p(-np.exp(values.double().numpy()).sum(axis=1))
-    np.testing.assert_allclose(scores.log_tail, tail, atol=1e-4)
+    np.testing.assert_allclose(scores.rows.log_tail.values, tail, atol=1e-4)
     assert reply.identity == shared.info.teacher("default").identity
 
 
@@ -77,29 +76,32 @@ async def test_only_what_is_asked_for_comes_back(shared: Running) -> None:
         )
     )
     first, second = reply.results
-    assert first.top_ids is first.sampled_log_probs is first.log_tail is None
-    assert first.explicit_valid is not None
-    np.testing.assert_array_equal(first.explicit_valid, [[True, False], [True, True]])
-    assert second.explicit_log_probs is None
+    assert first.rows.support is first.rows.sampled is first.rows.log_tail is None
+    assert first.rows.explicit is not None
+    np.testing.assert_array_equal(first.rows.explicit.valid, [[True, False], [True, True]])
+    assert second.rows.explicit is None
 
 
 async def test_ids_beyond_the_student_s_vocabulary_stay_out_of_supports(shared: Running) -> None:
     whole = await shared.score(shared.request(top_k=320))
     cut = await shared.score(shared.request(top_k=50, student_vocabulary_size=50, returns=ALL))
     for everything, some in zip(whole.results, cut.results, strict=True):
-        assert everything.top_ids is not None
-        assert everything.top_log_probs is not None
-        assert some.top_log_probs is not None
-        assert some.log_tail is not None
-        keep = everything.top_ids < 50
+        assert everything.rows.support is not None
+        assert some.rows.support is not None
+        assert some.rows.log_tail is not None
+        keep = everything.rows.support.ids < 50
         rows = len(keep)
-        np.testing.assert_array_equal(some.top_ids, everything.top_ids[keep].reshape(rows, 50))
-        np.testing.assert_allclose(
-            some.top_log_probs, everything.top_log_probs[keep].reshape(rows, 50), atol=5e-5
+        np.testing.assert_array_equal(
+            some.rows.support.ids, everything.rows.support.ids[keep].reshape(rows, 50)
         )
-        outside = np.exp(everything.top_log_probs.astype(np.float64))
+        np.testing.assert_allclose(
+            some.rows.support.log_probs,
+            everything.rows.support.log_probs[keep].reshape(rows, 50),
+            atol=5e-5,
+        )
+        outside = np.exp(everything.rows.support.log_probs.astype(np.float64))
         outside = np.log(np.where(keep, 0, outside).sum(axis=1))
-        np.testing.assert_allclose(some.log_tail, outside, atol=1e-4)
+        np.testing.assert_allclose(some.rows.log_tail.values, outside, atol=1e-4)
 
 
 async def test_a_conversation_of_turns_equals_the_flat_sequence(shared: Running) -> None:
@@ -109,9 +111,11 @@ async def test_a_conversation_of_turns_equals_the_flat_sequence(shared: Running)
         shared.request(request_id="flat", continuations=(continuation(4, 5, 6, 7, 8),))
     )
     got, whole = reply.results[0], flat.results[0]
-    assert got.sampled_log_probs is not None
-    assert whole.sampled_log_probs is not None
-    np.testing.assert_allclose(got.sampled_log_probs, whole.sampled_log_probs[[0, 1, 4]], atol=5e-5)
+    assert got.rows.sampled is not None
+    assert whole.rows.sampled is not None
+    np.testing.assert_allclose(
+        got.rows.sampled.values, whole.rows.sampled.values[[0, 1, 4]], atol=5e-5
+    )
 
 
 async def test_chat_and_text_prompts_are_the_template_s_ids(
@@ -159,8 +163,8 @@ async def test_several_teachers_have_their_own_tokenizers(
             assert info.vocabulary_size == size
             assert info.tokenizers == {info.identity.tokenizer_hash: Level.SAME}
             top = await server.score(server.request(name, top_k=size, request_id=name))
-            assert top.results[0].top_ids is not None
-            assert top.results[0].top_ids.shape == (3, size)
+            assert top.results[0].rows.support is not None
+            assert top.results[0].rows.support.ids.shape == (3, size)
         foreign = server.info.teacher("code").identity.tokenizer_hash
         with pytest.raises(ContractMismatchError) as found:
             await server.score(server.request("english", tokenizer_hash=foreign))
@@ -253,16 +257,20 @@ async def test_http_gives_the_same_numbers_as_grpc(shared: Running) -> None:
     assert [row["row"] for row in reply["results"][0]["rows"]] == [0, 2]
     for result, scores in zip(reply["results"], over_grpc.results, strict=True):
         rows = result["rows"]
-        assert [[e["token_id"] for e in row["top"]] for row in rows] == listed(scores.top_ids)
-        assert [[e["log_prob"] for e in row["top"]] for row in rows] == listed(scores.top_log_probs)
-        assert [row["sampled_log_prob"] for row in rows] == listed(scores.sampled_log_probs)
-        assert [row["log_tail"] for row in rows] == listed(scores.log_tail)
+        assert [[e["token_id"] for e in row["top"]] for row in rows] == listed(
+            scores.rows.support.ids
+        )
+        assert [[e["log_prob"] for e in row["top"]] for row in rows] == listed(
+            scores.rows.support.log_probs
+        )
+        assert [row["sampled_log_prob"] for row in rows] == listed(scores.rows.sampled.values)
+        assert [row["log_tail"] for row in rows] == listed(scores.rows.log_tail.values)
     first = reply["results"][0]["rows"]
     assert [[e["token_id"] for e in row["explicit"]] for row in first] == [[9], [319, 0]]
-    block, valid = over_grpc.results[0].explicit_log_probs, over_grpc.results[0].explicit_valid
+    block = over_grpc.results[0].rows.explicit
     assert block is not None
     got = [e["log_prob"] for row in first for e in row["explicit"]]
-    assert got == block[valid].tolist()
+    assert got == block.values[block.valid].tolist()
 
 
 def listed(values: Any) -> Any:
@@ -273,5 +281,6 @@ def listed(values: Any) -> Any:
 def assert_equal_scores(one: ScoreReply, other: ScoreReply) -> None:
     """Exact equality of every number."""
     for a, b in zip(one.results, other.results, strict=True):
+        ours, theirs = a.rows.arrays(), b.rows.arrays()
         for name in ("top_ids", "top_log_probs", "sampled_log_probs"):
-            np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
+            np.testing.assert_array_equal(ours.get(name), theirs.get(name))

@@ -115,8 +115,11 @@ class Distorted:
         result = await self.inner.score(job)
         rows = []
         for row in result.rows:
-            assert row.top_log_probs is not None
-            rows.append(dataclasses.replace(row, top_log_probs=row.top_log_probs + self.shift))
+            assert row is not None
+            assert row.support is not None
+            shifted = row.support.log_probs + self.shift
+            support = dataclasses.replace(row.support, log_probs=shifted)
+            rows.append(dataclasses.replace(row, support=support))
         return dataclasses.replace(result, rows=tuple(rows))
 
 

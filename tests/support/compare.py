@@ -1,4 +1,6 @@
-"""Deep equality of the contract's dataclasses, arrays compared by dtype, shape and bytes."""
+"""Deep equality of the contract's dataclasses, arrays compared by dtype, shape and bytes.
+
+Rows appear by the names of their arrays in v1/score.proto, absent ones as None."""
 
 from __future__ import annotations
 
@@ -10,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from teacher_proto.codec.reply import ARRAYS
+from teacher_proto.types import ContinuationScores
 
 
 def plain(value: Any) -> Any:
@@ -20,6 +24,11 @@ def plain(value: Any) -> Any:
             "shape": list(value.shape),
             "values": [_number(item) for item in value.reshape(-1).tolist()],
         }
+    if isinstance(value, ContinuationScores):
+        fields = [f.name for f in dataclasses.fields(value) if f.name != "rows"]
+        arrays = dict.fromkeys(ARRAYS) | value.rows.arrays()
+        parts = {name: getattr(value, name) for name in fields} | arrays
+        return {"type": type(value).__name__, **{name: plain(part) for name, part in parts.items()}}
     if dataclasses.is_dataclass(value):
         return {
             "type": type(value).__name__,

@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 from teacher_proto.types import ContinuationScores, ScoreReply
 
+from tests.support.replies import with_arrays
+
 Fault = dict[str, Any]
 
 
@@ -103,36 +105,36 @@ def poisoned(reply: ScoreReply, kind: str) -> ScoreReply:
 
 def _log_prob(value: float) -> Callable[[ContinuationScores], ContinuationScores]:
     def spoil(scores: ContinuationScores) -> ContinuationScores:
-        changed = scores.top_log_probs.copy()
+        changed = scores.rows.support.log_probs.copy()
         changed[-1, 0] = value
-        return replace(scores, top_log_probs=changed)
+        return with_arrays(scores, top_log_probs=changed)
 
     return spoil
 
 
 def _id(choose: Callable[[Any], int]) -> Callable[[ContinuationScores], ContinuationScores]:
     def spoil(scores: ContinuationScores) -> ContinuationScores:
-        changed = scores.top_ids.copy()
+        changed = scores.rows.support.ids.copy()
         changed[-1, -1] = choose(changed[-1])
-        return replace(scores, top_ids=changed)
+        return with_arrays(scores, top_ids=changed)
 
     return spoil
 
 
 def _cut(scores: ContinuationScores, place: Any, counts: Any = slice(None)) -> ContinuationScores:
-    width = scores.top_ids[place].shape[-1]
-    return replace(
+    width = scores.rows.support.ids[place].shape[-1]
+    return with_arrays(
         scores,
-        top_ids=np.ascontiguousarray(scores.top_ids[place]),
-        top_log_probs=np.ascontiguousarray(scores.top_log_probs[place]),
-        valid_counts=np.minimum(scores.valid_counts[counts], width).astype(np.int32),
+        top_ids=np.ascontiguousarray(scores.rows.support.ids[place]),
+        top_log_probs=np.ascontiguousarray(scores.rows.support.log_probs[place]),
+        valid_counts=np.minimum(scores.rows.support.counts[counts], width).astype(np.int32),
     )
 
 
 def _heavy(scores: ContinuationScores) -> ContinuationScores:
-    changed = scores.top_log_probs.copy()
+    changed = scores.rows.support.log_probs.copy()
     changed[-1] = np.float32(np.log(2.0 / changed.shape[1]))
-    return replace(scores, top_log_probs=changed)
+    return with_arrays(scores, top_log_probs=changed)
 
 
 POISONS: dict[str, Callable[[ContinuationScores], ContinuationScores]] = {

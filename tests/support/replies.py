@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from teacher_proto.rows import Rows
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -91,29 +92,34 @@ def _scores(
     rows = np.arange(len(sampled))
     logits = random.normal(size=(len(sampled), VOCABULARY)) * 2 / request.temperature
     exact = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    parts: dict[str, Any] = {}
+    arrays: dict[str, Any] = {}
     if request.top_k:
         limit = min(request.student_vocabulary_size or VOCABULARY, VOCABULARY)
         count = min(request.top_k, limit)
         top = np.argsort(-exact[:, :limit], axis=1, kind="stable")[:, :count]
-        parts["top_ids"] = np.full((len(rows), request.top_k), -1, np.int32)
-        parts["top_log_probs"] = np.zeros((len(rows), request.top_k), np.float32)
-        parts["top_ids"][:, :count] = top
-        parts["top_log_probs"][:, :count] = np.take_along_axis(exact, top, axis=1)
-        parts["valid_counts"] = np.full(len(rows), count, np.int32)
+        arrays["top_ids"] = np.full((len(rows), request.top_k), -1, np.int32)
+        arrays["top_log_probs"] = np.zeros((len(rows), request.top_k), np.float32)
+        arrays["top_ids"][:, :count] = top
+        arrays["top_log_probs"][:, :count] = np.take_along_axis(exact, top, axis=1)
+        arrays["valid_counts"] = np.full(len(rows), count, np.int32)
         if request.returns.log_tail:
             tail = 1 - np.exp(np.take_along_axis(exact, top, axis=1)).sum(axis=1)
             some = np.full(len(rows), count < VOCABULARY)
-            parts["log_tail_valid"] = some
-            parts["log_tail"] = np.where(some, np.log(np.maximum(tail, 1e-30)), 0).astype(
+            arrays["log_tail_valid"] = some
+            arrays["log_tail"] = np.where(some, np.log(np.maximum(tail, 1e-30)), 0).astype(
                 np.float32
             )
     if request.returns.sampled:
-        parts["sampled_log_probs"] = exact[rows, sampled].astype(np.float32)
-        parts["sampled_valid"] = np.ones(len(rows), np.bool_)
+        arrays["sampled_log_probs"] = exact[rows, sampled].astype(np.float32)
+        arrays["sampled_valid"] = np.ones(len(rows), np.bool_)
     if continuation.explicit_ids is not None:
         asked = continuation.explicit_ids >= 0
         values = np.take_along_axis(exact, np.maximum(continuation.explicit_ids, 0), axis=1)
-        parts["explicit_valid"] = asked
-        parts["explicit_log_probs"] = np.where(asked, values, 0).astype(np.float32)
-    return ContinuationScores(**parts)
+        arrays["explicit_valid"] = asked
+        arrays["explicit_log_probs"] = np.where(asked, values, 0).astype(np.float32)
+    return ContinuationScores(rows=Rows.of(arrays))
+
+
+def with_arrays(scores: ContinuationScores, **arrays: Any) -> ContinuationScores:
+    """The scores with these arrays, by their names in v1/score.proto, in place of their own."""
+    return replace(scores, rows=Rows.of({**scores.rows.arrays(), **arrays}))

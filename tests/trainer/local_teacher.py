@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import ContinuationScores
 from transformers import AutoModelForCausalLM
 
@@ -37,11 +38,14 @@ class LocalTeacher:
             count = len(rollout.token_ids)
             scores.append(
                 ContinuationScores(
-                    top_ids=ids.numpy().astype(np.int32),
-                    top_log_probs=values.numpy(),
-                    valid_counts=np.full(count, top_k, np.int32),
-                    sampled_log_probs=sampled[:, 0].numpy(),
-                    sampled_valid=np.ones(count, np.bool_),
+                    rows=Rows(
+                        support=Support(
+                            ids.numpy().astype(np.int32),
+                            values.numpy(),
+                            np.full(count, top_k, np.int32),
+                        ),
+                        sampled=Values(sampled[:, 0].numpy(), np.ones(count, np.bool_)),
+                    )
                 )
             )
         return scores

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import ContinuationScores, Status, TextPrompt
 
 from student_trainer.losses import choose_support
@@ -51,11 +52,16 @@ def test_a_row_reads_the_state_before_its_token() -> None:
         hidden[place, : len(ids), 0] = torch.from_numpy(ids.astype(np.float32))
     scores = {
         member: ContinuationScores(
-            top_ids=np.stack([r.token_ids, r.token_ids + 1], 1),
-            top_log_probs=np.full((len(r.token_ids), 2), -1, np.float32),
-            valid_counts=np.full(len(r.token_ids), 2, np.int32),
-            sampled_log_probs=-r.token_ids.astype(np.float32),
-            sampled_valid=np.ones(len(r.token_ids), np.bool_),
+            rows=Rows(
+                support=Support(
+                    np.stack([r.token_ids, r.token_ids + 1], 1),
+                    np.full((len(r.token_ids), 2), -1, np.float32),
+                    np.full(len(r.token_ids), 2, np.int32),
+                ),
+                sampled=Values(
+                    -r.token_ids.astype(np.float32), np.ones(len(r.token_ids), np.bool_)
+                ),
+            )
         )
         for member, r in enumerate(rollouts)
     }
@@ -77,11 +83,12 @@ def test_masked_rows_slots_and_ids_leave() -> None:
     ids = np.array([[1, 2, 3], [4, 5, -1], [6, -1, -1], [2, 8, 9]], np.int32)
     scores = {
         0: ContinuationScores(
-            top_ids=ids,
-            top_log_probs=np.full((4, 3), -1, np.float32),
-            valid_counts=np.array([3, 2, 1, 3], np.int32),
-            sampled_log_probs=np.zeros(4, np.float32),
-            sampled_valid=np.array([True, True, True, False]),
+            rows=Rows(
+                support=Support(
+                    ids, np.full((4, 3), -1, np.float32), np.array([3, 2, 1, 3], np.int32)
+                ),
+                sampled=Values(np.zeros(4, np.float32), np.array([True, True, True, False])),
+            )
         ),
         1: ContinuationScores(status=Status.NON_FINITE),
     }
@@ -104,13 +111,15 @@ def test_masked_rows_slots_and_ids_leave() -> None:
 def test_the_tail_travels_with_its_rows() -> None:
     one = rollout(3, 3, 10)
     scores = ContinuationScores(
-        top_ids=np.array([[1, 2], [3, 4], [5, 6]], np.int32),
-        top_log_probs=np.full((3, 2), -1, np.float32),
-        valid_counts=np.full(3, 2, np.int32),
-        sampled_log_probs=np.zeros(3, np.float32),
-        sampled_valid=np.ones(3, np.bool_),
-        log_tail=np.array([-1, -2, 0], np.float32),
-        log_tail_valid=np.array([True, True, False]),
+        rows=Rows(
+            support=Support(
+                np.array([[1, 2], [3, 4], [5, 6]], np.int32),
+                np.full((3, 2), -1, np.float32),
+                np.full(3, 2, np.int32),
+            ),
+            sampled=Values(np.zeros(3, np.float32), np.ones(3, np.bool_)),
+            log_tail=Values(np.array([-1, -2, 0], np.float32), np.array([True, True, False])),
+        )
     )
     batch = micro_batch((0,), [one], [np.array([False, True, True])])
     rows = loss_batch(batch, torch.zeros(1, 5, 1), [one], {0: scores}, 2)
@@ -123,11 +132,16 @@ def test_the_tail_travels_with_its_rows() -> None:
 def test_the_sampled_token_joins_a_support_that_lacks_it() -> None:
     one = rollout(3, 4, 10)  # responds 13, 14, 15, 16
     scores = ContinuationScores(
-        top_ids=np.array([[13, 2], [3, 4], [15, -1], [5, 6]], np.int32),
-        top_log_probs=np.array([[-1, -2], [-1, -2], [-1, 0], [-1, -2]], np.float32),
-        valid_counts=np.array([2, 2, 1, 2], np.int32),
-        sampled_log_probs=np.array([-1, -5, -1, 0], np.float32),
-        sampled_valid=np.array([True, True, True, False]),
+        rows=Rows(
+            support=Support(
+                np.array([[13, 2], [3, 4], [15, -1], [5, 6]], np.int32),
+                np.array([[-1, -2], [-1, -2], [-1, 0], [-1, -2]], np.float32),
+                np.array([2, 2, 1, 2], np.int32),
+            ),
+            sampled=Values(
+                np.array([-1, -5, -1, 0], np.float32), np.array([True, True, True, False])
+            ),
+        )
     )
     batch = micro_batch((0,), [one], [np.ones(4, np.bool_)])
     known = loss_batch(batch, torch.zeros(1, 6, 1), [one], {0: scores}, 2)
@@ -152,10 +166,13 @@ def test_the_teacher_at_the_students_ids_travels_with_its_rows() -> None:
     two = replace(rollout(2, 1, 50), support_ids=np.array([[7, 8]], np.int32))
     scores = {
         0: ContinuationScores(
-            sampled_log_probs=np.zeros(3, np.float32),
-            sampled_valid=np.ones(3, np.bool_),
-            explicit_log_probs=-np.array([[1, 2], [3, 4], [5, 6]], np.float32),
-            explicit_valid=np.array([[True, True], [True, False], [True, True]]),
+            rows=Rows(
+                sampled=Values(np.zeros(3, np.float32), np.ones(3, np.bool_)),
+                explicit=Values(
+                    -np.array([[1, 2], [3, 4], [5, 6]], np.float32),
+                    np.array([[True, True], [True, False], [True, True]]),
+                ),
+            )
         ),
         1: ContinuationScores(status=Status.NON_FINITE),
     }

@@ -29,6 +29,7 @@ from student_trainer.train import train
 from student_trainer.update.metrics import UpdateFigures
 from student_trainer.update.updater import Updater
 from tests.support.models import ENGLISH, make_tiny_model
+from tests.support.replies import with_arrays
 from tests.trainer.processes import Server, serve
 from tests.trainer.test_run import (
     resumed_exactly,
@@ -178,11 +179,11 @@ def test_rows_are_those_of_their_tokens(
     shifted = []
     for score in scores:
         assert score.realignment is not None
-        rolled = {n: np.roll(getattr(score, n), 1, 0)
+        rolled = {n: np.roll(score.rows.arrays()[n], 1, 0)
                   for n in ("top_ids", "top_log_probs", "valid_counts")}  # fmt: skip
         classes = np.roll(score.realignment.position_class, 1)
         block = replace(score.realignment, position_class=classes)
-        shifted.append(replace(score, **rolled, realignment=block))
+        shifted.append(replace(with_arrays(score, **rolled), realignment=block))
     right, wrong = loss(scores), loss(shifted)
     assert right < 0.2 * wrong, (right, wrong)
 
@@ -204,8 +205,8 @@ def test_a_server_that_forgot_the_tokenizer_is_taught_it_again(
                 after = link.submit_rollouts(rollouts, 16, 1.0).result()
     for one, other in zip(before, after, strict=True):
         assert one.status is other.status is Status.OK
-        assert np.array_equal(one.top_ids, other.top_ids)  # type: ignore[arg-type]
-        assert np.array_equal(one.top_log_probs, other.top_log_probs)  # type: ignore[arg-type]
+        assert np.array_equal(one.rows.support.ids, other.rows.support.ids)  # type: ignore[arg-type]
+        assert np.array_equal(one.rows.support.log_probs, other.rows.support.log_probs)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_realigned_is_refused_before_the_first_step(

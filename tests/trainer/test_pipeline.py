@@ -100,7 +100,9 @@ def test_scores_belong_to_their_rollouts(make: Any, teacher: LocalTeacher) -> No
     batch = pipeline.fill(1, 0)
     for place, expected in enumerate(teacher.score(batch.rollouts, 16)):
         future, index = batch.scores[place]
-        np.testing.assert_array_equal(future.result()[index].top_ids, expected.top_ids)
+        np.testing.assert_array_equal(
+            future.result()[index].rows.support.ids, expected.rows.support.ids
+        )
 
 
 def test_batches_in_flight_are_kept_to_the_byte(make: Any) -> None:
@@ -200,7 +202,7 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
             futures = [link.submit_rollouts([r], 4, 1.0) for r in rollouts]
             all_sent.set()
             for rollout, future in zip(rollouts, futures, strict=True):
-                assert len(future.result(60)[0].top_ids) == len(rollout.token_ids)
+                assert len(future.result(60)[0].rows.support.ids) == len(rollout.token_ids)
             teacher.script = [teacher.never()]
             left = [link.submit_rollouts([r], 4, 1.0) for r in rollouts]
         for future in left:

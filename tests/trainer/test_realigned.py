@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from teacher_proto.errors import LsmError, PoisonedReplyError
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import Bool, ContinuationScores, PositionClass, Realignment, Status
 
 from student_trainer.evaluation.realigned import chunk_likelihood
@@ -30,10 +31,9 @@ CHUNK = 3  # tokens a chunk of ``carried`` has, the last one may have fewer
 def carried(scores: ContinuationScores, rollout: Rollout, masked: Bool) -> ContinuationScores:
     """The scores as a teacher with another tokenizer gives them: ``masked`` rows hold
     nothing, and every chunk is 0.3 nats a token more likely than the student found it."""
-    assert scores.top_ids is not None
-    assert scores.top_log_probs is not None
-    assert scores.sampled_log_probs is not None
-    count, width = scores.top_ids.shape
+    assert scores.rows.support is not None
+    assert scores.rows.sampled is not None
+    count, width = scores.rows.support.ids.shape
     chunk = np.arange(count, dtype=np.int32) // CHUNK
     own = np.bincount(chunk, rollout.log_probs.astype(np.float64))
     classes = np.full(count, PositionClass.ALIGNED, np.uint8)
@@ -41,11 +41,16 @@ def carried(scores: ContinuationScores, rollout: Rollout, masked: Bool) -> Conti
     known = ~masked
     return replace(
         scores,
-        top_ids=np.where(known[:, None], scores.top_ids, -1),
-        top_log_probs=np.where(known[:, None], scores.top_log_probs, 0).astype(np.float32),
-        valid_counts=np.where(known, width, 0).astype(np.int32),
-        sampled_log_probs=np.where(known, scores.sampled_log_probs, 0).astype(np.float32),
-        sampled_valid=known,
+        rows=Rows(
+            support=Support(
+                np.where(known[:, None], scores.rows.support.ids, -1),
+                np.where(known[:, None], scores.rows.support.log_probs, 0).astype(np.float32),
+                np.where(known, width, 0).astype(np.int32),
+            ),
+            sampled=Values(
+                np.where(known, scores.rows.sampled.values, 0).astype(np.float32), known
+            ),
+        ),
         realignment=Realignment(
             coverage=np.where(known, 0.9, 0).astype(np.float32),
             open_mass=np.full(count, 0.08, np.float32),
@@ -91,11 +96,10 @@ def test_masked_rows_give_nothing_and_are_counted(
     assert figures.dropped_non_finite == figures.dropped_small_support == 0
     # Whatever the masked rows of the reply hold changes nothing.
     for score, rows in zip(case.scores, case.masked, strict=True):
-        assert score.top_ids is not None
-        assert score.top_log_probs is not None
-        score.top_ids[rows], score.top_log_probs[rows] = 7, -1e3
-        assert score.sampled_log_probs is not None
-        score.sampled_log_probs[rows] = -1e3
+        assert score.rows.support is not None
+        score.rows.support.ids[rows], score.rows.support.log_probs[rows] = 7, -1e3
+        assert score.rows.sampled is not None
+        score.rows.sampled.values[rows] = -1e3
     again, same = case.gradients()
     assert again.losses == figures.losses
     assert_close(same, gradients, 0)
@@ -115,9 +119,9 @@ def test_a_sampled_token_without_a_verdict_is_no_broken_row(
 ) -> None:
     case = CrossCase(make_config(loss={"kind": "sampled_token"}), teacher)
     score = case.scores[0]
-    assert score.sampled_valid is not None
-    uncertified = int(np.flatnonzero(score.sampled_valid)[0])
-    score.sampled_valid[uncertified] = False
+    assert score.rows.sampled is not None
+    uncertified = int(np.flatnonzero(score.rows.sampled.valid)[0])
+    score.rows.sampled.valid[uncertified] = False
     figures, _ = case.gradients()
     assert figures.dropped_non_finite == 0
     assert figures.not_judged == 1 + sum(int(rows.sum()) for rows in case.masked)

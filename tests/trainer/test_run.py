@@ -230,13 +230,15 @@ def test_the_service_and_a_plain_forward_give_one_loss(
         object.__setattr__(link, "limits", few)
         whole = link.score_rows(prompts[0], group[0].token_ids, rows, 320, 0.7)
     for rollout, score, plain in zip(group, scores, local.score(group, 16, 0.7), strict=True):
-        assert len(score.top_log_probs) == len(rollout.token_ids)
-        np.testing.assert_allclose(score.top_log_probs, plain.top_log_probs, atol=1e-4)
-        np.testing.assert_allclose(score.sampled_log_probs, plain.sampled_log_probs, atol=1e-4)
+        assert len(score.rows.support.log_probs) == len(rollout.token_ids)
+        np.testing.assert_allclose(
+            score.rows.support.log_probs, plain.rows.support.log_probs, atol=1e-4
+        )
+        np.testing.assert_allclose(score.rows.sampled.values, plain.rows.sampled.values, atol=1e-4)
     expected = local.log_probs(group[0], 0.7)[torch.from_numpy(rows.astype(np.int64))]
-    assert whole.top_ids.shape == (4, 320)
-    values = np.take_along_axis(expected.numpy(), whole.top_ids.astype(np.int64), 1)
-    np.testing.assert_allclose(whole.top_log_probs, values, atol=1e-4)
+    assert whole.rows.support.ids.shape == (4, 320)
+    values = np.take_along_axis(expected.numpy(), whole.rows.support.ids.astype(np.int64), 1)
+    np.testing.assert_allclose(whole.rows.support.log_probs, values, atol=1e-4)
 
 
 def main(config: TrainConfig, tmp_path: Path) -> int:

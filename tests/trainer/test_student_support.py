@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from student_trainer.student.model import Student, load_student
 from student_trainer.update.metrics import UpdateFigures
 from student_trainer.update.student_support import with_student_support
 from student_trainer.update.updater import Updater
+from tests.support.replies import with_arrays
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import assert_close
 
@@ -80,7 +80,7 @@ def test_the_update_is_the_definition_on_the_students_support(
         ids = torch.from_numpy(rollout.support_ids.astype(np.int64))
         q = teacher.log_probs(rollout).gather(1, ids)
         scores.append(
-            replace(
+            with_arrays(
                 teacher.score([rollout], 2)[0],
                 explicit_log_probs=q.numpy(),
                 explicit_valid=np.ones(ids.shape, np.bool_),

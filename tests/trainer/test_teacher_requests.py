@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import (
     ChatMessage,
     ChatPrompt,
@@ -147,15 +148,18 @@ def test_parts_are_joined_and_a_failed_part_stays_failed() -> None:
     def part(start: int, rows: int) -> ContinuationScores:
         values = np.arange(start, start + rows)
         return ContinuationScores(
-            top_ids=np.stack([values, values], 1).astype(np.int32),
-            top_log_probs=-np.ones((rows, 2), np.float32),
-            valid_counts=np.full(rows, 2, np.int32),
-            sampled_log_probs=-values.astype(np.float32),
-            sampled_valid=np.ones(rows, np.bool_),
+            rows=Rows(
+                support=Support(
+                    np.stack([values, values], 1).astype(np.int32),
+                    -np.ones((rows, 2), np.float32),
+                    np.full(rows, 2, np.int32),
+                ),
+                sampled=Values(-values.astype(np.float32), np.ones(rows, np.bool_)),
+            )
         )
 
     joined = concatenate([part(0, 2), part(2, 3)])
-    assert joined.top_ids is not None
-    assert joined.top_ids[:, 0].tolist() == [0, 1, 2, 3, 4]
+    assert joined.rows.support is not None
+    assert joined.rows.support.ids[:, 0].tolist() == [0, 1, 2, 3, 4]
     failed = ContinuationScores(status=Status.NON_FINITE)
     assert concatenate([part(0, 2), failed]) is failed

@@ -21,6 +21,7 @@ from student_trainer.student.model import Student, load_student
 from student_trainer.update import batching
 from student_trainer.update.metrics import UpdateFigures, step_metrics
 from student_trainer.update.updater import Updater, split
+from tests.support.replies import with_arrays
 from tests.trainer.local_teacher import LocalTeacher
 
 MakeConfig = Callable[..., TrainConfig]
@@ -60,10 +61,10 @@ def reference(
         ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
         logits = student.causal_model(torch.from_numpy(ids)[None]).logits[0]
         rows = logits[len(rollout.prompt.token_ids) - 1 : -1]
-        assert score.top_ids is not None
-        chosen = rows.gather(-1, torch.from_numpy(score.top_ids.astype(np.int64)))
+        assert score.rows.support is not None
+        chosen = rows.gather(-1, torch.from_numpy(score.rows.support.ids.astype(np.int64)))
         p = chosen.log_softmax(-1)
-        q = torch.from_numpy(score.top_log_probs).log_softmax(-1)
+        q = torch.from_numpy(score.rows.support.log_probs).log_softmax(-1)
         losses.append((p.exp() * (p - q)).sum(-1))
     if mean == "token":
         loss = torch.cat(losses).mean()
@@ -172,9 +173,9 @@ def row_losses(student: Student, rollout: Rollout, score: ContinuationScores) ->
     ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
     rows = student.causal_model(torch.from_numpy(ids)[None]).logits[0]
     rows = rows[len(rollout.prompt.token_ids) - 1 : -1]
-    assert score.top_ids is not None
-    p = rows.gather(-1, torch.from_numpy(score.top_ids.astype(np.int64))).log_softmax(-1)
-    q = torch.from_numpy(score.top_log_probs).log_softmax(-1)
+    assert score.rows.support is not None
+    p = rows.gather(-1, torch.from_numpy(score.rows.support.ids.astype(np.int64))).log_softmax(-1)
+    q = torch.from_numpy(score.rows.support.log_probs).log_softmax(-1)
     return (p.exp() * (p - q)).sum(-1).numpy()
 
 
@@ -212,8 +213,8 @@ def test_sampled_token_moves_the_sampled_tokens(
                 logits = case.student.causal_model(ids).logits[0]
                 rows = logits[len(rollout.prompt.token_ids) - 1 :].log_softmax(-1)
                 now = rows.gather(-1, torch.from_numpy(rollout.token_ids.astype(np.int64))[:, None])
-                assert score.sampled_log_probs is not None
-                total.append((score.sampled_log_probs - rollout.log_probs) * now[:, 0].numpy())
+                assert score.rows.sampled is not None
+                total.append((score.rows.sampled.values - rollout.log_probs) * now[:, 0].numpy())
         return float(np.concatenate(total).mean())
 
     before = gain()
@@ -282,10 +283,10 @@ def test_a_sequence_mean_counts_only_used_rows(
 ) -> None:
     case = Case(make_config(loss={"mean": "sequence", "max_non_finite_share": 1.0}), teacher)
     score = case.scores[1]
-    assert score.top_log_probs is not None
-    spoiled = score.top_log_probs.copy()
+    assert score.rows.support is not None
+    spoiled = score.rows.support.log_probs.copy()
     spoiled[0] = np.nan
-    case.scores[1] = replace(score, top_log_probs=spoiled)
+    case.scores[1] = with_arrays(score, top_log_probs=spoiled)
     figures, _ = case.gradients()
     assert figures.dropped_non_finite == 1
     pairs = zip(case.rollouts, case.scores, strict=True)

@@ -13,12 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
+from teacher_proto.rows import EXPLICIT, LOG_TAIL, SAMPLED, Support, Values, required
 from teacher_proto.types import (
     Bool,
     Continuation,
     ContinuationScores,
-    Float32,
-    Int32,
     Realignment,
     ScoreReply,
     ScoreRequest,
@@ -93,6 +92,7 @@ def _check_parts(
     request: ScoreRequest, continuation: Continuation, scores: ContinuationScores, where: str
 ) -> None:
     """Every part is there when asked for, not there when not, and has its shape."""
+    arrays = scores.rows.arrays()
     ok = scores.status is Status.OK
     rows = len(continuation.selected_positions) if ok else 0
     explicit = continuation.explicit_ids
@@ -101,18 +101,15 @@ def _check_parts(
     sampled = (rows,) if ok and request.returns.sampled else None
     tail = (rows,) if ok and request.returns.log_tail else None
     pairs = explicit.shape if ok and explicit is not None else None
-    for name, shape in (
-        ("top_ids", support),
-        ("top_log_probs", support),
-        ("valid_counts", counts),
-        ("sampled_log_probs", sampled),
-        ("sampled_valid", sampled),
-        ("log_tail", tail),
-        ("log_tail_valid", tail),
-        ("explicit_log_probs", pairs),
-        ("explicit_valid", pairs),
-    ):
-        values = getattr(scores, name)
+    shapes = {
+        **dict.fromkeys(("top_ids", "top_log_probs"), support),
+        "valid_counts": counts,
+        **dict.fromkeys(SAMPLED, sampled),
+        **dict.fromkeys(LOG_TAIL, tail),
+        **dict.fromkeys(EXPLICIT, pairs),
+    }
+    for name, shape in shapes.items():
+        values = arrays.get(name)
         if values is None and shape is not None:
             _poisoned("is missing though it was asked for", f"{where}.{name}")
         if values is not None and shape is None:
@@ -131,38 +128,32 @@ def _check_scores(
     id_limit: int,
     where: str,
 ) -> None:
+    rows = scores.rows
     mass: NDArray[np.float64] | None = None
-    if scores.top_ids is not None:
-        assert scores.top_log_probs is not None
-        assert scores.valid_counts is not None
-        mass = _check_support(
-            scores.top_ids, scores.top_log_probs, scores.valid_counts, id_limit, where
-        )
-    if scores.sampled_log_probs is not None:
-        assert scores.sampled_valid is not None
-        _check_values(scores.sampled_log_probs, scores.sampled_valid, f"{where}.sampled_log_probs")
-        if scores.top_ids is not None and scores.realignment is None:
-            _check_agreement(continuation, scores, where)
-    if scores.log_tail is not None:
-        assert scores.log_tail_valid is not None
-        _check_values(scores.log_tail, scores.log_tail_valid, f"{where}.log_tail")
+    if rows.support is not None:
+        mass = _check_support(rows.support, id_limit, where)
+    if rows.sampled is not None:
+        _check_values(rows.sampled, f"{where}.sampled_log_probs")
+        if rows.support is not None and scores.realignment is None:
+            _check_agreement(continuation, rows.support, rows.sampled, where)
+    if rows.log_tail is not None:
+        _check_values(rows.log_tail, f"{where}.log_tail")
         if mass is not None:
-            tail = np.where(scores.log_tail_valid, np.exp(scores.log_tail, dtype=np.float64), 0.0)
+            tail = np.exp(rows.log_tail.values, dtype=np.float64)
+            tail = np.where(rows.log_tail.valid, tail, 0.0)
             bad = np.abs(mass + tail - 1.0) > MASS_TOLERANCE
             _refuse_rows(bad, f"{where}.log_tail", "and the support's mass do not add up to 1")
-    if scores.explicit_log_probs is not None:
-        assert scores.explicit_valid is not None
-        assert continuation.explicit_ids is not None
+    if rows.explicit is not None:
         name = f"{where}.explicit_log_probs"
-        _check_values(scores.explicit_log_probs, scores.explicit_valid, name)
-        unasked = scores.explicit_valid & (continuation.explicit_ids < 0)
+        _check_values(rows.explicit, name)
+        asked = required(continuation.explicit_ids, "explicit_ids")
+        unasked = rows.explicit.valid & (asked < 0)
         _refuse_rows(unasked, name, "is valid in a slot that asked for nothing")
 
 
-def _check_support(
-    ids: Int32, log_probs: Float32, counts: Int32, id_limit: int, where: str
-) -> NDArray[np.float64]:
+def _check_support(support: Support, id_limit: int, where: str) -> NDArray[np.float64]:
     """float64 [R]: mass of each row's support."""
+    ids, log_probs, counts = support.ids, support.log_probs, support.counts
     rows, width = ids.shape
     if rows == 0:
         return np.zeros(0)
@@ -171,19 +162,19 @@ def _check_support(
     full = bool((counts == width).all())
     valid: Bool = np.broadcast_to(np.True_, ids.shape)
     if not full:
-        valid = np.arange(width, dtype=np.int32) < counts[:, None]
+        valid = support.valid
         _refuse_rows(~valid & (ids != -1), f"{where}.top_ids", "is not -1 after the valid slots")
         padding = ~valid & (log_probs != 0)
         _refuse_rows(padding, f"{where}.top_log_probs", "is not 0 after the valid slots")
-        _check_values(log_probs, valid, f"{where}.top_log_probs")
+        _check_values(Values(log_probs, valid), f"{where}.top_log_probs")
     elif not (log_probs[:, -1].min() > -np.inf and log_probs[:, 0].max() <= LARGEST_LOG_PROB):
         # With the order below, first and last slot bound every other.
-        _check_values(log_probs, valid, f"{where}.top_log_probs")
+        _check_values(Values(log_probs, valid), f"{where}.top_log_probs")
     descending = log_probs[:, 1:] <= log_probs[:, :-1]
     if not full:
         descending |= ~valid[:, 1:]
     if not descending.all():
-        _check_values(log_probs, valid, f"{where}.top_log_probs")
+        _check_values(Values(log_probs, valid), f"{where}.top_log_probs")
         unordered = np.pad(~descending, ((0, 0), (1, 0)))
         _refuse_rows(unordered, f"{where}.top_log_probs", "is above the slot before it")
     outside = ids.view(np.uint32) >= id_limit
@@ -201,25 +192,22 @@ def _check_support(
     return mass
 
 
-def _check_values(values: Float32, valid: Bool, where: str) -> None:
+def _check_values(part: Values, where: str) -> None:
     """Valid slots are log-probabilities, the others 0."""
+    values, valid = part.values, part.valid
     _refuse_rows(np.isnan(values) & valid, where, "is NaN")
     _refuse_rows(np.isinf(values) & valid, where, "is infinite")
     _refuse_rows(valid & (values > LARGEST_LOG_PROB), where, "is a log-probability above 0")
     _refuse_rows(~valid & (values != 0), where, "is not 0 in a slot that is not valid")
 
 
-def _check_agreement(continuation: Continuation, scores: ContinuationScores, where: str) -> None:
+def _check_agreement(continuation: Continuation, support: Support, own: Values, where: str) -> None:
     """A sampled token inside the support has the same log-probability there: rows
     that are off by one do not pass."""
-    assert scores.top_ids is not None
-    assert scores.top_log_probs is not None
-    assert scores.sampled_log_probs is not None
-    assert scores.sampled_valid is not None
     sampled = continuation.token_ids[continuation.selected_positions]
-    row, slot = np.nonzero(scores.top_ids == sampled[:, None])
-    known = scores.sampled_valid[row]
-    gap = np.abs(scores.top_log_probs[row, slot] - scores.sampled_log_probs[row])
+    row, slot = np.nonzero(support.ids == sampled[:, None])
+    known = own.valid[row]
+    gap = np.abs(support.log_probs[row, slot] - own.values[row])
     bad = np.zeros(len(sampled), np.bool_)
     bad[row[known & (gap > AGREEMENT)]] = True
     _refuse_rows(
@@ -254,7 +242,8 @@ def _check_realignment(
     chunks = block.chunk_log_likelihood
     outside = (block.chunk_index < 0) | (block.chunk_index >= len(chunks))
     _refuse_rows(outside, f"{where}.chunk_index", f"is not in 0..{len(chunks) - 1}")
-    _check_values(chunks, np.ones(len(chunks), np.bool_), f"{where}.chunk_log_likelihood")
+    every = np.ones(len(chunks), np.bool_)
+    _check_values(Values(chunks, every), f"{where}.chunk_log_likelihood")
 
 
 def _refuse_rows(bad: NDArray[Any], where: str, what: str) -> None:

@@ -16,6 +16,7 @@ from teacher_proto.codec.structs import check_text
 from teacher_proto.codec.teacher import decode_identity, encode_identity
 from teacher_proto.codec.wire import parse
 from teacher_proto.errors import EngineError, LsmError, PoisonedReplyError
+from teacher_proto.rows import Rows
 from teacher_proto.types import (
     ContinuationScores,
     PositionClass,
@@ -26,18 +27,18 @@ from teacher_proto.types import (
 )
 from teacher_proto.v1 import score_pb2
 
-# Field, element type, dimensions; the names are the same on both sides.
-PARTS = (
-    ("top_ids", INT32, 2),
-    ("top_log_probs", FLOAT32, 2),
-    ("valid_counts", INT32, 1),
-    ("sampled_log_probs", FLOAT32, 1),
-    ("sampled_valid", BITMAP, 1),
-    ("log_tail", FLOAT32, 1),
-    ("log_tail_valid", BITMAP, 1),
-    ("explicit_log_probs", FLOAT32, 2),
-    ("explicit_valid", BITMAP, 2),
-)
+# Element type and dimensions of a row's arrays, by their names in the message and in ``Rows``.
+ARRAYS = {
+    "top_ids": (INT32, 2),
+    "top_log_probs": (FLOAT32, 2),
+    "valid_counts": (INT32, 1),
+    "sampled_log_probs": (FLOAT32, 1),
+    "sampled_valid": (BITMAP, 1),
+    "log_tail": (FLOAT32, 1),
+    "log_tail_valid": (BITMAP, 1),
+    "explicit_log_probs": (FLOAT32, 2),
+    "explicit_valid": (BITMAP, 2),
+}
 REALIGNMENT_PARTS = (
     ("coverage", FLOAT32),
     ("open_mass", FLOAT32),
@@ -90,12 +91,11 @@ def _encode_scores(
 ) -> None:
     message.status = score_pb2.ContinuationStatus.ValueType(scores.status)
     message.detail = check_text(scores.detail, f"{where}.detail", EngineError)
-    for name, kind, dimensions in PARTS:
-        values = getattr(scores, name)
-        if values is not None:
-            encode_array(
-                values, getattr(message, name), kind, dimensions, f"{where}.{name}", EngineError
-            )
+    for name, values in scores.rows.arrays().items():
+        kind, dimensions = ARRAYS[name]
+        encode_array(
+            values, getattr(message, name), kind, dimensions, f"{where}.{name}", EngineError
+        )
     if scores.realignment is not None:
         block = message.realignment
         for name, kind in REALIGNMENT_PARTS:
@@ -112,17 +112,27 @@ def _decode_scores(message: score_pb2.ContinuationResult, where: str) -> Continu
         raise PoisonedReplyError(
             f"is {message.status}, which means nothing", where=f"{where}.status"
         ) from None
+    rows, block = _decode_rows(message, where), None
+    if message.HasField("realignment"):
+        block = _decode_realignment(message.realignment, f"{where}.realignment")
+    return ContinuationScores(status, message.detail, rows, block)
+
+
+def _decode_rows(message: score_pb2.ContinuationResult, where: str) -> Rows:
     fields: Any = message
-    parts: dict[str, Any] = {
+    arrays = {
         name: decode_array(
             getattr(fields, name), kind, dimensions, f"{where}.{name}", PoisonedReplyError
         )
-        for name, kind, dimensions in PARTS
+        for name, (kind, dimensions) in ARRAYS.items()
         if fields.HasField(name)
     }
-    if message.HasField("realignment"):
-        parts["realignment"] = _decode_realignment(message.realignment, f"{where}.realignment")
-    return ContinuationScores(status=status, detail=message.detail, **parts)
+    try:
+        return Rows.of(arrays)
+    except KeyError as missing:
+        raise PoisonedReplyError(
+            "is missing though the rest of its part is there", where=f"{where}.{missing.args[0]}"
+        ) from None
 
 
 def _decode_realignment(message: score_pb2.Realignment, where: str) -> Realignment:

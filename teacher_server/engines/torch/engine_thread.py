@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from teacher_proto.errors import EngineError, TeacherUnavailableError
+from teacher_proto.rows import Rows, Support, Values
 
-from teacher_server.engines.base import Job, JobResult, PassCount, Rows, Sequence
+from teacher_server.engines.base import Job, JobResult, PassCount, Sequence
 from teacher_server.engines.torch.packing import (
     Batch,
     FlatBatch,
@@ -42,7 +43,7 @@ class Task:
     done: Callable[[JobResult | BaseException], None]
     dropped: bool = False
     finished: bool = False
-    rows: dict[int, Rows] = field(default_factory=dict)
+    rows: dict[int, Rows | None] = field(default_factory=dict)
     computed_tokens: int = 0
     seconds: float = 0.0
 
@@ -264,18 +265,21 @@ def unavailable(cause: BaseException | None) -> TeacherUnavailableError:
 
 def empty_rows(job: Job, sequence: Sequence) -> Rows:
     """The rows of a sequence that asks for none."""
-    floats, flags = np.zeros(0, np.float32), np.zeros(0, np.bool_)
-    explicit = None if sequence.explicit_ids is None else (0, sequence.explicit_ids.shape[1])
+    nothing = Values(np.zeros(0, np.float32), np.zeros(0, np.bool_))
+    support = Support(
+        ids=np.zeros((0, job.top_k), np.int32),
+        log_probs=np.zeros((0, job.top_k), np.float32),
+        counts=np.zeros(0, np.int32),
+    )
+    explicit = None
+    if sequence.explicit_ids is not None:
+        shape = (0, sequence.explicit_ids.shape[1])
+        explicit = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
     return Rows(
-        top_ids=np.zeros((0, job.top_k), np.int32),
-        top_log_probs=np.zeros((0, job.top_k), np.float32),
-        valid_counts=np.zeros(0, np.int32),
-        sampled_log_probs=floats if job.want_sampled else None,
-        sampled_valid=flags if job.want_sampled else None,
-        log_tail=floats if job.want_log_tail else None,
-        log_tail_valid=flags if job.want_log_tail else None,
-        explicit_log_probs=None if explicit is None else np.zeros(explicit, np.float32),
-        explicit_valid=None if explicit is None else np.zeros(explicit, np.bool_),
+        support,
+        sampled=nothing if job.want_sampled else None,
+        log_tail=nothing if job.want_log_tail else None,
+        explicit=explicit,
     )
 
 

@@ -8,34 +8,20 @@ time.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.rows import Rows, Values, required
 from teacher_proto.types import Int32
 from torch import Tensor, nn
 
-from teacher_server.engines.base import Rows
-from teacher_server.engines.torch.supports import Supports, SupportSpec, compute_supports
+from teacher_server.engines.torch.supports import SupportSpec, compute_supports
 
 # Bytes of float32 log-probabilities handled at once on a CPU: they stay in its cache.
 CPU_SLICE_BYTES = 2 * 2**20
-
-# A part of the supports that was asked for, and its shape after the row axis.
-_PARTS = (
-    ("finite", np.bool_),
-    ("top_ids", np.int32),
-    ("top_log_probs", np.float32),
-    ("valid_counts", np.int32),
-    ("sampled_log_probs", np.float32),
-    ("sampled_valid", np.bool_),
-    ("log_tail", np.float32),
-    ("log_tail_valid", np.bool_),
-    ("explicit_log_probs", np.float32),
-    ("explicit_valid", np.bool_),
-)
 
 
 @dataclass(frozen=True)
@@ -153,8 +139,8 @@ class LanguageModelHead:
 
     def score(
         self, hidden: Tensor, requests: Sequence[RowRequest], check: Callable[[], None]
-    ) -> list[Rows]:
-        """Rows of every request, in order.
+    ) -> list[Rows | None]:
+        """Rows of every request, in order; None for one with a row that is not finite.
 
         Args:
             hidden: [N, H], the rows of all requests one after the other.
@@ -178,7 +164,7 @@ class LanguageModelHead:
                         logits[low - start : high - start], block.spec.temperature
                     )
                     block.fill(low - block.offset, values)
-        results: list[Rows] = [Rows()] * len(requests)
+        results: list[Rows | None] = [None] * len(requests)
         for block in blocks:
             for index, rows in block.split():
                 results[index] = rows
@@ -206,37 +192,36 @@ class _Block:
         if spec.explicit_slots:
             explicit = [r.explicit_ids for r in requests if r.explicit_ids is not None]
             self._explicit = _to_device(explicit, rows.device)
-        self._arrays: dict[str, Any] = {}
+        self._finite = np.empty(self.count, np.bool_)
+        self._found: Rows | None = None
 
     def fill(self, start: int, log_probs: Tensor) -> None:
         """Computes rows from ``start`` on; overwrites ``log_probs``."""
         stop = start + log_probs.shape[0]
         explicit = None if self._explicit is None else self._explicit[start:stop]
         supports = compute_supports(log_probs, self.spec, self._sampled[start:stop], explicit)
-        self._store(start, stop, supports)
+        self._finite[start:stop] = supports.finite
+        found = supports.rows.arrays()
+        if self._found is None:
+            empty = {n: np.empty((self.count, *a.shape[1:]), a.dtype) for n, a in found.items()}
+            self._found = Rows.of(empty)
+        for name, array in self._found.arrays().items():
+            array[start:stop] = found[name]
 
-    def _store(self, start: int, stop: int, supports: Supports) -> None:
-        for name, dtype in _PARTS:
-            part: Tensor | None = getattr(supports, name)
-            if part is None:
-                continue
-            if name not in self._arrays:
-                self._arrays[name] = np.empty((self.count, *part.shape[1:]), dtype)
-            self._arrays[name][start:stop] = part.cpu().numpy()
-
-    def split(self) -> list[tuple[int, Rows]]:
-        """Each member's index and rows."""
-        results = []
+    def split(self) -> list[tuple[int, Rows | None]]:
+        """Each member's index and rows; None where they are not finite."""
+        results: list[tuple[int, Rows | None]] = []
         start = 0
         for index, request in self._members:
             stop = start + request.count
-            parts = {name: array[start:stop] for name, array in self._arrays.items()}
-            finite = bool(parts.pop("finite").all())
-            if finite and request.explicit_ids is not None and not self.spec.explicit_slots:
-                empty = (request.count, 0)
-                parts["explicit_log_probs"] = np.zeros(empty, np.float32)
-                parts["explicit_valid"] = np.zeros(empty, np.bool_)
-            results.append((index, Rows(**parts) if finite else Rows(finite=False)))
+            rows = None
+            if self._finite[start:stop].all():
+                rows = required(self._found, "row").at(slice(start, stop))
+                if request.explicit_ids is not None and not self.spec.explicit_slots:
+                    shape = (request.count, 0)
+                    nothing = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
+                    rows = replace(rows, explicit=nothing)
+            results.append((index, rows))
             start = stop
         return results
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.rows import required
 from teacher_proto.types import Int32
 from torch import Tensor
 
@@ -160,9 +161,10 @@ def self_score_job(vocabulary_size: int, max_length: int) -> Job:
 def check_self_score(result: JobResult) -> None:
     """Raises ConfigurationError unless the rows are finite with a mass of at most 1."""
     for rows in result.rows:
-        if not rows.finite or rows.top_log_probs is None:
+        if rows is None:
             raise ConfigurationError("its log-probabilities are not finite", where="model")
-        mass = np.exp(rows.top_log_probs.astype(np.float64)).sum(axis=-1)
+        log_probs = required(rows.support, "support").log_probs
+        mass = np.exp(log_probs.astype(np.float64)).sum(axis=-1)
         if not (mass <= 1.0 + 1e-4).all():
             raise ConfigurationError(
                 f"its supports have a mass of {mass.max():.6f}, above 1", where="model"

@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from teacher_proto.rows import Rows
 from teacher_proto.types import Int32
 
-from teacher_server.engines.base import Job, Rows, Sequence
+from teacher_server.engines.base import Job, Sequence
 from teacher_server.engines.torch.head import LanguageModelHead, RowRequest
 from teacher_server.engines.torch.packing import Batch, BranchedBatch, FlatBatch, Item
 from teacher_server.engines.torch.prefix_tree import prefix_tree
@@ -71,7 +72,7 @@ class Outcome:
     """
 
     unit: Unit
-    rows: Rows
+    rows: Rows | None
     computed_tokens: int
     seconds: float
     again: bool = False
@@ -148,7 +149,7 @@ class Scorer:
             tokens[0], unpaid = tokens[0] + unpaid, 0
             now = time.perf_counter()
             outcomes = _outcomes(members, rows, tokens, now - started)
-            yield [replace(outcome, again=not outcome.rows.finite) for outcome in outcomes]
+            yield [replace(outcome, again=outcome.rows is None) for outcome in outcomes]
             started = now
 
     def _flat(self, members: list[Unit], check: Callable[[], None]) -> list[Outcome]:
@@ -164,7 +165,7 @@ class Scorer:
 
 
 def _outcomes(
-    members: list[Unit], rows: list[Rows], tokens: list[int], seconds: float
+    members: list[Unit], rows: list[Rows | None], tokens: list[int], seconds: float
 ) -> list[Outcome]:
     total = sum(tokens)
     return [

@@ -7,8 +7,12 @@ full-vocabulary softmax. A row with a NaN is not finite as a whole.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from teacher_proto.rows import Rows, Support, Values
 from torch import Tensor
 
 # Ids per block of the first selection. 64 measured fastest at V=49,152, K=64.
@@ -33,18 +37,11 @@ class SupportSpec:
 
 @dataclass(frozen=True)
 class Supports:
-    """Parts of R rows; shapes and padding as in ``ContinuationScores``."""
+    """R rows as far as they were asked for; those that are not ``finite``, bool [R], hold
+    nothing of meaning."""
 
-    finite: Tensor
-    top_ids: Tensor
-    top_log_probs: Tensor
-    valid_counts: Tensor
-    sampled_log_probs: Tensor | None
-    sampled_valid: Tensor | None
-    log_tail: Tensor | None
-    log_tail_valid: Tensor | None
-    explicit_log_probs: Tensor | None
-    explicit_valid: Tensor | None
+    finite: NDArray[np.bool_]
+    rows: Rows
 
 
 def top_k(log_probs: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
@@ -105,33 +102,36 @@ def compute_supports(
     finite = ~torch.isnan(log_probs[:, 0])
     ids, values = top_k(log_probs, spec.top_k, spec.vocabulary_limit)
     possible = values > minus_infinity
-    sampled_values = sampled_valid = None
+    # Everything is computed before the first array waits for the device.
+    own = outside = at_explicit = None
     if spec.want_sampled:
-        gathered = log_probs.gather(1, sampled.unsqueeze(-1)).squeeze(-1)
-        sampled_valid = gathered > minus_infinity
-        sampled_values = gathered.where(sampled_valid, 0.0)
-    explicit_values = explicit_valid = None
+        own = log_probs.gather(1, sampled.unsqueeze(-1)).squeeze(-1)
     if explicit is not None:
         gathered = log_probs.gather(1, explicit.clamp(min=0))
-        explicit_valid = (explicit >= 0) & (gathered > minus_infinity)
-        explicit_values = gathered.where(explicit_valid, 0.0)
-    tail = tail_valid = None
+        at_explicit = gathered.masked_fill(explicit < 0, minus_infinity)
     if spec.want_log_tail:
-        tail = _log_tail(log_probs, ids)
-        tail_valid = tail > minus_infinity
-        tail = tail.where(tail_valid, 0.0)
-    return Supports(
-        finite=finite,
-        top_ids=ids.where(possible, -1).to(torch.int32),
-        top_log_probs=values.where(possible, 0.0),
-        valid_counts=possible.sum(-1, dtype=torch.int32),
-        sampled_log_probs=sampled_values,
-        sampled_valid=sampled_valid,
-        log_tail=tail,
-        log_tail_valid=tail_valid,
-        explicit_log_probs=explicit_values,
-        explicit_valid=explicit_valid,
+        outside = _log_tail(log_probs, ids)
+    rows = Rows(
+        support=Support(
+            ids=_array(ids.where(possible, -1).to(torch.int32)),
+            log_probs=_array(values.where(possible, 0.0)),
+            counts=_array(possible.sum(-1, dtype=torch.int32)),
+        ),
+        sampled=None if own is None else _values(own),
+        log_tail=None if outside is None else _values(outside),
+        explicit=None if at_explicit is None else _values(at_explicit),
     )
+    return Supports(_array(finite), rows)
+
+
+def _values(log_probs: Tensor) -> Values:
+    """Of log-probabilities that are -inf where they are not valid."""
+    valid = log_probs > float("-inf")
+    return Values(_array(log_probs.where(valid, 0.0)), _array(valid))
+
+
+def _array(values: Tensor) -> NDArray[Any]:
+    return values.cpu().numpy()
 
 
 def _log_tail(log_probs: Tensor, returned: Tensor) -> Tensor:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.errors import EngineError
+from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Float32, Int32
 
 from teacher_server.engines import base
-from teacher_server.engines.base import Job, JobResult, Rows
+from teacher_server.engines.base import Job, JobResult
 from teacher_server.engines.torch.engine_thread import empty_rows
 from teacher_server.engines.torch.head import RowRequest
 from teacher_server.engines.torch.supports import SupportSpec
@@ -143,31 +144,29 @@ class PackedRows:
         # Rows [0, filled) are there.
         self.filled = 0
 
-    def fill(self, low: int, high: int, rows: Rows) -> None:
-        """Takes rows [low, high); a row may come twice, with a request's new start."""
+    def fill(self, low: int, high: int, rows: Rows | None) -> None:
+        """Takes rows [low, high); a row may come twice, with a request's new start.
+
+        Rows that are not finite are None.
+        """
         if low > self.filled:
             self.fail(Outcome.ROW_MISSING)
-        elif not rows.finite:
+        elif rows is None:
             self.fail(Outcome.NOT_FINITE)
-        if self.outcome is not Outcome.FINITE:
+        if rows is None or self.outcome is not Outcome.FINITE:
             return
         self.filled = high
         spec = self.plan.spec
-        assert rows.top_ids is not None
-        assert rows.top_log_probs is not None
-        self.ids[low:high] = rows.top_ids
-        self.values[low:high, : spec.top_k] = rows.top_log_probs
+        support = required(rows.support, "support")
+        self.ids[low:high] = support.ids
+        self.values[low:high, : spec.top_k] = support.log_probs
         column = spec.top_k
-        for part, valid in (
-            (rows.sampled_log_probs, rows.sampled_valid),
-            (rows.log_tail, rows.log_tail_valid),
-        ):
-            if part is not None and valid is not None:
-                self.values[low:high, column] = np.where(valid, part, MINUS_INFINITY)
+        for part in (rows.sampled, rows.log_tail):
+            if part is not None:
+                self.values[low:high, column] = _join(part)
                 column += 1
-        explicit, given = rows.explicit_log_probs, rows.explicit_valid
-        if explicit is not None and given is not None:
-            self.values[low:high, column:] = np.where(given, explicit, MINUS_INFINITY)
+        if rows.explicit is not None:
+            self.values[low:high, column:] = _join(rows.explicit)
 
     def fail(self, outcome: Outcome) -> None:
         """The first failure stays; what was filled is dropped."""
@@ -185,26 +184,29 @@ def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
     """The rows of a finite request."""
     spec = plan.spec
     ids = np.ascontiguousarray(ids)
-    parts: dict[str, Any] = {
-        "top_ids": ids,
-        "top_log_probs": np.ascontiguousarray(values[:, : spec.top_k]),
-        "valid_counts": (ids >= 0).sum(axis=1, dtype=np.int32),
-    }
+    best = np.ascontiguousarray(values[:, : spec.top_k])
+    support = Support(ids, best, (ids >= 0).sum(axis=1, dtype=np.int32))
     column = spec.top_k
-    for wanted, name in ((spec.want_sampled, "sampled"), (spec.want_log_tail, "log_tail")):
-        if wanted:
-            part, valid = _split(values[:, column])
-            parts["sampled_log_probs" if name == "sampled" else "log_tail"] = part
-            parts[f"{name}_valid"] = valid
-            column += 1
+    sampled = log_tail = explicit = None
+    if spec.want_sampled:
+        sampled = _split(values[:, column])
+        column += 1
+    if spec.want_log_tail:
+        log_tail = _split(values[:, column])
+        column += 1
     if plan.explicit is not None:
-        parts["explicit_log_probs"], parts["explicit_valid"] = _split(values[:, column:])
-    return Rows(**parts)
+        explicit = _split(values[:, column:])
+    return Rows(support, sampled, log_tail, explicit)
 
 
-def _split(values: Float32) -> tuple[Float32, NDArray[np.bool_]]:
+def _join(part: Values) -> Float32:
+    """-inf where a value is not valid."""
+    return np.where(part.valid, part.values, MINUS_INFINITY)
+
+
+def _split(values: Float32) -> Values:
     valid = values > MINUS_INFINITY
-    return np.where(valid, values, np.float32(0)), valid
+    return Values(np.where(valid, values, np.float32(0)), valid)
 
 
 def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]) -> JobResult:
@@ -218,7 +220,7 @@ def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]
         EngineError: see ``rows_of``.
     """
     left = iter(outputs)
-    rows: list[Rows] = []
+    rows: list[Rows | None] = []
     computed, seconds = 0, 0.0
     for plan, scored in zip(plans, job.sequences, strict=True):
         if plan is None:
@@ -234,8 +236,8 @@ def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]
     return JobResult(tuple(rows), computed, seconds)
 
 
-def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows, int, float]:
-    """Rows, computed tokens and seconds of a finished request.
+def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows | None, int, float]:
+    """Rows (None: they are not finite), computed tokens and seconds of a finished request.
 
     Args:
         packed: the three tensors of the request; None when vLLM ended it without.
@@ -247,10 +249,9 @@ def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows, int, floa
     if packed is None:
         raise EngineError(f"vLLM ended a request without its rows ({reason})")
     outcome, computed, seconds = packed.selected_token_ranks.tolist()
+    rows: Rows | None = None
     if outcome == Outcome.FINITE:
         rows = unpack(plan, packed.logprob_token_ids.numpy(), packed.logprobs.numpy())
-    elif outcome == Outcome.NOT_FINITE:
-        rows = Rows(finite=False)
     elif outcome == Outcome.OUT_OF_MEMORY:
         raise EngineError(
             "memory ran out between the hidden states and the rows",
@@ -258,6 +259,6 @@ def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows, int, floa
             fix="leave more memory beside the cache: lower engine.vllm.gpu_memory_utilization",
             reason="OUT_OF_MEMORY",
         )
-    else:
+    elif outcome != Outcome.NOT_FINITE:
         raise EngineError(f"rows could not be computed: {Outcome(int(outcome)).name}")
     return rows, int(computed), seconds

@@ -1,0 +1,135 @@
+"""What a teacher gives for the scored tokens of one continuation: the parts of its rows.
+
+R rows, K ids of a support, E explicit ids. Log-probabilities are natural logarithms of
+the full-vocabulary softmax at the request's temperature (v1/score.proto).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+T = TypeVar("T")
+
+# The arrays of each part by their names in v1/score.proto, in the order of its attributes.
+SUPPORT = ("top_ids", "top_log_probs", "valid_counts")
+SAMPLED = ("sampled_log_probs", "sampled_valid")
+LOG_TAIL = ("log_tail", "log_tail_valid")
+EXPLICIT = ("explicit_log_probs", "explicit_valid")
+
+
+def required(part: T | None, name: str) -> T:
+    """``part``, which the caller has asked for.
+
+    Raises:
+        LookupError: it is not there.
+    """
+    if part is None:
+        raise LookupError(f"there is no {name}, though it was asked for")
+    return part
+
+
+@dataclass(frozen=True)
+class Values:
+    """float32 ``values``, which mean something where the bool ``valid`` is True and are 0
+    elsewhere; both of one shape."""
+
+    values: NDArray[np.float32]
+    valid: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Support:
+    """The most likely ids of each row.
+
+    Attributes:
+        ids: int32 [R, K], descending by log-probability, ties by lower id.
+        log_probs: float32 [R, K].
+        counts: int32 [R]; slots from it on hold id -1, log-probability 0.
+    """
+
+    ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+    counts: NDArray[np.int32]
+
+    @property
+    def valid(self) -> NDArray[np.bool_]:
+        """bool [R, K]: the slots that hold an id."""
+        return np.arange(self.ids.shape[1], dtype=np.int32) < self.counts[:, None]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """R rows; a part that was not asked for is None.
+
+    Attributes:
+        support: [R, K].
+        sampled: [R], of the row's own token.
+        log_tail: [R], logarithm of the mass outside the support; not valid where
+            nothing is left there.
+        explicit: [R, E], in the order of the ids that were asked for; not valid in a
+            slot that asked for nothing.
+    """
+
+    support: Support | None = None
+    sampled: Values | None = None
+    log_tail: Values | None = None
+    explicit: Values | None = None
+
+    def arrays(self) -> dict[str, Array]:
+        """The arrays that are there, by their names in v1/score.proto."""
+        found: dict[str, Array] = {}
+        if self.support is not None:
+            support = (self.support.ids, self.support.log_probs, self.support.counts)
+            found.update(zip(SUPPORT, support, strict=True))
+        for names, part in (
+            (SAMPLED, self.sampled),
+            (LOG_TAIL, self.log_tail),
+            (EXPLICIT, self.explicit),
+        ):
+            if part is not None:
+                found.update(zip(names, (part.values, part.valid), strict=True))
+        return found
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Array]) -> Rows:
+        """The inverse of ``arrays``.
+
+        Raises:
+            KeyError: with the name of an array that its part lacks.
+        """
+        return cls(
+            support=_part(Support, arrays, SUPPORT),
+            sampled=_part(Values, arrays, SAMPLED),
+            log_tail=_part(Values, arrays, LOG_TAIL),
+            explicit=_part(Values, arrays, EXPLICIT),
+        )
+
+    def at(self, rows: slice | Array) -> Rows:
+        """These of the rows: a slice, int [n] indices or bool [R]."""
+        return Rows.of({name: array[rows] for name, array in self.arrays().items()})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Rows]) -> Rows:
+        """The rows of all parts, one after the other.
+
+        Raises:
+            ValueError: ``parts`` is empty, a part lacks what another has, or K or E differ.
+        """
+        found = [part.arrays() for part in parts]
+        if not found or any(arrays.keys() != found[0].keys() for arrays in found):
+            raise ValueError("rows with unequal parts have no common form")
+        return cls.of({name: np.concatenate([a[name] for a in found]) for name in found[0]})
+
+
+def _part(make: Callable[..., T], arrays: Mapping[str, Array], names: Sequence[str]) -> T | None:
+    """None where none of the arrays is there; KeyError where only some are."""
+    for name in names:
+        if name in arrays:
+            return make(*[arrays[each] for each in names])
+    return None
