@@ -1,7 +1,18 @@
-"""Local Support Matching in a plain PyTorch loop: the student draws, the service
-judges, one update follows.
+"""On-policy distillation by Local Support Matching: the whole algorithm on one page.
+
+Each step of a plain PyTorch loop
+
+    1. lets the student write a response to a prompt,
+    2. asks the teacher service for its most likely tokens at every position of it,
+    3. computes the loss on these tokens, and makes one update of the student.
+
+Start a teacher whose tokenizer is the student's (``teacher-server serve --model MODEL``),
+then run
 
     python examples/plain_loop.py --teacher 127.0.0.1:50051 --student MODEL --steps 20
+
+The trainer does the same with groups of responses, micro-batches, checkpoints that resume
+exactly, and teachers with another tokenizer (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -25,7 +36,7 @@ TOP_K = 16
 
 
 class Teacher:
-    """The service, asked in the student's tokens."""
+    """The teacher service, for a student that has the teacher's tokenizer."""
 
     def __init__(self, address: str, tokenizer, vocabulary: int) -> None:
         self.client = TeacherClient(address, run="example")
@@ -34,7 +45,11 @@ class Teacher:
         self.vocabulary = vocabulary
 
     def rows(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """ids, log-probabilities and validity [n, K] at each token of a response."""
+        """The teacher's top K at each of a response's n tokens.
+
+        Returns:
+            ids int64, log-probabilities float32 (nats) and valid bool, each [n, K].
+        """
         reply = self.client.score(
             ScoreRequest(
                 request_id=uuid.uuid4().hex,
@@ -58,11 +73,11 @@ class Teacher:
 def loss_batch(
     teacher: Teacher, hidden: Tensor, prompts: Sequence[list[int]], responses: Sequence[list[int]]
 ) -> LossBatch:
-    """The scored rows of some responses.
+    """The rows of some responses, one for each of their T tokens, as the losses take them.
 
     Args:
-        hidden: [T, H], the student's state before each response token, response
-            after response.
+        hidden: [T, H], the student's last hidden state at the token before each response
+            token; the responses stand one after the other.
     """
     rows = [teacher.rows(p, r) for p, r in zip(prompts, responses, strict=True)]
     ids, log_probs, valid = (torch.cat(part).to(hidden.device) for part in zip(*rows, strict=True))
@@ -78,7 +93,11 @@ def loss_batch(
 
 
 def train(address: str, student: str, steps: int, lr: float = 1e-4) -> list[float]:
-    """Returns the mean loss of each step, nats per token."""
+    """Trains the student.
+
+    Returns:
+        The mean loss of each step, nats per token.
+    """
     tokenizer = AutoTokenizer.from_pretrained(student)
     model = AutoModelForCausalLM.from_pretrained(student)
     teacher = Teacher(address, tokenizer, model.config.vocab_size)
@@ -93,7 +112,7 @@ def train(address: str, student: str, steps: int, lr: float = 1e-4) -> list[floa
         )[0].tolist()
         response = drawn[len(prompt) :]
         model.train()
-        # The last token is judged, never read: row t reads the state before token t.
+        # Row t needs the state at the token before token t, so the last token is never read.
         states = model.base_model(torch.tensor([drawn[:-1]])).last_hidden_state[0]
         batch = loss_batch(teacher, states[len(prompt) - 1 :], [prompt], [response])
         result = lsm(batch, head, LossSettings(temperature=1.0))
@@ -109,7 +128,9 @@ def train(address: str, student: str, steps: int, lr: float = 1e-4) -> list[floa
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--teacher", required=True, help="host:port")
     parser.add_argument("--student", required=True, help="directory or hub id")
     parser.add_argument("--steps", type=int, default=20)

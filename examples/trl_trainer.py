@@ -1,6 +1,8 @@
-"""Local Support Matching inside TRL: its DistillationTrainer draws the completions
-and steps; the teacher is a service, the loss is ours, and no [tokens, vocabulary]
-logits are built.
+"""Local Support Matching inside TRL's own trainer.
+
+TRL's DistillationTrainer writes the completions and steps the optimizer. The teacher is the
+service instead of a model in this process, and the loss is Local Support Matching, for which
+no [tokens, vocabulary] logits are built.
 
     python examples/trl_trainer.py --teacher 127.0.0.1:50051 --student MODEL --output out
 """
@@ -20,7 +22,7 @@ from student_trainer.losses import Head, LossSettings, lsm
 
 
 class ServiceDistillationTrainer(DistillationTrainer):
-    """TRL's on-policy trainer with ``teacher_model=None`` and a service in its place."""
+    """TRL's on-policy trainer, with ``teacher_model=None`` and the service in its place."""
 
     def __init__(self, *args, address: str, **kwargs) -> None:
         super().__init__(*args, **kwargs)
@@ -28,7 +30,7 @@ class ServiceDistillationTrainer(DistillationTrainer):
         self.service = Teacher(address, self.processing_class, vocabulary)
 
     def _compute_loss(self, unwrapped_student, inputs, num_items_in_batch):
-        """(loss, sum of entropies, number of tokens), as TRL's own returns."""
+        """Returns (loss, sum of entropies, number of tokens), as TRL's own method does."""
         prompt_mask, mask = inputs["prompt_mask"].bool(), inputs["completion_mask"].bool()
         hidden = self._get_last_hidden_state(
             unwrapped_student,
@@ -47,12 +49,12 @@ class ServiceDistillationTrainer(DistillationTrainer):
         result = lsm(batch, head, LossSettings(temperature=self.temperature))
         tokens = result.used.sum()
         loss = result.total / (tokens if num_items_in_batch is None else num_items_in_batch)
-        # TRL logs an entropy, which would need the whole vocabulary: none is taken.
+        # TRL logs an entropy. It would need the whole vocabulary, so NaN is logged instead.
         return loss, torch.full((), torch.nan), tokens
 
 
 def train(address: str, student: str, output: Path, steps: int) -> list[float]:
-    """Returns the logged loss of each step."""
+    """Trains the student; returns the loss that TRL logged at each step, nats per token."""
     trainer = ServiceDistillationTrainer(
         model=AutoModelForCausalLM.from_pretrained(student),
         teacher_model=None,
@@ -80,7 +82,9 @@ def train(address: str, student: str, output: Path, steps: int) -> list[float]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--teacher", required=True, help="host:port")
     parser.add_argument("--student", required=True, help="directory or hub id")
     parser.add_argument("--output", type=Path, required=True)
