@@ -25,7 +25,7 @@ DETAILS_KEY = "grpc-status-details-bin"
 # a status travels in HTTP/2 headers, whose size is bounded.
 LONGEST_TEXT = 600
 CUT_MARK = " [...]"
-# What an OverloadedError that names no time of its own tells the client.
+# When a client may come back after an OverloadedError that names no time of its own.
 OVERLOAD_RETRY_SECONDS = 1.0
 INTERNAL_REASON = "INTERNAL"
 
@@ -75,8 +75,8 @@ WRITE_FAILED = "Internal error from Core"
 def to_rpc_status(error: BaseException) -> tuple[grpc.StatusCode, status_pb2.Status]:
     """The status an error travels as.
 
-    An exception that is not an LsmError becomes INTERNAL and tells nothing about
-    itself. A subclass of an error in the table travels as that error.
+    An exception that is not an LsmError becomes INTERNAL without any detail of itself.
+    A subclass of an error in the table travels as that error.
     """
     if not isinstance(error, LsmError):
         error = errors.EngineError(

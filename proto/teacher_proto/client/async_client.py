@@ -52,21 +52,22 @@ log = logging.getLogger(__name__)
 class AsyncTeacherClient:
     """Asks one teacher service for scores; belongs to the loop of its first call.
 
-    A call that finds no teacher, or is told when to come back, is sent again,
-    unchanged, until its own deadline. A reply is checked against its request
-    before anybody sees it, and against what ``get_teacher`` reported last. A server
-    that does not know the tokenizer of a request (it was restarted, or is another
-    replica) is taught it again when ``register_tokenizer`` was called for it.
+    A call is sent again, unchanged, until its own deadline, when there is no teacher
+    or when the server named a time at which to come back. A reply is checked against
+    its request before the caller gets it, and against what ``get_teacher`` returned
+    last. When a server does not know a request's tokenizer (because it was restarted
+    or is another replica), a tokenizer that was passed to ``register_tokenizer`` is
+    registered again.
 
-    Every call raises InvalidRequestError, ContractMismatchError,
+    Every call may raise InvalidRequestError, ContractMismatchError,
     UnknownTeacherError, OverloadedError, TeacherUnavailableError, DeadlineError,
     EngineError or PoisonedReplyError (docs/errors.md). Cancelling a call cancels
     it on the server.
 
     Args:
         address: ``host:port`` of the service's gRPC port.
-        run: the training run a request without one of its own is sent for; with
-            credentials it may be empty, for the run they stand for.
+        run: the training run of requests that name none; with credentials it may be
+            empty, and is then the run that the credentials belong to.
         credentials: token and TLS.
         max_attempts: sends per call at most; None leaves only the deadline.
         max_request_bytes, max_reply_bytes: bounds on one message.
@@ -120,7 +121,7 @@ class AsyncTeacherClient:
 
     async def service_date(self, *, timeout: float) -> float | None:  # noqa: ASYNC109
         """The service's clock when it answers GetTeacher, seconds since the epoch, whole
-        ones; None where what answers does not tell it."""
+        ones; None when the answer has no date."""
         body = codec.serialize(teacher_pb2.GetTeacherRequest())
         dates: list[str] = []
         await self._unary("GetTeacher", body, timeout, run=self.run, dates=dates)
@@ -168,11 +169,11 @@ class AsyncTeacherClient:
         *,
         timeout: float,  # noqa: ASYNC109
     ) -> Mapping[str, Level]:
-        """Teaches the service a tokenizer; returns its level by name of teacher.
+        """Registers a student's tokenizer; returns its level for each teacher by name.
 
         Args:
-            upload: kept, to be sent again when a later request finds a server that
-                does not know it.
+            upload: kept, and sent again when a later request meets a server that does
+                not know the tokenizer.
             timeout: seconds for the whole call, retries included.
         """
         if not upload.run:
@@ -208,7 +209,7 @@ class AsyncTeacherClient:
         await self.close()
 
     async def _score(self, body: bytes, tokenizer_hash: str, seconds: float) -> bytes:
-        """The reply's bytes; a tokenizer the server has forgotten is registered again."""
+        """The reply's bytes; registers a tokenizer again that the server has forgotten."""
         clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
         attempts = 0
@@ -221,7 +222,7 @@ class AsyncTeacherClient:
                 most = self._policy.max_attempts
                 if not self._registrations.can_mend(error, tokenizer_hash) or attempts == most:
                     raise
-                # The first time at once; a server that goes on forgetting is not hurried.
+                # At once the first time; a server that forgets again and again gets time.
                 delay = self._policy.delay(error, attempts, self._random) if attempts > 1 else 0.0
                 if (left := deadline - clock() - delay) <= 0:
                     raise
@@ -259,7 +260,7 @@ class AsyncTeacherClient:
         send: Callable[[grpc.aio.Channel, float], Awaitable[bytes]],
         seconds: float,
     ) -> bytes:
-        """Sends, and sends again, until a reply, a final error or the deadline."""
+        """Sends the call, repeatedly if need be, until a reply, a final error or the deadline."""
         if not 0 < seconds < math.inf:
             raise InvalidRequestError(f"is {seconds} seconds, must be > 0", where="timeout")
         channel = self._connected()
@@ -321,7 +322,7 @@ class AsyncTeacherClient:
     async def _check_connection(
         self, error: LsmError, channel: grpc.aio.Channel, left: float
     ) -> None:
-        """Raises what is wrong when there never was a connection and never will be."""
+        """Raises the reason when there never was a connection and waiting cannot bring one."""
         if channel.get_state() is grpc.ChannelConnectivity.READY:
             self._has_connected = True
         if self._has_connected or error.where != self.address:

@@ -1,4 +1,4 @@
-"""What a client shows of itself and whom it trusts."""
+"""How a client identifies itself, and which servers it trusts."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class ClientCredentials:
 
     @property
     def any(self) -> bool:
-        """Whether the client shows anything of itself."""
+        """Whether the client identifies itself at all."""
         return bool(self.token or self.token_file or self.cert)
 
 

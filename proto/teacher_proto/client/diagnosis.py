@@ -1,8 +1,8 @@
-"""Why no connection comes about: gRPC tells only that there is none.
+"""Finds out why a connection fails, where gRPC only reports that it did.
 
-Looked at once a connection failed. What is certain and cannot mend itself (plain
-text meets TLS, a certificate is not trusted, the port speaks something else)
-becomes an error; everything else, such as a teacher that is not there, is None.
+What is certain and will not mend itself (plain text meets TLS, a certificate is not
+trusted, the port speaks another protocol) becomes an error. Everything else, such as
+a teacher that is not there yet, is None.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _not_accepted(address: str) -> LsmError:
 
 
 async def _exchange(host: str, port: int, context: ssl.SSLContext | None, say: bytes) -> bytes:
-    """Connects, says something and gives the first bytes of the answer."""
+    """Connects, sends ``said`` and returns the first bytes of the answer."""
     reader, writer = await asyncio.open_connection(host, port, ssl=context)
     try:
         writer.write(say)

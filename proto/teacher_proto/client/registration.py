@@ -1,4 +1,4 @@
-"""Tokenizers a client has taught a service, to be taught again when they are forgotten."""
+"""The tokenizers that a client has registered, to register them again if a server forgets."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Registrations:
         self._kept: dict[str, _Kept] = {}
 
     def registered(self, upload: TokenizerUpload) -> None:
-        """The service took it just now."""
+        """Notes that the service has accepted this upload."""
         kept = self._kept.setdefault(upload.tokenizer_hash, _Kept(upload))
         kept.upload = upload
         kept.times += 1
 
     def times(self, tokenizer_hash: str) -> int:
-        """How often it was registered so far."""
+        """How often this tokenizer has been registered so far."""
         kept = self._kept.get(tokenizer_hash)
         return kept.times if kept else 0
 

@@ -1,4 +1,4 @@
-"""How much a JSON text holds, counted before any object is made of it."""
+"""Counts what a JSON text holds before any object is made of it."""
 
 from __future__ import annotations
 

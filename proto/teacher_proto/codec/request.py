@@ -27,7 +27,7 @@ from teacher_proto.v1 import score_pb2
 
 Error = InvalidRequestError
 INT32_RANGE = range(-(2**31), 2**31)
-# What a server says of a source that it does not know.
+# What a server answers to a source of prompts that it does not know.
 NO_PROMPT = "holds no prompt"
 
 

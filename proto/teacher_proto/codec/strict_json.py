@@ -1,4 +1,4 @@
-"""JSON as RFC 8259 has it: what ``json.loads`` lets pass beyond it is refused.
+"""JSON as RFC 8259 defines it; the extensions that ``json.loads`` accepts are refused.
 
 The order of keys, whole numbers of any size and the difference between 1 and 1.0 are kept.
 """

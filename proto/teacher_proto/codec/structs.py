@@ -1,4 +1,4 @@
-"""What a chat template is given: plain values, checked, and ``google.protobuf.Struct``.
+"""The values that a chat template is given: checked, and as ``google.protobuf.Struct``.
 
 A Struct forgets the order of keys and whether a number was whole, and a template may
 print both. Only what it keeps goes into one (``struct_keeps``); the rest travels as JSON

@@ -1,7 +1,7 @@
-"""What the bytes of a message hold, counted before any object is made of them.
+"""Counts what the bytes of a message hold before any object is made of them.
 
-Two bytes on the wire can become an object of several hundred. The count leaves as soon
-as a bound is passed, and makes no objects of its own.
+Two bytes on the wire can become an object of several hundred. Counting ends as soon as
+a bound is passed, and makes no objects of its own.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ class ChatMessage(_message.Message):
     """ROW ALIGNMENT, stated here once. A continuation with n scored tokens has n
     rows. Row t is the teacher's distribution for scored token t given every
     token before it (prompt, earlier segments, earlier tokens of its own
-    segment). There is no leading row and no trailing row: row 0 judges the first
+    segment). There is no leading row and no trailing row: row 0 is about the first
     scored token, row n-1 the last one. No row depends on its own token or on a
     later one.
     """

@@ -176,7 +176,7 @@ class ServerLimits(_message.Message):
     max_request_tokens: _builtins.int
     """Prompt plus all continuations of one request, tokens."""
     max_queue_tokens: _builtins.int
-    """Tokens that may wait; beyond it requests are told to come back later."""
+    """Tokens that may wait; requests beyond it are refused with a time to come back."""
     max_tokenizer_bytes: _builtins.int
     max_text_bytes: _builtins.int
     """Text that is tokenized for one prompt, or for the continuations of one

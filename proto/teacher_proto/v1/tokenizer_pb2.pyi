@@ -36,7 +36,7 @@ class _SpecialRoleEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpecialRo
     SPECIAL_ROLE_OTHER: _SpecialRole.ValueType  # 7
 
 class SpecialRole(_SpecialRole, metaclass=_SpecialRoleEnumTypeWrapper):
-    """What a special token means; the tokenizer file alone does not tell."""
+    """What a special token means; the tokenizer file alone does not say."""
 
 SPECIAL_ROLE_UNSPECIFIED: SpecialRole.ValueType  # 0
 SPECIAL_ROLE_BEGIN_OF_TEXT: SpecialRole.ValueType  # 1
