@@ -120,7 +120,7 @@ def _not_accepted(address: str) -> LsmError:
 
 
 async def _exchange(host: str, port: int, context: ssl.SSLContext | None, say: bytes) -> bytes:
-    """Connects, sends ``said`` and returns the first bytes of the answer."""
+    """Connects, sends ``say`` and returns the first bytes of the answer."""
     reader, writer = await asyncio.open_connection(host, port, ssl=context)
     try:
         writer.write(say)
