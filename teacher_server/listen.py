@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import socket
 
+from teacher_proto.channel import is_loopback
 from teacher_proto.errors import ConfigurationError
 
 
@@ -29,16 +29,6 @@ def check_exposure(
         fix=f"set {' and '.join(missing.values())}, bind 127.0.0.1, or give "
         "--insecure-plaintext when a proxy in front of the server takes care of it",
     )
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is a loopback address by its text; names other than localhost are not."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def address(host: str, port: int) -> str:

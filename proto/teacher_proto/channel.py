@@ -65,7 +65,7 @@ def client_options(
         (LOCAL_SUBCHANNELS, 1),
         (USER_AGENT, user_agent),
     ]
-    if is_loopback(address):
+    if is_on_this_machine(address):
         options.append((HTTP_PROXY, 0))
     return tuple(options)
 
@@ -88,11 +88,15 @@ def server_options(max_request_bytes: int, max_reply_bytes: int) -> Options:
     )
 
 
-def is_loopback(address: str) -> bool:
+def is_on_this_machine(address: str) -> bool:
     """Whether ``host:port`` or ``unix:...`` can only mean this machine."""
     if address.startswith("unix:"):
         return True
-    host = address.removeprefix("dns:").lstrip("/").rpartition(":")[0].strip("[]")
+    return is_loopback(address.removeprefix("dns:").lstrip("/").rpartition(":")[0].strip("[]"))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` is a loopback address by its text; of all names only localhost is."""
     if host == "localhost":
         return True
     try:

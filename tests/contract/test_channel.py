@@ -60,7 +60,7 @@ def test_a_client_pings_no_more_often_than_the_server_allows() -> None:
     ],
 )
 def test_only_this_machine_is_loopback(address: str, loopback: bool) -> None:
-    assert channel.is_loopback(address) is loopback
+    assert channel.is_on_this_machine(address) is loopback
     assert ((channel.HTTP_PROXY, 0) in channel.client_options(address)) is loopback
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 from teacher_proto import TeacherClient
+from teacher_proto.channel import is_loopback
 from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.types import ScoreRequest, TokenPrompt
 
 from teacher_server import cli
 from teacher_server.commands.serve import prepare_ready_file
-from teacher_server.listen import is_loopback
 from tests.server.dying_server import FATAL_TOP_K
 from tests.server.processes import LONG, ROOT, Program, run, serving
 from tests.server.running import continuation, ids

@@ -9,7 +9,7 @@ from pathlib import Path
 import grpc
 import grpc.aio
 
-from teacher_proto.channel import Options, is_loopback
+from teacher_proto.channel import Options, is_on_this_machine
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.secret_files import (
     Signature,
@@ -119,7 +119,7 @@ class Identification:
 
 def check_stays_here(address: str) -> None:
     """Raises ConfigurationError unless ``address`` is a loopback one."""
-    if not is_loopback(address):
+    if not is_on_this_machine(address):
         raise ConfigurationError(
             f"the token would be sent to {address} in plain text",
             where="ca",
