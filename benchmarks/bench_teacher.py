@@ -151,7 +151,8 @@ class Service:
 
     def direct(self, requests: Sequence[ScoreRequest]) -> list[tuple[ContinuationScores, ...]]:
         """The engine called for the same supports."""
-        from teacher_server.scoring.score import continuation_scores, make_job
+        from teacher_server.scoring.jobs import make_job
+        from teacher_server.scoring.score import continuation_scores
 
         async def run() -> list[tuple[ContinuationScores, ...]]:
             jobs = []

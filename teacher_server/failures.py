@@ -6,10 +6,6 @@ A future or a thread that expected an ``Exception`` only would never be settled 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
-
-T = TypeVar("T")
 
 
 class NativeFailureError(RuntimeError):
@@ -36,17 +32,3 @@ def as_exception(error: BaseException) -> Exception:
         return error
     failure = NativeFailureError(f"{type(error).__name__} was raised")
     return failure.with_traceback(error.__traceback__)
-
-
-def guarded(work: Callable[[], T]) -> Callable[[], T]:
-    """``work`` for another thread: whatever fails there arrives as an ``Exception``."""
-
-    def call() -> T:
-        try:
-            return work()
-        except BaseException as error:
-            if is_ending(error):
-                raise
-            raise as_exception(error) from None
-
-    return call

@@ -12,12 +12,13 @@ import contextlib
 import contextvars
 import os
 import sys
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from teacher_server.failures import guarded
+from teacher_server.failures import as_exception, is_ending
 
 T = TypeVar("T")
 # Work on more bytes than these is heavy.
@@ -46,6 +47,41 @@ def let_waiting_threads_sleep() -> None:
     on few cores those that spin take the core of the one they wait for: a forward of
     milliseconds becomes one of a second. Read when torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def guarded(work: Callable[[], T]) -> Callable[[], T]:
+    """``work`` for another thread: whatever fails there arrives as an ``Exception``."""
+
+    def call() -> T:
+        try:
+            return work()
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            raise as_exception(error) from None
+
+    return call
+
+
+class SingleThread:
+    """A thread of its own for work that is done one piece after the other, as it arrives."""
+
+    def __init__(self, name: str) -> None:
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """The result of ``work``; it is dropped when its caller is cancelled before its turn."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, guarded(work))
+
+    async def timed(self, work: Callable[[], T]) -> tuple[T, float]:
+        """(the result of ``work``, seconds it took in the thread); see ``run``."""
+
+        def measured() -> tuple[T, float]:
+            started = time.perf_counter()
+            result = work()
+            return result, time.perf_counter() - started
+
+        return await self.run(measured)
 
 
 class Lanes:

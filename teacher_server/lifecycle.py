@@ -1,10 +1,18 @@
-"""What the server is doing: starting, ready, draining or dead."""
+"""What the server is doing: its phase, what it serves, and the work in progress."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import enum
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from teacher_proto.errors import LsmError, TeacherUnavailableError
+
+from teacher_server.access.rules import Principal
+from teacher_server.teachers.teacher import Teachers
+from teacher_server.tokenizers.pairs import StudentTokenizers
 
 # Seconds after which a client may try again: long enough for another replica
 # or a restart to be found.
@@ -18,18 +26,46 @@ class Phase(enum.Enum):
     DEAD = "dead"
 
 
+@dataclass(frozen=True)
+class Served:
+    """The teachers of a server and the students' tokenizers that they can score for."""
+
+    teachers: Teachers
+    students: StudentTokenizers
+
+    def usable_by(self, principal: Principal | None) -> Served:
+        """With the teachers that a principal may ask; raises ForbiddenError when none is left."""
+        return replace(self, teachers=self.teachers.usable_by(principal))
+
+
 class Lifecycle:
-    """The phase, and the refusal that goes with it. Phases only move forward."""
+    """The phase, and the refusal that goes with it. Phases only move forward.
+
+    Attributes:
+        active: requests to score that are in progress.
+    """
 
     def __init__(self) -> None:
         self.phase = Phase.STARTING
+        self.active = 0
+        self._served: Served | None = None
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     @property
     def ready(self) -> bool:
         return self.phase is Phase.READY
 
-    def become_ready(self) -> None:
+    @property
+    def served(self) -> Served:
+        """What was loaded; raises TeacherUnavailableError while models are loading."""
+        if self._served is None:
+            raise self.refusal()
+        return self._served
+
+    def become_ready(self, served: Served) -> None:
         assert self.phase is Phase.STARTING
+        self._served = served
         self.phase = Phase.READY
 
     def drain(self) -> None:
@@ -43,6 +79,28 @@ class Lifecycle:
         """Raises TeacherUnavailableError unless the server is ready."""
         if not self.ready:
             raise self.refusal()
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[Served]:
+        """Counts the body as work in progress; raises TeacherUnavailableError unless ready."""
+        self.check_takes_work()
+        self.active += 1
+        self._idle.clear()
+        try:
+            yield self.served
+        finally:
+            self.active -= 1
+            if self.active == 0:
+                self._idle.set()
+
+    async def drained(self, seconds: float) -> bool:
+        """Waits until no work is in progress; False when ``seconds`` were not enough."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._idle.wait()
+        except TimeoutError:
+            return False
+        return True
 
     def refusal(self) -> LsmError:
         what, reason = {

@@ -106,6 +106,13 @@ class Continuation:
         scored = self.scored_positions
         return scored if self.rows is None else scored[self.rows]
 
+    @property
+    def row_count(self) -> int:
+        """Rows asked for: the selected ones, else one per scored token."""
+        if self.rows is not None:
+            return len(self.rows)
+        return sum(len(segment.token_ids) for segment in self.segments if segment.scored)
+
 
 @dataclass(frozen=True)
 class Returns:
@@ -132,6 +139,19 @@ class ScoreRequest:
     teacher_prompt: Prompt | None = None
     student_vocabulary_size: int | None = None
     expected_identity: str = ""
+
+    @property
+    def prompt_to_read(self) -> tuple[Prompt, str]:
+        """(prompt, its field): what the teacher reads before the continuations."""
+        if self.teacher_prompt is not None:
+            return self.teacher_prompt, "teacher_prompt"
+        return self.prompt, "prompt"
+
+    @property
+    def explicit_width(self) -> int:
+        """E: explicit ids per row, of the continuation that has most; 0 where none has any."""
+        explicit = [c.explicit_ids for c in self.continuations if c.explicit_ids is not None]
+        return max((ids.shape[1] for ids in explicit), default=0)
 
 
 class Status(enum.IntEnum):

@@ -173,7 +173,7 @@ class Server:
             await self.service.abandon(refusal)
             return code
         log.info("draining for at most %g s", self._config.drain_seconds)
-        if not await self.service.drained(self._config.drain_seconds):
+        if not await self.lifecycle.drained(self._config.drain_seconds):
             log.warning("work was still in progress after %g s", self._config.drain_seconds)
             await self.service.abandon(refusal)
             return 128 + self._signal

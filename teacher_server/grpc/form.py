@@ -10,7 +10,7 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ServerLimits
 from teacher_proto.v1 import score_pb2, tokenizer_pb2
 
-from teacher_server.refusals.validation import refuse, too_many_continuations
+from teacher_server.refusals.errors import refuse, too_many_continuations
 
 # Of one request. Nothing that is scored needs as many.
 MAX_SEGMENTS = 16_384

@@ -10,8 +10,7 @@ from grpc_reflection.v1alpha import reflection
 from teacher_proto.channel import MIB, server_options
 
 from teacher_server.access.guard import Guard
-from teacher_server.grpc.access import AccessInterceptor
-from teacher_server.grpc.interceptor import ErrorInterceptor
+from teacher_server.grpc.interceptors import AccessInterceptor, ErrorInterceptor
 from teacher_server.grpc.servicer import SERVICE, Servicer
 from teacher_server.listen import address, port_in_use, probe
 from teacher_server.scoring.service import TeacherService

@@ -6,11 +6,12 @@ other wrong request and equal work can be answered with equal bytes.
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import AsyncIterator, Iterable
+import time
+from collections.abc import AsyncIterator
 from email.utils import formatdate
 from functools import partial
-from typing import Any
 
 import grpc
 from teacher_proto import codec
@@ -19,10 +20,11 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreReply, ScoreRequest, ServerLimits
 from teacher_proto.v1 import score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
 
-from teacher_server.grpc.access import CALLER
 from teacher_server.grpc.form import score_bounds, teacher_bounds, tokenizer_bounds
+from teacher_server.grpc.interceptors import CALLER
 from teacher_server.refusals.sizes import check_request_bytes
-from teacher_server.scoring.service import GRPC, Surface, TeacherService
+from teacher_server.scoring.context import GRPC, Received
+from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_name
@@ -34,29 +36,24 @@ class _ScoreCall:
     def __init__(
         self, body: bytes, context: Context, limits: ServerLimits, bounds: WireBounds
     ) -> None:
+        self.surface = GRPC
+        self.caller = CALLER.get()
+        self.started = time.monotonic()
+        self.headers = context.invocation_metadata() or ()
         self._body = body
-        self._context = context
         self._limits = limits
         self._bounds = bounds
         remaining = context.time_remaining()
-        endless = remaining is None or math.isinf(remaining)
-        self._timeout = None if endless else max(0.0, remaining)
-
-    @property
-    def surface(self) -> Surface:
-        return GRPC
-
-    @property
-    def headers(self) -> Iterable[tuple[str, Any]]:
-        return self._context.invocation_metadata() or ()
+        self._deadline = math.inf if remaining is None else self.started + max(0.0, remaining)
 
     async def read(self) -> bytes:
         check_request_bytes(len(self._body), self._limits)
         return self._body
 
-    def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+    def decode(self, body: bytes, teachers: Teachers) -> Received:
         check_wire(body, score_pb2.ScoreRequest.DESCRIPTOR, self._bounds)
-        return codec.decode_request(body), self._timeout
+        request = codec.decode_request(body)
+        return Received(request, self._deadline, len(body), hashlib.sha256(body).digest())
 
     def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
         return codec.serialize(codec.encode_reply(reply))
@@ -76,7 +73,7 @@ class Servicer:
     async def get_teacher(self, body: bytes, context: Context) -> bytes:
         # As every HTTP reply has it: clients compare clocks.
         await context.send_initial_metadata((("date", formatdate(usegmt=True)),))
-        with self._service.observe("grpc", "GetTeacher"):
+        with self._service.observe(GRPC.name, "GetTeacher"):
             check_wire(body, teacher_pb2.GetTeacherRequest.DESCRIPTOR, teacher_bounds())
             message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
             return codec.serialize(
@@ -87,11 +84,11 @@ class Servicer:
 
     async def score(self, body: bytes, context: Context) -> bytes:
         call = _ScoreCall(body, context, self._service.limits, self._bounds)
-        return await self._service.score(call, CALLER.get())
+        return await self._service.score(call)
 
     async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         principal = CALLER.get().principal
-        with self._service.observe("grpc", "RegisterTokenizer"):
+        with self._service.observe(GRPC.name, "RegisterTokenizer"):
             self._service.check_caller(principal)
             assembler = codec.TokenizerAssembler(self._service.limits.max_tokenizer_bytes)
             async for part in parts:

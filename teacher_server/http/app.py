@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterable
+import hashlib
+import time
+from collections.abc import Coroutine
 from functools import partial
 from typing import Annotated, Any
 
@@ -31,7 +33,8 @@ from teacher_server.http.schema import (
 )
 from teacher_server.http.tokenizers import make_upload, render_levels
 from teacher_server.refusals.sizes import check_tokenizer_bytes
-from teacher_server.scoring.service import HTTP, Surface, TeacherService
+from teacher_server.scoring.context import HTTP, Received
+from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
 
 JSON = "application/json"
@@ -44,20 +47,15 @@ CLIENT_CLOSED = 499
 
 class _ScoreCall:
     def __init__(self, request: Request, service: TeacherService, timeout: float) -> None:
+        self.surface = HTTP
+        self.caller = caller_of(request)
+        self.started = time.monotonic()
+        self.headers = request.headers.items()
+        self.body_read = asyncio.Event()
         self._request = request
         self._service = service
         self._limits = service.limits
         self._timeout = timeout
-        self.caller = caller_of(request)
-        self.body_read = asyncio.Event()
-
-    @property
-    def surface(self) -> Surface:
-        return HTTP
-
-    @property
-    def headers(self) -> Iterable[tuple[str, Any]]:
-        return self._request.headers.items()
 
     async def read(self) -> bytes:
         try:
@@ -74,16 +72,17 @@ class _ScoreCall:
         self.body_read.set()
         return body
 
-    def decode(self, body: bytes, teachers: Teachers) -> tuple[ScoreRequest, float | None]:
+    def decode(self, body: bytes, teachers: Teachers) -> Received:
         parsed = parse_score_body(body)
         teacher = choose_teacher(parsed.teacher, teachers)
-        timeout = parsed.timeout_seconds or self._timeout
         principal = self.caller.principal
         run = DEFAULT_RUN if principal is None else principal.run
         tokenizer = self._service.text_tokenizer(
             parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
         )
-        return score_request(parsed, teacher, tokenizer, self._limits, run), timeout
+        request = score_request(parsed, teacher, tokenizer, self._limits, run)
+        deadline = self.started + (parsed.timeout_seconds or self._timeout)
+        return Received(request, deadline, len(body), hashlib.sha256(body).digest())
 
     def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
         tokenizer = self._service.text_tokenizer(request.tokenizer_hash, teacher)
@@ -104,7 +103,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     async def score(request: Request) -> Response:
         """Scores a prompt's continuations: supports and log-probabilities of every row."""
         call = _ScoreCall(request, service, timeout_seconds)
-        body = await _unless_gone(request, call, service.score(call, call.caller))
+        body = await _unless_gone(request, call, service.score(call))
         if body is None:
             return Response(status_code=CLIENT_CLOSED)
         return Response(body, media_type=JSON)

@@ -14,8 +14,8 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import ScoreBody
+from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_bytes
-from teacher_server.refusals.validation import refuse
 
 # Of one body: a parser makes an object of two bytes, and keeps the interpreter meanwhile.
 # The values are those of 131,072 ids: a neighbour waits for each piece of their reading.

@@ -25,8 +25,9 @@ from teacher_proto.types import (
 )
 
 from teacher_server.http.models import ContinuationBody, PromptBody, ScoreBody, SegmentBody
+from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_tokens, check_text
-from teacher_server.refusals.validation import check_continuation_count, exactly_one, refuse
+from teacher_server.refusals.validation import check_continuation_count, exactly_one
 from teacher_server.teachers.teacher import Teacher, Teachers
 from teacher_server.teachers.tokenizer import TextTokenizer
 

@@ -9,7 +9,7 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 
 from teacher_server.http.render import to_json
-from teacher_server.refusals.validation import refuse
+from teacher_server.refusals.errors import refuse
 
 
 def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:

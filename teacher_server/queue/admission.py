@@ -77,8 +77,8 @@ class AdmissionQueue:
     def queued_tokens(self) -> int:
         return self._waiting.tokens
 
-    def check(self, policy: RunPolicy, tokens: int, now: float) -> None:
-        """Passes when ``offer`` would take a ticket of so many tokens.
+    def check(self, policy: RunPolicy, tokens: int, now: float) -> bool:
+        """Whether a ticket of so many tokens would be admitted at once, else it would wait.
 
         Raises:
             OverloadedError: it would have to wait and the queue has no room for the
@@ -86,8 +86,10 @@ class AdmissionQueue:
             InvalidRequestError: the run's quota is smaller than the ticket.
         """
         self._quotas.check(policy, tokens, now)
-        if not self._enters(tokens):
+        enters = self._fits(tokens) and not len(self._waiting)
+        if not enters:
             self._check_room(policy, tokens)
+        return enters
 
     def offer(self, ticket: Ticket, now: float) -> bool:
         """Takes a new ticket: True when it is admitted at once, False when it waits.
@@ -95,10 +97,9 @@ class AdmissionQueue:
         Raises:
             OverloadedError, InvalidRequestError: as ``check``.
         """
-        self.check(ticket.policy, ticket.tokens, now)
+        enters = self.check(ticket.policy, ticket.tokens, now)
         self._quotas.take(ticket.policy, ticket.tokens, now)
         ticket.arrived = now
-        enters = self._enters(ticket.tokens)
         self._waiting.add(ticket)
         if enters:
             self._admit(self._waiting.give(), now)
@@ -106,9 +107,7 @@ class AdmissionQueue:
 
     def leave(self, ticket: Ticket, now: float, *, completed: bool) -> None:
         """The ticket waits no longer or its work ended; does nothing when it is not held."""
-        if ticket in self._waiting:
-            self._waiting.remove(ticket)
-        elif ticket in self._inflight:
+        if ticket in self._inflight:
             self._inflight.remove(ticket)
             self.inflight_tokens -= ticket.tokens
             self.throughput.observe(
@@ -116,6 +115,8 @@ class AdmissionQueue:
                 busy=bool(self._inflight),
                 finished_tokens=ticket.tokens if completed else 0,
             )
+        elif ticket in self._waiting:
+            self._waiting.remove(ticket)
 
     def advance(self, now: float) -> tuple[list[Ticket], list[Ticket]]:
         """(admitted, expired): moves what fits into flight and drops what came too late."""
@@ -139,9 +140,6 @@ class AdmissionQueue:
         """Seconds the longest wait so far has taken; 0 when nobody waits."""
         first = next(iter(self._waiting), None)
         return 0.0 if first is None else now - first.arrived
-
-    def _enters(self, tokens: int) -> bool:
-        return not len(self._waiting) and self._fits(tokens)
 
     def _fits(self, tokens: int) -> bool:
         return not self._inflight or self.inflight_tokens + tokens <= self.max_inflight_tokens

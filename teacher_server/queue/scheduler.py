@@ -36,6 +36,7 @@ SPARE = 64
 T = TypeVar("T", bound=Hashable)
 
 
+@dataclass(eq=False, slots=True)
 class Deadline:
     """A point on the monotonic clock, seconds; ``inf`` when there is none.
 
@@ -43,10 +44,7 @@ class Deadline:
     may have more time.
     """
 
-    __slots__ = ("at",)
-
-    def __init__(self, at: float) -> None:
-        self.at = at
+    at: float
 
     def extend(self, at: float) -> None:
         self.at = max(self.at, at)

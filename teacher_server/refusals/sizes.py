@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreRequest, ServerLimits
 
-from teacher_server.refusals.validation import TeacherFacts, empty_prompt, over_limit, row_count
+from teacher_server.refusals.errors import empty_prompt, over_limit
+from teacher_server.refusals.facts import TeacherFacts
 
 # Bytes of a reply besides its supports: per row (valid count, sampled
 # log-probability, tail, bitmaps) and per continuation (shapes, tags).
@@ -33,9 +34,8 @@ def check_sizes(
             not the request's.
         bytes_per_entry: size of one (id, log-probability) in the reply.
     """
-    prompt_where = "prompt" if request.teacher_prompt is None else "teacher_prompt"
     if prompt_tokens == 0:
-        raise empty_prompt(prompt_where)
+        raise empty_prompt(request.prompt_to_read[1])
     total = prompt_tokens
     reply = 0
     for index, continuation in enumerate(request.continuations):
@@ -52,7 +52,7 @@ def check_sizes(
             )
         explicit = continuation.explicit_ids
         per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
-        rows = row_count(continuation)
+        rows = continuation.row_count
         reply += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
     check_request_tokens(total, limits)
     if reply > limits.max_reply_bytes:

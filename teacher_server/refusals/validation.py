@@ -1,14 +1,14 @@
-"""Every refusal of a request, in one place: what is wrong, where, and what mends it.
+"""Checks of a request's fields against its teacher and the server's limits.
 
-All functions return None or raise; none changes the request. Field paths are
-those of ``teacher_proto/v1/score.proto``.
+Every check returns None or raises; none changes the request. ``sizes`` has the checks
+that need the prompt's length on the teacher's side.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError, UnknownTeacherError
@@ -23,57 +23,17 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
+from teacher_server.refusals.errors import (
+    empty_prompt,
+    over_limit,
+    realignment_unavailable,
+    refuse,
+    too_many_continuations,
+    unknown_tokenizer,
+)
+from teacher_server.refusals.facts import StudentFacts, TeacherFacts
+
 MAX_NAME_LENGTH = 256
-
-
-@dataclass(frozen=True)
-class TeacherFacts:
-    """What a request is checked against.
-
-    Attributes:
-        vocabulary_size: width of the teacher's logits.
-        max_top_k, max_length: limits of this teacher.
-        tokenizer_hash: of the teacher's own tokenizer.
-        identity_digest: as GetTeacher reports it.
-        longest_token: bytes of text that one token stands for at most, where that is known.
-    """
-
-    name: str
-    vocabulary_size: int
-    max_top_k: int
-    max_length: int
-    tokenizer_hash: str
-    identity_digest: str
-    longest_token: int | None = None
-
-
-@dataclass(frozen=True)
-class StudentFacts:
-    """A registered tokenizer that is not the teacher's.
-
-    Attributes:
-        vocabulary_size: one above its highest id.
-        realigned: whether the teacher's tokenizer is of a kind that can be realigned.
-    """
-
-    vocabulary_size: int
-    realigned: bool
-
-
-def refuse(what: str, where: str, fix: str, reason: str = "") -> InvalidRequestError:
-    return InvalidRequestError(what, where=where, fix=fix, reason=reason)
-
-
-def over_limit(
-    what: str, where: str, setting: str, limit: int, fix: str, reason: str = "LIMIT_EXCEEDED"
-) -> InvalidRequestError:
-    """The error for a size over a limit; names the limit and the setting that raises it."""
-    return refuse(
-        f"{what}; the limit is {limit} ({setting})",
-        where,
-        f"{fix}, or raise {setting} on the server",
-        reason,
-    )
 
 
 def is_name(text: str) -> bool:
@@ -147,8 +107,7 @@ def check_request(
 
 def check_foreign_prompt(request: ScoreRequest) -> None:
     """Ids of another tokenizer say nothing to the teacher: its prompt has to be text."""
-    where = "prompt" if request.teacher_prompt is None else "teacher_prompt"
-    prompt = request.prompt if request.teacher_prompt is None else request.teacher_prompt
+    prompt, where = request.prompt_to_read
     if isinstance(prompt, TokenPrompt):
         raise refuse(
             "the prompt is token ids, and the teacher has another tokenizer",
@@ -177,16 +136,6 @@ def check_continuation_count(count: int, limits: ServerLimits) -> None:
         raise too_many_continuations(f"there are {count}", limits)
 
 
-def too_many_continuations(what: str, limits: ServerLimits) -> InvalidRequestError:
-    return over_limit(
-        what,
-        "continuations",
-        "limits.max_continuations",
-        limits.max_continuations,
-        "split the group",
-    )
-
-
 def exactly_one(sources: Mapping[str, object], where: str) -> None:
     """Refuses unless one of the alternatives is given (is not None)."""
     given = [name for name, value in sources.items() if value is not None]
@@ -213,25 +162,6 @@ def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts, student: StudentFa
             "cannot be realigned",
             "tokenizer_hash",
         )
-
-
-def unknown_tokenizer() -> ContractMismatchError:
-    return ContractMismatchError(
-        "the server does not know this tokenizer",
-        where="tokenizer_hash",
-        fix="register the tokenizer with RegisterTokenizer, then send the request again",
-        reason="UNKNOWN_TOKENIZER",
-    )
-
-
-def realignment_unavailable(what: str, where: str) -> ContractMismatchError:
-    return ContractMismatchError(
-        f"{what}, and rows cannot be carried over from one to the other",
-        where=where,
-        fix="choose a teacher whose tokenizer is the student's, or a BPE that is byte-level or "
-        "has byte fallback (GetTeacher lists their tokenizer hashes)",
-        reason="REALIGNMENT_UNAVAILABLE",
-    )
 
 
 def check_uploaded_hash(named: str, found: str) -> None:
@@ -307,14 +237,6 @@ def check_prompt(prompt: Prompt, where: str, vocabulary_size: int) -> None:
         raise refuse("there is no message", f"{where}.chat.messages", "send at least one")
 
 
-def empty_prompt(where: str) -> InvalidRequestError:
-    return refuse(
-        "the prompt is empty",
-        where,
-        "send at least one token: row 0 needs something before it",
-    )
-
-
 def check_ids(ids: Int32, where: str, vocabulary_size: int, *, lowest: int = 0) -> None:
     """Refuses ids outside ``lowest``..``vocabulary_size`` - 1, naming the first one."""
     wrong = np.flatnonzero((ids.reshape(-1) < lowest) | (ids.reshape(-1) >= vocabulary_size))
@@ -344,15 +266,8 @@ def check_continuation(
         scored = sum(len(s.token_ids) for s in continuation.segments if s.scored)
         check_rows(continuation.rows, f"{where}.rows", scored)
     if continuation.explicit_ids is not None:
-        rows = row_count(continuation)
+        rows = continuation.row_count
         check_explicit(continuation.explicit_ids, f"{where}.explicit_ids", rows, facts, limits)
-
-
-def row_count(continuation: Continuation) -> int:
-    """Rows asked for: the selected ones, else one per scored token."""
-    if continuation.rows is not None:
-        return len(continuation.rows)
-    return sum(len(segment.token_ids) for segment in continuation.segments if segment.scored)
 
 
 def check_rows(rows: Int32, where: str, count: int) -> None:

@@ -9,41 +9,29 @@ from typing import Any
 from teacher_proto.types import (
     ChatPrompt,
     Int32,
-    Prompt,
-    ScoreRequest,
     ServerLimits,
     TextPrompt,
-    TokenPrompt,
 )
 
+from teacher_server.refusals.facts import TeacherFacts
 from teacher_server.refusals.sizes import check_text, check_text_fits, check_text_tokens
-from teacher_server.refusals.validation import TeacherFacts
 from teacher_server.teachers.tokenizer import TeacherTokenizer
 
 
-def teacher_prompt(request: ScoreRequest) -> tuple[Prompt, str]:
-    """(prompt, field): the prompt that stands before the continuations on the teacher's side."""
-    if request.teacher_prompt is not None:
-        return request.teacher_prompt, "teacher_prompt"
-    return request.prompt, "prompt"
-
-
-def prompt_ids(
-    prompt: Prompt,
+def encoded_prompt(
+    prompt: TextPrompt | ChatPrompt,
     where: str,
     tokenizer: TeacherTokenizer,
     facts: TeacherFacts,
     limits: ServerLimits,
 ) -> Int32:
-    """int32 [P]: token ids as they are, text encoded, conversations rendered and encoded.
+    """int32 [P]: text encoded, conversations rendered and encoded.
 
     Raises:
         InvalidRequestError: the conversation cannot be rendered, or the text is too long,
             told where it can be before it is rendered or encoded.
     """
     match prompt:
-        case TokenPrompt(token_ids):
-            return token_ids
         case TextPrompt(text):
             where = f"{where}.text"
         case ChatPrompt(messages, add_generation_prompt, template_arguments):

@@ -1,9 +1,12 @@
-"""The way of a request in another tokenizer than the teacher's: plan, ask, carry over."""
+"""The path of a request in another tokenizer than the teacher's.
+
+Its continuations are laid out in the teacher's tokens, scored as one job, and their rows
+realigned to the student's tokens; further jobs may follow for what is left open.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TypeVar
@@ -15,6 +18,9 @@ from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreR
 from teacher_server.config import TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, Sequence
 from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.refusals.sizes import check_row_bytes, check_sizes, check_text
+from teacher_server.scoring.context import RequestContext
+from teacher_server.scoring.jobs import JobRunner
 from teacher_server.scoring.realigned import (
     Carried,
     Planned,
@@ -36,55 +42,31 @@ from teacher_server.scoring.realigned import (
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 from teacher_server.tokenizers.pairs import Pair
 
-# Has a job done: (result, seconds it waited in the queue).
-Ask = Callable[[Job], Awaitable[tuple[JobResult, float]]]
-# Refuses (the teacher's tokens of each continuation, bytes of its rows) when they are too many.
-Check = Callable[[list[int], int], None]
 T = TypeVar("T")
 # Rows behind single tokens in one job, and ids of each.
 LONE_ROWS = 256
 LONE_BEST = 128
 
 
-@dataclass(frozen=True)
-class Realigned:
-    results: tuple[ContinuationScores, ...]
-    figures: RealignmentTotals
-    job_tokens: int
-    computed_tokens: int
-    queue_seconds: float
-    engine_seconds: float
-
-
 @dataclass
 class _Work:
-    """One request under way, and what it has taken so far."""
+    """One request on its way, and what its realignment has taken so far."""
 
     request: ScoreRequest
     prompt: Int32
     pair: Pair
     best: int
     limit: int
-    ask: Ask
     lone: LoneRows | None
-    job_tokens: int = 0
-    computed_tokens: int = 0
+    runner: JobRunner
     extra_rows: int = 0
     lone_rows: int = 0
-    queue_seconds: float = 0.0
-    engine_seconds: float = 0.0
     seconds: float = 0.0
     carried: dict[int, Carried] = field(default_factory=dict)
 
     async def compute(self, work: Callable[[], T]) -> T:
         """In the pair's thread, and timed there."""
-
-        def timed() -> tuple[T, float]:
-            started = time.perf_counter()
-            result = work()
-            return result, time.perf_counter() - started
-
-        result, seconds = await self.pair.run(timed)
+        result, seconds = await self.pair.thread.timed(work)
         self.seconds += seconds
         return result
 
@@ -97,48 +79,42 @@ class _Work:
             vocabulary_limit=self.limit,
             want_sampled=sampled,
         )
-        return await self.run(job)
-
-    async def run(self, job: Job) -> JobResult:
-        result, waited = await self.ask(job)
-        self.job_tokens += job.tokens
-        self.computed_tokens += result.computed_tokens
-        self.queue_seconds += waited
-        self.engine_seconds += result.engine_seconds
-        return result
+        return await self.runner.run(job)
 
 
 async def realigned_scores(
-    request: ScoreRequest,
+    context: RequestContext,
     prompt: Int32,
     pair: Pair,
     settings: TokenizerSettings,
-    *,
-    lone: LoneRows | None,
-    vocabulary_size: int,
-    max_length: int,
-    ask: Ask,
-    check_text: Callable[[int], None],
-    check: Check,
-) -> Realigned:
-    """Scores a validated request.
+    runner: JobRunner,
+) -> tuple[tuple[ContinuationScores, ...], RealignmentTotals]:
+    """Scores of a validated request.
 
     Args:
         prompt: int32 [P], as the teacher reads it.
-        lone: of this teacher and temperature; None to go without.
-        vocabulary_size, max_length: of the teacher.
-        check_text: refuses a number of bytes for the teacher to read as continuations.
+        pair: of the request's tokenizer and the teacher's.
+
+    Raises:
+        InvalidRequestError: the continuations are too long for the teacher, or the rows
+            to realign are too large.
     """
-    limit = min(vocabulary_size, pair.tables.teacher.size)
-    widths = [c.explicit_ids.shape[1] for c in request.continuations if c.explicit_ids is not None]
-    best = best_of(request.top_k, max(widths, default=0), limit)
-    work = _Work(request, prompt, pair, best, limit, ask, lone)
-    check_text(await work.compute(partial(text_bytes, request, pair.tables.student)))
+    request, facts, limits = context.request, context.teacher.facts, context.limits
+    limit = min(facts.vocabulary_size, pair.tables.teacher.size)
+    best = best_of(request.top_k, request.explicit_width, limit)
+    lone = pair.lone(facts.name, request.temperature) if settings.lone_rows else None
+    work = _Work(request, prompt, pair, best, limit, lone, runner)
+    size = await work.compute(partial(text_bytes, request, pair.tables.student))
+    check_text(size, "continuations", limits)
     planned = [
         await work.compute(partial(plan, continuation, pair.realigner))
         for continuation in request.continuations
     ]
-    check([len(one.teacher_ids) for one in planned], rows_bytes(planned, best))
+    lengths = [len(one.teacher_ids) for one in planned]
+    row_bytes = rows_bytes(planned, best)
+    bytes_per_entry = context.call.surface.bytes_per_entry
+    check_sizes(request, len(prompt), facts, limits, bytes_per_entry, lengths)
+    check_row_bytes(row_bytes, limits)
     fit = [index for index, one in enumerate(planned) if not one.problem]
     if fit:
         sequences = [Sequence(planned[index].teacher_ids, planned[index].needed) for index in fit]
@@ -149,21 +125,14 @@ async def realigned_scores(
             )
         await _ask_lone_rows(work, planned)
     for _ in range(settings.extra_rounds):
-        if not await _extra_round(work, planned, settings, max_length):
+        if not await _extra_round(work, planned, settings, facts.max_length):
             break
         await _ask_lone_rows(work, planned)
     scores = [
         not_realigned(one.problem) if one.problem else work.carried[index].scores
         for index, one in enumerate(planned)
     ]
-    return Realigned(
-        results=tuple(_asked_for(one, request) for one in scores),
-        figures=_figures(scores, work),
-        job_tokens=work.job_tokens,
-        computed_tokens=work.computed_tokens,
-        queue_seconds=work.queue_seconds,
-        engine_seconds=work.engine_seconds,
-    )
+    return tuple(_asked_for(one, request) for one in scores), _totals(scores, work)
 
 
 async def _ask_lone_rows(work: _Work, planned: list[Planned]) -> None:
@@ -187,7 +156,7 @@ async def _ask_lone_rows(work: _Work, planned: list[Planned]) -> None:
             vocabulary_limit=work.limit,
             want_sampled=False,
         )
-        rows = (await work.run(job)).rows
+        rows = (await work.runner.run(job)).rows
         work.lone_rows += len(rows)
         learn = partial(learn_lone, some, rows, work.pair.realigner, work.lone)
         await work.compute(learn)
@@ -239,7 +208,7 @@ def _asked_for(scores: ContinuationScores, request: ScoreRequest) -> Continuatio
     return scores if request.returns.realignment else replace(scores, realignment=None)
 
 
-def _figures(scores: list[ContinuationScores], work: _Work) -> RealignmentTotals:
+def _totals(scores: list[ContinuationScores], work: _Work) -> RealignmentTotals:
     blocks = [one.realignment for one in scores if one.realignment is not None]
     classes = np.concatenate([np.zeros(0, np.uint8), *(block.position_class for block in blocks)])
     counts = np.bincount(classes, minlength=max(PositionClass) + 1).tolist()

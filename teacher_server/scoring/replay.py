@@ -93,24 +93,26 @@ class ReplayWindow:
     ) -> _Running:
         running = _Running(deadline, asyncio.get_running_loop().create_future())
 
-        async def work() -> None:
-            try:
-                reply = await compute(deadline)
-            except BaseException as error:
-                if is_ending(error):
-                    self._settle(key, running, TeacherUnavailableError("the work was stopped"))
-                    raise
-                self._settle(key, running, as_exception(error))
-            else:
-                self._keep(key, reply)
-                self._settle(key, running, reply)
-
-        task = asyncio.create_task(work())
+        task = asyncio.create_task(self._run(key, running, compute))
         running.task = task
         self._running[key] = running
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return running
+
+    async def _run(
+        self, key: Key, running: _Running, compute: Callable[[Deadline], Awaitable[bytes]]
+    ) -> None:
+        try:
+            reply = await compute(running.deadline)
+        except BaseException as error:
+            if is_ending(error):
+                self._settle(key, running, TeacherUnavailableError("the work was stopped"))
+                raise
+            self._settle(key, running, as_exception(error))
+        else:
+            self._keep(key, reply)
+            self._settle(key, running, reply)
 
     def _settle(self, key: Key, running: _Running, outcome: bytes | Exception) -> None:
         if self._running.get(key) is running:

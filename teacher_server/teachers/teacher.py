@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
 
-from teacher_server.access.rules import Principal, authorize, may_use
+from teacher_server.access.rules import Principal, authorize, authorize_any, may_use
 from teacher_server.config import LimitSettings
 from teacher_server.engines.base import Engine, EngineDescription
 from teacher_server.queue.admission import Admission
-from teacher_server.refusals.validation import TeacherFacts, unknown_teacher
+from teacher_server.refusals.facts import TeacherFacts
+from teacher_server.refusals.validation import unknown_teacher
 from teacher_server.teachers.tokenizer import TeacherTokenizer
 
 
@@ -36,7 +37,14 @@ class Teachers:
         self._principal = principal
 
     def for_principal(self, principal: Principal | None) -> Teachers:
-        return Teachers(self._teachers, principal)
+        """Those that the principal may ask; None, a server without credentials, may ask all."""
+        return self if principal is None else Teachers(self._teachers, principal)
+
+    def usable_by(self, principal: Principal | None) -> Teachers:
+        """``for_principal``; raises ForbiddenError where that is none."""
+        if principal is not None:
+            authorize_any(principal, self.names)
+        return self.for_principal(principal)
 
     def __iter__(self) -> Iterator[Teacher]:
         return iter(self._teachers.values())
@@ -53,12 +61,12 @@ class Teachers:
             UnknownTeacherError: there is none.
             InvalidRequestError: the name is empty.
         """
-        if name:
-            authorize(self._principal, name)
-        try:
-            return self._teachers[name]
-        except KeyError:
-            raise unknown_teacher(name, self.names) from None
+        found = self._teachers.get(name)
+        if found is None:
+            if name:
+                authorize(self._principal, name)
+            raise unknown_teacher(name, self.names)
+        return found
 
 
 def identity_of(description: EngineDescription, tokenizer_hash: str) -> TeacherIdentity:

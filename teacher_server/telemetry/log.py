@@ -18,7 +18,6 @@ from typing import Any
 from teacher_proto import tracing
 
 _names: contextvars.ContextVar[dict[str, str]] = contextvars.ContextVar("names")
-request_log = logging.getLogger("teacher_server.request")
 
 
 class JsonFormatter(logging.Formatter):
@@ -53,7 +52,3 @@ def configure_logging(level: str) -> None:
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.getLogger("teacher_server").setLevel(level.upper())
-
-
-def log_request(fields: dict[str, Any]) -> None:
-    request_log.info("request", extra={"fields": fields})

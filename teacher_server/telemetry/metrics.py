@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server, in a registry of their own (docs/service.md)."""
+"""Prometheus metrics of one server, in a registry of their own (docs/observability.md)."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from teacher_proto.errors import EngineError, LsmError
-from teacher_proto.types import PositionClass, Timing
+from teacher_proto.types import PositionClass, ScoreRequest
 
 from teacher_server.engines.base import CountsPasses, Engine
 from teacher_server.queue.admission import Admission
+from teacher_server.telemetry.cost import Cost
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
@@ -201,33 +202,32 @@ class Metrics:
         self._requests.labels(surface, method, outcome, reason).inc()
         self._request_seconds.labels(surface, method).observe(seconds)
 
-    def scored(
-        self, teacher: str, run: str, *, rows: int, tokens: int, top_k: int, timing: Timing
-    ) -> None:
-        """One request that the engine answered; ``tokens`` of prompt and continuations."""
-        overhead = timing.total_seconds - timing.queue_seconds - timing.engine_seconds
-        self._queue_seconds.labels(teacher).observe(timing.queue_seconds)
+    def scored(self, request: ScoreRequest, rows: int, cost: Cost, total_seconds: float) -> None:
+        """One request that the engine answered with ``rows`` rows, from arrival to reply."""
+        teacher, run = request.teacher, self._run_label(request.run)
+        overhead = total_seconds - cost.queue_seconds - cost.engine_seconds
+        self._queue_seconds.labels(teacher).observe(cost.queue_seconds)
         self._overhead_seconds.labels(teacher).observe(max(0.0, overhead))
-        self._engine_seconds.labels(teacher).inc(timing.engine_seconds)
-        self._computed_tokens.labels(teacher).inc(timing.computed_tokens)
-        self._scored_rows.labels(self._run_label(run)).inc(rows)
-        self._run_tokens.labels(self._run_label(run)).inc(tokens)
-        self._top_k.observe(top_k)
+        self._engine_seconds.labels(teacher).inc(cost.engine_seconds)
+        self._computed_tokens.labels(teacher).inc(cost.computed_tokens)
+        self._scored_rows.labels(run).inc(rows)
+        self._run_tokens.labels(run).inc(cost.job_tokens)
+        self._top_k.observe(request.top_k)
 
-    def realigned(self, teacher: str, tokenizer_hash: str, figures: RealignmentTotals) -> None:
-        """One request that was carried over to another tokenizer."""
-        pair = teacher, self._tokenizer_label(tokenizer_hash)
+    def realigned(self, request: ScoreRequest, totals: RealignmentTotals) -> None:
+        """One request whose rows were realigned to another tokenizer."""
+        pair = request.teacher, self._tokenizer_label(request.tokenizer_hash)
         # Every class is there from the start: shares of what never occurred are 0.
         for kind in PositionClass:
-            rows = figures.rows.get(kind, 0)
+            rows = totals.rows.get(kind, 0)
             self._realigned_rows.labels(*pair, kind.name).inc(rows)
-        self._realigned_coverage.labels(*pair).inc(figures.coverage)
-        self._realigned_open_mass.labels(*pair).inc(figures.open_mass)
-        self._realigned_lost_mass.labels(*pair).inc(figures.lost_mass)
-        self._not_realigned.labels(*pair).inc(figures.not_realigned)
-        self._realign_seconds.labels(*pair).inc(figures.seconds)
-        self._realign_extra_rows.labels(*pair).inc(figures.extra_rows)
-        self._realign_lone_rows.labels(*pair).inc(figures.lone_rows)
+        self._realigned_coverage.labels(*pair).inc(totals.coverage)
+        self._realigned_open_mass.labels(*pair).inc(totals.open_mass)
+        self._realigned_lost_mass.labels(*pair).inc(totals.lost_mass)
+        self._not_realigned.labels(*pair).inc(totals.not_realigned)
+        self._realign_seconds.labels(*pair).inc(totals.seconds)
+        self._realign_extra_rows.labels(*pair).inc(totals.extra_rows)
+        self._realign_lone_rows.labels(*pair).inc(totals.lone_rows)
 
     def replayed(self) -> None:
         self._replayed.inc()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,8 +13,9 @@ from typing import Any
 from teacher_proto.errors import EngineError, LsmError
 
 from teacher_server.failures import as_exception, is_ending
-from teacher_server.telemetry.log import log_request
 from teacher_server.telemetry.metrics import Metrics
+
+request_log = logging.getLogger("teacher_server.request")
 
 
 @dataclass
@@ -52,4 +54,5 @@ def observed(metrics: Metrics, surface: str, method: str) -> Iterator[Observatio
         seconds = time.monotonic() - started
         metrics.request(surface, method, outcome, reason, seconds)
         head = {"surface": surface, "method": method, "outcome": outcome, "reason": reason}
-        log_request(head | {"total_seconds": round(seconds, 6)} | seen.fields)
+        fields = head | {"total_seconds": round(seconds, 6)} | seen.fields
+        request_log.info("request", extra={"fields": fields})

@@ -11,29 +11,23 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TypeVar
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
-from teacher_server.failures import guarded
+from teacher_server.lanes import SingleThread
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.realign.walk.extensions import LoneRows
-from teacher_server.refusals.validation import (
-    StudentFacts,
-    check_uploaded_hash,
-    realignment_unavailable,
-    refuse,
-    unknown_tokenizer,
-)
+from teacher_server.refusals.errors import realignment_unavailable, refuse, unknown_tokenizer
+from teacher_server.refusals.facts import StudentFacts
+from teacher_server.refusals.validation import check_uploaded_hash
 from teacher_server.teachers.teacher import Teacher
 from teacher_server.teachers.tokenizer import TeacherTokenizer, TextTokenizer
 from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
@@ -46,18 +40,21 @@ MAX_OWN_ROLES = 64
 MAX_LONE = 32
 # Parsed for the texts of HTTP requests and replies.
 MAX_TEXTS = 8
-T = TypeVar("T")
 PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], str]
 
 
 class Pair:
-    """A student's and a teacher's tokenizer."""
+    """A student's and a teacher's tokenizer.
+
+    Attributes:
+        thread: of its own, for its rollouts: a ``Realigner`` serves one at once.
+    """
 
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
         self.realigner = Realigner(tables)
         self._lone: OrderedDict[tuple[str, float], LoneRows] = OrderedDict()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="realign")
+        self.thread = SingleThread("realign")
 
     def lone(self, teacher: str, temperature: float) -> LoneRows:
         """What this teacher's rows behind single tokens have told; the caller adds to it."""
@@ -67,10 +64,6 @@ class Pair:
         while len(self._lone) > MAX_LONE:
             self._lone.popitem(last=False)
         return found
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """``work`` in the pair's own thread; dropped when cancelled before its turn."""
-        return await asyncio.get_running_loop().run_in_executor(self._thread, guarded(work))
 
 
 class StudentTokenizers:
@@ -94,7 +87,7 @@ class StudentTokenizers:
         self._parsed: tuple[str, Roles, Vocabulary] | None = None
         tokenizers = {t.tokenizer.hash: t.tokenizer for t in teachers}
         self._teachers = {name: _teacher_side(one) for name, one in tokenizers.items()}
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="tokenizers")
+        self._thread = SingleThread("tokenizers")
 
     def find(self, hash_: str) -> Entry | None:
         return self._store.find(hash_)
@@ -129,9 +122,7 @@ class StudentTokenizers:
         """
         asked = list(teachers)
         same = any(t.tokenizer.hash == upload.tokenizer_hash for t in asked)
-        loop = asyncio.get_running_loop()
-        accept = guarded(partial(self._accept, upload, run, same))
-        entry = await loop.run_in_executor(self._thread, accept)
+        entry = await self._thread.run(partial(self._accept, upload, run, same))
         levels = {t.name: Level.SAME for t in asked if t.tokenizer.hash == upload.tokenizer_hash}
         if entry is not None:
             levels |= {t.name: found for t in asked if (found := self.level(entry, t)) is not None}
@@ -163,12 +154,8 @@ class StudentTokenizers:
         task = self._pairs.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             # A task of its own: what one caller gives up others may wait for.
-            loop = asyncio.get_running_loop()
-            task = self._pairs[key] = asyncio.ensure_future(
-                loop.run_in_executor(
-                    self._thread, guarded(partial(self._build, entry, roles, teacher))
-                )
-            )
+            build = partial(self._build, entry, roles, teacher)
+            task = self._pairs[key] = asyncio.create_task(self._thread.run(build))
             task.add_done_callback(_seen)
         self._pairs.move_to_end(key)
         while len(self._pairs) > self.settings.max_pairs:
@@ -244,7 +231,7 @@ class StudentTokenizers:
                 path.unlink(missing_ok=True)
 
 
-def _seen(task: asyncio.Future[Pair]) -> None:
+def _seen(task: asyncio.Task[Pair]) -> None:
     """Marks a failure as looked at: the caller it was for may have gone."""
     if not task.cancelled():
         task.exception()

@@ -76,8 +76,8 @@ async def test_a_connection_that_ends_inside_the_body_is_no_failure(server: Runn
         b'Content-Length: 1000\r\n\r\n{"prompt":'
     )
     await writer.drain()
-    await eventually(lambda: server.server.service.active == 1)
+    await eventually(lambda: server.server.lifecycle.active == 1)
     writer.close()
-    await eventually(lambda: server.server.service.active == 0)
+    await eventually(lambda: server.server.lifecycle.active == 0)
     metrics = (await server.http.get("/metrics")).text
     assert 'outcome="refused",reason="CLIENT_CLOSED"' in metrics

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +13,15 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import PositionClass, ScoreRequest, TextPrompt
 from tokenizers import Tokenizer
 
-from teacher_server.config import TokenizerSettings
+from teacher_server.config import LimitSettings, TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, Sequence
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import read_vocabulary
 from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.refusals.facts import TeacherFacts
+from teacher_server.scoring.context import GRPC, RequestContext
+from teacher_server.scoring.jobs import JobRunner
 from teacher_server.scoring.realigned import learn_lone, lone_prompt
 from teacher_server.scoring.realigned_path import realigned_scores
 from teacher_server.tokenizers.pairs import Pair
@@ -127,9 +132,10 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     behind = {"a": {"b": 0.6, "bc": 0.4}, "b": {"c": 0.9, "a": 0.1}}
     asked: list[Job] = []
 
-    async def ask(job: Job) -> tuple[JobResult, float]:
-        asked.append(job)
-        return JobResult(tuple(answer(job, one) for one in job.sequences), job.tokens, 0.0), 0.0
+    class Toy(JobRunner):
+        async def run(self, job: Job) -> JobResult:
+            asked.append(job)
+            return JobResult(tuple(answer(job, one) for one in job.sequences), job.tokens, 0.0)
 
     def answer(job: Job, sequence: Sequence) -> Rows:
         read = [*job.prompt_ids.tolist(), *sequence.token_ids.tolist()]
@@ -150,27 +156,34 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
 
     tables = PairTables(student, teacher, build_static(student, teacher))
     tokens = student.encoder.encode(b"abca").ids.tolist()
-    pair = Pair(tables)
+    toy_request = ScoreRequest(
+        request_id="toy",
+        run="run",
+        teacher="toy",
+        tokenizer_hash=student.hash,
+        prompt=TextPrompt(""),
+        continuations=(continuation(*tokens),),
+        top_k=4,
+        temperature=1.0,
+    )
+    nothing: Any = None
+    context = RequestContext(
+        call=SimpleNamespace(surface=GRPC),
+        request=toy_request,
+        size=0,
+        teacher=SimpleNamespace(facts=TeacherFacts("toy", teacher.size, 4, 64, "", "")),
+        policy=nothing,
+        limits=LimitSettings().server_limits(),
+        lanes=nothing,
+        students=nothing,
+        seen=nothing,
+    )
     await realigned_scores(
-        ScoreRequest(
-            request_id="toy",
-            run="run",
-            teacher="toy",
-            tokenizer_hash=student.hash,
-            prompt=TextPrompt(""),
-            continuations=(continuation(*tokens),),
-            top_k=4,
-            temperature=1.0,
-        ),
+        context,
         ids(len(teacher.token_bytes) - 1),
-        pair,
+        Pair(tables),
         TokenizerSettings(extra_rounds=1),
-        lone=pair.lone("toy", 1.0),
-        vocabulary_size=teacher.size,
-        max_length=64,
-        ask=ask,
-        check_text=lambda size: None,
-        check=lambda lengths, size: None,
+        Toy(context.teacher, nothing, nothing),
     )
     own, before, extra, after = asked
     assert own.want_sampled

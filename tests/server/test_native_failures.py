@@ -15,7 +15,7 @@ from teacher_proto.errors import EngineError
 from teacher_proto.types import TextPrompt
 
 from teacher_server.engines.torch.scorer import Scorer
-from teacher_server.failures import guarded
+from teacher_server.lanes import guarded
 from teacher_server.scoring.replay import Key, ReplayWindow
 from tests.server.running import LONG, running
 

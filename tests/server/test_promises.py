@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from teacher_proto import codec
 from teacher_proto.errors import DeadlineError, OverloadedError, TeacherUnavailableError
-from teacher_proto.types import Timing
 
 from teacher_server.grpc.servicer import SERVICE
+from teacher_server.telemetry.cost import Cost
 from teacher_server.telemetry.log import JsonFormatter
 from teacher_server.telemetry.metrics import MAX_RUN_LABELS, OTHER_RUNS, Metrics
 from tests.server.running import LONG, Running, body_of, eventually, running
 from tests.server.test_scoring import http_body
+from tests.server.test_validation import VALID
 
 TOKENS = 8  # of ``Running.request``
 TIGHT = {"max_inflight_tokens": TOKENS, "max_queue_tokens": TOKENS, "max_request_tokens": TOKENS}
@@ -148,7 +150,7 @@ async def test_a_joined_request_outlives_a_cancelled_original(server: Running) -
 
 async def active(server: Running, count: int) -> None:
     """Returns once exactly ``count`` requests are in progress."""
-    await eventually(lambda: server.server.service.active == count)
+    await eventually(lambda: server.server.lifecycle.active == count)
 
 
 async def test_a_drain_completes_what_is_in_flight_and_refuses_the_rest(server: Running) -> None:
@@ -226,7 +228,8 @@ async def test_a_request_is_one_line_without_its_contents(
 def test_run_labels_are_bounded() -> None:
     metrics = Metrics()
     for number in range(MAX_RUN_LABELS + 5):
-        metrics.scored("t", f"run-{number}", rows=1, tokens=4, top_k=1, timing=Timing())
+        request = replace(VALID, run=f"run-{number}", top_k=1)
+        metrics.scored(request, 1, Cost(job_tokens=4), 0.0)
     text = metrics.exposition().decode()
     assert text.count("lsm_teacher_scored_tokens_total{") == MAX_RUN_LABELS + 1
     assert f'lsm_teacher_scored_tokens_total{{run="{OTHER_RUNS}"}} 5.0' in text

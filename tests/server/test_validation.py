@@ -20,6 +20,7 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
+from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.refusals.sizes import (
     CONTINUATION_BYTES,
     ROW_BYTES,
@@ -28,7 +29,7 @@ from teacher_server.refusals.sizes import (
     check_row_bytes,
     check_sizes,
 )
-from teacher_server.refusals.validation import StudentFacts, TeacherFacts, check_request
+from teacher_server.refusals.validation import check_request
 from tests.server.running import continuation, ids
 
 FACTS = TeacherFacts(

@@ -77,12 +77,13 @@ def _poison(fault: Fault) -> None:
     original = getattr(owner, name)
     lock, counted = asyncio.Lock(), Counter[str]()
 
-    async def score(request: Any, *arguments: Any, **named: Any) -> Any:
-        scored = await original(request, *arguments, **named)
-        kind = request.run.removeprefix("poison ")
+    async def score(context: Any, *arguments: Any, **named: Any) -> Any:
+        scored = await original(context, *arguments, **named)
+        run = context.request.run
+        kind = run.removeprefix("poison ")
         async with lock:
-            counted[request.run] += 1
-            spoil = kind in POISONS and counted[request.run] >= fault["call"]
+            counted[run] += 1
+            spoil = kind in POISONS and counted[run] >= fault["call"]
         return replace(scored, reply=poisoned(scored.reply, kind)) if spoil else scored
 
     setattr(owner, name, score)

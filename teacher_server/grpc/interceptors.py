@@ -1,8 +1,9 @@
-"""Lets gRPC calls in: every method but health needs credentials where there are any."""
+"""What surrounds every gRPC call: who may make it, and the status an error ends it with."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, TypeAlias
@@ -11,12 +12,13 @@ import grpc
 from grpc_health.v1 import health_pb2
 from teacher_proto.client.credentials import AUTHORIZATION, RUN
 from teacher_proto.errors import LsmError, UnauthenticatedError
-from teacher_proto.status import to_rpc_status
+from teacher_proto.status import DETAILS_KEY, to_rpc_status
 
 from teacher_server.access.guard import Caller, Guard
 from teacher_server.access.rules import run_of
 from teacher_server.failures import as_exception, is_ending
-from teacher_server.grpc.interceptor import abort
+
+log = logging.getLogger(__name__)
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 PUBLIC = frozenset(f"/{HEALTH.full_name}/{name}" for name in HEALTH.methods_by_name)
@@ -25,19 +27,77 @@ UNKNOWN = "(unknown)"
 CALLER: ContextVar[Caller] = ContextVar("caller")
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
+Method = Callable[[Any, Any], Awaitable[Any]]
+Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]"
+
+
+class ErrorInterceptor(grpc.aio.ServerInterceptor):
+    """Ends a call with the status of the error its handler raised.
+
+    Unexpected exceptions become INTERNAL without their text, which may quote a
+    request; the traceback goes to the log. Cancellation passes through.
+    """
+
+    async def intercept_service(
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
+    ) -> RpcHandler | None:
+        handler = await continuation(handler_call_details)
+        if handler is None or handler.response_streaming:
+            return handler  # unknown methods, reflection and health watching
+        method: Any = handler.stream_unary or handler.unary_unary
+        return _handler(_answered(method), handler)
+
+
+def _handler(behaviour: Any, of: RpcHandler) -> RpcHandler:
+    """``behaviour`` in the place of a handler's own."""
+    form = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[bool(of.request_streaming), bool(of.response_streaming)]
+    made: RpcHandler = form(behaviour, of.request_deserializer, of.response_serializer)
+    return made
+
+
+def _answered(method: Method) -> Method:
+    async def call(request: Any, context: Any) -> Any:
+        try:
+            return await method(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except LsmError as error:
+            await abort(context, error)
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            failure = as_exception(error)
+            log.error("a handler failed with %s", type(error).__name__, exc_info=failure)
+            await abort(context, failure)
+
+    return call
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+    code, status = to_rpc_status(error)
+    trailers = ((DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(code, status.message, trailers)
 
 
 class AccessInterceptor(grpc.aio.ServerInterceptor):
-    """Refuses before a message is read what shows a wrong token, or nothing at all
-    where certificates are not asked for; looks at certificates as the call begins."""
+    """Lets calls in: every method but health needs credentials where there are any.
+
+    Where client certificates are asked for they are looked at when the call begins; a
+    call elsewhere is refused before its message is read.
+    """
 
     def __init__(self, guard: Guard) -> None:
         self._guard = guard
+        certificates = guard.certificates
+        self._asks_certificates = certificates is not None and certificates.client_ca is not None
 
     async def intercept_service(
-        self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]],
-        handler_call_details: grpc.HandlerCallDetails,
+        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
     ) -> RpcHandler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
@@ -47,8 +107,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         shown = [str(value) for key, value in metadata if key == AUTHORIZATION]
         runs = [value for key, value in metadata if key == RUN and isinstance(value, bytes)]
         caller = Caller("grpc", method if handler else UNKNOWN, "")
-        certificates = self._guard.certificates
-        if certificates is None or certificates.client_ca is None:
+        if not self._asks_certificates:
             try:
                 self._guard.admit(caller, shown, ())
             except LsmError as error:
@@ -59,7 +118,8 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _enter(self, caller: Caller, shown: list[str], runs: Iterable[bytes], context: Any) -> None:
         caller.peer = context.peer()
-        self._guard.admit(caller, shown, _names(context.auth_context()))
+        if self._asks_certificates:
+            self._guard.admit(caller, shown, _names(context.auth_context()))
         for run in runs:
             run_of(caller.principal, run.decode("utf-8", "replace"))
         CALLER.set(caller)
@@ -110,17 +170,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             except LsmError as error:
                 await abort(context, self._recorded(caller, error))
 
-        form = {
-            (False, False): grpc.unary_unary_rpc_method_handler,
-            (True, False): grpc.stream_unary_rpc_method_handler,
-            (False, True): grpc.unary_stream_rpc_method_handler,
-            (True, True): grpc.stream_stream_rpc_method_handler,
-        }[bool(handler.request_streaming), bool(handler.response_streaming)]
-        behaviour: Any = stream if handler.response_streaming else unary
-        made: RpcHandler = form(
-            behaviour, handler.request_deserializer, handler.response_serializer
-        )
-        return made
+        return _handler(stream if handler.response_streaming else unary, handler)
 
     def _recorded(self, caller: Caller, error: Exception) -> Exception:
         """The error to answer with: this one, or that its record cannot be written."""

@@ -1,0 +1,102 @@
+"""A request to score on its way: what its wire hands over, and what it is scored with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from teacher_proto.types import ScoreReply, ScoreRequest, ServerLimits
+
+from teacher_server.access.guard import Caller
+from teacher_server.lanes import Lanes
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.teachers.teacher import Teacher, Teachers
+from teacher_server.telemetry.observation import Observation
+from teacher_server.tokenizers.pairs import StudentTokenizers
+
+
+@dataclass(frozen=True)
+class Surface:
+    """A wire: its name, and the bytes one (id, log-probability) takes in its replies."""
+
+    name: str
+    bytes_per_entry: int
+
+
+GRPC = Surface("grpc", bytes_per_entry=8)
+# {"token_id":49151,"token":"\\u00e9...","log_prob":-12.345678901234567}
+HTTP = Surface("http", bytes_per_entry=80)
+
+
+@dataclass(frozen=True)
+class Received:
+    """A request as it was read.
+
+    Attributes:
+        deadline: of the caller, ``time.monotonic``; infinite when there is none.
+        size: bytes of the body.
+        digest: sha256 of the body; equal bytes are equal work.
+    """
+
+    request: ScoreRequest
+    deadline: float
+    size: int
+    digest: bytes
+
+
+class Call(Protocol):
+    """One call of a wire's method Score."""
+
+    @property
+    def surface(self) -> Surface: ...
+
+    @property
+    def caller(self) -> Caller: ...
+
+    @property
+    def headers(self) -> Iterable[tuple[str, Any]]:
+        """What came beside the request; a traceparent among it joins the caller's trace."""
+        ...
+
+    @property
+    def started(self) -> float:
+        """When the call arrived, ``time.monotonic``."""
+        ...
+
+    async def read(self) -> bytes:
+        """The body; raises InvalidRequestError or DeadlineError when it cannot be had."""
+        ...
+
+    def decode(self, body: bytes, teachers: Teachers) -> Received:
+        """The request in the body. Runs in another thread."""
+        ...
+
+    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+        """The reply in the wire's format. Runs in another thread."""
+        ...
+
+
+@dataclass(frozen=True)
+class RequestContext:
+    """One request to score and everything it is scored with; passed on unchanged.
+
+    Attributes:
+        request: with the run it counts for, its names checked.
+        size: bytes of the body it came in.
+        teacher: the one it names, which its caller may use.
+        policy: what its run is entitled to.
+        lanes: threads for checks, rendering, tokenizing and encoding.
+        students: the tokenizers that are registered.
+        seen: what is known of the request when its log line is written.
+    """
+
+    call: Call
+    request: ScoreRequest
+    size: int
+    teacher: Teacher
+    policy: RunPolicy
+    limits: ServerLimits
+    lanes: Lanes
+    students: StudentTokenizers
+    seen: Observation

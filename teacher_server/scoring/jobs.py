@@ -1,0 +1,77 @@
+"""Jobs of an engine: made of requests, run through the teacher's queue, their cost added up."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+from teacher_proto import tracing
+from teacher_proto.errors import EngineError
+from teacher_proto.types import Int32, ScoreRequest
+
+from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.scheduler import Deadline, Ticket
+from teacher_server.teachers.teacher import Teacher
+from teacher_server.telemetry.cost import Cost
+
+
+def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
+    """The job of a validated request in the teacher's own tokenizer.
+
+    Args:
+        ids: int32 [P], the prompt as the teacher reads it.
+    """
+    limit = vocabulary_size
+    if request.student_vocabulary_size is not None:
+        limit = min(limit, request.student_vocabulary_size)
+    return Job(
+        prompt_ids=ids,
+        sequences=tuple(
+            Sequence(c.token_ids, c.selected_positions, c.explicit_ids)
+            for c in request.continuations
+        ),
+        top_k=request.top_k,
+        temperature=request.temperature,
+        vocabulary_limit=limit,
+        want_sampled=request.returns.sampled,
+        want_log_tail=request.returns.log_tail,
+    )
+
+
+@dataclass(frozen=True)
+class JobRunner:
+    """Runs the jobs of one request, each through the teacher's queue and engine.
+
+    Attributes:
+        policy: what the request's run is entitled to.
+        deadline: of all callers that wait for the request.
+        cost: of the jobs that have run.
+    """
+
+    teacher: Teacher
+    policy: RunPolicy
+    deadline: Deadline
+    cost: Cost = field(default_factory=Cost)
+
+    async def run(self, job: Job) -> JobResult:
+        """Waits for the job's turn and runs it.
+
+        Raises:
+            OverloadedError, InvalidRequestError, DeadlineError: see ``Admission.slot``.
+            EngineError, TeacherUnavailableError: the engine failed.
+        """
+        tokens = job.tokens
+        ticket = Ticket(tokens=tokens, policy=self.policy, deadline=self.deadline)
+        async with contextlib.AsyncExitStack() as held:
+            with tracing.span("admission", lsm_tokens=tokens):
+                waited = await held.enter_async_context(self.teacher.admission.slot(ticket))
+            with tracing.span("engine", lsm_teacher=self.teacher.name):
+                result = await self.teacher.engine.score(job)
+        if len(result.rows) != len(job.sequences):
+            raise EngineError(f"{len(result.rows)} results for {len(job.sequences)} continuations")
+        self.cost.job_tokens += tokens
+        self.cost.computed_tokens += result.computed_tokens
+        self.cost.queue_seconds += waited
+        self.cost.engine_seconds += result.engine_seconds
+        return result
