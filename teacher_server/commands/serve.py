@@ -18,12 +18,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import json
 import logging
 import os
 import signal
-from collections.abc import Coroutine, Iterator
-from pathlib import Path
+from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
 
 from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
@@ -31,6 +29,7 @@ from teacher_proto.program.distribution import VERSION
 from teacher_proto.tracing import export_traces
 
 from teacher_server.access.guard import Guard, make_guard
+from teacher_server.commands.ready_file import prepare_ready_file, ready_file
 from teacher_server.config import ServeConfig
 from teacher_server.failures import is_ending
 from teacher_server.grpc.server import GrpcServer
@@ -240,29 +239,3 @@ async def cancel(task: asyncio.Task[Any]) -> None:
 async def close_engines(teachers: Teachers) -> None:
     for teacher in teachers:
         await teacher.engine.close()
-
-
-def prepare_ready_file(path: Path | None) -> None:
-    """Removes the file of an earlier run; raises ConfigurationError when it cannot be written."""
-    if path is None:
-        return
-    if not path.parent.is_dir():
-        raise ConfigurationError(
-            "its folder does not exist", where=f"ready_file={path}", fix="create the folder"
-        )
-    path.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def ready_file(path: Path | None, facts: dict[str, Any]) -> Iterator[None]:
-    """The file exists, whole, while the server is ready."""
-    if path is None:
-        yield
-        return
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(facts))
-    part.replace(path)
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)

@@ -19,21 +19,15 @@ while lower levels wait, ``LOWER_SHARE`` are owed to those, so that none starves
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import OrderedDict
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
 
+from teacher_server.queue.heap import SPARE, Heap
 from teacher_server.queue.policy import RunPolicy
 
 # Of the tokens given out while lower levels wait, as much is owed to them together.
 LOWER_SHARE = 0.05
-# Forgetting is done when it halves what is held, and not below this many.
-SPARE = 64
-
-T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(eq=False, slots=True)
@@ -63,34 +57,6 @@ class Ticket:
     arrived: float = 0.0
 
 
-class _Heap(Generic[T]):
-    """Items by key, equal keys in the order they were set; replaced and dropped at no cost."""
-
-    def __init__(self) -> None:
-        self._entries: list[tuple[float, int, T]] = []
-        self._current: dict[T, tuple[float, int, T]] = {}
-        self._count = itertools.count()
-
-    def set(self, item: T, key: float) -> None:
-        entry = self._current[item] = (key, next(self._count), item)
-        heapq.heappush(self._entries, entry)
-        if len(self._entries) > 2 * len(self._current) + SPARE:
-            self._entries = list(self._current.values())
-            heapq.heapify(self._entries)
-
-    def discard(self, item: T) -> None:
-        self._current.pop(item, None)
-
-    def first(self) -> tuple[float, T] | None:
-        """(key, item) of the smallest key."""
-        while self._entries:
-            key, _, item = self._entries[0]
-            if self._current.get(item) is self._entries[0]:
-                return key, item
-            heapq.heappop(self._entries)
-        return None
-
-
 @dataclass(eq=False)
 class _Run:
     """A run within a level. ``start``: S of its first ticket, else the end of its last one."""
@@ -114,8 +80,8 @@ class _Level:
         self._weights = 0.0  # of the runs that wait
         self._busy = 0  # how many of them there are
         self._runs: dict[str, _Run] = {}
-        self._later: _Heap[_Run] = _Heap()  # by S
-        self._eligible: _Heap[_Run] = _Heap()  # those with S <= V, by F
+        self._later: Heap[_Run] = Heap()  # by S
+        self._eligible: Heap[_Run] = Heap()  # those with S <= V, by F
 
     def add(self, ticket: Ticket) -> None:
         run = self._runs.get(ticket.policy.run)
@@ -202,7 +168,7 @@ class Scheduler:
         self._tickets: OrderedDict[Ticket, None] = OrderedDict()
         self._run_tokens: dict[str, int] = {}
         self._levels: dict[int, _Level] = {}
-        self._deadlines: _Heap[Ticket] = _Heap()
+        self._deadlines: Heap[Ticket] = Heap()
 
     def __contains__(self, ticket: Ticket) -> bool:
         return ticket in self._tickets

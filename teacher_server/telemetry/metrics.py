@@ -1,4 +1,4 @@
-"""Prometheus metrics of one server, in a registry of their own (docs/observability.md)."""
+"""The metrics of one server, for Prometheus, in a registry of their own."""
 
 from __future__ import annotations
 
@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
 from teacher_proto.errors import EngineError, LsmError
 from teacher_proto.types import PositionClass, ScoreRequest
 
-from teacher_server.engines.base import CountsPasses, Engine
+from teacher_server.engines.base import Engine
 from teacher_server.queue.admission import Admission
+from teacher_server.telemetry.collectors import EnginePasses, RunQueues
 from teacher_server.telemetry.cost import Cost
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 
@@ -181,11 +180,11 @@ class Metrics:
 
     def watch_passes(self, engines: Mapping[str, Engine]) -> None:
         """Reads how full the engines' passes were, of those that know (by name of teacher)."""
-        self.registry.register(_Passes(engines))
+        self.registry.register(EnginePasses(engines))
 
     def watch_runs(self, admissions: Sequence[Admission]) -> None:
         """Reads what each run has waiting, over all teachers, when the metrics are asked for."""
-        self.registry.register(_RunQueues(admissions, self._run_label))
+        self.registry.register(RunQueues(admissions, self._run_label))
 
     @contextlib.contextmanager
     def rejections(self, run: str) -> Iterator[None]:
@@ -251,58 +250,3 @@ class Metrics:
                 return OTHER_RUNS
             self._runs.add(run)
         return run
-
-
-class _RunQueues(Collector):
-    """What waits now, by run: nothing is kept between two readings."""
-
-    def __init__(self, admissions: Sequence[Admission], label: Callable[[str], str]) -> None:
-        self._admissions = admissions
-        self._label = label
-
-    def collect(self) -> Iterator[GaugeMetricFamily]:
-        waiting: dict[str, tuple[int, float]] = {}
-        for admission in self._admissions:
-            for run, (tokens, age) in admission.by_run().items():
-                name = self._label(run)
-                other_tokens, other_age = waiting.get(name, (0, 0.0))
-                waiting[name] = other_tokens + tokens, max(other_age, age)
-        tokens_of = GaugeMetricFamily(
-            "lsm_teacher_run_queue_tokens", "Tokens that wait, by run.", labels=("run",)
-        )
-        age_of = GaugeMetricFamily(
-            "lsm_teacher_run_queue_age_seconds",
-            "How long the first in the queue of a run has waited.",
-            labels=("run",),
-        )
-        for name, (tokens, age) in waiting.items():
-            tokens_of.add_metric((name,), tokens)
-            age_of.add_metric((name,), age)
-        yield tokens_of
-        yield age_of
-
-
-class _Passes(Collector):
-    """Forward passes by teacher; the engine counts them in its own thread."""
-
-    def __init__(self, engines: Mapping[str, Engine]) -> None:
-        self._engines = engines
-
-    def collect(self) -> Iterator[Metric]:
-        label = ("teacher",)
-        passes = CounterMetricFamily("lsm_teacher_passes", "Forward passes.", labels=label)
-        tokens = CounterMetricFamily(
-            "lsm_teacher_pass_tokens", "Tokens they read, padding left out.", labels=label
-        )
-        capacity = GaugeMetricFamily(
-            "lsm_teacher_pass_capacity_tokens", "Tokens that one of them can read.", labels=label
-        )
-        for name, engine in self._engines.items():
-            room = engine.description.pass_tokens
-            if not isinstance(engine, CountsPasses) or room is None:
-                continue
-            count = engine.pass_count()
-            passes.add_metric((name,), count.passes)
-            tokens.add_metric((name,), count.tokens)
-            capacity.add_metric((name,), room)
-        yield from (passes, tokens, capacity)

@@ -11,7 +11,6 @@ import hashlib
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
@@ -23,19 +22,22 @@ from teacher_server.lanes import SingleThread
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.walk.extensions import LoneRows
-from teacher_server.refusals.errors import realignment_unavailable, refuse, unknown_tokenizer
+from teacher_server.refusals.errors import realignment_unavailable, unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
 from teacher_server.teachers.teacher import Teacher
-from teacher_server.teachers.tokenizer import TeacherTokenizer, TextTokenizer
+from teacher_server.teachers.tokenizer import TextTokenizer
 from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
+from teacher_server.tokenizers.vocabularies import (
+    student_vocabulary,
+    teacher_vocabulary,
+    with_roles,
+)
 
 log = logging.getLogger(__name__)
 
-# Runs of one tokenizer whose special ids mean something else than the first run's.
-MAX_OWN_ROLES = 64
 # Teachers and temperatures of one pair whose lone rows are kept.
 MAX_LONE = 32
 # Parsed for the texts of HTTP requests and replies.
@@ -86,7 +88,7 @@ class StudentTokenizers:
         self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
         self._parsed: tuple[str, Roles, Vocabulary] | None = None
         tokenizers = {t.tokenizer.hash: t.tokenizer for t in teachers}
-        self._teachers = {name: _teacher_side(one) for name, one in tokenizers.items()}
+        self._teachers = {name: teacher_vocabulary(one) for name, one in tokenizers.items()}
         self._thread = SingleThread("tokenizers")
 
     def find(self, hash_: str) -> Entry | None:
@@ -184,7 +186,7 @@ class StudentTokenizers:
             raise InvalidRequestError(error.what, where="chunk", fix=error.fix) from error
         check_uploaded_hash(upload.tokenizer_hash, digest)
         try:
-            vocabulary = _parse(upload.file, upload.special_tokens)
+            vocabulary = student_vocabulary(upload.file, upload.special_tokens)
         except InvalidRequestError:
             if same:
                 return None
@@ -200,7 +202,7 @@ class StudentTokenizers:
             own_roles={},
         )
         if known is not None:
-            entry = _merged(known, entry.roles, run)
+            entry = with_roles(known, entry.roles, run)
         for gone in self._store.put(entry, upload.file):
             log.warning("tokenizer %s had to go: the store is full", gone.tokenizer_hash)
             self._forget_tables(gone.tokenizer_hash.__eq__)
@@ -213,7 +215,7 @@ class StudentTokenizers:
             file = self._store.read(entry)
             if file is None:
                 raise unknown_tokenizer()
-            parsed = (entry.tokenizer_hash, roles, _parse(file, roles))
+            parsed = (entry.tokenizer_hash, roles, student_vocabulary(file, roles))
             self._parsed = parsed
         side = self._teachers[teacher.tokenizer.hash]
         assert side is not None
@@ -235,65 +237,3 @@ def _seen(task: asyncio.Task[Pair]) -> None:
     """Marks a failure as looked at: the caller it was for may have gone."""
     if not task.cancelled():
         task.exception()
-
-
-def _teacher_side(tokenizer: TeacherTokenizer) -> Vocabulary | None:
-    try:
-        found = read_vocabulary(tokenizer.file)
-    except ConfigurationError as error:
-        log.info("other tokenizers cannot be realigned to this teacher's: %s", error.what)
-        return None
-    # What the model's files call end or beginning, where the spelling does not tell.
-    named = {
-        token: role
-        for role, token in tokenizer.named_specials.items()
-        if found.roles.get(token) is SpecialRole.OTHER
-    }
-    return replace(found, roles={**found.roles, **named})
-
-
-def _parse(file: bytes, roles: Roles) -> Vocabulary:
-    """Raises InvalidRequestError for whatever is wrong with the file."""
-    try:
-        return read_vocabulary(file, roles)
-    except ConfigurationError as error:
-        raise InvalidRequestError(
-            error.what, where=error.where, fix=error.fix, reason="TOKENIZER_REFUSED"
-        ) from error
-    except BaseException as error:
-        # What the tokenizers library does with a file it should have refused.
-        if type(error).__name__ != "PanicException" and not isinstance(error, RecursionError):
-            raise
-        raise refuse(
-            "the tokenizer cannot be read: it makes the tokenizers library fail",
-            "tokenizer.json",
-            "give the file as the tokenizers library itself writes it",
-            "TOKENIZER_REFUSED",
-        ) from None
-
-
-def _merged(known: Entry, roles: Roles, run: str) -> Entry:
-    """The known entry with what this run says of its special ids.
-
-    Raises:
-        InvalidRequestError: the special ids are not the same, or too many runs differ.
-    """
-    if set(known.roles) != set(roles):
-        raise refuse(
-            "a tokenizer of the same content is known with other special tokens: "
-            f"{sorted(set(known.roles) ^ set(roles))[:8]}",
-            "tokenizer.json",
-            "send the file with the flags of its added tokens as they were published",
-            "TOKENIZER_CONTRADICTS",
-        )
-    own = {name: given for name, given in known.own_roles.items() if name != run}
-    if roles != known.roles:
-        own[run] = roles
-    if len(own) > MAX_OWN_ROLES:
-        raise refuse(
-            f"{MAX_OWN_ROLES} runs have given its special ids other roles already",
-            "header.special_tokens",
-            "register the roles that most runs have",
-            "LIMIT_EXCEEDED",
-        )
-    return replace(known, own_roles=own)

@@ -16,7 +16,7 @@ from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.types import ScoreRequest, TokenPrompt
 
 from teacher_server import cli
-from teacher_server.commands.serve import prepare_ready_file
+from teacher_server.commands.ready_file import prepare_ready_file
 from tests.server.dying_server import FATAL_TOP_K
 from tests.server.processes import LONG, ROOT, Program, run, serving
 from tests.server.running import continuation, ids

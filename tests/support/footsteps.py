@@ -12,38 +12,49 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 
-@dataclass(frozen=True)
+@dataclass
 class Way:
     """The calls of one request, in order.
 
     Attributes:
-        calls: (place, function); a place is a file, relative to the package, or the
-            name of a closed room.
+        calls: (place, code); a place is a file, relative to the package, or the name of
+            a closed room.
     """
 
-    calls: tuple[tuple[str, str], ...]
+    calls: list[tuple[str, CodeType]] = field(default_factory=list)
 
     @property
     def stops(self) -> list[str]:
         """The places in order, each as often as it is come to."""
-        places = [place for place, _ in self.calls]
-        return [
-            place for place, last in zip(places, [None, *places], strict=False) if place != last
-        ]
+        found: list[str] = []
+        for place, _ in self.calls:
+            if found[-1:] != [place]:
+                found.append(place)
+        return found
 
     @property
     def returns(self) -> int:
         return len(self.stops) - len(set(self.stops))
 
+    @property
+    def parameters(self) -> dict[str, int]:
+        """Function -> how many parameters it takes, without ``self``."""
+        found = {}
+        for place, code in self.calls:
+            count = code.co_argcount + code.co_kwonlyargcount
+            own = code.co_varnames[:1] in (("self",), ("cls",))
+            found[f"{place}: {code.co_qualname}"] = count - own
+        return found
+
 
 class Footsteps:
-    """Records calls of functions of one package, in this thread and in those that were
+    """Records calls of a package's functions, in this thread and in those that were
     started while it was ``installed``.
 
     Args:
@@ -54,10 +65,9 @@ class Footsteps:
     def __init__(self, package: Path, closed: Mapping[str, Sequence[str]]) -> None:
         self._root = f"{package}/"
         self._closed = closed
-        self._calls: list[tuple[str, str]] = []
-        # Holding the frames keeps each a new one: a coroutine that is resumed is no new call.
+        self._way: Way | None = None
+        # Frames are held, so that each stays itself: a coroutine that is resumed is no new call.
         self._seen: set[FrameType] = set()
-        self._following = False
 
     @contextmanager
     def installed(self) -> Iterator[None]:
@@ -68,35 +78,34 @@ class Footsteps:
             threading.setprofile(None)
 
     @contextmanager
-    def following(self) -> Iterator[list[Way]]:
-        """Records what is called inside; the one way is there at the end."""
-        found: list[Way] = []
-        self._calls, self._seen, self._following = [], set(), True
+    def following(self) -> Iterator[Way]:
+        """Records what is called inside."""
+        self._way = Way()
         sys.setprofile(self._profile)
         try:
-            yield found
+            yield self._way
         finally:
             sys.setprofile(None)
-            self._following = False
-            found.append(Way(tuple(self._calls)))
+            self._way = None
             self._seen.clear()
 
     def _profile(self, frame: FrameType, event: str, argument: Any) -> None:
-        if not self._following or event != "call" or frame in self._seen:
+        way = self._way
+        if way is None or event != "call" or frame in self._seen:
             return
         place = self._place(frame)
         if place is None:
             return
         self._seen.add(frame)
         if place not in self._closed or self._caller(frame) not in (None, place):
-            self._calls.append((place, frame.f_code.co_qualname))
+            way.calls.append((place, frame.f_code))
 
     def _caller(self, frame: FrameType) -> str | None:
-        """The place of the nearest caller in the package; None when a thread begins here."""
+        """The place of the nearest caller in the package; None where a thread begins."""
         back = frame.f_back
-        while back is not None and (place := self._place(back)) is None:
+        while back is not None and self._place(back) is None:
             back = back.f_back
-        return None if back is None else place
+        return None if back is None else self._place(back)
 
     def _place(self, frame: FrameType) -> str | None:
         file = frame.f_code.co_filename
