@@ -39,7 +39,7 @@ class EngineSettings(Settings):
     name: Literal["transformers", "vllm"] = "transformers"
     device: str = "auto"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # Equal requests give equal bytes, whatever the neighbours.
+    # Equal requests give equal bytes, whatever else is computed with them.
     deterministic: bool = False
     # Tokens of one forward pass.
     max_batch_tokens: int = Field(default=8192, ge=1)
@@ -125,7 +125,7 @@ class TokenizerSettings(Settings):
 
     # Where registered tokenizers and the tables of pairs are kept; None: in memory only.
     folder: Path | None = None
-    # Tokenizers kept; those used least recently go first.
+    # Tokenizers kept; the least recently used are removed first.
     max_count: int = Field(default=64, ge=1)
     max_bytes: int = Field(default=1024 * MIB, ge=1)
     # Pairs of a student's and a teacher's tokenizer in memory.
@@ -147,9 +147,9 @@ class TokenizerSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What one run may take; credentials that name the run go before these."""
+    """What one run is entitled to, unless credentials name the run."""
 
-    # Its share beside runs that ask at the same time.
+    # Its share beside other runs that ask at the same time.
     weight: float = Field(default=1.0, ge=0.001, le=1000.0)
     # Higher ones go first (docs/service.md).
     priority: int = Field(default=0, ge=-10, le=10)
@@ -193,7 +193,7 @@ class AccessSettings(Settings):
 
 
 class ServeConfig(Settings):
-    """Everything ``teacher-server serve`` can be told."""
+    """All settings of ``teacher-server serve``."""
 
     teachers: dict[Name, TeacherSettings] = Field(default_factory=dict)
     engine: EngineSettings = EngineSettings()
@@ -207,9 +207,9 @@ class ServeConfig(Settings):
     access: AccessSettings = AccessSettings()
     # Written when the server is ready: JSON with pid, addresses and teachers.
     ready_file: Path | None = None
-    # How long work in progress may go on after SIGTERM or SIGINT.
+    # How long work in progress may take after SIGTERM or SIGINT.
     drain_seconds: float = Field(default=30.0, ge=0)
-    # Longest time of an HTTP request that names none itself.
+    # Longest time of an HTTP request that sets none itself.
     http_timeout_seconds: float = Field(default=120.0, gt=0)
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     limits: LimitSettings = LimitSettings()

@@ -1,6 +1,6 @@
 """Failures that are no ``Exception``: a panic of native code is a ``BaseException``.
 
-A future or a thread that expected an ``Exception`` only would never be settled by one.
+A future that only expects an ``Exception`` would never be settled by one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import asyncio
 class NativeFailureError(RuntimeError):
     """A failure that was no ``Exception``.
 
-    It names the kind only: the text of a panic may quote what a caller sent.
+    It names only the kind: the text of a panic may quote what a caller sent.
     """
 
 
 def is_ending(error: BaseException) -> bool:
-    """Whether it ends a task or the program, and so tells of no failure."""
+    """Whether it ends a task or the program, and is no failure."""
     return isinstance(
         error, asyncio.CancelledError | GeneratorExit | KeyboardInterrupt | SystemExit
     )

@@ -1,8 +1,8 @@
 """Threads for what a request makes the server compute outside of its engine.
 
-Reading a body, rendering a conversation, tokenizing and writing a reply take seconds
-for a large request. None of it is done on the event loop, and a large piece of work
-never stands before a small one.
+Reading a body, rendering a conversation, tokenizing and writing a reply take seconds for
+a large request. None of it is done on the event loop, and a small piece of work never
+waits for a large one.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ HEAVY_THREADS = 2
 # Of an integer in a body; reading one takes the square of its digits. The least that
 # Python lets one set.
 INTEGER_DIGITS = 640
-# After so many seconds a thread that computes in Python lets another one go on. An
-# engine's forward asks for its turn some hundred times.
+# After so many seconds a thread that computes in Python lets another one run. A forward of
+# an engine waits for its turn some hundred times.
 SWITCH_SECONDS = 0.0005
 
 
 def share_the_interpreter() -> None:
-    """Settings of the process: threads take short turns, none is kept for long by one
-    number, and the tokenizers library works in the thread that calls it and not in a pool
-    where small texts wait for large ones."""
+    """Settings of the process: threads take short turns, reading one number cannot hold the
+    interpreter for long, and the tokenizers library works in the thread that calls it, not
+    in a pool where small texts wait for large ones."""
     sys.setswitchinterval(SWITCH_SECONDS)
     sys.set_int_max_str_digits(INTEGER_DIGITS)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
 def let_waiting_threads_sleep() -> None:
-    """Torch's threads wait for each other asleep and not spinning. Beside tokenizing threads
-    on few cores those that spin take the core of the one they wait for: a forward of
-    milliseconds becomes one of a second. Read when torch is imported."""
+    """Torch's threads sleep while they wait for each other; they do not spin. On few cores
+    that tokenizing threads share, a spinning thread takes the core of the one it waits for,
+    and a forward of milliseconds takes a second. Read when torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
@@ -138,7 +138,7 @@ class Lanes:
     def _leave(self, owner: str) -> None:
         self._working.discard(owner)
         if owner in self._waiting:
-            self._waiting.move_to_end(owner)  # behind the owners that waited meanwhile
+            self._waiting.move_to_end(owner)  # after the owners that waited meanwhile
         for other in list(self._waiting):
             if len(self._working) == HEAVY_THREADS:
                 return

@@ -1,4 +1,4 @@
-"""Addresses: which may be bound, and how a failure to bind is told."""
+"""Addresses: which may be bound, how they are bound, and the errors when they cannot be."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from teacher_proto.errors import ConfigurationError
 def check_exposure(
     host: str, *, credentials: bool, encrypted: bool, insecure_plaintext: bool
 ) -> None:
-    """Refuses a host beyond loopback without credentials and TLS, unless that is asked for.
+    """Refuses a host beyond loopback without credentials and TLS, unless that is allowed.
 
     Raises:
         ConfigurationError: anybody who reaches the port could use the teacher, or

@@ -1,1 +1,1 @@
-"""Who may call, told the same way for both wires (docs/access.md)."""
+"""Who may call, decided in the same way for both wires (docs/access.md)."""

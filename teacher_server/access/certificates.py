@@ -27,10 +27,10 @@ class Material:
 
 
 class Certificates:
-    """Files looked at before every handshake; any thread may ask.
+    """Looks at the files before every handshake; any thread may ask.
 
-    Files that cannot be taken are an error in the log, once, and new connections
-    go on with what was in force.
+    Files that cannot be used are an error in the log, once, and new connections keep
+    using what was in force.
     """
 
     def __init__(self, cert: Path, key: Path, client_ca: Path | None) -> None:

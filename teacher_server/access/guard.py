@@ -1,4 +1,4 @@
-"""The door of both wires: lets a caller in or not, and records how the call ended."""
+"""The guard of both wires: admits callers, and records how their calls ended."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Caller:
 
 @dataclass(frozen=True)
 class Guard:
-    """What stands at the door. Without credentials everybody may enter."""
+    """Admits callers and records their calls. Without credentials everybody is admitted."""
 
     credentials: CredentialStore | None = None
     certificates: Certificates | None = None

@@ -1,6 +1,6 @@
 """The rules of access, pure: who a caller is, and what a principal may do.
 
-Both wires come here for every call; nothing else decides.
+Both wires ask these rules for every call; nothing else decides.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def authenticate(
         certificate_names: of its verified client certificate; empty without one.
 
     Raises:
-        UnauthenticatedError: nothing shown, or nothing that is in force.
+        UnauthenticatedError: no credentials are shown, or none that are in force.
     """
     certified = _certified(credentials, certificate_names)
     if not authorization:
@@ -148,7 +148,7 @@ def run_of(principal: Principal | None, asked: str, where: str = "run") -> str:
 def policy_of(
     principal: Principal | None, run: str, configured: Mapping[str, RunPolicy]
 ) -> RunPolicy:
-    """The credential's own; without credentials what the settings say of the run, if they do."""
+    """The credentials' own; without credentials that of the settings, or the default."""
     if principal is not None:
         return principal.policy
     return configured.get(run) or RunPolicy(run)
@@ -163,7 +163,7 @@ def _bearer(authorization: Sequence[str]) -> str:
 
 
 def _holder(credentials: Credentials, token: str) -> Token | None:
-    """Compares with every token, in a time that tells nothing about any of them."""
+    """Compares with every token, in a time that reveals nothing about any of them."""
     digest = token_digest(token)
     found = None
     for entry in credentials.tokens:

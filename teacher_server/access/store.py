@@ -20,8 +20,8 @@ TEXT = "access.credentials"
 class CredentialStore:
     """Credentials from a file, from a text of the environment, or both.
 
-    A changed file is taken at the next call. One that cannot be taken is an error
-    in the log, once, and what was in force stays in force.
+    A changed file is read at the next call. One that cannot be used is an error in the
+    log, once, and what was in force stays in force.
     """
 
     def __init__(self, file: Path | None, text: str | None, *, certificates: bool) -> None:

@@ -1,4 +1,4 @@
-"""What ``top`` and ``probe`` show of themselves to a server, as arguments."""
+"""Arguments by which ``top`` and ``probe`` identify themselves to a server."""
 
 from __future__ import annotations
 

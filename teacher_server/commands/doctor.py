@@ -1,7 +1,7 @@
-"""``teacher-server doctor``: what ``serve`` with the same settings needs, checked one by one.
+"""``teacher-server doctor``: checks one by one what ``serve`` with the same settings needs.
 
-Nothing is served: the ports are bound for a moment, the models are loaded and
-score a few tokens twice.
+Nothing is served: the ports are bound for a moment, and the models are loaded and score a
+few tokens twice.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run_checks(settings: Callable[[], ServeConfig], *, load: bool) -> Checks:
 
 
 def check_clock(config: ServeConfig) -> str:
-    """A clock behind the files it reads makes tokens and certificates valid at the wrong time."""
+    """With a clock that is slow, tokens and certificates are valid at the wrong time."""
     now = time.time()
     folders = [Path(t.model) for t in config.teachers.values() if Path(t.model).is_dir()]
     files = [Path(__file__), *(file for folder in folders for file in folder.iterdir())]
@@ -88,7 +88,7 @@ def check_clock(config: ServeConfig) -> str:
 
 
 def check_credentials(config: ServeConfig) -> str:
-    """That the files of credentials and certificates can be used, and suffice for the host."""
+    """Credentials and certificates can be used, and suffice for the host."""
     from teacher_server.access.guard import make_guard
     from teacher_server.listen import check_exposure
 
@@ -166,7 +166,7 @@ def _check_teacher(
 
 @dataclass(frozen=True)
 class Loaded:
-    """What a loaded teacher says of itself, and how far apart its repeated scores lie, nats."""
+    """A loaded teacher, and how far apart its repeated scores lie, nats."""
 
     vocabulary_size: int
     max_length: int

@@ -48,7 +48,7 @@ async def check_serving(
 
     Raises:
         TeacherUnavailableError: it does not answer within ``timeout`` seconds, or
-            says that it is not serving.
+            answers that it is not serving.
     """
     import grpc
     from grpc_health.v1 import health_pb2, health_pb2_grpc

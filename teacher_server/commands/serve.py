@@ -1,4 +1,4 @@
-"""The program behind ``teacher-server serve``: two servers over one set of engines.
+"""``teacher-server serve``: a gRPC and an HTTP server over one set of engines.
 
 Both servers listen before the models load, so that liveness and readiness can be
 asked from the start. The first of these to happen ends the run:
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 
 def serve(config: ServeConfig) -> int:
-    """Runs the server until it is told to stop; returns the exit code."""
+    """Runs the server until it is stopped; returns the exit code."""
     check_exposure(
         config.host,
         credentials=config.access.configured,

@@ -1,4 +1,4 @@
-"""``teacher-server top``: runs, queue and tokens/s of a running server, from its /metrics."""
+"""``teacher-server top``: runs, queue and tokens/s of a running server, read from /metrics."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def _not_there(url: str, why: str) -> TeacherUnavailableError:
 
 
 def view_between(before: Samples, after: Samples, seconds: float) -> View:
-    """What the difference of two polls says."""
+    """The view of the time between two polls."""
 
     def rate(name: str, **labels: str) -> float:
         """Growth per second, summed over the labels left open."""
@@ -240,13 +240,13 @@ def tables(view: View) -> Group:
     )
     for t in view.teachers:
         fill = "-" if t.batch_fill is None else f"{t.batch_fill:.0%}"
-        figures = (
+        queue = (
             f"{t.queue_tokens:.0f}",
             f"{t.queue_age_seconds:.1f}",
             f"{t.inflight_tokens:.0f}",
         )
         teachers.add_row(
-            Text(t.teacher), f"{t.tokens_per_second:.0f}", f"{t.engine_share:.0%}", fill, *figures
+            Text(t.teacher), f"{t.tokens_per_second:.0f}", f"{t.engine_share:.0%}", fill, *queue
         )
     runs = _table("run", "tokens/s", "tokens", "queued", "oldest s", "rejections/s")
     for r in sorted(view.runs, key=lambda r: -r.tokens_per_second):

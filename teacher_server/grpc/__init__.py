@@ -1,1 +1,1 @@
-"""The gRPC side: thin handlers over ``teacher_server.scoring.service``."""
+"""The gRPC wire: thin handlers over ``teacher_server.scoring.service``."""

@@ -1,4 +1,4 @@
-"""What the bytes of a gRPC request may hold before they are parsed."""
+"""How many parts a gRPC request may have, counted in its bytes before they are parsed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""The HTTP side: thin handlers over ``teacher_server.scoring.service``."""
+"""The HTTP wire: thin handlers over ``teacher_server.scoring.service``."""

@@ -1,4 +1,4 @@
-"""Lets HTTP calls in: every path but two needs credentials where there are any."""
+"""Who may make an HTTP call: where there are credentials, all paths but two need them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CALLER = "lsm.caller"
 
 
 class AccessMiddleware:
-    """Outside of routing, so that unknown paths and methods are no exception."""
+    """Stands outside the routes, so that unknown paths and methods need credentials too."""
 
     def __init__(self, app: ASGIApp, guard: Guard, paths: Sequence[str]) -> None:
         self._app = app
@@ -55,7 +55,7 @@ class AccessMiddleware:
 
 
 class _Recording:
-    """Passes a response on once its audit line is written; else a refusal instead."""
+    """Sends a response once its audit line is written; a refusal when it cannot be."""
 
     def __init__(
         self, guard: Guard, caller: Caller, scope: Scope, receive: Receive, send: Send

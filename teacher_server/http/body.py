@@ -17,10 +17,10 @@ from teacher_server.http.models import ScoreBody
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_bytes
 
-# Of one body: a parser makes an object of two bytes, and keeps the interpreter meanwhile.
-# The values are those of 131,072 ids: a neighbour waits for each piece of their reading.
+# Of one body. A parser makes an object out of two bytes and holds the interpreter while it
+# does; as many values as 131,072 ids have are the most that neighbours can wait for.
 MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**17 + 2**13)
-# Beyond these the errors of a body are not written out one by one.
+# With more errors than these in a body none of them is written out.
 MAX_ERRORS = 1000
 
 

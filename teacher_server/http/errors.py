@@ -37,8 +37,8 @@ BY_CLASS: tuple[tuple[type[LsmError], int], ...] = (
     (TeacherUnavailableError, 503),
     (DeadlineError, 504),
 )
-# Given before the whole body was read: the connection is closed, so that what a
-# client goes on sending is not read either.
+# Answered before the whole body was read: the connection is closed, so that the rest of
+# the body is not read either.
 CLOSING = {401, 403, 404, 405, 413, 415, 503, 504}
 FRAMEWORK_FIX = "GET /docs lists the routes and their methods"
 

@@ -30,7 +30,7 @@ def to_json(value: Any) -> bytes:
 def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TextTokenizer) -> bytes:
     """The reply in the form of ``models.ScoreReplyBody``.
 
-    It is written row by row: the interpreter is not left while one document is.
+    It is written row by row, since other threads wait while one document is written.
     """
     texts = _Texts(tokenizer)
     identity = dataclasses.asdict(reply.identity)

@@ -33,7 +33,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
         412: "Tokenizer or identity do not match.",
         413: "The body is too large.",
         415: "The body is not declared as JSON.",
-        429: "Overload; Retry-After says when to come back.",
+        429: "Overload; Retry-After is the time to wait.",
         500: "The server failed.",
         503: "Not ready.",
         504: "The time given was not enough.",

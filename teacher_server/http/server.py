@@ -25,7 +25,7 @@ class _Server(uvicorn.Server):
 
 
 class _Protocol(H11Protocol):
-    """Tells the application the names in the connection's client certificate."""
+    """Hands the names in a connection's client certificate to the application."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -55,7 +55,7 @@ class HttpServer:
             ssl_context_factory=(
                 None if certificates is None else lambda *_: certificates.http_context()
             ),
-            # What a client says of where it came from is not believed.
+            # A client's own claim of its address is not believed.
             proxy_headers=False,
             server_header=False,
             timeout_keep_alive=KEEP_ALIVE_SECONDS,

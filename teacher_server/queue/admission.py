@@ -1,7 +1,7 @@
-"""Admission by tokens: what may enter an engine, what waits, what is refused.
+"""Admission by tokens: what may enter an engine, what waits, and what is refused.
 
-``AdmissionQueue`` is the pure core: no clock of its own, no tasks, no locks. Who
-is next is the ``scheduler``'s to say. ``Admission`` is the asyncio shell around it.
+``AdmissionQueue`` is the pure core, without a clock, tasks or locks; the ``scheduler``
+decides who is next. ``Admission`` runs it on an event loop.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.quota import Quotas
 from teacher_server.queue.scheduler import Scheduler, Ticket
 
-# What a refused caller is told before any throughput was measured, and the
-# bounds of every hint, seconds.
+# When a refused caller should come back, seconds: before any throughput was measured, and
+# the bounds of every hint.
 FIRST_HINT = 1.0
 MIN_HINT = 0.1
 MAX_HINT = 60.0
-# Multiples of it, modulo 1, are spread evenly however many there are.
+# Multiples of it, modulo 1, are spread evenly, however many there are.
 GOLDEN = 0.6180339887498949
 
 
 class Throughput:
-    """Tokens per second while the engine is busy, forgetting what is long past."""
+    """Tokens per second while the engine is busy; what is long past counts less and less."""
 
     def __init__(self, window: float = 30.0) -> None:
         self._window = window
@@ -55,10 +55,10 @@ class Throughput:
 class AdmissionQueue:
     """A token-bounded queue in front of a token-bounded engine.
 
-    At most ``max_inflight_tokens`` are admitted at once, except that one ticket
-    larger than that is admitted when nothing else is in flight. At most
-    ``max_queue_tokens`` wait, and a run that waits already may not take more of
-    them than it leaves free: however much some runs send, another finds room.
+    At most ``max_inflight_tokens`` are in flight at once; a larger ticket is admitted when
+    nothing else is in flight. At most ``max_queue_tokens`` wait. A run that already waits
+    may take no more of them than it leaves free, so that another run finds room however
+    much the first ones send.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class AdmissionQueue:
             self._waiting.remove(ticket)
 
     def advance(self, now: float) -> tuple[list[Ticket], list[Ticket]]:
-        """(admitted, expired): moves what fits into flight and drops what came too late."""
+        """(admitted, expired): admits what fits and drops what has passed its deadline."""
         admitted: list[Ticket] = []
         expired = self._waiting.expire(now)
         while (ticket := self._waiting.next()) is not None and self._fits(ticket.tokens):
@@ -164,12 +164,12 @@ class AdmissionQueue:
         )
 
     def _hint(self, policy: RunPolicy, missing: int, own: int) -> float:
-        """Seconds until ``missing`` has shrunk to nothing when nobody else comes.
+        """Seconds until ``missing`` tokens fit, if nobody else comes.
 
-        It shrinks with the queue, and once more with the run's own part of it. Those
-        of one run who are refused one after the other are spread over the time in
-        which what the run has waiting is served: they do not all come back at once,
-        and the run does not run dry.
+        Room grows as the queue is served, and a second time as the run's own part of it
+        is. Callers of one run that are refused one after the other are spread over the
+        time in which the run's waiting tokens are served: they do not all come back at
+        once, and the run never lacks work.
         """
         rate = self.throughput.rate()
         if rate is None:
@@ -197,9 +197,9 @@ class Admission:
 
     @asynccontextmanager
     async def slot(self, ticket: Ticket) -> AsyncIterator[float]:
-        """Waits for room in the engine and gives the seconds waited.
+        """Waits for room in the engine and yields the seconds waited.
 
-        Cancelling the waiter frees its place, queued or in flight.
+        Cancelling the caller frees its place, in the queue or in flight.
 
         Raises:
             OverloadedError, InvalidRequestError: see ``AdmissionQueue.check``.

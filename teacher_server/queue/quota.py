@@ -9,7 +9,7 @@ from teacher_proto.errors import InvalidRequestError, OverloadedError
 from teacher_server.queue.policy import RunPolicy
 
 MINUTE = 60.0
-# Full buckets are forgotten when there are this many and twice what was left last time.
+# Full buckets are forgotten once there are this many, and twice what was left last time.
 SPARE = 64
 
 
@@ -31,10 +31,10 @@ class _Bucket:
 class Quotas:
     """What each run has left of its ``tokens_per_minute``.
 
-    A bucket holds one minute's worth and starts full: over any t seconds at most
-    ``tokens_per_minute * (1 + t / 60)`` tokens are taken. A request counts when it
-    is taken in, whether or not it is computed in the end; a refused one does not
-    count. Times are seconds of a monotonic clock.
+    A bucket holds the tokens of one minute and starts full: over any t seconds at most
+    ``tokens_per_minute * (1 + t / 60)`` tokens are taken. A request counts when it is
+    accepted, whether or not it is computed in the end; a refused one does not count.
+    Times are seconds of a monotonic clock.
     """
 
     def __init__(self) -> None:
@@ -45,8 +45,8 @@ class Quotas:
         """Passes when ``take`` may follow.
 
         Raises:
-            OverloadedError: not now; ``retry_after`` is when the run's bucket has them.
-            InvalidRequestError: more than a minute's worth at once, which never is there.
+            OverloadedError: not now; ``retry_after`` is when the run's bucket has enough.
+            InvalidRequestError: more at once than a minute's quota, which no bucket holds.
         """
         quota = policy.tokens_per_minute
         if quota is None:

@@ -1,20 +1,20 @@
 """Whose turn it is: fair shares of tokens between runs, pure and deterministic.
 
-``Scheduler`` holds the tickets that wait and says which one is next. It has no
-clock, no tasks and no locks; every operation takes O(log n).
+``Scheduler`` holds the tickets that wait and decides which one is next. It has no clock,
+tasks or locks; every operation takes O(log n).
 
 Within a *level* (a priority), runs share by weight. The order is worst-case fair
 weighted fair queueing with the virtual time of WF2Q+ (Bennett and Zhang, 1997),
 counted in tokens. With w the weights of the runs that wait, a level's virtual
-time V grows by tokens / sum(w) with every ticket it gives out. A run's first
-ticket starts at S = max(V, end of the run's ticket before it) and ends at
-F = S + tokens / weight. Among the runs with S <= V, which are those that had no
-more than their share, the smallest F is next. While a run waits, what it was
-given differs from its weighted share by less than one ticket, more or less. A
-run that comes back after a pause starts at V: pauses earn nothing.
+time V grows by tokens / sum(w) with every ticket that is admitted. A run's first
+ticket starts at S = max(V, end of the run's previous ticket) and ends at
+F = S + tokens / weight. Of the runs with S <= V, which are those that had no more
+than their share, the one with the smallest F is next. While a run waits, the tokens
+it was given differ from its weighted share by about one ticket at most. A run that
+comes back after a pause starts at V: pauses earn nothing.
 
-Between levels the higher one goes first, except that of the tokens given out
-while lower levels wait, ``LOWER_SHARE`` are owed to those, so that none starves.
+Higher priorities go first. While lower ones wait, ``LOWER_SHARE`` of the admitted
+tokens is reserved for them, split evenly, so that nobody starves.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from teacher_server.queue.heap import SPARE, Heap
 from teacher_server.queue.policy import RunPolicy
 
-# Of the tokens given out while lower levels wait, as much is owed to them together.
+# Of the tokens admitted while lower levels wait, the part that is reserved for them together.
 LOWER_SHARE = 0.05
 
 
@@ -49,7 +49,14 @@ class Deadline:
 
 @dataclass(eq=False)
 class Ticket:
-    """One piece of work: what it costs, whose it is, until when it is wanted."""
+    """One piece of work that asks to be admitted.
+
+    Attributes:
+        tokens: what it costs.
+        policy: of the run it belongs to.
+        deadline: until when it is wanted.
+        arrived: when it was offered, seconds of the queue's clock.
+    """
 
     tokens: int
     policy: RunPolicy
@@ -72,7 +79,7 @@ class _Run:
 
 
 class _Level:
-    """The runs of one priority. ``owed``: tokens that higher levels have to leave to it."""
+    """The runs of one priority. ``owed``: tokens that are reserved for it and not admitted yet."""
 
     def __init__(self) -> None:
         self.owed = 0.0
@@ -98,7 +105,7 @@ class _Level:
             self._later.set(run, run.start)
 
     def next(self) -> Ticket:
-        """The ticket to give out; some ticket waits."""
+        """The ticket to admit; some ticket has to wait."""
         return self._choose().first
 
     def give(self) -> Ticket:
@@ -115,7 +122,7 @@ class _Level:
         self._take_out(self._runs[ticket.policy.run], ticket)
 
     def share(self, policy: RunPolicy) -> float:
-        """The part of the level's tokens that a run of this policy gets when it waits."""
+        """The part of the level's tokens that a run of this policy gets while it waits."""
         run = self._runs.get(policy.run)
         others = self._weights - (run.weight if run is not None and run.waiting else 0.0)
         return policy.weight / (policy.weight + max(0.0, others))
@@ -185,7 +192,7 @@ class Scheduler:
         return self._run_tokens.get(run, 0)
 
     def add(self, ticket: Ticket) -> None:
-        """Takes a ticket in; tickets of one run and priority keep their order."""
+        """Adds a ticket; tickets of one run and priority keep their order."""
         level = self._levels.get(ticket.policy.priority)
         if level is None:
             level = self._levels[ticket.policy.priority] = _Level()
@@ -201,7 +208,7 @@ class Scheduler:
         return self._levels[self._choose()].next() if self._levels else None
 
     def give(self) -> Ticket:
-        """Removes ``next`` from those that wait and counts it as given out."""
+        """Removes and returns ``next``, and counts it as admitted."""
         priority = self._choose()
         level = self._levels[priority]
         ticket = level.give()
@@ -214,7 +221,7 @@ class Scheduler:
         return ticket
 
     def remove(self, ticket: Ticket) -> None:
-        """The ticket waits no longer and was never given out."""
+        """The ticket waits no longer and was never admitted."""
         level = self._levels[ticket.policy.priority]
         level.remove(ticket)
         self._forget(ticket, level)
@@ -232,7 +239,7 @@ class Scheduler:
         return expired
 
     def share(self, policy: RunPolicy) -> float:
-        """Of the tokens given out from now on, the part that this run gets when it waits."""
+        """Of the tokens admitted from now on, the part that this run gets while it waits."""
         level = self._levels.get(policy.priority)
         part = 1.0 if level is None else level.share(policy)
         if any(priority > policy.priority for priority in self._levels):
@@ -241,7 +248,7 @@ class Scheduler:
         return part * (1 - LOWER_SHARE if len(self._levels) > (level is not None) else 1.0)
 
     def _choose(self) -> int:
-        """The level that is next: one that is owed its ticket, else the highest."""
+        """The level that is next: one whose reserved tokens suffice, else the highest."""
         highest = max(self._levels)
         owed = [
             (level.owed, priority)

@@ -1,4 +1,4 @@
-"""The errors that refuse a request: what is wrong, where, and what mends it.
+"""The errors that refuse a request: what is wrong, where, and how to fix it.
 
 Field paths are those of ``teacher_proto/v1/score.proto``.
 """

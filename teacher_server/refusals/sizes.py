@@ -1,4 +1,4 @@
-"""Refusals of what is too large: requests, replies, sequences, teachers' rows."""
+"""Checks of sizes: requests, replies, sequences, teachers' rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from teacher_server.refusals.facts import TeacherFacts
 # log-probability, tail, bitmaps) and per continuation (shapes, tags).
 ROW_BYTES = 16
 CONTINUATION_BYTES = 256
-# What the teacher's rows may take, of which a realigned reply holds a part.
+# Times the limit of a reply: what the teacher's rows may take, of which a realigned reply
+# keeps a part.
 ROWS_PER_REPLY = 4
 
 
@@ -26,7 +27,7 @@ def check_sizes(
     bytes_per_entry: int,
     lengths: Sequence[int] | None = None,
 ) -> None:
-    """What can only be told once the prompt's length on the teacher's side is known.
+    """Sizes that are known once the prompt's length on the teacher's side is.
 
     Args:
         prompt_tokens: length of the prompt the teacher reads.

@@ -72,7 +72,7 @@ def check_request(
     limits: ServerLimits,
     student: StudentFacts | None = None,
 ) -> None:
-    """Everything that can be told before the prompt is rendered.
+    """Checks everything that needs no rendered prompt.
 
     Args:
         student: what is known of the request's tokenizer when it is not the teacher's.
@@ -106,7 +106,7 @@ def check_request(
 
 
 def check_foreign_prompt(request: ScoreRequest) -> None:
-    """Ids of another tokenizer say nothing to the teacher: its prompt has to be text."""
+    """Ids of another tokenizer mean nothing to the teacher: its prompt has to be text."""
     prompt, where = request.prompt_to_read
     if isinstance(prompt, TokenPrompt):
         raise refuse(
@@ -119,8 +119,8 @@ def check_foreign_prompt(request: ScoreRequest) -> None:
 def in_student_ids(
     facts: TeacherFacts, student: StudentFacts, student_vocabulary_size: int | None
 ) -> TeacherFacts:
-    """The facts for a request whose ids are the student's: ids of its tokenizer, and those
-    of its logits beyond, which no token has."""
+    """The facts for a request whose ids are the student's: the ids of its tokenizer, and
+    those of its logits above them, which no token has."""
     size = max(student.vocabulary_size, student_vocabulary_size or 0)
     return replace(
         facts,

@@ -1,1 +1,1 @@
-"""The one path from a request to its scores, whichever wire it came by."""
+"""The path of a request to its scores, the same for both wires."""

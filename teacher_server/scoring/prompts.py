@@ -1,4 +1,4 @@
-"""Prompts as the teacher reads them: ids of its own vocabulary."""
+"""Prompts in text and chat messages become token ids of the teacher."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def encoded_prompt(
     """int32 [P]: text encoded, conversations rendered and encoded.
 
     Raises:
-        InvalidRequestError: the conversation cannot be rendered, or the text is too long,
-            told where it can be before it is rendered or encoded.
+        InvalidRequestError: the conversation cannot be rendered, or the text is too long;
+            where its bytes alone show that, before it is rendered or encoded.
     """
     match prompt:
         case TextPrompt(text):

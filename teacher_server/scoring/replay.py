@@ -1,8 +1,8 @@
-"""The same work is done once: replies are kept for a while and given again.
+"""Replies are kept for a while, so that a request that is sent again is not computed again.
 
-The key is (run, request id, digest of the body). Callers that arrive while the
-work runs join it. A failure is not kept. The window is bounded by entries, bytes
-and age.
+Requests are the same when run, request id and digest of the body are. Callers that
+arrive while the work is in progress join it. Failures are not kept. The window is bounded
+by the number of replies, their bytes and their age.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ Key = tuple[str, str, bytes]
 
 @dataclass(eq=False)
 class _Running:
-    """Work in progress and those who wait for it."""
+    """Work in progress, and how many callers wait for it."""
 
     deadline: Deadline
     reply: asyncio.Future[bytes]
@@ -39,7 +39,7 @@ class _Kept:
 
 @dataclass
 class ReplayWindow:
-    """Bounds: ``max_entries`` replies, ``max_bytes`` together, ``max_seconds`` old."""
+    """At most ``max_entries`` replies of ``max_bytes`` together, each ``max_seconds`` old."""
 
     max_entries: int
     max_bytes: int
@@ -58,8 +58,12 @@ class ReplayWindow:
     ) -> tuple[bytes, bool]:
         """(reply, replayed): the reply to ``key``, computed at most once at a time.
 
-        Work runs in a task of its own: it goes on while any caller waits, with the
-        latest of their deadlines, and is cancelled with the last of them.
+        The work runs in a task of its own. It continues as long as any caller waits for
+        it, has the latest of their deadlines, and is cancelled when the last of them leaves.
+
+        Args:
+            deadline: of this caller, ``time.monotonic``.
+            compute: the work; whatever it raises reaches every caller that waits.
         """
         self._forget_old()
         kept = self._kept.get(key)

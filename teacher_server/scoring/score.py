@@ -1,4 +1,4 @@
-"""The one path from a request to its scores, whatever wire it came by.
+"""The one path from a request to its scores, whichever wire it came by.
 
 request -> checks -> prompt -> queue and engine -> reply
 

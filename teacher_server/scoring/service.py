@@ -43,6 +43,12 @@ T = TypeVar("T")
 
 
 class TeacherService:
+    """Everything that both wires offer besides health and readiness.
+
+    Args:
+        policies: run -> its share, priority and quota, where no credentials name the run.
+    """
+
     def __init__(
         self,
         *,

@@ -1,9 +1,9 @@
-"""Logs of the server: one JSON object a line on stderr.
+"""Logs of the server: one JSON object per line on stderr.
 
-A request is one line at info; whatever else is logged while one is worked on carries
-its run and request id, and its trace id where there is a trace. Contents (token ids,
-text, messages) are never logged; run and request id only once they are known to be
-printable and short.
+A request is one line at info. Whatever else is logged while it is in progress carries its
+run and request id, and its trace id where there is a trace. Contents (token ids, text,
+messages) are never logged; run and request id only once they are known to be printable
+and short.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def bind(**names: str) -> None:
 
 
 def configure_logging(level: str) -> None:
-    """Sends this process's logs to stderr; libraries speak up from warning on."""
+    """Sends this process's logs to stderr; those of libraries from warning on."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()

@@ -31,7 +31,7 @@ def observed(metrics: Metrics, surface: str, method: str) -> Iterator[Observatio
 
     Outcomes: ok; refused (the request, the state or the load does not allow it);
     failed (the server's fault); cancelled (nobody waits for it any more). A failure
-    that is no ``Exception`` goes on as one.
+    that is no ``Exception`` is raised as one.
     """
     started = time.monotonic()
     seen = Observation()

@@ -1,1 +1,1 @@
-"""The teachers' tokenizers, the students' registered ones, and each pair of the two."""
+"""Students' tokenizers: registered, kept, and paired with the teachers'."""

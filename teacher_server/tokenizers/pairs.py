@@ -1,4 +1,4 @@
-"""Tokenizers of students: registered once, and how each relates to every teacher's.
+"""Students' tokenizers, each registered once, and the pairs they form with the teachers'.
 
 Files are parsed and tables built in one thread, one after the other. Each pair of
 tokenizers has a thread of its own for its rollouts: a ``Realigner`` serves one at once.
@@ -115,7 +115,10 @@ class StudentTokenizers:
     async def register(
         self, upload: TokenizerUpload, run: str, teachers: Iterable[Teacher]
     ) -> dict[str, Level]:
-        """Keeps the tokenizer and builds its tables for these teachers; level by teacher.
+        """Keeps the tokenizer and builds its tables for these teachers.
+
+        Returns:
+            Its level by the name of the teacher; teachers that it does not fit are left out.
 
         Raises:
             InvalidRequestError: the file is not the one named, broken, of a kind that
@@ -145,7 +148,7 @@ class StudentTokenizers:
         return levels
 
     async def pair(self, entry: Entry, run: str, teacher: Teacher) -> Pair:
-        """The pair of a registered tokenizer; built when neither memory nor disk has it.
+        """The pair of a registered tokenizer and a teacher's; built unless it is known already.
 
         Raises:
             ContractMismatchError: the tokenizer's file is gone.
@@ -155,7 +158,7 @@ class StudentTokenizers:
         key = (entry.tokenizer_hash, of_roles, teacher.tokenizer.hash)
         task = self._pairs.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
-            # A task of its own: what one caller gives up others may wait for.
+            # A task of its own: others may wait for it when one caller gives up.
             build = partial(self._build, entry, roles, teacher)
             task = self._pairs[key] = asyncio.create_task(self._thread.run(build))
             task.add_done_callback(_seen)
@@ -234,6 +237,6 @@ class StudentTokenizers:
 
 
 def _seen(task: asyncio.Task[Pair]) -> None:
-    """Marks a failure as looked at: the caller it was for may have gone."""
+    """Marks a failure as seen: the caller that it was for may have left."""
     if not task.cancelled():
         task.exception()

@@ -57,8 +57,8 @@ class Entry:
 
 
 class TokenizerStore:
-    """At most ``max_count`` tokenizers of ``max_bytes`` together; those used least
-    recently go first. ``put`` is called from one thread only, the rest from any.
+    """At most ``max_count`` tokenizers of ``max_bytes`` together; the least recently used
+    are removed first. ``put`` is called from one thread only, everything else from any.
 
     Args:
         folder: None keeps them in memory only.
@@ -105,7 +105,7 @@ class TokenizerStore:
         return None
 
     def put(self, entry: Entry, file: bytes) -> list[Entry]:
-        """Keeps an entry, new or changed; returns those that had to go for it."""
+        """Keeps an entry, new or changed; returns those that were removed to make room."""
         if self._folder is not None:
             _write(self._folder / entry.tokenizer_hash, entry, file)
         with self._lock:

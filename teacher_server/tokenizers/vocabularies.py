@@ -26,7 +26,7 @@ def teacher_vocabulary(tokenizer: TeacherTokenizer) -> Vocabulary | None:
     except ConfigurationError as error:
         log.info("other tokenizers cannot be realigned to this teacher's: %s", error.what)
         return None
-    # What the model's files call end or beginning, where the spelling does not tell.
+    # Ends and beginnings that the model's files name, where their spelling shows no role.
     named = {
         token: role
         for role, token in tokenizer.named_specials.items()
@@ -56,7 +56,7 @@ def student_vocabulary(file: bytes, roles: Roles) -> Vocabulary:
 
 
 def with_roles(known: Entry, roles: Roles, run: str) -> Entry:
-    """The known entry with what this run says of its special ids.
+    """The known entry with the roles that this run gives its special ids.
 
     Raises:
         InvalidRequestError: the special ids are not the same, or too many runs differ.
