@@ -227,9 +227,9 @@ async def test_a_run_is_charged_for_itself_alone(
     policies: list[RunPolicy] = []
     score = service_module.score
 
-    def noting(*arguments: Any, **named: Any) -> Any:
-        policies.append(named["policy"])
-        return score(*arguments, **named)
+    def noting(context: Any, *arguments: Any) -> Any:
+        policies.append(context.policy)
+        return score(context, *arguments)
 
     monkeypatch.setattr(service_module, "score", noting)
     for run, request_id in (("alice", "a"), ("", "b")):

@@ -44,12 +44,13 @@ class Way:
 
     @property
     def parameters(self) -> dict[str, int]:
-        """Function -> how many parameters it takes, without ``self``."""
+        """Function -> how many parameters it takes, without ``self``; of open rooms only."""
         found = {}
         for place, code in self.calls:
-            count = code.co_argcount + code.co_kwonlyargcount
-            own = code.co_varnames[:1] in (("self",), ("cls",))
-            found[f"{place}: {code.co_qualname}"] = count - own
+            if place.endswith(".py"):
+                count = code.co_argcount + code.co_kwonlyargcount
+                own = code.co_varnames[:1] in (("self",), ("cls",))
+                found[f"{place}: {code.co_qualname}"] = count - own
         return found
 
 
