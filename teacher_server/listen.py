@@ -68,7 +68,7 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
         ) from error
 
 
-def probe(host: str, port: int, setting: str) -> None:
+def check_free(host: str, port: int, setting: str) -> None:
     """Raises ConfigurationError when ``listen`` would; leaves nothing open."""
     listen(host, port, setting).close()
 

@@ -18,6 +18,9 @@ from teacher_server.config import ServeConfig
 
 log = logging.getLogger(__name__)
 
+# The method of a call that is none of the server's own, in the audit log.
+UNKNOWN = "(unknown)"
+
 
 @dataclass
 class Caller:

@@ -109,10 +109,10 @@ def check_credentials(config: ServeConfig) -> str:
 
 
 def check_ports(config: ServeConfig) -> str:
-    from teacher_server.listen import probe
+    from teacher_server.listen import check_free
 
     for setting in ("grpc_port", "http_port"):
-        probe(config.host, getattr(config, setting), setting)
+        check_free(config.host, getattr(config, setting), setting)
     return f"{config.grpc_port} (gRPC) and {config.http_port} (HTTP) are free on {config.host}"
 
 

@@ -159,7 +159,7 @@ class Server:
         # does, nothing is answered for a quarter of a second.
         gc.collect()
         gc.freeze()
-        self.service.serve(teachers, students)
+        self.service.become_ready(teachers, students)
         await grpc_server.serving()
         with ready_file(self._config.ready_file, self._ready_facts(teachers)):
             log.info("ready: %s", ", ".join(teachers.names))

@@ -14,15 +14,14 @@ from teacher_proto.client.credentials import AUTHORIZATION, RUN
 from teacher_proto.errors import LsmError, UnauthenticatedError
 from teacher_proto.status import DETAILS_KEY, to_rpc_status
 
-from teacher_server.access.guard import Caller, Guard
+from teacher_server.access.guard import UNKNOWN, Caller, Guard
 from teacher_server.access.rules import run_of
 from teacher_server.failures import as_exception, is_ending
 
 log = logging.getLogger(__name__)
 
 HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-PUBLIC = frozenset(f"/{HEALTH.full_name}/{name}" for name in HEALTH.methods_by_name)
-UNKNOWN = "(unknown)"
+PUBLIC_METHODS = frozenset(f"/{HEALTH.full_name}/{name}" for name in HEALTH.methods_by_name)
 # Who makes the call that the current task answers; a method without one cannot run.
 CALLER: ContextVar[Caller] = ContextVar("caller")
 
@@ -101,7 +100,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     ) -> RpcHandler | None:
         handler = await continuation(handler_call_details)
         method = handler_call_details.method
-        if method in PUBLIC:
+        if method in PUBLIC_METHODS:
             return handler
         metadata = list(handler_call_details.invocation_metadata or ())
         shown = [str(value) for key, value in metadata if key == AUTHORIZATION]

@@ -12,7 +12,7 @@ from teacher_proto.channel import MIB, server_options
 from teacher_server.access.guard import Guard
 from teacher_server.grpc.interceptors import AccessInterceptor, ErrorInterceptor
 from teacher_server.grpc.servicer import SERVICE, Servicer
-from teacher_server.listen import address, port_in_use, probe
+from teacher_server.listen import address, check_free, port_in_use
 from teacher_server.scoring.service import TeacherService
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -52,7 +52,7 @@ class GrpcServer:
         Raises:
             ConfigurationError: the address cannot be bound.
         """
-        probe(host, port, "grpc_port")
+        check_free(host, port, "grpc_port")
         await self._set_health(NOT_SERVING)
         try:
             bound = self._bind(address(host, port))

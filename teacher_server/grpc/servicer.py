@@ -32,7 +32,7 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class _ScoreCall:
+class _GrpcCall:
     def __init__(
         self, body: bytes, context: Context, limits: ServerLimits, bounds: WireBounds
     ) -> None:
@@ -83,7 +83,7 @@ class Servicer:
             )
 
     async def score(self, body: bytes, context: Context) -> bytes:
-        call = _ScoreCall(body, context, self._service.limits, self._bounds)
+        call = _GrpcCall(body, context, self._service.limits, self._bounds)
         return await self._service.score(call)
 
     async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:

@@ -10,15 +10,14 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from teacher_proto.errors import LsmError
 
-from teacher_server.access.guard import Caller, Guard
+from teacher_server.access.guard import UNKNOWN, Caller, Guard
 from teacher_server.http.errors import error_response, status_of
 
-PUBLIC = frozenset({"/livez", "/readyz"})
+PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-UNKNOWN = "(unknown)"
 # Where a connection's certificate names and a call's caller are in the scope.
-NAMES = "lsm.certificate_names"
-CALLER = "lsm.caller"
+NAMES_KEY = "lsm.certificate_names"
+CALLER_KEY = "lsm.caller"
 
 
 class AccessMiddleware:
@@ -31,20 +30,20 @@ class AccessMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"  # the server speaks no WebSocket and has no lifespan
-        if scope["path"] in PUBLIC:
+        if scope["path"] in PUBLIC_PATHS:
             await self._app(scope, receive, send)
             return
         caller = self._caller(scope)
         shown = [v.decode("latin-1") for k, v in scope["headers"] if k == b"authorization"]
         try:
-            self._guard.admit(caller, shown, scope.get(NAMES, ()))
+            self._guard.admit(caller, shown, scope.get(NAMES_KEY, ()))
         except LsmError as error:
             # A failure is in the server's log; who is not let in learns nothing of it.
             with contextlib.suppress(LsmError):
                 self._guard.record(caller, str(status_of(error)), error.reason)
             await error_response(error)(scope, receive, send)
             return
-        scope[CALLER] = caller
+        scope[CALLER_KEY] = caller
         await self._app(scope, receive, _Recording(self._guard, caller, scope, receive, send))
 
     def _caller(self, scope: Scope) -> Caller:
@@ -80,6 +79,6 @@ class _Recording:
 
 def caller_of(request: Request) -> Caller:
     """Who makes this call; raises KeyError for one that was not let in."""
-    caller: Any = request.scope[CALLER]
+    caller: Any = request.scope[CALLER_KEY]
     assert isinstance(caller, Caller)
     return caller

@@ -45,7 +45,7 @@ NO_ROLES: list[str] = []
 CLIENT_CLOSED = 499
 
 
-class _ScoreCall:
+class _HttpCall:
     def __init__(self, request: Request, service: TeacherService, timeout: float) -> None:
         self.surface = HTTP
         self.caller = caller_of(request)
@@ -102,7 +102,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     @app.post("/v1/score", responses={200: SCORE_REPLY, **ERRORS}, openapi_extra=SCORE_BODY)
     async def score(request: Request) -> Response:
         """Scores a prompt's continuations: supports and log-probabilities of every row."""
-        call = _ScoreCall(request, service, timeout_seconds)
+        call = _HttpCall(request, service, timeout_seconds)
         body = await _unless_gone(request, call, service.score(call))
         if body is None:
             return Response(status_code=CLIENT_CLOSED)
@@ -159,7 +159,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
 
 
 async def _unless_gone(
-    request: Request, call: _ScoreCall, work: Coroutine[Any, Any, bytes]
+    request: Request, call: _HttpCall, work: Coroutine[Any, Any, bytes]
 ) -> bytes | None:
     """The work's result; None, and the work cancelled, when the client goes away first."""
 

@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from teacher_server.access.certificates import Certificates, certificate_names
-from teacher_server.http.access import NAMES
+from teacher_server.http.access import NAMES_KEY
 
 KEEP_ALIVE_SECONDS = 5
 
@@ -34,7 +34,7 @@ class _Protocol(H11Protocol):
         app: Any = self.app
 
         async def named(scope: Any, receive: Any, send: Any) -> None:
-            await app(scope | {NAMES: names}, receive, send)
+            await app(scope | {NAMES_KEY: names}, receive, send)
 
         self.app = named
 

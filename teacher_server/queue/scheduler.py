@@ -19,15 +19,21 @@ tokens is reserved for them, split evenly, so that nobody starves.
 
 from __future__ import annotations
 
+import heapq
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from teacher_server.queue.heap import SPARE, Heap
 from teacher_server.queue.policy import RunPolicy
 
 # Of the tokens admitted while lower levels wait, the part that is reserved for them together.
 LOWER_SHARE = 0.05
+# What is out of date is thrown out when that halves what is held, and not below this many.
+SPARE = 64
+
+T = TypeVar("T", bound=Hashable)
 
 
 @dataclass(eq=False, slots=True)
@@ -64,6 +70,38 @@ class Ticket:
     arrived: float = 0.0
 
 
+class _Heap(Generic[T]):
+    """Items by key, those of equal keys in the order they were set.
+
+    Moving and dropping an item leaves its old entry where it is until it comes first.
+    """
+
+    def __init__(self) -> None:
+        self._entries: list[tuple[float, int, T]] = []
+        self._current: dict[T, tuple[float, int, T]] = {}
+        self._count = itertools.count()
+
+    def set(self, item: T, key: float) -> None:
+        """Adds an item, or moves it to another key."""
+        entry = self._current[item] = (key, next(self._count), item)
+        heapq.heappush(self._entries, entry)
+        if len(self._entries) > 2 * len(self._current) + SPARE:
+            self._entries = list(self._current.values())
+            heapq.heapify(self._entries)
+
+    def discard(self, item: T) -> None:
+        self._current.pop(item, None)
+
+    def first(self) -> tuple[float, T] | None:
+        """(key, item) of the smallest key."""
+        while self._entries:
+            key, _, item = self._entries[0]
+            if self._current.get(item) is self._entries[0]:
+                return key, item
+            heapq.heappop(self._entries)
+        return None
+
+
 @dataclass(eq=False)
 class _Run:
     """A run within a level. ``start``: S of its first ticket, else the end of its last one."""
@@ -78,7 +116,7 @@ class _Run:
         return next(iter(self.waiting))
 
 
-class _Level:
+class _PriorityLevel:
     """The runs of one priority. ``owed``: tokens that are reserved for it and not admitted yet."""
 
     def __init__(self) -> None:
@@ -87,8 +125,8 @@ class _Level:
         self._weights = 0.0  # of the runs that wait
         self._busy = 0  # how many of them there are
         self._runs: dict[str, _Run] = {}
-        self._later: Heap[_Run] = Heap()  # by S
-        self._eligible: Heap[_Run] = Heap()  # those with S <= V, by F
+        self._later: _Heap[_Run] = _Heap()  # by S
+        self._eligible: _Heap[_Run] = _Heap()  # those with S <= V, by F
 
     def add(self, ticket: Ticket) -> None:
         run = self._runs.get(ticket.policy.run)
@@ -174,8 +212,8 @@ class Scheduler:
         self.tokens = 0
         self._tickets: OrderedDict[Ticket, None] = OrderedDict()
         self._run_tokens: dict[str, int] = {}
-        self._levels: dict[int, _Level] = {}
-        self._deadlines: Heap[Ticket] = Heap()
+        self._levels: dict[int, _PriorityLevel] = {}
+        self._deadlines: _Heap[Ticket] = _Heap()
 
     def __contains__(self, ticket: Ticket) -> bool:
         return ticket in self._tickets
@@ -195,7 +233,7 @@ class Scheduler:
         """Adds a ticket; tickets of one run and priority keep their order."""
         level = self._levels.get(ticket.policy.priority)
         if level is None:
-            level = self._levels[ticket.policy.priority] = _Level()
+            level = self._levels[ticket.policy.priority] = _PriorityLevel()
         level.add(ticket)
         self._tickets[ticket] = None
         self.tokens += ticket.tokens
@@ -257,7 +295,7 @@ class Scheduler:
         ]
         return max(owed)[1] if owed else highest
 
-    def _forget(self, ticket: Ticket, level: _Level) -> None:
+    def _forget(self, ticket: Ticket, level: _PriorityLevel) -> None:
         del self._tickets[ticket]
         self._deadlines.discard(ticket)
         self.tokens -= ticket.tokens

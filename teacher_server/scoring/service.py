@@ -68,7 +68,7 @@ class TeacherService:
         self._policies = policies or {}
         metrics.watch_ready(lambda: lifecycle.ready)
 
-    def serve(self, teachers: Teachers, students: StudentTokenizers) -> None:
+    def become_ready(self, teachers: Teachers, students: StudentTokenizers) -> None:
         """Takes the loaded teachers; from now on the server is ready."""
         for teacher in teachers:
             self.metrics.watch_queue(teacher.name, teacher.admission)
