@@ -64,10 +64,9 @@ class Teacher:
             ),
             timeout=60,
         )
-        scores = reply.results[0]
-        valid = torch.arange(TOP_K) < torch.from_numpy(scores.rows.support.counts)[:, None]
-        ids = torch.from_numpy(scores.rows.support.ids).long().clamp_min(0)
-        return ids, torch.from_numpy(scores.rows.support.log_probs), valid
+        support = reply.results[0].rows.support
+        ids = torch.from_numpy(support.ids).long().clamp_min(0)  # -1 where a slot is empty
+        return ids, torch.from_numpy(support.log_probs), torch.from_numpy(support.valid)
 
 
 def loss_batch(
