@@ -45,11 +45,11 @@ class TimedEngine:
         pass
 
     async def score(self, job: Job) -> JobResult:
-        tokens = sum(len(sequence.positions) for sequence in job.sequences)
+        tokens = sum(len(span.positions) for span in job.spans)
         seconds = tokens * float(self._rate.read_text())
         self._free_at = max(self._free_at, time.monotonic()) + seconds
         await asyncio.sleep(self._free_at - time.monotonic())
-        rows = tuple(self._rows(len(sequence.positions), job) for sequence in job.sequences)
+        rows = tuple(self._rows(len(span.positions), job) for span in job.spans)
         return JobResult(rows, computed_tokens=job.tokens, engine_seconds=seconds)
 
     def _rows(self, count: int, job: Job) -> Rows:

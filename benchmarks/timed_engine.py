@@ -19,7 +19,7 @@ import numpy as np
 from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.rows import Rows, Support, Values
 
-from teacher_server.engines.base import EngineDescription, Job, JobResult, Sequence
+from teacher_server.engines.base import EngineDescription, Job, JobResult, ScoredSpan
 
 
 @dataclass(eq=False)
@@ -85,12 +85,12 @@ class TimedEngine:
                 continue
             begin = time.monotonic()
             time.sleep(task.job.tokens / self._rate)
-            rows = tuple(self._rows(task.job, sequence) for sequence in task.job.sequences)
+            rows = tuple(self._rows(task.job, span) for span in task.job.spans)
             result = JobResult(rows, task.job.tokens, time.monotonic() - begin)
             self._loop.call_soon_threadsafe(_settle, task.future, result)
 
-    def _rows(self, job: Job, sequence: Sequence) -> Rows:
-        count = len(sequence.positions)
+    def _rows(self, job: Job, span: ScoredSpan) -> Rows:
+        count = len(span.positions)
         even = np.float32(-math.log(self.description.vocabulary_size))
         ids = np.arange(job.top_k, dtype=np.int32)
         return Rows(

@@ -38,7 +38,7 @@ class EngineDescription:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class ScoredSpan:
     """One continuation.
 
     Attributes:
@@ -60,7 +60,7 @@ class Job:
 
     Attributes:
         prompt_ids: int32 [P], P >= 1.
-        sequences: G of them.
+        spans: G of them.
         top_k: 0 <= K <= vocabulary_limit.
         temperature: finite, > 0; the softmax is of logits / temperature.
         vocabulary_limit: only ids below it enter a support; the normaliser
@@ -70,7 +70,7 @@ class Job:
     """
 
     prompt_ids: Int32
-    sequences: tuple[Sequence, ...]
+    spans: tuple[ScoredSpan, ...]
     top_k: int
     temperature: float
     vocabulary_limit: int
@@ -81,12 +81,12 @@ class Job:
     @property
     def tokens(self) -> int:
         """Tokens a single pass over the group has to read."""
-        return len(self.prompt_ids) + sum(len(s.token_ids) for s in self.sequences)
+        return len(self.prompt_ids) + sum(len(span.token_ids) for span in self.spans)
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """Rows in the order of the job's sequences; None for one whose logits are not finite.
+    """Rows in the order of the job's spans; None for one whose logits are not finite.
 
     ``computed_tokens`` counts tokens that went through the model for this job;
     a shared prompt counts once. ``engine_seconds`` is the time the job's batches

@@ -9,7 +9,7 @@ from teacher_proto import tracing
 from teacher_proto.errors import EngineError
 from teacher_proto.types import Int32, ScoreRequest
 
-from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
 from teacher_server.teachers.teacher import Teacher
@@ -27,8 +27,8 @@ def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
         limit = min(limit, request.student_vocabulary_size)
     return Job(
         prompt_ids=ids,
-        sequences=tuple(
-            Sequence(c.token_ids, c.selected_positions, c.explicit_ids)
+        spans=tuple(
+            ScoredSpan(c.token_ids, c.selected_positions, c.explicit_ids)
             for c in request.continuations
         ),
         top_k=request.top_k,
@@ -68,8 +68,8 @@ class JobRunner:
                 waited = await held.enter_async_context(self.teacher.admission.slot(ticket))
             with tracing.span("engine", lsm_teacher=self.teacher.name):
                 result = await self.teacher.engine.score(job)
-        if len(result.rows) != len(job.sequences):
-            raise EngineError(f"{len(result.rows)} results for {len(job.sequences)} continuations")
+        if len(result.rows) != len(job.spans):
+            raise EngineError(f"{len(result.rows)} results for {len(job.spans)} continuations")
         self.cost.job_tokens += tokens
         self.cost.computed_tokens += result.computed_tokens
         self.cost.queue_seconds += waited

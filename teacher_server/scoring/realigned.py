@@ -25,7 +25,7 @@ from teacher_proto.types import (
     Status,
 )
 
-from teacher_server.engines.base import Sequence
+from teacher_server.engines.base import ScoredSpan
 from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
@@ -209,9 +209,9 @@ def lone_prompt(teacher: Vocabulary) -> Int32:
     return teacher.encoder.encode(b"\n").ids[:1]
 
 
-def lone_sequence(token: int) -> Sequence:
+def lone_sequence(token: int) -> ScoredSpan:
     """The row behind a token; the last id is never read."""
-    return Sequence(np.array([token, token], np.int32), np.array([1], np.int32))
+    return ScoredSpan(np.array([token, token], np.int32), np.array([1], np.int32))
 
 
 def learn_lone(
@@ -241,13 +241,13 @@ def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int
     return [path for path in unsettled_paths(walked, least) if path not in known][:most]
 
 
-def path_sequence(carried: Carried, planned: Planned, path: tuple[int, int]) -> Sequence:
+def path_sequence(carried: Carried, planned: Planned, path: tuple[int, int]) -> ScoredSpan:
     """The one row after a path: the rollout up to where it leaves, and then the path."""
     row, token = path
     kept, tokens = required(carried.rows, "row").path(row)
     # The last id is never read: a row does not depend on its own token.
     ids = np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
-    return Sequence(ids, np.array([len(ids) - 1], np.int32))
+    return ScoredSpan(ids, np.array([len(ids) - 1], np.int32))
 
 
 def with_paths(

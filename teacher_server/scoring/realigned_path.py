@@ -16,7 +16,7 @@ from teacher_proto.rows import required
 from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreRequest, Status
 
 from teacher_server.config import TokenizerSettings
-from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.realign.walk.extensions import LoneRows
 from teacher_server.refusals.sizes import check_row_bytes, check_sizes, check_text
 from teacher_server.scoring.context import RequestContext
@@ -70,10 +70,10 @@ class _Work:
         self.seconds += seconds
         return result
 
-    async def score(self, sequences: Iterable[Sequence], *, sampled: bool) -> JobResult:
+    async def score(self, sequences: Iterable[ScoredSpan], *, sampled: bool) -> JobResult:
         job = Job(
             prompt_ids=self.prompt,
-            sequences=tuple(sequences),
+            spans=tuple(sequences),
             top_k=self.best,
             temperature=self.request.temperature,
             vocabulary_limit=self.limit,
@@ -117,7 +117,7 @@ async def realigned_scores(
     check_row_bytes(row_bytes, limits)
     fit = [index for index, one in enumerate(planned) if not one.problem]
     if fit:
-        sequences = [Sequence(planned[index].teacher_ids, planned[index].needed) for index in fit]
+        sequences = [ScoredSpan(planned[index].teacher_ids, planned[index].needed) for index in fit]
         found = await work.score(sequences, sampled=True)
         for index, rows in zip(fit, found.rows, strict=True):
             work.carried[index] = await work.compute(
@@ -150,7 +150,7 @@ async def _ask_lone_rows(work: _Work, planned: list[Planned]) -> None:
     for some in np.split(tokens, range(LONE_ROWS, len(tokens), LONE_ROWS)):
         job = Job(
             prompt_ids=before,
-            sequences=tuple(lone_sequence(token) for token in some.tolist()),
+            spans=tuple(lone_sequence(token) for token in some.tolist()),
             top_k=min(LONE_BEST, work.limit),
             temperature=work.request.temperature,
             vocabulary_limit=work.limit,
@@ -172,7 +172,7 @@ async def _extra_round(
     """One more job for the rows that leave most unsettled; whether there were any."""
     share = max(1, settings.extra_rows // max(1, len(work.carried)))
     asked: list[tuple[int, tuple[int, int]]] = []
-    sequences: list[Sequence] = []
+    sequences: list[ScoredSpan] = []
     for index, carried in work.carried.items():
         paths = await work.compute(partial(open_paths, carried, share, settings.extra_least_open))
         for path in paths[: settings.extra_rows - len(asked)]:

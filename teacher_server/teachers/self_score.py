@@ -6,7 +6,7 @@ import numpy as np
 from teacher_proto.errors import EngineError
 from teacher_proto.rows import required
 
-from teacher_server.engines.base import Engine, EngineDescription, Job, Sequence
+from teacher_server.engines.base import Engine, EngineDescription, Job, ScoredSpan
 
 
 def probe_job(about: EngineDescription, start: int = 1) -> Job:
@@ -14,10 +14,10 @@ def probe_job(about: EngineDescription, start: int = 1) -> Job:
     length = min(8, about.max_length)
     ids = (np.arange(start, start + length) * 7919 % about.vocabulary_size).astype(np.int32)
     prompt, scored = ids[: length // 2], ids[length // 2 :]
-    sequence = Sequence(token_ids=scored, positions=np.arange(len(scored), dtype=np.int32))
+    span = ScoredSpan(token_ids=scored, positions=np.arange(len(scored), dtype=np.int32))
     return Job(
         prompt_ids=prompt,
-        sequences=(sequence,),
+        spans=(span,),
         top_k=min(16, about.vocabulary_size),
         temperature=1.0,
         vocabulary_limit=about.vocabulary_size,

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.rows import Rows
 
-from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult, Sequence
+from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult, ScoredSpan
 
 Float64 = NDArray[np.float64]
 
@@ -42,10 +42,10 @@ class Subject:
     independence: float = 5e-5
     rounds: int = 3
 
-    def log_probs(self, job: Job, sequence: Sequence) -> Float64:
+    def log_probs(self, job: Job, span: ScoredSpan) -> Float64:
         """float64 [R, V]: the reference for each selected row."""
-        flat = np.concatenate([job.prompt_ids, sequence.token_ids])
-        rows = self.logits(flat)[len(job.prompt_ids) - 1 + sequence.positions]
+        flat = np.concatenate([job.prompt_ids, span.token_ids])
+        rows = self.logits(flat)[len(job.prompt_ids) - 1 + span.positions]
         scaled = rows / job.temperature
         scaled -= scaled.max(axis=-1, keepdims=True)
         return scaled - np.log(np.exp(scaled).sum(axis=-1, keepdims=True))
@@ -65,8 +65,8 @@ def ids(seed: int, count: int, vocabulary_size: int) -> NDArray[np.int32]:
     return np.random.default_rng(seed).integers(0, vocabulary_size, count).astype(np.int32)
 
 
-def every_row(token_ids: NDArray[np.int32]) -> Sequence:
-    return Sequence(token_ids, np.arange(len(token_ids), dtype=np.int32))
+def every_row(token_ids: NDArray[np.int32]) -> ScoredSpan:
+    return ScoredSpan(token_ids, np.arange(len(token_ids), dtype=np.int32))
 
 
 def make_job(
@@ -81,7 +81,7 @@ def make_job(
     """A group of random ids, all rows selected, every part asked for."""
     return Job(
         prompt_ids=ids(seed, prompt, vocabulary_size),
-        sequences=tuple(
+        spans=tuple(
             every_row(ids(1000 * seed + 1 + number, length, vocabulary_size))
             for number, length in enumerate(lengths)
         ),
@@ -130,9 +130,9 @@ def assert_close(left: Rows | None, right: Rows | None, tolerance: float) -> Non
     assert not (moved & (clear > 2 * tolerance)).any()
 
 
-def assert_well_formed(job: Job, sequence: Sequence, rows: Rows | None) -> None:
+def assert_well_formed(job: Job, span: ScoredSpan, rows: Rows | None) -> None:
     """Shapes, dtypes, order, and a mass of at most 1."""
-    count = len(sequence.positions)
+    count = len(span.positions)
     assert rows is not None
     assert rows.support is not None
     assert rows.support.ids.dtype == np.int32
@@ -156,16 +156,16 @@ def assert_well_formed(job: Job, sequence: Sequence, rows: Rows | None) -> None:
 
 def assert_equals_reference(subject: Subject, job: Job, result: JobResult) -> None:
     """Every part of every row against the plain forward; the alignment check."""
-    assert len(result.rows) == len(job.sequences)
-    for sequence, rows in zip(job.sequences, result.rows, strict=True):
-        assert_well_formed(job, sequence, rows)
-        reference = subject.log_probs(job, sequence)
+    assert len(result.rows) == len(job.spans)
+    for span, rows in zip(job.spans, result.rows, strict=True):
+        assert_well_formed(job, span, rows)
+        reference = subject.log_probs(job, span)
         tolerance = subject.accuracy
         count = np.arange(len(reference))
         if job.want_sampled:
             assert rows.sampled is not None
             assert rows.sampled.valid.all()
-            expected = reference[count, sequence.token_ids[sequence.positions]]
+            expected = reference[count, span.token_ids[span.positions]]
             np.testing.assert_allclose(rows.sampled.values, expected, rtol=0, atol=tolerance)
         assert rows.support is not None
         allowed = reference[:, : job.vocabulary_limit]
@@ -191,16 +191,16 @@ def branches(
     generator = np.random.default_rng(seed)
     stem = ids(seed + 1, trunk, vocabulary_size)
     paths = [stem]
-    sequences = []
+    spans = []
     for _ in range(count):
         path = paths[int(generator.integers(len(paths)))] if generator.random() < 0.3 else stem
         kept = int(generator.integers(len(path) + 1))
         more = generator.integers(0, vocabulary_size, int(generator.integers(1, 5)))
         paths.append(np.concatenate([path[:kept], more]).astype(np.int32))
         token_ids = np.append(paths[-1], np.int32(0))
-        sequences.append(Sequence(token_ids, np.array([len(token_ids) - 1], np.int32)))
+        spans.append(ScoredSpan(token_ids, np.array([len(token_ids) - 1], np.int32)))
     job = make_job(seed, vocabulary_size, prompt=prompt, top_k=top_k)
-    return replace(job, sequences=tuple(sequences))
+    return replace(job, spans=tuple(spans))
 
 
 class ShiftedEngine:
@@ -214,13 +214,11 @@ class ShiftedEngine:
         return self._engine.description
 
     async def score(self, job: Job) -> JobResult:
-        sequences = []
-        for sequence in job.sequences:
-            token_ids = np.append(sequence.token_ids, sequence.token_ids[-1:])
-            sequences.append(
-                replace(sequence, token_ids=token_ids, positions=sequence.positions + 1)
-            )
-        return await self._engine.score(replace(job, sequences=tuple(sequences)))
+        spans = []
+        for span in job.spans:
+            token_ids = np.append(span.token_ids, span.token_ids[-1:])
+            spans.append(replace(span, token_ids=token_ids, positions=span.positions + 1))
+        return await self._engine.score(replace(job, spans=tuple(spans)))
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -256,8 +254,8 @@ class EngineConformance:
     ) -> None:
         job = make_job(4, subject.vocabulary_size, prompt=40, lengths=(3, 17, 1, 24, 9))
         together = await engine.score(job)
-        for sequence, rows in zip(job.sequences, together.rows, strict=True):
-            alone = await engine.score(replace(job, sequences=(sequence,)))
+        for span, rows in zip(job.spans, together.rows, strict=True):
+            alone = await engine.score(replace(job, spans=(span,)))
             assert_close(rows, alone.rows[0], subject.independence)
 
     async def test_order_and_neighbours_do_not_matter(
@@ -319,12 +317,12 @@ class EngineConformance:
     ) -> None:
         job = make_job(12, subject.vocabulary_size, prompt=15, lengths=(26, 14))
         chosen = [np.array([0, 3, 4, 11], np.int32), np.array([13], np.int32)]
-        sequences = tuple(
-            replace(sequence, positions=positions)
-            for sequence, positions in zip(job.sequences, chosen, strict=True)
+        spans = tuple(
+            replace(span, positions=positions)
+            for span, positions in zip(job.spans, chosen, strict=True)
         )
         everything = await engine.score(job)
-        selected = await engine.score(replace(job, sequences=sequences))
+        selected = await engine.score(replace(job, spans=spans))
         for all_rows, rows, positions in zip(everything.rows, selected.rows, chosen, strict=True):
             subset = all_rows.at(positions)
             assert_close(rows, subset, subject.independence)
@@ -337,25 +335,25 @@ class EngineConformance:
         size = subject.vocabulary_size
         job = branches(50, size, prompt=prompt, trunk=40, count=12)
         trunk = ids(51, 40, size)
-        along = Sequence(np.append(trunk[:17], np.int32(0)), np.array([17], np.int32))
+        along = ScoredSpan(np.append(trunk[:17], np.int32(0)), np.array([17], np.int32))
         off = np.concatenate([trunk[:25], ids(52, 6, size)])
-        several = Sequence(off, np.array([0, 3, 24, 25, 28, 30], np.int32))
-        more = (job.sequences[4], along, several, every_row(trunk))
-        job = replace(job, sequences=(*job.sequences, *more))
+        several = ScoredSpan(off, np.array([0, 3, 24, 25, 28, 30], np.int32))
+        more = (job.spans[4], along, several, every_row(trunk))
+        job = replace(job, spans=(*job.spans, *more))
         assert_equals_reference(subject, job, await engine.score(job))
 
     async def test_explicit_ids_of_branches(self, subject: Subject, engine: Engine) -> None:
         size = subject.vocabulary_size
         job = branches(53, size, prompt=9, trunk=30, count=8)
         explicit = ids(54, 16, size).reshape(8, 1, 2)
-        sequences = tuple(
-            replace(sequence, explicit_ids=wanted)
-            for sequence, wanted in zip(job.sequences, explicit, strict=True)
+        spans = tuple(
+            replace(span, explicit_ids=wanted)
+            for span, wanted in zip(job.spans, explicit, strict=True)
         )
-        result = await engine.score(replace(job, sequences=sequences))
-        for sequence, rows, wanted in zip(job.sequences, result.rows, explicit, strict=True):
+        result = await engine.score(replace(job, spans=spans))
+        for span, rows, wanted in zip(job.spans, result.rows, explicit, strict=True):
             assert rows.explicit is not None
-            expected = subject.log_probs(job, sequence)[0, wanted[0]]
+            expected = subject.log_probs(job, span)[0, wanted[0]]
             np.testing.assert_allclose(
                 rows.explicit.values[0], expected, rtol=0, atol=subject.accuracy
             )
@@ -368,20 +366,20 @@ class EngineConformance:
         scored = np.r_[0:5, 12:20, 26:30].astype(np.int32)
         job = replace(
             make_job(13, subject.vocabulary_size, prompt=18),
-            sequences=(Sequence(token_ids, scored), Sequence(token_ids[:21], scored[:9])),
+            spans=(ScoredSpan(token_ids, scored), ScoredSpan(token_ids[:21], scored[:9])),
         )
         assert_equals_reference(subject, job, await engine.score(job))
 
     async def test_explicit_ids(self, subject: Subject, engine: Engine) -> None:
         job = make_job(14, subject.vocabulary_size, lengths=(10,), top_k=4)
-        (sequence,) = job.sequences
+        (span,) = job.spans
         explicit = ids(15, 50, subject.vocabulary_size).reshape(10, 5)
         explicit[3, 2] = -1
         explicit[7] = -1
         explicit[5, 1] = explicit[5, 0]
-        asked = replace(job, sequences=(replace(sequence, explicit_ids=explicit),))
+        asked = replace(job, spans=(replace(span, explicit_ids=explicit),))
         (rows,) = (await engine.score(asked)).rows
-        reference = subject.log_probs(job, sequence)
+        reference = subject.log_probs(job, span)
         assert rows.explicit is not None
         np.testing.assert_array_equal(rows.explicit.valid, explicit >= 0)
         expected = np.take_along_axis(reference, np.maximum(explicit, 0).astype(np.int64), axis=1)
@@ -432,8 +430,8 @@ class EngineConformance:
 
     async def test_a_sequence_without_selected_rows(self, subject: Subject, engine: Engine) -> None:
         job = make_job(40, subject.vocabulary_size, lengths=(4, 6))
-        nothing = replace(job.sequences[0], positions=np.zeros(0, np.int32))
-        result = await engine.score(replace(job, sequences=(nothing, job.sequences[1])))
+        nothing = replace(job.spans[0], positions=np.zeros(0, np.int32))
+        result = await engine.score(replace(job, spans=(nothing, job.spans[1])))
         assert_well_formed(job, nothing, result.rows[0])
         assert_close(result.rows[1], (await engine.score(job)).rows[1], subject.independence)
 
@@ -443,9 +441,9 @@ class EngineConformance:
         job = make_job(41, subject.vocabulary_size, lengths=(16,))
         (before,) = (await engine.score(job)).rows
         for position in (0, 1, 8, 15):
-            changed = job.sequences[0].token_ids.copy()
+            changed = job.spans[0].token_ids.copy()
             changed[position:] = (changed[position:] + 1) % subject.vocabulary_size
-            (after,) = (await engine.score(replace(job, sequences=(every_row(changed),)))).rows
+            (after,) = (await engine.score(replace(job, spans=(every_row(changed),)))).rows
             kept = slice(0, position + 1)
             for name in ("top_log_probs", "log_tail"):
                 np.testing.assert_allclose(

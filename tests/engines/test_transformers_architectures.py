@@ -119,7 +119,7 @@ async def test_an_architecture_equals_its_plain_forward(
             results = await asyncio.gather(*(engine.score(job) for job in together))
             for job, result in zip(together, results, strict=True):
                 assert_equals_reference(subject, job, result)
-                alone = sum(len(job.prompt_ids) + len(s.token_ids) - 1 for s in job.sequences)
+                alone = sum(len(job.prompt_ids) + len(s.token_ids) - 1 for s in job.spans)
                 shared = result.computed_tokens < alone
                 assert shared != (stateful or short), "prompts are shared where they can be"
     assert not [r for r in caplog.records if r.levelno >= logging.WARNING and "teacher" in r.name]

@@ -63,7 +63,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 def nodes(job: Job) -> int:
     """Distinct beginnings of what the job reads behind its prompt, the empty one too."""
-    read = [sequence.token_ids[: sequence.positions[-1]].tolist() for sequence in job.sequences]
+    read = [span.token_ids[: span.positions[-1]].tolist() for span in job.spans]
     return len({tuple(one[:stop]) for one in read for stop in range(len(one) + 1)})
 
 
@@ -76,7 +76,7 @@ def test_hidden_states_of_a_tree_are_those_of_its_sequences(
     model = LlamaForCausalLM(tiny_llama_config(attn_implementation=attention)).double().eval()
     body = Body(model.base_model, model.config, 4096, cacheable=True)
     job = branches(1, V, prompt=12, trunk=60, count=25)
-    read = sorted(one.token_ids[:-1].astype(np.int32).tobytes() for one in job.sequences)
+    read = sorted(one.token_ids[:-1].astype(np.int32).tobytes() for one in job.spans)
     tree = prefix_tree(int(job.prompt_ids[-1]), read)
     whole = [np.concatenate([job.prompt_ids, np.frombuffer(one, np.int32)]) for one in read]
 
@@ -145,7 +145,7 @@ async def test_large_trees_are_cut_and_run_in_bounded_forwards(
         assert_equals_reference(subject, job, result)
         assert all(batch == 1 and length <= 64 for batch, length in gate.shapes)
         assert 39 + nodes(job) < result.computed_tokens == sum(n for _, n in gate.shapes)
-        assert result.computed_tokens < sum(len(s.token_ids) for s in job.sequences) / 3
+        assert result.computed_tokens < sum(len(s.token_ids) for s in job.spans) / 3
 
 
 async def test_a_cancelled_tree_stops_between_its_forwards(
@@ -185,7 +185,7 @@ async def test_deterministic_reads_no_trees(gate: Gate, tiny_model_dir: Path) ->
         gate.forget()
         job = branches(11, V, prompt=10, trunk=40, count=20)
         result = await engine.score(job)
-        assert gate.shapes == [(1, 10 + len(s.token_ids) - 1) for s in job.sequences]
+        assert gate.shapes == [(1, 10 + len(s.token_ids) - 1) for s in job.spans]
         assert result.computed_tokens == sum(length for _, length in gate.shapes)
 
 
@@ -203,22 +203,22 @@ async def test_values_that_are_not_finite_stay_with_their_branches(
     directory = save_model(model, tmp_path / "poisoned")
     subject = Subject(lambda **_: None, plain_logits(tmp_path / "clean"), V)
     job = replace(branches(12, 300, prompt=10, trunk=40, count=20), vocabulary_limit=V)
-    bad = job.sequences[7].token_ids.copy()
+    bad = job.spans[7].token_ids.copy()
     bad[-2] = 300
-    sequences = list(job.sequences)
-    sequences[7] = replace(sequences[7], token_ids=bad)
+    spans = list(job.spans)
+    spans[7] = replace(spans[7], token_ids=bad)
     # The row before the poisoned token is its own.
-    sequences[8] = replace(sequences[7], positions=sequences[7].positions - 1)
+    spans[8] = replace(spans[7], positions=spans[7].positions - 1)
     async with running(TransformersEngine(str(directory), device="cpu")) as engine:
         gate.forget()
         if fails:
             gate.fails = lambda shape: torch.OutOfMemoryError("full") if shape[1] > 60 else None
-        result = await engine.score(replace(job, sequences=tuple(sequences)))
+        result = await engine.score(replace(job, spans=tuple(spans)))
         assert [i for i, rows in enumerate(result.rows) if rows is None] == [7]
         kept = [index for index in range(20) if index != 7]
         assert_equals_reference(
             subject,
-            replace(job, sequences=tuple(sequences[i] for i in kept)),
+            replace(job, spans=tuple(spans[i] for i in kept)),
             replace(result, rows=tuple(result.rows[i] for i in kept)),
         )
         if not fails:
@@ -238,7 +238,7 @@ async def test_only_models_with_full_attention_read_trees(case: str, tmp_path: P
     directory = build(name, sizes, tmp_path / "model")
     subject = Subject(lambda **_: None, plain_logits(directory), 300)
     job = branches(14, 300, prompt=10, trunk=150, count=30)
-    job = replace(job, sequences=(*job.sequences, every_row(ids(15, 150, 300))))
+    job = replace(job, spans=(*job.spans, every_row(ids(15, 150, 300))))
     async with running(TransformersEngine(str(directory), device="cpu", max_length=256)) as engine:
         result = await engine.score(job)
     assert_equals_reference(subject, job, result)

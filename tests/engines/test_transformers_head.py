@@ -127,7 +127,7 @@ async def test_values_that_are_not_finite_stay_with_their_sequence(
     job = replace(
         make_job(9, 300, prompt=30),
         vocabulary_limit=320,
-        sequences=tuple(every_row(tokens) for tokens in (clean[0], bad, clean[2], clean[3])),
+        spans=tuple(every_row(tokens) for tokens in (clean[0], bad, clean[2], clean[3])),
     )
     poisoned_prompt = make_job(10, 300, prompt=30, lengths=(8, 8))
     poisoned_prompt.prompt_ids[10] = 300
@@ -138,10 +138,10 @@ async def test_values_that_are_not_finite_stay_with_their_sequence(
         kept = [0, 2, 3]
         assert_equals_reference(
             subject,
-            replace(job, sequences=tuple(job.sequences[i] for i in kept)),
+            replace(job, spans=tuple(job.spans[i] for i in kept)),
             replace(result, rows=tuple(result.rows[i] for i in kept)),
         )
-        before = replace(job, sequences=(replace(every_row(bad), positions=np.arange(6)),))
+        before = replace(job, spans=(replace(every_row(bad), positions=np.arange(6)),))
         assert_equals_reference(subject, before, await engine.score(before))
 
 
@@ -159,7 +159,7 @@ async def test_tokens_the_model_excludes_shorten_the_support(tmp_path: Path) -> 
     job = make_job(1, 300, lengths=(9, 5), top_k=20)
     async with running(TransformersEngine(str(directory), device="cpu")) as engine:
         result = await engine.score(job)
-    for sequence, rows in zip(job.sequences, result.rows, strict=True):
+    for span, rows in zip(job.spans, result.rows, strict=True):
         assert rows is not None
         assert rows.support is not None
         assert rows.sampled is not None
@@ -168,7 +168,7 @@ async def test_tokens_the_model_excludes_shorten_the_support(tmp_path: Path) -> 
         assert (np.sort(rows.support.ids[:, :10]) == np.arange(10)).all()
         assert (rows.support.ids[:, 10:] == -1).all()
         assert (rows.support.log_probs[:, 10:] == 0).all()
-        np.testing.assert_array_equal(rows.sampled.valid, sequence.token_ids < 10)
+        np.testing.assert_array_equal(rows.sampled.valid, span.token_ids < 10)
         assert not rows.log_tail.valid.any()
 
 

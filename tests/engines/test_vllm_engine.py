@@ -146,9 +146,9 @@ async def test_scored_tokens_are_read_again_however_often_they_were_scored(
     long = make_job(2, SIZE, prompt=40, lengths=(150,))
     first = await engine.score(long)
     assert_equals_reference(subject, long, first)
-    (sequence,) = long.sequences
+    (span,) = long.spans
     for positions in (np.arange(150), np.arange(64, 150), np.array([3, 149])):
-        job = replace(long, sequences=(replace(sequence, positions=positions.astype(np.int32)),))
+        job = replace(long, spans=(replace(span, positions=positions.astype(np.int32)),))
         result = await engine.score(job)
         assert_equals_reference(subject, job, result)
         # Everything before the first row's block may come from the cache, nothing after.
@@ -162,8 +162,8 @@ async def test_rows_do_not_depend_on_what_the_cache_holds(
     base = make_job(3, SIZE, prompt=96, lengths=(40, 33, 64))
     jobs = [
         base,
-        replace(base, sequences=base.sequences[::-1]),
-        replace(base, prompt_ids=np.concatenate([base.prompt_ids, base.sequences[0].token_ids])),
+        replace(base, spans=base.spans[::-1]),
+        replace(base, prompt_ids=np.concatenate([base.prompt_ids, base.spans[0].token_ids])),
         replace(base, prompt_ids=base.prompt_ids[:70]),
         make_job(4, SIZE, prompt=5, lengths=(100,)),
     ]
@@ -196,7 +196,7 @@ async def test_a_cache_that_is_too_small_for_all_makes_requests_wait(
 async def test_cancelled_work_leaves_the_engine(engine: VllmEngine, subject: Subject) -> None:
     """What is cancelled is not computed: its last sequence never reaches the cache."""
     big = make_job(6, SIZE, prompt=10, lengths=(400,) * 40, top_k=64)
-    read = np.concatenate([big.prompt_ids, big.sequences[-1].token_ids[:380]])
+    read = np.concatenate([big.prompt_ids, big.spans[-1].token_ids[:380]])
     probe = replace(make_job(7, SIZE, lengths=(1,)), prompt_ids=read)
     task = asyncio.ensure_future(engine.score(big))
     neighbour = make_job(8, SIZE, prompt=10, lengths=(5,))
@@ -245,10 +245,10 @@ async def test_a_response_of_32k_tokens_fits_a_small_budget(tmp_path: Path) -> N
         result = await engine.score(job)
         peak = sum(_peak(worker.pid) for worker in workers)
     assert result.computed_tokens == 16 + length - 1
-    assert_well_formed(job, job.sequences[0], result.rows[0])
+    assert_well_formed(job, job.spans[0], result.rows[0])
     assert peak - before < 400 * 2**20
-    (rows,), (sequence,) = result.rows, job.sequences
-    read = np.concatenate([job.prompt_ids, sequence.token_ids[:-1]])
+    (rows,), (span,) = result.rows, job.spans
+    read = np.concatenate([job.prompt_ids, span.token_ids[:-1]])
     last = plain_logits(directory)(read)[-1]
     assert rows.support is not None
     expected = np.sort(last - np.log(np.exp(last).sum()))[::-1][:128]

@@ -32,11 +32,11 @@ def head_of(projection: torch.nn.Linear) -> RunnerHead:
 
 def job_with_explicit(seed: int, length: int, prompt: int = 6) -> Job:
     job = make_job(seed, SIZE, prompt=prompt, lengths=(length,), top_k=5, temperature=0.8)
-    (sequence,) = job.sequences
+    (span,) = job.spans
     chosen = np.flatnonzero(np.arange(length) % 3 != 1).astype(np.int32)
     explicit = ids(seed, len(chosen) * 2, SIZE).reshape(-1, 2)
     explicit[0, 1] = -1
-    return replace(job, sequences=(replace(sequence, positions=chosen, explicit_ids=explicit),))
+    return replace(job, spans=(replace(span, positions=chosen, explicit_ids=explicit),))
 
 
 def run(
@@ -54,7 +54,7 @@ def run(
 
 def rows_of(job: Job, hidden: torch.Tensor, projection: torch.nn.Linear) -> Rows:
     """The same rows from the embedded engine's head."""
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     head = LanguageModelHead(projection, LogitTreatment(), 64)
     (rows,) = head.score(hidden[plan.indices], [plan.request(0, plan.count)], lambda: None)
     return rows
@@ -63,7 +63,7 @@ def rows_of(job: Job, hidden: torch.Tensor, projection: torch.nn.Linear) -> Rows
 @pytest.mark.parametrize("cuts", [[], [1], [6], [5, 6, 7, 20], list(range(1, 24))])
 def test_chunks_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list[int]) -> None:
     job = job_with_explicit(1, 20)
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     progress = run(RowScorer(head_of(projection), True), hidden, plan, cuts)
     assert progress.packed.outcome is Outcome.FINITE
@@ -79,7 +79,7 @@ def test_chunks_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list
 
 def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -> None:
     jobs = [job_with_explicit(2, 9), make_job(3, SIZE, lengths=(7,)), job_with_explicit(4, 12)]
-    plans = [RowPlan.of(job, job.sequences[0]) for job in jobs]
+    plans = [RowPlan.of(job, job.spans[0]) for job in jobs]
     hidden = [torch.randn(plan.length, WIDTH) for plan in plans]
     offsets = np.cumsum([0, *(plan.length for plan in plans)])
     chunks = [
@@ -99,7 +99,7 @@ def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -
 
 def test_a_plan_survives_its_journey() -> None:
     job = job_with_explicit(5, 8)
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     again = RowPlan.from_extra_args(plan.to_extra_args())
     assert again.spec == plan.spec
     np.testing.assert_array_equal(again.indices, plan.indices)
@@ -110,7 +110,7 @@ def test_a_plan_survives_its_journey() -> None:
 
 def test_a_row_from_the_cache_is_never_returned(projection: torch.nn.Linear) -> None:
     job = job_with_explicit(6, 10)
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     first = int(plan.indices[0])
     scorer = RowScorer(head_of(projection), True)
@@ -122,7 +122,7 @@ def test_a_row_from_the_cache_is_never_returned(projection: torch.nn.Linear) -> 
 
 def test_a_request_that_starts_over_gives_the_same_rows(projection: torch.nn.Linear) -> None:
     job = job_with_explicit(7, 14)
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     scorer = RowScorer(head_of(projection), True)
     straight = run(scorer, hidden, plan, [9])
@@ -134,7 +134,7 @@ def test_a_request_that_starts_over_gives_the_same_rows(projection: torch.nn.Lin
 
 def test_what_is_not_finite_stays_its_own(projection: torch.nn.Linear) -> None:
     job = make_job(8, SIZE, lengths=(6,))
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     good, bad = torch.randn(plan.length, WIDTH), torch.randn(plan.length, WIDTH)
     bad[-1] = float("nan")
     chunks = [
@@ -170,7 +170,7 @@ def test_running_out_of_memory_fails_the_step_and_not_the_worker(
     head.chunk_rows = 4
     scorer = RowScorer(head, True)
     job = make_job(9, SIZE, lengths=(20,))
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     assert run(scorer, hidden, plan, []).packed.outcome is Outcome.OUT_OF_MEMORY
     assert failing.calls == 5, "the other ranks wait for every product"
@@ -180,7 +180,7 @@ def test_running_out_of_memory_fails_the_step_and_not_the_worker(
 def test_a_rank_that_follows_makes_the_same_products(projection: torch.nn.Linear) -> None:
     shapes: dict[bool, list[int]] = {True: [], False: []}
     job = make_job(10, SIZE, lengths=(21,))
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     for leads, seen in shapes.items():
 
@@ -199,7 +199,7 @@ def test_a_rank_that_follows_makes_the_same_products(projection: torch.nn.Linear
 def test_what_was_gathered_for_gone_requests_is_dropped(projection: torch.nn.Linear) -> None:
     scorer = RowScorer(head_of(projection), True)
     job = make_job(11, SIZE, lengths=(20,))
-    plan = RowPlan.of(job, job.sequences[0])
+    plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     scorer.step(hidden[:20], [Chunk("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
     scorer.forget({"a"})

@@ -14,7 +14,7 @@ from teacher_proto.types import PositionClass, ScoreRequest, TextPrompt
 from tokenizers import Tokenizer
 
 from teacher_server.config import LimitSettings, TokenizerSettings
-from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import read_vocabulary
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 OTHER = "A teacher that writes def loss(x): return 9 * x; nothing else is judged."
 
 
-def first_id(sequence: Sequence) -> int:
+def first_id(sequence: ScoredSpan) -> int:
     return int(sequence.token_ids[0])
 
 
@@ -46,23 +46,23 @@ async def test_each_is_asked_for_once_and_counted(
         first = await server.score(request(server, student_file, tokens))
         second = await server.score(request(server, student_file, tokens, request_id="second"))
         own, lone, again = server.engines["default"].jobs
-        assert len(own.sequences[0].token_ids) == len(again.sequences[0].token_ids)
+        assert len(own.spans[0].token_ids) == len(again.spans[0].token_ids)
         vocabulary = read_vocabulary(file_of(teacher_dir))
         np.testing.assert_array_equal(lone.prompt_ids, lone_prompt(vocabulary))
-        assert all(s.positions.tolist() == [1] for s in lone.sequences)
+        assert all(s.positions.tolist() == [1] for s in lone.spans)
         told = (first.timing.computed_tokens, second.timing.computed_tokens)
-        assert told[0] - told[1] >= len(lone.sequences)
+        assert told[0] - told[1] >= len(lone.spans)
         for part in ("top_ids", "top_log_probs", "valid_counts", "sampled_log_probs"):
             mine, theirs = (one.results[0].rows.arrays()[part] for one in (first, second))
             np.testing.assert_allclose(mine, theirs, atol=1e-5)
         metrics = (await server.http.get("/metrics")).text
         label = f'teacher="default",tokenizer="{tokenizer_hash(student_file)[:12]}"'
-        count = float(len(lone.sequences))
+        count = float(len(lone.spans))
         assert f"lsm_teacher_realign_lone_rows_total{{{label}}} {count}" in metrics
         # Another temperature is another distribution.
         await server.score(request(server, student_file, tokens, temperature=2.0))
         *_, warm = server.engines["default"].jobs
-        assert {first_id(s) for s in warm.sequences} & {first_id(s) for s in lone.sequences}
+        assert {first_id(s) for s in warm.spans} & {first_id(s) for s in lone.spans}
 
 
 @pytest.mark.parametrize("rounds", [0, 2])
@@ -135,9 +135,9 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     class Toy(JobRunner):
         async def run(self, job: Job) -> JobResult:
             asked.append(job)
-            return JobResult(tuple(answer(job, one) for one in job.sequences), job.tokens, 0.0)
+            return JobResult(tuple(answer(job, one) for one in job.spans), job.tokens, 0.0)
 
-    def answer(job: Job, sequence: Sequence) -> Rows:
+    def answer(job: Job, sequence: ScoredSpan) -> Rows:
         read = [*job.prompt_ids.tolist(), *sequence.token_ids.tolist()]
         top_ids = np.full((len(sequence.positions), job.top_k), -1, np.int32)
         log_probs = np.zeros(top_ids.shape, np.float32)
@@ -188,6 +188,6 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     own, before, extra, after = asked
     assert own.want_sampled
     first = [teacher.token_bytes.index(token) for token in (b"a", b"b", b"bc")]
-    assert [first_id(one) for one in before.sequences] == first
-    assert [first_id(one) for one in after.sequences] == [teacher.token_bytes.index(b"c")]
-    assert int(extra.sequences[0].token_ids[-2]) == teacher.token_bytes.index(b"b")
+    assert [first_id(one) for one in before.spans] == first
+    assert [first_id(one) for one in after.spans] == [teacher.token_bytes.index(b"c")]
+    assert int(extra.spans[0].token_ids[-2]) == teacher.token_bytes.index(b"b")

@@ -60,7 +60,7 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     vocabularies = read_vocabulary(student_file), read_vocabulary(file_of(teacher_dir))
     realigner = Realigner(PairTables(*vocabularies, build_static(*vocabularies)))
     layout = realigner.plan(ids(*tokens))
-    np.testing.assert_array_equal(job.sequences[0].token_ids, layout.teacher_ids)
+    np.testing.assert_array_equal(job.spans[0].token_ids, layout.teacher_ids)
     assert len(layout.teacher_ids) != len(tokens)
     rows = reference(teacher_dir, prompt, layout.teacher_ids.tolist()).double().numpy()
     top = np.argsort(-rows, axis=1, kind="stable")[:, : job.top_k]
@@ -70,8 +70,8 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     positions, lone = np.arange(len(tokens)), LoneRows(realigner.tables)
     first = realigner.carry_over(layout, positions, read, top_k=8, lone=lone)
     (lone_job,) = lone_jobs
-    assert [int(s.token_ids[0]) for s in lone_job.sequences] == first.walked.wanted.tolist()
-    assert len(lone_job.sequences) > 5
+    assert [int(s.token_ids[0]) for s in lone_job.spans] == first.walked.wanted.tolist()
+    assert len(lone_job.spans) > 5
     for token in first.walked.wanted.tolist():
         behind = reference(teacher_dir, lone_job.prompt_ids.tolist(), [token, 0])[1]
         best = behind.topk(lone_job.top_k)
@@ -387,7 +387,7 @@ async def test_extra_forwards_settle_more(
             jobs = server.engines["default"].jobs
             assert len(jobs) == 1 + rounds
             metrics = (await server.http.get("/metrics")).text
-            extra = sum(len(job.sequences) for job in jobs[1:])
+            extra = sum(len(job.spans) for job in jobs[1:])
             label = f'teacher="default",tokenizer="{tokenizer_hash(student_file)[:12]}"'
             assert f"lsm_teacher_realign_extra_rows_total{{{label}}} {float(extra)}" in metrics
     without, with_ = (reply.results[0] for reply in found)

@@ -86,7 +86,7 @@ async def test_a_foreign_rollout_has_the_adapter_s_rows(
                 student_hash: Level.CROSS,
             }
         metrics = (await server.http.get("/metrics")).text
-        rows = sum(len(job.sequences) for job in extra_jobs[1])
+        rows = sum(len(job.spans) for job in extra_jobs[1])
         label = f'teacher="math",tokenizer="{student_hash[:12]}"'
         assert f"lsm_teacher_realign_extra_rows_total{{{label}}} {float(rows)}" in metrics
         masked = int((mine.position_class == PositionClass.MASKED).sum())

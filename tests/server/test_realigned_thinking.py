@@ -127,7 +127,7 @@ async def test_the_teacher_s_own_template_has_the_switch(
     assert read["off"] == [*read["on"], begin, *gap, stop, *gap]
     assert read["unsaid"] == read["on"]
     np.testing.assert_array_equal(rows["unsaid"].rows.support.ids, rows["on"].rows.support.ids)
-    spoken = rollout_job(server).sequences[0].token_ids.tolist()
+    spoken = rollout_job(server).spans[0].token_ids.tolist()
     likelihoods = []
     for name in ("off", "on"):
         own = reference(thinking_dir, read[name], spoken)[range(len(spoken)), spoken]
@@ -150,7 +150,7 @@ async def test_tokens_of_thinking_are_each_other_s_by_role(
     words = teacher.encode(TEXT).ids
     opens, closes = teacher.token_to_id(OPEN), teacher.token_to_id(CLOSE)
     spoken = [[opens, *words, closes, *words], [closes, *words]]
-    assert [one.token_ids.tolist() for one in job.sequences] == spoken
+    assert [one.token_ids.tolist() for one in job.spans] == spoken
     row, inside = 0, 1 + len(words)
     own = [reference(thinking_dir, job.prompt_ids.tolist(), one).numpy() for one in spoken]
     for scores, rows, token, its in zip(results, own, (begin, stop), (opens, closes), strict=True):
@@ -206,7 +206,7 @@ async def test_what_the_student_has_no_token_for_is_lost(
         for file, name in ((thinker_file, "with"), (without, "without"))
     ]
     job = rollout_job(server)
-    rows = reference(thinking_dir, job.prompt_ids.tolist(), job.sequences[0].token_ids.tolist())
+    rows = reference(thinking_dir, job.prompt_ids.tolist(), job.spans[0].token_ids.tolist())
     teacher = Tokenizer.from_file(str(thinking_dir / "tokenizer.json"))
     both = [teacher.token_to_id(OPEN), teacher.token_to_id(CLOSE)]
     lost = block(none).lost_mass[0] - block(with_).lost_mass[0]

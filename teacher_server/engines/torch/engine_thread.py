@@ -13,7 +13,7 @@ import torch
 from teacher_proto.errors import EngineError, TeacherUnavailableError
 from teacher_proto.rows import Rows, Support, Values
 
-from teacher_server.engines.base import Job, JobResult, PassCount, Sequence
+from teacher_server.engines.base import Job, JobResult, PassCount, ScoredSpan
 from teacher_server.engines.torch.packing import (
     Batch,
     FlatBatch,
@@ -57,7 +57,7 @@ class Task:
             self.done(result)
 
     def finish_when_complete(self) -> None:
-        count = len(self.job.sequences)
+        count = len(self.job.spans)
         if len(self.rows) == count:
             rows = tuple(self.rows[index] for index in range(count))
             self.finish(JobResult(rows, self.computed_tokens, self.seconds))
@@ -134,12 +134,12 @@ class Worker:
         return True
 
     def _unpack(self, task: Task) -> None:
-        for index, sequence in enumerate(task.job.sequences):
-            if len(sequence.positions) == 0:
-                task.rows[index] = empty_rows(task.job, sequence)
+        for index, span in enumerate(task.job.spans):
+            if len(span.positions) == 0:
+                task.rows[index] = empty_rows(task.job, span)
                 continue
             key, self._next_key = self._next_key, self._next_key + 1
-            self._waiting[key] = (Unit.of(key, task.job, sequence), task, index)
+            self._waiting[key] = (Unit.of(key, task.job, span), task, index)
         task.finish_when_complete()
 
     def _forget_unwanted(self) -> None:
@@ -263,8 +263,8 @@ def unavailable(cause: BaseException | None) -> TeacherUnavailableError:
     )
 
 
-def empty_rows(job: Job, sequence: Sequence) -> Rows:
-    """The rows of a sequence that asks for none."""
+def empty_rows(job: Job, span: ScoredSpan) -> Rows:
+    """The rows of a span that asks for none."""
     nothing = Values(np.zeros(0, np.float32), np.zeros(0, np.bool_))
     support = Support(
         ids=np.zeros((0, job.top_k), np.int32),
@@ -272,8 +272,8 @@ def empty_rows(job: Job, sequence: Sequence) -> Rows:
         counts=np.zeros(0, np.int32),
     )
     explicit = None
-    if sequence.explicit_ids is not None:
-        shape = (0, sequence.explicit_ids.shape[1])
+    if span.explicit_ids is not None:
+        shape = (0, span.explicit_ids.shape[1])
         explicit = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
     return Rows(
         support,

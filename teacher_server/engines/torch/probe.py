@@ -15,7 +15,7 @@ from teacher_proto.rows import required
 from teacher_proto.types import Int32
 from torch import Tensor
 
-from teacher_server.engines.base import Job, JobResult, Sequence
+from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.engines.torch.head import LanguageModelHead
 from teacher_server.engines.torch.packing import Packing
 from teacher_server.engines.torch.prefix_tree import prefix_tree
@@ -152,10 +152,11 @@ def self_score_job(vocabulary_size: int, max_length: int) -> Job:
     length = min(PROBE_TOKENS, max_length)
     ids = probe_ids(length, vocabulary_size, seed=1)
     prompt, tail = ids[: length // 2], ids[length // 2 :]
-    sequences = tuple(
-        Sequence(tail[:count], np.arange(count, dtype=np.int32)) for count in sorted({1, len(tail)})
+    spans = tuple(
+        ScoredSpan(tail[:count], np.arange(count, dtype=np.int32))
+        for count in sorted({1, len(tail)})
     )
-    return Job(prompt, sequences, min(8, vocabulary_size), 1.0, vocabulary_size)
+    return Job(prompt, spans, min(8, vocabulary_size), 1.0, vocabulary_size)
 
 
 def check_self_score(result: JobResult) -> None:

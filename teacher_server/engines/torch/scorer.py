@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from teacher_proto.rows import Rows
 from teacher_proto.types import Int32
 
-from teacher_server.engines.base import Job, Sequence
+from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.engines.torch.head import LanguageModelHead, RowRequest
 from teacher_server.engines.torch.packing import Batch, BranchedBatch, FlatBatch, Item
 from teacher_server.engines.torch.prefix_tree import prefix_tree
@@ -22,26 +22,26 @@ from teacher_server.engines.torch.trunk import Body
 
 @dataclass(frozen=True)
 class Unit:
-    """One sequence of a job, ready to be packed."""
+    """One span of a job, ready to be packed."""
 
     item: Item
     job: Job
-    sequence: Sequence
+    span: ScoredSpan
 
     @classmethod
-    def of(cls, key: int, job: Job, sequence: Sequence) -> Unit:
-        """``sequence`` has a position at least."""
+    def of(cls, key: int, job: Job, span: ScoredSpan) -> Unit:
+        """``span`` has a position at least."""
         prompt = np.ascontiguousarray(job.prompt_ids, np.int32).tobytes()
-        read = sequence.token_ids[: int(sequence.positions[-1])].astype(np.int32)
-        return cls(Item(key, prompt, read.tobytes()), job, sequence)
+        read = span.token_ids[: int(span.positions[-1])].astype(np.int32)
+        return cls(Item(key, prompt, read.tobytes()), job, span)
 
     def outside_trees(self) -> Unit:
         return replace(self, item=replace(self.item, plain=True))
 
     @property
     def row_request(self) -> RowRequest:
-        job, sequence = self.job, self.sequence
-        explicit = sequence.explicit_ids
+        job, span = self.job, self.span
+        explicit = span.explicit_ids
         slots = 0 if explicit is None else explicit.shape[1]
         spec = SupportSpec(
             top_k=job.top_k,
@@ -51,11 +51,11 @@ class Unit:
             want_log_tail=job.want_log_tail,
             explicit_slots=slots,
         )
-        return RowRequest(spec, sequence.token_ids[sequence.positions], explicit)
+        return RowRequest(spec, span.token_ids[span.positions], explicit)
 
     @property
     def rows(self) -> NDArray[np.int64]:
-        return self.sequence.positions.astype(np.int64)
+        return self.span.positions.astype(np.int64)
 
     @property
     def input_ids(self) -> Int32:

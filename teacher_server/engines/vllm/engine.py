@@ -56,7 +56,7 @@ from vllm.v1.executor import Executor
 from vllm.v1.outputs import LogprobsTensors
 
 from teacher_server.engines.adapter import Adapter, check_base
-from teacher_server.engines.base import EngineDescription, Job, JobResult, Sequence
+from teacher_server.engines.base import EngineDescription, Job, JobResult, ScoredSpan
 from teacher_server.engines.digest import weights_digest
 from teacher_server.engines.torch.engine_thread import unavailable
 from teacher_server.engines.torch.loading import parse_dtype, resolve, weight_files
@@ -216,22 +216,19 @@ class VllmEngine:
         client = self._client
         if client is None or self._death is not None:
             raise unavailable(self._death)
-        plans = [
-            RowPlan.of(job, sequence) if len(sequence.positions) else None
-            for sequence in job.sequences
-        ]
+        plans = [RowPlan.of(job, span) if len(span.positions) else None for span in job.spans]
         rank = min(range(len(self._load)), key=self._load.__getitem__)
         tokens = sum(plan.length for plan in plans if plan is not None)
         self._load[rank] += tokens
         loop = asyncio.get_running_loop()
         futures: dict[str, asyncio.Future[EngineCoreOutput]] = {}
         try:
-            for plan, sequence in zip(plans, job.sequences, strict=True):
+            for plan, span in zip(plans, job.spans, strict=True):
                 if plan is None:
                     continue
                 name = str(next(self._numbers))
                 self._pending[name] = futures[name] = loop.create_future()
-                request = _core_request(name, job, sequence, plan)
+                request = _core_request(name, job, span, plan)
                 request.lora_request = self._loras[job.adapter] if job.adapter else None
                 request.data_parallel_rank = rank if len(self._load) > 1 else None
                 await client.add_request_async(request)
@@ -340,12 +337,12 @@ class VllmEngine:
                 future.set_exception(error)
 
 
-def _core_request(name: str, job: Job, sequence: Sequence, plan: RowPlan) -> EngineCoreRequest:
+def _core_request(name: str, job: Job, span: ScoredSpan, plan: RowPlan) -> EngineCoreRequest:
     """One token is sampled because vLLM ends no request without; nobody reads it."""
     read = plan.length - len(job.prompt_ids)
     return EngineCoreRequest(
         request_id=name,
-        prompt_token_ids=[*job.prompt_ids.tolist(), *sequence.token_ids[:read].tolist()],
+        prompt_token_ids=[*job.prompt_ids.tolist(), *span.token_ids[:read].tolist()],
         mm_features=None,
         sampling_params=SamplingParams(
             temperature=0.0,

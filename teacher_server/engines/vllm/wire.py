@@ -17,8 +17,7 @@ from teacher_proto.errors import EngineError
 from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Float32, Int32
 
-from teacher_server.engines import base
-from teacher_server.engines.base import Job, JobResult
+from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.engines.torch.engine_thread import empty_rows
 from teacher_server.engines.torch.head import RowRequest
 from teacher_server.engines.torch.supports import SupportSpec
@@ -57,9 +56,9 @@ class RowPlan:
     explicit: Int32 | None
 
     @classmethod
-    def of(cls, job: Job, sequence: base.Sequence) -> RowPlan:
-        """``sequence`` has one position at least."""
-        explicit = sequence.explicit_ids
+    def of(cls, job: Job, span: ScoredSpan) -> RowPlan:
+        """``span`` has one position at least."""
+        explicit = span.explicit_ids
         return cls(
             spec=SupportSpec(
                 top_k=job.top_k,
@@ -69,8 +68,8 @@ class RowPlan:
                 want_log_tail=job.want_log_tail,
                 explicit_slots=0 if explicit is None else explicit.shape[1],
             ),
-            indices=sequence.positions.astype(np.int64) + len(job.prompt_ids) - 1,
-            sampled=sequence.token_ids[sequence.positions].astype(np.int32),
+            indices=span.positions.astype(np.int64) + len(job.prompt_ids) - 1,
+            sampled=span.token_ids[span.positions].astype(np.int32),
             explicit=None if explicit is None else explicit.astype(np.int32),
         )
 
@@ -213,7 +212,7 @@ def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]
     """The result of a job from the outputs of its requests.
 
     Args:
-        plans: one for each sequence; None for one without rows, which was no request.
+        plans: one for each span; None for one without rows, which was no request.
         outputs: vLLM's, in the order of the plans that are there.
 
     Raises:
@@ -222,9 +221,9 @@ def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]
     left = iter(outputs)
     rows: list[Rows | None] = []
     computed, seconds = 0, 0.0
-    for plan, scored in zip(plans, job.sequences, strict=True):
+    for plan, span in zip(plans, job.spans, strict=True):
         if plan is None:
-            rows.append(empty_rows(job, scored))
+            rows.append(empty_rows(job, span))
             continue
         output = next(left)
         result, count, share = rows_of(
