@@ -184,16 +184,20 @@ def assert_equals_reference(subject: Subject, job: Job, result: JobResult) -> No
             np.testing.assert_allclose(rows.log_tail.values, tail, rtol=0, atol=tolerance)
 
 
-def branches(
-    seed: int, vocabulary_size: int, *, prompt: int, trunk: int, count: int, top_k: int = 8
+def prefix_tree_job(
+    seed: int, vocabulary_size: int, *, prompt: int, stem: int, count: int, top_k: int = 8
 ) -> Job:
-    """Paths of 1 to 4 tokens that leave a trunk, or each other, and the row after each."""
+    """Paths of 1 to 4 tokens that leave a common stem, or each other, and the row after each.
+
+    ``stem``: tokens of the common stem.
+    """
     generator = np.random.default_rng(seed)
-    stem = ids(seed + 1, trunk, vocabulary_size)
-    paths = [stem]
+    stem_ids = ids(seed + 1, stem, vocabulary_size)
+    paths = [stem_ids]
     spans = []
     for _ in range(count):
-        path = paths[int(generator.integers(len(paths)))] if generator.random() < 0.3 else stem
+        again = generator.random() < 0.3
+        path = paths[int(generator.integers(len(paths)))] if again else stem_ids
         kept = int(generator.integers(len(path) + 1))
         more = generator.integers(0, vocabulary_size, int(generator.integers(1, 5)))
         paths.append(np.concatenate([path[:kept], more]).astype(np.int32))
@@ -328,23 +332,23 @@ class EngineConformance:
             assert_close(rows, subset, subject.independence)
 
     @pytest.mark.parametrize("prompt", [1, 14])
-    async def test_branches_equal_their_own_forwards(
+    async def test_prefix_trees_equal_their_own_forwards(
         self, subject: Subject, engine: Engine, prompt: int
     ) -> None:
-        """Off the trunk, off a branch, along the trunk; twice the same; rows on the way."""
+        """Off the stem, off another path, along the stem; twice the same; rows on the way."""
         size = subject.vocabulary_size
-        job = branches(50, size, prompt=prompt, trunk=40, count=12)
-        trunk = ids(51, 40, size)
-        along = ScoredSpan(np.append(trunk[:17], np.int32(0)), np.array([17], np.int32))
-        off = np.concatenate([trunk[:25], ids(52, 6, size)])
+        job = prefix_tree_job(50, size, prompt=prompt, stem=40, count=12)
+        stem = ids(51, 40, size)
+        along = ScoredSpan(np.append(stem[:17], np.int32(0)), np.array([17], np.int32))
+        off = np.concatenate([stem[:25], ids(52, 6, size)])
         several = ScoredSpan(off, np.array([0, 3, 24, 25, 28, 30], np.int32))
-        more = (job.spans[4], along, several, every_row(trunk))
+        more = (job.spans[4], along, several, every_row(stem))
         job = replace(job, spans=(*job.spans, *more))
         assert_equals_reference(subject, job, await engine.score(job))
 
-    async def test_explicit_ids_of_branches(self, subject: Subject, engine: Engine) -> None:
+    async def test_explicit_ids_of_prefix_trees(self, subject: Subject, engine: Engine) -> None:
         size = subject.vocabulary_size
-        job = branches(53, size, prompt=9, trunk=30, count=8)
+        job = prefix_tree_job(53, size, prompt=9, stem=30, count=8)
         explicit = ids(54, 16, size).reshape(8, 1, 2)
         spans = tuple(
             replace(span, explicit_ids=wanted)

@@ -17,11 +17,11 @@ from teacher_server.engines.torch.packing import (
     TREE_SAVING_SHARE,
     TREE_TOKENS,
     Batch,
-    BranchedBatch,
     FlatBatch,
     GroupBatch,
     Item,
     Packing,
+    PrefixTreeBatch,
     next_batch,
     pass_tokens,
 )
@@ -33,7 +33,7 @@ def ints(*values: int) -> bytes:
 
 @st.composite
 def waiting(draw: st.DrawFn) -> list[Item]:
-    """Items of a few prompts; some leave one trunk of 300 tokens where a branch does."""
+    """Items of a few prompts; some read one stem of 300 tokens and leave it somewhere."""
     prompts = draw(st.lists(st.integers(1, 400), min_size=1, max_size=6))
     chosen = draw(st.lists(st.integers(0, len(prompts) - 1), min_size=1, max_size=30))
     items = []
@@ -42,7 +42,7 @@ def waiting(draw: st.DrawFn) -> list[Item]:
         kept = draw(st.sampled_from([0, length // 2, length]))
         read = [*range(kept), *[1000 + draw(st.integers(0, 30))] * (length - kept)]
         prompt = ints(number, *[7] * (prompts[number] - 1))
-        items.append(Item(key, prompt, ints(*read), plain=draw(st.integers(0, 9)) == 0))
+        items.append(Item(key, prompt, ints(*read), outside_trees=draw(st.integers(0, 9)) == 0))
     return items
 
 
@@ -51,7 +51,7 @@ packings = st.builds(
     tokens=st.sampled_from([1, 64, 500, 4096]),
     cached_tokens=st.sampled_from([1, 1000, 16384]),
     share_prompts=st.booleans(),
-    branch=st.booleans(),
+    prefix_trees=st.booleans(),
     alone=st.booleans(),
 )
 
@@ -86,7 +86,7 @@ def test_passes_stay_in_budget_and_waste_little(items: list[Item], packing: Pack
         if isinstance(batch, FlatBatch):
             assert_pass_fits([item.flat_tokens for item in batch.items], packing.tokens)
             continue
-        if isinstance(batch, BranchedBatch):
+        if isinstance(batch, PrefixTreeBatch):
             prompt = batch.items[0].prompt_length
             longest = max(item.length for item in batch.items)
             for members in batch.passes:
@@ -123,12 +123,12 @@ def beginnings(items: Sequence[Item]) -> int:
 @given(waiting(), packings)
 def test_trees_are_read_when_that_pays(items: list[Item], packing: Packing) -> None:
     for batch in batches(items, packing):
-        if not isinstance(batch, BranchedBatch):
+        if not isinstance(batch, PrefixTreeBatch):
             continue
-        assert packing.branch
+        assert packing.prefix_trees
         assert packing.share_prompts
         assert not packing.alone
-        assert not any(item.plain for item in batch.items)
+        assert not any(item.outside_trees for item in batch.items)
         assert {item.prompt for item in batch.items} == {batch.prompt}
         prompt = batch.items[0].prompt_length - 1
         read = [prompt] * (prompt > 0) + [beginnings(members) for members in batch.passes]
@@ -137,16 +137,18 @@ def test_trees_are_read_when_that_pays(items: list[Item], packing: Packing) -> N
         assert flat - sum(read) >= max(MINIMUM_SAVING, TREE_SAVING_SHARE * sum(read))
 
 
-def test_branches_of_a_trunk_are_one_tree_and_rollouts_are_not() -> None:
-    trunk = list(range(300))
-    branches = [Item(k, ints(1, 2), ints(*trunk[: 4 * k], 900, 901)) for k in range(64)]
-    rollouts = [Item(k, ints(*range(50)), ints(k, *trunk)) for k in range(8)]
+def test_sequences_that_leave_a_stem_are_one_tree_and_rollouts_are_not() -> None:
+    stem = list(range(300))
+    leaving = [Item(k, ints(1, 2), ints(*stem[: 4 * k], 900, 901)) for k in range(64)]
+    rollouts = [Item(k, ints(*range(50)), ints(k, *stem)) for k in range(8)]
     packing = Packing(tokens=1024, cached_tokens=16384)
-    (tree,) = batches(branches, packing)
-    assert isinstance(tree, BranchedBatch)
+    (tree,) = batches(leaving, packing)
+    assert isinstance(tree, PrefixTreeBatch)
     assert pass_tokens(tree) == [1, 1 + 4 * 63 + 2 * 64]
     assert isinstance(next_batch(rollouts, packing), GroupBatch)
-    assert not isinstance(next_batch(branches, replace(packing, branch=False)), BranchedBatch)
+    assert not isinstance(
+        next_batch(leaving, replace(packing, prefix_trees=False)), PrefixTreeBatch
+    )
 
 
 @given(waiting(), packings)
@@ -160,7 +162,7 @@ def test_alone_means_alone(items: list[Item], packing: Packing) -> None:
 def test_a_group_reads_its_prompt_once(count: int, prompt: int, length: int) -> None:
     ids = ints(*range(prompt))
     items = [Item(key, ids, ints(*[key] * (length - 1))) for key in range(count)]
-    packing = Packing(tokens=4096, cached_tokens=16384, branch=False)
+    packing = Packing(tokens=4096, cached_tokens=16384, prefix_trees=False)
     (batch,) = batches(items, packing)
     assert isinstance(batch, GroupBatch)
     assert batch.prompts == (ids,)

@@ -88,7 +88,7 @@ def build(name: str, sizes: dict[str, Any], directory: Path) -> Path:
 async def test_an_architecture_equals_its_plain_forward(
     case: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Flat, grouped with equal and unequal prompts, beyond the window, and in chunks."""
+    """Flat, grouped with equal and unequal prompts, beyond the window, and in blocks."""
     name, sizes = CASES[case]
     directory = build(name, sizes, tmp_path / "model")
     stateful = name == "Mamba"

@@ -86,7 +86,7 @@ async def test_a_cancelled_job_that_waits_is_never_computed(
     await first
 
 
-async def test_a_cancelled_job_stops_between_chunks(
+async def test_a_cancelled_job_stops_between_blocks(
     gate: Gate, tiny_model_dir: Path, subject: Subject
 ) -> None:
     engine = TransformersEngine(str(tiny_model_dir), device="cpu", max_batch_tokens=32)
@@ -101,7 +101,7 @@ async def test_a_cancelled_job_stops_between_chunks(
         gate.open()
         job = make_job(2, V, prompt=5, lengths=(6,))
         assert_equals_reference(subject, job, await engine.score(job))
-        assert gate.shapes == [(1, 32), (1, 10)], "one chunk of 13 was computed, then the next job"
+        assert gate.shapes == [(1, 32), (1, 10)], "one block of 13 was computed, then the next job"
 
 
 async def test_cancelling_one_of_a_batch_leaves_the_others(

@@ -52,10 +52,10 @@ class LargestTensor(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("k", [0, 8, 64])
-def test_no_more_than_one_chunk_of_logits_exists(k: int) -> None:
-    rows, hidden_size, vocabulary, chunk = 300, 16, 20_000, 8
+def test_no_more_than_one_block_of_logits_exists(k: int) -> None:
+    rows, hidden_size, vocabulary, block = 300, 16, 20_000, 8
     head = LanguageModelHead(
-        torch.nn.Linear(hidden_size, vocabulary, bias=False), LogitTreatment(), chunk
+        torch.nn.Linear(hidden_size, vocabulary, bias=False), LogitTreatment(), block
     )
     spec = SupportSpec(k, 1.0, vocabulary, True, True, 0)
     requests = [RowRequest(spec, ids(0, rows // 2, vocabulary), None) for _ in range(2)]
@@ -64,10 +64,10 @@ def test_no_more_than_one_chunk_of_logits_exists(k: int) -> None:
         results = head.score(hidden, requests, lambda: None)
     assert len(results) == 2
     weight = hidden_size * vocabulary
-    assert largest.elements <= max(chunk * vocabulary, weight) < rows * vocabulary / 10
+    assert largest.elements <= max(block * vocabulary, weight) < rows * vocabulary / 10
 
 
-def test_requests_that_ask_different_things_share_chunks() -> None:
+def test_requests_that_ask_different_things_share_blocks() -> None:
     vocabulary = 500
     head = LanguageModelHead(torch.nn.Linear(16, vocabulary), LogitTreatment(2.0, 5.0), 7)
     base = SupportSpec(5, 1.0, vocabulary, True, True, 0)

@@ -213,7 +213,7 @@ async def test_cancelled_work_leaves_the_engine(engine: VllmEngine, subject: Sub
     assert (await engine.score(probe)).computed_tokens == 390 - 384, "it would have been seen"
 
 
-async def test_memory_stays_within_chunks(engine: VllmEngine) -> None:
+async def test_memory_stays_within_blocks(engine: VllmEngine) -> None:
     """All rows, the whole vocabulary, many sequences: the worker grows by what it returns."""
     job = make_job(8, SIZE, prompt=4, lengths=(500,) * 24, top_k=SIZE)
     await engine.score(job)

@@ -1,4 +1,4 @@
-"""What vLLM's workers do with hidden states, without vLLM: a real head, chunks and failures."""
+"""What vLLM's workers do with hidden states, without vLLM: a real head, slices and failures."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from teacher_proto.rows import Rows
 
 from teacher_server.engines.base import Job
 from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.vllm.rows import Chunk, RowScorer, RunnerHead
-from teacher_server.engines.vllm.wire import Outcome, RowPlan, unpack
+from teacher_server.engines.vllm.rows import PassSlice, RowScorer, RunnerHead
+from teacher_server.engines.vllm.wire import RowPlan, RowsStatus, unpack
 from tests.engines.conformance import arrays, ids, make_job
 
 SIZE, WIDTH = 97, 16
@@ -42,10 +42,10 @@ def job_with_explicit(seed: int, length: int, prompt: int = 6) -> Job:
 def run(
     scorer: RowScorer, hidden: torch.Tensor, plan: RowPlan, cuts: Many[int], start: int = 0
 ) -> Any:
-    """Reads a request from ``start`` in chunks that end at ``cuts`` and at its length."""
+    """Reads a request from ``start`` in slices that end at ``cuts`` and at its length."""
     for low, high in zip([start, *cuts], [*cuts, plan.length], strict=True):
-        chunk = Chunk("a", low, high - low, 0, plan.to_extra_args())
-        finished = scorer.step(hidden[low:high], [chunk], lambda: 0.5)
+        part = PassSlice("a", low, high - low, 0, plan.to_extra_args())
+        finished = scorer.step(hidden[low:high], [part], lambda: 0.5)
         if high == plan.length:
             return finished["a"]
         assert not finished
@@ -61,12 +61,12 @@ def rows_of(job: Job, hidden: torch.Tensor, projection: torch.nn.Linear) -> Rows
 
 
 @pytest.mark.parametrize("cuts", [[], [1], [6], [5, 6, 7, 20], list(range(1, 24))])
-def test_chunks_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list[int]) -> None:
+def test_slices_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list[int]) -> None:
     job = job_with_explicit(1, 20)
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     progress = run(RowScorer(head_of(projection), True), hidden, plan, cuts)
-    assert progress.packed.outcome is Outcome.FINITE
+    assert progress.packed.status is RowsStatus.FINITE
     assert progress.computed_tokens == plan.length
     assert progress.seconds == 0.5 * (len(cuts) + 1)
     ours = unpack(plan, progress.packed.ids, progress.packed.values)
@@ -82,11 +82,11 @@ def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -
     plans = [RowPlan.of(job, job.spans[0]) for job in jobs]
     hidden = [torch.randn(plan.length, WIDTH) for plan in plans]
     offsets = np.cumsum([0, *(plan.length for plan in plans)])
-    chunks = [
-        Chunk(str(i), 0, plan.length, int(offsets[i]), plan.to_extra_args())
+    slices = [
+        PassSlice(str(i), 0, plan.length, int(offsets[i]), plan.to_extra_args())
         for i, plan in enumerate(plans)
     ]
-    finished = RowScorer(head_of(projection), True).step(torch.cat(hidden), chunks, lambda: 1.0)
+    finished = RowScorer(head_of(projection), True).step(torch.cat(hidden), slices, lambda: 1.0)
     for index, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
         packed = finished[str(index)].packed
         ours = unpack(plan, packed.ids, packed.values)
@@ -114,9 +114,9 @@ def test_a_row_from_the_cache_is_never_returned(projection: torch.nn.Linear) -> 
     hidden = torch.randn(plan.length, WIDTH)
     first = int(plan.indices[0])
     scorer = RowScorer(head_of(projection), True)
-    assert run(scorer, hidden, plan, [], start=first).packed.outcome is Outcome.FINITE
+    assert run(scorer, hidden, plan, [], start=first).packed.status is RowsStatus.FINITE
     late = run(scorer, hidden, plan, [], start=first + 1)
-    assert late.packed.outcome is Outcome.ROW_MISSING
+    assert late.packed.status is RowsStatus.ROW_MISSING
     assert late.packed.values.shape[0] == 0
 
 
@@ -126,9 +126,9 @@ def test_a_request_that_starts_over_gives_the_same_rows(projection: torch.nn.Lin
     hidden = torch.randn(plan.length, WIDTH)
     scorer = RowScorer(head_of(projection), True)
     straight = run(scorer, hidden, plan, [9])
-    scorer.step(hidden[:15], [Chunk("a", 0, 15, 0, plan.to_extra_args())], lambda: 0.0)
+    scorer.step(hidden[:15], [PassSlice("a", 0, 15, 0, plan.to_extra_args())], lambda: 0.0)
     resumed = run(scorer, hidden, plan, [12], start=4)
-    assert resumed.packed.outcome is Outcome.FINITE
+    assert resumed.packed.status is RowsStatus.FINITE
     np.testing.assert_array_equal(straight.packed.ids, resumed.packed.ids)
 
 
@@ -137,15 +137,15 @@ def test_what_is_not_finite_stays_its_own(projection: torch.nn.Linear) -> None:
     plan = RowPlan.of(job, job.spans[0])
     good, bad = torch.randn(plan.length, WIDTH), torch.randn(plan.length, WIDTH)
     bad[-1] = float("nan")
-    chunks = [
-        Chunk("good", 0, plan.length, 0, plan.to_extra_args()),
-        Chunk("bad", 0, plan.length, plan.length, plan.to_extra_args()),
+    slices = [
+        PassSlice("good", 0, plan.length, 0, plan.to_extra_args()),
+        PassSlice("bad", 0, plan.length, plan.length, plan.to_extra_args()),
     ]
     finished = RowScorer(head_of(projection), True).step(
-        torch.cat([good, bad]), chunks, lambda: 0.0
+        torch.cat([good, bad]), slices, lambda: 0.0
     )
-    assert finished["bad"].packed.outcome is Outcome.NOT_FINITE
-    assert finished["good"].packed.outcome is Outcome.FINITE
+    assert finished["bad"].packed.status is RowsStatus.NOT_FINITE
+    assert finished["good"].packed.status is RowsStatus.FINITE
 
 
 class Failing:
@@ -167,14 +167,14 @@ def test_running_out_of_memory_fails_the_step_and_not_the_worker(
 ) -> None:
     failing = Failing(projection)
     head = RunnerHead(failing, SIZE, torch.device("cpu"))
-    head.chunk_rows = 4
+    head.block_rows = 4
     scorer = RowScorer(head, True)
     job = make_job(9, SIZE, lengths=(20,))
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
-    assert run(scorer, hidden, plan, []).packed.outcome is Outcome.OUT_OF_MEMORY
+    assert run(scorer, hidden, plan, []).packed.status is RowsStatus.OUT_OF_MEMORY
     assert failing.calls == 5, "the other ranks wait for every product"
-    assert run(scorer, hidden, plan, []).packed.outcome is Outcome.FINITE
+    assert run(scorer, hidden, plan, []).packed.status is RowsStatus.FINITE
 
 
 def test_a_rank_that_follows_makes_the_same_products(projection: torch.nn.Linear) -> None:
@@ -191,7 +191,7 @@ def test_a_rank_that_follows_makes_the_same_products(projection: torch.nn.Linear
             return projection(rows) if leads else None
 
         head = RunnerHead(compute, SIZE, torch.device("cpu"))
-        head.chunk_rows = 4
+        head.block_rows = 4
         run(RowScorer(head, leads), hidden, plan, [13])
     assert shapes[True] == shapes[False] != []
 
@@ -201,9 +201,9 @@ def test_what_was_gathered_for_gone_requests_is_dropped(projection: torch.nn.Lin
     job = make_job(11, SIZE, lengths=(20,))
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
-    scorer.step(hidden[:20], [Chunk("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
+    scorer.step(hidden[:20], [PassSlice("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
     scorer.forget({"a"})
-    assert run(scorer, hidden, plan, [], start=20).packed.outcome is Outcome.FINITE
-    scorer.step(hidden[:20], [Chunk("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
+    assert run(scorer, hidden, plan, [], start=20).packed.status is RowsStatus.FINITE
+    scorer.step(hidden[:20], [PassSlice("a", 0, 20, 0, plan.to_extra_args())], lambda: 0.0)
     scorer.forget(set())
-    assert run(scorer, hidden, plan, [], start=20).packed.outcome is Outcome.ROW_MISSING
+    assert run(scorer, hidden, plan, [], start=20).packed.status is RowsStatus.ROW_MISSING

@@ -22,20 +22,20 @@ from teacher_server.engines.torch.packing import (
     next_batch,
     pass_tokens,
 )
-from teacher_server.engines.torch.scorer import Outcome, Scorer, Unit
+from teacher_server.engines.torch.scorer import Scorer, SpanResult, Unit
 from teacher_server.failures import as_exception, is_ending
 
 logger = logging.getLogger(__name__)
 
 # Forwards are not cut below this many tokens when memory runs out.
-MINIMUM_CHUNK_TOKENS = 64
+MINIMUM_BLOCK_TOKENS = 64
 
 
 @dataclass(eq=False)
 class Task:
     """A submitted job and what it has so far.
 
-    ``done`` is called once, in the worker's thread, with a result or an error,
+    ``done`` is called once, in the engine's thread, with a result or an error,
     unless the task was dropped before.
     """
 
@@ -67,7 +67,7 @@ class _Abandoned(Exception):
     """Nobody wants the rest of the batch."""
 
 
-class Worker:
+class EngineThread:
     """Owns a scorer on the calling thread of ``run`` until ``close`` or its death."""
 
     def __init__(
@@ -82,7 +82,7 @@ class Worker:
         self._dead: BaseException | None = None
         self._waiting: dict[int, tuple[Unit, Task, int]] = {}
         self._next_key = 0
-        # Replaced whole in the worker's thread, read from any.
+        # Replaced whole in the engine's thread, read from any.
         self.count = PassCount(0, 0)
 
     def submit(self, task: Task) -> None:
@@ -104,7 +104,7 @@ class Worker:
             self._condition.notify()
 
     def run(self) -> None:
-        """Scores until closed; the body of the engine's thread."""
+        """Scores until closed: what the engine's thread runs."""
         try:
             while self._take_in():
                 self._run_next()
@@ -186,22 +186,22 @@ class Worker:
                 while remaining := self._still_waiting(remaining):
                     self._execute(next_batch(remaining, self._packing))
         elif left:
-            self._retry_in_smaller_chunks(FlatBatch((left[0],)))
+            self._retry_in_smaller_blocks(FlatBatch((left[0],)))
 
     def _still_waiting(self, items: Iterable[Item]) -> list[Item]:
         """Those not delivered yet, as they wait now."""
         return [self._waiting[item.key][0].item for item in items if item.key in self._waiting]
 
-    def _retry_in_smaller_chunks(self, batch: FlatBatch) -> None:
+    def _retry_in_smaller_blocks(self, batch: FlatBatch) -> None:
         item = batch.items[0]
-        body = self._scorer.body
-        before = body.chunk_tokens
-        if body.cacheable and before // 2 >= MINIMUM_CHUNK_TOKENS:
-            body.chunk_tokens = min(before, item.flat_tokens) // 2
+        trunk = self._scorer.trunk
+        before = trunk.block_tokens
+        if trunk.cacheable and before // 2 >= MINIMUM_BLOCK_TOKENS:
+            trunk.block_tokens = min(before, item.flat_tokens) // 2
             try:
                 self._execute(batch)
             finally:
-                body.chunk_tokens = before
+                trunk.block_tokens = before
             return
         self._fail(
             item.key,
@@ -223,20 +223,20 @@ class Worker:
             if self._closing or not any(task.wanted for task in tasks.values()):
                 raise _Abandoned
 
-        for outcomes in self._scorer.run(batch, units, check):
-            for outcome in outcomes:
-                self._deliver(outcome)
+        for results in self._scorer.run(batch, units, check):
+            for result in results:
+                self._deliver(result)
 
-    def _deliver(self, outcome: Outcome) -> None:
-        key = outcome.unit.item.key
+    def _deliver(self, result: SpanResult) -> None:
+        key = result.unit.item.key
         unit, task, index = self._waiting[key]
-        task.computed_tokens += outcome.computed_tokens
-        task.seconds += outcome.seconds
-        if outcome.again:
+        task.computed_tokens += result.computed_tokens
+        task.seconds += result.seconds
+        if result.again:
             self._waiting[key] = (unit.outside_trees(), task, index)
             return
         del self._waiting[key]
-        task.rows[index] = outcome.rows
+        task.rows[index] = result.rows
         task.finish_when_complete()
 
     def _fail(self, key: int, error: BaseException) -> None:

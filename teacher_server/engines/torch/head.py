@@ -1,7 +1,7 @@
 """From hidden states to rows: the LM head over scored rows only, chunk by chunk.
 
 Shapes: N rows, H hidden size, V vocabulary. No more than one chunk of logits,
-[chunk_rows, V] in the model's dtype, and one slice of it in float32 exist at a
+[block_rows, V] in the model's dtype, and one slice of it in float32 exist at a
 time.
 """
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from teacher_server.engines.torch.supports import SupportSpec, compute_supports
 
 # Bytes of float32 log-probabilities handled at once on a CPU: they stay in its cache.
-CPU_SLICE_BYTES = 2 * 2**20
+CPU_LOG_PROB_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class LanguageModelHead:
     Args:
         module: the model's output embedding.
         treatment: applied to its output.
-        chunk_rows: rows of one matrix product.
+        block_rows: rows of one matrix product.
 
     Raises:
         ConfigurationError: ``module`` is not a plain linear layer.
     """
 
-    def __init__(self, module: nn.Module | None, treatment: LogitTreatment, chunk_rows: int):
+    def __init__(self, module: nn.Module | None, treatment: LogitTreatment, block_rows: int):
         if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
             raise ConfigurationError(
                 f"the output head is a {type(module).__name__}, not a plain linear layer",
@@ -90,7 +90,7 @@ class LanguageModelHead:
         self.weight = module.weight
         self.bias: Tensor | None = module.bias
         self.treatment = treatment
-        self.chunk_rows = chunk_rows
+        self.block_rows = block_rows
         # Kept between calls: fresh pages for every chunk cost more than its arithmetic.
         self._logits: Tensor | None = None
         self._log_probs: Tensor | None = None
@@ -100,12 +100,12 @@ class LanguageModelHead:
         return int(self.weight.shape[0])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, V] in the model's dtype, before the treatment; n <= chunk_rows.
+        """[n, V] in the model's dtype, before the treatment; n <= block_rows.
 
         One buffer serves all chunks: the result lives until the next call.
         """
         if self._logits is None:
-            self._logits = self._new_buffer(self.chunk_rows, self.weight.dtype)
+            self._logits = self._new_buffer(self.block_rows, self.weight.dtype)
         out = self._logits[: hidden.shape[0]]
         if self.bias is None:
             return torch.mm(hidden, self.weight.t(), out=out)
@@ -114,11 +114,11 @@ class LanguageModelHead:
     def log_probs(self, logits: Tensor, temperature: float) -> Tensor:
         """float32 [n, V]: treatment, division by the temperature, log-softmax.
 
-        n is at most ``slice_rows``. Overwrites float32 ``logits``; the result
+        n is at most ``log_prob_rows``. Overwrites float32 ``logits``; the result
         lives until the next call.
         """
         if self._log_probs is None:
-            self._log_probs = self._new_buffer(self.slice_rows, torch.float32)
+            self._log_probs = self._new_buffer(self.log_prob_rows, torch.float32)
         out = self._log_probs[: logits.shape[0]]
         values = logits.to(torch.float32)
         self.treatment.apply_(values)
@@ -127,11 +127,11 @@ class LanguageModelHead:
         return torch.log_softmax(values, dim=-1, out=out)
 
     @property
-    def slice_rows(self) -> int:
+    def log_prob_rows(self) -> int:
         """Rows whose log-probabilities exist at a time."""
         if self.weight.device.type != "cpu":
-            return self.chunk_rows
-        return max(1, min(self.chunk_rows, CPU_SLICE_BYTES // (4 * self.vocabulary_size)))
+            return self.block_rows
+        return max(1, min(self.block_rows, CPU_LOG_PROB_BYTES // (4 * self.vocabulary_size)))
 
     def _new_buffer(self, rows: int, dtype: torch.dtype) -> Tensor:
         shape = (rows, self.vocabulary_size)
@@ -149,29 +149,29 @@ class LanguageModelHead:
         """
         starts = np.cumsum([0, *(request.count for request in requests)])
         assert hidden.shape[0] == starts[-1]
-        blocks = _blocks_of_equal_spec(requests, starts, hidden.device)
-        if len(blocks) > 1:
-            hidden = hidden[torch.cat([block.rows for block in blocks])]
-        for start in range(0, hidden.shape[0], self.chunk_rows):
+        groups = _groups_of_equal_spec(requests, starts, hidden.device)
+        if len(groups) > 1:
+            hidden = hidden[torch.cat([group.rows for group in groups])]
+        for start in range(0, hidden.shape[0], self.block_rows):
             check()
-            logits = self.logits(hidden[start : start + self.chunk_rows])
-            for block in blocks:
-                first = max(start, block.offset)
-                last = min(start + logits.shape[0], block.offset + block.count)
-                for low in range(first, last, self.slice_rows):
-                    high = min(low + self.slice_rows, last)
+            logits = self.logits(hidden[start : start + self.block_rows])
+            for group in groups:
+                first = max(start, group.offset)
+                last = min(start + logits.shape[0], group.offset + group.count)
+                for low in range(first, last, self.log_prob_rows):
+                    high = min(low + self.log_prob_rows, last)
                     values = self.log_probs(
-                        logits[low - start : high - start], block.spec.temperature
+                        logits[low - start : high - start], group.spec.temperature
                     )
-                    block.fill(low - block.offset, values)
+                    group.fill(low - group.offset, values)
         results: list[Rows | None] = [None] * len(requests)
-        for block in blocks:
-            for index, rows in block.split():
+        for group in groups:
+            for index, rows in group.split():
                 results[index] = rows
         return results
 
 
-class _Block:
+class _SpecGroup:
     """Rows of equal spec and the arrays they fill."""
 
     def __init__(
@@ -226,19 +226,19 @@ class _Block:
         return results
 
 
-def _blocks_of_equal_spec(
+def _groups_of_equal_spec(
     requests: Sequence[RowRequest], starts: Any, device: torch.device
-) -> list[_Block]:
+) -> list[_SpecGroup]:
     by_spec: dict[SupportSpec, list[tuple[int, RowRequest]]] = {}
     for index, request in enumerate(requests):
         by_spec.setdefault(request.spec, []).append((index, request))
-    blocks = []
+    groups = []
     offset = 0
     for spec, members in by_spec.items():
         rows = np.concatenate([np.arange(starts[i], starts[i + 1]) for i, _ in members])
-        blocks.append(_Block(spec, members, torch.from_numpy(rows).to(device), offset))
+        groups.append(_SpecGroup(spec, members, torch.from_numpy(rows).to(device), offset))
         offset += len(rows)
-    return blocks
+    return groups
 
 
 def _to_device(arrays: Sequence[Int32], device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
 Three kinds of batch. A *flat* batch runs prompt and continuation of each item in
 one pass. A *group* batch runs each prompt once, then the continuations against
-the kept keys and values. A *branched* batch runs one prompt once, and then what its
+the kept keys and values. A *prefix-tree* batch runs one prompt once, and then what its
 continuations begin with alike once too, as prefix trees. Lengths are in tokens:
 
     prompt_length P  tokens of the prompt
@@ -44,13 +44,13 @@ class Item:
     Attributes:
         prompt: its int32 ids, as bytes.
         read: int32 ids of the continuation that are read, as bytes.
-        plain: never in a tree.
+        outside_trees: never in a tree.
     """
 
     key: int
     prompt: bytes
     read: bytes
-    plain: bool = False
+    outside_trees: bool = False
 
     @property
     def prompt_length(self) -> int:
@@ -85,7 +85,7 @@ class GroupBatch:
 
 
 @dataclass(frozen=True)
-class BranchedBatch:
+class PrefixTreeBatch:
     """Items of one prompt: it runs once, then each pass is the prefix tree of its items.
 
     The items of a pass are sorted by ``read``.
@@ -102,14 +102,14 @@ class BranchedBatch:
         return tuple(item for batch_pass in self.passes for item in batch_pass)
 
 
-Batch = FlatBatch | GroupBatch | BranchedBatch
+Batch = FlatBatch | GroupBatch | PrefixTreeBatch
 
 
 def pass_tokens(batch: Batch) -> list[int]:
     """Tokens that each pass of a batch reads, padding left out."""
     if isinstance(batch, FlatBatch):
         return [sum(item.flat_tokens for item in batch.items)]
-    if isinstance(batch, BranchedBatch):
+    if isinstance(batch, PrefixTreeBatch):
         prompt = batch.items[0].prompt_length - 1
         return [prompt] * (prompt > 0) + [_tree_tokens(one) for one in batch.passes]
     lengths = {item.prompt: item.prompt_length for item in batch.items}
@@ -126,14 +126,14 @@ class Packing:
         cached_tokens: padded tokens whose keys and values one pass of
             continuations holds, their prompts' copies included.
         share_prompts: False for models whose cache cannot be shared.
-        branch: False for models that cannot read a prefix tree; it takes shared prompts.
+        prefix_trees: False for models that cannot read a prefix tree; it takes shared prompts.
         alone: True runs every item by itself with its own shape.
     """
 
     tokens: int
     cached_tokens: int
     share_prompts: bool = True
-    branch: bool = True
+    prefix_trees: bool = True
     alone: bool = False
 
 
@@ -145,10 +145,11 @@ def next_batch(pending: Sequence[Item], packing: Packing) -> Batch:
     first = pending[0]
     if packing.alone:
         return FlatBatch((first,))
-    branched = _branched(pending, packing) if packing.share_prompts and packing.branch else {}
-    if first.prompt in branched and not first.plain:
-        return branched[first.prompt]
-    left = [item for item in pending if item.plain or item.prompt not in branched]
+    readable = packing.share_prompts and packing.prefix_trees
+    trees = _tree_batches(pending, packing) if readable else {}
+    if first.prompt in trees and not first.outside_trees:
+        return trees[first.prompt]
+    left = [item for item in pending if item.outside_trees or item.prompt not in trees]
     groups = _groups(left) if packing.share_prompts else {}
     shared = {prompt: items for prompt, items in groups.items() if _worth_sharing(items)}
     if first.prompt in shared:
@@ -168,14 +169,14 @@ def _worth_sharing(items: Sequence[Item]) -> bool:
     return (len(items) - 1) * (items[0].prompt_length - 1) >= MINIMUM_SAVING
 
 
-def _branched(pending: Sequence[Item], packing: Packing) -> dict[bytes, BranchedBatch]:
+def _tree_batches(pending: Sequence[Item], packing: Packing) -> dict[bytes, PrefixTreeBatch]:
     """By prompt, the trees of those items that they save enough of."""
-    groups = _groups([item for item in pending if not item.plain])
+    groups = _groups([item for item in pending if not item.outside_trees])
     found = {prompt: _trees(items, packing) for prompt, items in groups.items()}
     return {prompt: batch for prompt, batch in found.items() if batch is not None}
 
 
-def _trees(items: Sequence[Item], packing: Packing) -> BranchedBatch | None:
+def _trees(items: Sequence[Item], packing: Packing) -> PrefixTreeBatch | None:
     """Items of one prompt as trees, or None when these save too little."""
     prefix = items[0].prompt_length - 1
     if _worth_sharing(items):
@@ -191,7 +192,7 @@ def _trees(items: Sequence[Item], packing: Packing) -> BranchedBatch | None:
     limit = max(min(packing.tokens, TREE_TOKENS), 2 * int(lengths.max()))
     limit = min(limit, packing.cached_tokens - prefix)
     cuts = cut(lengths, shared, limit, PADDING_TOKENS)
-    batch = BranchedBatch(tuple(tuple(ordered[start:stop]) for start, stop in cuts))
+    batch = PrefixTreeBatch(tuple(tuple(ordered[start:stop]) for start, stop in cuts))
     return batch if sum(pass_tokens(batch)) <= most else None
 
 

@@ -19,7 +19,7 @@ from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.engines.torch.head import LanguageModelHead
 from teacher_server.engines.torch.packing import Packing
 from teacher_server.engines.torch.prefix_tree import prefix_tree
-from teacher_server.engines.torch.trunk import Body
+from teacher_server.engines.torch.trunk import Trunk
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ def probe_ids(length: int, vocabulary_size: int, seed: int = 0) -> Int32:
     return generator.integers(0, vocabulary_size, length).astype(np.int32)
 
 
-def check_model(model: Any, body: Body, head: LanguageModelHead, packing: Packing) -> Packing:
+def check_model(model: Any, trunk: Trunk, head: LanguageModelHead, packing: Packing) -> Packing:
     """Compares our passes with the model's own forward on a short probe.
 
     Returns ``packing`` with the ways of batching switched off that this model
@@ -46,14 +46,14 @@ def check_model(model: Any, body: Body, head: LanguageModelHead, packing: Packin
         ConfigurationError: the head or the causality of the model is not what
             this engine computes.
     """
-    length = min(PROBE_TOKENS, int(getattr(body.config, "max_position_embeddings", PROBE_TOKENS)))
+    length = min(PROBE_TOKENS, int(getattr(trunk.config, "max_position_embeddings", PROBE_TOKENS)))
     ids = probe_ids(length, model.get_input_embeddings().weight.shape[0])
     with torch.inference_mode():
-        alone = body.flat([ids], [np.arange(length)], _no_check)
+        alone = trunk.flat([ids], [np.arange(length)], _no_check)
         _check_head(model, head, ids, alone)
         changed = ids.copy()
         changed[-1] = ids[0] if ids[0] != ids[-1] else ids[0] ^ 1
-        earlier = body.flat([changed], [np.arange(length - 1)], _no_check)
+        earlier = trunk.flat([changed], [np.arange(length - 1)], _no_check)
         if _distance(earlier, alone[:-1]) > HIDDEN_TOLERANCE[alone.dtype]:
             raise ConfigurationError(
                 "its hidden states depend on later tokens, so it is not causal",
@@ -61,7 +61,7 @@ def check_model(model: Any, body: Body, head: LanguageModelHead, packing: Packin
                 fix="give a decoder-only language model",
             )
         if not packing.alone:
-            packing = _check_batching(body, packing, ids, alone)
+            packing = _check_batching(trunk, packing, ids, alone)
     return packing
 
 
@@ -71,7 +71,7 @@ def _check_head(model: Any, head: LanguageModelHead, ids: Int32, hidden: Tensor)
     ours = torch.cat(
         [
             head.treatment.apply_(head.logits(hidden[start:stop]).to(torch.float32, copy=True))
-            for start, stop in pairwise([*range(0, len(hidden), head.chunk_rows), len(hidden)])
+            for start, stop in pairwise([*range(0, len(hidden), head.block_rows), len(hidden)])
         ]
     )
     if ours.shape != reference.shape:
@@ -94,12 +94,12 @@ def _check_head(model: Any, head: LanguageModelHead, ids: Int32, hidden: Tensor)
         )
 
 
-def _check_batching(body: Body, packing: Packing, ids: Int32, alone: Tensor) -> Packing:
+def _check_batching(trunk: Trunk, packing: Packing, ids: Int32, alone: Tensor) -> Packing:
     """Right padding beside a longer neighbour; shared, left-padded prompts; prefix trees."""
     short = len(ids) // 2
     tolerance = HIDDEN_TOLERANCE[alone.dtype]
     rows = [np.arange(len(ids)), np.arange(short)]
-    padded = body.flat([ids, ids[:short]], rows, _no_check)
+    padded = trunk.flat([ids, ids[:short]], rows, _no_check)
     if _distance(padded, torch.cat([alone, alone[:short]])) > tolerance:
         logger.warning("this model's numbers depend on padding: every sequence runs alone")
         return replace(packing, alone=True, share_prompts=False)
@@ -108,19 +108,19 @@ def _check_batching(body: Body, packing: Packing, ids: Int32, alone: Tensor) -> 
     prompts = [ids[: short + 1], ids[: short // 2 + 1]]
     tails = [ids[short:-1], ids[short // 2 : short]]
     tail_rows: list[NDArray[np.int64]] = [np.arange(len(tail)) for tail in tails]
-    cached = body.prompts(prompts, _no_check)
-    shared = body.continuations(cached, [0, 1], tails, tail_rows, _no_check)
+    cached = trunk.prompts(prompts, _no_check)
+    shared = trunk.continuations(cached, [0, 1], tails, tail_rows, _no_check)
     expected = torch.cat([alone[short:-1], alone[short // 2 : short]])
     if _distance(shared, expected) > tolerance:
         logger.warning("this model's prompts cannot be shared: every sequence reads its own")
-        return replace(packing, share_prompts=False, branch=False)
-    if packing.branch and not _reads_trees(body, ids, alone):
+        return replace(packing, share_prompts=False, prefix_trees=False)
+    if packing.prefix_trees and not _reads_trees(trunk, ids, alone):
         logger.warning("this model cannot read prefix trees: every sequence reads its own prefix")
-        return replace(packing, branch=False)
+        return replace(packing, prefix_trees=False)
     return packing
 
 
-def _reads_trees(body: Body, ids: Int32, alone: Tensor) -> bool:
+def _reads_trees(trunk: Trunk, ids: Int32, alone: Tensor) -> bool:
     """The probe as the trunk of a tree that a branch leaves at every token."""
     tail = ids[2:]
     others = np.where(tail == 0, 1, 0).astype(np.int32)
@@ -129,7 +129,7 @@ def _reads_trees(body: Body, ids: Int32, alone: Tensor) -> bool:
     tree = prefix_tree(int(ids[1]), ordered)
     rows = tree.paths[ordered.index(tail.tobytes())]
     try:
-        found = body.branches(body.prompts([ids[:2]], _no_check), tree, rows, _no_check)
+        found = trunk.prefix_tree(trunk.prompts([ids[:2]], _no_check), tree, rows, _no_check)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         logger.warning("a prefix tree fails: %s: %s", type(error).__name__, error)
         return False

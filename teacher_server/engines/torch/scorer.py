@@ -1,4 +1,4 @@
-"""One batch from token ids to rows: body, then head. Single-threaded, no waiting."""
+"""One batch from token ids to rows: trunk, then head. Single-threaded, no waiting."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from teacher_proto.types import Int32
 
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.engines.torch.head import LanguageModelHead, RowRequest
-from teacher_server.engines.torch.packing import Batch, BranchedBatch, FlatBatch, Item
+from teacher_server.engines.torch.packing import Batch, FlatBatch, Item, PrefixTreeBatch
 from teacher_server.engines.torch.prefix_tree import prefix_tree
 from teacher_server.engines.torch.supports import SupportSpec
-from teacher_server.engines.torch.trunk import Body
+from teacher_server.engines.torch.trunk import Trunk
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Unit:
         return cls(Item(key, prompt, read.tobytes()), job, span)
 
     def outside_trees(self) -> Unit:
-        return replace(self, item=replace(self.item, plain=True))
+        return replace(self, item=replace(self.item, outside_trees=True))
 
     @property
     def row_request(self) -> RowRequest:
@@ -64,7 +64,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SpanResult:
     """What one pass gave for one unit; seconds are its share by tokens.
 
     ``again``: the rows of a tree are not finite, which any of its nodes may have
@@ -79,20 +79,22 @@ class Outcome:
 
 
 class Scorer:
-    """Runs batches on a body and a head.
+    """Runs batches on a trunk and a head.
 
     Args:
-        select: makes the body that of an adapter, or of the base for "".
+        select: makes the trunk that of an adapter, or of the base for "".
     """
 
-    def __init__(self, body: Body, head: LanguageModelHead, select: Callable[[str], None]) -> None:
-        self.body = body
+    def __init__(
+        self, trunk: Trunk, head: LanguageModelHead, select: Callable[[str], None]
+    ) -> None:
+        self.trunk = trunk
         self.head = head
         self._select = select
 
     def run(
         self, batch: Batch, units: Mapping[int, Unit], check: Callable[[], None]
-    ) -> Iterator[list[Outcome]]:
+    ) -> Iterator[list[SpanResult]]:
         """Outcomes of a batch, one list per pass.
 
         Args:
@@ -104,8 +106,8 @@ class Scorer:
             if isinstance(batch, FlatBatch):
                 yield self._flat([units[item.key] for item in batch.items], check)
                 return
-            if isinstance(batch, BranchedBatch):
-                yield from self._branched(batch, units, check)
+            if isinstance(batch, PrefixTreeBatch):
+                yield from self._prefix_trees(batch, units, check)
                 return
             prompts = [np.frombuffer(prompt, np.int32) for prompt in batch.prompts]
             number = {prompt: index for index, prompt in enumerate(batch.prompts)}
@@ -113,10 +115,10 @@ class Scorer:
                 prompt: len(ids) - 1 for prompt, ids in zip(batch.prompts, prompts, strict=True)
             }
             started = time.perf_counter()
-            cached = self.body.prompts(prompts, check)
+            cached = self.trunk.prompts(prompts, check)
             for batch_pass in batch.passes:
                 members = [units[item.key] for item in batch_pass]
-                hidden = self.body.continuations(
+                hidden = self.trunk.continuations(
                     cached,
                     [number[item.prompt] for item in batch_pass],
                     [
@@ -129,46 +131,46 @@ class Scorer:
                 rows = self.head.score(hidden, [unit.row_request for unit in members], check)
                 tokens = [u.item.length + unpaid.pop(u.item.prompt, 0) for u in members]
                 now = time.perf_counter()
-                yield _outcomes(members, rows, tokens, now - started)
+                yield _span_results(members, rows, tokens, now - started)
                 started = now
 
-    def _branched(
-        self, batch: BranchedBatch, units: Mapping[int, Unit], check: Callable[[], None]
-    ) -> Iterator[list[Outcome]]:
+    def _prefix_trees(
+        self, batch: PrefixTreeBatch, units: Mapping[int, Unit], check: Callable[[], None]
+    ) -> Iterator[list[SpanResult]]:
         prompt = np.frombuffer(batch.prompt, np.int32)
         unpaid = len(prompt) - 1
         started = time.perf_counter()
-        cached = self.body.prompts([prompt], check) if unpaid else None
+        cached = self.trunk.prompts([prompt], check) if unpaid else None
         for batch_pass in batch.passes:
             members = [units[item.key] for item in batch_pass]
             tree = prefix_tree(int(prompt[-1]), [item.read for item in batch_pass])
             nodes = [path[unit.rows] for path, unit in zip(tree.paths, members, strict=True)]
-            hidden = self.body.branches(cached, tree, np.concatenate(nodes), check)
+            hidden = self.trunk.prefix_tree(cached, tree, np.concatenate(nodes), check)
             rows = self.head.score(hidden, [unit.row_request for unit in members], check)
             tokens = tree.added.tolist()
             tokens[0], unpaid = tokens[0] + unpaid, 0
             now = time.perf_counter()
-            outcomes = _outcomes(members, rows, tokens, now - started)
-            yield [replace(outcome, again=outcome.rows is None) for outcome in outcomes]
+            results = _span_results(members, rows, tokens, now - started)
+            yield [replace(result, again=result.rows is None) for result in results]
             started = now
 
-    def _flat(self, members: list[Unit], check: Callable[[], None]) -> list[Outcome]:
+    def _flat(self, members: list[Unit], check: Callable[[], None]) -> list[SpanResult]:
         started = time.perf_counter()
-        hidden = self.body.flat(
+        hidden = self.trunk.flat(
             [np.concatenate([unit.job.prompt_ids, unit.input_ids]) for unit in members],
             [unit.rows + unit.item.prompt_length - 1 for unit in members],
             check,
         )
         rows = self.head.score(hidden, [unit.row_request for unit in members], check)
         tokens = [unit.item.flat_tokens for unit in members]
-        return _outcomes(members, rows, tokens, time.perf_counter() - started)
+        return _span_results(members, rows, tokens, time.perf_counter() - started)
 
 
-def _outcomes(
+def _span_results(
     members: list[Unit], rows: list[Rows | None], tokens: list[int], seconds: float
-) -> list[Outcome]:
+) -> list[SpanResult]:
     total = sum(tokens)
     return [
-        Outcome(unit, result, count, seconds * count / total)
+        SpanResult(unit, result, count, seconds * count / total)
         for unit, result, count in zip(members, rows, tokens, strict=True)
     ]

@@ -16,13 +16,13 @@ from teacher_proto.errors import ConfigurationError, EngineError, LsmError
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, PassCount
 from teacher_server.engines.torch.adapters import ModelAdapters
-from teacher_server.engines.torch.engine_thread import Task, Worker, unavailable
+from teacher_server.engines.torch.engine_thread import EngineThread, Task, unavailable
 from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
 from teacher_server.engines.torch.loading import load_model, parse_device, resolve, weight_files
 from teacher_server.engines.torch.packing import Packing
 from teacher_server.engines.torch.probe import check_model, check_self_score, self_score_job
 from teacher_server.engines.torch.scorer import Scorer
-from teacher_server.engines.torch.trunk import Body
+from teacher_server.engines.torch.trunk import Trunk
 
 logger = logging.getLogger(__name__)
 
@@ -82,8 +82,8 @@ class TransformersEngine:
         self._max_length = max_length
         self._adapters: dict[str, Adapter] = {}
         self._description: EngineDescription | None = None
-        self._worker: Worker | None = None
-        self._thread: threading.Thread | None = None
+        self._engine_thread: EngineThread | None = None
+        self._python_thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._death: BaseException | None = None
         self._death_callbacks: list[Callable[[BaseException], None]] = []
@@ -104,13 +104,13 @@ class TransformersEngine:
         Raises:
             ConfigurationError: the model cannot be served as configured.
         """
-        assert self._thread is None, "an engine starts once"
+        assert self._python_thread is None, "an engine starts once"
         self._loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = self._loop.create_future()
-        self._thread = threading.Thread(
+        self._python_thread = threading.Thread(
             target=self._main, args=(ready,), name="transformers-engine", daemon=True
         )
-        self._thread.start()
+        self._python_thread.start()
         try:
             await ready
             description = self.description
@@ -126,21 +126,21 @@ class TransformersEngine:
 
     async def score(self, job: Job) -> JobResult:
         """See ``base.Engine``."""
-        if self._worker is None or self._loop is None:
+        if self._engine_thread is None or self._loop is None:
             raise unavailable(self._death)
         loop = self._loop
         future: asyncio.Future[JobResult] = loop.create_future()
         task = Task(job, lambda result: _post(loop, partial(_settle, future, result)))
-        self._worker.submit(task)
+        self._engine_thread.submit(task)
         try:
             return await future
         finally:
             if not task.finished:
-                self._worker.drop(task)
+                self._engine_thread.drop(task)
 
     def pass_count(self) -> PassCount:
         """See ``base.CountsPasses``."""
-        return PassCount(0, 0) if self._worker is None else self._worker.count
+        return PassCount(0, 0) if self._engine_thread is None else self._engine_thread.count
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
         """See ``base.Engine``."""
@@ -151,26 +151,26 @@ class TransformersEngine:
 
     async def close(self) -> None:
         """Stops at the next chunk; jobs not finished fail with TeacherUnavailableError."""
-        if self._worker is not None:
-            self._worker.close()
-        if self._thread is not None:
-            await asyncio.to_thread(self._thread.join)
-        self._worker = None
+        if self._engine_thread is not None:
+            self._engine_thread.close()
+        if self._python_thread is not None:
+            await asyncio.to_thread(self._python_thread.join)
+        self._engine_thread = None
 
     def _main(self, ready: asyncio.Future[None]) -> None:
         """The engine's thread: the model lives and dies in it."""
         assert self._loop is not None
         loop = self._loop
         try:
-            worker = self._load()
+            engine_thread = self._load()
         except BaseException as error:
             _post(loop, partial(_settle, ready, error))
             return
-        self._worker = worker
+        self._engine_thread = engine_thread
         _post(loop, partial(_settle, ready, None))
-        worker.run()
+        engine_thread.run()
 
-    def _load(self) -> Worker:
+    def _load(self) -> EngineThread:
         if self._deterministic:
             _make_deterministic(parse_device(self._device))
         for adapter in self._adapters.values():
@@ -184,18 +184,20 @@ class TransformersEngine:
             loaded.model.get_output_embeddings(), treatment, self._head_chunk_rows
         )
         cacheable = loaded.cacheable and not loaded.alone
-        body = Body(loaded.model.base_model, loaded.text_config, self._max_batch_tokens, cacheable)
+        trunk = Trunk(
+            loaded.model.base_model, loaded.text_config, self._max_batch_tokens, cacheable
+        )
         alone = loaded.alone or self._deterministic
         packing = Packing(
             tokens=min(self._max_batch_tokens, CPU_PACKED_TOKENS)
-            if body.device.type == "cpu"
+            if trunk.device.type == "cpu"
             else self._max_batch_tokens,
             cached_tokens=CACHE_FACTOR * self._max_batch_tokens,
             share_prompts=cacheable,
-            branch=cacheable and loaded.full_attention,
+            prefix_trees=cacheable and loaded.full_attention,
             alone=alone,
         )
-        packing = check_model(loaded.model, body, head, packing)
+        packing = check_model(loaded.model, trunk, head, packing)
         self._description = EngineDescription(
             engine="transformers",
             model=self._model,
@@ -208,7 +210,7 @@ class TransformersEngine:
             deterministic=self._deterministic,
             pass_tokens=packing.tokens,
         )
-        return Worker(Scorer(body, head, adapters.select), packing, self._die)
+        return EngineThread(Scorer(trunk, head, adapters.select), packing, self._die)
 
     def _die(self, error: BaseException) -> None:
         """Called in the engine's thread."""

@@ -32,7 +32,7 @@ Mask = Callable[[int, int], Tensor]
 # Entries of one attention mask, or of one head-wise score matrix where the
 # attention builds it: 2**25 float32 are 128 MiB.
 MAXIMUM_CELLS = 2**25
-MINIMUM_CHUNK = 16
+MINIMUM_BLOCK = 16
 
 
 @dataclass(frozen=True)
@@ -49,20 +49,20 @@ class CachedPrompts:
     mask: Tensor | None
 
 
-class Body:
+class Trunk:
     """The transformer below the LM head.
 
     Args:
         module: takes ids and returns the hidden states after the final norm.
         config: of the text model.
-        chunk_tokens: tokens of one forward; longer inputs run in chunks.
+        block_tokens: tokens of one forward; longer inputs run in chunks.
         cacheable: the cache is plain attention, so inputs can be cut.
     """
 
-    def __init__(self, module: Any, config: Any, chunk_tokens: int, cacheable: bool) -> None:
+    def __init__(self, module: Any, config: Any, block_tokens: int, cacheable: bool) -> None:
         self.module = module
         self.config = config
-        self.chunk_tokens = chunk_tokens
+        self.block_tokens = block_tokens
         self.cacheable = cacheable
         weight = next(module.parameters())
         self.device: torch.device = weight.device
@@ -88,9 +88,9 @@ class Body:
 
     def prompts(self, prompts: Sequence[Int32], check: Callable[[], None]) -> CachedPrompts:
         """Runs each prompt but for its last token; every prompt has two tokens or more."""
-        bodies = [prompt[:-1] for prompt in prompts]
-        ids = self._padded(bodies, left=True)
-        lengths = np.array([len(body) for body in bodies])
+        read = [prompt[:-1] for prompt in prompts]
+        ids = self._padded(read, left=True)
+        lengths = np.array([len(one) for one in read])
         width = ids.shape[1]
         mask = positions = None
         if lengths.min() < width:
@@ -99,7 +99,7 @@ class Body:
             mask = columns >= offsets
             positions = (columns - offsets).clamp(min=0)
         cache = DynamicCache(config=self.config)
-        nothing = [np.zeros(0, np.int64)] * len(bodies)
+        nothing = [np.zeros(0, np.int64)] * len(read)
         self._run(cache, ids, _padding_mask(mask, 0), positions, nothing, check)
         return CachedPrompts(cache, lengths, mask)
 
@@ -131,7 +131,7 @@ class Body:
         past = prompts.cache.get_seq_length()
         return self._run(cache, ids, _padding_mask(mask, past), positions, rows, check)
 
-    def branches(
+    def prefix_tree(
         self,
         prompt: CachedPrompts | None,
         tree: PrefixTree,
@@ -201,11 +201,11 @@ class Body:
 
     def _step(self, batch: int, total: int, masked: bool) -> int:
         """Columns of one forward over ``batch`` rows that see ``total`` columns."""
-        step = self.chunk_tokens // batch
+        step = self.block_tokens // batch
         heads = max(self._score_heads, 1 if masked else 0)
         if heads:
             step = min(step, MAXIMUM_CELLS // (batch * total * heads))
-        return max(step, MINIMUM_CHUNK)
+        return max(step, MINIMUM_BLOCK)
 
     def _padded(self, sequences: Sequence[Int32], left: bool) -> Tensor:
         """int64 [B, longest] on the device."""

@@ -1,7 +1,7 @@
 """Rows from a model runner's hidden states, step by step, inside vLLM's worker.
 
-A request is read in one chunk or several, next to chunks of others. Of every
-chunk only the hidden states of planned rows reach the LM head, and of their
+A request is read in one pass or several, next to slices of others. Of every
+slice only the hidden states of planned rows reach the LM head, and of their
 logits only packed rows are kept. Nothing here imports vLLM.
 """
 
@@ -18,14 +18,14 @@ from torch import Tensor, nn
 
 from teacher_server.engines.torch.engine_thread import is_fatal, is_out_of_memory
 from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.vllm.wire import Outcome, PackedRows, RowPlan
+from teacher_server.engines.vllm.wire import PackedRows, RowPlan, RowsStatus
 from teacher_server.failures import is_ending
 
 logger = logging.getLogger(__name__)
 
-# Bytes of one chunk of logits as float32, on a CPU and elsewhere.
-CPU_CHUNK_BYTES = 48 * 2**20
-DEVICE_CHUNK_BYTES = 256 * 2**20
+# Bytes of one block of logits as float32, on a CPU and elsewhere.
+CPU_BLOCK_BYTES = 48 * 2**20
+DEVICE_BLOCK_BYTES = 256 * 2**20
 
 
 class RunnerHead(LanguageModelHead):
@@ -43,12 +43,12 @@ class RunnerHead(LanguageModelHead):
         vocabulary_size: int,
         device: torch.device,
     ) -> None:
-        chunk_bytes = CPU_CHUNK_BYTES if device.type == "cpu" else DEVICE_CHUNK_BYTES
+        block_bytes = CPU_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
         # A projection of nothing: it tells V and the device, the model multiplies.
         stand_in = nn.Linear(1, 1, bias=False)
         nothing = torch.empty((vocabulary_size, 0), device=device)
         stand_in.weight = nn.Parameter(nothing, requires_grad=False)
-        super().__init__(stand_in, LogitTreatment(), max(1, chunk_bytes // (4 * vocabulary_size)))
+        super().__init__(stand_in, LogitTreatment(), max(1, block_bytes // (4 * vocabulary_size)))
         self._compute_logits = compute_logits
         self.calls = 0
 
@@ -60,12 +60,12 @@ class RunnerHead(LanguageModelHead):
 
     def follow(self, hidden: Tensor, calls: int = 0) -> None:
         """Takes part in the products after the first ``calls`` without using them."""
-        for start in range(calls * self.chunk_rows, hidden.shape[0], self.chunk_rows):
-            self._compute_logits(hidden[start : start + self.chunk_rows])
+        for start in range(calls * self.block_rows, hidden.shape[0], self.block_rows):
+            self._compute_logits(hidden[start : start + self.block_rows])
 
 
 @dataclass(frozen=True)
-class Chunk:
+class PassSlice:
     """Tokens [start, start + count) of a request, at ``offset`` of the step's hidden states."""
 
     request_id: str
@@ -96,9 +96,9 @@ class RowScorer:
         self._open: dict[str, Progress] = {}
 
     def step(
-        self, hidden: Tensor, chunks: Sequence[Chunk], seconds: Callable[[], float]
+        self, hidden: Tensor, slices: Sequence[PassSlice], seconds: Callable[[], float]
     ) -> dict[str, Progress]:
-        """Takes one step's chunks; gives the requests that it completes.
+        """Takes one step's slices; gives the requests that it completes.
 
         Args:
             hidden: [tokens of the step, H].
@@ -109,26 +109,26 @@ class RowScorer:
         """
         work: list[tuple[Progress, int, int]] = []
         places = []
-        for chunk in chunks:
-            progress = self._progress(chunk)
+        for part in slices:
+            progress = self._progress(part)
             indices = progress.packed.plan.indices
-            low, high = np.searchsorted(indices, (chunk.start, chunk.start + chunk.count))
-            progress.computed_tokens += chunk.count
-            if low < high and progress.packed.outcome is Outcome.FINITE:
+            low, high = np.searchsorted(indices, (part.start, part.start + part.count))
+            progress.computed_tokens += part.count
+            if low < high and progress.packed.status is RowsStatus.FINITE:
                 work.append((progress, int(low), int(high)))
-                places.append(indices[low:high] - chunk.start + chunk.offset)
+                places.append(indices[low:high] - part.start + part.offset)
         if work:
             rows = torch.from_numpy(np.concatenate(places)).to(hidden.device)
             self._score(hidden[rows], work)
         taken = seconds()
-        total = sum(chunk.count for chunk in chunks)
+        total = sum(part.count for part in slices)
         finished = {}
-        for chunk in chunks:
-            progress = self._open[chunk.request_id]
-            progress.seconds += taken * chunk.count / total
-            if chunk.start + chunk.count >= progress.packed.plan.length:
+        for part in slices:
+            progress = self._open[part.request_id]
+            progress.seconds += taken * part.count / total
+            if part.start + part.count >= progress.packed.plan.length:
                 progress.packed.finish()
-                finished[chunk.request_id] = self._open.pop(chunk.request_id)
+                finished[part.request_id] = self._open.pop(part.request_id)
         return finished
 
     def forget(self, alive: Collection[str]) -> None:
@@ -136,11 +136,11 @@ class RowScorer:
         for gone in [name for name in self._open if name not in alive]:
             del self._open[gone]
 
-    def _progress(self, chunk: Chunk) -> Progress:
-        if chunk.request_id not in self._open:
-            plan = RowPlan.from_extra_args(dict(chunk.extra_args))
-            self._open[chunk.request_id] = Progress(PackedRows(plan))
-        return self._open[chunk.request_id]
+    def _progress(self, part: PassSlice) -> Progress:
+        if part.request_id not in self._open:
+            plan = RowPlan.from_extra_args(dict(part.extra_args))
+            self._open[part.request_id] = Progress(PackedRows(plan))
+        return self._open[part.request_id]
 
     def _score(self, hidden: Tensor, work: Sequence[tuple[Progress, int, int]]) -> None:
         if not self._leads:
@@ -156,7 +156,7 @@ class RowScorer:
             if is_ending(error) or is_fatal(error):
                 raise
             logger.exception("%d rows could not be scored", hidden.shape[0])
-            lost = Outcome.OUT_OF_MEMORY if is_out_of_memory(error) else Outcome.FAILED
+            lost = RowsStatus.OUT_OF_MEMORY if is_out_of_memory(error) else RowsStatus.FAILED
         else:
             for (progress, low, high), rows in zip(work, results, strict=True):
                 progress.packed.fill(low, high, rows)

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from teacher_server.engines.vllm.rows import Chunk, RowScorer
+from teacher_server.engines.vllm.rows import PassSlice, RowScorer
 from teacher_server.engines.vllm.wire import FIRST_ROW
 
 
@@ -43,15 +43,15 @@ class RunnerHook:
         """Rows of the requests whose last token this step read.
 
         The tensors are int32 ids [R, K], float32 values [R, columns] and float64
-        [outcome, computed tokens, seconds].
+        [status, computed tokens, seconds].
         """
         runner = self._runner
-        chunks = []
+        slices = []
         for name, count in num_scheduled_tokens.items():
             request = runner.requests[name]
             place = runner.input_batch.req_id_to_index[name]
-            chunks.append(
-                Chunk(
+            slices.append(
+                PassSlice(
                     request_id=name,
                     start=request.num_computed_tokens,
                     count=count,
@@ -60,7 +60,7 @@ class RunnerHook:
                 )
             )
         finished = self._scorer.step(
-            hidden_states, chunks, lambda: time.perf_counter() - self._started
+            hidden_states, slices, lambda: time.perf_counter() - self._started
         )
         self._scorer.forget(runner.requests)
         return {
@@ -68,7 +68,7 @@ class RunnerHook:
                 torch.from_numpy(progress.packed.ids),
                 torch.from_numpy(progress.packed.values),
                 torch.from_numpy(
-                    np.array([progress.packed.outcome, progress.computed_tokens, progress.seconds])
+                    np.array([progress.packed.status, progress.computed_tokens, progress.seconds])
                 ),
             )
             for name, progress in finished.items()

@@ -28,7 +28,7 @@ FIRST_ROW = "lsm_first_row"
 MINUS_INFINITY = np.float32("-inf")
 
 
-class Outcome(enum.IntEnum):
+class RowsStatus(enum.IntEnum):
     """How a request's rows ended."""
 
     FINITE = 0
@@ -139,7 +139,7 @@ class PackedRows:
         self.plan = plan
         self.ids = np.empty((plan.count, plan.spec.top_k), np.int32)
         self.values = np.empty((plan.count, plan.columns), np.float32)
-        self.outcome = Outcome.FINITE
+        self.status = RowsStatus.FINITE
         # Rows [0, filled) are there.
         self.filled = 0
 
@@ -149,10 +149,10 @@ class PackedRows:
         Rows that are not finite are None.
         """
         if low > self.filled:
-            self.fail(Outcome.ROW_MISSING)
+            self.fail(RowsStatus.ROW_MISSING)
         elif rows is None:
-            self.fail(Outcome.NOT_FINITE)
-        if rows is None or self.outcome is not Outcome.FINITE:
+            self.fail(RowsStatus.NOT_FINITE)
+        if rows is None or self.status is not RowsStatus.FINITE:
             return
         self.filled = high
         spec = self.plan.spec
@@ -167,16 +167,16 @@ class PackedRows:
         if rows.explicit is not None:
             self.values[low:high, column:] = _join(rows.explicit)
 
-    def fail(self, outcome: Outcome) -> None:
+    def fail(self, status: RowsStatus) -> None:
         """The first failure stays; what was filled is dropped."""
-        if self.outcome is Outcome.FINITE:
-            self.outcome = outcome
+        if self.status is RowsStatus.FINITE:
+            self.status = status
             self.ids, self.values = self.ids[:0].copy(), self.values[:0].copy()
 
     def finish(self) -> None:
         """All of the request was read."""
         if self.filled < self.plan.count:
-            self.fail(Outcome.ROW_MISSING)
+            self.fail(RowsStatus.ROW_MISSING)
 
 
 def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
@@ -247,17 +247,17 @@ def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows | None, in
     """
     if packed is None:
         raise EngineError(f"vLLM ended a request without its rows ({reason})")
-    outcome, computed, seconds = packed.selected_token_ranks.tolist()
+    status, computed, seconds = packed.selected_token_ranks.tolist()
     rows: Rows | None = None
-    if outcome == Outcome.FINITE:
+    if status == RowsStatus.FINITE:
         rows = unpack(plan, packed.logprob_token_ids.numpy(), packed.logprobs.numpy())
-    elif outcome == Outcome.OUT_OF_MEMORY:
+    elif status == RowsStatus.OUT_OF_MEMORY:
         raise EngineError(
             "memory ran out between the hidden states and the rows",
             where="engine",
             fix="leave more memory beside the cache: lower engine.vllm.gpu_memory_utilization",
             reason="OUT_OF_MEMORY",
         )
-    elif outcome != Outcome.NOT_FINITE:
-        raise EngineError(f"rows could not be computed: {Outcome(int(outcome)).name}")
+    elif status != RowsStatus.NOT_FINITE:
+        raise EngineError(f"rows could not be computed: {RowsStatus(int(status)).name}")
     return rows, int(computed), seconds

@@ -16,14 +16,14 @@ from transformers import LlamaForCausalLM, LlamaModel
 from teacher_server.engines.base import Engine, Job
 from teacher_server.engines.torch.prefix_tree import prefix_tree
 from teacher_server.engines.torch.transformers import TransformersEngine
-from teacher_server.engines.torch.trunk import Body
+from teacher_server.engines.torch.trunk import Trunk
 from tests.engines.conformance import (
     Subject,
     assert_equals_reference,
-    branches,
     every_row,
     ids,
     make_job,
+    prefix_tree_job,
     running,
 )
 from tests.engines.test_transformers_architectures import GPT2_SIZES, SIZES, build
@@ -71,11 +71,11 @@ def nodes(job: Job) -> int:
 def test_hidden_states_of_a_tree_are_those_of_its_sequences(
     attention: str, tolerance: float
 ) -> None:
-    """In float64 (eager attention's softmax is of float32), in one forward and in chunks."""
+    """In float64 (eager attention's softmax is of float32), in one forward and in blocks."""
     torch.manual_seed(0)
     model = LlamaForCausalLM(tiny_llama_config(attn_implementation=attention)).double().eval()
-    body = Body(model.base_model, model.config, 4096, cacheable=True)
-    job = branches(1, V, prompt=12, trunk=60, count=25)
+    trunk = Trunk(model.base_model, model.config, 4096, cacheable=True)
+    job = prefix_tree_job(1, V, prompt=12, stem=60, count=25)
     read = sorted(one.token_ids[:-1].astype(np.int32).tobytes() for one in job.spans)
     tree = prefix_tree(int(job.prompt_ids[-1]), read)
     whole = [np.concatenate([job.prompt_ids, np.frombuffer(one, np.int32)]) for one in read]
@@ -84,18 +84,18 @@ def test_hidden_states_of_a_tree_are_those_of_its_sequences(
         return
 
     with torch.inference_mode():
-        apart = [body.flat([one], [np.arange(11, len(one))], no_check) for one in whole]
+        apart = [trunk.flat([one], [np.arange(11, len(one))], no_check) for one in whole]
         for step in (4096, 16):
-            body.chunk_tokens = step
-            cached = body.prompts([job.prompt_ids], no_check)
-            found = body.branches(cached, tree, np.concatenate(tree.paths), no_check)
+            trunk.block_tokens = step
+            cached = trunk.prompts([job.prompt_ids], no_check)
+            found = trunk.prefix_tree(cached, tree, np.concatenate(tree.paths), no_check)
             torch.testing.assert_close(found, torch.cat(apart), rtol=tolerance, atol=tolerance)
 
 
-async def test_what_branches_begin_with_is_read_once(
+async def test_what_spans_begin_with_is_read_once(
     engine: Engine, gate: Gate, subject: Subject
 ) -> None:
-    job = branches(2, V, prompt=20, trunk=200, count=40)
+    job = prefix_tree_job(2, V, prompt=20, stem=200, count=40)
     result = await engine.score(job)
     assert_equals_reference(subject, job, result)
     assert gate.shapes == [(1, 19), (1, nodes(job))]
@@ -118,8 +118,8 @@ async def test_jobs_with_one_prompt_share_its_trees_and_keep_their_rows(
     first = asyncio.ensure_future(engine.score(make_job(99, V, prompt=3, lengths=(2,))))
     await gate.reached()
     gate.forget()
-    one = branches(4, V, prompt=10, trunk=50, count=20)
-    other = replace(branches(5, V, prompt=10, trunk=50, count=20), prompt_ids=one.prompt_ids)
+    one = prefix_tree_job(4, V, prompt=10, stem=50, count=20)
+    other = replace(prefix_tree_job(5, V, prompt=10, stem=50, count=20), prompt_ids=one.prompt_ids)
     elsewhere = make_job(6, V, prompt=30, lengths=(12, 9))
     tasks = [asyncio.ensure_future(engine.score(job)) for job in (one, other, elsewhere)]
     await asyncio.sleep(0)
@@ -140,7 +140,7 @@ async def test_large_trees_are_cut_and_run_in_bounded_forwards(
         TransformersEngine(str(tiny_model_dir), device="cpu", max_batch_tokens=64)
     ) as engine:
         gate.forget()
-        job = branches(7, V, prompt=40, trunk=70, count=60)
+        job = prefix_tree_job(7, V, prompt=40, stem=70, count=60)
         result = await engine.score(job)
         assert_equals_reference(subject, job, result)
         assert all(batch == 1 and length <= 64 for batch, length in gate.shapes)
@@ -156,7 +156,7 @@ async def test_a_cancelled_tree_stops_between_its_forwards(
     ) as engine:
         gate.forget()
         gate.shut()
-        job = branches(8, V, prompt=10, trunk=100, count=60)
+        job = prefix_tree_job(8, V, prompt=10, stem=100, count=60)
         task = asyncio.ensure_future(engine.score(job))
         await gate.reached()
         task.cancel()
@@ -172,7 +172,7 @@ async def test_out_of_memory_cuts_a_tree_in_halves(
     engine: Engine, gate: Gate, subject: Subject
 ) -> None:
     gate.fails = lambda shape: torch.OutOfMemoryError("full") if shape[1] > 120 else None
-    job = branches(10, V, prompt=10, trunk=90, count=40)
+    job = prefix_tree_job(10, V, prompt=10, stem=90, count=40)
     assert_equals_reference(subject, job, await engine.score(job))
     assert max(length for _, length in gate.shapes) > 120
     assert gate.shapes[2][0] == 1, "the halves are trees too"
@@ -183,7 +183,7 @@ async def test_deterministic_reads_no_trees(gate: Gate, tiny_model_dir: Path) ->
         TransformersEngine(str(tiny_model_dir), device="cpu", deterministic=True)
     ) as engine:
         gate.forget()
-        job = branches(11, V, prompt=10, trunk=40, count=20)
+        job = prefix_tree_job(11, V, prompt=10, stem=40, count=20)
         result = await engine.score(job)
         assert gate.shapes == [(1, 10 + len(s.token_ids) - 1) for s in job.spans]
         assert result.computed_tokens == sum(length for _, length in gate.shapes)
@@ -191,7 +191,7 @@ async def test_deterministic_reads_no_trees(gate: Gate, tiny_model_dir: Path) ->
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 @pytest.mark.parametrize("fails", [False, True])
-async def test_values_that_are_not_finite_stay_with_their_branches(
+async def test_values_that_are_not_finite_stay_with_their_span(
     gate: Gate, tmp_path: Path, poison: float, fails: bool
 ) -> None:
     """Masked columns are multiplied by 0, which leaves NaN what it is: their rows are asked
@@ -202,7 +202,7 @@ async def test_values_that_are_not_finite_stay_with_their_branches(
     model.get_input_embeddings().weight.data[300] = poison
     directory = save_model(model, tmp_path / "poisoned")
     subject = Subject(lambda **_: None, plain_logits(tmp_path / "clean"), V)
-    job = replace(branches(12, 300, prompt=10, trunk=40, count=20), vocabulary_limit=V)
+    job = replace(prefix_tree_job(12, 300, prompt=10, stem=40, count=20), vocabulary_limit=V)
     bad = job.spans[7].token_ids.copy()
     bad[-2] = 300
     spans = list(job.spans)
@@ -225,7 +225,7 @@ async def test_values_that_are_not_finite_stay_with_their_branches(
             read = sum(batch * length for batch, length in gate.shapes)
             assert result.computed_tokens <= read, "both readings count"
             assert result.computed_tokens > 9 + nodes(job)
-    prompt = branches(13, 300, prompt=10, trunk=40, count=20)
+    prompt = prefix_tree_job(13, 300, prompt=10, stem=40, count=20)
     prompt.prompt_ids[4] = 300
     async with running(TransformersEngine(str(directory), device="cpu")) as engine:
         assert all(rows is None for rows in (await engine.score(prompt)).rows)
@@ -233,11 +233,11 @@ async def test_values_that_are_not_finite_stay_with_their_branches(
 
 @pytest.mark.parametrize("case", MODELS)
 async def test_only_models_with_full_attention_read_trees(case: str, tmp_path: Path) -> None:
-    """A trunk beyond the window: a tree that ignored it would give other rows."""
+    """A stem beyond the window: a tree that ignored it would give other rows."""
     name, sizes, reads = MODELS[case]
     directory = build(name, sizes, tmp_path / "model")
     subject = Subject(lambda **_: None, plain_logits(directory), 300)
-    job = branches(14, 300, prompt=10, trunk=150, count=30)
+    job = prefix_tree_job(14, 300, prompt=10, stem=150, count=30)
     job = replace(job, spans=(*job.spans, every_row(ids(15, 150, 300))))
     async with running(TransformersEngine(str(directory), device="cpu", max_length=256)) as engine:
         result = await engine.score(job)
@@ -261,7 +261,7 @@ async def test_a_model_that_fails_the_check_is_served_without_trees(
         return forward(self, *args, **named)
 
     monkeypatch.setattr(LlamaModel, "forward", by_index)
-    job = branches(16, V, prompt=10, trunk=40, count=20)
+    job = prefix_tree_job(16, V, prompt=10, stem=40, count=20)
     with caplog.at_level(logging.WARNING):
         async with running(TransformersEngine(str(tiny_model_dir), device="cpu")) as engine:
             result = await engine.score(job)
