@@ -1,7 +1,7 @@
 """LoRA adapters in PEFT's format: what a folder holds, and whether it belongs to a base.
 
-Only headers and JSON are read; the engines load the weights. An adapter that
-would not be applied whole, or to other weights than its own, is refused here.
+Only JSON and the headers of weight files are read; the engines load the weights. An
+adapter that could be applied only in part, or whose base is another model, is refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from teacher_server.engines.digest import tensor_shapes, weights_digest
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
-# Settings of PEFT that change what an adapter computes beyond B @ A times its scale.
+# Settings of PEFT with which an adapter computes more than B @ A times its scale.
 NOT_PLAIN = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -34,7 +34,7 @@ NOT_PLAIN = (
     "use_dora",
     "use_qalora",
 )
-# Ways to begin training that leave the base's weights as they are.
+# Initialisations of an adapter that leave the weights of the base as they are.
 PLAIN_STARTS = {"gaussian", "eva", "orthogonal"}
 
 
@@ -43,8 +43,9 @@ class Adapter:
     """A plain LoRA adapter.
 
     Attributes:
-        base: the model its configuration names; a path or a hub name.
-        modules: module name -> (input size, output size).
+        directory: the folder that PEFT wrote.
+        base: the model that its configuration names, a path or a hub name; may be empty.
+        modules: name of a changed module -> (input size, output size).
         digest: sha256 in hex over its tensors and its scale.
     """
 
@@ -56,12 +57,12 @@ class Adapter:
 
 
 def is_adapter(model: str) -> bool:
-    """Whether a teacher's model is a folder that PEFT wrote an adapter to."""
+    """Whether a teacher's model is the folder of an adapter that PEFT wrote."""
     return (Path(model).expanduser() / CONFIG_FILE).is_file()
 
 
 def read_adapter(directory: Path) -> Adapter:
-    """Reads configuration and tensor names of an adapter.
+    """Reads the configuration of an adapter and the names and shapes of its tensors.
 
     Raises:
         ConfigurationError: it is not a plain LoRA adapter in safetensors.
@@ -133,10 +134,10 @@ def _modules(
 
 
 def check_base(adapter: Adapter, weights: Sequence[Path]) -> None:
-    """Compares an adapter's modules with a base's weight files.
+    """Compares the modules of an adapter with the weight files of a base.
 
     Raises:
-        ConfigurationError: the base has no such module, or one of another shape.
+        ConfigurationError: the base lacks a module, or has it in another shape.
     """
     where = f"adapter {adapter.directory}"
     shapes = tensor_shapes(weights)
@@ -153,7 +154,7 @@ def check_base(adapter: Adapter, weights: Sequence[Path]) -> None:
 
 
 def names_model(name: str, model: str) -> bool:
-    """Whether ``name`` in an adapter's configuration is a teacher's ``model``."""
+    """Whether ``name``, the base in an adapter's configuration, is a teacher's ``model``."""
     if not name:
         return False
     one, other = Path(name).expanduser(), Path(model).expanduser()

@@ -13,7 +13,8 @@ class AdapterEngine:
     """One adapter of an engine as an engine of its own; implements ``base.Engine``.
 
     Args:
-        engine: holds the adapter under ``name``; starts and ends by itself.
+        engine: holds the adapter under ``name``; whoever made it starts and closes it.
+        model: what the description names as the model.
     """
 
     def __init__(self, engine: Engine, name: str, adapter: Adapter, model: str) -> None:
@@ -32,7 +33,7 @@ class AdapterEngine:
         raise AssertionError("an adapter has no adapters of its own")
 
     async def start(self) -> None:
-        """Nothing: the engine loads its adapters as it starts."""
+        """Does nothing: the engine loads its adapters when it starts."""
 
     async def score(self, job: Job) -> JobResult:
         """See ``base.Engine``."""
@@ -43,4 +44,4 @@ class AdapterEngine:
         self._engine.on_death(callback)
 
     async def close(self) -> None:
-        """Nothing: the engine ends for all its adapters at once."""
+        """Does nothing: closing the engine ends all of its adapters."""

@@ -1,8 +1,8 @@
-"""What an engine is: token ids in, rows out. Every engine passes the same suite
-(tests/engines/conformance.py).
+"""What an engine is: token ids go in and rows come out.
 
-An engine knows nothing of runs, requests, tokenizers or wires. It scores *jobs*:
-a prompt and its continuations as the teacher's own ids, all validated before.
+An engine scores *jobs*: a prompt and its continuations, as ids of the teacher that are
+validated already. It knows nothing of runs, requests, tokenizers and wires. Every engine
+passes the same suite of tests, tests/engines/conformance.py.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from teacher_server.engines.adapter import Adapter
 
 @dataclass(frozen=True)
 class EngineDescription:
-    """What the engine loaded. Lengths in tokens; digests are sha256 in hex.
+    """What an engine has loaded. Lengths are in tokens, digests are sha256 in hex.
 
-    ``pass_tokens``: tokens that one indivisible pass reads; None for all of
-    ``max_batch_tokens``.
+    Attributes:
+        pass_tokens: tokens that a full pass reads; only a single longer sequence makes a
+            larger one. None for the engine's ``max_batch_tokens``.
     """
 
     engine: str
@@ -39,13 +40,13 @@ class EngineDescription:
 
 @dataclass(frozen=True)
 class ScoredSpan:
-    """One continuation.
+    """One continuation, and the positions in it that are scored.
 
     Attributes:
-        token_ids: int32 [L], after the prompt.
-        positions: int32 [R], strictly increasing indices into ``token_ids``:
-            row r is the distribution for ``token_ids[positions[r]]`` given the
-            prompt and ``token_ids[:positions[r]]``.
+        token_ids: int32 [L], the tokens after the prompt.
+        positions: int32 [R], strictly increasing indices into ``token_ids``: row r is
+            the distribution of ``token_ids[positions[r]]`` given the prompt and
+            ``token_ids[:positions[r]]``.
         explicit_ids: int32 [R, E] or None; -1 marks an empty slot.
     """
 
@@ -56,17 +57,17 @@ class ScoredSpan:
 
 @dataclass(frozen=True)
 class Job:
-    """A group to score.
+    """A group to score: one prompt and its continuations.
 
     Attributes:
         prompt_ids: int32 [P], P >= 1.
-        spans: G of them.
-        top_k: 0 <= K <= vocabulary_limit.
-        temperature: finite, > 0; the softmax is of logits / temperature.
-        vocabulary_limit: only ids below it enter a support; the normaliser
+        spans: one for each continuation.
+        top_k: 0 <= K <= ``vocabulary_limit``.
+        temperature: finite and above 0; the softmax is of logits / temperature.
+        vocabulary_limit: only ids below it may be in a support, while the softmax
             always covers the whole vocabulary.
-        want_sampled, want_log_tail: parts to compute.
-        adapter: name of one of the engine's LoRA adapters; empty for the base.
+        want_sampled, want_log_tail: the parts of the rows to compute.
+        adapter: the name of one of the engine's LoRA adapters; empty for the base.
     """
 
     prompt_ids: Int32
@@ -80,7 +81,7 @@ class Job:
 
     @property
     def tokens(self) -> int:
-        """Tokens a single pass over the group has to read."""
+        """Tokens that a single pass over the group has to read."""
         return len(self.prompt_ids) + sum(len(span.token_ids) for span in self.spans)
 
 
@@ -88,9 +89,11 @@ class Job:
 class JobResult:
     """Rows in the order of the job's spans; None for one whose logits are not finite.
 
-    ``computed_tokens`` counts tokens that went through the model for this job;
-    a shared prompt counts once. ``engine_seconds`` is the time the job's batches
-    spent in the engine, split by tokens.
+    Attributes:
+        computed_tokens: tokens that the model read for this job; a shared prompt counts
+            once.
+        engine_seconds: the job's share, by tokens, of the time that its batches spent in
+            the engine.
     """
 
     rows: tuple[Rows | None, ...]
@@ -100,34 +103,47 @@ class JobResult:
 
 @runtime_checkable
 class Engine(Protocol):
-    """One loaded model. All methods are called on one event loop.
-
-    ``score`` is cancelled by cancelling its task: work not yet started is
-    dropped, work in progress is dropped at the next chunk, neighbours are not
-    affected. It raises ``EngineError`` when the engine fails, and
-    ``TeacherUnavailableError`` after ``close`` or once the engine died.
-    """
+    """One loaded model. All methods are called on one event loop."""
 
     @property
-    def description(self) -> EngineDescription: ...
+    def description(self) -> EngineDescription:
+        """What was loaded; only after ``start``."""
 
     def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
-        """Before ``start``: LoRA adapters of the model, by the name that jobs give."""
+        """Before ``start``: the LoRA adapters of the model, by the names that jobs use."""
 
     async def start(self) -> None:
-        """Loads the model and its adapters; raises ConfigurationError when it cannot."""
+        """Loads the model and its adapters.
 
-    async def score(self, job: Job) -> JobResult: ...
+        Raises:
+            ConfigurationError: the model cannot be served as configured.
+        """
+
+    async def score(self, job: Job) -> JobResult:
+        """Scores a job; cancelling the task that awaits it cancels the work.
+
+        Work that has not started is dropped then, work in progress ends after the pass or
+        the block of a pass that runs, and other jobs are not affected.
+
+        Raises:
+            EngineError: the engine failed on this job.
+            TeacherUnavailableError: the engine is closed or dead.
+        """
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
-        """Calls back once, on the event loop, when the engine can never score again."""
+        """Calls back once, on the event loop, when the engine can never score again.
 
-    async def close(self) -> None: ...
+        The callback gets the error that the engine died of. If the engine is dead
+        already, it is called soon.
+        """
+
+    async def close(self) -> None:
+        """Ends the engine; jobs that are not finished raise TeacherUnavailableError."""
 
 
 @dataclass(frozen=True)
 class PassCount:
-    """Forward passes since the start, and the tokens they read, padding left out."""
+    """Forward passes since the start, and the tokens that they read, without padding."""
 
     passes: int
     tokens: int
@@ -135,6 +151,7 @@ class PassCount:
 
 @runtime_checkable
 class CountsPasses(Protocol):
-    """An engine that knows how full its passes are (``EngineDescription.pass_tokens``)."""
+    """An engine that counts its passes; ``EngineDescription.pass_tokens`` is a full one."""
 
-    def pass_count(self) -> PassCount: ...
+    def pass_count(self) -> PassCount:
+        """The passes until now."""

@@ -1,4 +1,4 @@
-"""sha256 of a checkpoint's weights, whatever its sharding."""
+"""The sha256 of a checkpoint's weights, which does not depend on its shards."""
 
 from __future__ import annotations
 
@@ -16,10 +16,12 @@ _READ_BYTES = 4 * 2**20
 
 
 def weights_digest(files: Sequence[Path]) -> str:
-    """Hex sha256 over every tensor's name, dtype, shape and bytes, by name.
+    """The sha256, in hex, of the names, dtypes, shapes and bytes of all tensors.
 
-    Equal for equal tensors in other shards or another order. Raises
-    ConfigurationError when a file is not safetensors.
+    It is the same for the same tensors in other shards or another order.
+
+    Raises:
+        ConfigurationError: a file is not safetensors, or is cut short.
     """
     tensors: list[tuple[str, Path, dict[str, Any], int]] = []
     for path in files:
@@ -37,7 +39,11 @@ def weights_digest(files: Sequence[Path]) -> str:
 
 
 def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
-    """Tensor name -> shape; raises ConfigurationError when a file is not safetensors."""
+    """Name of a tensor -> its shape.
+
+    Raises:
+        ConfigurationError: a file is not safetensors.
+    """
     shapes: dict[str, tuple[int, ...]] = {}
     for path in files:
         header, _ = _read_header(path)
@@ -47,7 +53,7 @@ def tensor_shapes(files: Sequence[Path]) -> dict[str, tuple[int, ...]]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, Any], int]:
-    """The header of a safetensors file, and where its data begins."""
+    """The header of a safetensors file, and the byte where its data begins."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")

@@ -1,4 +1,4 @@
-"""Teachers that are LoRA adapters, and the teachers whose engines hold them."""
+"""Which teachers are LoRA adapters, and which teacher's engine holds each of them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from teacher_server.engines.adapter import Adapter, is_adapter, names_model, rea
 def adapters_by_base(
     configured: Mapping[str, TeacherSettings],
 ) -> dict[str, dict[str, Adapter]]:
-    """Every teacher that is a whole model -> its adapters by their teachers' names.
+    """Name of each teacher that is a whole model -> its adapters by the names of their teachers.
 
     Raises:
         ConfigurationError: an adapter cannot be used, or its base is not among the teachers.

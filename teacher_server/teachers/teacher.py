@@ -30,7 +30,7 @@ class Teacher:
 
 
 class Teachers:
-    """The teachers of a server, by name: those a principal may ask, or all of them."""
+    """The teachers of a server by name: all of them, or those that a principal may use."""
 
     def __init__(self, teachers: Mapping[str, Teacher], principal: Principal | None = None) -> None:
         self._teachers = {n: t for n, t in teachers.items() if may_use(principal, n)}
@@ -57,7 +57,7 @@ class Teachers:
         """The teacher of this name.
 
         Raises:
-            ForbiddenError: the principal may not ask it.
+            ForbiddenError: the principal may not use it.
             UnknownTeacherError: there is none.
             InvalidRequestError: the name is empty.
         """
@@ -70,11 +70,11 @@ class Teachers:
 
 
 def identity_of(description: EngineDescription, tokenizer_hash: str) -> TeacherIdentity:
-    """The identity of what an engine loaded.
+    """The identity of what an engine has loaded.
 
-    The digest is the sha256, in hexadecimal, of the other five fields as a JSON
-    object in UTF-8: keys in alphabetical order, no spaces, non-ASCII characters
-    as they are.
+    The digest is the sha256, in hex, of the other five fields as a JSON object in UTF-8,
+    with its keys in alphabetical order, without spaces, and with non-ASCII characters as
+    they are.
     """
     fields = {
         "adapter_digest": description.adapter_digest,
@@ -94,7 +94,7 @@ def make_teacher(
     limits: LimitSettings,
     admission: Admission,
 ) -> Teacher:
-    """A teacher over a started engine."""
+    """The teacher that a started engine and its tokenizer make."""
     description = engine.description
     identity = identity_of(description, tokenizer.hash)
     max_top_k = min(description.vocabulary_size, limits.max_top_k or description.vocabulary_size)

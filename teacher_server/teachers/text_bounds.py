@@ -1,4 +1,4 @@
-"""How much text one token can stand for, told by a tokenizer.json before any is encoded."""
+"""How much text one token can stand for, read from a tokenizer.json before any is encoded."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Any
 
 from teacher_server.realign.pair.encoder import byte_alphabet
 
-# NFC writes at most four code points of up to four bytes as one of at least two bytes,
-# or one of three bytes as one of one byte.
+# NFC composes at most four code points of up to four bytes each into one of at least two
+# bytes, or turns one of three bytes into one of one byte.
 NFC_SHRINKS = 8
 KEEPING_PRE_TOKENIZERS = {"ByteLevel", "Metaspace", "Digits", "Split", "Punctuation"}
 
 
 def longest_token(document: Mapping[str, Any]) -> int | None:
-    """Bytes of a caller's text, in UTF-8, that one token can stand for at most.
+    """The most bytes of text, in UTF-8, that one token can stand for.
 
-    None where there is no such bound: the tokenizer may drop text, or read any length of
-    text as one token. Known are BPE tokenizers with a token for every byte, no
-    normaliser but NFC, and pre-tokenizers that keep every character.
+    None where no such bound is known: the tokenizer may drop text, or read text of any
+    length as one token. It is known for BPE tokenizers that have a token for every byte,
+    no normaliser but NFC, and pre-tokenizers that keep every character.
     """
     added = document.get("added_tokens") or ()
     shrinks = _shrinks(document.get("normalizer"))
@@ -26,13 +26,13 @@ def longest_token(document: Mapping[str, Any]) -> int | None:
     if shrinks is None or not keeps or not _has_every_byte(document):
         return None
     if any(token.get("lstrip") or token.get("rstrip") for token in added):
-        return None  # it takes the spaces beside it along
+        return None  # such a token takes any number of spaces around it
     contents = [*document["model"]["vocab"], *(token["content"] for token in added)]
     return shrinks * max(len(text.encode("utf-8", "surrogatepass")) for text in contents)
 
 
 def _shrinks(normalizer: Mapping[str, Any] | None) -> int | None:
-    """Times that a text has at most as many bytes before as after; None: no bound."""
+    """The largest factor by which the normaliser shrinks a text, in bytes; None: no bound."""
     match normalizer:
         case None | {"type": "Prepend"}:
             return 1
@@ -63,7 +63,7 @@ def _keeps(pre_tokenizer: Mapping[str, Any] | None) -> bool:
 
 
 def _has_every_byte(document: Mapping[str, Any]) -> bool:
-    """Whether no text is unknown to the model, which drops it or makes one token of it."""
+    """Whether the model can spell every text; it would drop others or make them one token."""
     model = document["model"]
     if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
         return False

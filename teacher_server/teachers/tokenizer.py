@@ -1,7 +1,6 @@
-"""The teacher's tokenizer: text and conversations to ids, ids to text.
+"""The teacher's tokenizer: from text and conversations to ids, and from ids to text.
 
-Encoding neither adds special tokens nor cuts nor pads, whatever tokenizer.json
-says about it.
+Encoding never adds special tokens, truncates or pads, whatever tokenizer.json asks for.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from teacher_proto.types import ChatMessage, Int32, SpecialRole
 
 from teacher_server.teachers.text_bounds import longest_token
 
-# Arguments of apply_chat_template that a template itself knows.
+# Arguments of apply_chat_template that it passes to the template.
 TEMPLATE_OWN = {"tools", "documents"}
 
 
 class TextTokenizer:
-    """A tokenizer.json, read-only and safe to use from several threads.
+    """A tokenizer.json; it is never changed, so several threads may use it.
 
     Attributes:
         size: one above the highest id.
@@ -40,12 +39,12 @@ class TextTokenizer:
         self.size = max(self._encoder.get_vocab(with_added_tokens=True).values()) + 1
 
     def encode(self, text: str, check: Callable[[int], None] | None = None) -> Int32:
-        """int32 [L]: special tokens written out in the text are recognised, none are added.
+        """int32 [L]; special tokens that the text spells out are recognised, none are added.
 
-        The interpreter's lock is free while the text is tokenized.
+        The interpreter's lock is released while the text is tokenized.
 
         Args:
-            check: refuses a number of tokens before they are copied.
+            check: called with L before the ids are copied; may raise to refuse them.
         """
         (encoding,) = self._encoder.encode_batch_fast([text], add_special_tokens=False)
         if check is not None:
@@ -53,7 +52,7 @@ class TextTokenizer:
         return np.asarray(encoding.ids, np.int32)
 
     def token_text(self, token_id: int) -> str | None:
-        """The text of one id; None for an id no token has."""
+        """The text of one id; None for an id that no token has."""
         if self._encoder.id_to_token(token_id) is None:
             return None
         text: str = self._encoder.decode([token_id], skip_special_tokens=False)
@@ -61,14 +60,14 @@ class TextTokenizer:
 
 
 class TeacherTokenizer(TextTokenizer):
-    """A teacher's tokenizer of transformers, with its chat template.
+    """A teacher's tokenizer, loaded by transformers, with its chat template.
 
     Attributes:
         file: the tokenizer as tokenizer.json.
         hash: fingerprint by ``teacher_proto.tokenizer_hash``.
-        named_specials: role -> id, of the special tokens that the model's files name.
-        longest_token: bytes of text that one token stands for at most; None where there
-            is no such bound.
+        named_specials: role -> id of the special tokens that the model's files name.
+        longest_token: the most bytes of text that one token can stand for; None where no
+            such bound is known.
     """
 
     def __init__(self, source: Any) -> None:
@@ -106,10 +105,11 @@ class TeacherTokenizer(TextTokenizer):
         template_arguments: Mapping[str, Any],
         where: str,
     ) -> str:
-        """The conversation as text, by the tokenizer's own chat template.
+        """The conversation as text, rendered by the tokenizer's own chat template.
 
         Raises:
-            InvalidRequestError: no template, a reserved argument, or the template refuses.
+            InvalidRequestError: there is no template, an argument is reserved, or the
+                template refuses the conversation.
         """
         if not self._source.chat_template:
             raise InvalidRequestError(
@@ -132,7 +132,7 @@ class TeacherTokenizer(TextTokenizer):
                 add_generation_prompt=add_generation_prompt,
                 **template_arguments,
             )
-        except Exception as error:  # a template is a program and raises what it likes
+        except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequestError(
                 f"the chat template refuses the conversation: {error}",
                 where=f"{where}.messages",

@@ -14,10 +14,10 @@ from teacher_server.engines.adapter import PREFIX, WEIGHTS_FILE, Adapter
 
 
 class ModelAdapters:
-    """The adapters of one model, of which one or none is applied at a time.
+    """The adapters of one model, of which at most one is applied at a time.
 
     Args:
-        model: its linear layers are replaced by PEFT's; the base stays selected.
+        model: PEFT replaces its linear layers; at first the base alone is selected.
         adapters: by name.
 
     Raises:
@@ -39,7 +39,7 @@ class ModelAdapters:
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         with warnings.catch_warnings():
-            # PEFT asks whether a second adapter is meant. It is.
+            # PEFT warns about a second adapter, which is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config` attribute")
             for name, adapter in adapters.items():
                 _apply(model, adapter, self._keys[name])
@@ -48,7 +48,7 @@ class ModelAdapters:
         self._set("")
 
     def select(self, name: str) -> None:
-        """From now on the model is this adapter on its base, or the base alone for ""."""
+        """Applies this adapter from now on; "" selects the base alone."""
         if name != self._selected:
             self._set(name)
 

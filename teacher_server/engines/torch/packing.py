@@ -1,17 +1,17 @@
-"""Which waiting sequences run together: pure functions over token ids and lengths.
+"""Which of the waiting spans run together: pure functions over token ids and lengths.
 
-Three kinds of batch. A *flat* batch runs prompt and continuation of each item in
-one pass. A *group* batch runs each prompt once, then the continuations against
-the kept keys and values. A *prefix-tree* batch runs one prompt once, and then what its
-continuations begin with alike once too, as prefix trees. Lengths are in tokens:
+There are three kinds of batch. A *flat* batch reads the prompt and the continuation of
+each item in one pass. A *group* batch reads each prompt once, then the continuations
+against the kept keys and values. A *prefix-tree* batch reads one prompt once, and what
+several of its continuations begin with once too. Lengths are in tokens:
 
     prompt_length P  tokens of the prompt
     length L         tokens of the continuation up to its last selected position,
-                     that one included; the token there is judged, not read
+                     which is included; that token is scored and not read
 
-A flat item reads P + L - 1 tokens. In a group the prompt reads P - 1 tokens and
-each continuation reads L: the prompt's last token and L - 1 of its own. A tree reads
-the prompt's last token and each distinct beginning of its continuations' L - 1.
+In a flat batch an item reads P + L - 1 tokens. In a group a prompt reads P - 1 tokens
+and each of its continuations L: the prompt's last token and L - 1 of its own. A tree
+reads the prompt's last token and each distinct beginning of its continuations' L - 1.
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ import numpy as np
 from teacher_server.engines.torch.prefix_tree import Int64, common_prefixes, cut
 
 ID_BYTES = 4
-# A batch may pad by this share of its real tokens, or by this many tokens where
-# that is more: below it one more pass costs more than the padding.
+# A batch may pad by this share of its real tokens, or by this many tokens where that is
+# more: less padding would cost one more pass, which takes longer.
 PADDING_SHARE = 0.125
 PADDING_TOKENS = 64
 # A prompt is shared when that saves at least this many tokens.
 MINIMUM_SAVING = 32
-# A tree's attention grows with the square of its nodes: it has to save this share of
-# the tokens that a group reads, and is cut above TREE_TOKENS unless that is less than
-# twice the longest of its continuations.
+# The attention of a tree grows with the square of its nodes. A tree therefore has to save
+# this share of the tokens that would be read without it, and is cut into trees of at most
+# TREE_TOKENS nodes, or of twice its longest continuation where that is more.
 TREE_SAVING_SHARE = 0.25
 TREE_TOKENS = 2048
 
 
 @dataclass(frozen=True)
 class Item:
-    """One sequence that waits.
+    """One span that waits, as packing sees it.
 
     Attributes:
-        prompt: its int32 ids, as bytes.
-        read: int32 ids of the continuation that are read, as bytes.
-        outside_trees: never in a tree.
+        key: names the span; in the order of arrival.
+        prompt: the int32 ids of the prompt, as bytes.
+        read: the int32 ids of the continuation that are read, as bytes.
+        outside_trees: it must not be read in a tree.
     """
 
     key: int
@@ -67,14 +68,14 @@ class Item:
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """Items of one right-padded pass."""
+    """Items that one pass reads, padded on the right."""
 
     items: tuple[Item, ...]
 
 
 @dataclass(frozen=True)
 class GroupBatch:
-    """Prompts run once, left-padded to each other, then passes over their items."""
+    """Prompts that are read once, padded on the left, then passes over their items."""
 
     prompts: tuple[bytes, ...]
     passes: tuple[tuple[Item, ...], ...]
@@ -86,7 +87,7 @@ class GroupBatch:
 
 @dataclass(frozen=True)
 class PrefixTreeBatch:
-    """Items of one prompt: it runs once, then each pass is the prefix tree of its items.
+    """Items of one prompt: it is read once, then each pass reads its items as a prefix tree.
 
     The items of a pass are sorted by ``read``.
     """
@@ -106,7 +107,7 @@ Batch = FlatBatch | GroupBatch | PrefixTreeBatch
 
 
 def pass_tokens(batch: Batch) -> list[int]:
-    """Tokens that each pass of a batch reads, padding left out."""
+    """Tokens that each pass of a batch reads, without its padding."""
     if isinstance(batch, FlatBatch):
         return [sum(item.flat_tokens for item in batch.items)]
     if isinstance(batch, PrefixTreeBatch):
@@ -122,12 +123,12 @@ class Packing:
     """What a model and its settings allow.
 
     Attributes:
-        tokens: padded tokens of one pass; an item above it runs alone.
-        cached_tokens: padded tokens whose keys and values one pass of
-            continuations holds, their prompts' copies included.
-        share_prompts: False for models whose cache cannot be shared.
-        prefix_trees: False for models that cannot read a prefix tree; it takes shared prompts.
-        alone: True runs every item by itself with its own shape.
+        tokens: padded tokens of one pass at most; an item above it runs alone.
+        cached_tokens: padded tokens whose keys and values one pass of continuations
+            holds at most, the copies of their prompts included.
+        share_prompts: several continuations may read the cache of one prompt.
+        prefix_trees: the model can read prefix trees; requires ``share_prompts``.
+        alone: every item runs by itself with its own shape.
     """
 
     tokens: int
@@ -138,9 +139,9 @@ class Packing:
 
 
 def next_batch(pending: Sequence[Item], packing: Packing) -> Batch:
-    """The batch to run next; it holds ``pending[0]``, so nothing waits for ever.
+    """The batch to run next; it always holds ``pending[0]``, so that nothing waits for ever.
 
-    ``pending`` is in order of arrival and not empty. Time O(n log n).
+    ``pending`` is not empty and in the order of arrival. Takes O(n log n) time.
     """
     first = pending[0]
     if packing.alone:
@@ -170,14 +171,14 @@ def _worth_sharing(items: Sequence[Item]) -> bool:
 
 
 def _tree_batches(pending: Sequence[Item], packing: Packing) -> dict[bytes, PrefixTreeBatch]:
-    """By prompt, the trees of those items that they save enough of."""
+    """Prompt -> the trees of its items, where trees save enough."""
     groups = _groups([item for item in pending if not item.outside_trees])
     found = {prompt: _trees(items, packing) for prompt, items in groups.items()}
     return {prompt: batch for prompt, batch in found.items() if batch is not None}
 
 
 def _trees(items: Sequence[Item], packing: Packing) -> PrefixTreeBatch | None:
-    """Items of one prompt as trees, or None when these save too little."""
+    """The items of one prompt as trees; None when trees save too little."""
     prefix = items[0].prompt_length - 1
     if _worth_sharing(items):
         otherwise = prefix + sum(item.length for item in items)
@@ -202,13 +203,13 @@ def _tree_tokens(items: Sequence[Item]) -> int:
 
 
 def _fits(count: int, longest: int, real: int, budget: int) -> bool:
-    """Whether ``count`` rows padded to ``longest`` stay in budget and waste little."""
+    """Whether ``count`` sequences padded to ``longest`` fit the budget and waste little of it."""
     padded = count * longest
     return padded <= budget and padded - real <= max(PADDING_TOKENS, PADDING_SHARE * real)
 
 
 def _neighbours(items: Sequence[Item], budget: int) -> tuple[Item, ...]:
-    """The first item and those nearest to it in length that fit one pass."""
+    """The first item and those nearest to it in length, as many as fit one pass."""
     first = items[0]
     ordered = sorted(items, key=lambda item: (item.flat_tokens, item.key))
     low = high = ordered.index(first)
@@ -232,7 +233,7 @@ def _neighbours(items: Sequence[Item], budget: int) -> tuple[Item, ...]:
 
 
 def _group_batch(first: bytes, shared: dict[bytes, list[Item]], packing: Packing) -> GroupBatch:
-    """The first group, and later ones while their prompts and continuations fit with it."""
+    """The first group, and those later ones whose prompts and continuations fit beside it."""
     prompts = [first]
     items = list(shared[first])
     longest = real = items[0].prompt_length - 1
@@ -253,10 +254,10 @@ def _group_batch(first: bytes, shared: dict[bytes, list[Item]], packing: Packing
 
 
 def _passes(items: Sequence[Item], prefix: int, packing: Packing) -> tuple[tuple[Item, ...], ...]:
-    """Cuts a batch's continuations into passes of like lengths.
+    """Cuts the continuations of a batch into passes of similar lengths.
 
-    A pass stays within both budgets of ``packing``; an item that does not fit
-    makes a pass of its own.
+    A pass stays within both budgets of ``packing``; an item that exceeds them alone is
+    a pass of its own. ``prefix``: tokens of the longest prompt in the cache.
     """
     passes: list[tuple[Item, ...]] = []
     current: list[Item] = []

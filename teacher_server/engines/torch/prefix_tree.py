@@ -1,7 +1,7 @@
-"""Prefix trees of token sequences: what several of them begin with is read once.
+"""Prefix trees of token sequences: what several sequences begin with is read once.
 
-Pure functions over token ids. A tree is one row of a model's input: its nodes are
-tokens in depth-first order, and each attends to its ancestors and itself only.
+Pure functions over token ids. A tree is one sequence of a model's input: its nodes are
+tokens in depth-first order, and each attends only to its ancestors and to itself.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ Int64 = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class PrefixTree:
-    """N nodes in depth-first order; node 0 is a root that every sequence starts with.
+    """N nodes in depth-first order; node 0 is the root, with which every sequence begins.
 
     Attributes:
         ids: int64 [N].
         depth: int64 [N], steps from the root.
-        end: int64 [N]: node j and its descendants are j to ``end[j] - 1``, so node i
-            attends to node j where j <= i < ``end[j]``.
-        paths: per sequence of n tokens int64 [n + 1], its nodes from the root on.
-        added: int64, per sequence: nodes that none before it has; the first has the root.
+        end: int64 [N]: node j and its descendants are the nodes j to ``end[j] - 1``, so
+            node i attends to node j where j <= i < ``end[j]``.
+        paths: for each sequence of n tokens its nodes from the root on, int64 [n + 1].
+        added: int64, for each sequence the nodes that it has and none before it; the
+            root counts for the first.
     """
 
     ids: Int64
@@ -36,9 +37,9 @@ class PrefixTree:
 
 
 def common_prefixes(ordered: Sequence[bytes]) -> Int64:
-    """int64 [n]: tokens (int32) that each sequence shares with the one before it; 0 first.
+    """How many tokens each sequence shares with the one before it, int64 [n]; 0 for the first.
 
-    In sequences sorted as bytes that is what it shares with any before it.
+    Where the sequences, int32 tokens, are sorted as bytes, none before that one shares more.
     """
     shared = np.zeros(len(ordered), np.int64)
     tokens = [np.frombuffer(one, np.int32) for one in ordered]
@@ -52,7 +53,7 @@ def common_prefixes(ordered: Sequence[bytes]) -> Int64:
 
 
 def prefix_tree(root: int, ordered: Sequence[bytes]) -> PrefixTree:
-    """The tree of sequences (int32 tokens), sorted as bytes, behind the token ``root``."""
+    """The tree of sequences that follow the token ``root``; int32 tokens, sorted as bytes."""
     tokens = [np.frombuffer(one, np.int32) for one in ordered]
     shared = common_prefixes(ordered)
     added = np.array([len(one) for one in tokens]) - shared
@@ -76,16 +77,16 @@ def prefix_tree(root: int, ordered: Sequence[bytes]) -> PrefixTree:
 def cut(lengths: Int64, shared: Int64, limit: int, pass_cost: int) -> list[tuple[int, int]]:
     """Cuts sorted sequences into trees [start, stop) of at most ``limit`` nodes each.
 
-    The cuts are those with the fewest nodes in all, ``pass_cost`` added for each tree.
-    A sequence that does not fit makes a tree of its own.
+    The cuts have the fewest nodes in all, with ``pass_cost`` nodes added for each tree.
+    A sequence that is longer than ``limit`` is a tree of its own.
 
     Args:
-        lengths: tokens of each sequence, without the root.
-        shared: of ``common_prefixes``.
+        lengths: int64 [n], tokens of each sequence without the root.
+        shared: int64 [n], what ``common_prefixes`` returns.
     """
     count = len(lengths)
     before = np.concatenate([[0], np.cumsum(lengths - shared)])
-    # extra[i]: what the trees up to i cost beyond ``before[i]``, and the one that starts there.
+    # extra[i]: cost of the trees before i, beyond ``before[i]``, and of starting a tree at i.
     extra = np.zeros(count, np.int64)
     starts = np.zeros(count + 1, np.int64)
     first, cost = 0, 0

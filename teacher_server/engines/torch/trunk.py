@@ -1,13 +1,14 @@
-"""Forward passes of a model's body: token ids in, hidden states of chosen rows out.
+"""Forward passes of a model below its LM head: token ids in, hidden states of chosen rows out.
 
-Right padding needs no mask: attention is causal, and rows of padding are never
-taken. Prompts of a group are padded on the left, so that distance by index
-equals distance by position and sliding windows stay right. Padding repeats a
-token of its own sequence, so that a sequence's non-finite values stay its own.
-In a prefix tree they do not: masked columns are multiplied by 0, which NaN survives.
+Padding on the right needs no mask: attention is causal, and no row of the padding is
+taken. The prompts of a group are padded on the left instead, so that a distance in
+columns is a distance in positions and sliding windows stay right. Padding repeats a
+token of the same sequence, so that values that are not finite stay within their
+sequence. In a prefix tree they do not: a masked column is multiplied by 0, and 0 times
+NaN is NaN.
 
-Long inputs run in chunks of columns against kept keys and values, so that no
-mask or score matrix grows with the square of the length.
+Long inputs are read in blocks of columns, each against the keys and values of those
+before it, so that no mask and no score matrix grows with the square of the length.
 """
 
 from __future__ import annotations
@@ -26,22 +27,23 @@ from transformers import DynamicCache
 
 from teacher_server.engines.torch.prefix_tree import PrefixTree
 
-# Of the columns [start, stop): all that the attention may see of those so far.
+# (start, stop) -> the mask of columns [start, stop) over all columns up to ``stop``: what
+# their attention may see.
 Mask = Callable[[int, int], Tensor]
 
-# Entries of one attention mask, or of one head-wise score matrix where the
-# attention builds it: 2**25 float32 are 128 MiB.
+# Entries of one attention mask or, where the attention builds them, of the score
+# matrices of all heads: 2**25 float32 are 128 MiB.
 MAXIMUM_CELLS = 2**25
 MINIMUM_BLOCK = 16
 
 
 @dataclass(frozen=True)
 class CachedPrompts:
-    """Keys and values of B prompts without their last tokens, and how they are padded.
+    """Keys and values of B prompts, each without its last token, padded on the left.
 
     Attributes:
-        lengths: int64 [B], tokens in the cache per prompt.
-        mask: bool [B, max(lengths)], False on the left padding; None without any.
+        lengths: int64 [B], tokens of each prompt in the cache.
+        mask: bool [B, max(lengths)], False on the padding; None where there is none.
     """
 
     cache: Any
@@ -50,13 +52,13 @@ class CachedPrompts:
 
 
 class Trunk:
-    """The transformer below the LM head.
+    """A transformer without its LM head.
 
     Args:
-        module: takes ids and returns the hidden states after the final norm.
-        config: of the text model.
-        block_tokens: tokens of one forward; longer inputs run in chunks.
-        cacheable: the cache is plain attention, so inputs can be cut.
+        module: takes ids; its output holds the hidden states after the final norm.
+        config: the configuration of the text model.
+        block_tokens: tokens of one forward; longer inputs are read in blocks.
+        cacheable: its attention is plain, so that an input can be cut into blocks.
     """
 
     def __init__(self, module: Any, config: Any, block_tokens: int, cacheable: bool) -> None:
@@ -77,7 +79,13 @@ class Trunk:
         rows: Sequence[NDArray[np.int64]],
         check: Callable[[], None],
     ) -> Tensor:
-        """Hidden states [sum of rows, H]: for each sequence, of its indices ``rows``."""
+        """Hidden states of whole sequences, [rows in all, H].
+
+        Args:
+            sequences: int32 [L] each, padded to one shape.
+            rows: for each sequence the indices whose hidden states are taken.
+            check: called before every forward; what it raises ends the work.
+        """
         ids = self._padded(sequences, left=False)
         batch, length = ids.shape
         if self.cacheable and self._step(batch, length, masked=False) < length:
@@ -87,7 +95,10 @@ class Trunk:
         return _take(output.last_hidden_state, 0, rows, self.device)[0]
 
     def prompts(self, prompts: Sequence[Int32], check: Callable[[], None]) -> CachedPrompts:
-        """Runs each prompt but for its last token; every prompt has two tokens or more."""
+        """Reads each prompt up to its last token, which is left for the continuations.
+
+        Every prompt has at least two tokens; ``check`` as in ``flat``.
+        """
         read = [prompt[:-1] for prompt in prompts]
         ids = self._padded(read, left=True)
         lengths = np.array([len(one) for one in read])
@@ -111,9 +122,13 @@ class Trunk:
         rows: Sequence[NDArray[np.int64]],
         check: Callable[[], None],
     ) -> Tensor:
-        """Hidden states of continuations, each behind the prompt of its ``index``.
+        """Hidden states of continuations after their prompts, [rows in all, H].
 
-        ``sequences`` start with the last token of their prompt; ``rows`` index them.
+        Args:
+            index: for each continuation, which of the prompts it follows.
+            sequences: the continuations, each after the last token of its prompt.
+            rows: for each the indices into its sequence.
+            check: as in ``flat``.
         """
         chosen = torch.tensor(index, device=self.device)
         cache = _copied(prompts.cache)
@@ -138,11 +153,15 @@ class Trunk:
         rows: NDArray[np.int64],
         check: Callable[[], None],
     ) -> Tensor:
-        """Hidden states of a tree's nodes ``rows``.
+        """Hidden states of the nodes ``rows`` of a tree after its prompt, [rows, H].
 
-        The tree's root is the last token of the prompt; ``prompt`` is None for one of
-        a single token. Only for layers that attend to everything before a token: a
-        mask that is given whole replaces the model's own.
+        Works only where every layer attends to everything before a token, since the
+        mask of the tree takes the place of the model's own masks.
+
+        Args:
+            prompt: one prompt; None for a prompt of one token, which is the tree's root.
+            tree: its root is the last token of the prompt.
+            check: as in ``flat``.
         """
         past = 0 if prompt is None else int(prompt.lengths[0])
         cache = DynamicCache(config=self.config) if prompt is None else _copied(prompt.cache)
@@ -155,7 +174,7 @@ class Trunk:
             seen = torch.nn.functional.pad(seen, (past, 0), value=True)[None, None]
             if not self._eager:
                 return seen
-            # Eager attention adds its mask to the scores.
+            # Eager attention adds the mask to its scores.
             added = torch.zeros(seen.shape, dtype=self.dtype, device=self.device)
             return added.masked_fill_(~seen, torch.finfo(self.dtype).min)
 
@@ -172,9 +191,9 @@ class Trunk:
         rows: Sequence[NDArray[np.int64]],
         check: Callable[[], None],
     ) -> Tensor:
-        """Runs ``ids`` [B, L] behind ``cache`` in chunks of columns.
+        """Reads ``ids`` [B, L] after the columns of ``cache``, in blocks of columns.
 
-        ``mask`` gives a chunk's mask, of the cached columns too; ``positions`` [B, L].
+        ``mask`` covers the cached columns too; ``positions`` [B, L] goes with it.
         """
         batch, length = ids.shape
         past = int(cache.get_seq_length())
@@ -200,7 +219,7 @@ class Trunk:
         return torch.cat(taken)[torch.from_numpy(order).to(self.device)]
 
     def _step(self, batch: int, total: int, masked: bool) -> int:
-        """Columns of one forward over ``batch`` rows that see ``total`` columns."""
+        """Columns of one forward over ``batch`` sequences that see ``total`` columns."""
         step = self.block_tokens // batch
         heads = max(self._score_heads, 1 if masked else 0)
         if heads:
@@ -218,23 +237,24 @@ class Trunk:
 
 
 def _copied(cache: Any) -> Any:
-    """A cache that grows by itself; the keys and values so far are not copied."""
+    """A cache that grows on its own and shares the keys and values that are there."""
     copied = copy.copy(cache)
     copied.layers = [copy.copy(layer) for layer in cache.layers]
     return copied
 
 
 def _padding_mask(mask: Tensor | None, past: int) -> Mask | None:
-    """Of a mask [B, past + L] of what is not padding."""
+    """From bool [B, past + L], False on the padding."""
     return None if mask is None else lambda start, stop: mask[:, : past + stop]
 
 
 def _take(
     hidden: Tensor, start: int, rows: Sequence[NDArray[np.int64]], device: torch.device
 ) -> tuple[Tensor, NDArray[np.int64]]:
-    """The wanted rows of columns [start, start + L) of ``hidden`` [B, L, H].
+    """Those of ``rows`` that lie in the columns [start, start + L) of ``hidden`` [B, L, H].
 
-    Also the place of each in the concatenation of ``rows``.
+    Returns their hidden states [n, H], and the place of each in the concatenation of
+    ``rows``, int64 [n].
     """
     length = hidden.shape[1]
     flat: list[NDArray[np.int64]] = []

@@ -1,10 +1,10 @@
-"""What the processes that vLLM starts do for the one that started them.
+"""What the processes that vLLM starts do for the process that started them.
 
-They end when it is killed, which vLLM itself leaves to its parent's clean exit.
-And they say why they could not start: vLLM reports the cause in a child's log and
-to its parent only that a child failed. The parent names a file; in each child a
-filter of the loggers that report it writes it there (a filter, because vLLM
-replaces the handlers of its loggers as a child starts). Nothing here imports vLLM.
+They end when it is killed; vLLM itself ends them only when their parent exits cleanly.
+And they report why they could not start: vLLM writes the cause to a child's log, and to
+the parent only that a child failed. The parent therefore names a file, and in each child
+a filter on the loggers that report the cause writes it there. It is a filter because vLLM
+replaces the handlers of its loggers when a child starts. Nothing here imports vLLM.
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ from typing import Any
 
 VARIABLE = "LSM_VLLM_FAILURES"
 MAXIMUM_LENGTH = 2000
-
-
-# Loggers of vLLM's processes that report why one could not start.
+# The loggers that report why a process of vLLM could not start.
 LOGGERS = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 
 
 class FailureFile(logging.Filter):
-    """Appends the exceptions that are logged, one line each; lets every record pass."""
+    """Appends each exception that is logged to a file, as one line; lets every record pass."""
 
     def __init__(self, path: str) -> None:
         super().__init__()
@@ -44,7 +42,7 @@ class FailureFile(logging.Filter):
 
 
 def report_failures() -> None:
-    """In a child: from now on its failures reach the parent's file; elsewhere nothing."""
+    """In a child: writes its failures to the parent's file from now on. Elsewhere: nothing."""
     path = os.environ.get(VARIABLE)
     if path:
         for name in LOGGERS:
@@ -52,7 +50,7 @@ def report_failures() -> None:
 
 
 def end_with_parent() -> None:
-    """In a child: it ends when its parent does, however that ends."""
+    """In a child: ends this process when its parent ends, in whatever way."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         threading.Thread(target=_end_with, args=(parent,), name="lsm-parent", daemon=True).start()
@@ -65,7 +63,7 @@ def _end_with(parent: Any) -> None:
 
 @contextlib.contextmanager
 def collected_failures() -> Iterator[Path]:
-    """In the parent: a file for the children that it starts inside."""
+    """In the parent: a file for the failures of the children that are started meanwhile."""
     with tempfile.TemporaryDirectory(prefix="lsm-vllm-") as directory:
         path = Path(directory) / "failures"
         os.environ[VARIABLE] = str(path)
@@ -76,5 +74,5 @@ def collected_failures() -> Iterator[Path]:
 
 
 def first_failure(path: Path) -> str:
-    """The first line, which is the root cause; empty when there is none."""
+    """The first failure, which is the root cause; empty when there is none."""
     return path.read_text().partition("\n")[0] if path.exists() else ""

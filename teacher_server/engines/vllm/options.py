@@ -15,15 +15,15 @@ from teacher_server.engines.adapter import Adapter
 
 WHERE = "engine.vllm"
 MAXIMUM_SEQUENCES = 256
-# Tokens of one block of keys and values, the least vLLM takes on a CPU; only whole
-# blocks of a prompt are shared, and vLLM's 128 leaves up to 127 tokens of it to each
-# sequence.
+# Tokens of one block of keys and values: the fewest that vLLM allows on a CPU. Only whole
+# blocks of a prompt are shared, and with vLLM's own 128 every sequence would read up to 127
+# tokens of its prompt again.
 CPU_BLOCK_SIZE = 32
-# Memory for keys and values on a CPU, where vLLM would take nearly all there is.
+# Memory for keys and values on a CPU, where vLLM would take nearly all of it.
 CPU_CACHE_BYTES = 4 * 2**30
 CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
 
-# Arguments that this engine sets by itself, and what to use instead.
+# Arguments that this engine sets itself, and what to use instead of them.
 OURS = {
     "model": "teachers.NAME.model",
     "tokenizer": "the model's folder, which holds it",
@@ -45,7 +45,7 @@ OURS = {
     "lora_target_modules": "nothing: the adapters say which modules they change",
     "max_cpu_loras": "nothing: every adapter stays in memory",
 }
-# Parts of vLLM that change which tokens a row sees, or let it read what it wrote elsewhere.
+# Features of vLLM that change which tokens a row sees, or take keys and values from elsewhere.
 REFUSED = {
     "speculative_config": "it speeds up generation, and nothing is generated",
     "kv_transfer_config": "rows need hidden states, which other engines' caches do not hold",
@@ -72,10 +72,10 @@ def engine_arguments(
     """Arguments for vLLM's ``AsyncEngineArgs`` by name.
 
     Args:
-        options: passed through; what is not given keeps vLLM's default, but for
+        options: passed through. Whatever is not given keeps vLLM's default, except for
             ``block_size`` and ``kv_cache_memory_bytes`` on a CPU.
-        known: the names that this vLLM takes.
-        adapter_ranks: the sizes of adapters that it makes room for.
+        known: the names that this vLLM knows.
+        adapter_ranks: the ranks that it can make room for.
 
     Raises:
         ConfigurationError: an option is unknown, refused or set elsewhere.
@@ -125,12 +125,13 @@ def adapter_arguments(
 ) -> dict[str, Any]:
     """Room for every adapter, so that none is loaded while requests are served.
 
-    Only modules that an adapter changes are wrapped. The LM head is never one of
-    them: rows are computed beside vLLM's own bookkeeping of which token has which
+    Only modules that an adapter changes are wrapped. The LM head is never one of them,
+    because rows are computed outside of vLLM's own record of which token has which
     adapter.
 
     Raises:
-        ConfigurationError: an adapter's rank is above what vLLM takes or was told.
+        ConfigurationError: the rank of an adapter is above vLLM's limit, or above the one
+            that ``options`` sets.
     """
     largest = max(adapters, key=lambda adapter: adapter.rank)
     limit = options.get("max_lora_rank")
@@ -157,7 +158,7 @@ def adapter_arguments(
 
 
 def refused(model: str, message: str) -> ConfigurationError:
-    """vLLM's own reason, out of what pydantic and Python put around it."""
+    """The error with vLLM's own reason, freed of what pydantic and Python put around it."""
     _, _, value = message.rpartition("Value error, ")
     return ConfigurationError(
         f"vLLM cannot serve it as configured: {(value or message).split(' [type=')[0].strip()}",
@@ -168,7 +169,11 @@ def refused(model: str, message: str) -> ConfigurationError:
 
 
 def check_option(name: str, known: Collection[str]) -> None:
-    """Raises ConfigurationError for an option that cannot be passed through."""
+    """Checks that an option may be passed through to vLLM.
+
+    Raises:
+        ConfigurationError: it is unknown, refused or set elsewhere.
+    """
     where = f"{WHERE}.{name}"
     if name in OURS:
         raise ConfigurationError(
@@ -190,10 +195,10 @@ def check_option(name: str, known: Collection[str]) -> None:
 
 
 def checkpoint_dtype(directory: str) -> str:
-    """The dtype a checkpoint was saved in; vLLM's own "auto" turns float32 into bfloat16.
+    """The dtype a checkpoint was saved in; the "auto" of vLLM turns float32 into bfloat16.
 
     Raises:
-        ConfigurationError: its config.json does not say, or cannot be read.
+        ConfigurationError: its config.json does not name it, or cannot be read.
     """
     path = Path(directory) / "config.json"
     try:
