@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.logit_treatment import read_logit_treatment
 from torch import Tensor, nn
 
 from student_trainer.losses.base import Head, LowRank
@@ -28,16 +29,12 @@ def read_head(model: Any) -> Head:
             where="student.model",
             fix="use a model with a linear head",
         )
-    config = model.config.get_text_config()
-    scale = float(getattr(config, "logit_scale", None) or 1.0)
-    scale *= float(getattr(config, "lm_head_multiplier", None) or 1.0)
-    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-    softcap = getattr(config, "final_logit_softcapping", None)
+    treatment = read_logit_treatment(model.config.get_text_config())
     return Head(
         weight=base.weight,
         bias=base.bias,
-        scale=scale,
-        softcap=float(softcap) if softcap else None,
+        scale=treatment.scale,
+        softcap=treatment.softcap,
         lora=None if base is projection else _adapter(projection),
     )
 

@@ -183,8 +183,8 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
     """
     from teacher_proto.rows import required
 
+    from teacher_server.engines.probe import probe_job
     from teacher_server.teachers.load import load_teachers
-    from teacher_server.teachers.self_score import probe_job
 
     teachers = await load_teachers({name: config.teachers[name]}, config.engine, config.limits)
     engine = teachers.get(name).engine

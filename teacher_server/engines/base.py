@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from teacher_proto.rows import Rows
+import numpy as np
+from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import Int32
 
 from teacher_server.engines.adapter import Adapter
@@ -99,6 +100,26 @@ class JobResult:
     rows: tuple[Rows | None, ...]
     computed_tokens: int
     engine_seconds: float
+
+
+def empty_rows(job: Job, span: ScoredSpan) -> Rows:
+    """The rows of a span that asks for none."""
+    nothing = Values(np.zeros(0, np.float32), np.zeros(0, np.bool_))
+    support = Support(
+        ids=np.zeros((0, job.top_k), np.int32),
+        log_probs=np.zeros((0, job.top_k), np.float32),
+        counts=np.zeros(0, np.int32),
+    )
+    explicit = None
+    if span.explicit_ids is not None:
+        shape = (0, span.explicit_ids.shape[1])
+        explicit = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
+    return Rows(
+        support,
+        sampled=nothing if job.want_sampled else None,
+        log_tail=nothing if job.want_log_tail else None,
+        explicit=explicit,
+    )
 
 
 @runtime_checkable

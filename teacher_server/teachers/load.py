@@ -1,4 +1,4 @@
-"""From the settings to loaded teachers: engines by name, adapters, queues."""
+"""Loads the teachers that the settings name: their engines, adapters, tokenizers and queues."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from teacher_proto.errors import ConfigurationError
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.adapter_engine import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription
+from teacher_server.engines.probe import self_score
 from teacher_server.queue.admission import Admission, AdmissionQueue
 from teacher_server.queue.quota import Quotas
 from teacher_server.teachers.adapters import adapters_by_base
-from teacher_server.teachers.self_score import self_score
 from teacher_server.teachers.teacher import Teachers, make_teacher
 from teacher_server.teachers.tokenizer import TeacherTokenizer, load_tokenizer
 
 log = logging.getLogger(__name__)
 
-# Passes' worth of tokens inside an engine at once, when no setting says how many:
-# the pass that runs and the next one. More would only wait behind them, where fair
-# shares no longer reach; but an engine that cuts batches into passes packs them
-# better out of half a batch.
+# Passes' worth of tokens that are inside an engine at once where no setting gives a number:
+# the pass that runs and the next one. More tokens would only wait inside the engine, out of
+# reach of the fair shares. An engine that cuts a batch into passes gets half a batch at
+# least, from which it packs fuller passes.
 INFLIGHT_PASSES = 2
 
 
@@ -63,7 +63,8 @@ def _vllm(model: str, settings: EngineSettings) -> Engine:
     )
 
 
-# Engine name -> how to make one. Making is cheap; ``Engine.start`` loads.
+# Every engine by its name in the settings: from a model and the settings to an engine that
+# is not started. Making one is cheap; ``Engine.start`` loads the model.
 ENGINES: dict[str, Callable[[str, EngineSettings], Engine]] = {
     "transformers": _transformers,
     "vllm": _vllm,
@@ -72,7 +73,7 @@ ENGINES: dict[str, Callable[[str, EngineSettings], Engine]] = {
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A teacher before its identity; ``queue`` names the teacher whose queue it shares."""
+    """A teacher that has no identity yet; ``queue``: the teacher whose queue it shares."""
 
     engine: Engine
     tokenizer: TeacherTokenizer
@@ -83,7 +84,7 @@ class _Loaded:
 async def load_teachers(
     configured: Mapping[str, TeacherSettings], shared: EngineSettings, limits: LimitSettings
 ) -> Teachers:
-    """Loads every teacher, one after the other, and lets each score itself.
+    """Loads every teacher, one after the other, and lets each of them score a probe.
 
     Teachers whose model is a LoRA adapter share the engine and the queue of their base.
 
@@ -98,7 +99,7 @@ async def load_teachers(
             settings = configured[name]
             own = settings.engine(shared)
             tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
-            # In a thread for the sake of the engine's imports.
+            # In a thread because the engine's imports take seconds.
             engine = await asyncio.to_thread(ENGINES[own.name], settings.model, own)
             loaded[name] = _Loaded(engine, tokenizer, own, name)
             if own_adapters:
@@ -145,7 +146,7 @@ async def load_teachers(
 def make_admission(
     limits: LimitSettings, max_batch_tokens: int, pass_tokens: int | None, quotas: Quotas
 ) -> Admission:
-    """The queue before one engine; ``quotas``: of all teachers together."""
+    """The queue in front of one engine; ``quotas`` are those of all teachers together."""
     return Admission(
         AdmissionQueue(
             max_inflight_tokens=limits.max_inflight_tokens
@@ -157,7 +158,7 @@ def make_admission(
 
 
 def inflight_tokens(max_batch_tokens: int, pass_tokens: int | None) -> int:
-    """Tokens inside an engine at once: what keeps it busy and its passes full."""
+    """Tokens inside an engine at once: enough to keep it busy and its passes full."""
     return max(max_batch_tokens // 2, INFLIGHT_PASSES * (pass_tokens or max_batch_tokens))
 
 

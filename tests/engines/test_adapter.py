@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError
 
 from teacher_server.engines.adapter import check_base, is_adapter, names_model, read_adapter
-from teacher_server.engines.torch.loading import weight_files
+from teacher_server.engines.checkpoint import weight_files
 from tests.support.adapters import make_adapter
 from tests.support.models import make_tiny_model
 

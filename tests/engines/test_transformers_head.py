@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.logit_treatment import LogitTreatment
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import (
     GPTNeoXConfig,
@@ -20,7 +21,8 @@ from transformers import (
     PhiForCausalLM,
 )
 
-from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment, RowRequest
+from teacher_server.engines.torch.head import LanguageModelHead, RowRequest
+from teacher_server.engines.torch.projection import LinearProjection
 from teacher_server.engines.torch.supports import SupportSpec
 from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import (
@@ -54,9 +56,8 @@ class LargestTensor(TorchDispatchMode):
 @pytest.mark.parametrize("k", [0, 8, 64])
 def test_no_more_than_one_block_of_logits_exists(k: int) -> None:
     rows, hidden_size, vocabulary, block = 300, 16, 20_000, 8
-    head = LanguageModelHead(
-        torch.nn.Linear(hidden_size, vocabulary, bias=False), LogitTreatment(), block
-    )
+    projection = LinearProjection(torch.nn.Linear(hidden_size, vocabulary, bias=False), block)
+    head = LanguageModelHead(projection, LogitTreatment())
     spec = SupportSpec(k, 1.0, vocabulary, True, True, 0)
     requests = [RowRequest(spec, ids(0, rows // 2, vocabulary), None) for _ in range(2)]
     hidden = torch.randn(rows, hidden_size)
@@ -69,7 +70,8 @@ def test_no_more_than_one_block_of_logits_exists(k: int) -> None:
 
 def test_requests_that_ask_different_things_share_blocks() -> None:
     vocabulary = 500
-    head = LanguageModelHead(torch.nn.Linear(16, vocabulary), LogitTreatment(2.0, 5.0), 7)
+    projection = LinearProjection(torch.nn.Linear(16, vocabulary), 7)
+    head = LanguageModelHead(projection, LogitTreatment(2.0, 5.0))
     base = SupportSpec(5, 1.0, vocabulary, True, True, 0)
     specs = [base, replace(base, temperature=0.5), base, replace(base, top_k=0, explicit_slots=3)]
     requests = [
@@ -196,4 +198,4 @@ async def test_a_treatment_we_do_not_know_is_refused(
 
 def test_a_head_that_is_not_linear_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="Embedding, not a plain linear layer"):
-        LanguageModelHead(torch.nn.Embedding(4, 4), LogitTreatment(), 8)
+        LinearProjection(torch.nn.Embedding(4, 4), 8)

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
+from teacher_server.engines.checkpoint import weight_files
 from teacher_server.engines.digest import weights_digest
-from teacher_server.engines.torch.loading import weight_files
 from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import running
 

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from teacher_proto.program.logit_treatment import LogitTreatment
 from teacher_proto.rows import Rows
 
 from teacher_server.engines.base import Job
-from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.vllm.rows import PassSlice, RowScorer, RunnerHead
+from teacher_server.engines.torch.head import LanguageModelHead
+from teacher_server.engines.torch.projection import LinearProjection
+from teacher_server.engines.vllm.rows import PassSlice, RowScorer, RunnerProjection
 from teacher_server.engines.vllm.wire import RowPlan, RowsStatus, unpack
 from tests.engines.conformance import arrays, ids, make_job
 
@@ -26,8 +28,8 @@ def projection() -> torch.nn.Linear:
     return torch.nn.Linear(WIDTH, SIZE, bias=False).requires_grad_(False)
 
 
-def head_of(projection: torch.nn.Linear) -> RunnerHead:
-    return RunnerHead(projection, SIZE, torch.device("cpu"))
+def runner_of(projection: torch.nn.Linear) -> RunnerProjection:
+    return RunnerProjection(projection, SIZE, torch.device("cpu"))
 
 
 def job_with_explicit(seed: int, length: int, prompt: int = 6) -> Job:
@@ -55,7 +57,7 @@ def run(
 def rows_of(job: Job, hidden: torch.Tensor, projection: torch.nn.Linear) -> Rows:
     """The same rows from the embedded engine's head."""
     plan = RowPlan.of(job, job.spans[0])
-    head = LanguageModelHead(projection, LogitTreatment(), 64)
+    head = LanguageModelHead(LinearProjection(projection, 64), LogitTreatment())
     (rows,) = head.score(hidden[plan.indices], [plan.request(0, plan.count)], lambda: None)
     return rows
 
@@ -65,7 +67,7 @@ def test_slices_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list
     job = job_with_explicit(1, 20)
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
-    progress = run(RowScorer(head_of(projection), True), hidden, plan, cuts)
+    progress = run(RowScorer(runner_of(projection), True), hidden, plan, cuts)
     assert progress.packed.status is RowsStatus.FINITE
     assert progress.computed_tokens == plan.length
     assert progress.seconds == 0.5 * (len(cuts) + 1)
@@ -86,7 +88,7 @@ def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -
         PassSlice(str(i), 0, plan.length, int(offsets[i]), plan.to_extra_args())
         for i, plan in enumerate(plans)
     ]
-    finished = RowScorer(head_of(projection), True).step(torch.cat(hidden), slices, lambda: 1.0)
+    finished = RowScorer(runner_of(projection), True).step(torch.cat(hidden), slices, lambda: 1.0)
     for index, (job, plan) in enumerate(zip(jobs, plans, strict=True)):
         packed = finished[str(index)].packed
         ours = unpack(plan, packed.ids, packed.values)
@@ -113,7 +115,7 @@ def test_a_row_from_the_cache_is_never_returned(projection: torch.nn.Linear) -> 
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
     first = int(plan.indices[0])
-    scorer = RowScorer(head_of(projection), True)
+    scorer = RowScorer(runner_of(projection), True)
     assert run(scorer, hidden, plan, [], start=first).packed.status is RowsStatus.FINITE
     late = run(scorer, hidden, plan, [], start=first + 1)
     assert late.packed.status is RowsStatus.ROW_MISSING
@@ -124,7 +126,7 @@ def test_a_request_that_starts_over_gives_the_same_rows(projection: torch.nn.Lin
     job = job_with_explicit(7, 14)
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
-    scorer = RowScorer(head_of(projection), True)
+    scorer = RowScorer(runner_of(projection), True)
     straight = run(scorer, hidden, plan, [9])
     scorer.step(hidden[:15], [PassSlice("a", 0, 15, 0, plan.to_extra_args())], lambda: 0.0)
     resumed = run(scorer, hidden, plan, [12], start=4)
@@ -141,7 +143,7 @@ def test_what_is_not_finite_stays_its_own(projection: torch.nn.Linear) -> None:
         PassSlice("good", 0, plan.length, 0, plan.to_extra_args()),
         PassSlice("bad", 0, plan.length, plan.length, plan.to_extra_args()),
     ]
-    finished = RowScorer(head_of(projection), True).step(
+    finished = RowScorer(runner_of(projection), True).step(
         torch.cat([good, bad]), slices, lambda: 0.0
     )
     assert finished["bad"].packed.status is RowsStatus.NOT_FINITE
@@ -166,9 +168,9 @@ def test_running_out_of_memory_fails_the_step_and_not_the_worker(
     projection: torch.nn.Linear,
 ) -> None:
     failing = Failing(projection)
-    head = RunnerHead(failing, SIZE, torch.device("cpu"))
-    head.block_rows = 4
-    scorer = RowScorer(head, True)
+    runner = RunnerProjection(failing, SIZE, torch.device("cpu"))
+    runner.block_rows = 4
+    scorer = RowScorer(runner, True)
     job = make_job(9, SIZE, lengths=(20,))
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)
@@ -190,14 +192,14 @@ def test_a_rank_that_follows_makes_the_same_products(projection: torch.nn.Linear
             seen.append(len(rows))
             return projection(rows) if leads else None
 
-        head = RunnerHead(compute, SIZE, torch.device("cpu"))
-        head.block_rows = 4
-        run(RowScorer(head, leads), hidden, plan, [13])
+        runner = RunnerProjection(compute, SIZE, torch.device("cpu"))
+        runner.block_rows = 4
+        run(RowScorer(runner, leads), hidden, plan, [13])
     assert shapes[True] == shapes[False] != []
 
 
 def test_what_was_gathered_for_gone_requests_is_dropped(projection: torch.nn.Linear) -> None:
-    scorer = RowScorer(head_of(projection), True)
+    scorer = RowScorer(runner_of(projection), True)
     job = make_job(11, SIZE, lengths=(20,))
     plan = RowPlan.of(job, job.spans[0])
     hidden = torch.randn(plan.length, WIDTH)

@@ -1,4 +1,5 @@
-"""The thread that owns the model: takes jobs, packs what waits, hands rows back."""
+"""The thread that alone uses the model: it takes jobs, packs the spans that wait into batches,
+and delivers their rows."""
 
 from __future__ import annotations
 
@@ -8,12 +9,12 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-import numpy as np
 import torch
-from teacher_proto.errors import EngineError, TeacherUnavailableError
-from teacher_proto.rows import Rows, Support, Values
+from teacher_proto.errors import EngineError
+from teacher_proto.rows import Rows
 
-from teacher_server.engines.base import Job, JobResult, PassCount, ScoredSpan
+from teacher_server.engines.base import Job, JobResult, PassCount, empty_rows
+from teacher_server.engines.faults import is_fatal, is_out_of_memory, unavailable
 from teacher_server.engines.torch.packing import (
     Batch,
     FlatBatch,
@@ -27,16 +28,18 @@ from teacher_server.failures import as_exception, is_ending
 
 logger = logging.getLogger(__name__)
 
-# Forwards are not cut below this many tokens when memory runs out.
+# When memory runs out, forwards are not made shorter than this many tokens.
 MINIMUM_BLOCK_TOKENS = 64
 
 
 @dataclass(eq=False)
 class Task:
-    """A submitted job and what it has so far.
+    """A submitted job, and the rows that it has so far.
 
-    ``done`` is called once, in the engine's thread, with a result or an error,
-    unless the task was dropped before.
+    Attributes:
+        done: called once, in the engine's thread, with the result or an error; never
+            once the task was dropped.
+        rows: of the spans that are scored, by their index in the job.
     """
 
     job: Job
@@ -64,11 +67,19 @@ class Task:
 
 
 class _Abandoned(Exception):
-    """Nobody wants the rest of the batch."""
+    """Nobody waits for the rest of the batch any more."""
 
 
 class EngineThread:
-    """Owns a scorer on the calling thread of ``run`` until ``close`` or its death."""
+    """Scores the jobs that other threads submit, on the thread that calls ``run``.
+
+    Args:
+        scorer: used by that thread alone.
+        on_death: called in that thread with the error that ended ``run``.
+
+    Attributes:
+        count: replaced as a whole in that thread, so that any thread may read it.
+    """
 
     def __init__(
         self, scorer: Scorer, packing: Packing, on_death: Callable[[BaseException], None]
@@ -82,11 +93,14 @@ class EngineThread:
         self._dead: BaseException | None = None
         self._waiting: dict[int, tuple[Unit, Task, int]] = {}
         self._next_key = 0
-        # Replaced whole in the engine's thread, read from any.
         self.count = PassCount(0, 0)
 
     def submit(self, task: Task) -> None:
-        """Queues a task; raises TeacherUnavailableError after close or death."""
+        """Queues a task.
+
+        Raises:
+            TeacherUnavailableError: the engine is closed or dead.
+        """
         with self._condition:
             if self._closing or self._dead is not None:
                 raise unavailable(self._dead)
@@ -94,17 +108,17 @@ class EngineThread:
             self._condition.notify()
 
     def drop(self, task: Task) -> None:
-        """The task's caller is gone: what is not computed yet never will be."""
+        """The task's caller is gone: what is not computed yet is never computed."""
         task.dropped = True
 
     def close(self) -> None:
-        """Ends ``run`` at the next chunk; what is queued fails."""
+        """Ends ``run`` after the block that runs; tasks that are not finished fail."""
         with self._condition:
             self._closing = True
             self._condition.notify()
 
     def run(self) -> None:
-        """Scores until closed: what the engine's thread runs."""
+        """Scores until ``close`` is called or the engine dies."""
         try:
             while self._take_in():
                 self._run_next()
@@ -119,7 +133,7 @@ class EngineThread:
         self._fail_all(unavailable(None))
 
     def _take_in(self) -> bool:
-        """Moves new tasks to the waiting units, blocking while there is nothing to do."""
+        """Unpacks new tasks, and blocks while there is nothing to do; False when closed."""
         with self._condition:
             self._forget_unwanted()
             while not self._waiting and not self._inbox and not self._closing:
@@ -149,12 +163,12 @@ class EngineThread:
         self._forget_unwanted()
         if self._waiting:
             units = [unit for unit, _, _ in self._waiting.values()]
-            # A batch is of one adapter: the one that has waited longest.
+            # All of a batch have one adapter: that of the span that has waited longest.
             items = [unit.item for unit in units if unit.job.adapter == units[0].job.adapter]
             self._execute(next_batch(items, self._packing))
 
     def _execute(self, batch: Batch) -> None:
-        """Runs a batch; when memory runs out, its halves, then smaller forwards."""
+        """Runs a batch; when memory runs out, its halves, and in the end shorter forwards."""
         try:
             self._score(batch)
             return
@@ -171,7 +185,7 @@ class EngineThread:
             if not out_of_memory:
                 logger.error("a batch failed", exc_info=failure)
             del failure
-        # Outside the handler: the traceback would keep the batch's tensors alive.
+        # Not inside the handler, where the traceback keeps the tensors of the batch alive.
         left = self._still_waiting(batch.items)
         if not out_of_memory:
             for item in left:
@@ -189,7 +203,7 @@ class EngineThread:
             self._retry_in_smaller_blocks(FlatBatch((left[0],)))
 
     def _still_waiting(self, items: Iterable[Item]) -> list[Item]:
-        """Those not delivered yet, as they wait now."""
+        """Those that are not delivered yet, in their present form."""
         return [self._waiting[item.key][0].item for item in items if item.key in self._waiting]
 
     def _retry_in_smaller_blocks(self, batch: FlatBatch) -> None:
@@ -250,55 +264,3 @@ class EngineThread:
             self._waiting.clear()
         for task in tasks:
             task.finish(error)
-
-
-def unavailable(cause: BaseException | None) -> TeacherUnavailableError:
-    """The error of every job that a closed or dead engine cannot score."""
-    if cause is None:
-        return TeacherUnavailableError("the engine is closed", where="engine")
-    return TeacherUnavailableError(
-        f"the engine died: {type(cause).__name__}: {cause}",
-        where="engine",
-        fix="restart the teacher server",
-    )
-
-
-def empty_rows(job: Job, span: ScoredSpan) -> Rows:
-    """The rows of a span that asks for none."""
-    nothing = Values(np.zeros(0, np.float32), np.zeros(0, np.bool_))
-    support = Support(
-        ids=np.zeros((0, job.top_k), np.int32),
-        log_probs=np.zeros((0, job.top_k), np.float32),
-        counts=np.zeros(0, np.int32),
-    )
-    explicit = None
-    if span.explicit_ids is not None:
-        shape = (0, span.explicit_ids.shape[1])
-        explicit = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
-    return Rows(
-        support,
-        sampled=nothing if job.want_sampled else None,
-        log_tail=nothing if job.want_log_tail else None,
-        explicit=explicit,
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on the device or the host."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and (
-        "can't allocate memory" in text or "CUDA out of memory" in text
-    )
-
-
-def is_fatal(error: BaseException) -> bool:
-    """Whether the device is lost: after a CUDA error no later call can be trusted."""
-    if is_out_of_memory(error):
-        return False
-    accelerator_error = getattr(torch, "AcceleratorError", None)
-    if accelerator_error is not None and isinstance(error, accelerator_error):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("CUDA error" in text or "cuBLAS" in text)

@@ -1,8 +1,7 @@
-"""From hidden states to rows: the LM head over scored rows only, chunk by chunk.
+"""From hidden states to rows: the LM head over scored rows only, block by block.
 
-Shapes: N rows, H hidden size, V vocabulary. No more than one chunk of logits,
-[block_rows, V] in the model's dtype, and one slice of it in float32 exist at a
-time.
+Shapes: N rows, H hidden size, V vocabulary. At any time at most one block of logits
+exists, [block_rows, V] in the model's dtype, and a part of it as float32.
 """
 
 from __future__ import annotations
@@ -13,23 +12,25 @@ from typing import Any
 
 import numpy as np
 import torch
-from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.logit_treatment import LogitTreatment
 from teacher_proto.rows import Rows, Values, required
 from teacher_proto.types import Int32
-from torch import Tensor, nn
+from torch import Tensor
 
+from teacher_server.engines.torch.projection import Projection
 from teacher_server.engines.torch.supports import SupportSpec, compute_supports
 
-# Bytes of float32 log-probabilities handled at once on a CPU: they stay in its cache.
+# On a CPU, bytes of float32 log-probabilities that are handled at once, so that they stay in
+# its cache.
 CPU_LOG_PROB_BYTES = 2 * 2**20
 
 
 @dataclass(frozen=True)
 class RowRequest:
-    """The rows of one sequence.
+    """The rows that are wanted of one span.
 
     Attributes:
-        sampled_ids: int32 [R], the token each row judges.
+        sampled_ids: int32 [R], the span's own token of each row.
         explicit_ids: int32 [R, E] or None; -1 marks an empty slot.
     """
 
@@ -42,86 +43,55 @@ class RowRequest:
         return len(self.sampled_ids)
 
 
-@dataclass(frozen=True)
-class LogitTreatment:
-    """What a model does to its head's output x: softcap * tanh(scale * x / softcap)."""
-
-    scale: float = 1.0
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, config: Any) -> LogitTreatment:
-        """Reads the treatment from a model's configuration."""
-        scale = 1.0
-        for name in ("logit_scale", "lm_head_multiplier"):
-            scale *= float(getattr(config, name, None) or 1.0)
-        scale /= float(getattr(config, "logits_scaling", None) or 1.0)
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(scale, float(softcap) if softcap else None)
-
-    def apply_(self, logits: Tensor) -> Tensor:
-        """In place, float32."""
-        if self.scale != 1.0:
-            logits.mul_(self.scale)
-        if self.softcap is not None:
-            logits.div_(self.softcap).tanh_().mul_(self.softcap)
-        return logits
+def apply_treatment_(treatment: LogitTreatment, logits: Tensor) -> Tensor:
+    """Applies the treatment to float32 ``logits`` in place, and returns them."""
+    if treatment.scale != 1.0:
+        logits.mul_(treatment.scale)
+    if treatment.softcap is not None:
+        logits.div_(treatment.softcap).tanh_().mul_(treatment.softcap)
+    return logits
 
 
 class LanguageModelHead:
-    """The output projection of a loaded model.
+    """Computes rows from hidden states, whatever computes the logits.
 
     Args:
-        module: the model's output embedding.
-        treatment: applied to its output.
-        block_rows: rows of one matrix product.
-
-    Raises:
-        ConfigurationError: ``module`` is not a plain linear layer.
+        projection: from hidden states to the output of the model's head.
+        treatment: what the model does to that output.
     """
 
-    def __init__(self, module: nn.Module | None, treatment: LogitTreatment, block_rows: int):
-        if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
-            raise ConfigurationError(
-                f"the output head is a {type(module).__name__}, not a plain linear layer",
-                where="model",
-                fix="serve a checkpoint whose output head is not quantised or replaced",
-            )
-        self.weight = module.weight
-        self.bias: Tensor | None = module.bias
-        self.treatment = treatment
-        self.block_rows = block_rows
-        # Kept between calls: fresh pages for every chunk cost more than its arithmetic.
-        self._logits: Tensor | None = None
+    def __init__(self, projection: Projection, treatment: LogitTreatment) -> None:
+        self._projection = projection
+        self._treatment = treatment
+        # Kept between calls: fresh pages for every block cost more than its arithmetic.
         self._log_probs: Tensor | None = None
 
-    @property
-    def vocabulary_size(self) -> int:
-        return int(self.weight.shape[0])
-
     def logits(self, hidden: Tensor) -> Tensor:
-        """[n, V] in the model's dtype, before the treatment; n <= block_rows.
+        """The model's own logits, float32 [N, V] of hidden states [N, H], for any N."""
+        rows = self._projection.block_rows
+        blocks = [hidden[start : start + rows] for start in range(0, hidden.shape[0], rows)]
+        return torch.cat(
+            [
+                apply_treatment_(
+                    self._treatment, self._projection(block).to(torch.float32, copy=True)
+                )
+                for block in blocks
+            ]
+        )
 
-        One buffer serves all chunks: the result lives until the next call.
-        """
-        if self._logits is None:
-            self._logits = self._new_buffer(self.block_rows, self.weight.dtype)
-        out = self._logits[: hidden.shape[0]]
-        if self.bias is None:
-            return torch.mm(hidden, self.weight.t(), out=out)
-        return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
-
-    def log_probs(self, logits: Tensor, temperature: float) -> Tensor:
+    def log_probs(self, projected: Tensor, temperature: float) -> Tensor:
         """float32 [n, V]: treatment, division by the temperature, log-softmax.
 
-        n is at most ``log_prob_rows``. Overwrites float32 ``logits``; the result
-        lives until the next call.
+        n is at most ``log_prob_rows``. Overwrites ``projected``, the output of the
+        projection, where that is float32; the result lives until the next call.
         """
         if self._log_probs is None:
-            self._log_probs = self._new_buffer(self.log_prob_rows, torch.float32)
-        out = self._log_probs[: logits.shape[0]]
-        values = logits.to(torch.float32)
-        self.treatment.apply_(values)
+            shape = (self.log_prob_rows, self._projection.vocabulary_size)
+            self._log_probs = torch.empty(
+                shape, dtype=torch.float32, device=self._projection.device
+            )
+        out = self._log_probs[: projected.shape[0]]
+        values = apply_treatment_(self._treatment, projected.to(torch.float32))
         if temperature != 1.0:
             values.div_(temperature)
         return torch.log_softmax(values, dim=-1, out=out)
@@ -129,13 +99,10 @@ class LanguageModelHead:
     @property
     def log_prob_rows(self) -> int:
         """Rows whose log-probabilities exist at a time."""
-        if self.weight.device.type != "cpu":
-            return self.block_rows
-        return max(1, min(self.block_rows, CPU_LOG_PROB_BYTES // (4 * self.vocabulary_size)))
-
-    def _new_buffer(self, rows: int, dtype: torch.dtype) -> Tensor:
-        shape = (rows, self.vocabulary_size)
-        return torch.empty(shape, dtype=dtype, device=self.weight.device)
+        rows = self._projection.block_rows
+        if self._projection.device.type != "cpu":
+            return rows
+        return max(1, min(rows, CPU_LOG_PROB_BYTES // (4 * self._projection.vocabulary_size)))
 
     def score(
         self, hidden: Tensor, requests: Sequence[RowRequest], check: Callable[[], None]
@@ -145,21 +112,22 @@ class LanguageModelHead:
         Args:
             hidden: [N, H], the rows of all requests one after the other.
             requests: their counts add up to N.
-            check: called before every chunk; what it raises ends the work.
+            check: called before every block; what it raises ends the work.
         """
         starts = np.cumsum([0, *(request.count for request in requests)])
         assert hidden.shape[0] == starts[-1]
         groups = _groups_of_equal_spec(requests, starts, hidden.device)
         if len(groups) > 1:
             hidden = hidden[torch.cat([group.rows for group in groups])]
-        for start in range(0, hidden.shape[0], self.block_rows):
+        block_rows, step = self._projection.block_rows, self.log_prob_rows
+        for start in range(0, hidden.shape[0], block_rows):
             check()
-            logits = self.logits(hidden[start : start + self.block_rows])
+            logits = self._projection(hidden[start : start + block_rows])
             for group in groups:
                 first = max(start, group.offset)
                 last = min(start + logits.shape[0], group.offset + group.count)
-                for low in range(first, last, self.log_prob_rows):
-                    high = min(low + self.log_prob_rows, last)
+                for low in range(first, last, step):
+                    high = min(low + step, last)
                     values = self.log_probs(
                         logits[low - start : high - start], group.spec.temperature
                     )

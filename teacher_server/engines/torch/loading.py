@@ -1,8 +1,7 @@
-"""From a path or hub id to a model in memory, with refusals that say what to do."""
+"""Loads a model of transformers from a directory or a hub id; every refusal names a remedy."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +12,14 @@ from teacher_proto.errors import ConfigurationError
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from teacher_server.engines.checkpoint import check_dtype, resolve, weight_files
 from teacher_server.engines.digest import weights_digest
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
-HUB_FILES = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json"]
-# Rotary embeddings that depend on the longest sequence of the batch.
+# Kinds of rotary embeddings that depend on the longest sequence of the batch.
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
-# Parts of the names of settings that bound how far back a layer attends.
+# Words in the names of settings that limit how far back a layer attends.
 REACH_WORDS = ("window", "attention_chunk", "local_attention", "index_topk")
-# Named like that, without a bound: which layers a window that is not there would be of.
+# Settings with such a name that limit nothing: the layers that a window would apply to.
 UNBOUNDED = {"max_window_layers"}
 PLAIN_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -35,9 +29,12 @@ class LoadedModel:
     """A causal language model on its device, in evaluation mode.
 
     Attributes:
-        text_config: the configuration of the language model proper.
-        cacheable: its cache is plain attention, full or sliding.
-        full_attention: each layer attends to everything before a token.
+        text_config: the configuration of the language model itself.
+        weights_digest: sha256 in hex (``engines.digest``).
+        quantization: name of the method; empty for none.
+        max_length: tokens of prompt and continuation.
+        cacheable: every layer has plain attention, full or sliding, and its cache.
+        full_attention: every layer attends to everything before a token.
         alone: its numbers depend on the batch, so sequences must run alone.
     """
 
@@ -52,19 +49,24 @@ class LoadedModel:
 
 
 def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -> LoadedModel:
-    """Loads safetensors weights; never runs code of the checkpoint.
+    """Loads safetensors weights and never runs code of the checkpoint.
+
+    ``dtype`` and ``device`` as in ``TransformersEngine``.
 
     Raises:
         ConfigurationError: the model, dtype, device or length cannot be served.
     """
-    torch_dtype = parse_dtype(dtype)
+    check_dtype(dtype)
     torch_device = parse_device(device)
     directory = resolve(model)
     config = _read_config(model, directory)
     length = _max_length(config.get_text_config(), max_length)
     try:
         loaded = AutoModelForCausalLM.from_pretrained(
-            directory, config=config, dtype=torch_dtype, use_safetensors=True
+            directory,
+            config=config,
+            dtype=dtype if dtype == "auto" else getattr(torch, dtype),
+            use_safetensors=True,
         )
         loaded = loaded.to(torch_device).eval().requires_grad_(False)
     except (MemoryError, torch.OutOfMemoryError) as error:
@@ -93,19 +95,12 @@ def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -
     )
 
 
-def parse_dtype(dtype: str) -> Any:
-    """The torch dtype of a name; "auto" is the checkpoint's."""
-    if dtype == "auto":
-        return "auto"
-    if dtype not in DTYPES:
-        raise ConfigurationError(
-            f"unknown dtype {dtype!r}", where="dtype", fix=f"use auto, {', '.join(DTYPES)}"
-        )
-    return DTYPES[dtype]
-
-
 def parse_device(device: str) -> torch.device:
-    """The torch device of a name; "auto" is the first GPU, or the CPU without one."""
+    """The torch device of a name; "auto" is the first GPU, or the CPU where there is none.
+
+    Raises:
+        ConfigurationError: the device is unknown, not supported or not there.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -127,30 +122,6 @@ def parse_device(device: str) -> torch.device:
     return parsed
 
 
-def resolve(model: str) -> Path:
-    """The directory of a model: a path as it stands, or a hub model's snapshot."""
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return path
-    parts = model.split("/")
-    if path.exists() or len(parts) > 2 or model.startswith((".", "~")) or not all(parts):
-        raise ConfigurationError(
-            "there is no such directory",
-            where=f"model {model}",
-            fix="give a directory with config.json and safetensors files, or a hub id",
-        )
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(snapshot_download(model, allow_patterns=HUB_FILES))
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(
-            f"it is neither a directory here nor a model the hub gives us: {error}",
-            where=f"model {model}",
-            fix="check the name, the network and HF_HUB_OFFLINE, or give a directory",
-        ) from error
-
-
 def _read_config(model: str, directory: Path) -> Any:
     where = f"model {model}"
     try:
@@ -170,27 +141,6 @@ def _read_config(model: str, directory: Path) -> Any:
         )
     weight_files(directory)
     return config
-
-
-def weight_files(directory: Path) -> list[Path]:
-    """The safetensors files of a checkpoint; those its index names where it has one."""
-    single = directory / "model.safetensors"
-    index = directory / "model.safetensors.index.json"
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        missing = [name for name in names if not (directory / name).is_file()]
-        if missing:
-            raise ConfigurationError(
-                f"weight files are missing: {', '.join(missing)}", where=f"model {directory}"
-            )
-        return [directory / name for name in names]
-    raise ConfigurationError(
-        "it has no safetensors weights",
-        where=f"model {directory}",
-        fix="save it with save_pretrained(..., safe_serialization=True); other formats are refused",
-    )
 
 
 def _max_length(config: Any, asked: int | None) -> int:
@@ -221,10 +171,10 @@ def has_plain_cache(config: Any) -> bool:
 
 
 def has_full_attention(config: Any) -> bool:
-    """Whether every layer attends to everything before a token, as far as the config tells.
+    """Whether every layer attends to everything before a token, as far as the config shows.
 
-    A window may be older than the cache's kinds of layers (GPT-Neo's ``window_size``),
-    so any setting that is named like one counts.
+    Older models have windows that the cache's kinds of layers do not show (GPT-Neo's
+    ``window_size``), so every setting with the name of a window counts as one.
     """
     layers = DynamicCache(config=config).layers
     bounded = [

@@ -1,4 +1,4 @@
-"""The embedded engine: a transformers model on the CPU or one GPU, in this process."""
+"""The engine ``transformers``: a model of transformers in this process, on a CPU or one GPU."""
 
 from __future__ import annotations
 
@@ -12,15 +12,21 @@ from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError, EngineError, LsmError
+from teacher_proto.program.logit_treatment import read_logit_treatment
 
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, PassCount
+from teacher_server.engines.checkpoint import resolve, weight_files
+from teacher_server.engines.faults import unavailable
+from teacher_server.engines.probe import self_score
+from teacher_server.engines.state import EngineState
 from teacher_server.engines.torch.adapters import ModelAdapters
-from teacher_server.engines.torch.engine_thread import EngineThread, Task, unavailable
-from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
-from teacher_server.engines.torch.loading import load_model, parse_device, resolve, weight_files
+from teacher_server.engines.torch.engine_thread import EngineThread, Task
+from teacher_server.engines.torch.head import LanguageModelHead
+from teacher_server.engines.torch.loading import load_model, parse_device
+from teacher_server.engines.torch.model_check import check_model
 from teacher_server.engines.torch.packing import Packing
-from teacher_server.engines.torch.probe import check_model, check_self_score, self_score_job
+from teacher_server.engines.torch.projection import LinearProjection
 from teacher_server.engines.torch.scorer import Scorer
 from teacher_server.engines.torch.trunk import Trunk
 
@@ -28,10 +34,11 @@ logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_TOKENS = 8192
 DEFAULT_HEAD_CHUNK_ROWS = 256
-# A CPU's forward is fastest while its activations are small: 1024 tokens measured
-# best. Only a longer sequence makes a larger one.
+# On a CPU a forward is fastest while its activations are small: 1024 tokens measured
+# best. Only a longer sequence makes a larger forward.
 CPU_PACKED_TOKENS = 1024
-# Keys and values that copies of shared prompts may fill, over the token budget.
+# Tokens whose keys and values a pass over shared prompts may hold, as a multiple of
+# ``max_batch_tokens``.
 CACHE_FACTOR = 2
 
 
@@ -40,20 +47,20 @@ class TransformersEngine:
 
     One thread owns the model. Jobs that wait are packed into batches of at most
     ``max_batch_tokens`` padded tokens; a prompt with several continuations is
-    run once. A GPU is used by one engine at a time.
+    read once. Only one engine may use a GPU at a time.
 
     Args:
         model: directory or hub id, safetensors.
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "cuda:N".
-        max_batch_tokens: tokens of one forward; longer sequences run in chunks.
+        max_batch_tokens: tokens of one forward; longer sequences are read in blocks.
         head_chunk_rows: rows of [rows, V] logits held at a time.
         deterministic: every sequence runs alone with its own shape, so that its
             bytes depend on it alone; slower.
         max_length: tokens of prompt and continuation; None for the model's own.
 
     Raises:
-        ConfigurationError: a number is out of range; loading is ``start``'s.
+        ConfigurationError: a number is out of range. The model is loaded by ``start``.
     """
 
     def __init__(
@@ -81,18 +88,15 @@ class TransformersEngine:
         self._deterministic = deterministic
         self._max_length = max_length
         self._adapters: dict[str, Adapter] = {}
-        self._description: EngineDescription | None = None
+        self._state = EngineState()
         self._engine_thread: EngineThread | None = None
-        self._python_thread: threading.Thread | None = None
+        self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._death: BaseException | None = None
-        self._death_callbacks: list[Callable[[BaseException], None]] = []
 
     @property
     def description(self) -> EngineDescription:
         """What was loaded; only after ``start``."""
-        assert self._description is not None, "start() has not returned"
-        return self._description
+        return self._state.description
 
     def hold_adapters(self, adapters: Mapping[str, Adapter]) -> None:
         """See ``base.Engine``."""
@@ -104,30 +108,30 @@ class TransformersEngine:
         Raises:
             ConfigurationError: the model cannot be served as configured.
         """
-        assert self._python_thread is None, "an engine starts once"
+        assert self._thread is None, "an engine starts once"
         self._loop = asyncio.get_running_loop()
-        ready: asyncio.Future[None] = self._loop.create_future()
-        self._python_thread = threading.Thread(
+        ready: asyncio.Future[EngineDescription] = self._loop.create_future()
+        self._thread = threading.Thread(
             target=self._main, args=(ready,), name="transformers-engine", daemon=True
         )
-        self._python_thread.start()
+        self._thread.start()
         try:
-            await ready
-            description = self.description
-            probe = self_score_job(description.vocabulary_size, description.max_length)
-            check_self_score(await self.score(probe))
+            self._state.set_description(await ready)
+            await self_score(self)
         except LsmError as error:
             await self.close()
             if isinstance(error, EngineError):
                 raise ConfigurationError(
-                    f"it fails to score a probe: {error.what}", where=f"model {self._model}"
+                    f"it fails to score a probe: {error.what}",
+                    where=f"model {self._model}",
+                    fix=error.fix,
                 ) from error
             raise
 
     async def score(self, job: Job) -> JobResult:
         """See ``base.Engine``."""
         if self._engine_thread is None or self._loop is None:
-            raise unavailable(self._death)
+            raise unavailable(self._state.death)
         loop = self._loop
         future: asyncio.Future[JobResult] = loop.create_future()
         task = Task(job, lambda result: _post(loop, partial(_settle, future, result)))
@@ -144,33 +148,30 @@ class TransformersEngine:
 
     def on_death(self, callback: Callable[[BaseException], None]) -> None:
         """See ``base.Engine``."""
-        if self._death is not None and self._loop is not None:
-            self._loop.call_soon(callback, self._death)
-        else:
-            self._death_callbacks.append(callback)
+        self._state.on_death(callback)
 
     async def close(self) -> None:
-        """Stops at the next chunk; jobs not finished fail with TeacherUnavailableError."""
+        """Stops after the block that runs; unfinished jobs fail with TeacherUnavailableError."""
         if self._engine_thread is not None:
             self._engine_thread.close()
-        if self._python_thread is not None:
-            await asyncio.to_thread(self._python_thread.join)
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
         self._engine_thread = None
 
-    def _main(self, ready: asyncio.Future[None]) -> None:
-        """The engine's thread: the model lives and dies in it."""
+    def _main(self, ready: asyncio.Future[EngineDescription]) -> None:
+        """Runs in a thread of its own, which loads the model and alone uses it."""
         assert self._loop is not None
         loop = self._loop
         try:
-            engine_thread = self._load()
+            engine_thread, description = self._load()
         except BaseException as error:
             _post(loop, partial(_settle, ready, error))
             return
         self._engine_thread = engine_thread
-        _post(loop, partial(_settle, ready, None))
+        _post(loop, partial(_settle, ready, description))
         engine_thread.run()
 
-    def _load(self) -> EngineThread:
+    def _load(self) -> tuple[EngineThread, EngineDescription]:
         if self._deterministic:
             _make_deterministic(parse_device(self._device))
         for adapter in self._adapters.values():
@@ -179,10 +180,8 @@ class TransformersEngine:
             self._model, dtype=self._dtype, device=self._device, max_length=self._max_length
         )
         adapters = ModelAdapters(loaded.model, self._adapters)
-        treatment = LogitTreatment.of(loaded.text_config)
-        head = LanguageModelHead(
-            loaded.model.get_output_embeddings(), treatment, self._head_chunk_rows
-        )
+        projection = LinearProjection(loaded.model.get_output_embeddings(), self._head_chunk_rows)
+        head = LanguageModelHead(projection, read_logit_treatment(loaded.text_config))
         cacheable = loaded.cacheable and not loaded.alone
         trunk = Trunk(
             loaded.model.base_model, loaded.text_config, self._max_batch_tokens, cacheable
@@ -198,34 +197,29 @@ class TransformersEngine:
             alone=alone,
         )
         packing = check_model(loaded.model, trunk, head, packing)
-        self._description = EngineDescription(
+        description = EngineDescription(
             engine="transformers",
             model=self._model,
             weights_digest=loaded.weights_digest,
             dtype=str(loaded.model.dtype).removeprefix("torch."),
             quantization=loaded.quantization,
             adapter_digest="",
-            vocabulary_size=head.vocabulary_size,
+            vocabulary_size=projection.vocabulary_size,
             max_length=loaded.max_length,
             deterministic=self._deterministic,
             pass_tokens=packing.tokens,
         )
-        return EngineThread(Scorer(trunk, head, adapters.select), packing, self._die)
+        scorer = Scorer(trunk, head, adapters.select)
+        return EngineThread(scorer, packing, self._died), description
 
-    def _die(self, error: BaseException) -> None:
+    def _died(self, error: BaseException) -> None:
         """Called in the engine's thread."""
         assert self._loop is not None
-        _post(self._loop, partial(self._announce_death, error))
-
-    def _announce_death(self, error: BaseException) -> None:
-        self._death = error
-        callbacks, self._death_callbacks = self._death_callbacks, []
-        for callback in callbacks:
-            callback(error)
+        _post(self._loop, partial(self._state.die, error))
 
 
 def _post(loop: asyncio.AbstractEventLoop, call: Callable[[], None]) -> None:
-    """Runs ``call`` on the loop; a loop that has ended has nobody left to tell."""
+    """Runs ``call`` on the loop; on a loop that has ended nobody waits for it any more."""
     try:
         loop.call_soon_threadsafe(call)
     except RuntimeError:
@@ -244,7 +238,7 @@ def _settle(future: asyncio.Future[Any], result: Any) -> None:
 
 
 def _make_deterministic(device: torch.device) -> None:
-    """Asks CUDA for its reproducible kernels; a CPU's are, for equal shapes."""
+    """Asks CUDA for its reproducible kernels; those of a CPU are reproducible for equal shapes."""
     if device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)

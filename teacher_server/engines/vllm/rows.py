@@ -1,8 +1,8 @@
-"""Rows from a model runner's hidden states, step by step, inside vLLM's worker.
+"""Rows from the hidden states of a model runner, step by step, inside vLLM's worker.
 
-A request is read in one pass or several, next to slices of others. Of every
-slice only the hidden states of planned rows reach the LM head, and of their
-logits only packed rows are kept. Nothing here imports vLLM.
+vLLM reads a request in one pass or in several, together with others. Of each pass only
+the hidden states of planned rows reach the LM head, and of their logits only packed rows
+are kept. Nothing here imports vLLM.
 """
 
 from __future__ import annotations
@@ -14,27 +14,34 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from teacher_proto.program.logit_treatment import LogitTreatment
+from torch import Tensor
 
-from teacher_server.engines.torch.engine_thread import is_fatal, is_out_of_memory
-from teacher_server.engines.torch.head import LanguageModelHead, LogitTreatment
+from teacher_server.engines.faults import is_fatal, is_out_of_memory
+from teacher_server.engines.torch.head import LanguageModelHead
 from teacher_server.engines.vllm.wire import PackedRows, RowPlan, RowsStatus
 from teacher_server.failures import is_ending
 
 logger = logging.getLogger(__name__)
 
-# Bytes of one block of logits as float32, on a CPU and elsewhere.
+# Bytes of one block of logits as float32, on a CPU and on other devices.
 CPU_BLOCK_BYTES = 48 * 2**20
 DEVICE_BLOCK_BYTES = 256 * 2**20
 
 
-class RunnerHead(LanguageModelHead):
-    """The head of a model that vLLM runs: its own logits, treatment included.
+class RunnerProjection:
+    """The logits of a model that vLLM runs, a ``torch.projection.Projection``.
+
+    The logits are the model's own: whatever it does to the output of its head is done.
 
     Args:
         compute_logits: hidden [n, H] -> logits [n, V]; None on a tensor-parallel
             rank that does not get them.
-        device: where hidden states live.
+        vocabulary_size: V.
+        device: where the hidden states live.
+
+    Attributes:
+        calls: products since it was last set to 0.
     """
 
     def __init__(
@@ -44,29 +51,32 @@ class RunnerHead(LanguageModelHead):
         device: torch.device,
     ) -> None:
         block_bytes = CPU_BLOCK_BYTES if device.type == "cpu" else DEVICE_BLOCK_BYTES
-        # A projection of nothing: it tells V and the device, the model multiplies.
-        stand_in = nn.Linear(1, 1, bias=False)
-        nothing = torch.empty((vocabulary_size, 0), device=device)
-        stand_in.weight = nn.Parameter(nothing, requires_grad=False)
-        super().__init__(stand_in, LogitTreatment(), max(1, block_bytes // (4 * vocabulary_size)))
-        self._compute_logits = compute_logits
+        self.vocabulary_size = vocabulary_size
+        self.device = device
+        self.block_rows = max(1, block_bytes // (4 * vocabulary_size))
         self.calls = 0
+        self._compute_logits = compute_logits
 
-    def logits(self, hidden: Tensor) -> Tensor:
+    def __call__(self, hidden: Tensor) -> Tensor:
         self.calls += 1
         logits = self._compute_logits(hidden)
         assert logits is not None
         return logits
 
     def follow(self, hidden: Tensor, calls: int = 0) -> None:
-        """Takes part in the products after the first ``calls`` without using them."""
+        """Takes part in the products that come after the first ``calls``, for the other ranks."""
         for start in range(calls * self.block_rows, hidden.shape[0], self.block_rows):
             self._compute_logits(hidden[start : start + self.block_rows])
 
 
 @dataclass(frozen=True)
 class PassSlice:
-    """Tokens [start, start + count) of a request, at ``offset`` of the step's hidden states."""
+    """The tokens [start, start + count) of a request, which one pass of vLLM reads.
+
+    Attributes:
+        offset: of their hidden states among those of the pass.
+        extra_args: of the request, with its ``RowPlan``.
+    """
 
     request_id: str
     start: int
@@ -77,35 +87,38 @@ class PassSlice:
 
 @dataclass
 class Progress:
+    """What a request has so far; seconds are its share of the passes by tokens."""
+
     packed: PackedRows
     computed_tokens: int = 0
     seconds: float = 0.0
 
 
 class RowScorer:
-    """Turns steps into finished requests.
+    """Turns the hidden states of each step into the rows of finished requests.
 
     Args:
-        leads: this rank computes the supports; others only take part in the
-            products, in the same order.
+        leads: this rank computes the rows; the others only take part in the products,
+            in the same order.
     """
 
-    def __init__(self, head: RunnerHead, leads: bool) -> None:
-        self._head = head
+    def __init__(self, projection: RunnerProjection, leads: bool) -> None:
+        self._projection = projection
+        self._head = LanguageModelHead(projection, LogitTreatment())
         self._leads = leads
         self._open: dict[str, Progress] = {}
 
     def step(
         self, hidden: Tensor, slices: Sequence[PassSlice], seconds: Callable[[], float]
     ) -> dict[str, Progress]:
-        """Takes one step's slices; gives the requests that it completes.
+        """Takes the slices of one step and returns the requests that it completes.
 
         Args:
             hidden: [tokens of the step, H].
-            seconds: what the step has taken until it is called.
+            seconds: how long the step has taken when it is called.
 
         Raises:
-            Exception: the device is lost, or another rank may be.
+            Exception: the device is lost, after which no later step can be trusted.
         """
         work: list[tuple[Progress, int, int]] = []
         places = []
@@ -132,7 +145,7 @@ class RowScorer:
         return finished
 
     def forget(self, alive: Collection[str]) -> None:
-        """Drops what was gathered for requests that are gone."""
+        """Drops the rows of requests that are not among ``alive`` any more."""
         for gone in [name for name in self._open if name not in alive]:
             del self._open[gone]
 
@@ -144,12 +157,12 @@ class RowScorer:
 
     def _score(self, hidden: Tensor, work: Sequence[tuple[Progress, int, int]]) -> None:
         if not self._leads:
-            self._head.follow(hidden)
+            self._projection.follow(hidden)
             for progress, _, high in work:
                 progress.packed.filled = high
             return
         requests = [progress.packed.plan.request(low, high) for progress, low, high in work]
-        self._head.calls = 0
+        self._projection.calls = 0
         try:
             results = self._head.score(hidden, requests, _no_check)
         except BaseException as error:
@@ -163,8 +176,8 @@ class RowScorer:
             return
         for progress, _, _ in work:
             progress.packed.fail(lost)
-        # Other ranks go on with their products and wait for this one's.
-        self._head.follow(hidden, self._head.calls)
+        # The other ranks continue with their products and wait for this rank's.
+        self._projection.follow(hidden, self._projection.calls)
 
 
 def _no_check() -> None:

@@ -1,29 +1,75 @@
-"""Where row scoring meets vLLM's V1 model runner and cache lookup. Nothing here imports vLLM."""
+"""Row scoring inside vLLM's V1 model runner, and its lookup in the prefix cache.
+
+Nothing here imports vLLM.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from teacher_server.engines.vllm.rows import PassSlice, RowScorer
+from teacher_server.engines.vllm import cpu_lora
+from teacher_server.engines.vllm.rows import PassSlice, RowScorer, RunnerProjection
 from teacher_server.engines.vllm.wire import FIRST_ROW
+
+# Packs the three tensors of a request into what vLLM's runner returns.
+MakeTensors = Callable[[Tensor, Tensor, Tensor], Any]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a worker stands among those that run one model.
+
+    Attributes:
+        first_stage, last_stage: of the pipeline.
+        leads: it is the first rank of its tensor-parallel group, which computes the rows.
+    """
+
+    on_cpu: bool
+    first_stage: bool
+    last_stage: bool
+    leads: bool
+
+
+def install(runner: Any, place: Place, make_tensors: MakeTensors) -> int:
+    """Puts row scoring into a model runner; returns V, or 0 where no rows are computed."""
+    if runner.lora_config is not None and place.on_cpu:
+        for wrapper in runner.lora_manager._adapter_manager.punica_wrapper_mapping.values():
+            cpu_lora.install(wrapper)
+    if not place.first_stage and runner.intermediate_tensors is None:
+        # vLLM makes them in a dummy run, which a CPU worker that does not compile leaves
+        # out. Not needed once tests/engines/test_vllm_parallel.py passes without it, with
+        # two stages on a CPU.
+        runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+            batch_size=runner.max_num_tokens,
+            dtype=runner.model_config.dtype,
+            device=runner.device,
+        )
+    if not place.last_stage:
+        return 0
+    model = runner.model
+    hidden_size = runner.model_config.get_hidden_size()
+    probe = torch.zeros(1, hidden_size, dtype=runner.model_config.dtype, device=runner.device)
+    with torch.inference_mode():
+        logits = model.compute_logits(probe)
+    vocabulary_size = int(runner.model_config.get_vocab_size())
+    if logits is not None:
+        vocabulary_size = logits.shape[-1]
+    projection = RunnerProjection(model.compute_logits, vocabulary_size, runner.device)
+    RunnerHook(runner, RowScorer(projection, place.leads), make_tensors).install()
+    return vocabulary_size if place.leads else 0
 
 
 class RunnerHook:
-    """Row scoring in the place of a V1 model runner's prompt log-probabilities.
+    """Row scoring in the place of a V1 model runner's prompt log-probabilities."""
 
-    Args:
-        make_tensors: packs the three tensors of a request into what the runner returns.
-    """
-
-    def __init__(
-        self, runner: Any, scorer: RowScorer, make_tensors: Callable[[Tensor, Tensor, Tensor], Any]
-    ) -> None:
+    def __init__(self, runner: Any, scorer: RowScorer, make_tensors: MakeTensors) -> None:
         self._runner = runner
         self._scorer = scorer
         self._make_tensors = make_tensors
@@ -40,9 +86,9 @@ class RunnerHook:
         return self._execute_model(*arguments, **named)
 
     def rows(self, hidden_states: Tensor, num_scheduled_tokens: dict[str, int]) -> dict[str, Any]:
-        """Rows of the requests whose last token this step read.
+        """Rows of those requests whose last token was read in this step.
 
-        The tensors are int32 ids [R, K], float32 values [R, columns] and float64
+        The tensors are ids int32 [R, K], values float32 [R, columns], and float64
         [status, computed tokens, seconds].
         """
         runner = self._runner
@@ -76,7 +122,7 @@ class RunnerHook:
 
 
 class CacheReader:
-    """A request as the cache lookup sees it: vLLM reads up to ``num_tokens - 1``."""
+    """A request as the cache lookup sees it: vLLM reads the cache up to ``num_tokens - 1``."""
 
     def __init__(self, request: Any) -> None:
         self._request = request

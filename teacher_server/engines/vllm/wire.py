@@ -17,8 +17,7 @@ from teacher_proto.errors import EngineError
 from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Float32, Int32
 
-from teacher_server.engines.base import Job, JobResult, ScoredSpan
-from teacher_server.engines.torch.engine_thread import empty_rows
+from teacher_server.engines.base import Job, JobResult, ScoredSpan, empty_rows
 from teacher_server.engines.torch.head import RowRequest
 from teacher_server.engines.torch.supports import SupportSpec
 

@@ -1,21 +1,19 @@
-"""Checks at start that our way through a model gives the model's own numbers."""
+"""Checks at the start that this engine's way through a model gives the model's own numbers."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.rows import required
 from teacher_proto.types import Int32
 from torch import Tensor
 
-from teacher_server.engines.base import Job, JobResult, ScoredSpan
+from teacher_server.engines.probe import PROBE_TOKENS, probe_ids
 from teacher_server.engines.torch.head import LanguageModelHead
 from teacher_server.engines.torch.packing import Packing
 from teacher_server.engines.torch.prefix_tree import prefix_tree
@@ -23,28 +21,21 @@ from teacher_server.engines.torch.trunk import Trunk
 
 logger = logging.getLogger(__name__)
 
-PROBE_TOKENS = 24
-# Greatest |difference| of logits over their greatest size, and greatest mean
-# relative distance of hidden states: about eight roundings of each dtype.
+# The greatest |difference| of logits, as a share of the greatest |logit|, and the greatest
+# mean relative distance of hidden states: about eight roundings of each dtype.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 HIDDEN_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 2e-2}
 
 
-def probe_ids(length: int, vocabulary_size: int, seed: int = 0) -> Int32:
-    """Random ids, the same ones every time."""
-    generator = np.random.default_rng(seed)
-    return generator.integers(0, vocabulary_size, length).astype(np.int32)
-
-
 def check_model(model: Any, trunk: Trunk, head: LanguageModelHead, packing: Packing) -> Packing:
-    """Compares our passes with the model's own forward on a short probe.
+    """Compares the engine's passes with the model's own forward on a few random tokens.
 
-    Returns ``packing`` with the ways of batching switched off that this model
-    does not survive, with a warning.
+    Returns ``packing`` without the ways of batching that change this model's numbers;
+    each of them is logged as a warning.
 
     Raises:
-        ConfigurationError: the head or the causality of the model is not what
-            this engine computes.
+        ConfigurationError: the model is not causal, or its logits are not what its head
+            and the treatment of the logits give.
     """
     length = min(PROBE_TOKENS, int(getattr(trunk.config, "max_position_embeddings", PROBE_TOKENS)))
     ids = probe_ids(length, model.get_input_embeddings().weight.shape[0])
@@ -68,12 +59,7 @@ def check_model(model: Any, trunk: Trunk, head: LanguageModelHead, packing: Pack
 def _check_head(model: Any, head: LanguageModelHead, ids: Int32, hidden: Tensor) -> None:
     tokens = torch.from_numpy(ids.astype(np.int64)).unsqueeze(0).to(hidden.device)
     reference = model(input_ids=tokens, use_cache=False).logits[0].to(torch.float32)
-    ours = torch.cat(
-        [
-            head.treatment.apply_(head.logits(hidden[start:stop]).to(torch.float32, copy=True))
-            for start, stop in pairwise([*range(0, len(hidden), head.block_rows), len(hidden)])
-        ]
-    )
+    ours = head.logits(hidden)
     if ours.shape != reference.shape:
         raise ConfigurationError(
             f"the head gives {tuple(ours.shape)} logits, the model {tuple(reference.shape)}",
@@ -95,7 +81,7 @@ def _check_head(model: Any, head: LanguageModelHead, ids: Int32, hidden: Tensor)
 
 
 def _check_batching(trunk: Trunk, packing: Packing, ids: Int32, alone: Tensor) -> Packing:
-    """Right padding beside a longer neighbour; shared, left-padded prompts; prefix trees."""
+    """Tries padding on the right, shared prompts with padding on the left, and prefix trees."""
     short = len(ids) // 2
     tolerance = HIDDEN_TOLERANCE[alone.dtype]
     rows = [np.arange(len(ids)), np.arange(short)]
@@ -121,11 +107,11 @@ def _check_batching(trunk: Trunk, packing: Packing, ids: Int32, alone: Tensor) -
 
 
 def _reads_trees(trunk: Trunk, ids: Int32, alone: Tensor) -> bool:
-    """The probe as the trunk of a tree that a branch leaves at every token."""
+    """Whether the ids read alike as the stem of a tree that another path leaves at every token."""
     tail = ids[2:]
     others = np.where(tail == 0, 1, 0).astype(np.int32)
     left = [np.append(tail[:length], others[length]) for length in range(len(tail))]
-    ordered = sorted(branch.tobytes() for branch in (tail, *left))
+    ordered = sorted(path.tobytes() for path in (tail, *left))
     tree = prefix_tree(int(ids[1]), ordered)
     rows = tree.paths[ordered.index(tail.tobytes())]
     try:
@@ -137,7 +123,7 @@ def _reads_trees(trunk: Trunk, ids: Int32, alone: Tensor) -> bool:
 
 
 def _distance(ours: Tensor, reference: Tensor) -> float:
-    """Mean over rows of |ours - reference| / |reference|; inf when not finite."""
+    """Mean over rows of |ours - reference| / |reference|; infinite where it is not finite."""
     difference = (ours - reference).to(torch.float32).norm(dim=-1)
     value = float((difference / reference.to(torch.float32).norm(dim=-1)).mean())
     return value if np.isfinite(value) else float("inf")
@@ -145,28 +131,3 @@ def _distance(ours: Tensor, reference: Tensor) -> float:
 
 def _no_check() -> None:
     return
-
-
-def self_score_job(vocabulary_size: int, max_length: int) -> Job:
-    """A small group over random ids, for the score an engine must pass before it serves."""
-    length = min(PROBE_TOKENS, max_length)
-    ids = probe_ids(length, vocabulary_size, seed=1)
-    prompt, tail = ids[: length // 2], ids[length // 2 :]
-    spans = tuple(
-        ScoredSpan(tail[:count], np.arange(count, dtype=np.int32))
-        for count in sorted({1, len(tail)})
-    )
-    return Job(prompt, spans, min(8, vocabulary_size), 1.0, vocabulary_size)
-
-
-def check_self_score(result: JobResult) -> None:
-    """Raises ConfigurationError unless the rows are finite with a mass of at most 1."""
-    for rows in result.rows:
-        if rows is None:
-            raise ConfigurationError("its log-probabilities are not finite", where="model")
-        log_probs = required(rows.support, "support").log_probs
-        mass = np.exp(log_probs.astype(np.float64)).sum(axis=-1)
-        if not (mass <= 1.0 + 1e-4).all():
-            raise ConfigurationError(
-                f"its supports have a mass of {mass.max():.6f}, above 1", where="model"
-            )
