@@ -76,7 +76,7 @@ def test_bfloat16_logits_tie_at_the_boundary(k: int) -> None:
 
 @pytest.mark.parametrize("gap", [0.0, 5.0, 20.0, 60.0, 300.0, 3000.0])
 def test_the_tail_does_not_cancel(gap: float) -> None:
-    """The mass outside shrinks to e^-3000; float64 over the same logits is the judge."""
+    """The mass outside shrinks to e^-3000; float64 over the same logits decides."""
     generator = torch.Generator().manual_seed(1)
     logits = torch.randn(5, 2000, generator=generator)
     logits[:, 7] += gap + 5

@@ -257,7 +257,7 @@ async def test_computed_tokens_count_a_shared_prompt_once(engine: Engine) -> Non
     job: Job = make_job(1, V, prompt=100, lengths=(10, 20, 15, 5))
     result = await engine.score(job)
     # The prompt but for its last token; each continuation but for its last token,
-    # behind the prompt's last one.
+    # after the prompt's last one.
     assert result.computed_tokens == 99 + 10 + 20 + 15 + 5
     assert result.computed_tokens < job.tokens
 

@@ -62,7 +62,7 @@ MODELS: dict[str, tuple[str, dict[str, Any], bool]] = {
 
 
 def nodes(job: Job) -> int:
-    """Distinct beginnings of what the job reads behind its prompt, the empty one too."""
+    """Distinct beginnings of what the job reads after its prompt, the empty one too."""
     read = [span.token_ids[: span.positions[-1]].tolist() for span in job.spans]
     return len({tuple(one[:stop]) for one in read for stop in range(len(one) + 1)})
 
@@ -102,7 +102,7 @@ async def test_what_spans_begin_with_is_read_once(
     assert result.computed_tokens == 19 + nodes(job) < 20 + 200 + 40 * 4
 
 
-async def test_short_sequences_are_one_row_behind_their_prompt(
+async def test_short_sequences_are_one_tree_after_their_prompt(
     engine: Engine, gate: Gate, subject: Subject
 ) -> None:
     job = make_job(3, V, prompt=1, lengths=(2,) * 200)

@@ -73,7 +73,7 @@ def on_a_cpu() -> None:
 
 
 async def test_processes_hardly_spin_on_a_cpu(on_a_cpu: None) -> None:
-    """``vllm`` names this default; here it must still be the one that says how long."""
+    """vLLM names this default; it must still be the one that sets how long they spin."""
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
     given = inspect.signature(SpinCondition.__init__).parameters
@@ -83,7 +83,7 @@ async def test_processes_hardly_spin_on_a_cpu(on_a_cpu: None) -> None:
 
 
 class Polling:
-    """A poller that says when it is asked, and keeps for how long it would sleep."""
+    """A poller that reports when it is asked, and keeps for how long it would sleep."""
 
     def __init__(self, poller: Any) -> None:
         self.poller, self.asked, self.timeouts = poller, threading.Event(), set[int]()
@@ -255,7 +255,7 @@ async def test_a_response_of_32k_tokens_fits_a_small_budget(tmp_path: Path) -> N
     np.testing.assert_allclose(rows.support.log_probs[-1], expected, rtol=0, atol=1e-3)
 
 
-async def test_the_engines_death_fails_what_is_in_flight_and_is_told(model: Path) -> None:
+async def test_the_engines_death_fails_what_is_in_flight_and_is_announced(model: Path) -> None:
     engine = vllm_engine(model, max_batch_tokens=64)
     others = {process.pid for process in _processes()}
     deaths: list[BaseException] = []

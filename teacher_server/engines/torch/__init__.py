@@ -1,1 +1,1 @@
-"""The engine ``transformers``: a model of transformers, run by torch in this process."""
+"""The engine ``transformers``; its head computes the rows inside vLLM's workers too."""

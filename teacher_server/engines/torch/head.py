@@ -140,7 +140,13 @@ class LanguageModelHead:
 
 
 class _SpecGroup:
-    """Rows of equal spec and the arrays they fill."""
+    """The rows of all requests with one spec, and what is computed of them.
+
+    Args:
+        members: (index, request) of each.
+        rows: int64 [count], the places of their rows in the hidden states.
+        offset: of the first row once the groups stand one after the other.
+    """
 
     def __init__(
         self,
@@ -177,7 +183,7 @@ class _SpecGroup:
             array[start:stop] = found[name]
 
     def split(self) -> list[tuple[int, Rows | None]]:
-        """Each member's index and rows; None where they are not finite."""
+        """The index and the rows of each request; None where they are not finite."""
         results: list[tuple[int, Rows | None]] = []
         start = 0
         for index, request in self._members:

@@ -1,4 +1,5 @@
-"""One batch from token ids to rows: trunk, then head. Single-threaded, no waiting."""
+"""Takes one batch from token ids to rows: the trunk, then the head. It has no thread of its own
+and never waits."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from teacher_server.engines.torch.trunk import Trunk
 
 @dataclass(frozen=True)
 class Unit:
-    """One span of a job, ready to be packed."""
+    """One span of a job, with the item by which packing knows it."""
 
     item: Item
     job: Job
@@ -30,45 +31,42 @@ class Unit:
 
     @classmethod
     def of(cls, key: int, job: Job, span: ScoredSpan) -> Unit:
-        """``span`` has a position at least."""
+        """``span`` has at least one position."""
         prompt = np.ascontiguousarray(job.prompt_ids, np.int32).tobytes()
         read = span.token_ids[: int(span.positions[-1])].astype(np.int32)
         return cls(Item(key, prompt, read.tobytes()), job, span)
 
     def outside_trees(self) -> Unit:
+        """The same unit, which is not read in a tree any more."""
         return replace(self, item=replace(self.item, outside_trees=True))
 
     @property
     def row_request(self) -> RowRequest:
-        job, span = self.job, self.span
-        explicit = span.explicit_ids
-        slots = 0 if explicit is None else explicit.shape[1]
-        spec = SupportSpec(
-            top_k=job.top_k,
-            temperature=job.temperature,
-            vocabulary_limit=job.vocabulary_limit,
-            want_sampled=job.want_sampled,
-            want_log_tail=job.want_log_tail,
-            explicit_slots=slots,
-        )
-        return RowRequest(spec, span.token_ids[span.positions], explicit)
+        span = self.span
+        spec = SupportSpec.of(self.job, span)
+        return RowRequest(spec, span.token_ids[span.positions], span.explicit_ids)
 
     @property
     def rows(self) -> NDArray[np.int64]:
+        """The positions in the continuation that are scored, int64 [R]."""
         return self.span.positions.astype(np.int64)
 
     @property
     def input_ids(self) -> Int32:
-        """The continuation as far as it is read."""
+        """The continuation as far as it is read, int32."""
         return np.frombuffer(self.item.read, np.int32)
 
 
 @dataclass(frozen=True)
 class SpanResult:
-    """What one pass gave for one unit; seconds are its share by tokens.
+    """What one pass gave for one unit.
 
-    ``again``: the rows of a tree are not finite, which any of its nodes may have
-    caused; the unit has to run outside of trees for its own.
+    Attributes:
+        rows: None where they are not finite.
+        computed_tokens: those of a prompt that several units share count for the first.
+        seconds: the unit's share of the pass, by tokens.
+        again: the rows of a tree are not finite, which any of its nodes may have caused,
+            so that the unit has to run again outside of trees.
     """
 
     unit: Unit
@@ -82,7 +80,7 @@ class Scorer:
     """Runs batches on a trunk and a head.
 
     Args:
-        select: makes the trunk that of an adapter, or of the base for "".
+        select: applies an adapter to the trunk, or none for "".
     """
 
     def __init__(
@@ -95,11 +93,11 @@ class Scorer:
     def run(
         self, batch: Batch, units: Mapping[int, Unit], check: Callable[[], None]
     ) -> Iterator[list[SpanResult]]:
-        """Outcomes of a batch, one list per pass.
+        """The results of a batch, one list for each pass.
 
         Args:
-            units: the units of the batch by their item's key, all of one adapter.
-            check: called between chunks and passes; what it raises ends the batch.
+            units: the units of the batch by the keys of their items, all of one adapter.
+            check: called between passes and between blocks; what it raises ends the batch.
         """
         with torch.inference_mode():
             self._select(units[batch.items[0].key].job.adapter)

@@ -1,7 +1,7 @@
-"""Supports from log-probabilities: exact top-K, sampled and explicit ids, tail.
+"""Rows from log-probabilities: the exact top K, sampled and explicit ids, and the tail.
 
-Pure functions over ``log_probs`` float32 [R, V], the natural logarithm of the
-full-vocabulary softmax. A row with a NaN is not finite as a whole.
+Pure functions over ``log_probs`` float32 [R, V], the natural logarithm of the softmax over
+the whole vocabulary. A row with a NaN anywhere counts as not finite.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 from teacher_proto.rows import Rows, Support, Values
 from torch import Tensor
 
-# Ids per block of the first selection. 64 measured fastest at V=49,152, K=64.
+from teacher_server.engines.base import Job, ScoredSpan
+
+# Ids in a block of the first selection. 64 measured fastest at V=49,152 and K=64.
 BLOCK = 64
 _LOW_WORD = 0xFFFFFFFF
 
@@ -24,7 +26,8 @@ _LOW_WORD = 0xFFFFFFFF
 class SupportSpec:
     """What is asked of a row; rows with equal specs are computed together.
 
-    ``explicit_slots`` is E, the number of explicit ids per row.
+    Attributes:
+        explicit_slots: E, the explicit ids of each row.
     """
 
     top_k: int
@@ -33,6 +36,18 @@ class SupportSpec:
     want_sampled: bool
     want_log_tail: bool
     explicit_slots: int
+
+    @classmethod
+    def of(cls, job: Job, span: ScoredSpan) -> SupportSpec:
+        """What ``job`` asks of the rows of ``span``."""
+        return cls(
+            top_k=job.top_k,
+            temperature=job.temperature,
+            vocabulary_limit=job.vocabulary_limit,
+            want_sampled=job.want_sampled,
+            want_log_tail=job.want_log_tail,
+            explicit_slots=0 if span.explicit_ids is None else span.explicit_ids.shape[1],
+        )
 
 
 @dataclass(frozen=True)
@@ -45,13 +60,14 @@ class Supports:
 
 
 def top_k(log_probs: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
-    """The k best ids below ``limit``: (ids int64 [R, k], log-probabilities [R, k]).
+    """The k likeliest ids below ``limit``: (ids int64 [R, k], log-probabilities [R, k]).
 
-    Descending by log-probability, ties by lower id, exactly, also between the
-    k-th and the first one left out. 0 <= k <= limit <= V.
+    In descending order of log-probability, and of equal ones the lower id first. This
+    holds exactly, also between the k-th id and the first one that is left out.
+    0 <= k <= limit <= V.
 
-    Only the k blocks with the best maxima can hold a member of the top k, so
-    the full sort sees k * BLOCK ids and not V.
+    Only the k blocks with the highest maxima can hold an id of the top k, so that k * BLOCK
+    ids are sorted and not V.
     """
     rows = log_probs.shape[0]
     if k == 0:
@@ -76,9 +92,9 @@ def top_k(log_probs: Tensor, k: int, limit: int) -> tuple[Tensor, Tensor]:
 
 
 def _keys(log_probs: Tensor, ids: Tensor) -> Tensor:
-    """int64 keys whose ascending order is log-probability descending, then id ascending.
+    """int64 keys: their ascending order is log-probability descending, then id ascending.
 
-    The bits of a non-negative float32 order like the integer they spell.
+    Non-negative float32 have the same order as the integers of their bits.
     """
     return ((-log_probs).view(torch.int32).to(torch.int64) << 32) | ids
 
@@ -95,7 +111,7 @@ def compute_supports(
 
     Args:
         log_probs: float32 [R, V].
-        sampled: int64 [R], the token each row judges.
+        sampled: int64 [R], the span's own token of each row.
         explicit: int64 [R, E] with -1 in empty slots, or None.
     """
     minus_infinity = float("-inf")
@@ -135,10 +151,10 @@ def _array(values: Tensor) -> NDArray[Any]:
 
 
 def _log_tail(log_probs: Tensor, returned: Tensor) -> Tensor:
-    """log(1 - sum of the returned), summed over what is left: nothing cancels.
+    """Logarithm of the probability of all ids that are not ``returned``; -inf for none.
 
-    -inf when nothing is left. Overwrites ``log_probs``. The clamp removes the
-    rounding of a sum over (almost) everything, which is at most 1.
+    It is summed over those ids and not subtracted from 1, so that nothing cancels. The
+    clamp removes what rounding adds to a sum that is at most 1. Overwrites ``log_probs``.
     """
     if returned.shape[1] == 0:
         return log_probs.new_zeros(log_probs.shape[0])

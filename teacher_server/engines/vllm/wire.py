@@ -1,7 +1,7 @@
-"""What travels between the server and vLLM's workers: row plans there, packed rows back.
+"""What travels between the server and vLLM's workers: plans of rows one way, packed rows back.
 
-Both ways as raw bytes or tensors inside vLLM's own messages: msgpack to the
-engine core, shared memory to its workers. Nothing here imports vLLM.
+Both are raw bytes or tensors inside vLLM's own messages, which are msgpack to the engine
+core and shared memory to its workers. Nothing here imports vLLM.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from teacher_server.engines.base import Job, JobResult, ScoredSpan, empty_rows
 from teacher_server.engines.torch.head import RowRequest
 from teacher_server.engines.torch.supports import SupportSpec
 
-# Key of ``SamplingParams.extra_args``.
+# Keys of ``SamplingParams.extra_args``.
 PLAN = "lsm_rows"
 FIRST_ROW = "lsm_first_row"
 MINUS_INFINITY = np.float32("-inf")
 
 
 class RowsStatus(enum.IntEnum):
-    """How a request's rows ended."""
+    """Whether the rows of a request were computed, or why not."""
 
     FINITE = 0
     NOT_FINITE = 1
-    # A row's hidden state came from the prefix cache, so that it was never seen.
+    # The token before a row came from the prefix cache, so that its hidden state is unknown.
     ROW_MISSING = 2
     OUT_OF_MEMORY = 3
     FAILED = 4
@@ -40,13 +40,13 @@ class RowsStatus(enum.IntEnum):
 
 @dataclass(frozen=True)
 class RowPlan:
-    """The rows of one vLLM request, whose prompt holds N tokens.
+    """The rows that are wanted of one vLLM request, which reads N tokens.
 
     Attributes:
-        indices: int64 [R], strictly increasing; row r comes from the hidden
-            state of the prompt's token ``indices[r]``; the last one is N - 1.
-        sampled: int32 [R], the token each row judges.
-        explicit: int32 [R, E] or None.
+        indices: int64 [R], strictly increasing: row r comes from the hidden state of the
+            token ``indices[r]`` of the request. The last one is N - 1.
+        sampled: int32 [R], the span's own token of each row.
+        explicit: int32 [R, E] or None; -1 marks an empty slot.
     """
 
     spec: SupportSpec
@@ -56,17 +56,10 @@ class RowPlan:
 
     @classmethod
     def of(cls, job: Job, span: ScoredSpan) -> RowPlan:
-        """``span`` has one position at least."""
+        """``span`` has at least one position."""
         explicit = span.explicit_ids
         return cls(
-            spec=SupportSpec(
-                top_k=job.top_k,
-                temperature=job.temperature,
-                vocabulary_limit=job.vocabulary_limit,
-                want_sampled=job.want_sampled,
-                want_log_tail=job.want_log_tail,
-                explicit_slots=0 if explicit is None else explicit.shape[1],
-            ),
+            spec=SupportSpec.of(job, span),
             indices=span.positions.astype(np.int64) + len(job.prompt_ids) - 1,
             sampled=span.token_ids[span.positions].astype(np.int32),
             explicit=None if explicit is None else explicit.astype(np.int32),
@@ -78,12 +71,12 @@ class RowPlan:
 
     @property
     def length(self) -> int:
-        """N: tokens the engine reads."""
+        """N, the tokens that vLLM reads."""
         return int(self.indices[-1]) + 1
 
     @property
     def columns(self) -> int:
-        """Values of a packed row: top K, sampled, tail, explicit."""
+        """Values of a packed row: those of the top K, sampled token, tail and explicit ids."""
         spec = self.spec
         return spec.top_k + spec.want_sampled + spec.want_log_tail + spec.explicit_slots
 
@@ -121,17 +114,19 @@ class RowPlan:
         )
 
     def request(self, low: int, high: int) -> RowRequest:
-        """Rows [low, high) as the head takes them."""
+        """The rows [low, high) as the head takes them."""
         explicit = None if self.explicit is None else self.explicit[low:high]
         return RowRequest(self.spec, self.sampled[low:high], explicit)
 
 
 class PackedRows:
-    """Rows of one request, filled from any chunk of it.
+    """The rows of one request, which are filled pass by pass.
 
     Attributes:
-        ids: int32 [R, K], -1 where a row has fewer.
+        ids: int32 [R, K], -1 in the slots that a row does not fill.
         values: float32 [R, columns], -inf where a value is not valid.
+        status: FINITE until something fails.
+        filled: the rows [0, filled) are there.
     """
 
     def __init__(self, plan: RowPlan) -> None:
@@ -139,13 +134,12 @@ class PackedRows:
         self.ids = np.empty((plan.count, plan.spec.top_k), np.int32)
         self.values = np.empty((plan.count, plan.columns), np.float32)
         self.status = RowsStatus.FINITE
-        # Rows [0, filled) are there.
         self.filled = 0
 
     def fill(self, low: int, high: int, rows: Rows | None) -> None:
-        """Takes rows [low, high); a row may come twice, with a request's new start.
+        """Takes the rows [low, high), None where they are not finite.
 
-        Rows that are not finite are None.
+        A row comes again when its request starts over.
         """
         if low > self.filled:
             self.fail(RowsStatus.ROW_MISSING)
@@ -167,13 +161,13 @@ class PackedRows:
             self.values[low:high, column:] = _join(rows.explicit)
 
     def fail(self, status: RowsStatus) -> None:
-        """The first failure stays; what was filled is dropped."""
+        """Keeps the first failure as the status, and drops the rows."""
         if self.status is RowsStatus.FINITE:
             self.status = status
             self.ids, self.values = self.ids[:0].copy(), self.values[:0].copy()
 
     def finish(self) -> None:
-        """All of the request was read."""
+        """The whole request was read: rows that did not come are missing."""
         if self.filled < self.plan.count:
             self.fail(RowsStatus.ROW_MISSING)
 
@@ -198,7 +192,7 @@ def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
 
 
 def _join(part: Values) -> Float32:
-    """-inf where a value is not valid."""
+    """The values, with -inf where they are not valid."""
     return np.where(part.valid, part.values, MINUS_INFINITY)
 
 
@@ -211,8 +205,8 @@ def job_result(job: Job, plans: Sequence[RowPlan | None], outputs: Iterable[Any]
     """The result of a job from the outputs of its requests.
 
     Args:
-        plans: one for each span; None for one without rows, which was no request.
-        outputs: vLLM's, in the order of the plans that are there.
+        plans: one for each span; None for a span without rows, which was no request.
+        outputs: of vLLM, in the order of the plans that are not None.
 
     Raises:
         EngineError: see ``rows_of``.
