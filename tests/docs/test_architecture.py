@@ -62,12 +62,6 @@ def test_rooms_import_only_what_the_table_allows(package: str) -> None:
         assert set(imported(package, room)) <= allowed, room
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_no_two_rooms_import_each_other(package: str) -> None:
-    found = {room: set(imported(package, room)) for room in rooms(package)}
-    assert not {(a, b) for a in found for b in found[a] if a in found[b]}
-
-
 def test_every_file_named_exists() -> None:
     """A path is from the root or from a package; a bare name is a file of a package or of
     one of its rooms."""
