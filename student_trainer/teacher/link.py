@@ -10,17 +10,15 @@ as messages or text, which the teacher renders itself, and rows come realigned
 
 from __future__ import annotations
 
-import threading
-from collections import deque
+import asyncio
 from collections.abc import Sequence
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from dataclasses import replace
-from functools import partial
 from types import TracebackType
 
 import numpy as np
-from teacher_proto.client import TeacherClient
-from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
+from teacher_proto.client import AsyncTeacherClient, TeacherClient
+from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -87,9 +85,8 @@ class TeacherLink:
         self._tokenizer_hash = student.tokenizer_hash
         # The head's ids beyond the last token would take places in the teacher's top K.
         self._vocabulary_size = student.drawn_below
-        self._lock = threading.Lock()
-        self._under_way = 0
-        self._waiting: deque[tuple[_Joined, int, ScoreRequest]] = deque()
+        # First come, first served.
+        self._turns = asyncio.Semaphore(settings.max_in_flight)
         self.client = connect(settings, run)
         try:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
@@ -198,34 +195,21 @@ class TeacherLink:
             )
             for piece in pieces
         ]
-        joined = _Joined(self, len(requests))
-        with self._lock:
-            self._waiting += [(joined, place, r) for place, r in enumerate(requests)]
-        self._send()
-        return joined.future
+        return self.client.start(lambda client: self._score(client, requests))
 
-    def _send(self, returned: int = 0) -> None:
-        """Sends what may be under way, in order, once ``returned`` requests are back."""
-        with self._lock:
-            self._under_way -= returned
-        while True:
-            with self._lock:
-                if not self._waiting or self._under_way >= self.settings.max_in_flight:
-                    return
-                joined, place, request = self._waiting.popleft()
-                self._under_way += 1
-            try:
-                future = self.client.submit(request, timeout=self.settings.timeout_seconds)
-            except LsmError as error:  # the client was closed
-                with self._lock:
-                    self._under_way -= 1
-                joined.done(error)
-                continue
-            future.add_done_callback(partial(self._returned, joined, place))
+    async def _score(
+        self, client: AsyncTeacherClient, requests: Sequence[ScoreRequest]
+    ) -> list[ContinuationScores]:
+        """The requests' scores in order; the first error of any of them is raised."""
 
-    def _returned(self, joined: _Joined, place: int, future: Future[ScoreReply]) -> None:
-        self._send(returned=1)
-        joined.arrived(place, future)
+        async def score(request: ScoreRequest) -> ScoreReply:
+            async with self._turns:
+                reply = await client.score(request, timeout=self.settings.timeout_seconds)
+            self.check_identity(reply)
+            return reply
+
+        replies = await asyncio.gather(*(score(request) for request in requests))
+        return [scores for reply in replies for scores in reply.results]
 
     def score_rows(
         self, prompt: PromptItem, response: Int32, rows: Int32, top_k: int, temperature: float
@@ -293,41 +277,3 @@ class TeacherLink:
             expected_identity=self.info.identity.digest,
         )
         return replace(request, request_id=request_digest(request))
-
-
-class _Joined:
-    """One future over the requests of a group."""
-
-    def __init__(self, link: TeacherLink, count: int) -> None:
-        self.future: Future[list[ContinuationScores]] = Future()
-        self.future.set_running_or_notify_cancel()
-        self._link = link
-        self._lock = threading.Lock()
-        self._replies: list[ScoreReply | None] = [None] * count
-        self._error: BaseException | None = None
-        self._left = count
-
-    def arrived(self, place: int, part: Future[ScoreReply]) -> None:
-        error = CancelledError() if part.cancelled() else part.exception()
-        if error is None:
-            try:
-                self._link.check_identity(part.result())
-            except ContractMismatchError as mismatch:
-                error = mismatch
-        if error is None:
-            self._replies[place] = part.result()
-            self.done(None)
-        else:
-            self.done(error)
-
-    def done(self, error: BaseException | None) -> None:
-        """One of the requests came to its end, or was never sent."""
-        with self._lock:
-            self._error = self._error or error
-            self._left -= 1
-            finished = self._left == 0
-        if finished:
-            if self._error is not None:
-                self.future.set_exception(self._error)
-            else:
-                self.future.set_result([s for r in self._replies if r for s in r.results])

@@ -12,8 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from teacher_proto.errors import TeacherUnavailableError
-from teacher_proto.types import ContinuationScores, Level, ScoreReply, ScoreRequest
+from teacher_proto.errors import ContractMismatchError, TeacherUnavailableError
+from teacher_proto.types import (
+    ContinuationScores,
+    Level,
+    ScoreReply,
+    ScoreRequest,
+    ServerInfo,
+    TeacherIdentity,
+)
 
 from student_trainer.data import load_prompts
 from student_trainer.losses.base import Head, LossBatch
@@ -170,9 +177,10 @@ def test_a_stale_update_weighs_its_tokens(
         torch.testing.assert_close(value, 1.5 * gradients[name], rtol=1e-3, atol=1e-6)
 
 
-def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
+def of_scripted_teacher(
     make_config: MakeConfig, student: Student
-) -> None:
+) -> tuple[list[Rollout], TeacherIdentity, ServerInfo]:
+    """Rollouts a scripted teacher can score, two a prompt, and such a teacher's facts."""
     identity = replace(IDENTITY, tokenizer_hash=student.tokenizer_hash)
     info = replace(TEACHER, identity=identity, tokenizers={student.tokenizer_hash: Level.SAME})
     config = make_config()
@@ -181,6 +189,63 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
         replace(r, token_ids=r.token_ids % VOCABULARY)
         for r in generate(student, prompts, config.rollout, seed=0, step=1)
     ]
+    return rollouts, identity, replace(SERVER, teachers=(info,))
+
+
+def test_requests_of_a_group_give_its_scores_in_order_whichever_is_answered_first(
+    make_config: MakeConfig, student: Student
+) -> None:
+    rollouts, identity, server = of_scripted_teacher(make_config, student)
+    rollouts = [replace(r, token_ids=r.token_ids[:n]) for n, r in enumerate(rollouts[:2], 3)]
+    answered = threading.Event()
+    sent: list[ScoreRequest] = []
+
+    async def last_first(request: ScoreRequest, context: Any) -> ScoreReply:
+        sent.append(request)
+        if len(sent) < len(rollouts):
+            assert await asyncio.to_thread(answered.wait, 60)
+        answered.set()
+        return make_reply(request, identity=identity)
+
+    with serving_in_thread() as (teacher, address):
+        limits = replace(server.limits, max_continuations=1)
+        teacher.info = replace(server, limits=limits)
+        teacher.script = [last_first] * len(rollouts)
+        with TeacherLink(TeacherSettings(address=address), student, run="test") as link:
+            scores = link.submit_rollouts(rollouts, 4, 1.0).result(60)
+    assert [len(found.rows.support.ids) for found in scores] == [len(r.token_ids) for r in rollouts]
+    for request, rollout in zip(sent, rollouts, strict=True):
+        np.testing.assert_array_equal(request.continuations[0].token_ids, rollout.token_ids)
+
+
+def test_one_request_that_fails_fails_its_group_and_no_other(
+    make_config: MakeConfig, student: Student
+) -> None:
+    rollouts, identity, server = of_scripted_teacher(make_config, student)
+
+    async def other_teacher(request: ScoreRequest, context: Any) -> ScoreReply:
+        return make_reply(request, identity=replace(identity, digest="other"))
+
+    async def answer(request: ScoreRequest, context: Any) -> ScoreReply:
+        return make_reply(request, identity=identity)
+
+    with serving_in_thread() as (teacher, address):
+        limits = replace(server.limits, max_continuations=1)
+        teacher.info = replace(server, limits=limits)
+        settings = TeacherSettings(address=address, max_in_flight=1)
+        with TeacherLink(settings, student, run="test") as link:
+            teacher.script = [answer, other_teacher, answer]
+            group = link.submit_rollouts(rollouts[:2], 4, 1.0)
+            later = link.submit_rollouts(rollouts[2:3], 4, 1.0)
+            with pytest.raises(ContractMismatchError, match="identity"):
+                group.result(60)
+            assert len(later.result(60)) == 1
+
+
+def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
+    make_config: MakeConfig, student: Student
+) -> None:
+    rollouts, identity, server = of_scripted_teacher(make_config, student)
     all_sent, two_at_once, active, peak = threading.Event(), threading.Event(), 0, 0
 
     async def answer(request: ScoreRequest, context: Any) -> ScoreReply:
@@ -195,7 +260,7 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
         return make_reply(request, identity=identity)
 
     with serving_in_thread() as (teacher, address):
-        teacher.info = replace(SERVER, teachers=(info,))
+        teacher.info = server
         teacher.script = [answer] * len(rollouts)
         settings = TeacherSettings(address=address, max_in_flight=2)
         with TeacherLink(settings, student, run="test") as link:

@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -24,9 +24,10 @@ UNWIND_SECONDS = 5.0
 class TeacherClient:
     """AsyncTeacherClient over one background loop thread.
 
-    Arguments and errors are those of AsyncTeacherClient. All methods may be
-    called from any thread; in a callback of a future of ``submit``, which runs on
-    the loop's own thread, only ``submit`` itself. A forked child must make its own client.
+    Arguments and errors are those of AsyncTeacherClient. All methods may be called
+    from any thread. A callback of a future runs on the loop's own thread, where nothing
+    may wait: it may call ``submit``, ``start`` and ``close``. A forked child must make
+    its own client.
     """
 
     def __init__(
@@ -61,10 +62,10 @@ class TeacherClient:
         return self._client.address
 
     def get_teacher(self, *, timeout: float) -> ServerInfo:
-        return self._wait(self._start(self._client.get_teacher(timeout=timeout)))
+        return self._wait(self.start(lambda client: client.get_teacher(timeout=timeout)))
 
     def service_date(self, *, timeout: float) -> float | None:
-        return self._wait(self._start(self._client.service_date(timeout=timeout)))
+        return self._wait(self.start(lambda client: client.service_date(timeout=timeout)))
 
     def score(self, request: ScoreRequest, *, timeout: float) -> ScoreReply:
         return self._wait(self.submit(request, timeout=timeout))
@@ -73,10 +74,41 @@ class TeacherClient:
         self, request: ScoreRequest, *, timeout: float
     ) -> concurrent.futures.Future[ScoreReply]:
         """Starts ``score`` and returns at once; cancelling the future cancels the call."""
-        return self._start(self._client.score(request, timeout=timeout))
+        return self.start(lambda client: client.score(request, timeout=timeout))
+
+    def start(
+        self, work: Callable[[AsyncTeacherClient], Coroutine[Any, Any, T]]
+    ) -> concurrent.futures.Future[T]:
+        """Runs ``work`` with the asyncio client on the loop's thread; returns at once.
+
+        For work of several calls: it may wait, gather and limit them with asyncio's own
+        means. Cancelling the future cancels the work.
+
+        Raises:
+            TeacherUnavailableError: the client was closed.
+            ConfigurationError: it is used after a fork.
+        """
+        if os.getpid() != self._process:
+            raise ConfigurationError(
+                "a client cannot be used after a fork",
+                where=self.address,
+                fix="make a new client in the child process, or start it with spawn",
+                reason="USED_AFTER_FORK",
+            )
+        with self._lock:
+            if self._closed:
+                raise TeacherUnavailableError(
+                    "this client was closed",
+                    where=self.address,
+                    fix="make a new one",
+                    reason="CLOSED",
+                )
+            return asyncio.run_coroutine_threadsafe(work(self._client), self._loop)
 
     def register_tokenizer(self, upload: TokenizerUpload, *, timeout: float) -> Mapping[str, Level]:
-        return self._wait(self._start(self._client.register_tokenizer(upload, timeout=timeout)))
+        return self._wait(
+            self.start(lambda client: client.register_tokenizer(upload, timeout=timeout))
+        )
 
     def close(self) -> None:
         """Ends calls in flight with TeacherUnavailableError and stops the thread."""
@@ -114,26 +146,6 @@ class TeacherClient:
         calls = asyncio.all_tasks() - {asyncio.current_task()}
         if calls:
             await asyncio.wait(calls, timeout=UNWIND_SECONDS)
-
-    def _start(self, call: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        if os.getpid() != self._process:
-            call.close()
-            raise ConfigurationError(
-                "a client cannot be used after a fork",
-                where=self.address,
-                fix="make a new client in the child process, or start it with spawn",
-                reason="USED_AFTER_FORK",
-            )
-        with self._lock:
-            if self._closed:
-                call.close()
-                raise TeacherUnavailableError(
-                    "this client was closed",
-                    where=self.address,
-                    fix="make a new one",
-                    reason="CLOSED",
-                )
-            return asyncio.run_coroutine_threadsafe(call, self._loop)
 
     def _wait(self, future: concurrent.futures.Future[T]) -> T:
         if threading.current_thread() is self._thread:
