@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.files import write_text
 from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.data import PromptOrder, PromptSets
@@ -79,7 +80,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
         if found:
             loop.restore(found)
         run_dir.prepare(run, loop.state.step)
-        run_dir.write_text(run.config, to_toml(config))
+        write_text(run.config, to_toml(config))
         if not found:
             _show_first_example(config, student, prompts, teacher)
         evaluation = RunEvaluation(config, student, teacher, prompts, run)

@@ -144,3 +144,8 @@ class PoisonedReplyError(LsmError, ValueError):
 
     default_reason = "POISONED_REPLY"
     exit_code = EXIT_CONTRACT
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, or the name of its class when it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

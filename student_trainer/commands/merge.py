@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.errors import ConfigurationError, LsmError, first_line
+from teacher_proto.program.files import atomic_folder
+
+from student_trainer.commands.shared import check_output, probe_ids
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER = "adapter_config.json"
-PROBE_TOKENS = 16
 # Of the largest logit; a bfloat16 weight is rounded once more when it is merged.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
@@ -64,30 +64,15 @@ def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
             model cannot be loaded or is another one.
         LsmError: the merged model gives other logits than the adapted one.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise ConfigurationError(
-            "the output exists and is not an empty folder",
-            where=str(output),
-            fix="give --output a new folder, or delete this one",
-        )
+    check_output(output)
     adapter = find_adapter(source)
     noted = json.loads((adapter / ADAPTER).read_text()).get("base_model_name_or_path")
     network, tokenizer = _load(adapter, base or noted)
     adapted = _probe(network)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
+    with atomic_folder(output, readable=True) as work:
         network.merge_and_unload().save_pretrained(work)
         tokenizer.save_pretrained(work)
         _check(adapted, work)
-        for path in work.iterdir():
-            path.chmod(0o644)
-        work.chmod(0o755)
-        if output.exists():
-            output.rmdir()
-        work.rename(output)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
     return adapter
 
 
@@ -105,8 +90,7 @@ def _load(adapter: Path, base: str | None) -> tuple[Any, Any]:
         tokenizer = AutoTokenizer.from_pretrained(adapter)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
-            f"cannot load the base model {base!r} with these adapters: "
-            f"{(str(error).strip() or type(error).__name__).splitlines()[0]}",
+            f"cannot load the base model {base!r} with these adapters: {first_line(error)}",
             where=str(adapter),
             fix="give the base model's folder or hub name with --base",
         ) from error
@@ -114,13 +98,11 @@ def _load(adapter: Path, base: str | None) -> tuple[Any, Any]:
 
 
 def _probe(network: Any) -> Tensor:
-    """float32 logits [PROBE_TOKENS, V] of a fixed sequence."""
+    """float32 logits [T, V] of a fixed sequence."""
     import torch
 
-    size = int(network.config.get_text_config().vocab_size)
-    ids = torch.randint(size, (1, PROBE_TOKENS), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        logits: Tensor = network(input_ids=ids, use_cache=False).logits[0].float()
+        logits: Tensor = network(input_ids=probe_ids(network), use_cache=False).logits[0].float()
     return logits
 
 

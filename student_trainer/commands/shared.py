@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from teacher_proto.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from teacher_proto.program.settings_show import Resolved
+    from torch import Tensor
 
     from student_trainer.settings.train import TrainConfig
 
+PROBE_TOKENS = 16
 ENV_PREFIX = "LSM_TRAINER"
 
 
@@ -26,6 +31,26 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
     from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
     return resolved
+
+
+def check_output(output: Path) -> None:
+    """Raises ConfigurationError unless ``--output`` is a new or an empty folder."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ConfigurationError(
+            "the output exists and is not an empty folder",
+            where=str(output),
+            fix="give --output a new folder, or delete this one",
+        )
+
+
+def probe_ids(network: Any) -> Tensor:
+    """int64 [1, PROBE_TOKENS]: one fixed sequence of the network's vocabulary, by whose
+    logits two networks are compared."""
+    import torch
+
+    size = int(network.config.get_text_config().vocab_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(size, (1, PROBE_TOKENS), generator=generator).to(network.device)
 
 
 def quiet_libraries() -> None:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.distribution import install_command
+from teacher_proto.errors import ConfigurationError, first_line
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -126,9 +126,8 @@ def _hub(source: Source) -> Rows:
             source.name, source.subset, split=source.split, revision=source.revision
         )
     except Exception as error:  # the hub's and the reader's errors have no common root
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ConfigurationError(
-            f"cannot load the dataset {source.name!r}: {first}",
+            f"cannot load the dataset {source.name!r}: {first_line(error)}",
             where=source.key,
             fix="check the name, data.subset, the split, the network, HF_TOKEN and "
             "HF_HUB_OFFLINE; a file's name ends in .jsonl or .parquet",

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
+from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.rows import TEMPERATURE, Selection, TeacherRows, teacher_rows
 from student_trainer.teacher.link import TeacherLink
@@ -56,7 +57,7 @@ def cached_rows(
         start += len(piece.rows)
         yield chunk
     out.flush()
-    owner_path.write_text(json.dumps(owner) + "\n", encoding="utf-8")
+    write_text(owner_path, json.dumps(owner) + "\n")
 
 
 def _ask_one(teacher: TeacherLink, piece: Selection) -> None:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.files import atomic_folder, file_sha256
 
 MANIFEST = "manifest.json"
 
@@ -38,12 +36,6 @@ def _absolute(value: str, name: str) -> Path:
     return path
 
 
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def ensure(directory: Path, make: Callable[[Path], Mapping[str, object]]) -> Path:
     """``directory``, made by ``make`` unless it is already there and whole.
 
@@ -58,27 +50,19 @@ def ensure(directory: Path, make: Callable[[Path], Mapping[str, object]]) -> Pat
     if directory.exists():
         _check(directory)
         return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    work = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
     try:
-        facts = make(work)
-        for path in work.iterdir():
-            path.chmod(0o644)
-        files = {
-            path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-            for path in sorted(work.iterdir())
-        }
-        manifest = {**facts, "files": files}
-        (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-        work.chmod(0o755)
-        try:
-            work.rename(directory)
-        except OSError:
-            if not directory.exists():
-                raise
-            _check(directory)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
+        with atomic_folder(directory, readable=True) as work:
+            facts = make(work)
+            files = {
+                path.name: {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in sorted(work.iterdir())
+            }
+            manifest = {**facts, "files": files}
+            (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    except OSError:
+        if not directory.exists():
+            raise
+        _check(directory)
     return directory
 
 

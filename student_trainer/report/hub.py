@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.errors import ConfigurationError, LsmError, first_line
 
 
 def check_can_push(repo: str) -> None:
@@ -79,8 +79,9 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
 
 
 def _failed(what: str, error: Exception, repo: str, fix: str) -> LsmError:
-    why = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return LsmError(f"{what}: {why}", where=f"hub.repo = {repo}", fix=fix, reason="HUB")
+    return LsmError(
+        f"{what}: {first_line(error)}", where=f"hub.repo = {repo}", fix=fix, reason="HUB"
+    )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

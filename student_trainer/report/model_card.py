@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from teacher_proto.program.files import write_text
 from teacher_proto.types import TeacherInfo
 
 from student_trainer.data.rows import is_hub_name
@@ -93,7 +94,7 @@ def write_card(
         figure=_figure,
     )
     path = folder / "README.md"
-    path.write_text(text, encoding="utf-8")
+    write_text(path, text)
     return path
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.results import Divergence, Evaluation, Lengths, Sample
 from student_trainer.report.collect import RunFiles, read_run
@@ -119,7 +120,5 @@ def _response(sample: Sample | None) -> dict[str, Any] | None:
 
 
 def _write(path: Path, content: Any) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     text = json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False)
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")

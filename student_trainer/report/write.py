@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import base64
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from teacher_proto.program.files import write_text
 
 from student_trainer.report.collect import RunFiles, leaves, read_run
 from student_trainer.report.figures import Shown, is_across, shown_figures
@@ -28,9 +28,7 @@ def write(run_dir: Path) -> Path:
     for plot in plots:
         (folder / f"{plot.name}.png").write_bytes(plot.light)
     target = run_dir / "report.html"
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    temporary.write_text(render(run, plots), encoding="utf-8")
-    os.replace(temporary, target)
+    write_text(target, render(run, plots))
     return target
 
 

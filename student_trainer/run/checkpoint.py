@@ -11,10 +11,8 @@ checkpoints/step-000020/
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -24,17 +22,17 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.program.files import atomic_folder, file_sha256
 from teacher_proto.types import TeacherIdentity
 from torch import Tensor
 
 from student_trainer.run.pending_batches import InFlight
-from student_trainer.run.retention import Goal, listing, prune
+from student_trainer.run.retention import UNFINISHED, Goal, delete_old_checkpoints, listing
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-TEMPORARY = ".tmp-"
 NOT_WRITTEN = "CHECKPOINT_NOT_WRITTEN"
 
 
@@ -80,35 +78,22 @@ def save(
         LsmError: it could not be written; earlier checkpoints are untouched.
     """
     final = directory / f"step-{state.step:06d}"
-    temporary = directory / f"{TEMPORARY}{final.name}-{os.getpid()}"
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        for rest in directory.glob(f"{TEMPORARY}*"):
+        for rest in directory.glob(f"{UNFINISHED}*"):
             shutil.rmtree(rest)
-        temporary.mkdir()
-        save_model(temporary / "model")
-        save_file({k: v.cpu().contiguous() for k, v in optimizer.items()}, temporary / _OPTIMIZER)
-        save_file(dict(rng), temporary / _RNG)
-        if rollouts:
-            save_file(dict(rollouts), temporary / _ROLLOUTS)
-        (temporary / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
-        files = sorted(p for p in temporary.rglob("*") if p.is_file())
-        entries = {str(p.relative_to(temporary)): _entry(p) for p in files}
-        manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
-        (temporary / MANIFEST).write_text(manifest)
-        for path in [*files, temporary / MANIFEST]:
-            _sync(path)
-        for folder in sorted({p.parent for p in files}, reverse=True):
-            _sync(folder)
-        if final.exists():
-            final.rename(directory / f"{TEMPORARY}old-{final.name}")
-        temporary.rename(final)
-        _sync(directory)
-        prune(directory, state.step, keep, goal, TEMPORARY)
-        for rest in directory.glob(f"{TEMPORARY}*"):
-            shutil.rmtree(rest)
+        with atomic_folder(final, prefix=UNFINISHED, replace=True, sync=True) as work:
+            save_model(work / "model")
+            save_file({k: v.cpu().contiguous() for k, v in optimizer.items()}, work / _OPTIMIZER)
+            save_file(dict(rng), work / _RNG)
+            if rollouts:
+                save_file(dict(rollouts), work / _ROLLOUTS)
+            (work / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
+            files = sorted(p for p in work.rglob("*") if p.is_file())
+            entries = {str(p.relative_to(work)): _entry(p) for p in files}
+            manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
+            (work / MANIFEST).write_text(manifest)
+        delete_old_checkpoints(directory, state.step, keep, goal)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         raise LsmError(
             f"cannot write the checkpoint of step {state.step}: {error}",
             where=str(directory),
@@ -193,14 +178,4 @@ _ROLLOUTS = "rollouts.safetensors"
 
 
 def _entry(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"bytes": path.stat().st_size, "sha256": digest}
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

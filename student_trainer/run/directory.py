@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.files import write_text
 
 from student_trainer.run import checkpoint
 from student_trainer.run.retention import listing
@@ -109,10 +109,3 @@ def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
     """Adds one line; refuses NaN and infinity, which are not JSON."""
     with path.open("a") as file:
         file.write(json.dumps(metrics, allow_nan=False) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replaces a file whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text)
-    os.replace(temporary, path)

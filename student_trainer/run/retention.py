@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import re
-import shutil
 from pathlib import Path
 from typing import Literal
+
+from teacher_proto.program.files import remove_folder
 
 log = logging.getLogger(__name__)
 
 Goal = Literal["min", "max"]
+# Begins the names of folders that are being written or deleted, not checkpoints.
+UNFINISHED = ".tmp-"
 
 
 def listing(directory: Path) -> list[Path]:
@@ -33,14 +36,11 @@ def best(checkpoints: list[Path], goal: Goal) -> Path | None:
     return min(scored, key=lambda entry: (sign * entry[0], entry[1]))[2]
 
 
-def prune(directory: Path, step: int, keep: int, goal: Goal, temporary: str) -> None:
-    """Removes all but the newest ``keep`` and the best of those up to ``step``.
+def delete_old_checkpoints(directory: Path, step: int, keep: int, goal: Goal) -> None:
+    """Deletes all but the newest ``keep`` checkpoints and the best of those up to ``step``.
 
-    Later ones are of an attempt that was given up, since the run went back
-    before them: they go too, and are named.
-
-    Args:
-        temporary: prefix of directories that are not checkpoints.
+    Those of a later step belong to an attempt that the run went back before: they are
+    deleted too, each with a warning.
     """
     found = listing(directory)
     current = [p for p in found if step_of(p) <= step]
@@ -50,9 +50,7 @@ def prune(directory: Path, step: int, keep: int, goal: Goal, temporary: str) -> 
             continue
         if step_of(old) > step:
             log.warning("removing %s: the run went back before it", old)
-        doomed = directory / f"{temporary}old-{old.name}"
-        old.rename(doomed)
-        shutil.rmtree(doomed)
+        remove_folder(old, prefix=UNFINISHED)
 
 
 def _score(checkpoint: Path) -> float | None:

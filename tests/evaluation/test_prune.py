@@ -18,7 +18,8 @@ from transformers import (
     Qwen2Config,
 )
 
-from student_trainer.commands.prune import find_layers, layers_to_drop, prune
+from student_trainer.commands.prune import prune
+from student_trainer.student.layers import find_layers, layers_to_drop
 
 LAYERS = 6
 COMMON = {

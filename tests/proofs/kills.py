@@ -13,10 +13,10 @@ SAVES: list[list[Fault]] = [
     killed("student_trainer.run.checkpoint:save_file", 5),
     killed("student_trainer.run.checkpoint:save_file", 3, after=True),
     killed("student_trainer.run.checkpoint:_entry", 4),
-    killed("student_trainer.run.checkpoint:_sync", 3),
+    killed("teacher_proto.program.files:_sync", 3),
     killed("pathlib:Path.rename", 1),
-    killed("student_trainer.run.checkpoint:prune", 2),
-    killed("student_trainer.run.retention:shutil.rmtree", 1),
+    killed("student_trainer.run.checkpoint:delete_old_checkpoints", 2),
+    killed("teacher_proto.program.files:shutil.rmtree", 1),
 ]
 # Elsewhere, in the order of a step.
 STEPS: list[list[Fault]] = [

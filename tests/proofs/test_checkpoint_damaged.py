@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -16,7 +13,7 @@ from teacher_proto.errors import LsmError
 from student_trainer.run import checkpoint
 from student_trainer.run.retention import listing
 from tests.proofs.runs import Room, assert_equal, errors, newest, truncate
-from tests.support.faults import killed
+from tests.support.faults import files_of_at_most, killed
 from tests.trainer.test_checkpoint import save, state
 
 
@@ -52,17 +49,6 @@ def test_a_checkpoint_cut_short_is_passed_over_and_named(served: Room) -> None:
         assert_equal(run, straight, 5)
         cuts.add(cut)
     assert len(cuts) == 2, "the cuts fall into different files"
-
-
-@contextmanager
-def files_of_at_most(size: int) -> Iterator[None]:
-    """The kernel refuses to let a file of this process grow beyond it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("part", ["model", "optimizer"])

@@ -74,7 +74,7 @@ STOPS = {
     "writing": ("student_trainer.rollout.generate:_Sampler.__call__", 72, 1),
     "waiting": ("student_trainer.loop:TrainingLoop._scores", 8, 1),
     "updating": ("student_trainer.update.optim:Optimizer.step", 2, 2),
-    "saving": ("student_trainer.run.checkpoint:_sync", 2, 2),
+    "saving": ("teacher_proto.program.files:_sync", 2, 2),
 }
 
 

@@ -12,9 +12,11 @@ import functools
 import importlib
 import inspect
 import os
+import resource
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +32,17 @@ def killed(
     target: str, call: int, *, after: bool = False, number: int = signal.SIGKILL
 ) -> list[Fault]:
     return [{"target": target, "call": call, "after": after, "signal": int(number)}]
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The kernel refuses to let a file of this process grow beyond it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def install(faults: list[Fault]) -> None:
