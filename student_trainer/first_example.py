@@ -13,8 +13,8 @@ from typing import TextIO
 
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.loss import LossConfig, SampledTokenLoss
-from student_trainer.settings.train import RolloutSettings
+from student_trainer.settings.loss import LossConfig
+from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
@@ -55,9 +55,8 @@ def first_example(
         return table(student, drawn, kinds, colour=colour)
     scores = teacher.submit_rollouts([drawn], max(loss.teacher_top_k, 2), loss.temperature)
     (found,) = scores.result()
-    by_token = isinstance(loss, SampledTokenLoss)
-    judged = realigned.judged(found, len(kinds), sampled=by_token).tolist()
-    kinds = ["unknown" if k == "loss" and not j else k for k, j in zip(kinds, judged, strict=True)]
+    usable = realigned.usable_rows(found, len(kinds), sampled=loss.policy_gradient).tolist()
+    kinds = ["unknown" if k == "loss" and not u else k for k, u in zip(kinds, usable, strict=True)]
     return table(student, drawn, kinds, known=realigned.describe(found, teacher), colour=colour)
 
 

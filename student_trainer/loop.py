@@ -23,12 +23,11 @@ from teacher_proto.types import ContinuationScores
 from student_trainer.data import PromptSets
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.run import checkpoint
-from student_trainer.run import directory as run_dir
-from student_trainer.run import pending_batches as in_flight
 from student_trainer.run.best import RecentMetric
-from student_trainer.run.directory import RunDirectory
+from student_trainer.run.directory import RunDirectory, append_metrics
+from student_trainer.run.pending_batches import describe_batches, restore_batches, rollout_tensors
 from student_trainer.run.progress import Progress
-from student_trainer.run.resume import check_resumable, in_flight_usable
+from student_trainer.run.resume import check_resumable, pending_batches_usable
 from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.run.signals import Stopped, Stopper
 from student_trainer.settings.train import TrainConfig
@@ -48,7 +47,8 @@ class Times:
     rollout: float = 0.0
     teacher_wait: float = 0.0
 
-    def figures(self, total: float) -> dict[str, float]:
+    def metrics(self, total: float) -> dict[str, float]:
+        """Seconds and shares of a step of ``total`` seconds."""
         update = total - self.rollout - self.teacher_wait
         parts = {"rollout": self.rollout, "teacher_wait": self.teacher_wait, "update": update}
         return {
@@ -116,13 +116,13 @@ class TrainingLoop:
         self.state = replace(
             self.state, step=before.step, updates=before.updates, position=before.position
         )
-        if in_flight_usable(before, self.state.config, self.state.data_digest):
-            waiting = in_flight.batches(before.in_flight, saved.rollouts, self.pipeline)
-            self.pipeline.restore(waiting)
-        elif before.in_flight:
+        if pending_batches_usable(before, self.state.config, self.state.data_digest):
+            pending = restore_batches(before.pending_batches, saved.rollouts, self.pipeline)
+            self.pipeline.restore(pending)
+        elif before.pending_batches:
             log.warning(
                 "writing %d batches in flight anew: prompts or rollout settings changed",
-                len(before.in_flight),
+                len(before.pending_batches),
             )
         self.recent.restore(self.run.metrics, before.step)
         self._saved_step = before.step
@@ -134,11 +134,11 @@ class TrainingLoop:
         try:
             while self.state.step < self.config.run.steps:
                 with self.stopper.step():
-                    figures = self.step()
-                    run_dir.append_metrics(self.run.metrics, figures)
-                    self._warn(figures)
-                    progress.step(figures)
-                    self.recent.add(figures)
+                    line = self.step()
+                    append_metrics(self.run.metrics, line)
+                    self._warn(line)
+                    progress.step(line)
+                    self.recent.add(line)
                     due = self.state.step % self.config.checkpoint.every == 0
                     if due or self.state.step == self.config.run.steps:
                         self.save()
@@ -164,14 +164,14 @@ class TrainingLoop:
             for place in range(len(batch.rollouts)):
                 self._scores(batch, place, times)
 
-        figures = metrics.UpdateFigures()
+        totals = metrics.UpdateTotals()
         for part in parts:
 
             def scores(member: int, first: int = part.start) -> ContinuationScores:
                 return self._scores(batch, first + member, times)
 
             stale = batch.staleness > 0
-            self.updater.update(batch.rollouts[part], scores, figures, number, stale)
+            self.updater.update(batch.rollouts[part], scores, totals, number, stale)
         ended = time.perf_counter()
 
         self.pipeline.drop(batch)
@@ -185,17 +185,17 @@ class TrainingLoop:
         seconds = ended - start
         return {
             "step": number,
-            **metrics.step_metrics(figures, batch.rollouts),
-            **times.figures(seconds),
+            **metrics.step_metrics(totals, batch.rollouts),
+            **times.metrics(seconds),
             "staleness": batch.staleness,
-            "tokens_per_second": figures.rows / seconds,
+            "tokens_per_second": totals.rows / seconds,
             "teacher_identity": self.state.teacher.digest,
             "time": datetime.now(UTC).isoformat(),
         }
 
-    def _warn(self, figures: dict[str, Any]) -> None:
-        """Says so when realignment becomes poor, not again while it stays so."""
-        problem = low_coverage(figures)
+    def _warn(self, line: dict[str, Any]) -> None:
+        """Warns when realignment becomes poor, once until it is better again."""
+        problem = low_coverage(line)
         if problem and not self._coverage_low:
             log.warning("%s", problem)
         self._coverage_low = bool(problem)
@@ -214,14 +214,15 @@ class TrainingLoop:
         """Writes a checkpoint of ``state``."""
         assert self.updater.updates == self.state.updates, "between steps only"
         settings = self.config.checkpoint
-        waiting = [b for b in self.pipeline.batches if b.written_after < self.state.step]
+        pending = [b for b in self.pipeline.batches if b.written_after < self.state.step]
+        described = describe_batches(pending)
         path = checkpoint.save(
             self.run.checkpoints,
-            replace(self.state, in_flight=in_flight.describe(waiting), score=self.recent.mean()),
+            replace(self.state, pending_batches=described, score=self.recent.mean()),
             save_model=lambda directory: save_weights(self.student, directory),
             optimizer=self.updater.optimizer.state(),
             rng=self._rng,
-            rollouts=in_flight.tensors(waiting),
+            rollouts=rollout_tensors(pending),
             keep=settings.keep,
             goal=settings.best_goal,
         )

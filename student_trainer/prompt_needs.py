@@ -8,7 +8,8 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import PromptSets, load_prompts
 from student_trainer.evaluation.frozen import ROUNDS, evaluated_prompts
-from student_trainer.settings.train import EvaluationSettings, TrainConfig
+from student_trainer.settings.evaluation import EvaluationSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.student.tokenizer import load_tokenizer
 

@@ -21,8 +21,7 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.prompt_needs import check_ids, notes, read_prompts
 from student_trainer.report.hub import check_can_push, push
 from student_trainer.report.model_card import write_card
-from student_trainer.run import directory as run_dir
-from student_trainer.run.directory import RunDirectory
+from student_trainer.run.directory import RunDirectory, find_checkpoint, prepare, read_metrics
 from student_trainer.run.lock import locked
 from student_trainer.run.progress import Progress
 from student_trainer.run.signals import Stopper
@@ -50,7 +49,7 @@ def train(config: TrainConfig) -> Path:
 
 
 def _train(config: TrainConfig, run: RunDirectory) -> Path:
-    found = run_dir.find_checkpoint(run, config.checkpoint.resume)
+    found = find_checkpoint(run, config.checkpoint.resume)
     check_installed(config.tracking.trackers)
     if config.hub.repo is not None:
         check_can_push(config.hub.repo)
@@ -79,7 +78,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
         loop = TrainingLoop(config, student, teacher, prompts, run, stopper)
         if found:
             loop.restore(found)
-        run_dir.prepare(run, loop.state.step)
+        prepare(run, loop.state.step)
         write_text(run.config, to_toml(config))
         if not found:
             _show_first_example(config, student, prompts, teacher)
@@ -106,7 +105,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
         config,
         teacher.info,
         summary,
-        run_dir.read_metrics(run.metrics),
+        read_metrics(run.metrics),
         prompts=len(prompts.train),
         dropped=prompts.dropped,
     )

@@ -48,7 +48,8 @@ from student_trainer.evaluation.rows import (
 )
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.train import EvaluationSettings, RolloutSettings
+from student_trainer.settings.evaluation import EvaluationSettings
+from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.head import head_logits
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink

@@ -12,7 +12,8 @@ from teacher_proto.types import Int32
 from student_trainer.evaluation.results import Frozen, FrozenContinuation
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.train import LEAST_ROWS, EvaluationSettings, RolloutSettings
+from student_trainer.settings.evaluation import LEAST_ROWS, EvaluationSettings
+from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
 
 log = logging.getLogger(__name__)

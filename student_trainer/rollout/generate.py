@@ -20,7 +20,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.sampling import rollout_uniforms, sample
-from student_trainer.settings.train import RolloutSettings
+from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
 
 Job = tuple[PromptItem, int]

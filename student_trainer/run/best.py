@@ -10,7 +10,7 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer.run.directory import read_metrics
-from student_trainer.settings.train import CheckpointSettings
+from student_trainer.settings.run import CheckpointSettings
 
 
 class RecentMetric:

@@ -6,7 +6,7 @@ checkpoints/step-000020/
     model/                 the model or its adapters, with the tokenizer
     optimizer.safetensors  moments and masters (optim.py)
     rng.safetensors        state of torch's generators (rng.py)
-    rollouts.safetensors   rollouts that wait for their update, if any (in_flight.py)
+    rollouts.safetensors   rollouts that wait for their update, if any (pending_batches.py)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from teacher_proto.program.files import atomic_folder, file_sha256
 from teacher_proto.types import TeacherIdentity
 from torch import Tensor
 
-from student_trainer.run.pending_batches import InFlight
+from student_trainer.run.pending_batches import PendingBatch
 from student_trainer.run.retention import UNFINISHED, Goal, delete_old_checkpoints, listing
 
 log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class TrainState:
         data_digest: of the train prompts.
         teacher: identity that scored every step so far.
         config: the configuration, as JSON values.
-        in_flight: batches that wait for their update.
+        pending_batches: those that wait for their update.
         score: what checkpoint.best names, or None.
     """
 
@@ -57,7 +57,7 @@ class TrainState:
     data_digest: str
     teacher: TeacherIdentity
     config: Mapping[str, Any]
-    in_flight: tuple[InFlight, ...] = ()
+    pending_batches: tuple[PendingBatch, ...] = ()
     score: float | None = None
 
 
@@ -87,7 +87,7 @@ def save(
             save_file(dict(rng), work / _RNG)
             if rollouts:
                 save_file(dict(rollouts), work / _ROLLOUTS)
-            (work / "state.json").write_text(json.dumps(asdict(state), indent=1) + "\n")
+            (work / "state.json").write_text(json.dumps(_to_json(state), indent=1) + "\n")
             files = sorted(p for p in work.rglob("*") if p.is_file())
             entries = {str(p.relative_to(work)): _entry(p) for p in files}
             manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
@@ -148,9 +148,9 @@ def newest_good(directory: Path) -> Path | None:
 def load_state(checkpoint: Path) -> TrainState:
     """state.json of an undamaged checkpoint."""
     values = json.loads((checkpoint / "state.json").read_text())
-    waiting = tuple(InFlight(**entry) for entry in values["in_flight"])
-    teacher = TeacherIdentity(**values["teacher"])
-    return TrainState(**(values | {"teacher": teacher, "in_flight": waiting}))
+    teacher = TeacherIdentity(**values.pop("teacher"))
+    pending = tuple(PendingBatch(**entry) for entry in values.pop(_PENDING))
+    return TrainState(**values, teacher=teacher, pending_batches=pending)
 
 
 @dataclass(frozen=True)
@@ -175,6 +175,12 @@ def load_tensors(checkpoint: Path) -> SavedTensors:
 _OPTIMIZER = "optimizer.safetensors"
 _RNG = "rng.safetensors"
 _ROLLOUTS = "rollouts.safetensors"
+_PENDING = "in_flight"  # key of the pending batches in state.json
+
+
+def _to_json(state: TrainState) -> dict[str, Any]:
+    values = asdict(state)
+    return {_PENDING if k == "pending_batches" else k: v for k, v in values.items()}
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -19,19 +19,19 @@ from student_trainer.rollout.base import Rollout
 
 
 @dataclass(frozen=True)
-class InFlight:
-    """A waiting batch without its rollouts; attributes as in ``Batch``."""
+class PendingBatch:
+    """A batch without its rollouts; attributes as in ``Batch``."""
 
     step: int
     position: int
     written_after: int
 
 
-def describe(batches: Sequence[Batch]) -> tuple[InFlight, ...]:
-    return tuple(InFlight(b.step, b.position, b.written_after) for b in batches)
+def describe_batches(batches: Sequence[Batch]) -> tuple[PendingBatch, ...]:
+    return tuple(PendingBatch(b.step, b.position, b.written_after) for b in batches)
 
 
-def tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
+def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     """By ``step/field``: the responses' tokens and log-probabilities one after
     another, their supports where there are any, and lengths, indices and ends."""
     kept: dict[str, Tensor] = {}
@@ -51,10 +51,10 @@ def tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     return kept
 
 
-def batches(
-    described: Sequence[InFlight], kept: Mapping[str, Tensor], pipeline: Pipeline
+def restore_batches(
+    described: Sequence[PendingBatch], kept: Mapping[str, Tensor], pipeline: Pipeline
 ) -> list[Batch]:
-    """What ``describe`` and ``tensors`` gave, as batches again."""
+    """The batches that ``describe_batches`` and ``rollout_tensors`` were given."""
     size = pipeline.config.rollout.group_size
     found = []
     for entry in described:

@@ -102,8 +102,8 @@ def check_resumable(
         )
 
 
-def in_flight_usable(state: TrainState, config: Mapping[str, Any], data_digest: str) -> bool:
-    """Whether batches in flight are what a run of these settings would have written.
+def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_digest: str) -> bool:
+    """Whether pending batches are those a run of these settings would have written.
 
     False only for what ``checkpoint.allow_changed`` let through.
     """

@@ -1,8 +1,14 @@
-"""Settings of the losses, one class a kind (docs/training.md)."""
+"""Settings of the losses, one class for each kind (docs/training.md).
+
+A new loss has its function and its row in ``student_trainer.losses.LOSSES``, and here a
+class in ``LossConfig``. Fields with the names of ``LossSettings`` reach the function by
+themselves; what else the trainer must know of a loss, its class declares in the
+attributes below. Nothing else names a loss.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -36,6 +42,17 @@ class MaskSettings(Settings):
 
 
 class LossCommon(Settings):
+    """What every loss shares.
+
+    Attributes:
+        policy_gradient: whether the loss is a policy gradient at the sampled tokens. It
+            then needs the teacher's log-probability of a row's sampled token rather than
+            a support, its own definition holds the ratio to the policy that drew the
+            token, and loss and rollout have one temperature.
+    """
+
+    policy_gradient: ClassVar[bool] = False
+
     temperature: Positive = Field(default=1.0, description="of both sides of the divergence")
     mean: Literal["token", "sequence"] = Field(
         default="token",
@@ -168,6 +185,13 @@ class UnnormalisedReverseKlLoss(SupportLoss):
 
 
 class SampledTokenLoss(LossCommon):
+    """Policy gradient on the teacher's log-ratio at the sampled token. A support is only
+    asked for the metrics."""
+
+    policy_gradient: ClassVar[bool] = True
+    support: ClassVar[Support] = "teacher"
+    support_mass: ClassVar[float | None] = None
+
     kind: Literal["sampled_token"] = "sampled_token"
     top_k: Count = Field(
         default=32, description="size of the support asked for the diagnostics; 0 asks for none"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from student_trainer.losses.base import Head
-from student_trainer.settings.train import LoraSettings, StudentSettings
+from student_trainer.settings.student import LoraSettings, StudentSettings
 from student_trainer.student.head import check_mergeable, head_logits, read_head
 from student_trainer.student.tokenizer import cannot_load, load_tokenizer
 from student_trainer.student.vocabulary import drawn_below, padding_id, terminators, undrawn_ids

@@ -8,7 +8,7 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 from transformers import AutoTokenizer
 
-from student_trainer.settings.train import StudentSettings
+from student_trainer.settings.student import StudentSettings
 
 
 def load_tokenizer(settings: StudentSettings) -> Any:

@@ -9,7 +9,7 @@ from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import TeacherInfo
 
-from student_trainer.settings.train import TeacherSettings
+from student_trainer.settings.teacher import TeacherSettings
 
 
 def connect(settings: TeacherSettings, run: str) -> TeacherClient:

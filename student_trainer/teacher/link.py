@@ -34,7 +34,7 @@ from teacher_proto.types import (
 )
 
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.settings.train import TeacherSettings
+from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.student.model import Student
 from student_trainer.teacher.connection import connect, named
 from student_trainer.teacher.own_tokenizer import teach, upload_of

@@ -1,4 +1,6 @@
-"""The figures of a step (docs/training.md lists them). Nats, tokens, seconds."""
+"""Metrics of a step without its times (docs/training.md lists them), from the totals
+of its updates. Nats and tokens.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,7 @@ from teacher_proto.rows import required
 from teacher_proto.types import Bool
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch, LossResult
+from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings
 from student_trainer.losses.normaliser import row_statistics
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.sampling import stream
@@ -43,13 +45,13 @@ class Means:
 
 
 @dataclass
-class UpdateFigures:
+class UpdateTotals:
     """What the updates of one step add up to.
 
     Attributes:
         losses: mean loss of each update. grad_norms: before clipping.
-        masked: rows the settings mask. not_judged: others that the teacher, with
-            another tokenizer, has no verdict on.
+        masked: rows the settings mask. unusable: others that the teacher, with
+            another tokenizer, has no verdict on. chunk_rows: rows that learn from their chunk.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -59,7 +61,7 @@ class UpdateFigures:
     rows: int = 0
     used: int = 0
     masked: int = 0
-    not_judged: int = 0
+    unusable: int = 0
     chunk_rows: int = 0
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
@@ -81,22 +83,21 @@ def choose_rows(keep: Sequence[Bool], count: int, seed: int, step: int) -> list[
 
 
 def add_rows(
-    figures: UpdateFigures,
+    totals: UpdateTotals,
     batch: LossBatch,
     result: LossResult,
     chosen: Tensor,
     head: Head,
-    temperature: float,
-    chunk_rows: int,
-    same_temperature: bool,
+    settings: LossSettings,
+    rollout_temperature: float,
 ) -> None:
     """Adds a micro-batch's rows.
 
     Args:
         chosen: bool [T], rows for which the whole vocabulary is computed.
-        same_temperature: the rollout was drawn at ``temperature``.
+        rollout_temperature: at which the rows' tokens were drawn.
     """
-    means, used = figures.means, result.used
+    means, used = totals.means, result.used
     count = int(used.sum())
     for name, total in result.metrics.items():
         means.add(name, total, count)
@@ -112,8 +113,8 @@ def add_rows(
         batch.hidden.detach()[rows],
         head,
         batch.sampled_ids[rows],
-        temperature,
-        chunk_rows,
+        settings.temperature,
+        settings.chunk_rows,
         None if batch.support_ids is None else batch.support_ids[rows],
         None if batch.support_valid is None else batch.support_valid[rows],
     )
@@ -122,17 +123,17 @@ def add_rows(
         means.add_values("student_support_mass", statistics.support_mass)
     if statistics.support_overlap is not None:
         means.add_values("support_overlap", statistics.support_overlap)
-    if same_temperature and batch.old_log_probs is not None:
+    if settings.temperature == rollout_temperature and batch.old_log_probs is not None:
         moved = statistics.sampled_log_probs - batch.old_log_probs[rows]
         means.add_values("rollout_log_prob_gap", moved.abs())
 
 
-def add_chunks(figures: UpdateFigures, result: LossResult) -> None:
+def add_chunks(totals: UpdateTotals, result: LossResult) -> None:
     """Adds rows that learn from their chunk (losses/chunk.py)."""
     count = int(result.used.sum())
     if count:
-        figures.means.add("chunk_advantage", result.metrics["advantage"], count)
-        figures.chunk_rows += count
+        totals.means.add("chunk_advantage", result.metrics["advantage"], count)
+        totals.chunk_rows += count
 
 
 def _add_support(means: Means, batch: LossBatch, used: Tensor) -> None:
@@ -152,7 +153,7 @@ def micro_batch_rows(batch: MicroBatch, chosen: Sequence[Bool]) -> Tensor:
     return torch.tensor(flags, dtype=torch.bool)
 
 
-def rollout_figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     return {
         "response_length_mean": float(np.mean(lengths)),
@@ -160,8 +161,8 @@ def rollout_figures(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
-def step_metrics(figures: UpdateFigures, rollouts: Sequence[Rollout]) -> dict[str, object]:
-    """The step's figures without times; None where nothing was measured."""
+def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
+    """The step's totals without times; None where nothing was measured."""
     names = (
         "teacher_support_mass",
         "student_entropy",
@@ -172,18 +173,18 @@ def step_metrics(figures: UpdateFigures, rollouts: Sequence[Rollout]) -> dict[st
         "log_ratio_mean",
     )
     return {
-        "loss": float(np.mean(figures.losses)),
-        "tokens": figures.rows,
-        "tokens_used": figures.used,
-        "masked_tokens": figures.masked,
-        "not_judged_tokens": figures.not_judged,
-        "chunk_tokens": figures.chunk_rows,
-        "dropped_non_finite": figures.dropped_non_finite,
-        "dropped_small_support": figures.dropped_small_support,
-        **rollout_figures(rollouts),
-        "grad_norm": max(figures.grad_norms),
-        "clipped": figures.clipped,
-        "lr": figures.lr,
-        **{name: figures.means.mean(name) for name in names},
-        **{k: v for k, v in figures.means.all().items() if k not in names},
+        "loss": float(np.mean(totals.losses)),
+        "tokens": totals.rows,
+        "tokens_used": totals.used,
+        "masked_tokens": totals.masked,
+        "not_judged_tokens": totals.unusable,
+        "chunk_tokens": totals.chunk_rows,
+        "dropped_non_finite": totals.dropped_non_finite,
+        "dropped_small_support": totals.dropped_small_support,
+        **rollout_metrics(rollouts),
+        "grad_norm": max(totals.grad_norms),
+        "clipped": totals.clipped,
+        "lr": totals.lr,
+        **{name: totals.means.mean(name) for name in names},
+        **{k: v for k, v in totals.means.all().items() if k not in names},
     }

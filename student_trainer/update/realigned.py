@@ -34,7 +34,7 @@ def refuse_not_realigned(scores: ContinuationScores) -> None:
         )
 
 
-def judged(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool:
+def usable_rows(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool:
     """bool [n]: False where the teacher has no verdict on the position.
 
     Args:
@@ -53,7 +53,7 @@ def judged(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool:
     return known
 
 
-def add_figures(means: Means, scores: ContinuationScores, rows: int) -> None:
+def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None:
     """Adds a response's ``realign_*`` figures: masses over positions that are not
     masked, shares over all of them."""
     not_realigned = scores.status is Status.NOT_REALIGNED

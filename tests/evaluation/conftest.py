@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.quickstart.server import TeacherProcess
 from student_trainer.rollout.base import PromptItem
-from student_trainer.settings.train import StudentSettings, TeacherSettings
+from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 

@@ -25,7 +25,8 @@ from student_trainer.evaluation import (
 from student_trainer.evaluation.divergence import row_divergence
 from student_trainer.evaluation.rows import dense
 from student_trainer.rollout.base import PromptItem
-from student_trainer.settings.train import EvaluationSettings, RolloutSettings
+from student_trainer.settings.evaluation import EvaluationSettings
+from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student, hidden_states
 from student_trainer.teacher.link import TeacherLink
 

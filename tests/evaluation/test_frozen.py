@@ -14,7 +14,8 @@ from teacher_proto.errors import ConfigurationError
 from student_trainer.evaluation import freeze_continuations, load_frozen, save_frozen
 from student_trainer.evaluation.frozen import spread_rows
 from student_trainer.rollout.base import PromptItem
-from student_trainer.settings.train import EvaluationSettings, RolloutSettings
+from student_trainer.settings.evaluation import EvaluationSettings
+from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
 
 SETTINGS = EvaluationSettings(prompts=8, frozen_rows=256, max_new_tokens=24, batch_size=8)

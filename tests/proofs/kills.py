@@ -23,7 +23,7 @@ STEPS: list[list[Fault]] = [
     killed("student_trainer.pipeline:Pipeline._write", 3),
     killed("student_trainer.rollout.generate:_Sampler.__call__", 40),
     killed("student_trainer.pipeline:Pipeline._send", 8),
-    killed("student_trainer.update.updater:Updater._loss_of", 6),
+    killed("student_trainer.update.objective:Objective.losses", 6),
     killed("student_trainer.update.optim:Optimizer.step", 3),
     killed("student_trainer.update.optim:Optimizer._round_masters", 4),
     killed("student_trainer.pipeline:Pipeline.drop", 3, after=True),

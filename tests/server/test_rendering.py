@@ -16,7 +16,8 @@ from teacher_proto.v1 import score_pb2
 from transformers import AutoTokenizer
 
 from student_trainer.data import load_prompts
-from student_trainer.settings.train import DataSettings, StudentSettings
+from student_trainer.settings.data import DataSettings
+from student_trainer.settings.student import StudentSettings
 from student_trainer.student.model import load_student
 from tests.realign.real_tokenizers import CONFIG_SHA256, chat_template
 from tests.server.conversations import ARGUMENTS, ROWS, TOOLS, USER, called

@@ -9,7 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from student_trainer.settings.train import StudentSettings, TrainConfig
+from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from tests.support.models import make_tiny_model
 from tests.trainer.local_teacher import LocalTeacher

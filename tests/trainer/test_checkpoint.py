@@ -16,14 +16,18 @@ from teacher_proto.types import TeacherIdentity
 
 from student_trainer.data.prompts import DIGEST_RULE
 from student_trainer.run import checkpoint
-from student_trainer.run import directory as run_dir
 from student_trainer.run.best import RecentMetric
 from student_trainer.run.checkpoint import TrainState, damage, newest_good
-from student_trainer.run.directory import RunDirectory, find_checkpoint, prepare
-from student_trainer.run.resume import check_resumable, in_flight_usable
+from student_trainer.run.directory import (
+    RunDirectory,
+    append_metrics,
+    find_checkpoint,
+    prepare,
+)
+from student_trainer.run.resume import check_resumable, pending_batches_usable
 from student_trainer.run.retention import Goal, listing, step_of
 from student_trainer.run.rng import capture_rng, restore_rng
-from student_trainer.settings.train import CheckpointSettings
+from student_trainer.settings.run import CheckpointSettings
 
 IDENTITY = TeacherIdentity("d", "w", "float32", "", "", "t")
 CONFIG: dict[str, Any] = {
@@ -107,7 +111,7 @@ def test_the_metric_of_the_best_is_the_mean_since_the_last_checkpoint(tmp_path: 
     assert recent.mean() is None
     for step, loss in enumerate((9.0, 1.0, None, 4.0), 1):
         recent.add({"step": step, "loss": loss})
-        run_dir.append_metrics(tmp_path / "metrics.jsonl", {"step": step, "loss": loss})
+        append_metrics(tmp_path / "metrics.jsonl", {"step": step, "loss": loss})
     assert recent.mean() == 4.0
     again = RecentMetric(CheckpointSettings(best="loss", every=2))
     again.restore(tmp_path / "metrics.jsonl", 2)
@@ -192,10 +196,10 @@ def test_settings_that_change_the_numbers_are_refused_by_name() -> None:
 
 
 def test_batches_in_flight_are_used_only_where_a_run_would_write_them_again() -> None:
-    assert in_flight_usable(state(1), CONFIG, "data")
-    assert in_flight_usable(state(1), changed(optimizer={"lr": 1.0}), "data")
-    assert not in_flight_usable(state(1), changed(rollout={"top_p": 0.8}), "data")
-    assert not in_flight_usable(state(1), CONFIG, "other")
+    assert pending_batches_usable(state(1), CONFIG, "data")
+    assert pending_batches_usable(state(1), changed(optimizer={"lr": 1.0}), "data")
+    assert not pending_batches_usable(state(1), changed(rollout={"top_p": 0.8}), "data")
+    assert not pending_batches_usable(state(1), CONFIG, "other")
     with pytest.raises(ConfigurationError, match=r"pipeline\.staleness \(None to 1\)"):
         check_resumable(state(1), {**CONFIG, "pipeline": {"staleness": 1}}, "data", IDENTITY)
 

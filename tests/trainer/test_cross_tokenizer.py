@@ -21,12 +21,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 from student_trainer.commands.dry_run import compare_tokenizers
 from student_trainer.data import load_prompts
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.train import StudentSettings, TrainConfig
+from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.own_tokenizer import special_roles
 from student_trainer.train import train
-from student_trainer.update.metrics import UpdateFigures
+from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.updater import Updater
 from tests.support.models import ENGLISH, make_tiny_model
 from tests.support.replies import with_arrays
@@ -172,7 +173,7 @@ def test_rows_are_those_of_their_tokens(
         scores = [link.submit_rollouts([r], 64, 1.0).result()[0] for r in rollouts]
 
     def loss(of: list[Any]) -> float:
-        figures = UpdateFigures()
+        figures = UpdateTotals()
         updater.gradients(rollouts, of.__getitem__, figures, 1)
         return figures.losses[0]
 

@@ -13,7 +13,8 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatPrompt, TextPrompt
 
 from student_trainer.data import PromptOrder, load_prompts
-from student_trainer.settings.train import DataSettings, StudentSettings
+from student_trainer.settings.data import DataSettings
+from student_trainer.settings.student import StudentSettings
 from student_trainer.student.model import Student, load_student
 
 USER = [{"role": "user", "content": "hello there"}]

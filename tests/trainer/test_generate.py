@@ -13,7 +13,9 @@ from teacher_proto.errors import LsmError
 from student_trainer.data import load_prompts
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.train import RolloutSettings, StudentSettings, TrainConfig
+from student_trainer.settings.rollout import RolloutSettings
+from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from tests.trainer.local_teacher import LocalTeacher
 

@@ -27,12 +27,13 @@ from student_trainer.losses.base import Head, LossBatch
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.run import pending_batches as in_flight
-from student_trainer.settings.train import TeacherSettings, TrainConfig
+from student_trainer.run import pending_batches
+from student_trainer.settings.teacher import TeacherSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update.importance import log_ratios, truncated_weights
-from student_trainer.update.metrics import UpdateFigures
+from student_trainer.update.metrics import UpdateTotals
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
 from tests.support.scripted_teacher import serving_in_thread
 from tests.trainer.local_teacher import LocalTeacher
@@ -115,10 +116,10 @@ def test_scores_belong_to_their_rollouts(make: Any, teacher: LocalTeacher) -> No
 def test_batches_in_flight_are_kept_to_the_byte(make: Any) -> None:
     pipeline, _ = make(pipeline={"staleness": 2})
     pipeline.fill(1, 0)
-    kept = in_flight.tensors(pipeline.batches)
+    kept = pending_batches.rollout_tensors(pipeline.batches)
     other, recorder = make(pipeline={"staleness": 2})
-    described = in_flight.describe(pipeline.batches)
-    other.restore(in_flight.batches(described, kept, other))
+    described = pending_batches.describe_batches(pipeline.batches)
+    other.restore(pending_batches.restore_batches(described, kept, other))
     assert len(recorder.sent) == 9, "their scores are asked again"
     for a, b in zip(pipeline.batches, other.batches, strict=True):
         assert replace(a, rollouts=[], scores={}) == replace(b, rollouts=[], scores={})
@@ -153,8 +154,8 @@ def test_a_stale_update_weighs_its_tokens(
     case = Case(make_config(loss={"mean": mean}), teacher)
     plain, gradients = case.gradients()
 
-    def stale() -> tuple[UpdateFigures, dict[str, torch.Tensor]]:
-        figures = UpdateFigures()
+    def stale() -> tuple[UpdateTotals, dict[str, torch.Tensor]]:
+        figures = UpdateTotals()
         case.updater.gradients(case.rollouts, case.scores.__getitem__, figures, 1, stale=True)
         masters = case.updater.optimizer.masters
         return figures, {n: m.grad.clone() for n, m in masters.items() if m.grad is not None}
@@ -167,7 +168,7 @@ def test_a_stale_update_weighs_its_tokens(
     case.rollouts = [
         replace(r, log_probs=r.log_probs - np.float32(np.log(2))) for r in case.rollouts
     ]
-    case.updater.config = case.config.model_copy(
+    case.updater.objective.config = case.config.model_copy(
         update={"pipeline": case.config.pipeline.model_copy(update={"importance_cap": 1.5})}
     )
     figures, heavier = stale()

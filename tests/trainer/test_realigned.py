@@ -91,7 +91,7 @@ def test_masked_rows_give_nothing_and_are_counted(
     case = CrossCase(make_config(loss=loss), teacher)
     figures, gradients = case.gradients()
     masked = sum(int(rows.sum()) for rows in case.masked)
-    assert figures.not_judged == masked > 0
+    assert figures.unusable == masked > 0
     assert figures.used == figures.rows - masked
     assert figures.dropped_non_finite == figures.dropped_small_support == 0
     # Whatever the masked rows of the reply hold changes nothing.
@@ -124,7 +124,7 @@ def test_a_sampled_token_without_a_verdict_is_no_broken_row(
     score.rows.sampled.valid[uncertified] = False
     figures, _ = case.gradients()
     assert figures.dropped_non_finite == 0
-    assert figures.not_judged == 1 + sum(int(rows.sum()) for rows in case.masked)
+    assert figures.unusable == 1 + sum(int(rows.sum()) for rows in case.masked)
 
 
 def test_a_response_that_could_not_be_realigned_is_left_out(
@@ -163,7 +163,7 @@ def test_the_figures_of_a_step(make_config: MakeConfig, teacher: LocalTeacher) -
     assert line["realign_coverage"] == pytest.approx(0.9)
     assert line["realign_open_mass"] == pytest.approx(0.08)
     assert line["realign_lost_mass"] == pytest.approx(0.02)
-    assert line["not_judged_tokens"] == figures.not_judged
+    assert line["not_judged_tokens"] == figures.unusable
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from student_trainer.update.metrics import UpdateFigures
+from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.student_support import with_student_support
 from student_trainer.update.updater import Updater
 from tests.support.replies import with_arrays
@@ -94,7 +94,7 @@ def test_the_update_is_the_definition_on_the_students_support(
     expected = {n: p.grad.clone() for n, p in module.named_parameters() if p.grad is not None}
     updater = Updater(student, config)
     updater.optimizer.zero_grad()
-    figures = UpdateFigures()
+    figures = UpdateTotals()
     updater.gradients(asked, scores.__getitem__, figures, 1)
     assert figures.losses == [pytest.approx(float(loss.detach()), abs=1e-6)]
     masters = updater.optimizer.masters.items()

@@ -14,7 +14,7 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer import trackers as trackers_module
-from student_trainer.settings.train import TrackingSettings
+from student_trainer.settings.run import TrackingSettings
 from student_trainer.trackers import TRACKERS, RunFacts, TrackerRow, Trackers
 
 FIGURES = (

@@ -16,10 +16,11 @@ from teacher_proto.types import ContinuationScores, Status
 from student_trainer.data import load_prompts
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.train import StudentSettings, TrainConfig
+from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.update import batching
-from student_trainer.update.metrics import UpdateFigures, step_metrics
+from student_trainer.update.metrics import UpdateTotals, step_metrics
 from student_trainer.update.updater import Updater, split
 from tests.support.replies import with_arrays
 from tests.trainer.local_teacher import LocalTeacher
@@ -39,14 +40,14 @@ class Case:
         self.rollouts = generate(self.student, prompts, config.rollout, seed=0, step=step)
         self.scores = teacher.score(self.rollouts, config.loss.top_k)
 
-    def gradients(self) -> tuple[UpdateFigures, dict[str, torch.Tensor]]:
-        figures = UpdateFigures()
+    def gradients(self) -> tuple[UpdateTotals, dict[str, torch.Tensor]]:
+        figures = UpdateTotals()
         self.updater.gradients(self.rollouts, self.scores.__getitem__, figures, 1)
         masters = self.updater.optimizer.masters
         return figures, {n: m.grad.clone() for n, m in masters.items() if m.grad is not None}
 
-    def update(self) -> UpdateFigures:
-        figures = UpdateFigures()
+    def update(self) -> UpdateTotals:
+        figures = UpdateTotals()
         self.updater.update(self.rollouts, self.scores.__getitem__, figures, 1)
         return figures
 

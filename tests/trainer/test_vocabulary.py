@@ -21,7 +21,9 @@ from student_trainer.evaluation import load_evaluation
 from student_trainer.prompt_needs import check_ids
 from student_trainer.rollout import sampling
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.train import RolloutSettings, StudentSettings, TrainConfig
+from student_trainer.settings.rollout import RolloutSettings
+from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import load_student
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts

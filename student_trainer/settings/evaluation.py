@@ -1,0 +1,53 @@
+"""Settings of the evaluation before and after a run. Lengths in tokens."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, field_validator
+
+from student_trainer.settings.base import Count, PositiveInt, Settings
+
+# Results on fewer frozen positions are mostly noise.
+LEAST_ROWS = 256
+
+
+class EvaluationSettings(Settings):
+    prompts: Count | None = Field(
+        default=None,
+        description="held-out prompts used, an error where there are fewer; unset, 32 or as many "
+        "as there are; 0 turns evaluation off",
+    )
+    frozen_rows: int | None = Field(
+        default=None,
+        description="positions of continuations frozen before training, an error where there "
+        "are fewer; unset, 512 or as many as there are; 0 turns them off",
+    )
+    max_new_tokens: PositiveInt = Field(default=256, description="length limit of its responses")
+    top_k: Annotated[int, Field(ge=2)] = Field(
+        default=64,
+        description="ids of the support that evaluation across tokenizers is on; with one "
+        "tokenizer it is over the whole vocabulary",
+    )
+    rollouts: bool = Field(default=True, description="also evaluate on fresh responses")
+    samples: Count = Field(default=6, description="responses kept as text")
+    batch_size: PositiveInt = Field(default=32, description="responses generated together")
+
+    @field_validator("frozen_rows")
+    @classmethod
+    def _enough(cls, value: int | None) -> int | None:
+        if value is not None and value != 0 and value < LEAST_ROWS:
+            raise ValueError(
+                f"frozen_rows must be 0 (off) or at least {LEAST_ROWS} to mean anything"
+            )
+        return value
+
+    @property
+    def most_prompts(self) -> int:
+        """``prompts``, or what is meant where it is unset."""
+        return 32 if self.prompts is None else self.prompts
+
+    @property
+    def most_rows(self) -> int:
+        """``frozen_rows``, or what is meant where it is unset."""
+        return 512 if self.frozen_rows is None else self.frozen_rows

@@ -1,0 +1,72 @@
+"""Settings of what a run is called, keeps, reports and publishes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from student_trainer.settings.base import Count, PositiveInt, Settings
+from student_trainer.trackers import check_names
+
+REPOSITORY = r"^[\w.-]+/[\w.-]+$"
+
+
+class RunSettings(Settings):
+    name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
+        default="student", description="name the teacher service keeps shares by"
+    )
+    output_dir: Path = Field(description="directory of everything the run writes")
+    seed: Count = Field(default=0, description="seeds rollouts, the order of prompts and dropout")
+    steps: PositiveInt = Field(default=400, description="steps (batches of rollouts) to train for")
+
+
+class CheckpointSettings(Settings):
+    every: PositiveInt = Field(
+        default=20, description="steps between checkpoints; the last step has one"
+    )
+    keep: PositiveInt = Field(default=2, description="checkpoints kept, newest first")
+    best: str | None = Field(
+        default=None,
+        description="metric of metrics.jsonl whose best checkpoint is kept too, by its mean over "
+        "the last `every` steps; unset, none is",
+    )
+    best_goal: Literal["min", "max"] = Field(default="min", description="which end is best")
+    resume: str = Field(
+        default="auto",
+        description="auto (newest good one of output_dir), never, or a checkpoint's path",
+    )
+    allow_changed: tuple[str, ...] = Field(
+        default=(), description="keys that may differ from the checkpoint's when resuming"
+    )
+
+
+class ReportSettings(Settings):
+    html: bool = Field(default=True, description="write report.html and plots at the end")
+    metric_rows: Count = Field(
+        default=64,
+        description="rows per step for metrics over the whole vocabulary; 0 turns them off",
+    )
+
+
+class TrackingSettings(Settings):
+    trackers: tuple[str, ...] = Field(
+        default=(), description="tensorboard, trackio, wandb, mlflow; none unless named"
+    )
+    project: Annotated[str, Field(min_length=1)] = Field(
+        default="lsm-distill", description="project (MLflow: experiment) the run belongs to"
+    )
+
+    @field_validator("trackers")
+    @classmethod
+    def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        check_names(value)
+        return value
+
+
+class HubSettings(Settings):
+    repo: Annotated[str, Field(pattern=REPOSITORY)] | None = Field(
+        default=None, description="OWNER/NAME to push the final model to; unset, nothing is"
+    )
+    private: bool = Field(default=True, description="of a repository that is made")

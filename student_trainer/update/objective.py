@@ -1,0 +1,203 @@
+"""The loss of a micro-batch: which rows give one, on which support, at which weight.
+
+Across tokenizers a row on which the teacher has no verdict gives no loss, or, with
+``loss.masked_chunks``, that of its chunk (losses/chunk.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from teacher_proto.types import Bool, ContinuationScores, Float32
+from torch import Tensor
+
+from student_trainer.losses import LOSSES, choose_support, chunk_policy
+from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings
+from student_trainer.rollout.base import Rollout
+from student_trainer.settings.loss import LossConfig
+from student_trainer.settings.train import TrainConfig
+from student_trainer.student.model import Student, hidden_states
+from student_trainer.update.batching import (
+    MicroBatch,
+    loss_batch,
+    micro_batch,
+    sequence,
+    sequence_weights,
+)
+from student_trainer.update.importance import log_ratios, truncated_weights
+from student_trainer.update.metrics import UpdateTotals
+from student_trainer.update.realigned import (
+    add_realignment,
+    chunk_advantages,
+    refuse_not_realigned,
+    usable_rows,
+)
+
+
+def loss_settings(loss: LossConfig) -> LossSettings:
+    """The fields of the configuration that ``LossSettings`` has too."""
+    known = {field.name for field in fields(LossSettings)}
+    return LossSettings(**{n: getattr(loss, n) for n in type(loss).model_fields if n in known})
+
+
+@dataclass(frozen=True)
+class ChunkRows:
+    """Rows that learn from their chunk, and its advantage at each, float32 [T] nats."""
+
+    batch: MicroBatch
+    advantages: Float32
+
+
+@dataclass(frozen=True)
+class MicroBatchLosses:
+    """The losses of one micro-batch, R rows with one of their own and C by their chunk.
+
+    Attributes:
+        rows: the R rows.
+        owners: int64 [R + C], which member of the micro-batch each row belongs to.
+        own, chunks: results of the R and of the C rows, at their final weights.
+        dropped_non_finite, dropped_small_support: rows that the losses left out.
+    """
+
+    rows: LossBatch
+    owners: Tensor
+    own: LossResult
+    chunks: LossResult
+    dropped_non_finite: int
+    dropped_small_support: int
+
+    @property
+    def used(self) -> Tensor:
+        """bool [R + C]: rows that count."""
+        return torch.cat([self.own.used, self.chunks.used])
+
+
+class Objective:
+    """What the updates of a run lower.
+
+    Args:
+        head: the student's, as its gradients are to be added up.
+        removed: int64 [M], ids that are taken out of every support.
+        realigned: whether the teacher has another tokenizer than the student.
+    """
+
+    def __init__(
+        self, student: Student, config: TrainConfig, head: Head, removed: Tensor, realigned: bool
+    ) -> None:
+        self.settings = loss_settings(config.loss)
+        self._student = student
+        self.config = config
+        self._head = head
+        self._removed = removed
+        self._realigned = realigned
+        self._function = LOSSES[config.loss.kind]
+        self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
+
+    def leave_out_unusable(
+        self,
+        members: Sequence[int],
+        rollouts: Sequence[Rollout],
+        scores: Mapping[int, ContinuationScores],
+        kept: list[Bool],
+        totals: UpdateTotals,
+    ) -> ChunkRows:
+        """Takes the rows the teacher has no verdict on out of ``kept``.
+
+        Args:
+            members: the rollouts of one micro-batch, indices into the others.
+            kept: bool [n] per rollout, changed in place.
+
+        Returns:
+            Those of the rows that learn from their chunk instead.
+
+        Raises:
+            PoisonedReplyError: a teacher that shares the tokenizer could not realign.
+        """
+        loss = self.config.loss
+        chunked = [np.zeros(len(rows), np.bool_) for rows in kept]
+        advantages: list[Float32] = []
+        for member in members:
+            if not self._realigned:
+                refuse_not_realigned(scores[member])
+                continue
+            rollout, before = rollouts[member], kept[member]
+            add_realignment(totals.means, scores[member], len(before))
+            usable = usable_rows(scores[member], len(before), sampled=loss.policy_gradient)
+            kept[member] = before & usable
+            totals.unusable += int((before & ~usable).sum())
+            if loss.masked_chunks:
+                excluded = ~before | np.isin(rollout.token_ids, self._special)
+                found, known = chunk_advantages(scores[member], rollout, excluded)
+                chunked[member] = before & ~usable & known
+                advantages.append(found[chunked[member]])
+        values = np.concatenate(advantages) if advantages else np.zeros(0, np.float32)
+        return ChunkRows(micro_batch(members, rollouts, chunked), values)
+
+    def losses(
+        self,
+        batch: MicroBatch,
+        chunks: ChunkRows,
+        rollouts: Sequence[Rollout],
+        scores: Mapping[int, ContinuationScores],
+        totals: UpdateTotals,
+        stale: bool,
+    ) -> MicroBatchLosses:
+        """The losses of a micro-batch, with gradients.
+
+        Args:
+            batch: its rows with a loss of their own. chunks: those without.
+            stale: the weights of an earlier step wrote the rollouts.
+        """
+        loss = self.config.loss
+        inputs = [sequence(rollouts[member]) for member in batch.members]
+        hidden = hidden_states(self._student, inputs)
+        rows = loss_batch(batch, hidden, rollouts, scores, loss.teacher_top_k)
+        if loss.teacher_top_k or loss.student_top_k:
+            removed = self._removed.to(hidden.device)
+            rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
+        chunk_rows = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
+        advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
+        importance = self._importance(rows, totals) if stale else rows.weights
+        importance = torch.cat([importance, chunk_rows.weights])
+        owners = torch.cat([batch.owners, chunks.batch.owners])
+
+        def at(weights: Tensor) -> tuple[LossResult, LossResult]:
+            first, later = weights[: len(rows.weights)], weights[len(rows.weights) :]
+            own = self._function(replace(rows, weights=first), self._head, self.settings)
+            if not len(later):
+                none = first.new_zeros(0)
+                return own, LossResult(first.new_zeros(()), none, none.bool())
+            chosen, clamp = replace(chunk_rows, weights=later), loss.chunk_clamp
+            return own, chunk_policy(chosen, advantages, self._head, self.settings, clamp)
+
+        by_response = loss.mean == "sequence"
+        members, of_rows = len(batch.members), owners.to(hidden.device)
+        weights = importance
+        if by_response:
+            weights = sequence_weights(importance > 0, of_rows, members) * importance
+        own, of_chunks = at(weights)
+        dropped = own.dropped_non_finite + of_chunks.dropped_non_finite
+        small = own.dropped_small_support
+        used = torch.cat([own.used, of_chunks.used])
+        if by_response and not bool(used.all()):
+            # A response's weight is 1 / (its used rows), and only the loss knows which
+            # rows it uses: where it drops some, it is computed again.
+            own, of_chunks = at(sequence_weights(used, of_rows, members) * importance)
+        return MicroBatchLosses(rows, owners, own, of_chunks, dropped, small)
+
+    def _importance(self, rows: LossBatch, totals: UpdateTotals) -> Tensor:
+        """float32 [R]: the weight of each row of a stale batch."""
+        cap = self.config.pipeline.importance_cap
+        if cap is None or self.config.loss.policy_gradient:
+            return rows.weights
+        temperature = self.config.rollout.temperature
+        ratio = log_ratios(rows, self._head, temperature, self.settings.chunk_rows)
+        weights = truncated_weights(ratio, cap)
+        totals.means.add_values("importance_log_ratio", ratio)
+        totals.means.add_values("importance_weight", weights)
+        totals.means.add_values("importance_truncated", (ratio > math.log(cap)).float())
+        return weights
