@@ -1,4 +1,4 @@
-"""The closing table: held-out figures before and after, from summary.json."""
+"""The closing table: held-out metrics before and after, from summary.json."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Any
 
 from rich.table import Table
 
-from student_trainer.report.figures import shown_figures
+from student_trainer.report.held_out import held_out_metrics
 
 
 def closing_table(run_dir: Path) -> Table:
     """Raises OSError or ValueError when ``summary.json`` is not there."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    return table(summary)
+    return results_table(summary)
 
 
-def table(summary: Mapping[str, Any]) -> Table:
+def results_table(summary: Mapping[str, Any]) -> Table:
     made = Table(
         title=f"{summary['held_out_prompts']} held-out prompts, "
         f"{summary['frozen_rows']} frozen positions",
@@ -28,7 +28,7 @@ def table(summary: Mapping[str, Any]) -> Table:
     made.add_column("")
     made.add_column("before", justify="right")
     made.add_column("after", justify="right")
-    for shown in shown_figures(summary):
+    for shown in held_out_metrics(summary):
         cells = (_cell(summary[f"{shown.key}_{when}"], shown.form) for when in ("before", "after"))
         made.add_row(shown.label, *cells)
     return made

@@ -1,4 +1,4 @@
-"""The model card: README.md beside the final model, from the run's own figures.
+"""The model card: README.md beside the final model, from the run's own results.
 
 Names of local files and folders are given without their directories, since the
 card is made to be published.
@@ -15,11 +15,11 @@ from teacher_proto.program.files import write_text
 from teacher_proto.types import TeacherInfo
 
 from student_trainer.data.rows import is_hub_name
-from student_trainer.report.figures import shown_figures
+from student_trainer.report.held_out import held_out_metrics
 from student_trainer.settings.train import TrainConfig
 
-TEMPLATE = "model_card.md.j2"
-SETTINGS = (
+CARD_TEMPLATE = "model_card.md.j2"
+SHOWN_SETTINGS = (
     "run.steps",
     "run.seed",
     "loss.kind",
@@ -68,7 +68,7 @@ def write_card(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    text = environment.get_template(TEMPLATE).render(
+    text = environment.get_template(CARD_TEMPLATE).render(
         header=_header(config),
         student=public_name(config.student.model),
         teacher=teacher,
@@ -85,13 +85,13 @@ def write_card(
                 ("student's mass on the same tokens", "student_support_mass"),
             )
         ],
-        figures=[
-            (f.label, summary[f"{f.key}_before"], summary[f"{f.key}_after"])
-            for f in shown_figures(summary)
+        results=[
+            (m.label, summary[f"{m.key}_before"], summary[f"{m.key}_after"])
+            for m in held_out_metrics(summary)
         ],
-        settings=[(key, _value(config, key)) for key in SETTINGS if _has(config, key)],
+        settings=[(key, _value(config, key)) for key in SHOWN_SETTINGS if _has(config, key)],
         adapters=config.student.lora is not None and not config.student.lora.merge_final,
-        figure=_figure,
+        number=_number,
     )
     path = folder / "README.md"
     write_text(path, text)
@@ -126,5 +126,5 @@ def _value(config: TrainConfig, key: str) -> str:
     return json.dumps(getattr(getattr(config, section), name))
 
 
-def _figure(value: float | None) -> str:
+def _number(value: float | None) -> str:
     return "not measured" if value is None else f"{value:.4g}"

@@ -11,11 +11,11 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from teacher_proto.program.files import write_text
 
 from student_trainer.report.collect import RunFiles, leaves, read_run
-from student_trainer.report.figures import Shown, is_across, shown_figures
+from student_trainer.report.held_out import HeldOutMetric, held_out_metrics, is_across
 from student_trainer.report.plots import Plot, all_plots
 from student_trainer.report.summary import sample_pairs, summarise
 
-TEMPLATE = "report.html.j2"
+REPORT_TEMPLATE = "report.html.j2"
 NOT_MEASURED = "not measured"
 
 
@@ -28,11 +28,11 @@ def write(run_dir: Path) -> Path:
     for plot in plots:
         (folder / f"{plot.name}.png").write_bytes(plot.light)
     target = run_dir / "report.html"
-    write_text(target, render(run, plots))
+    write_text(target, render_html(run, plots))
     return target
 
 
-def render(run: RunFiles, plots: list[Plot]) -> str:
+def render_html(run: RunFiles, plots: list[Plot]) -> str:
     """The report as HTML; every text of the run is escaped."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -43,9 +43,9 @@ def render(run: RunFiles, plots: list[Plot]) -> str:
     )
     summary = summarise(run)
     evaluation = run.after or run.before
-    return environment.get_template(TEMPLATE).render(
+    return environment.get_template(REPORT_TEMPLATE).render(
         summary=summary,
-        figures=[_figure(summary, figure) for figure in shown_figures(summary)],
+        results=[_result(summary, metric) for metric in held_out_metrics(summary)],
         across=is_across(summary),
         cards=_cards(summary),
         teacher=asdict(evaluation.teacher) if evaluation else {},
@@ -69,7 +69,7 @@ def _text(value: float | None, form: str) -> str:
     return NOT_MEASURED if value is None else form.format(value)
 
 
-def _figure(summary: dict[str, Any], shown: Shown) -> dict[str, str]:
+def _result(summary: dict[str, Any], shown: HeldOutMetric) -> dict[str, str]:
     before, after = summary[f"{shown.key}_before"], summary[f"{shown.key}_after"]
     verdict = ""
     if before is not None and after is not None and before != after and shown.better:
@@ -83,9 +83,9 @@ def _figure(summary: dict[str, Any], shown: Shown) -> dict[str, str]:
 
 
 def _cards(summary: dict[str, Any]) -> list[dict[str, str]]:
-    """The few figures that lead the page."""
+    """The few results that lead the page."""
     cards = []
-    for shown in shown_figures(summary):
+    for shown in held_out_metrics(summary):
         if shown.card is None:
             continue
         label, form = shown.card

@@ -1,0 +1,105 @@
+"""The held-out metrics that reports show, for a run with one tokenizer and across two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class HeldOutMetric:
+    """A metric of the held-out prompts, before and after the run.
+
+    Attributes:
+        label: for people.
+        key: in summary.json, without ``_before`` and ``_after``.
+        form: how a value is written, for ``str.format``.
+        better: -1 when lower is better, 1 when higher is, 0 when neither.
+        card: short label and form, when it leads the report's page; else None.
+    """
+
+    label: str
+    key: str
+    form: str
+    better: int
+    card: tuple[str, str] | None = None
+
+
+ONE_TOKENIZER = (
+    HeldOutMetric(
+        "Reverse KL, frozen positions", "reverse_kl", "{:.3f}", -1, ("Reverse KL, nats", "{:.2f}")
+    ),
+    HeldOutMetric(
+        "Forward KL, frozen positions", "forward_kl", "{:.3f}", -1, ("Forward KL, nats", "{:.2f}")
+    ),
+    HeldOutMetric(
+        "Same most likely token, frozen positions",
+        "agreement",
+        "{:.1%}",
+        1,
+        ("Same most likely token", "{:.0%}"),
+    ),
+    HeldOutMetric("Reverse KL, fresh answers", "fresh_reverse_kl", "{:.3f}", -1),
+    HeldOutMetric("Forward KL, fresh answers", "fresh_forward_kl", "{:.3f}", -1),
+    HeldOutMetric("Same most likely token, fresh answers", "fresh_agreement", "{:.1%}", 1),
+)
+TWO_TOKENIZERS = (
+    HeldOutMetric(
+        "Reverse KL on the teacher's support, frozen positions",
+        "support_reverse_kl",
+        "{:.3f}",
+        -1,
+        ("Reverse KL on the support, nats", "{:.2f}"),
+    ),
+    HeldOutMetric(
+        "Forward KL on the teacher's support, frozen positions", "support_forward_kl", "{:.3f}", -1
+    ),
+    HeldOutMetric(
+        "Same most likely token, frozen positions",
+        "support_agreement",
+        "{:.1%}",
+        1,
+        ("Same most likely token", "{:.0%}"),
+    ),
+    HeldOutMetric(
+        "Student's mass on the support, frozen positions", "support_student_mass", "{:.1%}", 0
+    ),
+    HeldOutMetric(
+        "Teacher's mass on it (coverage), frozen positions", "support_coverage", "{:.1%}", 0
+    ),
+    HeldOutMetric("Positions masked, frozen", "support_masked_share", "{:.1%}", 0),
+    HeldOutMetric(
+        "Reverse KL on the teacher's support, fresh answers",
+        "fresh_support_reverse_kl",
+        "{:.3f}",
+        -1,
+    ),
+    HeldOutMetric("Same most likely token, fresh answers", "fresh_support_agreement", "{:.1%}", 1),
+    HeldOutMetric("Coverage, fresh answers", "fresh_support_coverage", "{:.1%}", 0),
+    HeldOutMetric("Positions masked, fresh answers", "fresh_support_masked_share", "{:.1%}", 0),
+    HeldOutMetric(
+        "Teacher's bits per byte of the fresh answers",
+        "teacher_bits_per_byte",
+        "{:.2f}",
+        -1,
+        ("Teacher's bits per byte", "{:.2f}"),
+    ),
+    HeldOutMetric("Student's bits per byte of them", "student_bits_per_byte", "{:.2f}", 0),
+)
+LENGTHS = (
+    HeldOutMetric(
+        "Answer length, tokens", "rollout_length", "{:.1f}", 0, ("Answer length, tokens", "{:.0f}")
+    ),
+    HeldOutMetric("Answers cut at the length limit", "truncated_share", "{:.1%}", 0),
+)
+
+
+def is_across(summary: Mapping[str, Any]) -> bool:
+    """Whether the run's teacher has another tokenizer."""
+    return "support_reverse_kl_before" in summary
+
+
+def held_out_metrics(summary: Mapping[str, Any]) -> tuple[HeldOutMetric, ...]:
+    """Those the run of this summary has, in the order they are shown."""
+    return (*(TWO_TOKENIZERS if is_across(summary) else ONE_TOKENIZER), *LENGTHS)
