@@ -52,15 +52,17 @@ def first_example(
     masked = mask.masked(drawn.token_ids).tolist()
     kinds = ["masked" if here else "loss" for here in masked]
     if teacher is None:
-        return table(student, drawn, kinds, colour=colour)
+        return token_table(student, drawn, kinds, colour=colour)
     scores = teacher.submit_rollouts([drawn], max(loss.teacher_top_k, 2), loss.temperature)
     (found,) = scores.result()
     usable = realigned.usable_rows(found, len(kinds), sampled=loss.policy_gradient).tolist()
     kinds = ["unknown" if k == "loss" and not u else k for k, u in zip(kinds, usable, strict=True)]
-    return table(student, drawn, kinds, known=realigned.describe(found, teacher), colour=colour)
+    return token_table(
+        student, drawn, kinds, known=realigned.describe_realigned(found, teacher), colour=colour
+    )
 
 
-def table(
+def token_table(
     student: Student, drawn: Rollout, kinds: list[str], *, known: str = "", colour: bool = False
 ) -> str:
     """One line a token: place, id, what the loss does with it, text. A long prompt's

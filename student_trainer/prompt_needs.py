@@ -57,7 +57,7 @@ def check_ids(prompts: PromptSets, student: Student) -> None:
             )
 
 
-def describe(prompts: PromptSets, settings: EvaluationSettings) -> str:
+def describe_prompts(prompts: PromptSets, settings: EvaluationSettings) -> str:
     """How the prompts are used, for people."""
     longest = max(len(prompt.token_ids) for prompt in prompts.train)
     evaluated = len(evaluated_prompts(prompts.held_out, settings))

@@ -27,7 +27,7 @@ from student_trainer.run.progress import Progress
 from student_trainer.run.signals import Stopper
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student, save_final
-from student_trainer.student.vocabulary import describe
+from student_trainer.student.vocabulary import describe_vocabulary
 from student_trainer.teacher.connection import check_reachable
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.trackers import RunFacts, Trackers, check_installed
@@ -60,7 +60,9 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
     torch.manual_seed(config.run.seed)
     student = load_student(config.student, found / "model" if found else None)
     if student.head.undrawn is not None:
-        log.info("the student: %s", describe(student.head.undrawn, student.vocabulary_size))
+        log.info(
+            "the student: %s", describe_vocabulary(student.head.undrawn, student.vocabulary_size)
+        )
     check_ids(prompts, student)
     evaluates = bool(evaluated_prompts(prompts.held_out, config.evaluation))
     check_lengths(config, student, evaluates)

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 # Beyond this, tokens and certificates may be valid on one side only, seconds.
 CLOCK_TOLERANCE = 30.0
 # How far repeated scores may lie apart, nats, by dtype of the teacher (docs/contract.md).
-TOLERANCE = {"float32": 5e-5}
-HALF_TOLERANCE = 0.1
+REPEAT_TOLERANCE = {"float32": 5e-5}
+HALF_PRECISION_TOLERANCE = 0.1
 REPEATED_TOKENS = 16
 
 
@@ -145,12 +145,12 @@ def check_clock(config: TrainConfig) -> str:
 
 def check_student(config: TrainConfig, students: list[Student]) -> str:
     from student_trainer.student.model import load_student
-    from student_trainer.student.vocabulary import describe
+    from student_trainer.student.vocabulary import describe_vocabulary
 
     student = load_student(config.student)
     students.append(student)
     parameters = sum(p.numel() for p in student.module.parameters())
-    ids = describe(student.head.undrawn, student.vocabulary_size)
+    ids = describe_vocabulary(student.head.undrawn, student.vocabulary_size)
     return f"{parameters / 1e6:.0f} M parameters, {ids}"
 
 
@@ -174,11 +174,11 @@ def run_bytes(config: TrainConfig, student: Student) -> int:
 
 
 def check_data(config: TrainConfig, prompts: list[PromptSets]) -> str:
-    from student_trainer.prompt_needs import describe, notes, read_prompts
+    from student_trainer.prompt_needs import describe_prompts, notes, read_prompts
 
     found = read_prompts(config)
     prompts.append(found)
-    return "; ".join([describe(found, config.evaluation), *notes(found, config)])
+    return "; ".join([describe_prompts(found, config.evaluation), *notes(found, config)])
 
 
 def check_tokenizer(
@@ -235,7 +235,7 @@ def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) ->
     # Across tokenizers some positions have no verdict.
     known = first.valid[1:]
     apart = float(abs(first.values[1:] - second.values)[known].max(initial=0.0))
-    allowed = TOLERANCE.get(link.info.identity.dtype, HALF_TOLERANCE)
+    allowed = REPEAT_TOLERANCE.get(link.info.identity.dtype, HALF_PRECISION_TOLERANCE)
     if apart > allowed:
         raise ContractMismatchError(
             f"the same tokens scored twice differ by {apart:.2g} nats, {allowed:.2g} are allowed",

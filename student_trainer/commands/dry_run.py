@@ -13,7 +13,7 @@ from teacher_proto.errors import LsmError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
 from student_trainer.settings.train import TrainConfig
-from student_trainer.teacher.connection import connect, named
+from student_trainer.teacher.connection import connect, find_teacher
 
 PATIENCE = 2.0  # seconds
 
@@ -31,10 +31,10 @@ def look_at_prompts(config: TrainConfig) -> str:
     for name in filter(None, (config.data.train, config.data.held_out)):
         if is_hub_name(name) or not Path(name).exists():
             return f"not read ({name} is not on this machine)"
-    from student_trainer.prompt_needs import describe, notes, read_prompts
+    from student_trainer.prompt_needs import describe_prompts, notes, read_prompts
 
     prompts = read_prompts(config)
-    return "; ".join([describe(prompts, config.evaluation), *notes(prompts, config)])
+    return "; ".join([describe_prompts(prompts, config.evaluation), *notes(prompts, config)])
 
 
 def compare_tokenizers(config: TrainConfig) -> str:
@@ -46,7 +46,7 @@ def compare_tokenizers(config: TrainConfig) -> str:
         own = tokenizer_hash(file.read_bytes())
         with connect(config.teacher, config.run.name) as client:
             seconds = min(config.teacher.connect_timeout_seconds, PATIENCE)
-            info = named(client.get_teacher(timeout=seconds).teachers, config.teacher)
+            info = find_teacher(client.get_teacher(timeout=seconds).teachers, config.teacher)
     except LsmError as error:
         return f"not compared ({error.what})"
     if own == info.identity.tokenizer_hash:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 ADAPTER = "adapter_config.json"
 # Of the largest logit; a bfloat16 weight is rounded once more when it is merged.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
+MERGE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def find_adapter(path: Path) -> Path:
@@ -113,7 +113,7 @@ def _check(adapted: Tensor, folder: Path) -> None:
     dtype = str(merged.dtype).removeprefix("torch.")
     difference = float((_probe(merged) - adapted).abs().max())
     largest = max(float(adapted.abs().max()), 1.0)
-    if not difference <= TOLERANCE.get(dtype, TOLERANCE["bfloat16"]) * largest:
+    if not difference <= MERGE_TOLERANCE.get(dtype, MERGE_TOLERANCE["bfloat16"]) * largest:
         raise LsmError(
             f"the merged model's logits differ from the adapted one's by {difference:.3g} "
             f"(largest {largest:.3g})",

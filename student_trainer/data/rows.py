@@ -1,4 +1,4 @@
-"""Rows of a dataset, each with the place an error names.
+"""PlacedRows of a dataset, each with the place an error names.
 
 A name that ends in ``.jsonl`` or ``.parquet`` is a file; ``name`` or
 ``owner/name`` is a dataset on the hub, or a folder of one. JSONL needs nothing but Python; the
@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.program.distribution import install_command
 from teacher_proto.errors import ConfigurationError, first_line
+from teacher_proto.program.distribution import install_command
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 
@@ -37,10 +37,11 @@ class Source:
     revision: str | None = None
 
 
-Rows = Iterator[tuple[str, Mapping[str, Any]]]
+# A row, and the place an error names.
+PlacedRows = Iterator[tuple[str, Mapping[str, Any]]]
 
 
-def read_rows(source: Source) -> Rows:
+def read_rows(source: Source) -> PlacedRows:
     """(place, row) of every row: ``prompts.jsonl, line 3``, ``prompts.parquet, row 3``.
 
     Raises:
@@ -66,7 +67,7 @@ def is_hub_name(name: str) -> bool:
     return Path(name).suffix.lower() not in READERS and not Path(name).exists()
 
 
-def _jsonl(source: Source) -> Rows:
+def _jsonl(source: Source) -> PlacedRows:
     path = Path(source.name)
     try:
         # In bytes: text mode would also split at characters that JSON strings may hold.
@@ -99,7 +100,7 @@ def _object(line: bytes, place: str) -> Mapping[str, Any]:
     return row
 
 
-def _parquet(source: Source) -> Rows:
+def _parquet(source: Source) -> PlacedRows:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
@@ -115,7 +116,7 @@ def _parquet(source: Source) -> Rows:
         raise _unreadable(source, str(error)) from error
 
 
-def _hub(source: Source) -> Rows:
+def _hub(source: Source) -> PlacedRows:
     try:
         import datasets
     except ImportError as error:
@@ -136,7 +137,7 @@ def _hub(source: Source) -> Rows:
         yield f"{source.name}, {source.split} row {number}", _without_nulls(row)
 
 
-READERS: dict[str, Callable[[Source], Rows]] = {".jsonl": _jsonl, ".parquet": _parquet}
+READERS: dict[str, Callable[[Source], PlacedRows]] = {".jsonl": _jsonl, ".parquet": _parquet}
 
 
 def _without_nulls(value: Any) -> Any:

@@ -11,10 +11,10 @@ from student_trainer.evaluation.frozen import (
     frozen_prompts,
 )
 from student_trainer.evaluation.results import (
-    Divergence,
     Evaluation,
-    Frozen,
     FrozenContinuation,
+    FrozenPositions,
+    FullDivergence,
     Lengths,
     Sample,
     TeacherDescription,
@@ -25,10 +25,10 @@ from student_trainer.evaluation.results import (
 )
 
 __all__ = [
-    "Divergence",
     "Evaluation",
-    "Frozen",
     "FrozenContinuation",
+    "FrozenPositions",
+    "FullDivergence",
     "Lengths",
     "Sample",
     "TeacherDescription",

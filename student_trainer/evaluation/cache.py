@@ -29,7 +29,7 @@ def cached_rows(
     asked for again.
 
     Args:
-        digest: of the positions (``Frozen.digest``).
+        digest: of the positions (``FrozenPositions.digest``).
     """
     count = sum(len(piece.rows) for piece in pieces)
     owner = {

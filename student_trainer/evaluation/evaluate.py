@@ -30,9 +30,9 @@ from student_trainer.evaluation.realigned import (
     score_whole,
 )
 from student_trainer.evaluation.results import (
-    Divergence,
     Evaluation,
-    Frozen,
+    FrozenPositions,
+    FullDivergence,
     Lengths,
     Sample,
     TeacherDescription,
@@ -58,7 +58,7 @@ from student_trainer.teacher.link import TeacherLink
 def evaluate(
     student: Student,
     teacher: TeacherLink,
-    frozen: Frozen,
+    frozen: FrozenPositions,
     held_out: Sequence[PromptItem],
     settings: EvaluationSettings,
     rollout_settings: RolloutSettings,
@@ -174,7 +174,7 @@ def describe_teacher(info: TeacherInfo) -> TeacherDescription:
     )
 
 
-def frozen_selections(frozen: Frozen, prompts: Sequence[PromptItem]) -> list[Selection]:
+def frozen_selections(frozen: FrozenPositions, prompts: Sequence[PromptItem]) -> list[Selection]:
     """The frozen positions with their prompts' tokens."""
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     return [
@@ -213,7 +213,7 @@ def _divergence(
     teacher: Iterable[TeacherRows],
     ids: Tensor,
     batch_size: int,
-) -> Divergence:
+) -> FullDivergence:
     """Args: ids: int64 [V], those to compare on."""
     hidden = student_hidden(student, pieces, batch_size)
     reverse: list[float] = []
@@ -239,7 +239,7 @@ def _divergence(
             fix="look at the teacher: its logits are not finite, or it forbids some ids",
         )
     count = len(reverse)
-    return Divergence(
+    return FullDivergence(
         rows=count,
         dropped_rows=dropped,
         ids=len(ids),

@@ -9,7 +9,7 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import Int32
 
-from student_trainer.evaluation.results import Frozen, FrozenContinuation
+from student_trainer.evaluation.results import FrozenContinuation, FrozenPositions
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.evaluation import LEAST_ROWS, EvaluationSettings
@@ -31,7 +31,7 @@ def freeze_continuations(
     settings: EvaluationSettings,
     rollout_settings: RolloutSettings,
     seed: int,
-) -> Frozen:
+) -> FrozenPositions:
     """Draw the continuations and choose their positions; done once, before training.
 
     One continuation per prompt; more rounds follow while they hold fewer than
@@ -63,7 +63,7 @@ def freeze_continuations(
         little = f": figures of fewer than {LEAST_ROWS} say little" if found < LEAST_ROWS else ""
         log.warning("%s, and all are frozen, not the usual %d%s", short, wanted, little)
     rows = spread_rows([len(r.token_ids) for r in rollouts], min(wanted, found))
-    return Frozen(
+    return FrozenPositions(
         prompts=tuple(p.prompt_id for p in prompts),
         continuations=tuple(
             FrozenContinuation(r.prompt.prompt_id, tuple(r.token_ids.tolist()), tuple(c.tolist()))
@@ -96,7 +96,7 @@ def evaluated_prompts(
 
 
 def frozen_prompts(
-    frozen: Frozen, held_out: Sequence[PromptItem], settings: EvaluationSettings
+    frozen: FrozenPositions, held_out: Sequence[PromptItem], settings: EvaluationSettings
 ) -> Sequence[PromptItem]:
     """The held-out prompts whose continuations were frozen.
 

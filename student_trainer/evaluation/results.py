@@ -32,7 +32,7 @@ class FrozenContinuation:
 
 
 @dataclass(frozen=True)
-class Frozen:
+class FrozenPositions:
     """The positions every evaluation of a run is measured on.
 
     Attributes:
@@ -60,7 +60,7 @@ class Frozen:
 
 
 @dataclass(frozen=True)
-class Divergence:
+class FullDivergence:
     """Student pi against teacher q at temperature 1, means over rows.
 
     Attributes:
@@ -178,8 +178,8 @@ class Evaluation:
     """
 
     prompts: int
-    frozen: Divergence | None
-    fresh: Divergence | None
+    frozen: FullDivergence | None
+    fresh: FullDivergence | None
     lengths: Lengths | None
     samples: tuple[Sample, ...]
     frozen_digest: str
@@ -190,12 +190,12 @@ class Evaluation:
     likelihood: ChunkLikelihood | None = None
 
 
-def save_frozen(frozen: Frozen, path: Path) -> None:
+def save_frozen(frozen: FrozenPositions, path: Path) -> None:
     """Write the frozen positions, whole or not at all."""
     _write(path, asdict(frozen))
 
 
-def load_frozen(path: Path) -> Frozen:
+def load_frozen(path: Path) -> FrozenPositions:
     """Raises ConfigurationError when the file is missing or not one of ours."""
     raw = _read(path)
     try:
@@ -203,7 +203,7 @@ def load_frozen(path: Path) -> Frozen:
             FrozenContinuation(str(c["prompt_id"]), _integers(c["token_ids"]), _integers(c["rows"]))
             for c in raw["continuations"]
         )
-        return Frozen(
+        return FrozenPositions(
             prompts=tuple(str(p) for p in raw["prompts"]),
             continuations=continuations,
             seed=int(raw["seed"]),
@@ -226,8 +226,8 @@ def load_evaluation(path: Path) -> Evaluation:
     try:
         return Evaluation(
             prompts=int(raw["prompts"]),
-            frozen=_optional(Divergence, raw["frozen"]),
-            fresh=_optional(Divergence, raw["fresh"]),
+            frozen=_optional(FullDivergence, raw["frozen"]),
+            fresh=_optional(FullDivergence, raw["fresh"]),
             lengths=_optional(Lengths, raw["lengths"]),
             samples=tuple(Sample(**sample) for sample in raw["samples"]),
             frozen_digest=str(raw["frozen_digest"]),

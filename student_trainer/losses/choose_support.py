@@ -15,15 +15,14 @@ tail(S) = tail(top) + sum of q over top but not S - sum of q over S but not top.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from teacher_proto.rows import required
 from torch import Tensor
 
 from student_trainer.losses.base import LossBatch
+from student_trainer.settings.loss import Support
 
-Support = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 # Below this share of what it is subtracted from, float32 cannot tell a tail.
 TAIL_RESOLUTION = 1e-4
 

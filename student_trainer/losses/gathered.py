@@ -170,7 +170,7 @@ def _kernels(parameter: Tensor) -> Any:
         return None
     from student_trainer.losses import gathered_triton
 
-    return gathered_triton if parameter.dtype in gathered_triton.DTYPES else None
+    return gathered_triton if parameter.dtype in gathered_triton.KERNEL_DTYPES else None
 
 
 @functools.cache

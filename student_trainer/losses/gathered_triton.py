@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 TILE_ROWS = 16
 BLOCK_IDS = 64
 BLOCK_HIDDEN = 64

@@ -11,6 +11,8 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.files import atomic_folder, file_sha256
 
 MANIFEST = "manifest.json"
+# Called with one sentence before each slow step.
+Note = Callable[[str], None]
 
 
 def cache_dir(environment: Mapping[str, str] | None = None) -> Path:

@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from student_trainer.settings.train import TrainConfig
 
 DROPPED_LAYERS = (3, 5, 7, 12, 14, 17)
-ENV_PREFIX = "LSM_TRAINER"
-PACKAGE = Path(__file__).parent
-SETTINGS = PACKAGE / "quickstart.toml"
+FOLDER = Path(__file__).parent
+PACKAGED_SETTINGS = FOLDER / "quickstart.toml"
 # Files a run directory of ours holds; another directory is never moved.
 RUN_MARKS = (".lock", "config.toml", "metrics.jsonl", "summary.json", "teacher-server.log")
 
@@ -113,7 +112,7 @@ def _models(console: Console, cross_tokenizer: bool = False) -> tuple[Path, Path
     _quiet()
     teacher = smollm2_dir(note)
     if cross_tokenizer:
-        return teacher, foreign_dir(teacher, PACKAGE / "train.jsonl", note)
+        return teacher, foreign_dir(teacher, FOLDER / "train.jsonl", note)
     return teacher, pruned_dir(teacher, note)
 
 
@@ -180,8 +179,8 @@ def run_flags(arguments: argparse.Namespace, student: Path, address: str) -> dic
         "run.output_dir": str(arguments.output),
         "student.model": str(student),
         "teacher.address": address,
-        "data.train": str(PACKAGE / "train.jsonl"),
-        "data.held_out": str(PACKAGE / "held_out.jsonl"),
+        "data.train": str(FOLDER / "train.jsonl"),
+        "data.held_out": str(FOLDER / "held_out.jsonl"),
     }
     if arguments.steps is not None:
         flags["run.steps"] = arguments.steps
@@ -190,16 +189,17 @@ def run_flags(arguments: argparse.Namespace, student: Path, address: str) -> dic
 
 def settings_files(arguments: argparse.Namespace) -> list[Path]:
     """The packaged settings; those across tokenizers change some of the others."""
-    across = [PACKAGE / "quickstart-cross.toml"] if arguments.cross_tokenizer else []
-    return [SETTINGS, *across]
+    across = [FOLDER / "quickstart-cross.toml"] if arguments.cross_tokenizer else []
+    return [PACKAGED_SETTINGS, *across]
 
 
 def load_config(
-    overrides: Sequence[str], flags: Mapping[str, Any], files: Sequence[Path] = (SETTINGS,)
+    overrides: Sequence[str], flags: Mapping[str, Any], files: Sequence[Path] = (PACKAGED_SETTINGS,)
 ) -> TrainConfig:
     """The packaged settings with the caller's changes; raises ConfigurationError."""
     from teacher_proto.program.settings import load_settings
 
+    from student_trainer.commands.shared import ENV_PREFIX
     from student_trainer.settings.train import TrainConfig
 
     decided = sorted(key for text in overrides if (key := text.partition("=")[0].strip()) in flags)

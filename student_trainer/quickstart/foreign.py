@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import pydoc
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError, LsmError
 
-from student_trainer.quickstart.cache import ensure
+from student_trainer.quickstart.cache import Note, ensure
 
 VOCABULARY = 16384
 # Part of the folder's name: goes up whenever other files are written.
@@ -38,8 +38,6 @@ MODULES = (
     "shutil", "statistics", "string", "subprocess", "textwrap", "threading", "turtle",
     "typing", "unittest", "uuid", "zipfile",
 )  # fmt: skip
-
-Note = Callable[[str], None]
 
 
 def foreign_dir(teacher: Path, prompts: Path, note: Note) -> Path:

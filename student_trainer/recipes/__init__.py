@@ -15,11 +15,11 @@ from pathlib import Path
 from teacher_proto.errors import ConfigurationError
 
 PREFIX = "recipe:"
-PACKAGE = Path(__file__).parent
+RECIPES = Path(__file__).parent
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in PACKAGE.glob("*.toml"))
+    return sorted(path.stem for path in RECIPES.glob("*.toml"))
 
 
 def recipe(name: str) -> Path:
@@ -36,7 +36,7 @@ def recipe(name: str) -> Path:
             where=f"{PREFIX}{name}",
             fix=f"{advice}there are {', '.join(names())}",
         )
-    return PACKAGE / f"{name}.toml"
+    return RECIPES / f"{name}.toml"
 
 
 def config_files(given: Sequence[str]) -> list[Path]:

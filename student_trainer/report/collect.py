@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.evaluation.results import Evaluation, load_evaluation
 
@@ -47,14 +48,12 @@ def read_run(path: Path) -> RunFiles:
     )
 
 
-def leaves(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def setting_texts(config: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Dotted keys and their values as text, in order."""
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            text = value if isinstance(value, str) else json.dumps(value, default=str)
-            yield f"{prefix}{key}", text
+    return [
+        (key, value if isinstance(value, str) else json.dumps(value, default=str))
+        for key, value in flatten(config).items()
+    ]
 
 
 def _config(path: Path) -> Mapping[str, Any]:

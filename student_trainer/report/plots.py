@@ -8,7 +8,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from student_trainer.evaluation.results import Divergence, Evaluation, RealignedDivergence
+from student_trainer.evaluation.results import Evaluation, FullDivergence, RealignedDivergence
 from student_trainer.report.collect import RunFiles
 from student_trainer.report.drawing import (
     DARK,
@@ -147,7 +147,7 @@ def _held_out(figure: Figure, palette: Palette, run: RunFiles) -> None:
 
 def _pair(run: RunFiles, where: str, what: str) -> tuple[float, float]:
     def of(evaluation: Evaluation | None) -> float:
-        found: Divergence | RealignedDivergence | None = (
+        found: FullDivergence | RealignedDivergence | None = (
             getattr(evaluation, where) if evaluation else None
         )
         return NAN if found is None else float(getattr(found, what))

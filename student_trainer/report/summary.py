@@ -8,7 +8,7 @@ from typing import Any
 
 from teacher_proto.program.files import write_text
 
-from student_trainer.evaluation.results import Divergence, Evaluation, Lengths, Sample
+from student_trainer.evaluation.results import Evaluation, FullDivergence, Lengths, Sample
 from student_trainer.report.collect import RunFiles, read_run
 
 
@@ -80,7 +80,7 @@ def _frozen_rows(evaluation: Evaluation | None) -> int:
     return frozen.rows if frozen else 0
 
 
-def _divergence(prefix: str, when: str, found: Divergence | None) -> dict[str, Any]:
+def _divergence(prefix: str, when: str, found: FullDivergence | None) -> dict[str, Any]:
     values: dict[str, Any] = {
         f"{prefix}{name}_{when}": getattr(found, name) if found else None
         for name in ("reverse_kl", "forward_kl", "agreement")

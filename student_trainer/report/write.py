@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from teacher_proto.program.files import write_text
 
-from student_trainer.report.collect import RunFiles, leaves, read_run
+from student_trainer.report.collect import RunFiles, read_run, setting_texts
 from student_trainer.report.held_out import HeldOutMetric, held_out_metrics, is_across
 from student_trainer.report.plots import Plot, all_plots
 from student_trainer.report.summary import sample_pairs, summarise
@@ -54,7 +54,7 @@ def render_html(run: RunFiles, plots: list[Plot]) -> str:
             for p in plots
         ],
         samples=sample_pairs(run.before, run.after),
-        settings=list(leaves(run.config)),
+        settings=setting_texts(run.config),
         dropped=run.before.frozen.dropped_rows if run.before and run.before.frozen else 0,
         finished=run.after is not None,
         evaluated=evaluation is not None,

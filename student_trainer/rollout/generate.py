@@ -23,7 +23,8 @@ from student_trainer.rollout.sampling import rollout_uniforms, sample
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
 
-Job = tuple[PromptItem, int]
+# A prompt, and which of its responses.
+ResponseKey = tuple[PromptItem, int]
 # Gets what ended at one token, as (place in the result, rollout), places ascending.
 Ended = Callable[[list[tuple[int, Rollout]]], None]
 
@@ -47,22 +48,22 @@ def generate(
     Raises:
         LsmError: the student's logits are not finite.
     """
-    jobs = _jobs(prompts, settings.group_size)
+    keys = _response_keys(prompts, settings.group_size)
     rollouts: list[Rollout] = []
-    for start in range(0, len(jobs), settings.batch_size):
-        batch = jobs[start : start + settings.batch_size]
+    for start in range(0, len(keys), settings.batch_size):
+        batch = keys[start : start + settings.batch_size]
         rollouts += _batch(student, batch, settings, seed, step, start, ended)
     return rollouts
 
 
-def _jobs(prompts: Sequence[PromptItem], group_size: int) -> list[Job]:
+def _response_keys(prompts: Sequence[PromptItem], group_size: int) -> list[ResponseKey]:
     seen: Counter[str] = Counter()
-    jobs = []
+    keys = []
     for prompt in prompts:
         first = seen[prompt.prompt_id]
         seen[prompt.prompt_id] += group_size
-        jobs += [(prompt, first + offset) for offset in range(group_size)]
-    return jobs
+        keys += [(prompt, first + offset) for offset in range(group_size)]
+    return keys
 
 
 class _Sampler(LogitsProcessor):  # type: ignore[misc]
@@ -124,28 +125,28 @@ def _plain_generation(model: Any) -> Iterator[None]:
 @torch.no_grad()
 def _batch(
     student: Student,
-    jobs: Sequence[Job],
+    keys: Sequence[ResponseKey],
     settings: RolloutSettings,
     seed: int,
     step: int,
     first: int,
     ended: Ended | None,
 ) -> list[Rollout]:
-    """Responses of the jobs; the first has place ``first`` in the whole result."""
+    """Responses of the keys; the first has place ``first`` in the whole result."""
     limit = settings.max_new_tokens
-    width = max(len(prompt.token_ids) for prompt, _ in jobs)
-    input_ids = torch.full((len(jobs), width), student.padding_id, dtype=torch.int64)
-    mask = torch.zeros((len(jobs), width), dtype=torch.int64)
-    for row, (prompt, _) in enumerate(jobs):
+    width = max(len(prompt.token_ids) for prompt, _ in keys)
+    input_ids = torch.full((len(keys), width), student.padding_id, dtype=torch.int64)
+    mask = torch.zeros((len(keys), width), dtype=torch.int64)
+    for row, (prompt, _) in enumerate(keys):
         length = len(prompt.token_ids)
         input_ids[row, width - length :] = torch.from_numpy(prompt.token_ids.astype(np.int64))
         mask[row, width - length :] = 1
-    uniforms = np.stack([rollout_uniforms(seed, step, p.prompt_id, i, limit) for p, i in jobs])
+    uniforms = np.stack([rollout_uniforms(seed, step, p.prompt_id, i, limit) for p, i in keys])
     rollouts: dict[int, Rollout] = {}
 
     def take(rows: list[int], finished: bool = True) -> None:
         for row in rows:
-            rollouts[row] = _rollout(jobs[row], sampler, row, finished)
+            rollouts[row] = _rollout(keys[row], sampler, row, finished)
         if ended is not None:
             ended([(first + row, rollouts[row]) for row in rows])
 
@@ -171,12 +172,12 @@ def _batch(
     cut = sampler.open.nonzero().squeeze(-1).tolist()
     if cut:
         take(cut, finished=False)
-    return [rollouts[row] for row in range(len(jobs))]
+    return [rollouts[row] for row in range(len(keys))]
 
 
-def _rollout(job: Job, sampler: _Sampler, row: int, finished: bool) -> Rollout:
+def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> Rollout:
     """What the row holds so far; its last token is the terminator when it finished."""
-    prompt, index = job
+    prompt, index = key
     tokens = sampler.tokens[row, : sampler.drawn].cpu().numpy().astype(np.int32)
     log_probs = sampler.log_probs[row, : sampler.drawn].cpu().numpy().copy()
     if not np.isfinite(log_probs).all():

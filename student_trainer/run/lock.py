@@ -20,7 +20,7 @@ from teacher_proto.errors import ConfigurationError
 
 log = logging.getLogger(__name__)
 
-NAME = ".lock"
+LOCK_NAME = ".lock"
 # Descriptors of the locks this process holds. A child that is forked without exec closes
 # its copies: they would keep the lock when the parent is gone.
 _held: set[int] = set()
@@ -44,7 +44,7 @@ def locked(directory: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: another process holds it, or it cannot be written.
     """
-    path = directory / NAME
+    path = directory / LOCK_NAME
     try:
         directory.mkdir(parents=True, exist_ok=True)
         # Not inherited by programs that are started (PEP 446).
@@ -78,7 +78,7 @@ def check_free(directory: Path) -> None:
     Raises:
         ConfigurationError: a process holds the directory.
     """
-    path = directory / NAME
+    path = directory / LOCK_NAME
     try:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
@@ -106,7 +106,7 @@ def _taken(descriptor: int, path: Path, kind: int) -> bool:
 
 def _refused(directory: Path) -> ConfigurationError:
     return ConfigurationError(
-        f"{directory} is written by {_holder(directory / NAME)}",
+        f"{directory} is written by {_holder(directory / LOCK_NAME)}",
         where="run.output_dir",
         fix="wait until that run has ended or stop it, or choose another run.output_dir",
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.program.settings_keys import flatten
 from teacher_proto.types import TeacherIdentity
 
 from student_trainer.data.prompts import DIGEST_RULE
@@ -38,7 +39,7 @@ FREE_KEYS = (
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose value differs, with both values; a missing one is None."""
-    old, new = _flat(before), _flat(now)
+    old, new = flatten(before), flatten(now)
     return {
         key: (old.get(key), new.get(key))
         for key in sorted(old.keys() | new.keys())
@@ -111,13 +112,3 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     written_by = ("run.seed", "rollout.", "student.")
     same = not any(key.startswith(written_by) for key in changed)
     return same and data_digest == state.data_digest
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

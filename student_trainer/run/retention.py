@@ -27,7 +27,7 @@ def step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def best(checkpoints: list[Path], goal: Goal) -> Path | None:
+def best_checkpoint(checkpoints: list[Path], goal: Goal) -> Path | None:
     """The one with the best score, the earliest among equals; None when none has a score."""
     scored = [(score, step_of(p), p) for p in checkpoints if (score := _score(p)) is not None]
     if not scored:
@@ -44,7 +44,7 @@ def delete_old_checkpoints(directory: Path, step: int, keep: int, goal: Goal) ->
     """
     found = listing(directory)
     current = [p for p in found if step_of(p) <= step]
-    kept = {*current[:keep], best(current, goal)}
+    kept = {*current[:keep], best_checkpoint(current, goal)}
     for old in found:
         if old in kept:
             continue

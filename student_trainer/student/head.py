@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from student_trainer.losses.base import Head, LowRank
 
-WHERE = "student.lora.target_modules"
+TARGET_MODULES = "student.lora.target_modules"
 
 
 def read_head(model: Any) -> Head:
@@ -45,7 +45,7 @@ def _adapter(projection: Any) -> LowRank:
     if getattr(projection.lora_dropout[name], "p", 0.0) > 0:
         raise ConfigurationError(
             "an adapter on the head has no dropout: the losses read its weights",
-            where=WHERE,
+            where=TARGET_MODULES,
             fix="set student.lora.dropout = 0, or leave the head out",
         )
     return LowRank(
@@ -67,7 +67,7 @@ def check_mergeable(model: Any) -> None:
         raise ConfigurationError(
             "the head shares its weight with the input embedding, so its adapter cannot be "
             "merged into it",
-            where=WHERE,
+            where=TARGET_MODULES,
             fix="set student.lora.merge_final = false, or leave the head out",
         )
 

@@ -26,7 +26,7 @@ from student_trainer.student.tokenizer import cannot_load, load_tokenizer
 from student_trainer.student.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-PROBE_TOKENS = 16
+HEAD_PROBE_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def _with_adapters(model: Any, settings: LoraSettings, weights: Path | None) -> 
 @torch.no_grad()
 def _probe_head(student: Student) -> None:
     """The head applied to the hidden states must give the model's own logits."""
-    step = max(student.vocabulary_size // PROBE_TOKENS, 1)
-    ids = torch.arange(PROBE_TOKENS, device=student.device) * step % student.vocabulary_size
+    step = max(student.vocabulary_size // HEAD_PROBE_TOKENS, 1)
+    ids = torch.arange(HEAD_PROBE_TOKENS, device=student.device) * step % student.vocabulary_size
     ids = ids.unsqueeze(0)
     mask = torch.ones_like(ids)
     module: Any = student.module

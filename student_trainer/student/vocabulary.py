@@ -14,7 +14,7 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from torch import Tensor
 
-WHERE = "student.model"
+MODEL = "student.model"
 
 
 def undrawn_ids(tokenizer: Any, width: int) -> Tensor | None:
@@ -48,7 +48,7 @@ def terminators(model: Any, tokenizer: Any, width: int) -> tuple[int, ...]:
     if not ids:
         raise ConfigurationError(
             "neither its generation config nor its tokenizer names an end-of-text token",
-            where=WHERE,
+            where=MODEL,
             fix=fix,
         )
     tokens = set(tokenizer.get_vocab().values())
@@ -57,7 +57,7 @@ def terminators(model: Any, tokenizer: Any, width: int) -> tuple[int, ...]:
             why = f"its head has {width} ids" if token >= width else "no token has this id"
             raise ConfigurationError(
                 f"id {token} is to end a response and can never be drawn: {why}",
-                where=WHERE,
+                where=MODEL,
                 fix=f"{fix} and eos_token in tokenizer_config.json to tokens of this model",
             )
     return tuple(sorted(ids))
@@ -75,13 +75,13 @@ def padding_id(tokenizer: Any, otherwise: int, width: int) -> int:
     if padding >= width:
         raise ConfigurationError(
             f"its tokenizer pads with id {padding}, and the model has {width} ids",
-            where=WHERE,
+            where=MODEL,
             fix="set pad_token in tokenizer_config.json to a token of this model",
         )
     return int(padding)
 
 
-def describe(undrawn: Tensor | None, width: int) -> str:
+def describe_vocabulary(undrawn: Tensor | None, width: int) -> str:
     """How many ids the head has and how many of them are never drawn, for people."""
     if undrawn is None:
         return f"{width} ids"

@@ -45,7 +45,7 @@ def check_reachable(settings: TeacherSettings, run: str) -> None:
     """
     with connect(settings, run) as client:
         server = client.get_teacher(timeout=settings.connect_timeout_seconds)
-    named(server.teachers, settings)
+    find_teacher(server.teachers, settings)
 
 
 def service_date(settings: TeacherSettings, run: str) -> float | None:
@@ -59,7 +59,7 @@ def service_date(settings: TeacherSettings, run: str) -> float | None:
         return client.service_date(timeout=settings.connect_timeout_seconds)
 
 
-def named(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
+def find_teacher(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
     """The teacher the settings name; raises ConfigurationError when it is not served."""
     for teacher in teachers:
         if teacher.name == settings.name:

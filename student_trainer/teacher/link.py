@@ -36,8 +36,8 @@ from teacher_proto.types import (
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.student.model import Student
-from student_trainer.teacher.connection import connect, named
-from student_trainer.teacher.own_tokenizer import teach, upload_of
+from student_trainer.teacher.connection import connect, find_teacher
+from student_trainer.teacher.own_tokenizer import register, registration_of
 from student_trainer.teacher.requests import (
     MESSAGE_BYTES,
     concatenate,
@@ -91,15 +91,15 @@ class TeacherLink:
         try:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
             self.limits = server.limits
-            self.info = named(server.teachers, settings)
+            self.info = find_teacher(server.teachers, settings)
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
             self.id_limit = self._vocabulary_size
             if not self.realigned:
                 self.id_limit = min(self.id_limit, self.info.vocabulary_size)
             self.level = Level.SAME
             if self.realigned:
-                upload, seconds = upload_of(student, run), settings.timeout_seconds
-                self.level = teach(self.client, self.info, self.limits, upload, timeout=seconds)
+                own, seconds = registration_of(student, run), settings.timeout_seconds
+                self.level = register(self.client, self.info, self.limits, own, timeout=seconds)
         except BaseException:
             self.client.close()
             raise

@@ -26,7 +26,7 @@ THINKING = {
 REPLY = "an assistant's reply"
 
 
-def upload_of(student: Student, run: str) -> TokenizerUpload:
+def registration_of(student: Student, run: str) -> TokenizerUpload:
     file = student.tokenizer.backend_tokenizer.to_str().encode()
     roles = special_roles(student.tokenizer, student.terminators)
     return TokenizerUpload(run, student.tokenizer_hash, file, roles)
@@ -75,11 +75,11 @@ def _turn_end(tokenizer: Any, terminators: Sequence[int]) -> int | None:
     return places[min(places)] if found and places else None
 
 
-def teach(
+def register(
     client: TeacherClient,
     info: TeacherInfo,
     limits: ServerLimits,
-    upload: TokenizerUpload,
+    tokenizer: TokenizerUpload,
     *,
     timeout: float,
 ) -> Level:
@@ -89,14 +89,14 @@ def teach(
         ContractMismatchError: the service does not take it, or does not realign
             rows for this teacher.
     """
-    if len(upload.file) > limits.max_tokenizer_bytes:
+    if len(tokenizer.file) > limits.max_tokenizer_bytes:
         raise _refused(
-            f"its tokenizer.json has {len(upload.file)} bytes, the server takes "
+            f"its tokenizer.json has {len(tokenizer.file)} bytes, the server takes "
             f"{limits.max_tokenizer_bytes}",
             "raise the server's limits.max_tokenizer_bytes",
         )
     try:
-        levels = client.register_tokenizer(upload, timeout=timeout)
+        levels = client.register_tokenizer(tokenizer, timeout=timeout)
     except (InvalidRequestError, ContractMismatchError) as error:
         raise _refused(error.what, error.fix) from error
     if info.name not in levels:

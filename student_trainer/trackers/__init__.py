@@ -1,4 +1,4 @@
-"""Trackers: where a run's figures go beside its own files, by name and off by default.
+"""Trackers: where a run's metrics go beside its own files, by name and off by default.
 
 A new tracker is one file with ``start(facts) -> Tracker`` and one row in
 ``TRACKERS``. None asks for a login; what cannot start is an error before the
@@ -42,7 +42,7 @@ class RunFacts:
 
 
 class Tracker(Protocol):
-    def log(self, step: int, figures: Mapping[str, float]) -> None: ...
+    def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def close(self, failed: bool) -> None: ...
 
@@ -133,11 +133,11 @@ class Trackers:
     ) -> None:
         self._close(failed=error is not None)
 
-    def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Hands on what of ``figures`` is a number."""
+    def log(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Hands on what of ``metrics`` is a number."""
         numbers = {
             name: float(value)
-            for name, value in figures.items()
+            for name, value in metrics.items()
             if isinstance(value, int | float) and name != "step"
         }
         for name, tracker in list(self._open.items()):

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
+
+from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.trackers import RunFacts
 
@@ -24,16 +26,16 @@ class MLflow:
         experiment = self._client.get_experiment_by_name(name)
         number = experiment.experiment_id if experiment else self._client.create_experiment(name)
         self._run: str = self._client.create_run(number, run_name=facts.name).info.run_id
-        parameters = [Param(key, text) for key, text in _flat(facts.config)]
+        parameters = [Param(key, str(value)) for key, value in flatten(facts.config).items()]
         for first in range(0, len(parameters), MOST_PARAMETERS):
             self._client.log_batch(self._run, params=parameters[first : first + MOST_PARAMETERS])
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        metrics = [Metric(name, value, now, step) for name, value in figures.items()]
-        self._client.log_batch(self._run, metrics=metrics)
+        found = [Metric(name, value, now, step) for name, value in metrics.items()]
+        self._client.log_batch(self._run, metrics=found)
 
     def close(self, failed: bool) -> None:
         self._client.set_terminated(self._run, "FAILED" if failed else "FINISHED")
@@ -41,12 +43,3 @@ class MLflow:
 
 def start(facts: RunFacts) -> MLflow:
     return MLflow(facts)
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted keys and values as text."""
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", str(value)

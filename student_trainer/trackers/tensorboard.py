@@ -16,8 +16,8 @@ class TensorBoard:
         text = json.dumps(facts.config, indent=1, default=str)
         self._writer.add_text("config", f"```json\n{text}\n```", 0)
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        for name, value in figures.items():
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self, failed: bool) -> None:

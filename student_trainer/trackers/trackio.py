@@ -21,8 +21,8 @@ class Trackio:
             embed=False,
         )
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def close(self, failed: bool) -> None:
         import trackio

@@ -42,8 +42,8 @@ class WeightsAndBiases:
             ),
         )
 
-    def log(self, step: int, figures: Mapping[str, float]) -> None:
-        self._run.log(dict(figures), step=step)
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        self._run.log(dict(metrics), step=step)
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))

@@ -98,7 +98,7 @@ def low_coverage(line: Mapping[str, object]) -> str:
     )
 
 
-def describe(scores: ContinuationScores, teacher: TeacherLink) -> str:
+def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
     """The pair's level and what the teacher knows of one response, in half a sentence."""
     if scores.realignment is None:
         return f"level {teacher.level.name}, could not be realigned: {scores.detail}"

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from student_trainer.evaluation import (
     Evaluation,
-    Frozen,
+    FrozenPositions,
     evaluate,
     freeze_continuations,
     load_evaluation,
@@ -54,7 +54,7 @@ class Through:
 def run(
     student: Student,
     link: Any,
-    frozen: Frozen,
+    frozen: FrozenPositions,
     held_out: list[PromptItem],
     cache: Path,
     settings: EvaluationSettings = SETTINGS,

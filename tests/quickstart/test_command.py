@@ -49,7 +49,7 @@ def arguments(output: Path, steps: int, cross: bool = False) -> argparse.Namespa
 
 
 def prompts(name: str) -> list[str]:
-    lines = (command.PACKAGE / name).read_text(encoding="utf-8").splitlines()
+    lines = (command.FOLDER / name).read_text(encoding="utf-8").splitlines()
     return [json.loads(line)["messages"][0]["content"] for line in lines]
 
 

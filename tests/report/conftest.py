@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from student_trainer.evaluation.results import (
-    Divergence,
     Evaluation,
+    FullDivergence,
     Lengths,
     Sample,
     TeacherDescription,
@@ -66,8 +66,8 @@ def step(number: int) -> dict[str, object]:
 def evaluation(kl: float, response: str, length: float) -> Evaluation:
     return Evaluation(
         prompts=4,
-        frozen=Divergence(256, 0, 320, kl, kl / 2, 1 - kl / 4),
-        fresh=Divergence(250, 0, 320, kl + 1, kl, 0.5),
+        frozen=FullDivergence(256, 0, 320, kl, kl / 2, 1 - kl / 4),
+        fresh=FullDivergence(250, 0, 320, kl + 1, kl, 0.5),
         lengths=Lengths(4, length, 0.25),
         samples=(
             Sample("p1", "Say <hi>", response, 7, True),

@@ -1,4 +1,4 @@
-"""The table of the first example's tokens."""
+"""The token_table of the first example's tokens."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from teacher_proto.types import TextPrompt
 
 from student_trainer.data import load_prompts
-from student_trainer.first_example import first_example, table, wants_colour
+from student_trainer.first_example import first_example, token_table, wants_colour
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.loss import LsmLoss, MaskSettings
@@ -53,14 +53,14 @@ def drawn(prompt: int, response: int) -> Rollout:
 
 
 def test_a_long_prompt_is_counted_in_its_middle(student: Student) -> None:
-    text = table(student, drawn(100, 3), ["loss", "masked", "loss"])
+    text = token_table(student, drawn(100, 3), ["loss", "masked", "loss"])
     assert "100 prompt tokens (no loss)" in text
     assert "2 tokens with loss, 1 masked" in text
     assert "68 more prompt tokens" in text
     assert [place for place, _, _ in rows(text)] == [*range(-100, -92), *range(-24, 0), 0, 1, 2]
-    assert len(rows(table(student, drawn(32, 1), ["loss"]))) == 33
+    assert len(rows(token_table(student, drawn(32, 1), ["loss"]))) == 33
     assert "\x1b" not in text
-    coloured = table(student, drawn(2, 2), ["loss", "masked"], colour=True)
+    coloured = token_table(student, drawn(2, 2), ["loss", "masked"], colour=True)
     assert coloured.count("\x1b[31m") == 1
     assert coloured.count("\x1b[2m") == 2
 

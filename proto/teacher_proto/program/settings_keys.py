@@ -40,6 +40,17 @@ def parse_key(text: str) -> Key | None:
     return tuple(parts) if node == 0 else None
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Values of nested tables by their dotted keys, in order; an empty table has none."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def is_secret(key: Key) -> bool:
     """Whether a key's name says that its value must not be shown."""
     return any(SECRET.search(part) and not PATH.search(part) for part in key)
