@@ -1,4 +1,4 @@
-"""The program ``student-trainer``."""
+"""The program ``student-trainer``: its commands and their options."""
 
 from __future__ import annotations
 

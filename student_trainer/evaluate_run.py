@@ -1,4 +1,4 @@
-"""Evaluation before and after a run, on positions frozen before its first step."""
+"""Evaluation before and after a run, on positions that are frozen before its first step."""
 
 from __future__ import annotations
 
@@ -26,8 +26,9 @@ from student_trainer.teacher.link import TeacherLink
 class RunEvaluation:
     """Writes ``evaluation/frozen.json``, ``before.json`` and ``after.json``.
 
-    A resumed run keeps what is there, so that both ends are measured on the same
-    positions. With ``evaluation.prompts = 0``, or nothing held out, nothing is evaluated.
+    A resumed run keeps the files it finds, so that both evaluations are on the same
+    positions. With ``evaluation.prompts = 0``, or with no held-out prompts, nothing is
+    evaluated.
     """
 
     def __init__(
@@ -51,14 +52,14 @@ class RunEvaluation:
         return len(evaluated_prompts(self.prompts.held_out, self.config.evaluation)) > 0
 
     def before(self, step: int) -> None:
-        """Freezes the positions and measures the student as it came.
+        """Freezes the positions and evaluates the untrained student.
 
         Args:
-            step: completed steps; after step 0 the files have to be there.
+            step: completed steps. After step 0 the files must exist already.
 
         Raises:
-            ConfigurationError: a resumed run has lost them or holds out other
-                prompts, or there are fewer than asked for.
+            ConfigurationError: a resumed run has lost its files or holds out other
+                prompts, or fewer prompts are held out than the settings require.
         """
         target = self.directory / "before.json"
         if not self.enabled:
@@ -87,7 +88,7 @@ class RunEvaluation:
         save_evaluation(self._measure(), target)
 
     def after(self) -> None:
-        """Measures the trained student on the same positions."""
+        """Evaluates the trained student on the same positions."""
         if not self.enabled:
             return
         save_evaluation(self._measure(), self.directory / "after.json")

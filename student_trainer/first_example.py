@@ -1,9 +1,9 @@
-"""The first example as the loss sees it, token by token: a person finds a wrong
-template or mask here before hours are spent.
+"""The first example as the loss sees it, token by token, so that a person notices a
+wrong template or mask before hours are spent.
 
-The response is the start of the one that step 1 draws for this prompt: streams
-belong to rollouts (rollout/sampling.py), so drawing it twice changes nothing. A
-teacher with another tokenizer is asked about it: what it has no verdict on is shown.
+The response is the start of the one that step 1 draws for this prompt. Every rollout
+has a random stream of its own (rollout/sampling.py), so drawing it twice changes nothing.
+A teacher with another tokenizer scores it, and the table shows where its rows are masked.
 """
 
 from __future__ import annotations
@@ -39,8 +39,9 @@ def first_example(
     """A table of the prompt's tokens and of the response's first ``RESPONSE_TOKENS``.
 
     Args:
-        prompt: the first one of step 1.
-        teacher: one with another tokenizer, to be asked what it knows; else None.
+        prompt: the first prompt of step 1.
+        teacher: the teacher when its tokenizer is another, to score the response; else
+            None.
 
     Raises:
         LsmError: as ``TeacherLink.submit_rollouts``.
@@ -65,12 +66,12 @@ def first_example(
 def token_table(
     student: Student, drawn: Rollout, kinds: list[str], *, known: str = "", colour: bool = False
 ) -> str:
-    """One line a token: place, id, what the loss does with it, text. A long prompt's
-    middle is counted, not shown.
+    """One line for each token: place, id, what the loss does with it, text. The middle of a
+    long prompt is counted, not shown.
 
     Args:
-        kinds: of each token of the response: loss, masked (by the settings) or unknown
-            (a teacher with another tokenizer has no verdict on it).
+        kinds: for each token of the response: loss, masked (by the settings) or unknown
+            (no usable row of a teacher with another tokenizer).
         known: what such a teacher knows of the response.
     """
     prompt, response = drawn.prompt.token_ids.tolist(), drawn.token_ids.tolist()
@@ -93,7 +94,7 @@ def token_table(
 
 
 def wants_colour(stream: TextIO) -> bool:
-    """On a terminal, unless ``NO_COLOR`` is set."""
+    """Whether the stream is a terminal and ``NO_COLOR`` is not set."""
     return stream.isatty() and not os.environ.get("NO_COLOR")
 
 

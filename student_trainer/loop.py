@@ -1,11 +1,11 @@
 """The steps of a run.
 
-    prompts of the step -> rollouts -> scores (in flight meanwhile) -> loss over
-    micro-batches -> one mean -> clip -> AdamW -> metrics line -> checkpoint
+    prompts of the step -> rollouts -> scores (requested while the rest is written) ->
+    loss over micro-batches -> one mean -> clip -> AdamW -> metrics line -> checkpoint
 
-A step depends on the configuration, the seed, the step's number, the student
-and the batches that wait for their update, so that a resumed run repeats what
-was lost exactly.
+A step depends only on the configuration, the seed, the step's number, the student and
+the batches that wait for their update. A resumed run therefore repeats the lost steps
+exactly.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Times:
-    """Seconds of a step by what the trainer's own thread did; the rest is the update."""
+    """Seconds of a step in the trainer's own thread: what is neither of these is the update."""
 
     rollout: float = 0.0
     teacher_wait: float = 0.0
@@ -59,10 +59,10 @@ class Times:
 
 
 class TrainingLoop:
-    """Steps of one run.
+    """The steps of one run.
 
     Attributes:
-        state: after the last completed step.
+        state: the run after its last completed step.
     """
 
     def __init__(
@@ -96,10 +96,10 @@ class TrainingLoop:
         self._saved_step = 0
 
     def restore(self, path: Path) -> None:
-        """Goes on from a checkpoint whose model is already loaded.
+        """Continues from a checkpoint whose model is already loaded.
 
         Raises:
-            ConfigurationError, ContractMismatchError: it is of another run.
+            ConfigurationError, ContractMismatchError: the checkpoint is of another run.
         """
         before = checkpoint.load_state(path)
         check_resumable(
@@ -129,7 +129,7 @@ class TrainingLoop:
         log.info("resuming after step %d from %s", before.step, path)
 
     def run_steps(self, progress: Progress) -> None:
-        """Steps until ``run.steps``; whatever ends them, the state is saved."""
+        """Makes steps until ``run.steps``. Whatever ends them early, the state is saved."""
         restore_rng(self._rng)
         try:
             while self.state.step < self.config.run.steps:
@@ -151,7 +151,7 @@ class TrainingLoop:
             raise
 
     def step(self) -> dict[str, Any]:
-        """One step; returns its metrics line."""
+        """Makes one step and returns its metrics line."""
         config, number, start = self.config, self.state.step + 1, time.perf_counter()
         times = Times()
         with self.stopper.interruptible():
@@ -159,8 +159,8 @@ class TrainingLoop:
         times.rollout = time.perf_counter() - start
         parts = split(len(batch.rollouts), config.optimizer.updates_per_batch)
         if len(parts) > 1:
-            # Once the first has moved the student the state can not be saved, so
-            # whatever the teacher may spoil has to be known before.
+            # After the first of several updates the state cannot be saved any more, so
+            # every score has to be there before it.
             for place in range(len(batch.rollouts)):
                 self._scores(batch, place, times)
 
@@ -201,7 +201,7 @@ class TrainingLoop:
         self._coverage_low = bool(problem)
 
     def _scores(self, batch: Batch, place: int, times: Times) -> ContinuationScores:
-        """Of one rollout; the wait for them is timed, and a signal ends it."""
+        """The scores of one rollout. The wait for them is timed, and a signal ends it."""
         future, index = batch.scores[place]
         start = time.perf_counter()
         if not future.done():
@@ -230,8 +230,8 @@ class TrainingLoop:
         log.info("saved %s", path)
 
     def save_unless_saved(self) -> None:
-        """Saves the last completed step, unless it is saved or the student has
-        moved on from it within a step of several updates."""
+        """Saves the last completed step, unless it is saved already or the student has
+        since been updated, in a step of several updates."""
         clean = self.updater.updates == self.state.updates
         if clean and self.state.step > self._saved_step:
             self.save()

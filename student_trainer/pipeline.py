@@ -1,10 +1,9 @@
 """Batches on their way from rollout to update.
 
-Generation and update share one device, so both run in the caller's thread, one
-after the other; scoring runs meanwhile, at the teacher. With staleness s, step n
-first writes batch n + s with the weights it begins with, then updates on batch
-n, whose scores have had s steps to come. Which weights write which batch depends
-on the step's number alone.
+Rollout and update share one device, so both run in the caller's thread, one after the
+other, while the teacher scores. With staleness s, step n first writes batch n + s with
+the weights it begins with, and then updates on batch n, whose scores have had s steps to
+arrive. Which weights write which batch depends on the step's number alone.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ class Batch:
         position: of its first prompt in the order of training.
         written_after: completed steps of the student that wrote it.
         rollouts: prompt-major.
-        scores: per rollout, the reply it comes in and its place there.
+        scores: for each rollout, the future of its request and its place in the reply.
     """
 
     step: int
@@ -51,7 +50,7 @@ class Batch:
 
 
 class Pipeline:
-    """The batches that are written and not yet updated on, in order of their steps."""
+    """The batches that are written but not yet updated on, in the order of their steps."""
 
     def __init__(
         self,
@@ -68,7 +67,8 @@ class Pipeline:
         self.batches: deque[Batch] = deque()
 
     def fill(self, step: int, position: int) -> Batch:
-        """Writes and sends what step ``step`` has to; gives the batch it updates on.
+        """Writes and sends the batches that are due by step ``step``; returns the one that
+        the step updates on.
 
         Args:
             position: of the step's first prompt in the order of training.
@@ -86,12 +86,12 @@ class Pipeline:
         return self.batches[0]
 
     def drop(self, batch: Batch) -> None:
-        """Forgets the oldest batch, once its step is complete."""
+        """Drops the oldest batch, once its step is complete."""
         oldest = self.batches.popleft()
         assert oldest is batch, "batches are updated on in order"
 
     def restore(self, batches: Sequence[Batch]) -> None:
-        """Takes over written batches and asks for their scores again."""
+        """Takes over batches that are already written, and requests their scores again."""
         for batch in batches:
             self._send(batch, dict(enumerate(batch.rollouts)), range(len(batch.rollouts)))
             self.batches.append(batch)
@@ -135,10 +135,9 @@ class Pipeline:
         return batch
 
     def _send(self, batch: Batch, rollouts: Mapping[int, Rollout], places: Iterable[int]) -> None:
-        """Asks for the scores of the rollouts at these places, those of one group in
-        one request.
+        """Requests the scores of the rollouts at these places, one request for each group.
 
-        Which rollouts share a request depends on their contents, never on time.
+        Which rollouts share a request depends on their contents, never on timing.
         """
         loss, size = self.config.loss, self.config.rollout.group_size
         for _, members in groupby(places, key=lambda place: place // size):

@@ -1,5 +1,5 @@
-"""What a run needs of its prompts, told when they are read and before any model is
-loaded: ``train``, ``doctor`` and ``--dry-run`` ask here.
+"""What a run needs of its prompts: checked when they are read, before any model is
+loaded, by ``train``, ``doctor`` and ``train --dry-run`` alike.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from student_trainer.student.tokenizer import load_tokenizer
 
 
 def read_prompts(config: TrainConfig) -> PromptSets:
-    """The prompts, as many as the settings need.
+    """Reads the prompts and checks that they are enough for the settings.
 
     Raises:
         ConfigurationError: as ``load_tokenizer``, ``load_prompts`` and ``check_prompts``.
@@ -26,11 +26,11 @@ def read_prompts(config: TrainConfig) -> PromptSets:
 
 
 def check_prompts(config: TrainConfig, prompts: PromptSets) -> None:
-    """Refuses settings that these prompts cannot meet.
+    """Refuses settings that need more than these prompts.
 
     Raises:
-        ConfigurationError: fewer prompts are held out than ``evaluation.prompts`` asks
-            for, or they cannot give ``evaluation.frozen_rows`` positions.
+        ConfigurationError: fewer prompts are held out than ``evaluation.prompts``, or
+            their answers cannot have ``evaluation.frozen_rows`` positions.
     """
     settings = config.evaluation
     count = len(evaluated_prompts(prompts.held_out, settings))
@@ -45,7 +45,7 @@ def check_prompts(config: TrainConfig, prompts: PromptSets) -> None:
 
 
 def check_ids(prompts: PromptSets, student: Student) -> None:
-    """Raises ConfigurationError where a prompt has a token that the model has no id for."""
+    """Raises ConfigurationError when a prompt has a token beyond the ids of the model."""
     for prompt in (*prompts.train, *prompts.held_out):
         highest = int(prompt.token_ids.max())
         if highest >= student.vocabulary_size:
@@ -58,7 +58,7 @@ def check_ids(prompts: PromptSets, student: Student) -> None:
 
 
 def describe_prompts(prompts: PromptSets, settings: EvaluationSettings) -> str:
-    """How the prompts are used, for people."""
+    """One sentence on how the prompts are used."""
     longest = max(len(prompt.token_ids) for prompt in prompts.train)
     evaluated = len(evaluated_prompts(prompts.held_out, settings))
     return (
@@ -68,7 +68,7 @@ def describe_prompts(prompts: PromptSets, settings: EvaluationSettings) -> str:
 
 
 def notes(prompts: PromptSets, config: TrainConfig) -> list[str]:
-    """What differs from what the defaults mean to do, a sentence each."""
+    """Where the prompts differ from what the defaults expect, one sentence each."""
     found = []
     held_out, per_step = len(prompts.held_out), config.rollout.prompts_per_step
     if config.evaluation.prompts is None and held_out < config.evaluation.most_prompts:

@@ -1,4 +1,4 @@
-"""A training run from its configuration to its report."""
+"""A training run, from its configuration to its report and model card."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def train(config: TrainConfig) -> Path:
 
     Raises:
         ConfigurationError: among others, another run writes in the directory.
-        LsmError: see docs/errors.md; the state before the failed step is saved.
-        Stopped: a signal ended the run; its state is saved.
+        LsmError: see docs/errors.md. The state before the failed step is saved.
+        Stopped: a signal ended the run. Its state is saved.
     """
     run = RunDirectory(config.run.output_dir)
     with locked(run.path):
@@ -139,7 +139,11 @@ def _show_first_example(
 
 
 def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
-    """Writes summary.json, and the report unless it is turned off; returns the summary."""
+    """Writes summary.json, and the report unless ``report.html`` is off.
+
+    Returns:
+        The summary.
+    """
     from student_trainer.report.summary import write_summary
 
     summary = write_summary(run.path)
@@ -151,10 +155,10 @@ def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
 
 
 def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
-    """Says how the tokenizers relate, and refuses what only one tokenizer allows.
+    """Logs how the two tokenizers relate, and refuses settings that need a shared one.
 
     Raises:
-        ConfigurationError: the loss needs what is not known across tokenizers.
+        ConfigurationError: the loss needs a mass that is not known across tokenizers.
     """
     if not teacher.realigned:
         return
@@ -169,12 +173,12 @@ def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
 
 
 def longest_response(config: TrainConfig, evaluates: bool) -> int:
-    """Tokens of the longest response the run may send to the teacher."""
+    """Tokens of the longest response that the run may send to the teacher."""
     return max(new for _, new in _response_limits(config, evaluates))
 
 
 def _response_limits(config: TrainConfig, evaluates: bool) -> list[tuple[str, int]]:
-    """Settings that bound a response, with their tokens."""
+    """The settings that bound a response's length, with their values in tokens."""
     limits = [("rollout.max_new_tokens", config.rollout.max_new_tokens)]
     if evaluates:
         limits.append(("evaluation.max_new_tokens", config.evaluation.max_new_tokens))
@@ -182,10 +186,13 @@ def _response_limits(config: TrainConfig, evaluates: bool) -> list[tuple[str, in
 
 
 def check_lengths(config: TrainConfig, student: Student, evaluates: bool) -> None:
-    """Refuses lengths the student cannot take.
+    """Refuses prompts and responses that are longer than the student's positions.
 
     Args:
         evaluates: whether there are prompts to evaluate on.
+
+    Raises:
+        ConfigurationError: the longest sequence is too long.
     """
     for key, new in _response_limits(config, evaluates):
         longest = config.data.max_prompt_tokens + new

@@ -1,4 +1,5 @@
-"""Which column of a row is what (``data.columns``)."""
+"""Which column of a data set's row holds the prompt and the template's arguments
+(``data.columns``)."""
 
 from __future__ import annotations
 
@@ -15,6 +16,11 @@ COLUMNS = ("messages", "prompt")
 
 
 def prompt_column(row: Mapping[str, Any], chosen: str | None, place: str) -> str:
+    """The column of the prompt: ``chosen``, or the one of COLUMNS that the row has.
+
+    Raises:
+        ConfigurationError: the row does not have it, or has both.
+    """
     if chosen is not None:
         return _column(row, chosen, "data.columns.prompt", place)
     found = [name for name in COLUMNS if name in row]
@@ -52,8 +58,11 @@ def _no_column(
 
 
 def own_arguments(row: Mapping[str, Any], columns: ColumnSettings, place: str) -> Mapping[str, Any]:
-    """The row's own keyword arguments of the chat template; a column that holds text
-    holds JSON."""
+    """The row's own keyword arguments of the chat template. Text in such a column is JSON.
+
+    Raises:
+        ConfigurationError: a column is missing, or is not what it should be.
+    """
     own: dict[str, Any] = {}
     for name, key in (("template_arguments", ""), ("tools", "tools")):
         column = getattr(columns, name)

@@ -1,4 +1,4 @@
-"""The order of training."""
+"""The order in which prompts are trained on."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from student_trainer.rollout.sampling import stream
 
 @dataclass(frozen=True)
 class PromptOrder:
-    """A shuffle of its own for every epoch.
+    """The endless order of training: every epoch has a shuffle of its own.
 
-    Position p is prompt ``p mod count`` of epoch ``p div count``.
+    Position p is place ``p mod count`` of epoch ``p div count``.
     """
 
     seed: int
     count: int
 
     def take(self, position: int, count: int) -> list[int]:
-        """Indices of the ``count`` prompts from ``position`` on."""
+        """The indices of ``count`` prompts, from ``position`` on."""
         permutations: dict[int, Any] = {}
         indices = []
         for place in range(position, position + count):

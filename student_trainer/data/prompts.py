@@ -1,9 +1,9 @@
-"""Prompts of the rows of a dataset, as the student reads them.
+"""Prompts from the rows of a data set, as the student reads them.
 
-A row is ``{"messages": [...]}``, ``{"prompt": [...]}`` (both a conversation that
-ends before the assistant's turn) or ``{"prompt": "text"}`` (taken as it stands;
-special tokens written out are recognised, none is added). ``data.columns`` gives
-other names; other columns are left alone.
+A row is ``{"messages": [...]}`` or ``{"prompt": [...]}``, a conversation that ends before
+the assistant's turn, or ``{"prompt": "text"}``, which is used as it is: special tokens
+that are written out are recognised, and none is added. ``data.columns`` names other
+columns; all further columns are ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from student_trainer.settings.data import DataSettings
 
 log = logging.getLogger(__name__)
 
-# Stands before a digest, so that one taken by another rule is known as such.
+# Begins a digest, so that one taken by another rule is recognised.
 DIGEST_RULE = "as-read:"
 
 
@@ -36,7 +36,7 @@ class PromptSets:
     """Prompts to train on and prompts never trained on.
 
     Attributes:
-        dropped: prompts left out as longer than ``max_prompt_tokens``.
+        dropped: how many prompts were left out because of ``max_prompt_tokens``.
     """
 
     train: list[PromptItem]
@@ -45,12 +45,11 @@ class PromptSets:
 
     @property
     def digest(self) -> str:
-        """``DIGEST_RULE`` and sha256 over the train prompts in their order, hexadecimal:
-        over their tokens, and over the sources that a teacher with another tokenizer reads.
-        """
+        """``DIGEST_RULE`` and a hexadecimal sha256 over the train prompts in their order: over
+        their tokens, and over the sources that a teacher with another tokenizer reads."""
         digest = hashlib.sha256()
         for prompt in self.train:
-            # In the order of its keys, which a template may print.
+            # The order of the keys counts: a template may print it.
             source = json.dumps(asdict(prompt.source), default=str)
             digest.update(f"{len(prompt.token_ids)} {len(source)}\n".encode())
             digest.update(prompt.token_ids.astype("<i4").tobytes())
@@ -65,8 +64,8 @@ def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> Pr
         tokenizer: the student's, of transformers.
 
     Raises:
-        ConfigurationError: a dataset is missing, empty or malformed (with the
-            line), a prompt is too long, or a prompt is in both sets.
+        ConfigurationError: a data set is missing, empty or malformed (the line is
+            named), a prompt is too long, or a prompt is in both sets.
     """
     hub = (settings.subset, settings.train_split, settings.revision)
     train, dropped = _read(Source(settings.train, "data.train", *hub), settings, tokenizer)
@@ -93,7 +92,7 @@ def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> Pr
 def _split(
     prompts: Sequence[PromptItem], fraction: float, seed: int
 ) -> tuple[list[PromptItem], list[PromptItem]]:
-    """Holds out a share of the different prompts; equal prompts stay together."""
+    """Holds out a share of the distinct prompts. Equal prompts stay together."""
     unique = sorted({p.prompt_id for p in prompts})
     count = round(fraction * len(unique))
     if fraction > 0 and count == 0:
@@ -170,14 +169,16 @@ def _item(row: Mapping[str, Any], place: str, settings: DataSettings, tokenizer:
 
 
 def prompt_identity(token_ids: Int32) -> str:
-    """16 hexadecimal digits of what the student reads, int32 [P], and of nothing else:
-    neither an answer that is left out nor the column or file it comes from tells two
-    prompts apart."""
+    """16 hexadecimal digits that depend only on the tokens the student reads, int32 [P].
+
+    Rows that differ in a dropped answer, in their columns or in their file have the same
+    identity.
+    """
     return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def _check_text(used: Any, column: str, place: str) -> None:
-    """Refuses what cannot be written as JSON in UTF-8."""
+    """Refuses values that cannot be written as JSON in UTF-8."""
     try:
         json.dumps(used, ensure_ascii=False).encode()
     except (TypeError, UnicodeEncodeError) as error:
@@ -198,7 +199,7 @@ def _messages(value: Any, place: str, settings: DataSettings) -> list[Mapping[st
         raise ConfigurationError(
             "a conversation is a list of objects with the texts role and content", where=place
         )
-    # As a teacher's server hands them to its template (docs/contract.md).
+    # As a teacher's server passes them to its template (docs/contract.md).
     messages: list[Mapping[str, Any]] = [
         {"role": m["role"], "content": m["content"], **m} for m in value
     ]

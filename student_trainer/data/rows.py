@@ -25,9 +25,9 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        name: a file or a hub dataset.
+        name: a file or a data set on the hub.
         key: the setting that names it.
-        subset, split, revision: of a hub dataset.
+        subset, split, revision: of a data set on the hub.
     """
 
     name: str
@@ -42,11 +42,12 @@ PlacedRows = Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def read_rows(source: Source) -> PlacedRows:
-    """(place, row) of every row: ``prompts.jsonl, line 3``, ``prompts.parquet, row 3``.
+    """(place, row) of every row; a place is ``prompts.jsonl, line 3`` or
+    ``prompts.parquet, row 3``.
 
     Raises:
-        ConfigurationError: it cannot be read, a line is not UTF-8 or not a JSON
-            object, or a package it needs is missing.
+        ConfigurationError: the source cannot be read, a line is not UTF-8 or not a JSON
+            object, or a package is missing.
     """
     reader = READERS.get(Path(source.name).suffix.lower())
     if reader is not None:
@@ -63,14 +64,14 @@ def read_rows(source: Source) -> PlacedRows:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether ``read_rows`` would look for it on the hub."""
+    """Whether ``read_rows`` would look for this name on the hub."""
     return Path(name).suffix.lower() not in READERS and not Path(name).exists()
 
 
 def _jsonl(source: Source) -> PlacedRows:
     path = Path(source.name)
     try:
-        # In bytes: text mode would also split at characters that JSON strings may hold.
+        # As bytes: text mode would also split at characters that JSON strings may contain.
         lines = path.read_bytes().split(b"\n")
     except OSError as error:
         raise _unreadable(source, error.strerror or str(error)) from error
@@ -141,7 +142,7 @@ READERS: dict[str, Callable[[Source], PlacedRows]] = {".jsonl": _jsonl, ".parque
 
 
 def _without_nulls(value: Any) -> Any:
-    """Arrow gives every object of a column the same fields; those one has not are null."""
+    """Removes null fields: Arrow gives every object of a column the fields of all others."""
     if isinstance(value, dict):
         return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What a rollout is, whoever made it. Shapes: P prompt tokens, n response tokens."""
+"""Prompts and rollouts. Shapes: P prompt tokens, n response tokens."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ class PromptItem:
 
     Attributes:
         prompt_id: a digest of ``token_ids``, the same for equal prompts wherever they
-            come from; seeds the prompt's streams.
+            come from. It seeds the prompt's random streams.
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
-        source: the prompt as the data set gives it, sent to a teacher that
-            renders prompts itself.
+        source: the prompt as it is in the data set, for a teacher that renders prompts
+            itself.
     """
 
     prompt_id: str
@@ -29,14 +29,14 @@ class Rollout:
     """One response of the student.
 
     Attributes:
-        prompt: what it answers.
-        index: which of the prompt's G responses.
-        token_ids: int32 [n], n >= 1, the terminator included when it was drawn.
-        log_probs: float32 [n], the student's log-probability of each token at
-            rollout temperature, among the ids that a token has, before top-p.
-        finished: False when the length limit cut it.
-        support_ids: int32 [n, K], the ids most likely to the student that drew it,
-            at every token; None where the loss does not ask for them.
+        prompt: the prompt that it answers.
+        index: which of the prompt's G responses it is.
+        token_ids: int32 [n], n >= 1, with the terminator when it was drawn.
+        log_probs: float32 [n], the student's log-probability of each token at the
+            rollout's temperature, over the ids that a token has, before top-p.
+        finished: False when the length limit cut the response.
+        support_ids: int32 [n, K], the most likely ids of the student that drew the
+            response, at every token; None when the loss does not need them.
     """
 
     prompt: PromptItem

@@ -1,8 +1,8 @@
 """Rollouts through transformers' ``generate``.
 
-Every token is drawn here, from the rollout's own stream (rollout/sampling.py);
-``generate`` keeps the cache and knows when to stop. The model's own generation
-settings (temperature, top-k, penalties) do not apply.
+Every token is drawn here, from the rollout's own random stream (rollout/sampling.py);
+``generate`` keeps the cache and stops. The model's own generation settings (temperature,
+top-k, penalties) do not apply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ from student_trainer.student.model import Student
 
 # A prompt, and which of its responses.
 ResponseKey = tuple[PromptItem, int]
-# Gets what ended at one token, as (place in the result, rollout), places ascending.
+# Called with the rollouts that ended at one token, as (place in the result, rollout), in
+# ascending order of places.
 Ended = Callable[[list[tuple[int, Rollout]]], None]
 
 
@@ -38,12 +39,12 @@ def generate(
     step: int,
     ended: Ended | None = None,
 ) -> list[Rollout]:
-    """``settings.group_size`` responses to each prompt, prompt-major.
+    """Writes ``settings.group_size`` responses to each prompt, prompt-major.
 
-    A prompt that occurs again in ``prompts`` goes on counting its responses'
-    indices, so no stream is used twice. Ids that no token has are never drawn.
-    ``ended`` is called while the others are still being written, in an order that
-    depends on the responses alone.
+    When a prompt occurs again in ``prompts``, the indices of its responses continue, so
+    that no stream is used twice. Ids that no token has are never drawn. ``ended`` is
+    called while other responses are still being written, in an order that depends on the
+    responses alone.
 
     Raises:
         LsmError: the student's logits are not finite.
@@ -67,11 +68,11 @@ def _response_keys(prompts: Sequence[PromptItem], group_size: int) -> list[Respo
 
 
 class _Sampler(LogitsProcessor):  # type: ignore[misc]
-    """Draws each row's token, leaves only it possible, and tells which rows ended.
+    """Draws each row's token, makes it the only possible one, and reports ended rows.
 
     Attributes:
-        tokens: int64 [B, limit], log_probs: float32 [B, limit], what was drawn.
-        drawn: how many tokens.
+        tokens, log_probs: int64 and float32 [B, limit], what was drawn.
+        drawn: how many tokens were drawn for each row.
         open: bool [B], rows that have not ended.
     """
 
@@ -113,7 +114,7 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
 
 @contextmanager
 def _plain_generation(model: Any) -> Iterator[None]:
-    """Hides the model's own generation settings, which ``generate`` would merge in."""
+    """Hides the model's own generation settings, which ``generate`` would apply."""
     own = model.generation_config
     model.generation_config = GenerationConfig()
     try:
@@ -132,7 +133,7 @@ def _batch(
     first: int,
     ended: Ended | None,
 ) -> list[Rollout]:
-    """Responses of the keys; the first has place ``first`` in the whole result."""
+    """The responses of these keys; the first has place ``first`` in the whole result."""
     limit = settings.max_new_tokens
     width = max(len(prompt.token_ids) for prompt, _ in keys)
     input_ids = torch.full((len(keys), width), student.padding_id, dtype=torch.int64)
@@ -176,7 +177,7 @@ def _batch(
 
 
 def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> Rollout:
-    """What the row holds so far; its last token is the terminator when it finished."""
+    """The row's tokens so far. The last one is the terminator when the row finished."""
     prompt, index = key
     tokens = sampler.tokens[row, : sampler.drawn].cpu().numpy().astype(np.int32)
     log_probs = sampler.log_probs[row, : sampler.drawn].cpu().numpy().copy()

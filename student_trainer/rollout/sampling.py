@@ -1,7 +1,7 @@
 """Nucleus sampling from per-rollout random streams. Pure functions of tensors.
 
-A rollout draws from a stream of its own, so its tokens do not depend on which
-other rollouts are generated beside it.
+Every rollout draws from a stream of its own, so its tokens do not depend on the rollouts
+that are generated beside it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIRST_CANDIDATES = 256
 
 
 def stream(*key: int | str) -> np.random.Generator:
-    """A Philox generator of its own for every key."""
+    """A Philox generator that depends on the key alone."""
     digest = hashlib.sha256("\x1f".join(str(part) for part in key).encode()).digest()
     return np.random.Generator(np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)))
 
@@ -32,14 +32,14 @@ def rollout_uniforms(
 def nucleus(
     probabilities: Tensor, top_p: float, candidates: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The smallest set of tokens whose probability reaches ``top_p``.
+    """The smallest set of tokens whose total probability reaches ``top_p``.
 
-    Tokens enter by descending probability, ties by lower id.
+    Tokens enter by descending probability; among equals the lower id enters first.
 
     Args:
         probabilities: float32 [B, V], rows sum to 1.
         top_p: in (0, 1].
-        candidates: C, how many of the most likely tokens to look at, 1 <= C <= V.
+        candidates: C, how many of the most likely tokens are considered, 1 <= C <= V.
 
     Returns:
         ids int64 [B, C], cumulative float64 [B, C] in that order, size int64
@@ -49,20 +49,20 @@ def nucleus(
     """
     values, ids = _descending(probabilities, candidates)
     cumulative = values.double().cumsum(-1)
-    # Rounding may leave the sum of all below top_p: the set is then everything.
+    # By rounding, the sum of all may stay below top_p: the set is then everything.
     size = ((cumulative < top_p).sum(-1) + 1).clamp(max=candidates)
     if candidates == probabilities.shape[-1]:
         return ids, cumulative, size, torch.ones_like(size, dtype=torch.bool)
     last = values.gather(-1, (size - 1).unsqueeze(-1)).squeeze(-1)
-    # A tie with the weakest candidate could hide a lower id outside.
+    # A tie with the weakest candidate could hide a lower id outside the candidates.
     return ids, cumulative, size, (cumulative[:, -1] >= top_p) & (last > values[:, -1])
 
 
 def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """One token per row by the inverse of the nucleus's distribution function.
+    """Draws one token per row by the inverse of the nucleus's distribution function.
 
-    A row's token depends on that row alone. With ``top_p`` 1 the function runs
-    in the order of ids, else by descending probability.
+    A row's token depends on that row alone. With ``top_p`` 1 the function is in the order
+    of ids, otherwise in the order of descending probability.
 
     Args:
         log_probabilities: float32 [B, V], normalised.
@@ -95,15 +95,16 @@ def _draw(cumulative: Tensor, size: Tensor, uniforms: Tensor) -> Tensor:
     total = cumulative.gather(-1, (size - 1).unsqueeze(-1))
     target = uniforms.unsqueeze(-1) * total
     slot = torch.searchsorted(cumulative, target, right=True)
-    # u * total can round up to total itself; what follows the slot that reaches it
-    # has no probability.
+    # u * total can round up to total itself; the slots after the one that reaches it have
+    # no probability.
     last = torch.searchsorted(cumulative, total)
-    # Of a row that is not finite both are beyond the end.
+    # For a row that is not finite both are beyond the end.
     return torch.minimum(torch.minimum(slot, last).squeeze(-1), size - 1)
 
 
 def _descending(probabilities: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The ``count`` largest entries of each row, descending, ties by lower id."""
+    """The ``count`` largest entries of each row, descending; among equals the lower id
+    first."""
     if count == probabilities.shape[-1]:
         values, ids = probabilities.sort(dim=-1, descending=True, stable=True)
         return values, ids

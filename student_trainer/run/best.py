@@ -1,4 +1,4 @@
-"""The metric that decides which checkpoint is the best."""
+"""The metric by which one checkpoint is the best."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from student_trainer.settings.run import CheckpointSettings
 
 
 class RecentMetric:
-    """The values of ``checkpoint.best`` in the last ``checkpoint.every`` steps."""
+    """The values of the metric ``checkpoint.best`` in the last ``checkpoint.every`` steps."""
 
     def __init__(self, settings: CheckpointSettings) -> None:
         self._name = settings.best
         self._values: deque[float | None] = deque(maxlen=settings.every)
 
     def add(self, line: Mapping[str, Any]) -> None:
-        """Takes a step's metrics line.
+        """Adds the metrics line of a step.
 
         Raises:
-            ConfigurationError: the metric is not in it, or not a number.
+            ConfigurationError: the metric is not in the line, or is no number.
         """
         if self._name is None:
             return
@@ -39,14 +39,14 @@ class RecentMetric:
         self._values.append(value)
 
     def restore(self, metrics: Path, step: int) -> None:
-        """Takes the lines up to ``step`` of an earlier attempt."""
+        """Adds the lines of an earlier attempt, up to ``step``."""
         if self._name is not None and metrics.exists():
             for line in read_metrics(metrics):
                 if line["step"] <= step:
                     self.add(line)
 
     def mean(self) -> float | None:
-        """None when nothing was measured."""
+        """The mean; None when no step has a value."""
         known = [value for value in self._values if value is not None]
         return sum(known) / len(known) if known else None
 

@@ -1,12 +1,12 @@
-"""Checkpoints: safetensors and JSON, written whole or not at all, checked by sha256.
+"""Checkpoints: safetensors and JSON files, written whole or not at all, checked by sha256.
 
 checkpoints/step-000020/
     manifest.json          size and sha256 of every other file
     state.json             step, data position, teacher identity, configuration
     model/                 the model or its adapters, with the tokenizer
-    optimizer.safetensors  moments and masters (optim.py)
+    optimizer.safetensors  moments and masters (update/optim.py)
     rng.safetensors        state of torch's generators (rng.py)
-    rollouts.safetensors   rollouts that wait for their update, if any (pending_batches.py)
+    rollouts.safetensors   rollouts of pending batches, if any (pending_batches.py)
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ class TrainState:
 
     Attributes:
         step: completed steps.
-        updates: completed optimiser updates; sets the schedule.
-        position: prompts of the endless order of training that completed steps took.
-        data_digest: of the train prompts.
-        teacher: identity that scored every step so far.
+        updates: completed optimiser updates, which set the learning rate.
+        position: how many prompts of the endless training order the completed steps used.
+        data_digest: digest of the train prompts.
+        teacher: identity of the teacher that scored every step so far.
         config: the configuration, as JSON values.
-        pending_batches: those that wait for their update.
-        score: what checkpoint.best names, or None.
+        pending_batches: batches that wait for their update.
+        score: mean of the metric that ``checkpoint.best`` names, or None.
     """
 
     step: int
@@ -72,10 +72,11 @@ def save(
     keep: int,
     goal: Goal = "min",
 ) -> Path:
-    """Writes ``directory/step-NNNNNN``; the newest ``keep`` and the best by ``goal`` stay.
+    """Writes ``directory/step-NNNNNN`` and returns it. The newest ``keep`` checkpoints and
+    the best one by ``goal`` are kept.
 
     Raises:
-        LsmError: it could not be written; earlier checkpoints are untouched.
+        LsmError: it could not be written. Earlier checkpoints are untouched.
     """
     final = directory / f"step-{state.step:06d}"
     try:
@@ -104,7 +105,7 @@ def save(
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None."""
+    """What is wrong with a checkpoint's files; None when they are as they were written."""
     try:
         manifest = json.loads((checkpoint / MANIFEST).read_text())
         entries: Mapping[str, Any] = manifest["files"]
@@ -125,10 +126,11 @@ def damage(checkpoint: Path) -> str | None:
 
 
 def newest_good(directory: Path) -> Path | None:
-    """The newest undamaged checkpoint; names the damaged ones it passes over.
+    """The newest undamaged checkpoint, or None when there are no checkpoints. Damaged ones
+    are skipped with a warning.
 
     Raises:
-        ConfigurationError: there are checkpoints and none is good.
+        ConfigurationError: there are checkpoints, and all are damaged.
     """
     found = listing(directory)
     for checkpoint in found:
@@ -146,7 +148,7 @@ def newest_good(directory: Path) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> TrainState:
-    """state.json of an undamaged checkpoint."""
+    """Reads state.json of an undamaged checkpoint."""
     values = json.loads((checkpoint / "state.json").read_text())
     teacher = TeacherIdentity(**values.pop("teacher"))
     pending = tuple(PendingBatch(**entry) for entry in values.pop(_PENDING))
@@ -155,7 +157,7 @@ def load_state(checkpoint: Path) -> TrainState:
 
 @dataclass(frozen=True)
 class SavedTensors:
-    """Tensors of a checkpoint beside the model's."""
+    """The tensors of a checkpoint, except the model's."""
 
     optimizer: dict[str, Tensor]
     rng: dict[str, Tensor]
@@ -163,7 +165,7 @@ class SavedTensors:
 
 
 def load_tensors(checkpoint: Path) -> SavedTensors:
-    """Everything but the model of an undamaged checkpoint."""
+    """Reads the tensors of an undamaged checkpoint, except the model's."""
     rollouts = checkpoint / _ROLLOUTS
     return SavedTensors(
         optimizer=load_file(checkpoint / _OPTIMIZER),

@@ -1,4 +1,5 @@
-"""The run directory: where each file is, and what an earlier attempt left there."""
+"""The run directory: where each file is, and what happens to the files of an earlier
+attempt."""
 
 from __future__ import annotations
 
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """Paths of a run (docs/training.md)."""
+    """The paths of a run's files (docs/training.md)."""
 
     path: Path
 
@@ -47,14 +48,14 @@ class RunDirectory:
 
 
 def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
-    """The checkpoint to go on from, or None to start from the beginning.
+    """The checkpoint to continue from, or None to start from the beginning.
 
     Args:
         resume: ``auto``, ``never`` or the path of a checkpoint.
 
     Raises:
-        ConfigurationError: the named checkpoint is damaged, no checkpoint is
-            good, or ``never`` meets a directory that already holds a run.
+        ConfigurationError: the given checkpoint is damaged; all checkpoints are damaged;
+            or ``resume`` is ``never`` and the directory already holds a run.
     """
     if resume == "auto":
         return checkpoint.newest_good(run.checkpoints)
@@ -78,10 +79,10 @@ def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
 
 
 def prepare(run: RunDirectory, step: int) -> None:
-    """Brings the directory to the end of ``step``: later metrics lines go.
+    """Brings the directory to its state at the end of ``step``: removes later metrics lines.
 
-    At step 0 nothing of an earlier attempt stays (it died before its first
-    checkpoint, so nothing of it can be used).
+    At step 0 everything of an earlier attempt is removed: it ended before its first
+    checkpoint, so none of it can be used.
     """
     run.path.mkdir(parents=True, exist_ok=True)
     if step == 0:
@@ -95,7 +96,7 @@ def prepare(run: RunDirectory, step: int) -> None:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Lines of metrics.jsonl; a last line cut by a kill is left out."""
+    """The lines of metrics.jsonl, without a last line that a killed run left incomplete."""
     lines = []
     for text in path.read_text().splitlines():
         try:
@@ -106,6 +107,6 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def append_metrics(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Adds one line; refuses NaN and infinity, which are not JSON."""
+    """Appends one line. Raises ValueError for NaN and infinity, which are not JSON."""
     with path.open("a") as file:
         file.write(json.dumps(metrics, allow_nan=False) + "\n")

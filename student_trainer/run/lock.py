@@ -1,7 +1,7 @@
-"""One process at a time writes in a run's directory.
+"""Only one process at a time may write in a run's directory.
 
 The lock is the kernel's (flock): it ends with the process that holds it, however that
-dies. The file only says who holds it, and stays.
+process ends. The lock file only names the holder; it is never removed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from teacher_proto.errors import ConfigurationError
 log = logging.getLogger(__name__)
 
 LOCK_NAME = ".lock"
-# Descriptors of the locks this process holds. A child that is forked without exec closes
-# its copies: they would keep the lock when the parent is gone.
+# Descriptors of the locks that this process holds. A child that is forked without exec
+# closes its copies: otherwise they would keep the lock after the parent has ended.
 _held: set[int] = set()
 
 
@@ -37,12 +37,13 @@ os.register_at_fork(after_in_child=_forget)
 
 @contextmanager
 def locked(directory: Path) -> Iterator[None]:
-    """Holds the directory, which is made where it is not there.
+    """Holds the lock of the directory, which is created when it does not exist.
 
-    On a file system that keeps no locks the run goes on, with a warning.
+    On a file system without locks the run continues, with a warning.
 
     Raises:
-        ConfigurationError: another process holds it, or it cannot be written.
+        ConfigurationError: another process holds the lock, or the directory cannot be
+            written.
     """
     path = directory / LOCK_NAME
     try:
@@ -73,10 +74,11 @@ def locked(directory: Path) -> Iterator[None]:
 
 
 def check_free(directory: Path) -> None:
-    """Writes nothing; for the moment of the look a run that starts there is refused.
+    """Checks that no run holds the directory, without writing anything. A run that starts
+    at this very moment is refused.
 
     Raises:
-        ConfigurationError: a process holds the directory.
+        ConfigurationError: a process holds the lock.
     """
     path = directory / LOCK_NAME
     try:
@@ -91,7 +93,7 @@ def check_free(directory: Path) -> None:
 
 
 def _taken(descriptor: int, path: Path, kind: int) -> bool:
-    """Whether another open file holds the lock; takes it where none does."""
+    """Whether another open file holds the lock. When none does, takes it."""
     try:
         fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -113,9 +115,9 @@ def _refused(directory: Path) -> ConfigurationError:
 
 
 def _holder(path: Path) -> str:
-    """Who says to hold it, for people."""
+    """The holder that the lock file names, for people."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return f"another run: process {told['pid']} on {told['host']} since {told['since']}"
+        holder = json.loads(path.read_text(encoding="utf-8"))
+        return f"another run: process {holder['pid']} on {holder['host']} since {holder['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another run"

@@ -1,8 +1,8 @@
-"""Rollouts that wait for their update, as a checkpoint keeps them.
+"""Batches that wait for their update, as a checkpoint keeps them.
 
-At staleness s a checkpoint between two steps holds s batches. Their tokens are
-saved, since the weights that wrote them are gone; their scores are asked again,
-since a teacher gives the same ones again.
+With staleness s a checkpoint between two steps holds s batches. Their tokens are saved,
+because the weights that wrote them are gone. Their scores are requested again, because
+the teacher gives the same ones again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def describe_batches(batches: Sequence[Batch]) -> tuple[PendingBatch, ...]:
 
 
 def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """By ``step/field``: the responses' tokens and log-probabilities one after
-    another, their supports where there are any, and lengths, indices and ends."""
+    """The batches' rollouts, by ``step/field``: tokens and log-probabilities of the
+    responses one after another, their supports if there are any, and for each response
+    its length, index and whether it finished."""
     kept: dict[str, Tensor] = {}
     for batch in batches:
         rollouts = batch.rollouts

@@ -1,4 +1,4 @@
-"""What a run shows while it works: a bar on a terminal, else one JSON line a step."""
+"""What a run shows while it works: a bar on a terminal, otherwise one JSON line per step."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from student_trainer.trackers import Trackers
 
 
 class Progress:
-    """Context manager; ``step`` after every step, ``phase`` when another part starts.
-    Trackers get the steps too.
+    """Context manager. Call ``step`` after every step and ``phase`` when another part of
+    the run begins. Trackers receive the steps too.
 
-    The bar needs a terminal and ``TQDM_DISABLE`` unset; ``NO_COLOR`` is
-    honoured. Without a bar, ``step`` writes the step's metrics as JSON.
+    The bar needs a terminal and ``TQDM_DISABLE`` unset; ``NO_COLOR`` is respected. Without
+    a bar, ``step`` writes the step's metrics as one JSON line.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class Progress:
         self._bar: Any = None
         if self._stream.isatty() and not disabled:
             self._bar = _bar(self._stream)
-            self._task = self._bar.add_task("starting", total=steps, completed=done, figures="")
+            self._task = self._bar.add_task("starting", total=steps, completed=done, summary="")
 
     def __enter__(self) -> Progress:
         if self._bar is not None:
@@ -60,11 +60,11 @@ class Progress:
             self._stream.write(json.dumps(metrics) + "\n")
             self._stream.flush()
             return
-        figures = (
+        summary = (
             f"loss {metrics['loss']:.4f}  length {metrics['response_length_mean']:.0f}  "
             f"{metrics['tokens_per_second']:.0f} tokens/s"
         )
-        self._bar.update(self._task, completed=metrics["step"], figures=figures)
+        self._bar.update(self._task, completed=metrics["step"], summary=summary)
 
 
 def _bar(stream: TextIO) -> Any:
@@ -76,7 +76,7 @@ def _bar(stream: TextIO) -> Any:
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[figures]}"),
+        TextColumn("{task.fields[summary]}"),
         TimeRemainingColumn(),
         console=Console(file=stream),
     )

@@ -1,4 +1,5 @@
-"""Whether a run may go on from a checkpoint: the same settings, prompts and teacher."""
+"""Whether a run may continue from a checkpoint: only with the same settings, prompts and
+teacher."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from teacher_proto.types import TeacherIdentity
 from student_trainer.data.prompts import DIGEST_RULE
 from student_trainer.run.checkpoint import TrainState
 
-# Keys that do not change a step's numbers, so they may change on resume. The
-# train file may move: its prompts are compared by content.
+# Keys that may change on resume, because they do not change a step's numbers. The train
+# file may move: its prompts are compared by content.
 FREE_KEYS = (
     "run.name",
     "run.output_dir",
@@ -38,7 +39,7 @@ FREE_KEYS = (
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose value differs, with both values; a missing one is None."""
+    """Dotted keys whose values differ, with both values; a missing value is None."""
     old, new = flatten(before), flatten(now)
     return {
         key: (old.get(key), new.get(key))
@@ -54,14 +55,14 @@ def check_resumable(
     teacher: TeacherIdentity,
     allowed: Sequence[str] = (),
 ) -> None:
-    """A resumed run must be the run that was stopped.
+    """Refuses to resume with anything that changes the numbers of the run.
 
-    Keys of FREE_KEYS may change; so may ``run.steps`` while the schedule is
-    constant, and what ``allowed`` names.
+    The keys of FREE_KEYS may change. So may ``run.steps`` with a constant schedule, and
+    the keys in ``allowed``.
 
     Raises:
-        ConfigurationError: other settings or other prompts.
-        ContractMismatchError: another teacher.
+        ConfigurationError: the settings or the prompts differ.
+        ContractMismatchError: the teacher differs.
     """
     free = [*FREE_KEYS, *allowed]
     if config["optimizer"]["schedule"] == "constant":
@@ -106,7 +107,8 @@ def check_resumable(
 def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_digest: str) -> bool:
     """Whether pending batches are those a run of these settings would have written.
 
-    False only for what ``checkpoint.allow_changed`` let through.
+    False only when ``checkpoint.allow_changed`` permits settings or prompts that change
+    them.
     """
     changed = changed_keys(state.config, config)
     written_by = ("run.seed", "rollout.", "student.")

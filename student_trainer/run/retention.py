@@ -1,4 +1,4 @@
-"""Which checkpoints of a directory stay: the newest few and the best."""
+"""Which checkpoints of a directory are kept: the newest few and the best."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ UNFINISHED = ".tmp-"
 
 
 def listing(directory: Path) -> list[Path]:
-    """Checkpoints of a directory, newest first, good or not."""
+    """The checkpoints of a directory, newest first, damaged ones included."""
     found = [p for p in directory.glob("step-*") if re.fullmatch(r"step-\d{6,}", p.name)]
     return sorted(found, key=step_of, reverse=True)
 
@@ -28,7 +28,8 @@ def step_of(checkpoint: Path) -> int:
 
 
 def best_checkpoint(checkpoints: list[Path], goal: Goal) -> Path | None:
-    """The one with the best score, the earliest among equals; None when none has a score."""
+    """The checkpoint with the best score, the earliest among equals; None when none has a
+    score."""
     scored = [(score, step_of(p), p) for p in checkpoints if (score := _score(p)) is not None]
     if not scored:
         return None

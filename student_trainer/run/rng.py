@@ -1,8 +1,9 @@
-"""State of the generators a step draws from.
+"""State of the random generators that a step draws from.
 
-Rollouts, the order of prompts and the choice of rows for metrics draw from streams
-made anew from the seed (rollout/sampling.py); dropout draws from torch's generators.
-Nothing else is random, and nothing draws from Python's or NumPy's global generators.
+Rollouts, the order of prompts and the choice of rows for metrics draw from streams that
+are derived anew from the seed (rollout/sampling.py). Dropout draws from torch's
+generators. Nothing else is random, and nothing draws from Python's or NumPy's global
+generators.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor
 
 
 def capture_rng() -> dict[str, Tensor]:
-    """State of torch's generators, uint8."""
+    """The state of torch's generators, uint8 by device."""
     states = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         states |= {f"cuda{i}": s for i, s in enumerate(torch.cuda.get_rng_state_all())}

@@ -1,5 +1,8 @@
-"""SIGTERM and SIGINT: rollouts and waits are given up (a resumed run repeats them
-exactly), an update or a save in progress ends first; a second signal ends anything."""
+"""What SIGTERM and SIGINT do.
+
+Rollouts and waits for scores are given up, since a resumed run repeats them exactly. An
+update or a save in progress is completed first. A second signal ends either at once.
+"""
 
 from __future__ import annotations
 
@@ -21,12 +24,12 @@ class Stopped(SystemExit):
 
 
 class Stopper:
-    """Context manager that handles the signals; elsewhere than in the main
-    thread, where Python delivers none, it does nothing.
+    """Context manager that handles the signals. It does nothing outside the main thread,
+    because Python delivers no signals to other threads.
 
     Attributes:
-        requested: number of the first signal.
-        at_once: a second one came; what it interrupted may be half done.
+        requested: number of the first signal; None before it.
+        at_once: whether a second signal came, so that an update may be half done.
     """
 
     def __init__(self) -> None:
@@ -52,7 +55,7 @@ class Stopper:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Around what a first signal lets finish."""
+        """Around what a first signal lets complete."""
         self._in_step = True
         try:
             yield

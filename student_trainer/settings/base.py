@@ -1,4 +1,4 @@
-"""What every section of the settings is made of."""
+"""Types that all sections of the settings share."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Settings(BaseModel):
-    """Unknown keys are refused; values do not change after loading."""
+    """A section. Unknown keys are refused, and values do not change after loading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())

@@ -59,16 +59,17 @@ class LossCommon(Settings):
         description="over all used tokens of an update, or over its responses' own means",
     )
     chunk_rows: PositiveInt = Field(
-        default=128, description="rows per chunk where [rows, V] is needed"
+        default=128,
+        description="rows of logits [rows, V] computed at a time, where they are needed",
     )
     max_non_finite_share: Share = Field(
-        default=0.01, description="a step with more of its rows not finite is refused"
+        default=0.01, description="a step is refused when more of its rows are not finite"
     )
     mask: MaskSettings = Field(default_factory=MaskSettings)
     masked_chunks: bool = Field(
         default=False,
-        description="across tokenizers: where the teacher has no verdict on a token, learn from "
-        "its likelihood of the chunk that holds it, a policy gradient",
+        description="across tokenizers: where the teacher gives no usable row for a token, learn "
+        "from its likelihood of the chunk that holds it, a policy gradient",
     )
     chunk_clamp: Positive | None = Field(
         default=None, description="bound on a chunk's |advantage|, nats"
@@ -76,22 +77,22 @@ class LossCommon(Settings):
 
     @property
     def needs_log_tail(self) -> bool:
-        """Whether the teacher's mass outside its support is asked for."""
+        """Whether the teacher has to return its mass outside the top K."""
         return False
 
     @property
     def teacher_top_k(self) -> int:
-        """How many of its own ids the teacher is asked for a row."""
+        """How many of its own ids the teacher returns for each row."""
         raise NotImplementedError
 
     @property
     def student_top_k(self) -> int:
-        """How many of the student's ids the teacher is asked at."""
+        """At how many of the student's ids the teacher is scored for each row."""
         return 0
 
 
 class SupportLoss(LossCommon):
-    """What the losses on a support share."""
+    """Settings that all losses on a support share."""
 
     top_k: int = Field(default=32, description="ids of the support a side, K")
     support: Support = Field(
@@ -136,7 +137,7 @@ class SupportLoss(LossCommon):
 
     @property
     def teacher_top_k(self) -> int:
-        # The service's tail is of its own top-K, whatever the support.
+        # The service's tail is outside the teacher's top K, whatever the support.
         return self.top_k if self._holds_teacher or self.needs_log_tail else 0
 
     @property
@@ -194,7 +195,7 @@ class SampledTokenLoss(LossCommon):
 
     kind: Literal["sampled_token"] = "sampled_token"
     top_k: Count = Field(
-        default=32, description="size of the support asked for the diagnostics; 0 asks for none"
+        default=32, description="size of the support for metrics alone; 0 leaves it out"
     )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
         default=0.2, description="ratio's trust region"

@@ -1,6 +1,5 @@
-"""Settings of the responses the student writes, and of when they are updated on.
-Lengths in tokens.
-"""
+"""Settings of the student's responses, and of when they are updated on. Lengths in
+tokens."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 
 class RunSettings(Settings):
     name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
-        default="student", description="name the teacher service keeps shares by"
+        default="student", description="name by which the teacher service shares its time"
     )
     output_dir: Path = Field(description="directory of everything the run writes")
     seed: Count = Field(default=0, description="seeds rollouts, the order of prompts and dropout")
@@ -24,7 +24,7 @@ class RunSettings(Settings):
 
 class CheckpointSettings(Settings):
     every: PositiveInt = Field(
-        default=20, description="steps between checkpoints; the last step has one"
+        default=20, description="steps between checkpoints; the last step always has one"
     )
     keep: PositiveInt = Field(default=2, description="checkpoints kept, newest first")
     best: str | None = Field(
@@ -32,10 +32,12 @@ class CheckpointSettings(Settings):
         description="metric of metrics.jsonl whose best checkpoint is kept too, by its mean over "
         "the last `every` steps; unset, none is",
     )
-    best_goal: Literal["min", "max"] = Field(default="min", description="which end is best")
+    best_goal: Literal["min", "max"] = Field(
+        default="min", description="whether a low or a high value of best is better"
+    )
     resume: str = Field(
         default="auto",
-        description="auto (newest good one of output_dir), never, or a checkpoint's path",
+        description="auto (the newest undamaged one of output_dir), never, or a checkpoint's path",
     )
     allow_changed: tuple[str, ...] = Field(
         default=(), description="keys that may differ from the checkpoint's when resuming"

@@ -1,1 +1,1 @@
-"""The student: its model, head and tokenizer, and which ids it can write."""
+"""The student: its model, head and tokenizer, and the ids that it can write."""

@@ -1,4 +1,5 @@
-"""The student's output projection, read off the loaded model, as the losses take it."""
+"""The student's output projection, read from the loaded model in the form that the losses
+take."""
 
 from __future__ import annotations
 
@@ -18,8 +19,8 @@ def read_head(model: Any) -> Head:
     """The head of a transformers model, with its LoRA adapter when it has one.
 
     Raises:
-        ConfigurationError: it is no linear layer, or its adapter cannot be told
-            to the losses.
+        ConfigurationError: it is no linear layer, or its adapter has dropout, which the
+            losses cannot apply.
     """
     projection = model.get_output_embeddings()
     base = getattr(projection, "base_layer", projection)
@@ -40,7 +41,7 @@ def read_head(model: Any) -> Head:
 
 
 def _adapter(projection: Any) -> LowRank:
-    """The one adapter of a projection that peft has wrapped."""
+    """The adapter of a projection that peft has wrapped."""
     (name,) = projection.active_adapters
     if getattr(projection.lora_dropout[name], "p", 0.0) > 0:
         raise ConfigurationError(
@@ -56,7 +57,7 @@ def _adapter(projection: Any) -> LowRank:
 
 
 def check_mergeable(model: Any) -> None:
-    """Refuses what merging would get wrong: a tied head also is the input embedding.
+    """Refuses an adapter on a tied head: merging it would change the input embedding too.
 
     Raises:
         ConfigurationError: the head has an adapter and shares its weight.
@@ -73,7 +74,7 @@ def check_mergeable(model: Any) -> None:
 
 
 def head_logits(head: Head, hidden: Tensor) -> Tensor:
-    """float32 logits [T, V] of hidden states [T, H]; ``NEVER`` at ids that are not drawn."""
+    """float32 logits [T, V] of hidden states [T, H]; ``NEVER`` at the ids that no token has."""
     projection = torch.nn.functional.linear(hidden.to(head.weight.dtype), head.weight, head.bias)
     wide = projection.float()
     if head.lora is not None:

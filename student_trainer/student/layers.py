@@ -1,7 +1,7 @@
-"""The layers of a decoder: which of them to remove, and removing them.
+"""Removing layers from a decoder.
 
-They are found by structure, so that no architecture is named here: the decoder is the
-one ModuleList as long as the configuration's number of layers.
+The layers are found by structure, so that no architecture has to be named: the decoder is
+the one ModuleList as long as the configuration's number of layers.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ INDEX_NAMES = ("layer_idx", "layer_id", "layer_index", "layer_number")
 def layers_to_drop(
     layers: int, *, drop: Sequence[int] | None = None, keep: int | None = None
 ) -> tuple[int, ...]:
-    """The layer indices to remove, ascending.
+    """The indices of the layers to remove, ascending.
 
     Args:
-        layers: how many the model has.
-        drop: the indices, counted from 0.
-        keep: how many to keep, evenly spaced, the first and the last among them
-            (only the first when ``keep`` is 1).
+        layers: how many layers the model has.
+        drop: the indices to remove, counted from 0.
+        keep: how many layers to keep, evenly spaced, with the first and the last among
+            them (only the first when ``keep`` is 1).
 
     Raises:
-        ConfigurationError: both or neither are given, an index is out of range
-            or given twice, or no layer would be left or none removed.
+        ConfigurationError: both or neither of ``drop`` and ``keep`` are given, an index is
+            out of range or given twice, or no layer would be left or removed.
     """
     if (drop is None) == (keep is None):
         raise ConfigurationError(
@@ -73,7 +73,7 @@ def layers_to_drop(
 
 
 def drop_layers(network: Any, dropped: Sequence[int]) -> None:
-    """Remove layers from a transformers model in memory and mend its configuration.
+    """Removes layers from a transformers model in memory and adapts its configuration.
 
     Raises:
         ConfigurationError: the decoder's layers cannot be found by structure.
@@ -98,11 +98,11 @@ def drop_layers(network: Any, dropped: Sequence[int]) -> None:
 def find_layers(network: nn.Module, layers: int) -> tuple[nn.Module, str]:
     """The module that owns the decoder's ModuleList, and the list's name in it.
 
-    Among several lists of that length (experts, say) the decoder's is the one
+    Among several lists of that length (of experts, for example) the decoder's is the one
     with the most parameters.
 
     Raises:
-        ConfigurationError: there is none of that length.
+        ConfigurationError: there is no list of that length.
     """
     from torch import nn
 
@@ -122,7 +122,7 @@ def find_layers(network: nn.Module, layers: int) -> tuple[nn.Module, str]:
 
 
 def per_layer_fields(config: Any, layers: int) -> list[str]:
-    """Names of the configuration's lists that hold one entry per layer."""
+    """The names of the configuration's lists that have one entry per layer."""
     return [
         name
         for name, value in vars(config).items()

@@ -1,10 +1,9 @@
-"""Which positions are left out: those whose sampled token is an artefact of a
-template or tokenizer (arXiv 2603.25562, special-token masking).
+"""Which positions are masked: those whose sampled token is an artefact of a template or
+tokenizer (arXiv 2603.25562, special-token masking).
 
-A literal is looked for in the bytes the response's tokens stand for, so it is
-found as one special token and spelled out over several tokens alike, and every
-token that carries a byte of it is masked. Text that only resembles it (a bare
-"<") is not.
+A literal is searched for in the bytes of the response's tokens. It is therefore found
+both as one special token and spelled out over several tokens, and every token that
+carries a byte of it is masked. Text that only resembles it (a bare "<") is not masked.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ class TokenMask:
     """Finds masked positions.
 
     Attributes:
-        literals: byte strings to look for.
+        literals: byte strings to search for.
         token_ids: ids that are masked wherever they are sampled.
-        support_ids: ids to take out of supports; empty when none are.
-        pieces: what each id stands for, by id.
+        support_ids: ids to remove from supports.
+        pieces: the bytes of each id.
     """
 
     literals: tuple[bytes, ...]
@@ -61,7 +60,7 @@ def token_mask(settings: MaskSettings, tokenizer: Any, vocabulary_size: int) -> 
 
     Raises:
         ConfigurationError: an id is outside the vocabulary, or literals are
-            asked for and the tokenizer's tokens cannot be told as bytes.
+            given and the bytes of this tokenizer's tokens are not known.
     """
     for token in settings.token_ids:
         if token >= vocabulary_size:
@@ -78,10 +77,10 @@ def token_mask(settings: MaskSettings, tokenizer: Any, vocabulary_size: int) -> 
 
 
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:
-    """The bytes every id stands for, of a byte-level or SentencePiece-like tokenizer.
+    """The bytes of every id of a byte-level or SentencePiece-like tokenizer.
 
     Raises:
-        ConfigurationError: it is of another kind.
+        ConfigurationError: the tokenizer is of another kind.
     """
     backend = tokenizer.backend_tokenizer
     kinds = _decoder_kinds(json.loads(backend.to_str())["decoder"])

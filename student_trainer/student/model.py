@@ -1,7 +1,7 @@
 """The student: a causal language model, its tokenizer and its head.
 
-The losses work on final hidden states and on the head's weight, so the head has
-to be exactly what the model itself applies; ``load_student`` checks that.
+The losses work on final hidden states and on the head's weight. The head therefore has to
+be exactly what the model itself applies; ``load_student`` checks that.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ class Student:
 
     Attributes:
         module: the model that is trained, wrapped by peft when it has adapters.
-        tokenizer: the transformers tokenizer saved with it.
-        tokenizer_hash: its fingerprint, as the teacher service computes it.
-        head: the output projection; its weight is the model's own parameter. It knows
-            which ids no token has.
+        tokenizer: the transformers tokenizer that is saved with it.
+        tokenizer_hash: the tokenizer's fingerprint, as the teacher service computes it.
+        head: the output projection, with the ids that no token has. Its weight is the
+            model's own parameter.
         vocabulary_size: width V of the logits.
         terminators: ids that end a response, ascending.
         padding_id: id written where a batch has no token; never scored.
@@ -57,12 +57,12 @@ class Student:
 
     @property
     def causal_model(self) -> Any:
-        """The transformers model with its head; adapters act inside it."""
+        """The transformers model with its head. Adapters act inside it."""
         return _causal_model(self.module)
 
     @property
     def drawn_below(self) -> int:
-        """One above the highest id that it can draw; at most ``vocabulary_size``."""
+        """One above the highest id that the student can draw; at most ``vocabulary_size``."""
         return drawn_below(self.head.undrawn, self.vocabulary_size)
 
     @property
@@ -71,16 +71,16 @@ class Student:
 
 
 def load_student(settings: StudentSettings, weights: Path | None = None) -> Student:
-    """Loads the student for training; ``module`` is left in evaluation mode.
+    """Loads the student for training; ``module`` is in evaluation mode.
 
     Args:
         settings: what to load and how.
-        weights: a saved state to go on from (``save_weights``), in place of the
-            model's own weights, or on top of them when there are adapters.
+        weights: a saved state to continue from (``save_weights``). It replaces the model's
+            own weights; when the student has adapters, it replaces these.
 
     Raises:
-        ConfigurationError: it cannot be loaded, has no terminator that it can draw, or
-            its head is not a plain projection of its last hidden states.
+        ConfigurationError: the student cannot be loaded, has no terminator that it can
+            draw, or its head is not a plain projection of its last hidden states.
     """
     device = resolve_device(settings.device)
     source = settings.model if weights is None or settings.lora else str(weights)
@@ -120,7 +120,7 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
 
 
 def resolve_device(name: str) -> torch.device:
-    """The torch device of a setting; ``auto`` is CUDA when there is one."""
+    """The torch device that a setting names. ``auto`` is CUDA when there is a GPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -139,8 +139,8 @@ def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
     """Final hidden states of a right-padded batch, after the last norm.
 
     Returns:
-        [B, Lmax, H] in the model's dtype; positions past a sequence's end hold
-        values that mean nothing. Autograd as the ambient mode says.
+        [B, Lmax, H] in the model's dtype, with gradients unless they are turned off.
+        Positions past a sequence's end hold meaningless values.
     """
     width = max(len(sequence) for sequence in sequences)
     ids = np.full((len(sequences), width), student.padding_id, np.int64)
@@ -154,7 +154,7 @@ def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
 
 
 def save_weights(student: Student, directory: Path) -> None:
-    """Saves what is trained: the model, or only its adapters; with the tokenizer."""
+    """Saves what is trained, the model or only its adapters, with the tokenizer."""
     module: Any = student.module
     if student.has_adapters:
         module.save_pretrained(directory, save_embedding_layers=False)
@@ -166,7 +166,7 @@ def save_weights(student: Student, directory: Path) -> None:
 def save_final(student: Student, directory: Path, *, merge: bool) -> None:
     """Saves the trained model for use; ``merge`` folds adapters into the weights.
 
-    Merging changes ``student`` for good.
+    Merging changes ``student`` itself.
     """
     if student.has_adapters and merge:
         merged: Any = student.module
@@ -208,7 +208,7 @@ def _with_adapters(model: Any, settings: LoraSettings, weights: Path | None) -> 
 
 @torch.no_grad()
 def _probe_head(student: Student) -> None:
-    """The head applied to the hidden states must give the model's own logits."""
+    """Checks that the head applied to the hidden states gives the model's own logits."""
     step = max(student.vocabulary_size // HEAD_PROBE_TOKENS, 1)
     ids = torch.arange(HEAD_PROBE_TOKENS, device=student.device) * step % student.vocabulary_size
     ids = ids.unsqueeze(0)

@@ -1,4 +1,4 @@
-"""The student's tokenizer, which is read before its model: prompts need it alone."""
+"""The student's tokenizer. It is read before the model, because prompts only need it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def load_tokenizer(settings: StudentSettings) -> Any:
     """The transformers tokenizer of ``student.model``, with ``student.chat_template``.
 
     Raises:
-        ConfigurationError: it cannot be loaded or has no tokenizer.json.
+        ConfigurationError: it cannot be loaded, or has no tokenizer.json.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(settings.model)
@@ -42,7 +42,7 @@ def _read_chat_template(path: Path) -> str:
     """The text of a template file.
 
     Raises:
-        ConfigurationError: it cannot be read or is empty.
+        ConfigurationError: the file cannot be read, or is empty.
     """
     try:
         text = path.read_text(encoding="utf-8")

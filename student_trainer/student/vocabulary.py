@@ -1,8 +1,7 @@
 """Which ids of its head a student can write.
 
-A head is often wider than the tokenizer, for the sake of round sizes. An id that no
-token has means nothing to anybody: it is never drawn, and the student's probability
-of it is 0 in every loss and figure.
+A head is often wider than the tokenizer, for the sake of round sizes. An id that no token
+has is never drawn, and its probability is 0 in every loss and metric.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ MODEL = "student.model"
 
 
 def undrawn_ids(tokenizer: Any, width: int) -> Tensor | None:
-    """int64 [M]: ids of a head of ``width`` that no token has, ascending; None when all
-    have one."""
+    """int64 [M]: the ids of a head of ``width`` that no token has, ascending; None when
+    every id has one."""
     known = np.fromiter(tokenizer.get_vocab().values(), np.int64)
     without = np.ones(width, np.bool_)
     without[known[known < width]] = False
@@ -35,10 +34,10 @@ def drawn_below(undrawn: Tensor | None, width: int) -> int:
 
 
 def terminators(model: Any, tokenizer: Any, width: int) -> tuple[int, ...]:
-    """Ids that end a response, ascending: of the generation config and of the tokenizer.
+    """The ids that end a response, ascending: of the generation config and the tokenizer.
 
     Raises:
-        ConfigurationError: there is none, or the student can never draw one of them.
+        ConfigurationError: there are none, or the student can never draw one of them.
     """
     configured = model.generation_config.eos_token_id
     ids = set(configured if isinstance(configured, list | tuple) else [configured])
@@ -64,10 +63,10 @@ def terminators(model: Any, tokenizer: Any, width: int) -> tuple[int, ...]:
 
 
 def padding_id(tokenizer: Any, otherwise: int, width: int) -> int:
-    """The tokenizer's padding id, else ``otherwise``.
+    """The tokenizer's padding id, or ``otherwise`` when it has none.
 
     Raises:
-        ConfigurationError: the model has no embedding for it.
+        ConfigurationError: the model has no embedding for the padding id.
     """
     padding = tokenizer.pad_token_id
     if padding is None:
@@ -82,7 +81,7 @@ def padding_id(tokenizer: Any, otherwise: int, width: int) -> int:
 
 
 def describe_vocabulary(undrawn: Tensor | None, width: int) -> str:
-    """How many ids the head has and how many of them are never drawn, for people."""
+    """A phrase on how many ids the head has and how many of them are never drawn."""
     if undrawn is None:
         return f"{width} ids"
     return f"{width} ids, {len(undrawn)} of them without a token and never drawn"

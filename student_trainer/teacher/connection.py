@@ -1,4 +1,4 @@
-"""How a trainer finds its teacher: credentials, a first look, a name among the served."""
+"""How a trainer finds its teacher: credentials, a first call, and the teacher of its name."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from student_trainer.settings.teacher import TeacherSettings
 
 
 def connect(settings: TeacherSettings, run: str) -> TeacherClient:
-    """A client with the settings' credentials.
+    """A client with the credentials of the settings.
 
     Raises:
-        ConfigurationError: they cannot be used.
+        ConfigurationError: the credentials cannot be used.
     """
     token = settings.token
     credentials = ClientCredentials(
@@ -34,13 +34,13 @@ def connect(settings: TeacherSettings, run: str) -> TeacherClient:
 
 
 def check_reachable(settings: TeacherSettings, run: str) -> None:
-    """Finds the teacher before anything slow is done.
+    """Checks that the teacher answers, before anything slow is done.
 
     Raises:
         TeacherUnavailableError, DeadlineError: nothing answers at the address
             within ``connect_timeout_seconds``.
-        UnauthenticatedError, ForbiddenError: the credentials are not taken, or
-            not for this run.
+        UnauthenticatedError, ForbiddenError: the credentials are refused, in general or
+            for this run.
         ConfigurationError: the server has no teacher of this name.
     """
     with connect(settings, run) as client:
@@ -49,8 +49,8 @@ def check_reachable(settings: TeacherSettings, run: str) -> None:
 
 
 def service_date(settings: TeacherSettings, run: str) -> float | None:
-    """The service's clock when it answers, seconds since the epoch, whole ones; None
-    where what answers does not tell it.
+    """The service's clock when it answers, in whole seconds since the epoch; None when
+    its answer has no date.
 
     Raises:
         TeacherUnavailableError and others: see ``TeacherClient``.
@@ -60,7 +60,7 @@ def service_date(settings: TeacherSettings, run: str) -> float | None:
 
 
 def find_teacher(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
-    """The teacher the settings name; raises ConfigurationError when it is not served."""
+    """The teacher that the settings name. Raises ConfigurationError when it is not served."""
     for teacher in teachers:
         if teacher.name == settings.name:
             return teacher

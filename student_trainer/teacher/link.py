@@ -1,11 +1,12 @@
-"""The trainer's link to its teacher: one identity from the first reply to the last.
+"""The trainer's link to its teacher, which keeps one identity from the first reply to the
+last.
 
-A request holds one prompt's responses, the prompt once. Its id is a digest of
-what it asks, so that the same work asked again is the same request.
+A request holds a prompt once and its responses. Its id is a digest of its content, so
+that a repeated request has the same id.
 
-A teacher with another tokenizer is taught the student's at the start. Prompts then go
-as messages or text, which the teacher renders itself, and rows come realigned
-(docs/realignment.md).
+When the teacher has another tokenizer, the student's is registered at the start. Prompts
+are then sent as messages or text, which the teacher renders itself, and rows come back
+realigned (docs/realignment.md).
 """
 
 from __future__ import annotations
@@ -50,15 +51,15 @@ from student_trainer.teacher.requests import (
 
 
 class TeacherLink:
-    """Asks one teacher for scores; a context manager.
+    """Requests scores from one teacher; a context manager.
 
     Attributes:
         client: the synchronous client.
         info: the teacher as it was when the link was made.
         limits: of its server.
-        level: of the student's tokenizer beside the teacher's.
-        realigned: whether rows are carried over from another tokenizer.
-        id_limit: ids from it on are not asked for.
+        level: how the student's tokenizer relates to the teacher's.
+        realigned: whether the teacher has another tokenizer, so that rows are realigned.
+        id_limit: only ids below it are in the student's own support.
     """
 
     client: TeacherClient
@@ -69,21 +70,21 @@ class TeacherLink:
     id_limit: int
 
     def __init__(self, settings: TeacherSettings, student: Student, *, run: str) -> None:
-        """Connects and compares.
+        """Connects, finds the teacher and compares the tokenizers.
 
         Raises:
             TeacherUnavailableError, DeadlineError: nothing answers at the
                 address within ``connect_timeout_seconds``.
-            UnauthenticatedError, ForbiddenError: the credentials are not taken,
-                or not for this run.
+            UnauthenticatedError, ForbiddenError: the credentials are refused, in general
+                or for this run.
             ConfigurationError: the server has no teacher of this name.
-            ContractMismatchError: its tokenizer is not the student's, and the
-                service does not realign this one.
+            ContractMismatchError: its tokenizer is not the student's, and the service
+                cannot realign to the student's.
         """
         self.settings = settings
         self._run = run
         self._tokenizer_hash = student.tokenizer_hash
-        # The head's ids beyond the last token would take places in the teacher's top K.
+        # Ids of the head beyond the last token would take up places in the teacher's top K.
         self._vocabulary_size = student.drawn_below
         # First come, first served.
         self._turns = asyncio.Semaphore(settings.max_in_flight)
@@ -121,13 +122,13 @@ class TeacherLink:
     def check_fits(
         self, *, top_k: int, longest_prompt: int, longest_response: int, explicit: int = 0
     ) -> None:
-        """Refuses, before any work, what the server would refuse later.
+        """Refuses, before any work, requests that the server would refuse later.
 
         Args:
-            explicit: ids a row asks for beside the top K.
+            explicit: ids scored for each row besides the top K.
 
         Raises:
-            ConfigurationError: K, a sequence or a reply would be over a limit.
+            ConfigurationError: K, a sequence, a request or a reply would exceed a limit.
         """
         longest = longest_prompt + longest_response
         bounds = [
@@ -164,13 +165,22 @@ class TeacherLink:
     def submit_rollouts(
         self, group: Sequence[Rollout], top_k: int, temperature: float, log_tail: bool = False
     ) -> Future[list[ContinuationScores]]:
-        """Asks for the scores of one prompt's responses, in their order, and for
-        the mass outside their supports when ``log_tail`` is set. Rollouts with
-        ``support_ids`` are also scored at these ids.
+        """Requests the scores of one prompt's responses.
 
-        Returns at once; what is over ``max_in_flight`` requests waits its turn
-        here. The future raises ``ContractMismatchError`` when the reply is of
-        another teacher than ``info``, and the errors of ``TeacherClient.score``.
+        Rollouts with ``support_ids`` are also scored at these ids. At most
+        ``max_in_flight`` requests are sent at a time; the others wait for their turn, in
+        order.
+
+        Args:
+            log_tail: also the mass outside each row's support.
+
+        Returns:
+            A future of the scores in the order of the responses. It raises
+            ContractMismatchError when a reply is of another teacher than ``info``, and
+            the errors of ``TeacherClient.score``.
+
+        Raises:
+            TeacherUnavailableError: the link is closed.
         """
         assert len({rollout.prompt.prompt_id for rollout in group}) == 1
         prompt = group[0].prompt
@@ -200,7 +210,7 @@ class TeacherLink:
     async def _score(
         self, client: AsyncTeacherClient, requests: Sequence[ScoreRequest]
     ) -> list[ContinuationScores]:
-        """The requests' scores in order; the first error of any of them is raised."""
+        """The scores of the requests in order, or the first error that one of them raises."""
 
         async def score(request: ScoreRequest) -> ScoreReply:
             async with self._turns:
@@ -214,14 +224,19 @@ class TeacherLink:
     def score_rows(
         self, prompt: PromptItem, response: Int32, rows: Int32, top_k: int, temperature: float
     ) -> ContinuationScores:
-        """Scores some rows of one response; K may be the whole vocabulary.
+        """Scores some rows of one response and waits for them.
 
         Args:
             response: int32 [n].
             rows: int32 [R], strictly increasing, in [0, n).
+            top_k: K, up to the whole vocabulary.
 
         Returns:
-            Supports and sampled log-probabilities of the R rows.
+            Supports and log-probabilities of the sampled tokens of the R rows.
+
+        Raises:
+            ContractMismatchError: a reply is of another teacher than ``info``.
+            LsmError: as ``TeacherClient.score``.
         """
         most = max((self.limits.max_reply_bytes - MESSAGE_BYTES) // row_bytes(top_k), 1)
         parts = []
@@ -235,7 +250,7 @@ class TeacherLink:
         return concatenate(parts)
 
     def describe_tokenizers(self) -> str:
-        """How the student's tokenizer relates to the teacher's, for people."""
+        """One sentence on how the student's tokenizer relates to the teacher's."""
         own, theirs = self._tokenizer_hash[:16], self.info.identity.tokenizer_hash[:16]
         if not self.realigned:
             return f"one tokenizer, {own}"
@@ -245,7 +260,7 @@ class TeacherLink:
         )
 
     def check_identity(self, reply: ScoreReply) -> None:
-        """Raises ContractMismatchError when the teacher is not the one at start."""
+        """Raises ContractMismatchError when a reply is of another teacher than ``info``."""
         if reply.identity != self.info.identity:
             raise ContractMismatchError(
                 f"a reply is of teacher {reply.identity.digest}, the run started with "

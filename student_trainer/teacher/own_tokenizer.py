@@ -1,8 +1,8 @@
-"""The student's tokenizer as a teacher with another one is told it: the file, and what
-its special tokens are for, which the file alone does not say.
+"""Registration of the student's tokenizer with a teacher that has another one: the file,
+and the roles of its special tokens, which the file alone does not contain.
 
-Roles come from what the student itself uses: its terminators (generation config and
-tokenizer), its chat template (which of them ends an assistant's turn), and the
+The roles come from what the student itself uses: its terminators (generation config and
+tokenizer), its chat template (which terminator ends an assistant's turn), and the
 tokenizer's own bos and padding tokens.
 """
 
@@ -27,13 +27,14 @@ REPLY = "an assistant's reply"
 
 
 def registration_of(student: Student, run: str) -> TokenizerUpload:
+    """What has to be registered of the student's tokenizer."""
     file = student.tokenizer.backend_tokenizer.to_str().encode()
     roles = special_roles(student.tokenizer, student.terminators)
     return TokenizerUpload(run, student.tokenizer_hash, file, roles)
 
 
 def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, SpecialRole]:
-    """Role by id of the special tokens whose use is known; a token has one role, the
+    """Roles of the special tokens whose use is known, by id. A token has one role, the
     first of: turn end, end of text, begin of text, thinking, padding.
 
     Args:
@@ -61,7 +62,7 @@ def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, Speci
 
 
 def _turn_end(tokenizer: Any, terminators: Sequence[int]) -> int | None:
-    """The terminator that the chat template writes after an assistant's reply."""
+    """The terminator that the chat template writes after an assistant's reply, if any."""
     if not tokenizer.chat_template:
         return None
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": REPLY}]
@@ -83,11 +84,11 @@ def register(
     *,
     timeout: float,
 ) -> Level:
-    """Registers the tokenizer; how it relates to the teacher's.
+    """Registers the tokenizer; returns how it relates to the teacher's.
 
     Raises:
-        ContractMismatchError: the service does not take it, or does not realign
-            rows for this teacher.
+        ContractMismatchError: the service refuses it, or does not realign the rows of
+            this teacher.
     """
     if len(tokenizer.file) > limits.max_tokenizer_bytes:
         raise _refused(

@@ -1,4 +1,4 @@
-"""Sizes, ids and joins of the requests a trainer sends. Pure functions."""
+"""Sizes, ids and joins of the requests that a trainer sends. Pure functions."""
 
 from __future__ import annotations
 
@@ -10,19 +10,20 @@ from teacher_proto.rows import Rows
 from teacher_proto.types import ContinuationScores, ScoreRequest, ServerLimits, TokenPrompt
 
 ENTRY_BYTES = 8  # an id and a log-probability
-ROW_BYTES = 48  # what a row takes beside its support, realignment included, generously
-MESSAGE_BYTES = 4096  # what a message takes beside its rows, generously
+ROW_BYTES = 48  # a row without its support but with its realignment, generously
+MESSAGE_BYTES = 4096  # a message without its rows, generously
 
 
 def split_group(
     prompt: int, responses: Sequence[int], top_k: int, limits: ServerLimits, explicit: int = 0
 ) -> list[slice]:
-    """Cuts a group into requests the server takes, as few as fill up in order.
+    """Cuts a group into requests that are within the server's limits, each as large as
+    possible, in order.
 
     Args:
         prompt: tokens of the prompt.
         responses: tokens of each response.
-        explicit: ids a row asks for beside the top K.
+        explicit: ids scored for each row besides the top K.
     """
     pieces, start, tokens, reply = [], 0, prompt, MESSAGE_BYTES
     for index, length in enumerate(responses):
@@ -42,7 +43,7 @@ def split_group(
 
 
 def request_digest(request: ScoreRequest) -> str:
-    """sha256 over everything a trainer's request asks, 32 hexadecimal digits."""
+    """sha256 over everything that a request asks for, 32 hexadecimal digits."""
     digest = hashlib.sha256()
     head: tuple[object, ...] = (
         request.run,
@@ -72,24 +73,25 @@ def request_digest(request: ScoreRequest) -> str:
 
 
 def row_bytes(top_k: int, explicit: int = 0) -> int:
-    """Bytes of a reply's row, at most."""
+    """The most bytes that a row of a reply takes."""
     return (top_k + explicit) * ENTRY_BYTES + ROW_BYTES
 
 
 def reply_bytes(rows: int, top_k: int, explicit: int = 0) -> int:
-    """Bytes of a reply, at most."""
+    """The most bytes that a reply takes."""
     return rows * row_bytes(top_k, explicit) + MESSAGE_BYTES
 
 
 def request_bytes(tokens: int, explicit: int) -> int:
-    """Bytes of a request whose tokens are all scored, at most."""
+    """The most bytes that a request takes whose tokens are all scored."""
     return tokens * 4 * (1 + explicit) + MESSAGE_BYTES
 
 
 def concatenate(parts: Sequence[ContinuationScores]) -> ContinuationScores:
-    """Rows of the parts after one another; the first part that is not OK as it is.
+    """The rows of the parts, one part after another. When a part is not OK, the first such
+    part is returned as it is.
 
-    Realignment is kept of a single part alone: chunks reach over the cuts.
+    Realignment is only kept of a single part, because chunks reach across the cuts.
     """
     if len(parts) == 1:
         return parts[0]

@@ -1,4 +1,4 @@
-"""Truncated importance weights of tokens that older weights drew."""
+"""Truncated importance weights of tokens that an older student drew."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from student_trainer.losses.base import Head, LossBatch
 from student_trainer.losses.normaliser import token_log_probs
 
-# The least weight: a row of weight 0 would leave the mean's denominator.
+# The smallest weight: a row of weight 0 would not count in the mean's denominator.
 LEAST = 1e-30
 
 
@@ -17,11 +17,11 @@ LEAST = 1e-30
 def log_ratios(batch: LossBatch, head: Head, temperature: float, chunk_rows: int) -> Tensor:
     """float32 [T]: log pi(y_t) - log pi_old(y_t) of the sampled tokens.
 
-    A row that is not finite has 0: the loss drops and counts it.
+    A row that is not finite gives 0; the loss drops and counts it.
 
     Args:
         temperature: of the rollout.
-        chunk_rows: rows per chunk of [rows, V]; the normaliser of every row is taken.
+        chunk_rows: rows of logits [rows, V] computed at a time.
     """
     now = token_log_probs(batch.hidden.detach(), head, batch.sampled_ids, temperature, chunk_rows)
     moved = (now - required(batch.old_log_probs, "old_log_probs")).float()
@@ -29,5 +29,5 @@ def log_ratios(batch: LossBatch, head: Head, temperature: float, chunk_rows: int
 
 
 def truncated_weights(log_ratio: Tensor, cap: float) -> Tensor:
-    """float32 [T]: pi / pi_old, at most ``cap``."""
+    """float32 [T]: pi / pi_old, bounded by ``cap``."""
     return log_ratio.exp().clamp(LEAST, cap)

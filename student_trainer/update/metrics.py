@@ -22,7 +22,7 @@ from student_trainer.update.batching import MicroBatch
 
 
 class Means:
-    """Sums and counts by name; each name's mean at the end."""
+    """Means by name, from sums and counts that are added up."""
 
     def __init__(self) -> None:
         self._sums: dict[str, float] = defaultdict(float)
@@ -36,7 +36,7 @@ class Means:
         self.add(name, float(values.double().sum()), values.numel())
 
     def mean(self, name: str) -> float | None:
-        """None when nothing was counted."""
+        """The mean; None when nothing was counted."""
         count = self._counts.get(name, 0)
         return self._sums[name] / count if count else None
 
@@ -46,12 +46,16 @@ class Means:
 
 @dataclass
 class UpdateTotals:
-    """What the updates of one step add up to.
+    """Totals of the updates of one step.
 
     Attributes:
-        losses: mean loss of each update. grad_norms: before clipping.
-        masked: rows the settings mask. unusable: others that the teacher, with
-            another tokenizer, has no verdict on. chunk_rows: rows that learn from their chunk.
+        losses: mean loss of each update.
+        grad_norms: norm of each update's gradient before clipping.
+        rows, used: rows of the rollouts, and those of them that gave a loss.
+        masked: rows that the settings mask.
+        unusable: other rows for which a teacher with another tokenizer gives no usable
+            row.
+        chunk_rows: rows that learn from their chunk.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -69,10 +73,10 @@ class UpdateTotals:
 
 
 def choose_rows(keep: Sequence[Bool], count: int, seed: int, step: int) -> list[Bool]:
-    """Marks ``count`` of the kept rows, or all when there are fewer.
+    """Chooses ``count`` of the kept rows, or all when there are fewer: bool [n] for each
+    response.
 
-    The choice depends on the rows alone, not on how they are cut into
-    micro-batches.
+    The choice depends on the rows alone, not on how they are cut into micro-batches.
     """
     lengths = [len(rows) for rows in keep]
     kept = np.flatnonzero(np.concatenate(keep))
@@ -91,10 +95,10 @@ def add_rows(
     settings: LossSettings,
     rollout_temperature: float,
 ) -> None:
-    """Adds a micro-batch's rows.
+    """Adds the rows of a micro-batch.
 
     Args:
-        chosen: bool [T], rows for which the whole vocabulary is computed.
+        chosen: bool [T], rows whose metrics need the whole vocabulary.
         rollout_temperature: at which the rows' tokens were drawn.
     """
     means, used = totals.means, result.used
@@ -129,7 +133,7 @@ def add_rows(
 
 
 def add_chunks(totals: UpdateTotals, result: LossResult) -> None:
-    """Adds rows that learn from their chunk (losses/chunk.py)."""
+    """Adds the rows that learn from their chunk (losses/chunk.py)."""
     count = int(result.used.sum())
     if count:
         totals.means.add("chunk_advantage", result.metrics["advantage"], count)
@@ -154,6 +158,7 @@ def micro_batch_rows(batch: MicroBatch, chosen: Sequence[Bool]) -> Tensor:
 
 
 def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
+    """Mean length in tokens, and share of the responses cut at the length limit."""
     lengths = [len(rollout.token_ids) for rollout in rollouts]
     return {
         "response_length_mean": float(np.mean(lengths)),
@@ -162,7 +167,7 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
 
 
 def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
-    """The step's totals without times; None where nothing was measured."""
+    """The step's metrics without times; None for what was not measured."""
     names = (
         "teacher_support_mass",
         "student_entropy",

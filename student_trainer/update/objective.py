@@ -1,7 +1,7 @@
-"""The loss of a micro-batch: which rows give one, on which support, at which weight.
+"""The loss of a micro-batch: which rows have one, on which support, with which weight.
 
-Across tokenizers a row on which the teacher has no verdict gives no loss, or, with
-``loss.masked_chunks``, that of its chunk (losses/chunk.py).
+A row that the teacher, with another tokenizer, gives no usable values for has no loss,
+or, with ``loss.masked_chunks``, that of its chunk (losses/chunk.py).
 """
 
 from __future__ import annotations
@@ -39,14 +39,18 @@ from student_trainer.update.realigned import (
 
 
 def loss_settings(loss: LossConfig) -> LossSettings:
-    """The fields of the configuration that ``LossSettings`` has too."""
+    """The fields that a loss's configuration shares with ``LossSettings``."""
     known = {field.name for field in fields(LossSettings)}
     return LossSettings(**{n: getattr(loss, n) for n in type(loss).model_fields if n in known})
 
 
 @dataclass(frozen=True)
 class ChunkRows:
-    """Rows that learn from their chunk, and its advantage at each, float32 [T] nats."""
+    """Rows that learn from their chunk.
+
+    Attributes:
+        advantages: float32 [C], nats, of each row's chunk.
+    """
 
     batch: MicroBatch
     advantages: Float32
@@ -54,7 +58,7 @@ class ChunkRows:
 
 @dataclass(frozen=True)
 class MicroBatchLosses:
-    """The losses of one micro-batch, R rows with one of their own and C by their chunk.
+    """The losses of one micro-batch: of R rows by themselves and of C rows by their chunk.
 
     Attributes:
         rows: the R rows.
@@ -77,11 +81,11 @@ class MicroBatchLosses:
 
 
 class Objective:
-    """What the updates of a run lower.
+    """The loss that the updates of a run lower.
 
     Args:
-        head: the student's, as its gradients are to be added up.
-        removed: int64 [M], ids that are taken out of every support.
+        head: the student's; says how its weight's gradient is added up.
+        removed: int64 [M], ids that are removed from every support.
         realigned: whether the teacher has another tokenizer than the student.
     """
 
@@ -105,14 +109,14 @@ class Objective:
         kept: list[Bool],
         totals: UpdateTotals,
     ) -> ChunkRows:
-        """Takes the rows the teacher has no verdict on out of ``kept``.
+        """Removes from ``kept`` the rows without usable values of the teacher.
 
         Args:
-            members: the rollouts of one micro-batch, indices into the others.
-            kept: bool [n] per rollout, changed in place.
+            members: indices of the micro-batch's rollouts.
+            kept: bool [n] for each rollout, changed in place.
 
         Returns:
-            Those of the rows that learn from their chunk instead.
+            Those of the removed rows that learn from their chunk instead.
 
         Raises:
             PoisonedReplyError: a teacher that shares the tokenizer could not realign.
@@ -149,8 +153,9 @@ class Objective:
         """The losses of a micro-batch, with gradients.
 
         Args:
-            batch: its rows with a loss of their own. chunks: those without.
-            stale: the weights of an earlier step wrote the rollouts.
+            batch: the rows that have a loss by themselves.
+            chunks: the rows that learn from their chunk.
+            stale: whether the weights of an earlier step wrote the rollouts.
         """
         loss = self.config.loss
         inputs = [sequence(rollouts[member]) for member in batch.members]

@@ -1,8 +1,8 @@
-"""AdamW over float32 parameters, the learning rate's course, and clipping.
+"""AdamW over float32 parameters, the schedule of the learning rate, and clipping.
 
-A float32 parameter is updated in place. A bfloat16 parameter has a float32
-master: its gradient is added up in float32 as each micro-batch's backward ends,
-AdamW moves the master, and the parameter is the master rounded.
+A float32 parameter is updated in place. A bfloat16 parameter has a float32 master: after
+each micro-batch's backward its gradient is added up in float32, AdamW updates the master,
+and the parameter is the rounded master.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def learning_rate(settings: OptimizerSettings, update: int, updates: int) -> float:
-    """The rate of update 0, 1, ... of ``updates``.
+    """The learning rate of update 0, 1, ... of ``updates``.
 
-    Warm-up rises linearly and reaches the peak at its last update; linear and
-    cosine then fall to what would be 0 one update after the last.
+    Warm-up rises linearly and reaches the peak at its last update. The linear and the
+    cosine schedule then fall, and would reach 0 one update after the last.
     """
     if update < settings.warmup_steps:
         return settings.lr * (update + 1) / settings.warmup_steps
@@ -39,7 +39,7 @@ def learning_rate(settings: OptimizerSettings, update: int, updates: int) -> flo
 class Optimizer:
     """AdamW on the trainable parameters of a module.
 
-    Gradients of backward passes add up until ``zero_grad``.
+    The gradients of backward passes add up until ``zero_grad``.
     """
 
     def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
@@ -79,11 +79,11 @@ class Optimizer:
 
     @property
     def accumulates_in_place(self) -> bool:
-        """True when every parameter is its own master."""
+        """Whether every parameter is its own master."""
         return all(self.masters[name] is p for name, p in self.parameters.items())
 
     def zero_grad(self) -> None:
-        """Sets gradients to 0 and keeps them allocated."""
+        """Sets the gradients to 0 and keeps them allocated."""
         for master in self.masters.values():
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
@@ -92,14 +92,14 @@ class Optimizer:
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> float:
-        """Multiplies every gradient and returns their total 2-norm after it."""
+        """Multiplies every gradient by ``factor`` and returns the resulting total 2-norm."""
         gradients = self._gradients()
         torch._foreach_mul_(gradients, factor)
         return float(torch.nn.utils.get_total_norm(gradients))
 
     @torch.no_grad()
     def clip(self, norm: float) -> bool:
-        """Scales gradients of total 2-norm ``norm`` down to the bound; True when it did."""
+        """Scales gradients of total 2-norm ``norm`` down to the bound; returns whether it did."""
         bound = self.settings.clip_norm
         if bound is None or norm <= bound:
             return False
@@ -127,10 +127,10 @@ class Optimizer:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes over what ``state`` gave.
+        """Restores what ``state`` returned.
 
         Raises:
-            ConfigurationError: it belongs to other parameters.
+            ConfigurationError: the tensors belong to other parameters.
         """
         expected = {key.split("/", 1)[1] for key in tensors}
         if tensors and expected != set(self.parameters):

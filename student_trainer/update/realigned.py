@@ -1,5 +1,6 @@
-"""What a trainer makes of rows that were carried over from another tokenizer
-(docs/realignment.md): which of them give a loss, what is logged, what chunks tell."""
+"""How a trainer uses rows that are realigned from another tokenizer
+(docs/realignment.md): which of them give a loss, which metrics are logged, and what the
+chunks add."""
 
 from __future__ import annotations
 
@@ -21,13 +22,13 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update.metrics import Means
 
-# A step beyond one of these is warned of (docs/training.md).
+# A step beyond one of these causes a warning (docs/training.md).
 LOW_COVERAGE = 0.8
 HIGH_MASKED = 0.1
 
 
 def refuse_not_realigned(scores: ContinuationScores) -> None:
-    """Raises PoisonedReplyError where a teacher that shares the tokenizer gave up."""
+    """Raises PoisonedReplyError when a teacher that shares the tokenizer could not realign."""
     if scores.status is Status.NOT_REALIGNED:
         raise PoisonedReplyError(
             f"the teacher shares the tokenizer and could not realign: {scores.detail}"
@@ -35,12 +36,12 @@ def refuse_not_realigned(scores: ContinuationScores) -> None:
 
 
 def usable_rows(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool:
-    """bool [n]: False where the teacher has no verdict on the position.
+    """bool [n]: False where the teacher gives no usable row for the position.
 
     Args:
         scores: of every row of a response.
         rows: n.
-        sampled: the verdict needed is on the sampled token, not a support.
+        sampled: whether a row needs the log-probability of its sampled token.
     """
     if scores.status is Status.NOT_REALIGNED:
         return np.zeros(rows, np.bool_)
@@ -54,8 +55,8 @@ def usable_rows(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool
 
 
 def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None:
-    """Adds a response's ``realign_*`` figures: masses over positions that are not
-    masked, shares over all of them."""
+    """Adds a response to the ``realign_*`` metrics: masses are means over the positions
+    that are not masked, shares are of all positions."""
     not_realigned = scores.status is Status.NOT_REALIGNED
     means.add("realign_failed_share", float(not_realigned), 1)
     block = scores.realignment
@@ -76,30 +77,30 @@ def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None
 
 
 def low_coverage(line: Mapping[str, object]) -> str:
-    """What is wrong with the realignment of a step, with its figures; empty when nothing is.
+    """A warning when a step's rows are poorly realigned, with its metrics; else empty.
 
     Args:
-        line: the step's metrics.
+        line: the step's metrics line.
     """
     coverage, masked = line.get("realign_coverage"), line.get("realign_masked_share")
     low = isinstance(coverage, float) and coverage < LOW_COVERAGE
     high = isinstance(masked, float) and masked > HIGH_MASKED
     if not (low or high):
         return ""
-    figures = ", ".join(
+    masses = ", ".join(
         f"{name} {value:.3f}"
         for name in ("coverage", "open_mass", "lost_mass", "masked_share", "failed_share")
         if isinstance(value := line.get(f"realign_{name}"), float)
     )
     return (
-        f"step {line['step']}: the teacher's rows tell little in the student's tokens ({figures}). "
+        f"step {line['step']}: the teacher's rows tell little in the student's tokens ({masses}). "
         "Open mass is not settled by the tokenizers; what is neither covered, open nor lost is "
         "beyond loss.top_k or not certified (docs/realignment.md)"
     )
 
 
 def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
-    """The pair's level and what the teacher knows of one response, in half a sentence."""
+    """The level of the pair and the coverage of one response, as half a sentence."""
     if scores.realignment is None:
         return f"level {teacher.level.name}, could not be realigned: {scores.detail}"
     known = scores.realignment.position_class != PositionClass.MASKED
@@ -111,11 +112,11 @@ def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
 
 
 def chunks_known(block: Realignment, excluded: Bool, finished: bool) -> Bool:
-    """bool [C]: the chunks whose likelihood both sides can be asked for.
+    """bool [C]: the chunks whose likelihood is known on both sides.
 
-    Left out is a chunk with a token that is ``excluded`` (bool [n]) and masked, such as
-    a special token without a counterpart, and the last one of a response that was
-    cut: its text would have gone on.
+    Two kinds are left out: a chunk with a token that is both ``excluded`` (bool [n]) and
+    masked, such as a special token without a counterpart; and the last chunk of a response
+    that was cut, because its text would have continued.
     """
     count = len(block.chunk_log_likelihood)
     known = np.zeros(count, np.bool_)
@@ -130,14 +131,14 @@ def chunks_known(block: Realignment, excluded: Bool, finished: bool) -> Bool:
 def chunk_advantages(
     scores: ContinuationScores, rollout: Rollout, excluded: Bool
 ) -> tuple[Float32, Bool]:
-    """What a position's chunk says about it: log q(chunk) - log pi_old(chunk).
+    """The advantage of each position's chunk: log q(chunk) - log pi_old(chunk).
 
     Args:
         scores: of every row of the response.
         excluded: bool [n], see ``chunks_known``.
 
     Returns:
-        float32 [n] nats and bool [n], where it is known.
+        float32 [n], nats, and bool [n], whether it is known.
     """
     block = scores.realignment
     if block is None:

@@ -1,9 +1,9 @@
-"""The student's own top-K along its rollouts, which the teacher is then asked at.
+"""The student's own top-K along its rollouts, at which the teacher is then scored.
 
-The ids are of the student that drew the rollout: taken from one pass over the
-finished group, before it is sent, so that the teacher scores it while the rest
-of the batch is drawn. Without staleness and with one update a batch that is the
-student being updated; else the support is as old as the rollout.
+The ids are those of the student that drew the rollout. They come from one pass over the
+finished group before it is sent, so that the teacher scores the group while the rest of
+the batch is drawn. Without staleness and with one update per batch, this is the student
+that is updated; otherwise the support is as old as the rollout.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ def with_student_support(
     micro_batch_tokens: int,
     chunk_rows: int,
 ) -> list[Rollout]:
-    """The rollouts with ``support_ids``; as they are where ``count`` is 0.
+    """The rollouts with their ``support_ids``; unchanged when ``count`` is 0.
 
     Args:
         student: in evaluation mode.
-        count: K. limit: ids from it on are not asked for (``TeacherLink.id_limit``).
-        micro_batch_tokens: padded tokens per forward.
-        chunk_rows: rows of [rows, V] held at a time.
+        count: K.
+        limit: only ids below it are in the support (``TeacherLink.id_limit``).
+        micro_batch_tokens: padded tokens per forward pass.
+        chunk_rows: rows of logits [rows, V] computed at a time.
     """
     if not count or not rollouts:
         return list(rollouts)

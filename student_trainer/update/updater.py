@@ -1,8 +1,8 @@
 """From rollouts and scores to one optimiser update.
 
-The loss of an update is one mean over all its used tokens (or over its
-responses' own means): micro-batches add sums, and gradients are divided once,
-so the cut into micro-batches does not matter.
+The loss of an update is one mean over all its used tokens, or over its responses' own
+means. Micro-batches add sums and the gradients are divided once, so it does not matter
+how the rollouts are cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.objective import Objective
 from student_trainer.update.optim import Optimizer, learning_rate
 
-# Gives the scores of one response of the update, waiting for them when needed.
+# Returns the scores of one response of the update; waits for them when it has to.
 ScoreSource = Callable[[int], ContinuationScores]
 
 
@@ -41,7 +41,7 @@ class Updater:
     """
 
     def __init__(self, student: Student, config: TrainConfig, realigned: bool = False) -> None:
-        """Args: realigned: the teacher has another tokenizer than the student."""
+        """Args: realigned: whether the teacher has another tokenizer than the student."""
         self.student = student
         self.config = config
         self.optimizer = Optimizer(student.module, config.optimizer)
@@ -62,19 +62,19 @@ class Updater:
         step: int,
         stale: bool = False,
     ) -> None:
-        """One optimiser update; adds what it saw to ``totals``.
+        """Makes one optimiser update and adds it to ``totals``.
 
         Args:
-            stale: the weights of an earlier step wrote the rollouts.
+            stale: whether the weights of an earlier step wrote the rollouts.
 
         Raises:
-            LsmError: no token can be used, too many are not finite, or the
-                gradient is not finite; parameters and moments are as before.
+            LsmError: no token can be used, too many rows are not finite, or the gradient
+                is not finite. Parameters and moments are then unchanged.
         """
         norm = self.gradients(rollouts, scores, totals, step, stale)
         totals.clipped |= self.optimizer.clip(norm)
         totals.lr = learning_rate(self.config.optimizer, self.updates, self.config.updates)
-        # Counted first: were the step cut short, the weights would be nobody's.
+        # Counted first: weights of a step that is cut short must not pass for complete.
         self.updates += 1
         self.optimizer.step(totals.lr)
         self.optimizer.zero_grad()
@@ -87,7 +87,7 @@ class Updater:
         step: int,
         stale: bool = False,
     ) -> float:
-        """Leaves the gradient of the mean loss in the optimiser; returns its 2-norm.
+        """Puts the gradient of the mean loss into the optimiser; returns its 2-norm.
 
         Raises:
             LsmError: as ``update``.
@@ -121,7 +121,7 @@ class Updater:
         unmasked: int,
         stale: bool,
     ) -> tuple[float, int]:
-        """Adds up the gradients; returns the sum of losses and what to divide by."""
+        """Adds up the gradients; returns the sum of the losses and the mean's denominator."""
         self.optimizer.zero_grad()
         self.student.module.train()
         lengths = [len(sequence(rollout)) for rollout in rollouts]
@@ -172,7 +172,7 @@ class Updater:
 
 
 def split(count: int, parts: int) -> list[slice]:
-    """``count`` responses in ``parts`` equal runs, in order."""
+    """Cuts ``count`` responses into ``parts`` equal slices, in order."""
     assert count % parts == 0, "settings make the parts equal"
     bounds = np.linspace(0, count, parts + 1).astype(int)
     return [slice(int(a), int(b)) for a, b in itertools.pairwise(bounds)]
