@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from teacher_proto.program.files import write_text
 
-from student_trainer.evaluation.rows import TEMPERATURE, Selection, TeacherRows, teacher_rows
+from student_trainer.evaluation.rows import TEMPERATURE, FullRows, Selection, full_rows
 from student_trainer.teacher.link import TeacherLink
 
 ROWS = "teacher_rows.npy"
@@ -22,8 +22,8 @@ OWNER = "teacher_rows.json"
 
 def cached_rows(
     teacher: TeacherLink, pieces: Sequence[Selection], ids: int, digest: str, directory: Path
-) -> Iterator[TeacherRows]:
-    """As ``teacher_rows``; from ``directory`` when it holds exactly these.
+) -> Iterator[FullRows]:
+    """As ``full_rows``; from ``directory`` when it holds exactly these.
 
     Rows of another teacher, of other positions or of another vocabulary are
     asked for again.
@@ -46,16 +46,16 @@ def cached_rows(
         for piece in pieces:
             kept = np.array(table[start : start + len(piece.rows)])
             start += len(piece.rows)
-            yield TeacherRows(kept, np.logical_and.reduce(np.isfinite(kept), axis=1))
+            yield FullRows(kept, np.logical_and.reduce(np.isfinite(kept), axis=1))
         return
     directory.mkdir(parents=True, exist_ok=True)
     owner_path.unlink(missing_ok=True)
     out = np.lib.format.open_memmap(table_path, mode="w+", dtype=np.float32, shape=(count, ids))
     start = 0
-    for piece, chunk in zip(pieces, teacher_rows(teacher, pieces, ids), strict=True):
-        out[start : start + len(piece.rows)] = chunk.log_probs
+    for piece, block in zip(pieces, full_rows(teacher, pieces, ids), strict=True):
+        out[start : start + len(piece.rows)] = block.log_probs
         start += len(piece.rows)
-        yield chunk
+        yield block
     out.flush()
     write_text(owner_path, json.dumps(owner) + "\n")
 

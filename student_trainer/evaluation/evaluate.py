@@ -38,13 +38,13 @@ from student_trainer.evaluation.results import (
     TeacherDescription,
 )
 from student_trainer.evaluation.rows import (
+    FullRows,
     Selection,
-    TeacherRows,
     compared_ids,
-    cut,
+    cut_blocks,
+    full_rows,
     shared_ids,
     student_hidden,
-    teacher_rows,
 )
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
@@ -117,12 +117,12 @@ def _whole(
     compared = compared_ids(student, ids)
     found: dict[str, Any] = {"frozen": None, "fresh": None}
     if on_frozen:
-        pieces = cut(on_frozen)
+        pieces = cut_blocks(on_frozen)
         rows = cached_rows(teacher, pieces, ids, digest, cache)
         found["frozen"] = _divergence(student, pieces, rows, compared, settings.batch_size)
     if chosen := fresh_selections(fresh, settings.most_rows):
-        pieces = cut(chosen)
-        rows = teacher_rows(teacher, pieces, ids)
+        pieces = cut_blocks(chosen)
+        rows = full_rows(teacher, pieces, ids)
         found["fresh"] = _divergence(student, pieces, rows, compared, settings.batch_size)
     return found
 
@@ -210,7 +210,7 @@ def response_lengths(fresh: Sequence[Rollout]) -> Lengths:
 def _divergence(
     student: Student,
     pieces: Sequence[Selection],
-    teacher: Iterable[TeacherRows],
+    teacher: Iterable[FullRows],
     ids: Tensor,
     batch_size: int,
 ) -> FullDivergence:

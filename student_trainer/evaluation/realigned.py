@@ -20,7 +20,7 @@ from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, Positi
 from torch import Tensor
 
 from student_trainer.evaluation.results import ChunkLikelihood, RealignedDivergence
-from student_trainer.evaluation.rows import CHUNK_ROWS, TEMPERATURE, Selection, student_hidden
+from student_trainer.evaluation.rows import BLOCK_ROWS, TEMPERATURE, Selection, student_hidden
 from student_trainer.losses.divergences import forward_kl, renormalise, reverse_kl
 from student_trainer.losses.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
@@ -82,10 +82,10 @@ def realigned_divergence(
     for selection, scored in zip(selections, scores, strict=True):
         states = hidden[start : start + len(selection.rows)]
         start += len(selection.rows)
-        judged = _judged(scored, len(selection.response))[selection.rows]
-        chosen, places = selection.rows[judged], torch.from_numpy(np.flatnonzero(judged))
-        for at in range(0, len(chosen), CHUNK_ROWS):
-            piece = slice(at, at + CHUNK_ROWS)
+        usable = _usable(scored, len(selection.response))[selection.rows]
+        chosen, places = selection.rows[usable], torch.from_numpy(np.flatnonzero(usable))
+        for at in range(0, len(chosen), BLOCK_ROWS):
+            piece = slice(at, at + BLOCK_ROWS)
             rows = _certified(scored, chosen[piece])
             logits = head_logits(student.head, states[places[piece].to(states.device)])
             for name, values in _compare(logits, rows).items():
@@ -102,7 +102,7 @@ def realigned_divergence(
     return RealignedDivergence(rows=count, masked_rows=asked - count, **means)
 
 
-def _judged(scores: ContinuationScores, rows: int) -> Bool:
+def _usable(scores: ContinuationScores, rows: int) -> Bool:
     """bool [n]: a support of two ids or more is there."""
     if scores.status is not Status.OK or scores.realignment is None:
         return np.zeros(rows, np.bool_)
@@ -152,7 +152,7 @@ def chunk_likelihood(
     responses: Sequence[Rollout],
     scores: Sequence[ContinuationScores],
     batch_size: int,
-    chunk_rows: int = CHUNK_ROWS,
+    block_rows: int = BLOCK_ROWS,
 ) -> ChunkLikelihood | None:
     """Both sides' likelihood of the student's own answers; None where no chunk is known.
 
@@ -177,7 +177,7 @@ def chunk_likelihood(
         known = chunks_known(scored.realignment, special, response.finished)
         inside = known[scored.realignment.chunk_index]
         sampled = torch.from_numpy(ids.astype(np.int64)).to(states.device)
-        log_pi = token_log_probs(states, student.head, sampled, TEMPERATURE, chunk_rows)
+        log_pi = token_log_probs(states, student.head, sampled, TEMPERATURE, block_rows)
         own += float(log_pi.double()[torch.from_numpy(inside).to(states.device)].sum())
         theirs += float(scored.realignment.chunk_log_likelihood[known].sum(dtype=np.float64))
         text = ids[inside & ~special].tolist()

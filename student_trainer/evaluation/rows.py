@@ -23,8 +23,8 @@ from student_trainer.rollout.base import PromptItem
 from student_trainer.student.model import Student, hidden_states
 from student_trainer.teacher.link import TeacherLink
 
-CHUNK_ROWS = 64
-IN_FLIGHT = 4
+BLOCK_ROWS = 64
+CONCURRENT_REQUESTS = 4
 TEMPERATURE = 1.0
 
 
@@ -43,19 +43,19 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class TeacherRows:
+class FullRows:
     """Rows of one chunk: float32 [R, V] log-probabilities, bool [R] all finite."""
 
     log_probs: Float32
     finite: Bool
 
 
-def cut(selections: Sequence[Selection]) -> list[Selection]:
-    """The same positions in the same order, at most ``CHUNK_ROWS`` in each piece."""
+def cut_blocks(selections: Sequence[Selection]) -> list[Selection]:
+    """The same positions in the same order, at most ``BLOCK_ROWS`` in each piece."""
     return [
-        Selection(s.prompt, s.response, s.rows[start : start + CHUNK_ROWS])
+        Selection(s.prompt, s.response, s.rows[start : start + BLOCK_ROWS])
         for s in selections
-        for start in range(0, len(s.rows), CHUNK_ROWS)
+        for start in range(0, len(s.rows), BLOCK_ROWS)
     ]
 
 
@@ -84,13 +84,11 @@ def compared_ids(student: Student, ids: int) -> Tensor:
     return torch.nonzero(kept[:ids]).squeeze(-1)
 
 
-def teacher_rows(
-    teacher: TeacherLink, pieces: Sequence[Selection], ids: int
-) -> Iterator[TeacherRows]:
+def full_rows(teacher: TeacherLink, pieces: Sequence[Selection], ids: int) -> Iterator[FullRows]:
     """The teacher's rows of each piece, in order; a few requests are under way at once.
 
     Args:
-        pieces: of at most ``CHUNK_ROWS`` positions each.
+        pieces: of at most ``BLOCK_ROWS`` positions each.
         ids: V, the first ids of the vocabulary.
 
     Raises:
@@ -102,11 +100,11 @@ def teacher_rows(
         response = piece.response[: int(piece.rows[-1]) + 1]
         return teacher.score_rows(piece.prompt, response, piece.rows, ids, TEMPERATURE)
 
-    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="teacher-rows") as pool:
+    with ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="teacher-rows") as pool:
         under_way: deque[Future[ContinuationScores]] = deque()
         try:
             for place in range(len(pieces)):
-                while len(under_way) < IN_FLIGHT and place + len(under_way) < len(pieces):
+                while len(under_way) < CONCURRENT_REQUESTS and place + len(under_way) < len(pieces):
                     under_way.append(pool.submit(ask, pieces[place + len(under_way)]))
                 yield dense(under_way.popleft().result(), len(pieces[place].rows), ids)
         finally:
@@ -114,17 +112,17 @@ def teacher_rows(
                 future.cancel()
 
 
-def dense(scores: ContinuationScores, rows: int, ids: int) -> TeacherRows:
+def dense(scores: ContinuationScores, rows: int, ids: int) -> FullRows:
     """A support of every id, ordered by id; -inf where the teacher gives none."""
     if scores.status is not Status.OK:
-        return TeacherRows(np.full((rows, ids), -np.inf, np.float32), np.zeros(rows, np.bool_))
+        return FullRows(np.full((rows, ids), -np.inf, np.float32), np.zeros(rows, np.bool_))
     support = required(scores.rows.support, "support")
     # An extra column takes the slots that are not valid.
     table = np.full((rows, ids + 1), -np.inf, np.float32)
     columns = np.where(support.valid, support.ids, ids)
     np.put_along_axis(table, columns.astype(np.int64), support.log_probs, 1)
     log_probs = np.ascontiguousarray(table[:, :ids])
-    return TeacherRows(log_probs, np.logical_and.reduce(np.isfinite(log_probs), axis=1))
+    return FullRows(log_probs, np.logical_and.reduce(np.isfinite(log_probs), axis=1))
 
 
 @torch.no_grad()

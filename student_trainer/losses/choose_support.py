@@ -21,7 +21,7 @@ from teacher_proto.rows import required
 from torch import Tensor
 
 from student_trainer.losses.base import LossBatch
-from student_trainer.settings.loss import Support
+from student_trainer.settings.loss import SupportKind
 
 # Below this share of what it is subtracted from, float32 cannot tell a tail.
 TAIL_RESOLUTION = 1e-4
@@ -29,7 +29,7 @@ TAIL_RESOLUTION = 1e-4
 
 def choose_support(
     batch: LossBatch,
-    support: Support,
+    support: SupportKind,
     *,
     mass: float | None = None,
     removed: Tensor | None = None,
@@ -81,7 +81,7 @@ def choose_support(
     return replace(changed, teacher_log_tail=tail, teacher_tail_valid=known)
 
 
-def _check(batch: LossBatch, support: Support, mass: float | None) -> None:
+def _check(batch: LossBatch, support: SupportKind, mass: float | None) -> None:
     needs = {
         "teacher's top-K (support_ids)": batch.support_ids is None
         and (support.startswith("teacher") or support == "union"),

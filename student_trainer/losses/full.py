@@ -15,7 +15,7 @@ from torch import Tensor
 
 from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings, select_rows
 from student_trainer.losses.divergences import Divergence, jsd, reverse_kl
-from student_trainer.losses.normaliser import add_logit_gradient, logits_chunks
+from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
 
 # [rows, V] log p and log q to the derivative of the row's loss by each p.
 Slope = Callable[[Tensor, Tensor], Tensor]
@@ -99,15 +99,15 @@ class _Teacher:
             )
         self.rows = rows
 
-    def log_probs(self, chunk: slice) -> Tensor:
-        rows = self.rows[chunk]
+    def log_probs(self, block: slice) -> Tensor:
+        rows = self.rows[block]
         if self.logits is not None:
             logits = self.logits[rows]
             logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         else:
             assert self.hidden is not None
             assert self.head is not None
-            ((_, _, logits),) = logits_chunks(self.hidden[rows], self.head, max(len(rows), 1))
+            ((_, _, logits),) = logits_blocks(self.hidden[rows], self.head, max(len(rows), 1))
         log_probs: Tensor = torch.log_softmax(logits / self.temperature, -1)
         return log_probs
 
@@ -129,7 +129,7 @@ class _FullDivergence(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         out = torch.empty(hidden.shape[0], dtype=dtype, device=hidden.device)
-        for rows, _, logits in logits_chunks(hidden, head, settings.chunk_rows):
+        for rows, _, logits in logits_blocks(hidden, head, settings.chunk_rows):
             log_p = torch.log_softmax(logits / settings.temperature, -1)
             log_q = teacher.log_probs(rows).to(dtype)
             out[rows] = divergence(log_p, log_q, torch.ones_like(log_p, dtype=torch.bool))

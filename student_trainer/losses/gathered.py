@@ -18,7 +18,7 @@ from torch import Tensor
 
 from student_trainer.losses.base import Head
 
-# Elements of gathered head rows held at a time. On a CPU a chunk that stays in
+# Elements of gathered head rows held at a time. On a CPU a block that stays in
 # cache is several times faster than a large one; a GPU wants large launches.
 _CPU_ELEMENTS = 2**20
 _GPU_ELEMENTS = 2**26
@@ -90,14 +90,14 @@ def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     out = torch.empty(rows, support, dtype=dtype, device=hidden.device)
     wide = hidden.to(dtype)
-    step = _rows_per_chunk(ids, weight)
+    step = _rows_per_block(ids, weight)
     if weight.device.type == "cpu":
         _project_cached(wide, weight, ids, step, out)
         return out
     for start in range(0, rows, step):
-        chunk = F.embedding(ids[start : start + step], weight).to(dtype)
+        block = F.embedding(ids[start : start + step], weight).to(dtype)
         column = wide[start : start + step].unsqueeze(-1)
-        torch.bmm(chunk, column, out=out[start : start + step].unsqueeze(-1))
+        torch.bmm(block, column, out=out[start : start + step].unsqueeze(-1))
     return out
 
 
@@ -135,7 +135,7 @@ def _add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients
     """target[v] += sum over (t, k) with ids_tk == v of coefficients_tk * hidden_t.
 
     The pairs are sorted by id, so that each id's sum is taken in float32 at once
-    and written once: order and rounding do not depend on the chunking.
+    and written once: order and rounding do not depend on the blocks.
     """
     if ids.numel() == 0:
         return
@@ -178,6 +178,6 @@ def _triton_installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _rows_per_chunk(ids: Tensor, weight: Tensor) -> int:
+def _rows_per_block(ids: Tensor, weight: Tensor) -> int:
     elements = _GPU_ELEMENTS if weight.device.type == "cuda" else _CPU_ELEMENTS
     return max(1, elements // max(1, ids.shape[1] * weight.shape[1]))

@@ -14,7 +14,7 @@ from torch import Tensor
 from student_trainer.losses.base import Head
 
 
-def logits_chunks(
+def logits_blocks(
     hidden: Tensor, head: Head, chunk_rows: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
     """Yields (rows, projection, logits), the latter two float32 [rows, V].
@@ -70,7 +70,7 @@ class _TokenLogProbs(torch.autograd.Function):
         dtype = torch.promote_types(weight.dtype, torch.float32)
         out = torch.empty(ids.shape[0], dtype=dtype, device=hidden.device)
         normaliser = torch.empty_like(out)
-        for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+        for rows, _, logits in logits_blocks(hidden, head, chunk_rows):
             scaled = logits / temperature
             normaliser[rows] = torch.logsumexp(scaled, -1)
             out[rows] = scaled.gather(1, ids[rows, None]).squeeze(1) - normaliser[rows]
@@ -123,7 +123,7 @@ def add_logit_gradient(
     if needs[1]:
         into[1] = weight.grad if in_place else torch.zeros_like(weight)
     grad_hidden, grad_weight, grad_bias, grad_down, grad_up = into
-    for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+    for rows, _, logits in logits_blocks(hidden, head, chunk_rows):
         at_logits = delta(rows, logits)
         if head.softcap is not None:
             at_logits = at_logits * (1 - (logits / head.softcap) ** 2)
@@ -176,7 +176,7 @@ def top_ids(hidden: Tensor, head: Head, count: int, chunk_rows: int, limit: int)
         raise ValueError(f"the top {count} of {there} ids do not exist")
     found = [
         logits[:, :width].topk(count, -1).indices
-        for _, _, logits in logits_chunks(hidden, head, chunk_rows)
+        for _, _, logits in logits_blocks(hidden, head, chunk_rows)
     ]
     empty = torch.zeros(0, count, dtype=torch.int64, device=hidden.device)
     return torch.cat(found) if found else empty
@@ -216,7 +216,7 @@ def row_statistics(
         support_ids, support_valid: int64 and bool [T, K]; both or neither.
     """
     entropy, sampled, mass, overlap = [], [], [], []
-    for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+    for rows, _, logits in logits_blocks(hidden, head, chunk_rows):
         log_probs = torch.log_softmax(logits / temperature, -1)
         entropy.append(-(log_probs.exp() * log_probs).sum(-1))
         sampled.append(log_probs.gather(1, sampled_ids[rows, None]).squeeze(1))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.base import Head
-from student_trainer.losses.normaliser import add_logit_gradient, logits_chunks
+from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
 
 
 def log_outside(
@@ -63,7 +63,7 @@ class _LogOutside(torch.autograd.Function):
     ) -> Tensor:
         dtype = torch.promote_types(weight.dtype, torch.float32)
         out = torch.empty(ids.shape[0], dtype=dtype, device=hidden.device)
-        for rows, _, logits in logits_chunks(hidden, head, chunk_rows):
+        for rows, _, logits in logits_blocks(hidden, head, chunk_rows):
             rest = _without_support(logits, ids[rows], valid[rows], temperature, head.undrawn)
             out[rows] = torch.logsumexp(rest, -1)
         ctx.save_for_backward(hidden, ids, valid, out)

@@ -14,7 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from student_trainer.settings.base import Count, Positive, PositiveInt, Settings, Share
 
-Support = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
+SupportKind = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 
 UNNORMALISED = (
     "reverse KL on a support that is neither renormalised nor given a tail is least at "
@@ -95,7 +95,7 @@ class SupportLoss(LossCommon):
     """Settings that all losses on a support share."""
 
     top_k: int = Field(default=32, description="ids of the support a side, K")
-    support: Support = Field(
+    support: SupportKind = Field(
         default="teacher",
         description="ids of the support: the top_k of the teacher, of the student as it drew the "
         "rollout, or of both (union); +sampled adds the sampled token",
@@ -190,7 +190,7 @@ class SampledTokenLoss(LossCommon):
     asked for the metrics."""
 
     policy_gradient: ClassVar[bool] = True
-    support: ClassVar[Support] = "teacher"
+    support: ClassVar[SupportKind] = "teacher"
     support_mass: ClassVar[float | None] = None
 
     kind: Literal["sampled_token"] = "sampled_token"

@@ -41,7 +41,7 @@ class MicroBatch:
     steps: Tensor
 
 
-def sequence(rollout: Rollout) -> Int32:
+def student_input(rollout: Rollout) -> Int32:
     """int32 [P + n - 1]: what the student reads to judge every response token.
 
     The last token is judged, never read.
@@ -49,7 +49,7 @@ def sequence(rollout: Rollout) -> Int32:
     return np.concatenate([rollout.prompt.token_ids, rollout.token_ids[:-1]]).astype(np.int32)
 
 
-def plan(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+def pack_micro_batches(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
     """Cuts sequences into micro-batches of at most ``budget`` padded tokens.
 
     Longest first, equal lengths by index: the result depends on the lengths
@@ -79,7 +79,7 @@ def micro_batch(
         keep: bool [n] per rollout, False where a row is masked.
     """
     chosen = [rollouts[member] for member in members]
-    width = max(len(sequence(rollout)) for rollout in chosen)
+    width = max(len(student_input(rollout)) for rollout in chosen)
     rows, owners, steps = [], [], []
     for place, (member, rollout) in enumerate(zip(members, chosen, strict=True)):
         kept = np.flatnonzero(keep[member])

@@ -55,7 +55,7 @@ class UpdateTotals:
         masked: rows that the settings mask.
         unusable: other rows for which a teacher with another tokenizer gives no usable
             row.
-        chunk_rows: rows that learn from their chunk.
+        rows_by_chunk: rows that learn from their chunk.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -66,7 +66,7 @@ class UpdateTotals:
     used: int = 0
     masked: int = 0
     unusable: int = 0
-    chunk_rows: int = 0
+    rows_by_chunk: int = 0
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
     means: Means = field(default_factory=Means)
@@ -137,7 +137,7 @@ def add_chunks(totals: UpdateTotals, result: LossResult) -> None:
     count = int(result.used.sum())
     if count:
         totals.means.add("chunk_advantage", result.metrics["advantage"], count)
-        totals.chunk_rows += count
+        totals.rows_by_chunk += count
 
 
 def _add_support(means: Means, batch: LossBatch, used: Tensor) -> None:
@@ -183,7 +183,7 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "tokens_used": totals.used,
         "masked_tokens": totals.masked,
         "not_judged_tokens": totals.unusable,
-        "chunk_tokens": totals.chunk_rows,
+        "chunk_tokens": totals.rows_by_chunk,
         "dropped_non_finite": totals.dropped_non_finite,
         "dropped_small_support": totals.dropped_small_support,
         **rollout_metrics(rollouts),

@@ -25,8 +25,8 @@ from student_trainer.update.batching import (
     MicroBatch,
     loss_batch,
     micro_batch,
-    sequence,
     sequence_weights,
+    student_input,
 )
 from student_trainer.update.importance import log_ratios, truncated_weights
 from student_trainer.update.metrics import UpdateTotals
@@ -158,16 +158,16 @@ class Objective:
             stale: whether the weights of an earlier step wrote the rollouts.
         """
         loss = self.config.loss
-        inputs = [sequence(rollouts[member]) for member in batch.members]
+        inputs = [student_input(rollouts[member]) for member in batch.members]
         hidden = hidden_states(self._student, inputs)
         rows = loss_batch(batch, hidden, rollouts, scores, loss.teacher_top_k)
         if loss.teacher_top_k or loss.student_top_k:
             removed = self._removed.to(hidden.device)
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
-        chunk_rows = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
+        by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
         advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
         importance = self._importance(rows, totals) if stale else rows.weights
-        importance = torch.cat([importance, chunk_rows.weights])
+        importance = torch.cat([importance, by_chunk.weights])
         owners = torch.cat([batch.owners, chunks.batch.owners])
 
         def at(weights: Tensor) -> tuple[LossResult, LossResult]:
@@ -176,7 +176,7 @@ class Objective:
             if not len(later):
                 none = first.new_zeros(0)
                 return own, LossResult(first.new_zeros(()), none, none.bool())
-            chosen, clamp = replace(chunk_rows, weights=later), loss.chunk_clamp
+            chosen, clamp = replace(by_chunk, weights=later), loss.chunk_clamp
             return own, chunk_policy(chosen, advantages, self._head, self.settings, clamp)
 
         by_response = loss.mean == "sequence"

@@ -17,7 +17,7 @@ import torch
 from student_trainer.losses.normaliser import top_ids
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.model import Student, hidden_states
-from student_trainer.update.batching import micro_batch, plan, sequence
+from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input
 
 
 @torch.no_grad()
@@ -42,11 +42,11 @@ def with_student_support(
     if not count or not rollouts:
         return list(rollouts)
     found = list(rollouts)
-    lengths = [len(sequence(rollout)) for rollout in rollouts]
+    lengths = [len(student_input(rollout)) for rollout in rollouts]
     every = [np.ones(len(rollout.token_ids), np.bool_) for rollout in rollouts]
-    for members in plan(lengths, micro_batch_tokens):
+    for members in pack_micro_batches(lengths, micro_batch_tokens):
         batch = micro_batch(members, rollouts, every)
-        hidden = hidden_states(student, [sequence(rollouts[member]) for member in members])
+        hidden = hidden_states(student, [student_input(rollouts[member]) for member in members])
         rows = hidden.flatten(0, 1).index_select(0, batch.rows.to(hidden.device))
         ids = top_ids(rows, student.head, count, chunk_rows, limit).cpu().numpy().astype(np.int32)
         for place, member in enumerate(members):

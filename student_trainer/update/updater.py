@@ -22,7 +22,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student
 from student_trainer.update import metrics
-from student_trainer.update.batching import micro_batch, plan, sequence
+from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.objective import Objective
 from student_trainer.update.optim import Optimizer, learning_rate
@@ -124,11 +124,11 @@ class Updater:
         """Adds up the gradients; returns the sum of the losses and the mean's denominator."""
         self.optimizer.zero_grad()
         self.student.module.train()
-        lengths = [len(sequence(rollout)) for rollout in rollouts]
+        lengths = [len(student_input(rollout)) for rollout in rollouts]
         kept = list(keep)
         total, used_rows, used_responses, non_finite = 0.0, 0, 0, 0
         try:
-            for members in plan(lengths, self.config.optimizer.micro_batch_tokens):
+            for members in pack_micro_batches(lengths, self.config.optimizer.micro_batch_tokens):
                 known = {member: scores(member) for member in members}
                 chunks = self.objective.leave_out_unusable(members, rollouts, known, kept, totals)
                 batch = micro_batch(members, rollouts, kept)

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from student_trainer.losses import LOSSES, Head, LossBatch, LossSettings, LowRank, choose_support
-from student_trainer.losses.choose_support import Support
+from student_trainer.losses.choose_support import SupportKind
 from student_trainer.losses.normaliser import top_ids
 from tests.support.loss_reference import full_logits, problem, support_rows
 
-SUPPORTS = get_args(Support)
+SUPPORTS = get_args(SupportKind)
 ROWS, VOCABULARY, K = 13, 37, 5
 
 

@@ -16,9 +16,9 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.update.batching import (
     loss_batch,
     micro_batch,
-    plan,
-    sequence,
+    pack_micro_batches,
     sequence_weights,
+    student_input,
 )
 
 
@@ -31,12 +31,12 @@ def rollout(prompt: int, response: int, first: int = 0) -> Rollout:
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(40, 200))
 def test_a_plan_holds_everything_once_within_the_budget(lengths: list[int], budget: int) -> None:
-    batches = plan(lengths, budget)
+    batches = pack_micro_batches(lengths, budget)
     assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
     for batch in batches:
         assert len(batch) * max(lengths[index] for index in batch) <= budget
-    assert plan(lengths, budget) == batches
-    assert len(plan(lengths, 40 * 30)) == 1
+    assert pack_micro_batches(lengths, budget) == batches
+    assert len(pack_micro_batches(lengths, 40 * 30)) == 1
 
 
 def test_a_row_reads_the_state_before_its_token() -> None:
@@ -45,10 +45,10 @@ def test_a_row_reads_the_state_before_its_token() -> None:
     rollouts = [rollout(5, 3, 100), rollout(2, 4, 200), rollout(7, 1, 300)]
     keep = [np.ones(len(r.token_ids), np.bool_) for r in rollouts]
     batch = micro_batch((2, 0, 1), rollouts, keep)
-    width = max(len(sequence(r)) for r in rollouts)
+    width = max(len(student_input(r)) for r in rollouts)
     hidden = torch.full((3, width, 1), -1.0)
     for place, member in enumerate(batch.members):
-        ids = sequence(rollouts[member])
+        ids = student_input(rollouts[member])
         hidden[place, : len(ids), 0] = torch.from_numpy(ids.astype(np.float32))
     scores = {
         member: ContinuationScores(

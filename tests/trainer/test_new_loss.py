@@ -13,7 +13,7 @@ from student_trainer.losses import LOSSES, Head, LossBatch, LossResult, LossSett
 from student_trainer.losses.divergences import jsd
 from student_trainer.losses.sampled_token import sampled_token
 from student_trainer.losses.support import support_loss
-from student_trainer.settings.loss import LossCommon, LossConfig, Support, SupportLoss
+from student_trainer.settings.loss import LossCommon, LossConfig, SupportKind, SupportLoss
 from student_trainer.settings.train import TrainConfig
 from student_trainer.update.metrics import UpdateTotals
 from tests.trainer.local_teacher import LocalTeacher
@@ -33,7 +33,7 @@ def on_a_support(batch: LossBatch, head: Head, settings: LossSettings) -> LossRe
 
 class AtTheToken(LossCommon):
     policy_gradient: ClassVar[bool] = True
-    support: ClassVar[Support] = "teacher"
+    support: ClassVar[SupportKind] = "teacher"
     support_mass: ClassVar[float | None] = None
 
     kind: Literal["at_the_token"] = "at_the_token"

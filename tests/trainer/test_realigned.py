@@ -255,7 +255,7 @@ def test_masked_rows_learn_from_their_chunk(
     figures, gradients = case.gradients()
     rows = chunk_rows(case)
     count = sum(int(r.sum()) for r in rows)
-    assert figures.chunk_rows == count > 0
+    assert figures.rows_by_chunk == count > 0
     assert figures.used == plain.used + count
     line = step_metrics(figures, case.rollouts)
     assert 0.3 < float(str(line["chunk_advantage"])) <= 0.3 * CHUNK + 1e-4

@@ -110,7 +110,11 @@ def test_the_cut_into_micro_batches_does_not_matter(
     for budget in (84, 160, 4000):
         config = make_config(loss=loss, optimizer={"micro_batch_tokens": budget})
         case = Case(config, teacher)
-        cuts = len(batching.plan([len(batching.sequence(r)) for r in case.rollouts], budget))
+        cuts = len(
+            batching.pack_micro_batches(
+                [len(batching.student_input(r)) for r in case.rollouts], budget
+            )
+        )
         figures, gradients = case.gradients()
         results.append((cuts, step_metrics(figures, case.rollouts), gradients))
     assert [cuts for cuts, *_ in results] == sorted({cuts for cuts, *_ in results}, reverse=True)
@@ -189,7 +193,9 @@ def test_gradient_checkpointing_gives_equal_gradients(
     layer = case.student.causal_model.model.layers[1].mlp
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     _, checkpointed = case.gradients()
-    batches = len(batching.plan([len(batching.sequence(r)) for r in case.rollouts], 160))
+    batches = len(
+        batching.pack_micro_batches([len(batching.student_input(r)) for r in case.rollouts], 160)
+    )
     assert len(calls) == 2 * batches, "the layer runs again in the backward"
     assert_close(checkpointed, plain)
 
@@ -210,7 +216,7 @@ def test_sampled_token_moves_the_sampled_tokens(
         total = []
         with torch.no_grad():
             for rollout, score in zip(case.rollouts, case.scores, strict=True):
-                ids = torch.from_numpy(batching.sequence(rollout).astype(np.int64))[None]
+                ids = torch.from_numpy(batching.student_input(rollout).astype(np.int64))[None]
                 logits = case.student.causal_model(ids).logits[0]
                 rows = logits[len(rollout.prompt.token_ids) - 1 :].log_softmax(-1)
                 now = rows.gather(-1, torch.from_numpy(rollout.token_ids.astype(np.int64))[:, None])
