@@ -1,6 +1,7 @@
-"""``student-trainer doctor CONFIG``: what ``train`` with the same settings needs.
+"""``student-trainer doctor CONFIG``: checks everything that ``train`` with the same settings
+needs.
 
-Loads the student and the prompts, asks the teacher what the run would ask, and
+It loads the student and the prompts and makes the requests that the run would make. It
 trains nothing and writes nothing.
 """
 
@@ -23,9 +24,9 @@ if TYPE_CHECKING:
     from student_trainer.student.model import Student
     from student_trainer.teacher.link import TeacherLink
 
-# Beyond this, tokens and certificates may be valid on one side only, seconds.
+# Seconds; beyond this, tokens and certificates may be valid on one side only.
 CLOCK_TOLERANCE = 30.0
-# How far repeated scores may lie apart, nats, by dtype of the teacher (docs/contract.md).
+# By how much repeated scores may differ, nats, by dtype of the teacher (docs/contract.md).
 REPEAT_TOLERANCE = {"float32": 5e-5}
 HALF_PRECISION_TOLERANCE = 0.1
 REPEATED_TOKENS = 16
@@ -123,7 +124,7 @@ def check_teacher(config: TrainConfig) -> str:
 
 
 def check_clock(config: TrainConfig) -> str:
-    """Compares with the date the service puts beside its answer.
+    """Compares this machine's clock with the date in the service's answer.
 
     Raises:
         ConfigurationError: the clocks are more than ``CLOCK_TOLERANCE`` apart.
@@ -161,10 +162,10 @@ def check_disk(config: TrainConfig, student: Student) -> str:
 
 
 def run_bytes(config: TrainConfig, student: Student) -> int:
-    """Bytes of what a run keeps: checkpoints (one more while it is written) and the model.
+    """Bytes of what a run keeps: its checkpoints, one more while it is written, and the model.
 
-    A trained parameter has two moments in float32 beside it, and a float32 master
-    copy where it is bfloat16 itself.
+    A checkpoint has two float32 moments for each trained parameter, and a float32 master
+    if the parameter is bfloat16.
     """
     parameters = list(student.module.parameters())
     trained = [p for p in parameters if p.requires_grad]
@@ -196,7 +197,11 @@ def check_tokenizer(
 def check_limits(
     config: TrainConfig, student: Student, link: TeacherLink, prompts: list[PromptSets]
 ) -> str:
-    """Args: prompts: none where they could not be read; then evaluation counts."""
+    """Checks K and the lengths against the limits of the student and of the teacher.
+
+    Args:
+        prompts: empty when they could not be read; the run is then taken to evaluate.
+    """
     from student_trainer.evaluation import evaluated_prompts
     from student_trainer.prompt_needs import check_ids
     from student_trainer.train import check_lengths, longest_response
@@ -219,8 +224,12 @@ def check_limits(
 
 
 def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) -> str:
-    """Scores the same tokens twice, as two requests that differ in a row left out, so that
-    neither is answered with the other's reply."""
+    """Scores the same tokens twice. The two requests differ in one row, so that the second is
+    not answered by a replay of the first.
+
+    Raises:
+        ContractMismatchError: the two scores differ by more than is allowed.
+    """
     import numpy as np
 
     prompt = prompts.train[0]
@@ -232,7 +241,7 @@ def check_repeat(config: TrainConfig, link: TeacherLink, prompts: PromptSets) ->
     first, second = every.rows.sampled, later.rows.sampled
     if first is None or second is None:
         return f"the teacher has no rows for {REPEATED_TOKENS} tokens of the prompt: {every.detail}"
-    # Across tokenizers some positions have no verdict.
+    # Across tokenizers the rows of some positions are masked.
     known = first.valid[1:]
     apart = float(abs(first.values[1:] - second.values)[known].max(initial=0.0))
     allowed = REPEAT_TOLERANCE.get(link.info.identity.dtype, HALF_PRECISION_TOLERANCE)

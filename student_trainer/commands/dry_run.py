@@ -1,8 +1,8 @@
-"""What a dry run tells beside the settings: what the prompts are, and how the two
+"""What a dry run prints besides the settings: how the prompts are used, and how the two
 tokenizers relate.
 
-It registers nothing, loads no model and reads what is on this machine alone; a teacher
-that does not answer at once is said.
+It registers nothing, loads no model, and reads only what is on this machine. A teacher
+that does not answer at once is reported, not waited for.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ PATIENCE = 2.0  # seconds
 
 
 def look_at_prompts(config: TrainConfig) -> str:
-    """One line; why they are not read where they are not here.
+    """One line on the prompts, or on why they are not read.
 
     Raises:
-        ConfigurationError: they are here, and the run cannot use them.
+        ConfigurationError: the prompts are on this machine, and the run cannot use them.
     """
     from student_trainer.data.rows import is_hub_name
 
@@ -38,7 +38,7 @@ def look_at_prompts(config: TrainConfig) -> str:
 
 
 def compare_tokenizers(config: TrainConfig) -> str:
-    """One line; what cannot be told and why where it cannot."""
+    """One line on how the tokenizers relate, or on why they are not compared."""
     file = Path(config.student.model) / "tokenizer.json"
     if not file.is_file():
         return "not compared (the student is no folder of this machine)"

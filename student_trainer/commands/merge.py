@@ -1,7 +1,7 @@
 """``student-trainer merge``: LoRA adapters folded into their base model.
 
-What is saved is loaded again and must give the logits of the base model with
-its adapters.
+The saved model is loaded again and must give the logits of the base model with its
+adapters.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 ADAPTER = "adapter_config.json"
-# Of the largest logit; a bfloat16 weight is rounded once more when it is merged.
+# Relative to the largest logit; merging rounds a bfloat16 weight once more.
 MERGE_TOLERANCE = {"float32": 1e-4, "bfloat16": 5e-2}
 
 
 def find_adapter(path: Path) -> Path:
-    """The adapter's folder: ``path`` itself, a run's final one, or the newest good
-    checkpoint's.
+    """The folder of the adapter: ``path`` itself, a run's final model, or the model of its
+    newest undamaged checkpoint.
 
     Raises:
-        ConfigurationError: there is none.
+        ConfigurationError: there is no adapter.
     """
     from student_trainer.run import checkpoint
     from student_trainer.run.directory import RunDirectory
@@ -50,18 +50,21 @@ def find_adapter(path: Path) -> Path:
 
 
 def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
-    """Saves the base model with the adapters in its weights, in the base's dtype, with
-    the adapter's tokenizer; returns the adapter's folder.
+    """Folds the adapters into the weights of their base model and saves it, in the base
+    model's dtype and with the adapter's tokenizer.
 
     Args:
-        source: see ``find_adapter``.
-        output: a folder that does not exist yet or is empty.
-        base: folder or hub name of the base model, when the adapter's own note
-            of it does not lead there.
+        source: as for ``find_adapter``.
+        output: a folder that does not exist yet, or is empty.
+        base: folder or hub name of the base model, when it is not where the adapter's
+            configuration says.
+
+    Returns:
+        The folder of the adapter.
 
     Raises:
-        ConfigurationError: there is no adapter, the output is in use, or the base
-            model cannot be loaded or is another one.
+        ConfigurationError: there is no adapter, the output is in use, or the base model
+            cannot be loaded or is another one.
         LsmError: the merged model gives other logits than the adapted one.
     """
     check_output(output)

@@ -26,12 +26,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Pruned:
-    """What was done.
+    """The result of pruning.
 
     Attributes:
         output: the folder of the new model.
         layers: how many layers the model had.
-        dropped: the indices removed, ascending.
+        dropped: the indices of the removed layers, ascending.
         parameters_before, parameters_after: number of distinct parameters.
     """
 
@@ -45,17 +45,17 @@ class Pruned:
 def prune(
     model: str, output: Path, *, drop: Sequence[int] | None = None, keep: int | None = None
 ) -> Pruned:
-    """Save ``model`` without some of its layers, with its tokenizer, to ``output``.
+    """Saves ``model`` without some of its layers, with its tokenizer, to ``output``.
 
     Args:
-        model: folder or hub name of any causal language model of transformers.
-        output: a folder that does not exist yet or is empty.
-        drop, keep: see ``layers_to_drop``.
+        model: folder or hub name of a causal language model of transformers.
+        output: a folder that does not exist yet, or is empty.
+        drop, keep: as for ``layers_to_drop``.
 
     Raises:
-        ConfigurationError: wrong layers; the output is in use; the model cannot
-            be loaded; its layers cannot be found; or the saved model differs
-            from the pruned one when it is loaded again.
+        ConfigurationError: the layers are wrong; the output is in use; the model cannot be
+            loaded; its layers cannot be found; or the saved model differs from the pruned
+            one when it is loaded again.
     """
     check_output(output)
     network, tokenizer = _load(model)
@@ -106,7 +106,8 @@ def _check_reload(network: Any, folder: Path, model: str) -> None:
 
 
 def _probe(network: Any) -> tuple[Tensor, Tensor]:
-    """float32 logits of a fixed sequence: whole, and its last token after a cached prefix."""
+    """float32 logits of a fixed sequence: in one pass, and of its last token after a cached
+    prefix."""
     import torch
 
     ids = probe_ids(network)

@@ -1,4 +1,4 @@
-"""What several commands need: the settings of a run, and quiet libraries."""
+"""What several commands need: settings, a new output folder, a probe, quiet libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ENV_PREFIX = "LSM_TRAINER"
 
 
 def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
-    """The settings of ``train`` and ``doctor``; raises ConfigurationError."""
+    """The resolved settings of ``train`` and ``doctor``. Raises ConfigurationError."""
     from teacher_proto.program.settings import from_environment_only, load_settings
 
     from student_trainer.recipes import config_files
@@ -44,8 +44,8 @@ def check_output(output: Path) -> None:
 
 
 def probe_ids(network: Any) -> Tensor:
-    """int64 [1, PROBE_TOKENS]: one fixed sequence of the network's vocabulary, by whose
-    logits two networks are compared."""
+    """int64 [1, PROBE_TOKENS]: a fixed sequence of ids. Two networks are compared by their
+    logits on it."""
     import torch
 
     size = int(network.config.get_text_config().vocab_size)
@@ -54,7 +54,7 @@ def probe_ids(network: Any) -> Tensor:
 
 
 def quiet_libraries() -> None:
-    """Our own log to standard error; the libraries' chatter off."""
+    """Sends our own log to standard error and silences the libraries."""
     import logging
     import warnings
 

@@ -1,8 +1,8 @@
-"""PlacedRows of a dataset, each with the place an error names.
+"""The rows of a data set, each with the place that an error names.
 
-A name that ends in ``.jsonl`` or ``.parquet`` is a file; ``name`` or
-``owner/name`` is a dataset on the hub, or a folder of one. JSONL needs nothing but Python; the
-others need the extra ``data``.
+A name that ends in ``.jsonl`` or ``.parquet`` is a file; ``name`` or ``owner/name`` is a
+data set on the hub, or a folder of one. JSONL needs nothing but Python; the others need
+the extra ``data``.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Held-out evaluation that shorter answers cannot improve (docs/training.md).
 
-``frozen`` fixes positions before training, ``evaluate`` measures a student on
-them and on its fresh responses, ``results`` is what comes out and its files.
+``frozen`` fixes positions before training, ``evaluate`` measures a student on them and on
+its fresh responses, and ``results`` has the results and their files.
 """
 
 from student_trainer.evaluation.evaluate import evaluate

@@ -1,7 +1,7 @@
-"""The teacher's frozen rows on disk: asked for once, used by every evaluation.
+"""The teacher's frozen rows on disk: requested once, used by every evaluation.
 
-One float32 .npy file [R, V] beside a JSON file that says whose rows they are.
-The JSON file is written last, so rows without it are not used.
+One float32 .npy file [R, V] beside a JSON file that names their teacher and positions.
+The JSON file is written last, so that incomplete rows are never used.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ OWNER = "teacher_rows.json"
 def cached_rows(
     teacher: TeacherLink, pieces: Sequence[Selection], ids: int, digest: str, directory: Path
 ) -> Iterator[FullRows]:
-    """As ``full_rows``; from ``directory`` when it holds exactly these.
+    """As ``full_rows``, but read from ``directory`` when it has exactly these rows.
 
-    Rows of another teacher, of other positions or of another vocabulary are
-    asked for again.
+    Rows of another teacher, of other positions or of another vocabulary are requested
+    again.
 
     Args:
         digest: of the positions (``FrozenPositions.digest``).
@@ -61,7 +61,7 @@ def cached_rows(
 
 
 def _ask_one(teacher: TeacherLink, piece: Selection) -> None:
-    """One small reply, for its identity: the teacher there now is the one these are of."""
+    """Makes one small request, which fails unless the teacher is still the same."""
     teacher.score_rows(piece.prompt, piece.response[:1], np.zeros(1, np.int32), 1, TEMPERATURE)
 
 

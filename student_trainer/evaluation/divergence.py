@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RowDivergence:
-    """Per row: float64 [R], float64 [R], bool [R]."""
+    """Divergences of R rows: float64 [R] in nats, and bool [R]."""
 
     reverse_kl: Tensor
     forward_kl: Tensor
@@ -20,8 +20,8 @@ class RowDivergence:
 def row_divergence(student_logits: Tensor, teacher_log_probs: Tensor) -> RowDivergence:
     """KL(pi || q), KL(q || pi) and arg-max agreement of each row, in float64.
 
-    Both sides are normalised over the V ids given, so constants added to a row
-    do not matter. Every entry must be finite.
+    Both sides are normalised over the V ids that are given, so constants added to a row do
+    not matter. Every entry must be finite.
 
     Args:
         student_logits: [R, V].

@@ -1,4 +1,4 @@
-"""Measure a student against its teacher on held-out prompts."""
+"""Evaluation of a student against its teacher on held-out prompts."""
 
 from __future__ import annotations
 
@@ -66,20 +66,20 @@ def evaluate(
     seed: int,
     cache: Path,
 ) -> Evaluation:
-    """Divergences, response lengths and sample texts: over the full vocabulary, or, when
-    the teacher has another tokenizer, what ``evaluation.realigned`` can tell.
+    """Divergences, response lengths and sample texts. The divergences are over the whole
+    vocabulary, or, when the teacher has another tokenizer, those of ``evaluation.realigned``.
 
-    The fresh responses are drawn from the same streams whatever the student, so
-    that two evaluations differ by the student alone.
+    The fresh responses are drawn from the same random streams for every student, so that
+    two evaluations differ by the student alone.
 
     Args:
         frozen: made by ``freeze_continuations`` before training.
-        cache: directory where the teacher's frozen rows are kept; those it
-            holds already are used when they are this teacher's.
+        cache: directory of the teacher's frozen rows. Rows in it are used if they are of
+            this teacher.
 
     Raises:
-        ConfigurationError: a frozen prompt is not among ``held_out``, or the
-            service does not return full distributions.
+        ConfigurationError: a frozen prompt is not among ``held_out``, or the service does
+            not return full distributions.
         LsmError: the student's logits are not finite, or no row is left.
     """
     started = time.monotonic()
@@ -112,7 +112,7 @@ def _whole(
     digest: str,
     cache: Path,
 ) -> dict[str, Any]:
-    """Parts of an Evaluation over the whole vocabulary that both sides share."""
+    """Fields of an Evaluation over the vocabulary that both sides share."""
     ids = shared_ids(student, teacher)
     compared = compared_ids(student, ids)
     found: dict[str, Any] = {"frozen": None, "fresh": None}
@@ -134,7 +134,7 @@ def _realigned(
     fresh: Sequence[Rollout],
     settings: EvaluationSettings,
 ) -> dict[str, Any]:
-    """Parts of an Evaluation across tokenizers."""
+    """Fields of an Evaluation across tokenizers."""
     check_top_k(teacher, settings.top_k)
     found: dict[str, Any] = {"frozen": None, "fresh": None}
     if on_frozen:
@@ -184,12 +184,12 @@ def frozen_selections(frozen: FrozenPositions, prompts: Sequence[PromptItem]) ->
 
 
 def fresh_selections(fresh: Sequence[Rollout], count: int) -> list[Selection]:
-    """``count`` positions of fresh responses, all of them when there are fewer."""
+    """``count`` positions of fresh responses, or all of them when there are fewer."""
     return [selection for selection in spread_over(fresh, count) if len(selection.rows)]
 
 
 def spread_over(fresh: Sequence[Rollout], count: int) -> list[Selection]:
-    """The same, one for each response."""
+    """As ``fresh_selections``, but with one selection for each response, some of them empty."""
     lengths = [len(rollout.token_ids) for rollout in fresh]
     rows = spread_rows(lengths, min(count, sum(lengths)))
     return [
@@ -214,7 +214,11 @@ def _divergence(
     ids: Tensor,
     batch_size: int,
 ) -> FullDivergence:
-    """Args: ids: int64 [V], those to compare on."""
+    """Means over the rows of all pieces.
+
+    Args:
+        ids: int64 [V], the ids to compare.
+    """
     hidden = student_hidden(student, pieces, batch_size)
     reverse: list[float] = []
     forward: list[float] = []
@@ -272,7 +276,7 @@ def _sample(student: Student, rollout: Rollout) -> Sample:
 
 
 def prompt_text(prompt: PromptItem) -> str:
-    """The prompt as a reader would write it: a lone message's text, else role by role."""
+    """The prompt for a reader: the text of a single message, otherwise role by role."""
     source = prompt.source
     if isinstance(source, TextPrompt):
         return source.text

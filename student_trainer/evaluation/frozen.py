@@ -1,4 +1,4 @@
-"""Positions fixed before training, so that no later student can choose them."""
+"""Positions that are frozen before training, so that no later student can choose them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from student_trainer.student.model import Student
 
 log = logging.getLogger(__name__)
 
-# Training's steps count from 1; evaluation's responses have streams of their own.
+# Steps of training count from 1, so the responses of evaluation have streams of their own.
 FRESH_STEP = -1
 FIRST_FROZEN_STEP = -2
 ROUNDS = 8
@@ -32,14 +32,14 @@ def freeze_continuations(
     rollout_settings: RolloutSettings,
     seed: int,
 ) -> FrozenPositions:
-    """Draw the continuations and choose their positions; done once, before training.
+    """Draws the continuations and chooses their positions; done once, before training.
 
-    One continuation per prompt; more rounds follow while they hold fewer than
-    ``frozen_rows`` positions.
+    Each round draws one continuation per prompt. More rounds follow while there are fewer
+    than ``frozen_rows`` positions.
 
     Raises:
-        ConfigurationError: there are fewer held-out prompts than asked for, or
-            the student's answers are too short for that many positions.
+        ConfigurationError: there are fewer held-out prompts than the settings require, or
+            the student's answers are too short for so many positions.
     """
     prompts = evaluated_prompts(held_out, settings)
     rollouts: list[Rollout] = []
@@ -60,7 +60,9 @@ def freeze_continuations(
                 fix="unset it, raise evaluation.prompts or evaluation.max_new_tokens, or set it "
                 "to 0",
             )
-        little = f": figures of fewer than {LEAST_ROWS} say little" if found < LEAST_ROWS else ""
+        little = (
+            f": results on fewer than {LEAST_ROWS} are mostly noise" if found < LEAST_ROWS else ""
+        )
         log.warning("%s, and all are frozen, not the usual %d%s", short, wanted, little)
     rows = spread_rows([len(r.token_ids) for r in rollouts], min(wanted, found))
     return FrozenPositions(
@@ -80,7 +82,7 @@ def freeze_continuations(
 def evaluated_prompts(
     held_out: Sequence[PromptItem], settings: EvaluationSettings
 ) -> Sequence[PromptItem]:
-    """The first held-out prompts, as many as the settings say.
+    """The first held-out prompts, as many as the settings ask for.
 
     Raises:
         ConfigurationError: there are fewer than ``settings.prompts``.
@@ -116,7 +118,7 @@ def frozen_prompts(
 def evaluation_rollouts(
     settings: EvaluationSettings, rollout_settings: RolloutSettings
 ) -> RolloutSettings:
-    """Training's sampling, one response a prompt, evaluation's limits."""
+    """The sampling of training with one response per prompt and the limits of evaluation."""
     return rollout_settings.model_copy(
         update={
             "group_size": 1,
@@ -127,11 +129,11 @@ def evaluation_rollouts(
 
 
 def spread_rows(lengths: Sequence[int], count: int) -> list[Int32]:
-    """Choose ``count`` positions among responses of these lengths, evenly.
+    """Chooses ``count`` positions among responses of these lengths, evenly.
 
-    A response gets its share by length; its positions are equally spaced from
-    an offset that differs from response to response, so that no position is
-    favoured. Depends on nothing but the arguments.
+    A response gets a share by its length. Its positions are equally spaced from an offset
+    that differs from response to response, so that no position is favoured. The choice
+    depends on the arguments alone.
 
     Args:
         lengths: n of each response; ``count`` <= their sum.

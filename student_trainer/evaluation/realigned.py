@@ -1,8 +1,8 @@
-"""What can be measured of a student whose teacher has another tokenizer.
+"""Evaluation of a student whose teacher has another tokenizer.
 
 A full distribution of the teacher over the student's tokens does not exist. Known are
-rows on a support of certified ids, with what they leave out, and the exact likelihood
-of chunks of text (docs/realignment.md). R rows, K ids, nats unless said otherwise.
+rows on a support of certified ids, with the mass outside them, and the exact likelihood
+of chunks of text (docs/realignment.md). R rows, K ids; nats unless stated otherwise.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from student_trainer.update.realigned import chunks_known
 
 
 def check_top_k(teacher: TeacherLink, top_k: int) -> None:
-    """Raises ConfigurationError when the service does not return that many ids."""
+    """Raises ConfigurationError when the service does not return so many ids."""
     if top_k > teacher.info.max_top_k:
         raise ConfigurationError(
             f"{top_k} is more than the teacher takes (its largest K: {teacher.info.max_top_k})",
@@ -44,7 +44,7 @@ def check_top_k(teacher: TeacherLink, top_k: int) -> None:
 def score_whole(
     teacher: TeacherLink, responses: Sequence[Rollout], top_k: int
 ) -> list[ContinuationScores]:
-    """Every row of each response; the requests are under way together."""
+    """The scores of every row of each response. The requests are sent together."""
     futures: list[Future[list[ContinuationScores]]] = [
         teacher.submit_rollouts([response], top_k, TEMPERATURE) for response in responses
     ]
@@ -53,7 +53,7 @@ def score_whole(
 
 @dataclass(frozen=True)
 class _Certified:
-    """Rows that can be compared: their support, its coverage and the open mass, [R] each."""
+    """R rows that can be compared: their support, its coverage and the open mass."""
 
     support: Support
     coverage: Float32
@@ -103,7 +103,7 @@ def realigned_divergence(
 
 
 def _usable(scores: ContinuationScores, rows: int) -> Bool:
-    """bool [n]: a support of two ids or more is there."""
+    """bool [n]: rows with a support of at least two ids."""
     if scores.status is not Status.OK or scores.realignment is None:
         return np.zeros(rows, np.bool_)
     known: Bool = scores.realignment.position_class != PositionClass.MASKED
@@ -120,7 +120,7 @@ def _certified(scores: ContinuationScores, rows: Int32) -> _Certified:
 
 
 def _compare(logits: Tensor, rows: _Certified) -> dict[str, Tensor]:
-    """The names of RealignedDivergence, float64 [R] each."""
+    """The metrics of RealignedDivergence for each row, float64 [R], by name."""
     if not bool(torch.isfinite(logits).all()):
         raise LsmError(
             "the student's logits are not finite",
@@ -137,8 +137,8 @@ def _compare(logits: Tensor, rows: _Certified) -> dict[str, Tensor]:
     return {
         "reverse_kl": reverse_kl(p, q, valid),
         "forward_kl": forward_kl(p, q, valid),
-        # Slot 0 is the teacher's most likely token: a row where another, not settled
-        # one could be it is masked.
+        # Slot 0 is the teacher's most likely token: a row where an unsettled id could be
+        # more likely is masked.
         "agreement": (log_pi.argmax(-1) == ids[:, 0]).double(),
         "student_mass": own.exp().where(valid, 0).sum(-1),
         "coverage": torch.from_numpy(rows.coverage).double(),
@@ -154,7 +154,7 @@ def chunk_likelihood(
     batch_size: int,
     block_rows: int = BLOCK_ROWS,
 ) -> ChunkLikelihood | None:
-    """Both sides' likelihood of the student's own answers; None where no chunk is known.
+    """Both sides' likelihood of the student's own answers; None when no chunk is known.
 
     Args:
         scores: of every row of each response.

@@ -1,4 +1,4 @@
-"""What an evaluation is made of and what it yields, as JSON files.
+"""The frozen positions and the results of an evaluation, as JSON files.
 
 Nothing here needs torch. Divergences are in nats, lengths in tokens.
 """
@@ -18,12 +18,12 @@ from teacher_proto.program.files import write_text
 
 @dataclass(frozen=True)
 class FrozenContinuation:
-    """One continuation fixed before training.
+    """One continuation that is frozen before training.
 
     Attributes:
         prompt_id: of the held-out prompt it continues.
         token_ids: its n >= 1 tokens.
-        rows: indices in [0, n) of the positions measured, strictly increasing.
+        rows: indices in [0, n) of the evaluated positions, strictly increasing.
     """
 
     prompt_id: str
@@ -33,12 +33,12 @@ class FrozenContinuation:
 
 @dataclass(frozen=True)
 class FrozenPositions:
-    """The positions every evaluation of a run is measured on.
+    """The positions that every evaluation of a run is on.
 
     Attributes:
         prompts: ids of the held-out prompts that are evaluated, in order.
-        continuations: the untrained student's; none when ``frozen_rows`` is 0.
-        seed, temperature, top_p, max_new_tokens: how they were drawn.
+        continuations: of the untrained student; none when ``frozen_rows`` is 0.
+        seed, temperature, top_p, max_new_tokens: how the continuations were drawn.
     """
 
     prompts: tuple[str, ...]
@@ -61,13 +61,13 @@ class FrozenPositions:
 
 @dataclass(frozen=True)
 class FullDivergence:
-    """Student pi against teacher q at temperature 1, means over rows.
+    """Divergences of student pi and teacher q at temperature 1, means over rows.
 
     Attributes:
         rows: rows in the means.
-        dropped_rows: rows left out because the teacher's row is not finite or
-            gives some id no probability at all, which makes a divergence infinite.
-        ids: how many ids are compared: those both vocabularies have and a token has.
+        dropped_rows: rows left out because the teacher's row is not finite, or gives an
+            id a probability of 0, which makes a divergence infinite.
+        ids: number of compared ids: those of a token that both vocabularies have.
         reverse_kl: KL(pi || q) over the whole vocabulary, nats.
         forward_kl: KL(q || pi) over the whole vocabulary, nats.
         agreement: share of rows whose most likely id is the same.
@@ -83,18 +83,20 @@ class FullDivergence:
 
 @dataclass(frozen=True)
 class RealignedDivergence:
-    """Student pi against a teacher q with another tokenizer, at temperature 1: means over
-    the positions that are not masked. Nothing here is over the whole vocabulary of the
-    teacher's side, which does not exist in the student's tokens.
+    """Divergences of student pi and a teacher q with another tokenizer, at temperature 1:
+    means over the positions that are not masked. None of them is over the teacher's whole
+    vocabulary, which does not exist in the student's tokens.
 
     Attributes:
-        rows: positions in the means. masked_rows: left out, the teacher has no verdict.
+        rows: positions in the means.
+        masked_rows: positions left out because the teacher's row is masked.
         reverse_kl, forward_kl: KL(pi || q) and KL(q || pi), both renormalised on the
             certified ids, nats.
         agreement: share of positions whose most likely id, over all ids, is the same.
-        student_mass: of the student on the certified ids; what lies outside is not in
+        student_mass: the student's mass on the certified ids. Mass outside them is not in
             the divergences.
-        coverage: of the teacher on them. open_mass: of the teacher, not settled.
+        coverage: the teacher's mass on the certified ids.
+        open_mass: the teacher's mass that is not settled.
     """
 
     rows: int
@@ -109,13 +111,13 @@ class RealignedDivergence:
 
 @dataclass(frozen=True)
 class ChunkLikelihood:
-    """Both sides' likelihood of the student's fresh answers, by chunks where both
-    tokenizers meet; the turn's end counts in the likelihood and not in the bytes.
+    """Both sides' likelihood of the student's fresh answers, summed over chunks. The end of
+    a turn counts in the likelihood but not in the bytes.
 
     Attributes:
-        chunks, bytes: in the sums.
-        student_bits_per_byte: of the student's own tokens.
-        teacher_bits_per_byte: of the teacher's encoding of the same text.
+        chunks, bytes: how many of them are in the sums.
+        student_bits_per_byte: from the student's own tokens.
+        teacher_bits_per_byte: from the teacher's encoding of the same text.
     """
 
     chunks: int
@@ -126,7 +128,7 @@ class ChunkLikelihood:
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of fresh responses: how many, mean tokens, share cut at the length limit."""
+    """Fresh responses: their number, mean tokens, and share cut at the length limit."""
 
     responses: int
     mean: float
@@ -135,7 +137,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Sample:
-    """One fresh response as text; ``finished`` is False when the limit cut it."""
+    """One fresh response as text; ``finished`` is False when the length limit cut it."""
 
     prompt_id: str
     prompt: str
@@ -146,7 +148,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class TeacherDescription:
-    """Which teacher gave the rows, as its service described it."""
+    """The teacher that scored the rows, as its service describes it."""
 
     name: str
     model: str
@@ -161,20 +163,20 @@ class TeacherDescription:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One student, measured once.
+    """One evaluation of a student.
 
     Attributes:
-        prompts: held-out prompts used.
+        prompts: number of held-out prompts.
         frozen: on the frozen positions; None when there are none.
         fresh: on positions of the fresh responses; None when turned off.
         lengths: of the fresh responses; None when turned off.
         samples: of the first prompts, in order.
         frozen_digest: of the frozen positions.
-        teacher: the one that gave every row.
-        seconds: what the evaluation took.
-        frozen_realigned, fresh_realigned: in place of ``frozen`` and ``fresh`` when the
+        teacher: the teacher that scored every row.
+        seconds: how long the evaluation took.
+        frozen_realigned, fresh_realigned: instead of ``frozen`` and ``fresh`` when the
             teacher has another tokenizer.
-        likelihood: of the fresh responses then.
+        likelihood: of the fresh responses, also only then.
     """
 
     prompts: int
@@ -191,12 +193,12 @@ class Evaluation:
 
 
 def save_frozen(frozen: FrozenPositions, path: Path) -> None:
-    """Write the frozen positions, whole or not at all."""
+    """Writes the frozen positions, whole or not at all."""
     _write(path, asdict(frozen))
 
 
 def load_frozen(path: Path) -> FrozenPositions:
-    """Raises ConfigurationError when the file is missing or not one of ours."""
+    """Reads the file. Raises ConfigurationError when it is missing or malformed."""
     raw = _read(path)
     try:
         continuations = tuple(
@@ -216,12 +218,12 @@ def load_frozen(path: Path) -> FrozenPositions:
 
 
 def save_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write an evaluation, whole or not at all."""
+    """Writes an evaluation, whole or not at all."""
     _write(path, asdict(evaluation))
 
 
 def load_evaluation(path: Path) -> Evaluation:
-    """Raises ConfigurationError when the file is missing or not one of ours."""
+    """Reads the file. Raises ConfigurationError when it is missing or malformed."""
     raw = _read(path)
     try:
         return Evaluation(

@@ -1,8 +1,8 @@
-"""Rows of both sides for chosen positions, a chunk of [rows, V] at a time.
+"""Rows of both sides over the whole vocabulary at chosen positions, in blocks of [rows, V].
 
-The teacher's rows come through the service with K as large as the vocabulary.
-Row t is the distribution of token t given everything before it, so the
-student's is the head applied to the hidden state of the token before it.
+The teacher's rows come from the service, with K as large as the vocabulary. Row t is the
+distribution of token t given everything before it, so the student's row is the head
+applied to the hidden state of the token before it.
 """
 
 from __future__ import annotations
@@ -44,14 +44,19 @@ class Selection:
 
 @dataclass(frozen=True)
 class FullRows:
-    """Rows of one chunk: float32 [R, V] log-probabilities, bool [R] all finite."""
+    """The teacher's distributions over the whole vocabulary, for one block of rows.
+
+    Attributes:
+        log_probs: float32 [R, V].
+        finite: bool [R], whether all values of the row are finite.
+    """
 
     log_probs: Float32
     finite: Bool
 
 
 def cut_blocks(selections: Sequence[Selection]) -> list[Selection]:
-    """The same positions in the same order, at most ``BLOCK_ROWS`` in each piece."""
+    """The same positions in the same order, in pieces of at most ``BLOCK_ROWS`` rows."""
     return [
         Selection(s.prompt, s.response, s.rows[start : start + BLOCK_ROWS])
         for s in selections
@@ -63,7 +68,7 @@ def shared_ids(student: Student, teacher: TeacherLink) -> int:
     """How many ids both vocabularies have, up to the student's last token.
 
     Raises:
-        ConfigurationError: the service does not return that many at once.
+        ConfigurationError: the service does not return so many ids at once.
     """
     ids = min(student.drawn_below, teacher.info.vocabulary_size)
     if teacher.info.max_top_k < ids:
@@ -77,7 +82,7 @@ def shared_ids(student: Student, teacher: TeacherLink) -> int:
 
 
 def compared_ids(student: Student, ids: int) -> Tensor:
-    """int64: those of the first ``ids`` that the student can draw."""
+    """int64: those of the first ``ids`` ids that the student can draw."""
     kept = torch.ones(student.vocabulary_size, dtype=torch.bool, device=student.device)
     if student.head.undrawn is not None:
         kept[student.head.undrawn] = False
@@ -85,18 +90,18 @@ def compared_ids(student: Student, ids: int) -> Tensor:
 
 
 def full_rows(teacher: TeacherLink, pieces: Sequence[Selection], ids: int) -> Iterator[FullRows]:
-    """The teacher's rows of each piece, in order; a few requests are under way at once.
+    """The teacher's rows of each piece, in order. A few requests are sent at a time.
 
     Args:
         pieces: of at most ``BLOCK_ROWS`` positions each.
-        ids: V, the first ids of the vocabulary.
+        ids: V; only the first V ids of the vocabulary are compared.
 
     Raises:
         LsmError: as ``TeacherLink.score_rows``.
     """
 
-    def ask(piece: Selection) -> ContinuationScores:
-        # Later tokens cannot change the rows: what follows the last one is left out.
+    def score(piece: Selection) -> ContinuationScores:
+        # Tokens after the last row cannot change the rows, so they are left out.
         response = piece.response[: int(piece.rows[-1]) + 1]
         return teacher.score_rows(piece.prompt, response, piece.rows, ids, TEMPERATURE)
 
@@ -105,7 +110,7 @@ def full_rows(teacher: TeacherLink, pieces: Sequence[Selection], ids: int) -> It
         try:
             for place in range(len(pieces)):
                 while len(under_way) < CONCURRENT_REQUESTS and place + len(under_way) < len(pieces):
-                    under_way.append(pool.submit(ask, pieces[place + len(under_way)]))
+                    under_way.append(pool.submit(score, pieces[place + len(under_way)]))
                 yield dense(under_way.popleft().result(), len(pieces[place].rows), ids)
         finally:
             for future in under_way:
@@ -113,7 +118,8 @@ def full_rows(teacher: TeacherLink, pieces: Sequence[Selection], ids: int) -> It
 
 
 def dense(scores: ContinuationScores, rows: int, ids: int) -> FullRows:
-    """A support of every id, ordered by id; -inf where the teacher gives none."""
+    """The rows of a support of every id, in the order of ids; -inf where the teacher has no
+    value."""
     if scores.status is not Status.OK:
         return FullRows(np.full((rows, ids), -np.inf, np.float32), np.zeros(rows, np.bool_))
     support = required(scores.rows.support, "support")
@@ -127,14 +133,14 @@ def dense(scores: ContinuationScores, rows: int, ids: int) -> FullRows:
 
 @torch.no_grad()
 def student_hidden(student: Student, selections: Sequence[Selection], batch_size: int) -> Tensor:
-    """Hidden states [R, H] that the head turns into the selected rows, in order."""
+    """The hidden states [R, H] that the head turns into the selected rows, in order."""
     training = student.module.training
     student.module.eval()
     parts = []
     try:
         for start in range(0, len(selections), batch_size):
             batch = selections[start : start + batch_size]
-            # The last selected row needs the tokens before it, and no more.
+            # The last selected row needs only the tokens before it.
             sequences = [
                 np.concatenate([s.prompt.token_ids, s.response[: int(s.rows[-1])]]) for s in batch
             ]

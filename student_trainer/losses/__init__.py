@@ -1,4 +1,4 @@
-"""Losses: plain functions of (LossBatch, Head, LossSettings), one row each in LOSSES."""
+"""Losses: plain functions of (LossBatch, Head, LossSettings), each with a row in LOSSES."""
 
 from student_trainer.losses.base import (
     Head,

@@ -1,5 +1,5 @@
-"""What every loss takes and gives. Shapes: T rows, H hidden size, V vocabulary,
-K size of the support. Row t belongs to scored token t (docs/contract.md).
+"""What every loss takes and returns. Shapes: T rows, H hidden size, V vocabulary, K size of
+the support. Row t belongs to scored token t (docs/contract.md).
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-# A logit whose probability is 0 at any temperature in use; finite, so that no product
-# with that 0 is NaN.
+# A logit whose probability is 0 at any temperature in use. It is finite, so that no
+# product with that 0 is NaN.
 NEVER = -1e15
 
 
@@ -35,20 +35,20 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Head:
-    """The student's output projection: logits = softcap(scale * (hidden W^T + bias)),
-    with a LoRA adapter's product beside hidden W^T when there is one.
+    """The student's output projection: logits = softcap(scale * (hidden W^T + bias)). A LoRA
+    adapter on the head adds its product to hidden W^T.
 
     Attributes:
-        weight: [V, H], the model's own parameter; its gradient arrives in it.
+        weight: [V, H], the model's own parameter, which receives the gradient.
         bias: [V] or None.
         scale: factor on the logits (1 for most models).
         softcap: c in c * tanh(logits / c), or None.
-        accumulate_in_place: when ``weight.grad`` is allocated, backward adds to
-            it directly and hands autograd nothing for the weight. Saves a dense
-            [V, H] gradient a micro-batch; hooks on the weight do not run.
+        accumulate_in_place: when ``weight.grad`` is allocated, backward adds to it directly
+            and returns no gradient for the weight to autograd. This saves a dense [V, H]
+            gradient per micro-batch; hooks on the weight do not run.
         lora: adapter on the projection, or None.
-        undrawn: int64 [M], ids that are never drawn since no token has them, or None: the
-            student's probability of them is 0. No support may hold them.
+        undrawn: int64 [M], ids that are never drawn because no token has them, or None.
+            The student's probability of them is 0. No support may contain them.
     """
 
     weight: Tensor
@@ -61,7 +61,7 @@ class Head:
 
     @property
     def tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """weight, bias, adapter's down, adapter's up: what may want a gradient."""
+        """weight, bias, the adapter's down and up: the tensors that may need a gradient."""
         down, up = (None, None) if self.lora is None else (self.lora.down, self.lora.up)
         return self.weight, self.bias, down, up
 
@@ -73,7 +73,7 @@ class Head:
         return logits
 
     def finish_rows(self, projection: Tensor) -> Tensor:
-        """As ``finish`` for whole rows [..., V]: ``NEVER`` at the ids that are not drawn."""
+        """As ``finish``, for whole rows [..., V]: ``NEVER`` at the ids that are never drawn."""
         logits = self.finish(projection)
         return logits if self.undrawn is None else logits.index_fill(-1, self.undrawn, NEVER)
 
@@ -85,28 +85,29 @@ class LossBatch:
     Attributes:
         hidden: [T, H] final hidden states, the input of the head.
         sampled_ids: int64 [T], the rollout's own token of each row.
-        weights: float32 [T]; 0 leaves the row out, else its share in the mean
-            (a row's importance weight multiplies in here).
-        support_ids: int64 [T, K] ids of the support; any id in the slots that
-            are not valid. No id twice among a row's valid slots.
-        support_log_probs: float32 [T, K], teacher, nats.
+        weights: float32 [T], each row's share in the mean, with its importance weight
+            multiplied in; 0 leaves the row out.
+        support_ids: int64 [T, K], ids of the support; any id in invalid slots. No id
+            occurs twice among a row's valid slots.
+        support_log_probs: float32 [T, K], of the teacher, nats.
         support_valid: bool [T, K].
-        teacher_log_tail: float32 [T], teacher's log-probability of everything
-            outside the support, as the service computed it; for ``tail="bucket"``.
-        teacher_tail_valid: bool [T], False where nothing is left outside.
-        teacher_sampled: float32 [T], teacher's log-probability of the sampled
-            token, or None when it was not asked for.
-        old_log_probs: float32 [T], the student's log-probability of the sampled
-            token when it was drawn, at rollout temperature before top-p.
-        explicit_ids: int64 [T, E], ids whose teacher's log-probabilities were
-            asked for beside the top-K; ``choose_support`` makes a support of them.
+        teacher_log_tail: float32 [T], the teacher's log-probability of everything outside
+            the support, as the service computed it; for ``tail="bucket"``.
+        teacher_tail_valid: bool [T], False where nothing is outside the support.
+        teacher_sampled: float32 [T], the teacher's log-probability of the sampled token, or
+            None when it was not requested.
+        old_log_probs: float32 [T], the student's log-probability of the sampled token when
+            it was drawn, at the rollout's temperature, before top-p.
+        explicit_ids: int64 [T, E], ids at which the teacher was scored besides its top-K;
+            ``choose_support`` can use them for the support.
         explicit_log_probs, explicit_valid: float32 and bool [T, E].
-        responses: int64 [T], which response a row belongs to; a response's rows
-            stand together. For returns over a response (``sampled_token``).
-        steps: int64 [T], a row's place in its response, ascending in it.
-        teacher_logits: [T, V], an in-process teacher's, for the losses over the
-            whole vocabulary; or instead
-        teacher_hidden, teacher_head: [T, H'] and the teacher's own projection to V.
+        responses: int64 [T], which response a row belongs to. The rows of a response are
+            contiguous. For returns over a response (``sampled_token``).
+        steps: int64 [T], a row's place in its response, ascending within the response.
+        teacher_logits: [T, V], of a teacher in this process, for the losses over the whole
+            vocabulary.
+        teacher_hidden, teacher_head: [T, H'] and the teacher's own projection to V,
+            instead of ``teacher_logits``.
     """
 
     hidden: Tensor
@@ -131,22 +132,22 @@ class LossBatch:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """Settings of the losses; each uses those its definition names.
+    """Settings of the losses. Each loss uses those that its definition names.
 
     Attributes:
         temperature: of both sides of the divergence.
-        chunk_rows: rows per chunk where a chunk of [rows, V] is needed.
-        tail: "none" renormalises both sides on the support; "bucket" adds one
-            outcome that holds the rest of each side and renormalises nothing.
+        chunk_rows: rows of logits [rows, V] computed at a time, where they are needed.
+        tail: "none" renormalises both sides on the support; "bucket" adds one outcome for
+            the rest of each side and renormalises nothing.
         beta: weight of the teacher in the mixture (topk_jsd, full_jsd), in (0, 1).
-        row_clamp: bound on a row's loss in nats, or None; a row at the bound
-            has no gradient and is counted.
+        row_clamp: bound on a row's loss in nats, or None. A row at the bound has no
+            gradient and is counted.
         clip: width of the ratio's trust region (sampled_token).
         dual_clip: bound on the loss of negative advantages (sampled_token).
         advantage_clamp: bound on |A_t| in nats, or None (sampled_token).
-        gamma: discount of what later tokens of a response owe to this one, in
-            [0, 1]; 0 is token-level, 1 sequence-level (sampled_token).
-        study: allows ``unnormalised_reverse_kl``, which collapses by design.
+        gamma: discount of later tokens' rewards in a token's return, in [0, 1]; 0 is
+            token-level, 1 sequence-level (sampled_token).
+        study: allows ``unnormalised_reverse_kl``, which makes the student collapse.
     """
 
     temperature: float = 1.0
@@ -163,15 +164,15 @@ class LossSettings:
 
 @dataclass(frozen=True)
 class LossResult:
-    """A sum, so that micro-batches add up and the mean is taken once a step.
+    """A loss as a sum, so that micro-batches add up and the mean is taken once per update.
 
     Attributes:
-        total: scalar float32 with gradient, sum over used rows of weight * loss.
-        per_row: float32 [T], detached, nats; 0 where not used.
+        total: scalar float32 with gradient: the sum over used rows of weight * loss.
+        per_row: float32 [T], detached, nats; 0 for unused rows.
         used: bool [T], rows that count in numerator and denominator.
-        dropped_non_finite: rows with weight > 0 left out as not finite.
-        dropped_small_support: rows with weight > 0 and fewer than two valid ids.
-        metrics: sums over used rows (weight 1), by name.
+        dropped_non_finite: number of rows with weight > 0 that are not finite.
+        dropped_small_support: number of rows with weight > 0 and fewer than two valid ids.
+        metrics: sums over used rows (each with weight 1), by name.
     """
 
     total: Tensor
@@ -186,5 +187,5 @@ LossFunction = Callable[[LossBatch, Head, LossSettings], LossResult]
 
 
 def select_rows(condition: Tensor) -> Tensor:
-    """int64 indices of the True entries of a bool [T]."""
+    """int64: the indices of the True entries of a bool [T]."""
     return torch.nonzero(condition, as_tuple=False).squeeze(-1)

@@ -1,14 +1,14 @@
-"""Which ids a support holds, from what the teacher answered.
+"""Which ids a support has, among those that the teacher was scored at.
 
-The service returns its own top-K, its log-probabilities at ids of the caller's
-choosing (the student's top-K), and at the sampled token:
+The service returns the teacher's own top-K, and its log-probabilities at explicit ids
+(the student's top-K) and at the sampled token:
 
     teacher            the teacher's top-K
     student            the student's top-K
     union              both, no id twice
     ...+sampled        and the sampled token
 
-What is outside the support follows without cancellation from what is added:
+The mass outside the support follows from the mass outside the top-K:
 tail(S) = tail(top) + sum of q over top but not S - sum of q over S but not top.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 from student_trainer.losses.base import LossBatch
 from student_trainer.settings.loss import SupportKind
 
-# Below this share of what it is subtracted from, float32 cannot tell a tail.
+# Below this share of the mass that it is subtracted from, float32 cannot resolve a tail.
 TAIL_RESOLUTION = 1e-4
 
 
@@ -37,22 +37,21 @@ def choose_support(
     """The batch with the support of each row, and the teacher's tail outside it.
 
     Args:
-        batch: ``support_*`` holds the teacher's top-K in descending order, if it
-            was asked for; ``explicit_*`` its values at the student's ids;
+        batch: ``support_*`` are the teacher's top-K in descending order, if it was
+            requested; ``explicit_*`` its values at the student's ids;
             ``teacher_log_tail`` belongs to the top-K.
-        support: which ids.
-        mass: keeps the teacher's ids, most likely first, until they hold this
-            probability, never fewer than two; None keeps all K.
-        removed: int64 [M], ids taken out of every support.
+        support: which ids the support has.
+        mass: keeps the teacher's ids, most likely first, until their probability reaches
+            this value, never fewer than two; None keeps all K.
+        removed: int64 [M], ids that are removed from every support.
 
     Returns:
-        The batch with new ``support_*`` of K, K + 1 or 2 K slots and, where it
-        came with a tail, the tail outside this support: NaN where what is left
-        is too small a part of what it is subtracted from, so that the losses
-        drop and count the row.
+        The batch with new ``support_*`` of K, K + 1 or 2 K slots and, if it has a tail,
+        the tail outside this support. A tail that is too small to be resolved is NaN, so
+        that the losses drop and count the row.
 
     Raises:
-        ValueError: the batch lacks a block the support needs.
+        ValueError: the batch lacks values that the support needs.
     """
     _check(batch, support, mass)
     top = _block(batch.support_ids, batch.support_log_probs, batch.support_valid)
@@ -108,8 +107,8 @@ def _block(
 
 
 def _within(log_q: Tensor, valid: Tensor, mass: float) -> Tensor:
-    """bool [T, K]: slots whose predecessors do not hold ``mass`` yet, or the first two."""
-    # A value that is not finite stays in, so that the loss sees and drops its row.
+    """bool [T, K]: slots whose predecessors do not reach ``mass`` yet, and the first two."""
+    # A value that is not finite is kept, so that the loss sees and drops its row.
     q = log_q.double().exp().where(valid & log_q.isfinite(), 0)
     before = q.cumsum(-1) - q
     first = valid.cumsum(-1) <= 2
@@ -117,7 +116,7 @@ def _within(log_q: Tensor, valid: Tensor, mass: float) -> Tensor:
 
 
 def _member(ids: Tensor, among: Tensor, valid: Tensor) -> Tensor:
-    """bool [T, E]: whether each id is one of the row's valid others, [T, K]."""
+    """bool [T, E]: whether each id is among the row's valid ids of ``among``, [T, K]."""
     ordered = among.where(valid, -1).sort(-1).values
     place = torch.searchsorted(ordered, ids.contiguous()).clamp_max(ordered.shape[1] - 1)
     return ordered.gather(-1, place) == ids

@@ -1,16 +1,16 @@
-"""The sequence-level signal of a chunk: the span between two places where the student's
-and the teacher's tokens meet, whose likelihood the teacher knows though not its tokens'.
+"""The policy gradient of a chunk: the text between two points where the student's and the
+teacher's tokens are in step. The teacher knows its likelihood, but not that of its tokens.
 
-For a chunk C = y_i ... y_j behind a prefix the divergence to lower is
+For a chunk C = y_i ... y_j after a prefix, the divergence to lower is
 KL(pi || q) = E[log pi(C) - log q(C)] over C ~ pi. Its gradient is
 
     E[(log pi(C) - log q(C)) sum_t grad log pi(y_t)]
 
-since E[grad log pi(C)] = 0. Tokens before t are settled when y_t is drawn, and what they
-add to the factor has mean 0 beside grad log pi(y_t): so the part of token t is
--A grad log pi(y_t) with A = log q(C) - log pi(C), for any subset of the chunk's tokens,
-whatever the others learn from. A is a constant; the ratio to the policy that drew the
-tokens is clipped as in ``sampled_token``.
+since E[grad log pi(C)] = 0. The tokens before t are fixed when y_t is drawn, so their part
+of the factor has mean 0 when it multiplies grad log pi(y_t). Token t therefore contributes
+-A grad log pi(y_t) with A = log q(C) - log pi(C). This holds for any subset of the chunk's
+tokens, whatever the others learn from. A is a constant; the ratio to the policy that drew
+the tokens is clipped as in ``sampled_token``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def chunk_policy(
     """
     if batch.old_log_probs is None:
         raise ValueError("chunk_policy needs the rollout's log-probability of the sampled token")
-    # The token's own verdict that would give it the chunk's advantage.
-    verdict = batch.old_log_probs + advantages
+    # The log-probability of the teacher that would give the token its chunk's advantage.
+    teacher = batch.old_log_probs + advantages
     token_level = replace(settings, gamma=0.0, advantage_clamp=clamp)
-    return sampled_token(replace(batch, teacher_sampled=verdict), head, token_level)
+    return sampled_token(replace(batch, teacher_sampled=teacher), head, token_level)

@@ -1,9 +1,8 @@
-"""Divergences between two distributions over O outcomes a row, student p and teacher q.
+"""Divergences of two distributions over O outcomes per row, student p and teacher q.
 
-Each takes log p and log q, float [T, O], -inf allowed only in slots that are not
-valid, and bool [T, O]; each returns [T] in nats, differentiable in log p.
-Slots that are not valid are replaced before any product, so that neither value
-nor gradient sees them.
+Each takes log p and log q, float [T, O], with -inf allowed only in invalid slots, and
+``valid``, bool [T, O]. Each returns [T] in nats, differentiable in log p. Invalid slots
+are replaced before any product, so that they affect neither values nor gradients.
 """
 
 from __future__ import annotations
@@ -49,10 +48,10 @@ def jsd(beta: float) -> Divergence:
 
 
 def renormalise(log_weights: Tensor, valid: Tensor) -> Tensor:
-    """log of the weights divided by their sum over the valid slots; elsewhere finite
-    and so low that its exponential is 0.
+    """log of the weights divided by their sum over the valid slots. In invalid slots it is
+    finite, and so low that its exponential is 0.
 
-    Every row has a valid slot.
+    Every row needs a valid slot.
     """
     lowest = torch.finfo(log_weights.dtype).min / 2
     return torch.log_softmax(log_weights.masked_fill(~valid, lowest), -1)

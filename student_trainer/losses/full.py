@@ -1,7 +1,7 @@
-"""Divergences over the whole vocabulary, against a teacher in the same process.
+"""Divergences over the whole vocabulary, with a teacher in the same process.
 
-The reference for losses on a support, and a peer's objective to compare with.
-A chunk of [rows, V] at a time on both sides, forward and backward.
+They are a reference for the losses on a support, and the objectives of other projects to
+compare with. Both sides are computed in blocks of [rows, V], forward and backward.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from student_trainer.losses.base import Head, LossBatch, LossResult, LossSetting
 from student_trainer.losses.divergences import Divergence, jsd, reverse_kl
 from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
 
-# [rows, V] log p and log q to the derivative of the row's loss by each p.
+# Maps log p and log q, [rows, V], to the derivative of each row's loss by each p.
 Slope = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -41,21 +41,21 @@ def full_jsd(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult
 def _full(
     batch: LossBatch, head: Head, settings: LossSettings, divergence: Divergence, slope: Slope
 ) -> LossResult:
-    """Rows with weight 0 or not finite on either side leave numerator and
-    denominator; the latter are counted.
+    """Rows with weight 0 or not finite on either side count in neither numerator nor
+    denominator; the latter are counted as dropped.
 
     Raises:
-        ValueError: the batch has no in-process teacher, or one of another width.
+        ValueError: the batch has no teacher in this process, or one of another width.
     """
     active = batch.weights > 0
     rows = select_rows(active & batch.hidden.detach().isfinite().all(-1))
     hidden = batch.hidden.index_select(0, rows)
     teacher = _Teacher(batch, rows, head.weight.shape[0], settings)
-    losses: Tensor = _FullDivergence.apply(  # type: ignore[no-untyped-call]
+    losses: Tensor = _DivergenceInBlocks.apply(  # type: ignore[no-untyped-call]
         hidden, *head.tensors, head, settings, teacher, divergence, slope
     )
-    # Rows that turn out not finite are left out of a second call, so that no
-    # gradient passes through them.
+    # When some rows are not finite, a second call leaves them out, so that no gradient
+    # passes through them.
     good = losses.detach().isfinite()
     if not bool(good.all()):
         used = torch.zeros_like(active)
@@ -76,7 +76,7 @@ def _full(
 
 
 class _Teacher:
-    """Log-probabilities of the teacher's rows, a chunk at a time."""
+    """Log-probabilities of the teacher's rows, in blocks."""
 
     def __init__(
         self, batch: LossBatch, rows: Tensor, vocabulary: int, settings: LossSettings
@@ -112,7 +112,7 @@ class _Teacher:
         return log_probs
 
 
-class _FullDivergence(torch.autograd.Function):
+class _DivergenceInBlocks(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

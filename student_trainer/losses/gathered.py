@@ -1,8 +1,8 @@
-"""Student logits at K ids per row, without the [T, V] head product.
+"""The student's logits at K ids per row, without the product of the whole head, [T, V].
 
-A support of K ids touches K rows of the head, so forward reads T*K rows and
-backward writes the gradient of those rows alone. Shapes: T rows, K ids a row,
-H hidden size, V vocabulary, U distinct ids among the T*K.
+A support of K ids needs K rows of the head: forward reads T * K of them, and backward
+writes the gradients of these rows alone. Shapes: T rows, K ids per row, H hidden size,
+V vocabulary.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor
 
 from student_trainer.losses.base import Head
 
-# Elements of gathered head rows held at a time. On a CPU a block that stays in
-# cache is several times faster than a large one; a GPU wants large launches.
+# Elements of gathered head rows in memory at a time. On a CPU a block that fits into the
+# cache is several times faster than a large one; a GPU needs large launches.
 _CPU_ELEMENTS = 2**20
 _GPU_ELEMENTS = 2**26
-# Distinct ids whose head gradient is accumulated in float32 at a time.
+# Distinct ids whose head gradients are summed in float32 at a time.
 _GRADIENT_IDS = 1024
 
 
 def gathered_logits(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
-    """Logits of the student at given ids.
+    """The student's logits at given ids.
 
     Args:
         hidden: [T, H].
@@ -35,12 +35,12 @@ def gathered_logits(hidden: Tensor, head: Head, ids: Tensor) -> Tensor:
         ids: int64 [T, K], each in [0, V).
 
     Returns:
-        float32 [T, K], differentiable in hidden and the head's tensors. Products are
-        taken and summed in float32 whatever the parameters' dtype; the weight's
-        gradient is summed in float32 and rounded once a call.
+        float32 [T, K], differentiable in hidden and the head's tensors. Products and sums
+        are in float32 whatever the parameters' dtype; the weight's gradient is summed in
+        float32 and rounded once per call.
 
     Raises:
-        ValueError: an id lies outside the vocabulary.
+        ValueError: an id is outside the vocabulary.
     """
     if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < head.weight.shape[0]:
         raise ValueError(
@@ -102,9 +102,9 @@ def _project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
 
 
 def _project_cached(wide: Tensor, weight: Tensor, ids: Tensor, step: int, out: Tensor) -> None:
-    """Fills ``out`` with one pair of buffers, which stay in the CPU's cache.
+    """Fills ``out`` with the help of one pair of buffers, which stay in the CPU's cache.
 
-    A product of its own for each row: torch's batched one is four times slower there.
+    Each row is a product of its own, because torch's batched product is four times slower.
     """
     support, size = ids.shape[1], weight.shape[1]
     step = max(1, min(step, ids.shape[0]))
@@ -122,7 +122,7 @@ def _project_cached(wide: Tensor, weight: Tensor, ids: Tensor, step: int, out: T
 
 
 def _weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
-    """sum_k coefficients_tk * weight[ids_tk], [T, H] in the weight's dtype or wider."""
+    """sum_k coefficients_tk * weight[ids_tk], [T, H], in the weight's dtype or wider."""
     if kernels := _kernels(weight):
         total: Tensor = kernels.weighted_rows(weight, ids, coefficients)
         return total
@@ -134,8 +134,8 @@ def _weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
 def _add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients: Tensor) -> None:
     """target[v] += sum over (t, k) with ids_tk == v of coefficients_tk * hidden_t.
 
-    The pairs are sorted by id, so that each id's sum is taken in float32 at once
-    and written once: order and rounding do not depend on the blocks.
+    The pairs are sorted by id, so that each id's sum is taken in float32 and written once:
+    order and rounding do not depend on the blocks.
     """
     if ids.numel() == 0:
         return
@@ -165,7 +165,7 @@ def _add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients
 
 
 def _kernels(parameter: Tensor) -> Any:
-    """The Triton kernels where they run: CUDA, Triton installed, no float64."""
+    """The Triton kernels if they run here: on CUDA, with Triton installed, not in float64."""
     if parameter.device.type != "cuda" or not _triton_installed():
         return None
     from student_trainer.losses import gathered_triton

@@ -1,10 +1,10 @@
 """The gathered head product on CUDA, as Triton kernels; ``gathered`` is the reference.
 
-Forward and the gradient of hidden go by tiles of consecutive rows: a tile's
-distinct ids are found first, so that each head row it needs is read once and
-meets all the tile's rows in one dense product. The head's gradient goes by
-distinct id over all rows: one writer an id, so the sum has one order.
-Shapes: T rows, K ids a row, N tiles of R rows, S = R * K slots, H hidden size.
+Forward and the gradient of hidden work on tiles of consecutive rows. A tile's distinct ids
+are found first, so that each head row is read once and multiplied with all rows of the
+tile in one dense product. The head's gradient is computed by distinct id over all rows:
+each id has one writer, so its sum has one order.
+Shapes: T rows, K ids per row, N tiles of R rows, S = R * K slots, H hidden size.
 """
 
 from __future__ import annotations
@@ -214,14 +214,14 @@ def add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients:
 
 
 def _tiles(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The distinct ids of each tile [N, S] (the first ``counts`` are set), their
-    counts [N], and each pair's slot among them [T, K], without a word to the host."""
+    """The distinct ids of each tile [N, S], of which the first ``counts`` [N] are set, and
+    the slot of each pair among them [T, K]. Nothing is synchronised with the host."""
     rows, support = ids.shape
     tiles = triton.cdiv(rows, TILE_ROWS)
     padded = ids.new_full((tiles * TILE_ROWS, support), -1)
     padded[:rows] = ids
     ordered, order = padded.view(tiles, -1).sort(-1)
-    # Padding sorts first as id -1 and takes a slot of its own when there is any.
+    # Padding has id -1, sorts first and takes a slot of its own.
     new = torch.ones_like(ordered, dtype=torch.bool)
     new[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
     place = new.cumsum(-1) - 1
@@ -231,6 +231,6 @@ def _tiles(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _wide(weight: Tensor) -> bool:
-    """Products in float32: where the parameters are, and in Triton's interpreter,
-    which cannot multiply half-width matrices."""
+    """Whether products are in float32: for float32 parameters, and in Triton's interpreter,
+    which cannot multiply matrices of half precision."""
     return weight.dtype == torch.float32 or bool(triton.knobs.runtime.interpret)

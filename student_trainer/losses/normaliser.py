@@ -1,5 +1,5 @@
-"""Quantities that need the student's full normaliser, a chunk of [rows, V] at a
-time. Shapes: T rows, H hidden size, V vocabulary, K size of the support.
+"""Quantities that need the student's normaliser over the vocabulary, in blocks of
+[rows, V]. Shapes: T rows, H hidden size, V vocabulary, K size of the support.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from student_trainer.losses.base import Head
 def logits_blocks(
     hidden: Tensor, head: Head, chunk_rows: int
 ) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """Yields (rows, projection, logits), the latter two float32 [rows, V].
+    """Yields (rows, projection, logits), the latter two float32 [rows, V], without gradient.
 
-    ``projection`` is hidden W^T + bias, adapter included, before scale and
-    softcap. Ids that are never drawn have ``NEVER`` in ``logits``. No gradient.
+    ``projection`` is hidden W^T + bias with the adapter, before scale and softcap. Ids that
+    are never drawn have ``NEVER`` in ``logits``.
     """
     with torch.no_grad():
         for start in range(0, hidden.shape[0], chunk_rows):
@@ -37,15 +37,15 @@ def logits_blocks(
 def token_log_probs(
     hidden: Tensor, head: Head, ids: Tensor, temperature: float, chunk_rows: int
 ) -> Tensor:
-    """log softmax(logits / temperature) at one id a row.
+    """log softmax(logits / temperature) at one id per row.
 
     Args:
         hidden: [T, H].
         ids: int64 [T].
 
     Returns:
-        float32 [T], differentiable in hidden and the head's tensors; backward
-        recomputes each chunk.
+        float32 [T], differentiable in hidden and the head's tensors. Backward computes
+        each block again.
     """
     result: Tensor = _TokenLogProbs.apply(  # type: ignore[no-untyped-call]
         hidden, *head.tensors, ids, head, temperature, chunk_rows
@@ -102,20 +102,20 @@ def add_logit_gradient(
     delta: Callable[[slice, Tensor], Tensor],
     needs: Sequence[bool],
 ) -> tuple[Tensor | None, ...]:
-    """Carries a gradient with respect to the logits to hidden and ``head.tensors``.
+    """Backpropagates a gradient at the logits to hidden and ``head.tensors``.
 
     Args:
-        delta: (rows, logits [rows, V]) to the gradient at those logits.
-        needs: which of hidden, weight, bias, down, up want one.
+        delta: maps (rows, logits [rows, V]) to the gradient at those logits.
+        needs: which of hidden, weight, bias, down, up need a gradient.
 
     Returns:
-        Their gradients in that order; None for the weight when it was added to
+        Their gradients in that order; None for the weight when its gradient was added to
         ``weight.grad`` in place (``Head.accumulate_in_place``).
     """
     weight, bias, down, up = head.tensors
     in_place = head.accumulate_in_place and weight.grad is not None
-    # The weight's gradient is added to in bfloat16 where it is bfloat16; the
-    # others are small and are summed in float32.
+    # The weight's gradient is summed in the weight's dtype; the others are small and are
+    # summed in float32.
     into = [
         None if tensor is None or not need else torch.zeros_like(tensor, dtype=_wide(tensor))
         for tensor, need in zip((hidden, None, bias, down, up), needs[:5], strict=True)
@@ -162,13 +162,13 @@ def top_ids(hidden: Tensor, head: Head, count: int, chunk_rows: int, limit: int)
     Args:
         hidden: [T, H].
         count: K, at most ``limit``.
-        limit: ids from it on are not looked at (those another vocabulary lacks).
+        limit: only ids below it count; another vocabulary may lack the others.
 
     Returns:
-        int64 [T, K], descending by logit; one [chunk_rows, V] at a time.
+        int64 [T, K], descending by logit.
 
     Raises:
-        ValueError: K is more than the ids there are.
+        ValueError: there are fewer than K ids.
     """
     width = min(limit, head.weight.shape[0])
     there = width if head.undrawn is None else width - int((head.undrawn < width).sum())
@@ -184,13 +184,13 @@ def top_ids(hidden: Tensor, head: Head, count: int, chunk_rows: int, limit: int)
 
 @dataclass(frozen=True)
 class RowStatistics:
-    """Per row, float32 [T]: of the student's full distribution.
+    """Statistics of the student's whole distribution, float32 [T].
 
     Attributes:
         entropy, sampled_log_probs: nats.
         support_mass: probability of the support.
-        support_overlap: share of the support's n valid ids that are among the
-            student's own n most likely ones.
+        support_overlap: share of the support's n valid ids that are among the student's
+            own n most likely ones.
     """
 
     entropy: Tensor
@@ -208,7 +208,7 @@ def row_statistics(
     support_ids: Tensor | None = None,
     support_valid: Tensor | None = None,
 ) -> RowStatistics:
-    """Diagnostics of the student's rows, without gradient.
+    """Statistics of the student's rows, without gradient.
 
     Args:
         hidden: [T, H].
@@ -237,7 +237,7 @@ def row_statistics(
 
 
 def _overlap(log_probs: Tensor, at_support: Tensor, valid: Tensor) -> Tensor:
-    """[T]: share of valid support ids at or above the n-th best of all, n their number."""
+    """[T]: share of the n valid support ids that are at or above the n-th best of all ids."""
     counts = valid.sum(-1, keepdim=True)
     best = log_probs.topk(valid.shape[1], -1).values
     last = best.gather(1, (counts - 1).clamp_min(0))

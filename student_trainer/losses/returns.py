@@ -1,4 +1,4 @@
-"""Discounted sums along responses. Shape: T rows, a response's rows together."""
+"""Discounted sums along responses. Shape: T rows; the rows of a response are contiguous."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 def discounted_returns(rewards: Tensor, responses: Tensor, steps: Tensor, gamma: float) -> Tensor:
     """R_t = sum over the response's rows t' >= t of gamma^(t' - t) r_t'.
 
-    t is the row's step: rows that are left out keep their distance. The sum runs
-    in float64 and doubles its reach each time, log2(T) passes.
+    t is the row's step, so rows that are left out keep their distance. The sum is in
+    float64 and doubles its reach with each of its log2(T) passes.
 
     Args:
         rewards: [T]. responses, steps: int64 [T], steps ascending in a response.
@@ -33,7 +33,7 @@ def discounted_returns(rewards: Tensor, responses: Tensor, steps: Tensor, gamma:
         total
     ):
         raise ValueError("a response's rows must stand together with ascending steps")
-    # weight[t] carries what is `reach` rows further on back to row t.
+    # weight[t] discounts the total `reach` rows later back to row t.
     weight = torch.zeros_like(total)
     weight[:-1] = torch.where(same, gamma ** gaps.clamp_min(1).double(), 0)
     reach = 1

@@ -1,13 +1,12 @@
-"""The sampled-token baseline: policy gradient on the teacher's verdict over the
-token that was drawn (arXiv 2603.25562, token level).
+"""The sampled-token baseline: a policy gradient whose advantage is the log-ratio of teacher
+to student at the sampled token (arXiv 2603.25562, token level).
 
     A_t = log q(y_t) - log pi_old(y_t)
     l_t = -min(r A, clip(r, 1 - c, 1 + c) A),   r = pi(y_t) / pi_old(y_t)
 
-and for A < 0 at most dual_clip * |A|. With ``gamma`` a token also answers for
-what follows it in its response: A_t = -R_t with the return
-R_t = sum over t' >= t of gamma^(t' - t) r_t', r = log pi_old - log q; gamma 0 is
-token-level, gamma 1 sequence-level.
+and for A < 0 at most dual_clip * |A|. With ``gamma`` the advantage includes later tokens
+of the response: A_t = -R_t with the return R_t = sum over t' >= t of gamma^(t' - t) r_t',
+r = log pi_old - log q; gamma 0 is token-level, gamma 1 sequence-level.
 """
 
 from __future__ import annotations
@@ -21,16 +20,13 @@ from student_trainer.losses.returns import discounted_returns
 
 
 def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    """Clipped policy gradient. Rows with weight 0 or without a finite
-    log-probability on every side leave numerator and denominator, and are
-    counted.
-
-    A row that is not finite adds nothing to the returns before it, nor does one
-    of weight 0.
+    """Clipped policy gradient. Rows with weight 0, and rows without a finite log-probability
+    on both sides, count in neither numerator nor denominator; the latter are counted as
+    dropped. Neither adds to the returns of earlier rows.
 
     Raises:
-        ValueError: the batch has no teacher or rollout log-probabilities, or
-            no responses and steps where ``gamma`` needs them.
+        ValueError: the batch has no log-probabilities of the teacher or of the rollout, or
+            no responses and steps although ``gamma`` needs them.
     """
     if batch.teacher_sampled is None or batch.old_log_probs is None:
         raise ValueError(

@@ -1,14 +1,14 @@
-"""Losses on a support: which rows count, which outcomes they have, one divergence.
+"""Losses on a support: which rows count, which outcomes a row has, and one divergence.
 
     lsm               reverse KL   sum p (log p - log q)     arXiv 2603.25562
     topk_forward_kl   forward KL   sum q (log q - log p)
     topk_jsd          generalised Jensen-Shannon divergence
-    unnormalised_reverse_kl   for studies of its collapse alone
+    unnormalised_reverse_kl   only for studies of its collapse
 
-With ``tail="none"`` p and q are renormalised on the support, the vocabulary-wide
-normaliser cancels, and the [T, V] logits are never built. With ``tail="bucket"``
-one more outcome holds what is outside on each side, nothing is renormalised,
-and the student's normaliser is computed a chunk of rows at a time.
+With ``tail="none"`` p and q are renormalised on the support; the normaliser over the
+vocabulary cancels, and the [T, V] logits are never built. With ``tail="bucket"`` one more
+outcome has the mass outside the support on each side, nothing is renormalised, and the
+student's normaliser is computed in blocks of rows.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ def topk_jsd(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult
 
 
 def unnormalised_reverse_kl(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    """sum over the support of p (log p - log q), neither renormalised nor with a
-    tail: least at p = q / e on the support, so that it drives the student's mass
-    there down. For studies of that collapse alone.
+    """sum over the support of p (log p - log q), neither renormalised nor with a tail. It is
+    least at p = q / e on the support, so it drives the student's mass there down. Only for
+    studies of that collapse.
 
     Raises:
         ValueError: ``settings.study`` is not set.
@@ -70,12 +70,12 @@ def support_loss(
     divergence: Divergence,
     normalise: bool = True,
 ) -> LossResult:
-    """Rows with weight 0, with fewer than two valid ids, or not finite on either
-    side leave numerator and denominator, and are counted.
+    """Rows with weight 0, with fewer than two valid ids, or not finite on either side count
+    in neither numerator nor denominator; the latter two are counted as dropped.
 
     Raises:
-        ValueError: the batch lacks what the settings need; or K < 2 without a
-            tail, where the loss is 0 whatever the student does.
+        ValueError: the batch lacks values that the settings need; or K < 2 without a tail,
+            where the loss is 0 for every student.
     """
     ids, log_q, valid = _support(batch)
     if ids.shape[1] < 2 and settings.tail == "none" and normalise:
@@ -134,7 +134,7 @@ def support_loss(
 
 
 def _of_everything(scaled: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
-    """log p of the support's slots under the whole vocabulary, [T, K]."""
+    """log p of the support's slots, normalised over the whole vocabulary, [T, K]."""
     rest = outside.detach().isfinite()[:, None]
     weights = torch.cat([scaled, outside[:, None].where(rest, 0)], -1)
     return renormalise(weights, torch.cat([valid, rest], -1))[:, :-1]
@@ -153,8 +153,8 @@ def _with_tail(
 
     Args:
         rows: int64 [T], of the batch.
-        scaled, log_q, valid: [T, K] student logits / temperature, teacher, slots.
-        outside: [T], log of the student's weight outside, not normalised.
+        scaled, log_q, valid: [T, K], student logits / temperature, teacher, valid slots.
+        outside: [T], log of the student's weight outside the support, not normalised.
     """
     tail, known = _teacher_tail(batch)
     has_tail = known[rows] & outside.detach().isfinite()
@@ -177,7 +177,7 @@ def _support(batch: LossBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _support_metrics(batch: LossBatch, rows: Tensor, logits: Tensor) -> dict[str, float]:
-    """Sums over the used rows; divide by their count for means."""
+    """Sums over the used rows."""
     ids, log_q, valid = (part[rows] for part in _support(batch))
     inside = ((ids == batch.sampled_ids[rows, None]) & valid).any(-1)
     log_q = log_q.where(valid, -torch.inf)

@@ -1,6 +1,7 @@
-"""The student's mass outside a support, a chunk of [rows, V] at a time.
+"""The student's mass outside a support, in blocks of [rows, V].
 
-Summed over what is outside, never as 1 minus what is inside, which cancels.
+It is summed over the ids outside, never taken as 1 minus the mass inside, which would
+lose all precision to cancellation.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
 def log_outside(
     hidden: Tensor, head: Head, ids: Tensor, valid: Tensor, temperature: float, chunk_rows: int
 ) -> Tensor:
-    """log of the sum of exp(logit / temperature) over every id not in the support.
+    """log of the sum of exp(logit / temperature) over all ids outside the support.
 
     Args:
         hidden: [T, H].
-        ids, valid: int64 and bool [T, K]; an id that is not valid is outside.
+        ids, valid: int64 and bool [T, K]; ids in invalid slots are outside.
 
     Returns:
-        float32 [T], not normalised, differentiable in hidden and the head's tensors;
-        -inf where the support is all that can be drawn.
+        float32 [T], not normalised, differentiable in hidden and the head's tensors; -inf
+        where the support has all ids that can be drawn.
     """
     result: Tensor = _LogOutside.apply(  # type: ignore[no-untyped-call]
         hidden, *head.tensors, ids, valid, head, temperature, chunk_rows
@@ -36,8 +37,8 @@ def log_outside(
 def _without_support(
     logits: Tensor, ids: Tensor, valid: Tensor, temperature: float, undrawn: Tensor | None
 ) -> Tensor:
-    """[rows, V] logits / temperature with -inf at the support and at ids never drawn."""
-    # One more column takes the slots that are not valid.
+    """[rows, V]: logits / temperature, -inf at the support and at ids that are never drawn."""
+    # One more column takes the invalid slots.
     width = logits.shape[1]
     inside = torch.zeros(logits.shape[0], width + 1, dtype=torch.bool, device=logits.device)
     inside.scatter_(1, ids.where(valid, width), True)
@@ -74,7 +75,7 @@ class _LogOutside(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, ids, valid, total = ctx.saved_tensors
         head: Head = ctx.head
-        # Where nothing is outside there is nothing to differentiate.
+        # Rows with nothing outside the support have no gradient.
         known = total.isfinite()
 
         def delta(rows: slice, logits: Tensor) -> Tensor:

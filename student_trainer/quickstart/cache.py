@@ -1,4 +1,4 @@
-"""Where prepared models are kept, and how one gets there whole or not at all."""
+"""The cache of prepared models, which are there whole or not at all."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ def _absolute(value: str, name: str) -> Path:
 
 
 def ensure(directory: Path, make: Callable[[Path], Mapping[str, object]]) -> Path:
-    """``directory``, made by ``make`` unless it is already there and whole.
+    """Returns ``directory``, after ``make`` has made it if it does not exist.
 
-    ``make`` fills an empty folder beside it and returns facts for the manifest.
-    The folder is renamed into place when it is complete, so that a reader never
-    sees half of one; of two processes that make the same, the first wins.
+    ``make`` fills an empty folder and returns facts for the manifest. The folder is
+    renamed into place when it is complete, so that a reader never sees a part of it. If
+    two processes make the same folder, the first one wins.
 
     Raises:
-        ConfigurationError: the folder exists but files its manifest lists are
-            missing or have another size.
+        ConfigurationError: the folder exists, but files in its manifest are missing or
+            have another size.
     """
     if directory.exists():
         _check(directory)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 DROPPED_LAYERS = (3, 5, 7, 12, 14, 17)
 FOLDER = Path(__file__).parent
 PACKAGED_SETTINGS = FOLDER / "quickstart.toml"
-# Files a run directory of ours holds; another directory is never moved.
+# Files by which a run directory is recognised; no other directory is ever moved.
 RUN_MARKS = (".lock", "config.toml", "metrics.jsonl", "summary.json", "teacher-server.log")
 
 
@@ -71,11 +71,11 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output = Path("runs/quickstart" + "-cross" * arguments.cross_tokenizer)
     started = time.monotonic()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    # Teacher and student share the cores: a thread that waits for another must
-    # not spin on the core the other process needs. Read when torch is imported.
+    # Teacher and student share the cores: a thread that waits must not spin on a core
+    # that the other process needs. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with _ended_by_signals():
-        # Settings first: a wrong one is told before any work.
+        # Settings first: a wrong one is an error before any work.
         placeholder = Path("to-be-prepared")
         load_config(
             arguments.overrides,
@@ -101,8 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _models(console: Console, cross_tokenizer: bool = False) -> tuple[Path, Path]:
-    """Folders of the teacher and of the student, made when they are not cached: pruned,
-    or whole with another tokenizer."""
+    """The folders of the teacher and of the student, made if they are not cached. The
+    student is the pruned teacher, or the whole teacher with another tokenizer."""
     from student_trainer.quickstart.foreign import foreign_dir
     from student_trainer.quickstart.prepare import smollm2_dir
 
@@ -117,8 +117,8 @@ def _models(console: Console, cross_tokenizer: bool = False) -> tuple[Path, Path
 
 
 def link_models(folder: Path, teacher: Path, student: Path) -> None:
-    """``folder/teacher`` and ``folder/student`` as relative links, so that they hold
-    wherever a volume with both is mounted."""
+    """Makes ``folder/teacher`` and ``folder/student`` as relative links, which work wherever
+    the volume with both is mounted."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, model in (("teacher", teacher), ("student", student)):
         link = folder / name
@@ -174,7 +174,7 @@ def _train(console: Console, arguments: argparse.Namespace, teacher: Path, stude
 
 
 def run_flags(arguments: argparse.Namespace, student: Path, address: str) -> dict[str, Any]:
-    """What the command itself decides, by settings key."""
+    """The settings that the command itself decides, by key."""
     flags: dict[str, Any] = {
         "run.output_dir": str(arguments.output),
         "student.model": str(student),
@@ -188,7 +188,7 @@ def run_flags(arguments: argparse.Namespace, student: Path, address: str) -> dic
 
 
 def settings_files(arguments: argparse.Namespace) -> list[Path]:
-    """The packaged settings; those across tokenizers change some of the others."""
+    """The packaged settings. Those across tokenizers override some of the others."""
     across = [FOLDER / "quickstart-cross.toml"] if arguments.cross_tokenizer else []
     return [PACKAGED_SETTINGS, *across]
 
@@ -196,7 +196,7 @@ def settings_files(arguments: argparse.Namespace) -> list[Path]:
 def load_config(
     overrides: Sequence[str], flags: Mapping[str, Any], files: Sequence[Path] = (PACKAGED_SETTINGS,)
 ) -> TrainConfig:
-    """The packaged settings with the caller's changes; raises ConfigurationError."""
+    """The packaged settings with the caller's changes. Raises ConfigurationError."""
     from teacher_proto.program.settings import load_settings
 
     from student_trainer.commands.shared import ENV_PREFIX
@@ -221,10 +221,10 @@ def load_config(
 
 
 def move_aside(output: Path) -> Path | None:
-    """Free the run directory: an older run there gets the next free number.
+    """Frees the run directory: an older run there is moved to the next free number.
 
     Returns:
-        Where the older run is now; None when there was none.
+        Where the older run is now; None if there was none.
 
     Raises:
         ConfigurationError: the directory holds something that is not a run, or a run
@@ -250,7 +250,7 @@ def move_aside(output: Path) -> Path | None:
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP unwind as Ctrl-C does, so that the server is stopped."""
+    """Makes SIGTERM and SIGHUP unwind as Ctrl-C does, so that the server is stopped."""
 
     def end(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
@@ -264,7 +264,7 @@ def _ended_by_signals() -> Iterator[None]:
 
 
 def _quiet() -> None:
-    """The libraries' chatter off; our own warnings to standard error."""
+    """Silences the libraries and sends our own warnings to standard error."""
     logging.basicConfig(
         stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
     )

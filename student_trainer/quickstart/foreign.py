@@ -1,8 +1,8 @@
-"""A student whose tokenizer is not its teacher's: SmolLM2's layers behind embeddings for
-a small byte-level BPE that is trained on the spot.
+"""A student whose tokenizer is not its teacher's: SmolLM2's layers with embeddings for a
+small byte-level BPE, which is trained on the spot.
 
-A new token's embedding is the mean of those of SmolLM2's pieces for the same text. What
-the student then lacks is to be learnt: to write in other pieces than those its layers
+The embedding of a new token is the mean of the embeddings of SmolLM2's tokens for the same
+text. What the student then has to learn is to write in other tokens than those its layers
 were trained on.
 """
 
@@ -19,10 +19,10 @@ from teacher_proto.errors import ConfigurationError, LsmError
 from student_trainer.quickstart.cache import Note, ensure
 
 VOCABULARY = 16384
-# Part of the folder's name: goes up whenever other files are written.
+# Part of the folder's name; it increases whenever the written files change.
 VERSION = 1
 START, STOP, PAD = "[start]", "[stop]", "[pad]"
-# What the teacher's template writes at these places.
+# The tokens of the teacher's template in the same places.
 COUNTERPARTS = {START: "<|im_start|>", STOP: "<|im_end|>", PAD: "<|endoftext|>"}
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
@@ -30,7 +30,7 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '[start]assistant\n' }}{% endif %}"
 )
-# Modules of the standard library whose documentation is prose.
+# Modules of the standard library with documentation in prose.
 MODULES = (
     "argparse", "asyncio", "collections", "contextlib", "copy", "csv", "datetime", "decimal",
     "doctest", "email", "enum", "fractions", "functools", "heapq", "inspect", "ipaddress",
@@ -44,7 +44,7 @@ def foreign_dir(teacher: Path, prompts: Path, note: Note) -> Path:
     """The student's folder, in the cache beside the teacher's.
 
     Args:
-        prompts: JSON lines whose texts the tokenizer is also trained on.
+        prompts: a JSON Lines file on which the tokenizer is trained too.
     """
 
     def make(folder: Path) -> Mapping[str, object]:
@@ -59,7 +59,7 @@ def foreign_dir(teacher: Path, prompts: Path, note: Note) -> Path:
 
 
 def texts(prompts: Path) -> Iterator[str]:
-    """The standard library's documentation and the prompts' file."""
+    """The documentation of the standard library, and the file of prompts."""
     from pydoc_data import topics
 
     yield from topics.topics.values()
@@ -69,11 +69,11 @@ def texts(prompts: Path) -> Iterator[str]:
 
 
 def make_foreign(teacher: Path, folder: Path, corpus: Iterator[str], vocabulary: int) -> None:
-    """Writes the teacher's network with a tokenizer of its own.
+    """Writes the teacher's network with another tokenizer to ``folder``.
 
     Raises:
-        ConfigurationError: the teacher's tokenizer lacks the tokens that stand for the
-            new special ones.
+        ConfigurationError: the teacher's tokenizer lacks the counterparts of the new
+            special tokens.
         LsmError: the corpus is too small for the vocabulary.
     """
     import torch
@@ -132,8 +132,8 @@ def train_tokenizer(corpus: Iterator[str], vocabulary: int) -> Any:
 
 
 def pieces_of(tokenizer: Any, token: int, theirs: Any) -> list[int]:
-    """Ids of the other tokenizer whose embeddings stand for the token: those of its text,
-    or of its bytes where it is part of a character."""
+    """The ids of the other tokenizer from whose embeddings the token's is made: those of its
+    text, or of its bytes if it is only a part of a character."""
     written = tokenizer.convert_ids_to_tokens(token)
     if written in COUNTERPARTS:
         if COUNTERPARTS[written] not in theirs.get_vocab():
@@ -145,6 +145,6 @@ def pieces_of(tokenizer: Any, token: int, theirs: Any) -> list[int]:
     ids: list[int] = []
     if "\ufffd" not in text:
         ids = theirs(text, add_special_tokens=False)["input_ids"]
-    # Both are byte-level: a byte has the same letter in either vocabulary. One that the
-    # teacher has no token for is its unknown token.
+    # Both are byte-level: a byte is the same letter in either vocabulary. A byte without a
+    # token of the teacher becomes its unknown token.
     return ids or list(theirs.convert_tokens_to_ids(list(written)))

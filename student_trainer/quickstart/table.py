@@ -13,12 +13,13 @@ from student_trainer.report.held_out import held_out_metrics
 
 
 def closing_table(run_dir: Path) -> Table:
-    """Raises OSError or ValueError when ``summary.json`` is not there."""
+    """The table of a finished run. Raises OSError or ValueError without ``summary.json``."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
     return results_table(summary)
 
 
 def results_table(summary: Mapping[str, Any]) -> Table:
+    """The table of a summary."""
     made = Table(
         title=f"{summary['held_out_prompts']} held-out prompts, "
         f"{summary['frozen_rows']} frozen positions",

@@ -1,7 +1,7 @@
-"""Ready settings. ``student-trainer recipes`` lists them; ``train recipe:NAME`` reads one
-like a file, so that other files and ``--set`` go over it.
+"""Ready settings. ``student-trainer recipes`` lists them, and ``train recipe:NAME`` reads
+one like a file, so that later files and ``--set`` override it.
 
-A recipe is a TOML file here; its first comment line says what it is for.
+A recipe is a TOML file in this folder. Its first comment line is its purpose.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def names() -> list[str]:
 
 
 def recipe(name: str) -> Path:
-    """The recipe's file.
+    """The file of a recipe.
 
     Raises:
-        ConfigurationError: there is none of this name; the nearest is named.
+        ConfigurationError: there is no recipe of this name; the nearest one is named.
     """
     if name not in names():
         close = difflib.get_close_matches(name.lower(), names(), n=1, cutoff=0.4)
@@ -40,7 +40,7 @@ def recipe(name: str) -> Path:
 
 
 def config_files(given: Sequence[str]) -> list[Path]:
-    """Files of the command line; ``recipe:NAME`` stands for one of ours."""
+    """The configuration files of a command line, where ``recipe:NAME`` is a recipe's file."""
     return [
         recipe(text.removeprefix(PREFIX)) if text.startswith(PREFIX) else Path(text)
         for text in given

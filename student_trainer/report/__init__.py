@@ -1,4 +1,4 @@
-"""A run's report: one HTML file and its plots, made from the run directory's files alone."""
+"""A run's report, summary and model card, made from the files of its run directory alone."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from pathlib import Path
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write ``report.html`` and ``plots/*.png``; returns the HTML file's path.
+    """Writes ``report.html`` and ``plots/*.png``; returns the path of the HTML file.
 
     Raises:
-        ConfigurationError: a file the report needs is missing or unreadable.
+        ConfigurationError: a file that the report needs is missing or unreadable.
     """
     # matplotlib and jinja2 load only when a report is made.
     from student_trainer.report.write import write

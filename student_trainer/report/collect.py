@@ -1,4 +1,4 @@
-"""Everything a report shows, read from a run directory. Nothing here needs torch."""
+"""Everything that a report shows, read from a run directory. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from student_trainer.evaluation.results import Evaluation, load_evaluation
 
 @dataclass(frozen=True)
 class RunFiles:
-    """A run as its files tell it.
+    """What the files of a run hold.
 
     Attributes:
         config: the resolved settings.
-        metrics: one mapping per optimiser step, in order; at least one.
-        before, after: None when the run was not evaluated then.
+        metrics: the lines of metrics.jsonl, in order, at least one.
+        before, after: the evaluations; None for one that does not exist.
     """
 
     path: Path
@@ -33,7 +33,8 @@ class RunFiles:
 
 
 def read_run(path: Path) -> RunFiles:
-    """Raises ConfigurationError, which names the file, when one is missing or unreadable."""
+    """Reads a run. Raises ConfigurationError, with the file's name, when a file is missing or
+    unreadable."""
     if not path.is_dir():
         raise ConfigurationError(
             "there is no such directory", where=str(path), fix="give the directory of a run"

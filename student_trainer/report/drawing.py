@@ -15,6 +15,8 @@ DPI = 150
 
 @dataclass(frozen=True)
 class Palette:
+    """Colours of a plot; ``series`` are those of its lines."""
+
     background: str
     text: str
     grid: str
@@ -29,12 +31,12 @@ DARK = Palette(
     "#161b22", "#c9d1d9", "#2d333b", "#5a636e", ("#6ea8fe", "#f0a35e", "#56c596", "#c792ea")
 )
 
-
+# Draws one plot onto an empty figure.
 Draw = Callable[[Figure, Palette], None]
 
 
 def render_png(draw: Draw, palette: Palette) -> bytes:
-    """One figure as PNG."""
+    """Draws one plot; returns it as PNG."""
     figure = Figure(figsize=(6.0, 2.7), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     figure.set_facecolor(palette.background)
@@ -45,6 +47,7 @@ def render_png(draw: Draw, palette: Palette) -> bytes:
 
 
 def make_axes(figure: Figure, palette: Palette, count: int) -> list[Any]:
+    """``count`` axes side by side, in the colours of the palette."""
     axes = figure.subplots(1, count, squeeze=False)[0]
     for one in axes:
         one.set_facecolor(palette.background)
@@ -62,7 +65,7 @@ def make_axes(figure: Figure, palette: Palette, count: int) -> list[Any]:
 
 
 def add_legend(axis: Any, palette: Palette, **options: Any) -> None:
-    """A legend above the axis, where no data is; none for a single series."""
+    """Adds a legend above the axis, where no data is; a single series has none."""
     if len(axis.get_legend_handles_labels()[1]) > 1:
         place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 1.0), "borderaxespad": 0.0}
         axis.legend(
@@ -76,6 +79,7 @@ def add_legend(axis: Any, palette: Palette, **options: Any) -> None:
 
 
 def label_steps(axis: Any, steps: Sequence[int]) -> None:
+    """Makes the horizontal axis one of whole steps."""
     axis.set_xlabel("step")
     axis.xaxis.get_major_locator().set_params(integer=True)
     if len(steps) == 1:
@@ -85,6 +89,12 @@ def label_steps(axis: Any, steps: Sequence[int]) -> None:
 def draw_bars(
     axis: Any, palette: Palette, groups: Sequence[tuple[str, float, float]], form: str
 ) -> None:
+    """Draws pairs of bars.
+
+    Args:
+        groups: name, value before and value after of each pair; NaN draws no bar.
+        form: how values are written above the bars, for ``str.format``.
+    """
     for side, label in enumerate(("before", "after")):
         values = [group[1 + side] for group in groups]
         places = [index + (side - 0.5) * 0.38 for index in range(len(groups))]

@@ -1,7 +1,7 @@
 """Pushing the final model to the hub, and ``student-trainer push RUN_DIR``.
 
-``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are
-huggingface_hub's own; the token is read by it and never shown.
+``HF_TOKEN``, ``HF_HOME``, ``HF_ENDPOINT`` and ``HF_HUB_OFFLINE`` are read by
+huggingface_hub itself; the token is never shown.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from teacher_proto.errors import ConfigurationError, LsmError, first_line
 
 
 def check_can_push(repo: str) -> None:
-    """Finds out before the work whether its result could be pushed.
+    """Checks before a run that its model can be pushed afterwards.
 
     Raises:
-        ConfigurationError: the hub is switched off, there is no token, or the
-            hub does not take it.
+        ConfigurationError: the hub is switched off, there is no token, or the hub
+            refuses it.
         LsmError: the hub does not answer.
     """
     import huggingface_hub
@@ -55,8 +55,8 @@ def push(folder: Path, repo: str, *, private: bool) -> str:
     """Uploads every file of ``folder`` as one commit; returns the commit's address.
 
     Raises:
-        ConfigurationError: there is no model in the folder.
-        LsmError: the hub refused or did not answer; the folder is as before.
+        ConfigurationError: there is no finished model in the folder.
+        LsmError: the hub refused it or did not answer. The folder is unchanged.
     """
     import huggingface_hub
 

@@ -1,7 +1,7 @@
 """The model card: README.md beside the final model, from the run's own results.
 
-Names of local files and folders are given without their directories, since the
-card is made to be published.
+Local files and folders are named without their directories, because the card may be
+published.
 """
 
 from __future__ import annotations
@@ -53,13 +53,14 @@ def write_card(
     """Writes ``folder/README.md``.
 
     Args:
-        teacher: the one that scored the run.
-        summary: summary.json. metrics: lines of metrics.jsonl, at least one.
-        prompts, dropped: trained on, and left out as too long.
+        teacher: the teacher that scored the run.
+        summary: content of summary.json.
+        metrics: lines of metrics.jsonl, at least one.
+        prompts, dropped: number of prompts trained on, and left out as too long.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    # Markdown, not HTML: nothing is escaped but what goes into the YAML header.
+    # Markdown, not HTML: only what goes into the YAML header is escaped.
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -99,13 +100,13 @@ def write_card(
 
 
 def public_name(name: str) -> str:
-    """A hub name as it is; of a path, its last part."""
+    """A name on the hub unchanged; of a path, its last part."""
     path = Path(name)
     return path.name if path.is_absolute() or path.exists() or len(path.parts) > 2 else name
 
 
 def _header(config: TrainConfig) -> list[str]:
-    """Lines of the YAML header; a JSON string is one in YAML too."""
+    """The lines of the YAML header. JSON strings are YAML strings too."""
     lora = config.student.lora
     lines = [f"library_name: {'peft' if lora and not lora.merge_final else 'transformers'}"]
     lines.append("pipeline_tag: text-generation")

@@ -1,4 +1,4 @@
-"""The report's plots, drawn once for light and once for dark pages. PNG bytes."""
+"""The report's plots, drawn once for light and once for dark pages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,12 @@ NAN = float("nan")
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot in both palettes; ``name`` is its file's, ``note`` says how to read it."""
+    """A plot as PNG in both palettes.
+
+    Attributes:
+        name: of its file, without ``.png``.
+        note: how to read it.
+    """
 
     name: str
     title: str
@@ -38,7 +43,7 @@ class Plot:
 
 
 def all_plots(run: RunFiles) -> list[Plot]:
-    """Every plot the run has figures for, in the report's order."""
+    """Every plot that the run has values for, in the order of the report."""
     drawn: list[tuple[str, str, str, Draw]] = []
     if run.before is not None or run.after is not None:
         drawn.append(
@@ -73,7 +78,7 @@ def _steps(run: RunFiles) -> list[int]:
 
 
 def _series(run: RunFiles, key: str) -> list[float]:
-    """Values by step, NaN where a step has none; empty when no step has one."""
+    """The values of a metric by step, NaN for steps without one; empty when no step has one."""
     values = [row.get(key) for row in run.metrics]
     if all(value is None for value in values):
         return []

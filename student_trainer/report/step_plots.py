@@ -1,4 +1,4 @@
-"""The plots of a metric by step: what each shows and how to read it."""
+"""The plots of metrics by step: what each shows and how to read it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run in one JSON object (docs/training.md), and its sample texts."""
+"""The summary of a run as one JSON object (docs/training.md), and its sample texts."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from student_trainer.report.collect import RunFiles, read_run
 
 
 def write_summary(run_dir: Path) -> dict[str, Any]:
-    """Write ``summary.json`` and ``samples.json`` from the run's files; returns the summary.
+    """Writes ``summary.json`` and ``samples.json`` from the run's files.
+
+    Returns:
+        The summary.
 
     Raises:
-        ConfigurationError: a file it needs is missing or unreadable.
+        ConfigurationError: a file that it needs is missing or unreadable.
     """
     run = read_run(run_dir)
     summary = summarise(run)
@@ -26,7 +29,7 @@ def write_summary(run_dir: Path) -> dict[str, Any]:
 
 
 def summarise(run: RunFiles) -> dict[str, Any]:
-    """The summary; what was not measured is None. Nats, tokens, seconds."""
+    """The summary, in nats, tokens and seconds; None for what was not measured."""
     config, before, after = run.config, run.before, run.after
     evaluation = after or before
     seconds = sum(float(row["step_seconds"]) for row in run.metrics)
@@ -56,7 +59,7 @@ def summarise(run: RunFiles) -> dict[str, Any]:
 
 
 def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
-    """The figures of a run across tokenizers, under names of their own."""
+    """The results of a run across tokenizers, under names of their own."""
     values: dict[str, Any] = {}
     for prefix, part in (
         ("support", found.frozen_realigned if found else None),
@@ -98,7 +101,7 @@ def _lengths(when: str, found: Lengths | None) -> dict[str, Any]:
 
 
 def sample_pairs(before: Evaluation | None, after: Evaluation | None) -> list[dict[str, Any]]:
-    """Prompts with the response before and after; None for one that was not drawn."""
+    """Prompts with their responses before and after; None for a response that does not exist."""
     earlier = {s.prompt_id: s for s in before.samples} if before else {}
     later = {s.prompt_id: s for s in after.samples} if after else {}
     first = {**later, **earlier}

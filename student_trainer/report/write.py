@@ -1,4 +1,4 @@
-"""Render a run as one HTML file that needs nothing beside it, and its plots as PNG files."""
+"""Renders a run as one self-contained HTML file, and its plots as PNG files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOT_MEASURED = "not measured"
 
 
 def write(run_dir: Path) -> Path:
-    """See ``student_trainer.report.write_report``."""
+    """As ``student_trainer.report.write_report``."""
     run = read_run(run_dir)
     plots = all_plots(run)
     folder = run_dir / "plots"

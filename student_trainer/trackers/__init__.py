@@ -1,9 +1,8 @@
-"""Trackers: where a run's metrics go beside its own files, by name and off by default.
+"""Trackers: where a run's metrics go besides its own files. All are off by default.
 
-A new tracker is one file with ``start(facts) -> Tracker`` and one row in
-``TRACKERS``. None asks for a login; what cannot start is an error before the
-first step. A tracker that fails later is named and left out: metrics.jsonl has
-every step.
+A new tracker is one file with ``start(facts) -> Tracker`` and one row in ``TRACKERS``.
+No tracker asks for a login, and one that cannot start is an error before the first step.
+A tracker that fails later is left out with a warning; metrics.jsonl has every step.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a tracker is told at the start.
+    """What a tracker receives at the start.
 
     Attributes:
         project, name: of the run.
-        directory: of the run; a tracker that writes files writes them in there.
+        directory: of the run, for the files that a tracker writes.
         config: the settings as nested JSON values, without secrets.
     """
 
@@ -42,6 +41,8 @@ class RunFacts:
 
 
 class Tracker(Protocol):
+    """What ``start`` of a tracker's file returns."""
+
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
     def close(self, failed: bool) -> None: ...
@@ -49,7 +50,13 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class TrackerRow:
-    """Attributes: module: file here. package: what it imports. extra: installs it."""
+    """A known tracker.
+
+    Attributes:
+        module: its file here.
+        package: the package it imports.
+        extra: the extra that installs the package.
+    """
 
     module: str
     package: str
@@ -65,8 +72,8 @@ TRACKERS: Mapping[str, TrackerRow] = {
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError, with the nearest name, for one that is not in ``TRACKERS``
-    or is given twice."""
+    """Raises ValueError for a name that is not in ``TRACKERS``, with the nearest one, and for
+    a name that is given twice."""
     for name in names:
         if name not in TRACKERS:
             close = difflib.get_close_matches(name.lower(), TRACKERS, n=1)
@@ -94,10 +101,7 @@ def check_installed(names: Sequence[str]) -> None:
 
 
 class Trackers:
-    """The trackers of a run, as one; a context manager.
-
-    With no name it does nothing.
-    """
+    """All trackers of a run as one context manager; without names it does nothing."""
 
     def __init__(self, names: Sequence[str], facts: RunFacts) -> None:
         """Starts them.
@@ -134,7 +138,7 @@ class Trackers:
         self._close(failed=error is not None)
 
     def log(self, step: int, metrics: Mapping[str, Any]) -> None:
-        """Hands on what of ``metrics`` is a number."""
+        """Passes on those of the metrics that are numbers."""
         numbers = {
             name: float(value)
             for name, value in metrics.items()
@@ -144,7 +148,7 @@ class Trackers:
             try:
                 with _off_standard_output():
                     tracker.log(step, numbers)
-            except Exception as error:  # a library's or its network's: training goes on
+            except Exception as error:  # of a library or its network: training continues
                 log.warning(
                     "the tracker %s failed at step %d and is left out from here on; "
                     "metrics.jsonl has every step: %s", name, step, error,
@@ -162,5 +166,5 @@ class Trackers:
 
 
 def _off_standard_output() -> contextlib.AbstractContextManager[Any]:
-    """Standard output is for the run's own lines; trackers chatter on standard error."""
+    """Sends what trackers print to standard error: standard output has the run's own lines."""
     return contextlib.redirect_stdout(sys.stderr)

@@ -1,5 +1,5 @@
-"""MLflow: the server or store ``MLFLOW_TRACKING_URI`` names, else ``mlflow.db`` (SQLite)
-in the run's directory."""
+"""MLflow: the server or store that ``MLFLOW_TRACKING_URI`` names, otherwise ``mlflow.db``
+(SQLite) in the run's directory."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.trackers import RunFacts
 
-MOST_PARAMETERS = 100  # of one call, a limit of its servers
+MOST_PARAMETERS = 100  # per call, a limit of its servers
 
 
 class MLflow:

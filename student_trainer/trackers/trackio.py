@@ -1,5 +1,5 @@
-"""Trackio: local, in the directory ``TRACKIO_DIR`` names; ``TRACKIO_SPACE_ID`` sends
-it to a Space. ``trackio show`` displays it."""
+"""Trackio: local, in the directory that ``TRACKIO_DIR`` names, or on the Space that
+``TRACKIO_SPACE_ID`` names. ``trackio show`` displays the run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Trackio:
     def close(self, failed: bool) -> None:
         import trackio
 
-        trackio.finish()  # its own exit hook would say it a second time
+        trackio.finish()  # without this its exit hook would report the run a second time
 
 
 def start(facts: RunFacts) -> Trackio:

@@ -1,8 +1,8 @@
-"""Weights & Biases. ``WANDB_MODE``, ``WANDB_API_KEY`` and its other variables are
-honoured; it is never let to ask for a login.
+"""Weights & Biases. ``WANDB_MODE``, ``WANDB_API_KEY`` and its other variables apply; it may
+never ask for a login.
 
-Its capture of the command line, the code, the repository and the console is off:
-they can hold secrets.
+It does not capture the command line, the code, the repository or the console, because
+these can contain secrets.
 """
 
 from __future__ import annotations

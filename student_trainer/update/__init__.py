@@ -1,1 +1,1 @@
-"""From scored rollouts to one step of the optimizer."""
+"""The update: from scored rollouts to a step of the optimiser."""

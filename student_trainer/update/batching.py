@@ -1,8 +1,8 @@
 """From scored rollouts to micro-batches of rows.
 
-ALIGNMENT: the hidden state at position p predicts the token at p + 1. Row t of
-a response behind a prompt of P tokens judges the token at position P + t, so it
-reads the hidden state at P + t - 1.
+ALIGNMENT: the hidden state at position p predicts the token at p + 1. Row t of a response
+to a prompt of P tokens belongs to the token at position P + t, so it uses the hidden
+state at P + t - 1.
 """
 
 from __future__ import annotations
@@ -42,19 +42,24 @@ class MicroBatch:
 
 
 def student_input(rollout: Rollout) -> Int32:
-    """int32 [P + n - 1]: what the student reads to judge every response token.
+    """int32 [P + n - 1]: the tokens that the student reads to predict every response token.
 
-    The last token is judged, never read.
+    The last token is only predicted, never read.
     """
     return np.concatenate([rollout.prompt.token_ids, rollout.token_ids[:-1]]).astype(np.int32)
 
 
 def pack_micro_batches(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
-    """Cuts sequences into micro-batches of at most ``budget`` padded tokens.
+    """Packs sequences into micro-batches of at most ``budget`` padded tokens each.
 
-    Longest first, equal lengths by index: the result depends on the lengths
-    alone. A sequence longer than the budget is an AssertionError; settings
-    exclude it.
+    The longest come first, equal lengths by index, so the result depends on the lengths
+    alone.
+
+    Args:
+        lengths: tokens of each sequence; the settings bound them by ``budget``.
+
+    Returns:
+        Indices of the sequences, for each micro-batch.
     """
     assert max(lengths) <= budget, "settings bound the longest sequence by the budget"
     order = sorted(range(len(lengths)), key=lambda index: (-lengths[index], index))
@@ -71,12 +76,12 @@ def pack_micro_batches(lengths: Sequence[int], budget: int) -> list[tuple[int, .
 def micro_batch(
     members: Sequence[int], rollouts: Sequence[Rollout], keep: Sequence[Bool]
 ) -> MicroBatch:
-    """Gathers the rows to use.
+    """Gathers the rows of a micro-batch that are kept.
 
     Args:
         members: indices into the two sequences that follow.
         rollouts: of the whole update.
-        keep: bool [n] per rollout, False where a row is masked.
+        keep: bool [n] for each rollout, False where a row is left out.
     """
     chosen = [rollouts[member] for member in members]
     width = max(len(student_input(rollout)) for rollout in chosen)
@@ -96,15 +101,15 @@ def loss_batch(
     scores: Mapping[int, ContinuationScores],
     top_k: int,
 ) -> LossBatch:
-    """The rows of a micro-batch as the losses take them, every weight 1.
+    """The rows of a micro-batch in the form that the losses take, each with weight 1.
 
     Args:
         hidden: [B, Lmax, H] of the batch's members.
-        rollouts, scores: of the whole update, by the same index. A continuation
-            the teacher could not score (not finite) has NaN in every slot, which
-            the losses drop and count.
-        top_k: size K that was asked for; 0 gives a batch without the teacher's
-            own ids. ``Rollout.support_ids`` come as the explicit ids.
+        rollouts, scores: of the whole update, by the same index. A continuation that the
+            teacher could not score (not finite) has NaN in every slot, which the losses
+            drop and count.
+        top_k: K of the request; with 0 the batch has none of the teacher's own ids.
+            ``Rollout.support_ids`` become the explicit ids.
     """
     device = hidden.device
     places = [
@@ -146,16 +151,16 @@ def loss_batch(
 
 
 def sequence_weights(used: Tensor, owners: Tensor, members: int) -> Tensor:
-    """float32 [T]: 1 / (used rows of the row's response), 0 where not used."""
+    """float32 [T]: 1 / (number of used rows of the row's response); 0 for unused rows."""
     counts = torch.zeros(members, device=used.device).index_add_(0, owners, used.float())
     return torch.where(used, 1.0 / counts.clamp(min=1.0)[owners], 0.0)
 
 
 def _known_rows(rollout: Rollout, scores: ContinuationScores, steps: Array, top_k: int) -> Rows:
-    """The rows at ``steps`` with every part; the explicit one where ids were asked for.
+    """The rows at ``steps`` with every part; the explicit part only if ids were requested.
 
-    What the teacher did not give or was not asked for is NaN and valid: no loss can use
-    it unseen.
+    Values that the teacher did not return are NaN and valid, so that no loss can use them
+    unnoticed.
     """
     count, asked = len(steps), rollout.support_ids
     no_support = Support(
