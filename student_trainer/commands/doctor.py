@@ -106,7 +106,7 @@ def check_run_directory(config: TrainConfig) -> str:
 
     check_free(config.run.output_dir)
     found = find_checkpoint(RunDirectory(config.run.output_dir), config.checkpoint.resume)
-    return f"goes on from {found}" if found else "starts from the beginning"
+    return f"continues from {found}" if found else "starts from the beginning"
 
 
 def check_trackers(config: TrainConfig) -> str:
@@ -133,7 +133,7 @@ def check_clock(config: TrainConfig) -> str:
 
     theirs = service_date(config.teacher, config.run.name)
     if theirs is None:
-        return "the service does not tell its time; not compared"
+        return "the service's answer has no date; not compared"
     apart = abs(theirs - time.time())
     if apart > CLOCK_TOLERANCE:
         raise ConfigurationError(

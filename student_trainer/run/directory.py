@@ -64,7 +64,7 @@ def find_checkpoint(run: RunDirectory, resume: str) -> Path | None:
             raise ConfigurationError(
                 f"{run.path} already holds a run",
                 where="run.output_dir",
-                fix='choose another directory, or set checkpoint.resume = "auto" to go on',
+                fix='choose another directory, or set checkpoint.resume = "auto" to continue',
             )
         return None
     chosen = Path(resume)

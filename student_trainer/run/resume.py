@@ -83,7 +83,7 @@ def check_resumable(
     if data_digest != state.data_digest and "data.train" not in allowed:
         if not state.data_digest.startswith(DIGEST_RULE):
             raise ConfigurationError(
-                "the checkpoint tells prompts apart by an earlier rule, which counted answers that "
+                "the checkpoint identifies prompts by an earlier rule, which counted answers that "
                 "are left out (data.final_assistant): whether its prompts are these is not known",
                 where="data.train",
                 fix="start another run in another run.output_dir, or name data.train in "

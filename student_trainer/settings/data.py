@@ -17,43 +17,51 @@ Name = Annotated[
 class ColumnSettings(Settings):
     prompt: Name | None = Field(
         default=None,
-        description="column of the prompt, a text or a conversation; unset, messages or "
+        description="column of the prompt, a text or a conversation; if unset, messages or "
         "prompt, whichever a row has",
     )
     template_arguments: Name | None = Field(
         default=None,
-        description="column of keyword arguments of the chat template, over those of "
+        description="column of keyword arguments of the chat template, which override "
         "data.template_arguments",
     )
     tools: Name | None = Field(
-        default=None, description="column of the tools the chat template lists, JSON schemas"
+        default=None, description="column of the tools for the chat template, JSON schemas"
     )
 
 
 class DataSettings(Settings):
     train: Name = Field(
-        description="a .jsonl or .parquet file, or the name of a dataset on the hub"
+        description="a .jsonl or .parquet file, or the name of a data set on the hub"
     )
-    held_out: Name | None = Field(default=None, description="prompts to evaluate on, given alike")
+    held_out: Name | None = Field(
+        default=None, description="prompts to evaluate on, named as train"
+    )
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="share of the train prompts held out, when held_out is not given",
+        description="share of the train prompts that is held out, if held_out is unset",
     )
-    subset: Name | None = Field(default=None, description="configuration of a hub dataset")
-    train_split: Name = Field(default="train", description="split of a hub dataset to train on")
-    held_out_split: Name = Field(default="test", description="split of a hub dataset held_out")
-    revision: Name | None = Field(default=None, description="revision of hub datasets")
+    subset: Name | None = Field(default=None, description="configuration of a data set on the hub")
+    train_split: Name = Field(
+        default="train", description="split of a data set on the hub to train on"
+    )
+    held_out_split: Name = Field(
+        default="test", description="split of a data set on the hub to hold out"
+    )
+    revision: Name | None = Field(default=None, description="revision of data sets on the hub")
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
-    max_prompt_tokens: PositiveInt = Field(default=2048, description="longest prompt, rendered")
+    max_prompt_tokens: PositiveInt = Field(
+        default=2048, description="longest prompt, after rendering"
+    )
     over_long: Literal["error", "drop"] = Field(
         default="error",
-        description="what happens to a longer prompt: refused, or left out and counted; "
-        "none is ever cut",
+        description="error refuses a longer prompt, drop leaves it out and counts it; "
+        "no prompt is ever cut",
     )
     final_assistant: Literal["error", "drop"] = Field(
         default="error",
-        description="what happens to an assistant's turn at a conversation's end: refused, or "
-        "left out for the student to write",
+        description="an assistant's turn at the end of a conversation: error refuses it, drop "
+        "leaves it out for the student to write",
     )
     template_arguments: dict[str, Any] = Field(
         default_factory=dict,

@@ -15,22 +15,22 @@ LEAST_ROWS = 256
 class EvaluationSettings(Settings):
     prompts: Count | None = Field(
         default=None,
-        description="held-out prompts used, an error where there are fewer; unset, 32 or as many "
-        "as there are; 0 turns evaluation off",
+        description="number of held-out prompts, an error if there are fewer; if unset, 32 or as "
+        "many as there are; 0 turns evaluation off",
     )
     frozen_rows: int | None = Field(
         default=None,
-        description="positions of continuations frozen before training, an error where there "
-        "are fewer; unset, 512 or as many as there are; 0 turns them off",
+        description="number of positions frozen before training, an error if there are fewer; if "
+        "unset, 512 or as many as there are; 0 turns them off",
     )
-    max_new_tokens: PositiveInt = Field(default=256, description="length limit of its responses")
+    max_new_tokens: PositiveInt = Field(default=256, description="length limit of the responses")
     top_k: Annotated[int, Field(ge=2)] = Field(
         default=64,
-        description="ids of the support that evaluation across tokenizers is on; with one "
-        "tokenizer it is over the whole vocabulary",
+        description="size of the support for evaluation across tokenizers; with one tokenizer "
+        "evaluation is over the whole vocabulary",
     )
     rollouts: bool = Field(default=True, description="also evaluate on fresh responses")
-    samples: Count = Field(default=6, description="responses kept as text")
+    samples: Count = Field(default=6, description="number of responses kept as text")
     batch_size: PositiveInt = Field(default=32, description="responses generated together")
 
     @field_validator("frozen_rows")
@@ -44,10 +44,10 @@ class EvaluationSettings(Settings):
 
     @property
     def most_prompts(self) -> int:
-        """``prompts``, or what is meant where it is unset."""
+        """``prompts``, or its default if it is unset."""
         return 32 if self.prompts is None else self.prompts
 
     @property
     def most_rows(self) -> int:
-        """``frozen_rows``, or what is meant where it is unset."""
+        """``frozen_rows``, or its default if it is unset."""
         return 512 if self.frozen_rows is None else self.frozen_rows

@@ -26,11 +26,13 @@ UNNORMALISED = (
 class MaskSettings(Settings):
     strings: tuple[str, ...] = Field(
         default=("<think>", "</think>"),
-        description="literal texts whose tokens are left out, spelled as one token or several",
+        description="literal texts whose tokens are masked, whether one token or several",
     )
-    token_ids: tuple[Count, ...] = Field(default=(), description="sampled ids that are left out")
+    token_ids: tuple[Count, ...] = Field(
+        default=(), description="ids that are masked where they are sampled"
+    )
     remove_from_support: bool = Field(
-        default=False, description="also take the masked single-token ids out of every support"
+        default=False, description="also remove masked single-token ids from every support"
     )
 
     @field_validator("strings")
@@ -53,7 +55,9 @@ class LossCommon(Settings):
 
     policy_gradient: ClassVar[bool] = False
 
-    temperature: Positive = Field(default=1.0, description="of both sides of the divergence")
+    temperature: Positive = Field(
+        default=1.0, description="temperature of both sides of the divergence"
+    )
     mean: Literal["token", "sequence"] = Field(
         default="token",
         description="over all used tokens of an update, or over its responses' own means",
@@ -94,16 +98,16 @@ class LossCommon(Settings):
 class SupportLoss(LossCommon):
     """Settings that all losses on a support share."""
 
-    top_k: int = Field(default=32, description="ids of the support a side, K")
+    top_k: int = Field(default=32, description="K, ids of the support from each side")
     support: SupportKind = Field(
         default="teacher",
-        description="ids of the support: the top_k of the teacher, of the student as it drew the "
+        description="ids of the support: the top_k of the teacher, of the student that drew the "
         "rollout, or of both (union); +sampled adds the sampled token",
     )
     support_mass: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="keep the teacher's ids, most likely first, until they hold this probability, "
-        "at least two and at most top_k",
+        description="keep the teacher's ids, most likely first, until their probability reaches "
+        "this, at least two and at most top_k",
     )
     tail: Literal["none", "bucket"] = Field(
         default="none",
@@ -175,7 +179,7 @@ class UnnormalisedReverseKlLoss(SupportLoss):
 
     kind: Literal["unnormalised_reverse_kl"] = "unnormalised_reverse_kl"
     study: bool = Field(
-        default=False, description="the collapse of this loss is what is to be studied"
+        default=False, description="must be true: the collapse of this loss is to be studied"
     )
 
     @model_validator(mode="after")
@@ -198,7 +202,7 @@ class SampledTokenLoss(LossCommon):
         default=32, description="size of the support for metrics alone; 0 leaves it out"
     )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="ratio's trust region"
+        default=0.2, description="width of the ratio's trust region"
     )
     dual_clip: Annotated[float, Field(gt=1)] = Field(
         default=3.0, description="bound on the loss of negative advantages"

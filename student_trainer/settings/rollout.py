@@ -17,9 +17,9 @@ class RolloutSettings(Settings):
         description="draw from the smallest set of tokens that reaches this probability",
     )
     group_size: PositiveInt = Field(default=8, description="responses per prompt")
-    prompts_per_step: PositiveInt = Field(default=16, description="prompts of a step")
+    prompts_per_step: PositiveInt = Field(default=16, description="prompts per step")
     max_new_tokens: PositiveInt = Field(
-        default=2048, description="a longer response is cut, and counted"
+        default=2048, description="length limit of a response; a longer one is cut and counted"
     )
     batch_size: PositiveInt = Field(default=32, description="responses generated together")
 
@@ -32,9 +32,9 @@ class PipelineSettings(Settings):
     )
     send: Literal["finished", "group"] = Field(
         default="finished",
-        description="a response is scored once it has ended, or once its whole group has",
+        description="finished scores a response when it has ended, group when its whole group has",
     )
     importance_cap: Positive | None = Field(
         default=2.0,
-        description="tokens of a stale batch weigh pi/pi_old, at most this; unset, 1",
+        description="tokens of a stale batch have the weight pi/pi_old, at most this; if unset, 1",
     )

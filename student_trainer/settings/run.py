@@ -15,10 +15,12 @@ REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 
 class RunSettings(Settings):
     name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
-        default="student", description="name by which the teacher service shares its time"
+        default="student", description="name under which the teacher service counts the run's share"
     )
-    output_dir: Path = Field(description="directory of everything the run writes")
-    seed: Count = Field(default=0, description="seeds rollouts, the order of prompts and dropout")
+    output_dir: Path = Field(description="directory of everything that the run writes")
+    seed: Count = Field(
+        default=0, description="seed of rollouts, of the order of prompts and of dropout"
+    )
     steps: PositiveInt = Field(default=400, description="steps (batches of rollouts) to train for")
 
 
@@ -26,11 +28,11 @@ class CheckpointSettings(Settings):
     every: PositiveInt = Field(
         default=20, description="steps between checkpoints; the last step always has one"
     )
-    keep: PositiveInt = Field(default=2, description="checkpoints kept, newest first")
+    keep: PositiveInt = Field(default=2, description="how many of the newest checkpoints are kept")
     best: str | None = Field(
         default=None,
         description="metric of metrics.jsonl whose best checkpoint is kept too, by its mean over "
-        "the last `every` steps; unset, none is",
+        "the last `every` steps; if unset, none is",
     )
     best_goal: Literal["min", "max"] = Field(
         default="min", description="whether a low or a high value of best is better"
@@ -54,10 +56,10 @@ class ReportSettings(Settings):
 
 class TrackingSettings(Settings):
     trackers: tuple[str, ...] = Field(
-        default=(), description="tensorboard, trackio, wandb, mlflow; none unless named"
+        default=(), description="any of tensorboard, trackio, wandb, mlflow"
     )
     project: Annotated[str, Field(min_length=1)] = Field(
-        default="lsm-distill", description="project (MLflow: experiment) the run belongs to"
+        default="lsm-distill", description="project (MLflow: experiment) of the run"
     )
 
     @field_validator("trackers")
@@ -69,6 +71,7 @@ class TrackingSettings(Settings):
 
 class HubSettings(Settings):
     repo: Annotated[str, Field(pattern=REPOSITORY)] | None = Field(
-        default=None, description="OWNER/NAME to push the final model to; unset, nothing is"
+        default=None,
+        description="OWNER/NAME to push the final model to; if unset, nothing is pushed",
     )
-    private: bool = Field(default=True, description="of a repository that is made")
+    private: bool = Field(default=True, description="whether a new repository is private")

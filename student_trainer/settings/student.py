@@ -14,14 +14,14 @@ class LoraSettings(Settings):
     rank: PositiveInt = Field(default=16, description="rank of the update")
     alpha: Positive = Field(default=32.0, description="the update is scaled by alpha / rank")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="dropout on its input"
+        default=0.0, description="dropout on the adapter's input"
     )
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear",
         description="modules that get an adapter; all-linear leaves out the head",
     )
     merge_final: bool = Field(
-        default=True, description="merge into the base weights in the final model"
+        default=True, description="merge adapters into the base weights of the final model"
     )
 
 

@@ -13,33 +13,34 @@ class TeacherSettings(Settings):
     address: str = Field(
         default="127.0.0.1:50051", description="host:port of the service's gRPC port"
     )
-    name: str = Field(default="default", description="the teacher's name on that service")
+    name: str = Field(default="default", description="name of the teacher on that service")
     token: SecretStr | None = Field(
         default=None, description="the run's token; from the environment only"
     )
     token_file: Path | None = Field(
-        default=None, description="file with the run's token, for its owner's eyes only"
+        default=None, description="file with the run's token, readable by its owner only"
     )
     tls: bool = Field(
-        default=False, description="encrypt, and trust this machine's certificate authorities"
+        default=False, description="encrypt, and trust the certificate authorities of this machine"
     )
     ca: Path | None = Field(
-        default=None, description="encrypt, and trust the authorities of this PEM file alone"
+        default=None, description="encrypt, and trust only the authorities in this PEM file"
     )
     cert: Path | None = Field(default=None, description="the trainer's own certificate, PEM")
-    key: Path | None = Field(default=None, description="key of cert, PEM")
+    key: Path | None = Field(default=None, description="private key of cert, PEM")
     insecure_plaintext: bool = Field(
-        default=False, description="send the token unencrypted beyond this machine"
+        default=False, description="allow sending the token unencrypted beyond this machine"
     )
     connect_timeout_seconds: Positive = Field(
-        default=15.0, description="how long to look for it at start"
+        default=15.0, description="how long to wait for the teacher at the start"
     )
     timeout_seconds: Positive = Field(
-        default=600.0, description="bound on one request, retries included"
+        default=600.0, description="time limit of one request, retries included"
     )
     max_in_flight: PositiveInt = Field(
-        default=64, description="requests sent at once; others wait in the trainer"
+        default=64, description="requests that are sent at a time; others wait in the trainer"
     )
     attempts: PositiveInt | None = Field(
-        default=None, description="tries per request within its timeout; unset, until the timeout"
+        default=None,
+        description="attempts per request within its timeout; if unset, as many as fit",
     )

@@ -32,21 +32,21 @@ class OptimizerSettings(Settings):
     betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="decay of both moments")
     eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
     weight_decay: NonNegative = Field(
-        default=0.01, description="on matrices; vectors are not decayed"
+        default=0.01, description="decay of matrices; vectors are not decayed"
     )
     clip_norm: Positive | None = Field(
-        default=1.0, description="bound on the gradient's total norm"
+        default=1.0, description="bound on the total norm of the gradient"
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
-        description="course of the rate after warm-up; linear and cosine end at 0",
+        description="schedule of the rate after warm-up; linear and cosine end at 0",
     )
     warmup_steps: Count = Field(default=0, description="updates of linear warm-up")
     micro_batch_tokens: PositiveInt = Field(
-        default=16384, description="tokens, padding included, per forward and backward"
+        default=16384, description="tokens per forward and backward, padding included"
     )
     updates_per_batch: PositiveInt = Field(
-        default=1, description="updates a step's rollouts are split into"
+        default=1, description="updates that a step's rollouts are split into"
     )
 
 
@@ -68,7 +68,7 @@ class TrainConfig(Settings):
     @field_validator("loss", mode="before")
     @classmethod
     def _lsm_unless_named(cls, value: Any) -> Any:
-        """A loss section without a kind is of the default one."""
+        """A loss section without a kind has the default one."""
         return {"kind": "lsm", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
@@ -98,5 +98,5 @@ class TrainConfig(Settings):
 
     @property
     def updates(self) -> int:
-        """Optimiser updates of the whole run."""
+        """Number of optimiser updates of the whole run."""
         return self.run.steps * self.optimizer.updates_per_batch

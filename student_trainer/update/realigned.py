@@ -93,7 +93,8 @@ def low_coverage(line: Mapping[str, object]) -> str:
         if isinstance(value := line.get(f"realign_{name}"), float)
     )
     return (
-        f"step {line['step']}: the teacher's rows tell little in the student's tokens ({masses}). "
+        f"step {line['step']}: the teacher's rows are poorly realigned to the student's tokens "
+        f"({masses}). "
         "Open mass is not settled by the tokenizers; what is neither covered, open nor lost is "
         "beyond loss.top_k or not certified (docs/realignment.md)"
     )
