@@ -1,10 +1,16 @@
 """Held-out evaluation that shorter answers cannot improve (docs/training.md).
 
 ``frozen`` fixes positions before training, ``evaluate`` measures a student on them and on
-its fresh responses, and ``results`` has the results and their files.
+its fresh responses, ``results`` has the results and ``files`` writes them.
 """
 
 from student_trainer.evaluation.evaluate import evaluate
+from student_trainer.evaluation.files import (
+    load_evaluation,
+    load_frozen,
+    save_evaluation,
+    save_frozen,
+)
 from student_trainer.evaluation.frozen import (
     evaluated_prompts,
     freeze_continuations,
@@ -18,10 +24,6 @@ from student_trainer.evaluation.results import (
     Lengths,
     Sample,
     TeacherDescription,
-    load_evaluation,
-    load_frozen,
-    save_evaluation,
-    save_frozen,
 )
 
 __all__ = [

@@ -1,11 +1,20 @@
-"""Divergences of full distributions. Pure functions; R rows, V ids, nats."""
+"""Divergences of the student's and the teacher's distributions over the vocabulary. R rows,
+V ids, nats."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+from teacher_proto.errors import LsmError
 from torch import Tensor
+
+from student_trainer.evaluation.results import FullDivergence
+from student_trainer.evaluation.rows import FullRows, Selection, student_hidden
+from student_trainer.student.head import head_logits
+from student_trainer.student.model import Student, not_finite
 
 
 @dataclass(frozen=True)
@@ -34,4 +43,52 @@ def row_divergence(student_logits: Tensor, teacher_log_probs: Tensor) -> RowDive
         reverse_kl=(log_pi.exp() * log_ratio).sum(-1),
         forward_kl=-(log_q.exp() * log_ratio).sum(-1),
         agrees=log_pi.argmax(-1) == log_q.argmax(-1),
+    )
+
+
+@torch.no_grad()
+def full_divergence(
+    student: Student,
+    pieces: Sequence[Selection],
+    teacher: Iterable[FullRows],
+    ids: Tensor,
+    batch_size: int,
+) -> FullDivergence:
+    """Means over the rows of all pieces.
+
+    Args:
+        ids: int64 [V], the ids to compare.
+    """
+    hidden = student_hidden(student, pieces, batch_size)
+    reverse: list[float] = []
+    forward: list[float] = []
+    agrees: list[bool] = []
+    start = dropped = 0
+    for piece, rows in zip(pieces, teacher, strict=True):
+        states = hidden[start : start + len(piece.rows)]
+        start += len(piece.rows)
+        finite = torch.from_numpy(rows.finite)
+        dropped += int((~finite).sum())
+        logits = head_logits(student.head, states)[finite.to(states.device)][:, ids]
+        if not bool(torch.isfinite(logits).all()):
+            raise not_finite(f"evaluation, held-out prompt {piece.prompt.prompt_id}")
+        log_q = torch.from_numpy(rows.log_probs).to(logits.device)[finite.to(logits.device)][:, ids]
+        found = row_divergence(logits, log_q)
+        reverse += found.reverse_kl.tolist()
+        forward += found.forward_kl.tolist()
+        agrees += found.agrees.tolist()
+    if not reverse:
+        raise LsmError(
+            f"none of the teacher's {dropped} rows is finite over the whole vocabulary",
+            where="evaluation",
+            fix="look at the teacher: its logits are not finite, or it forbids some ids",
+        )
+    count = len(reverse)
+    return FullDivergence(
+        rows=count,
+        dropped_rows=dropped,
+        ids=len(ids),
+        reverse_kl=math.fsum(reverse) / count,
+        forward_kl=math.fsum(forward) / count,
+        agreement=sum(agrees) / count,
     )

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from teacher_proto.errors import LsmError
 from teacher_proto.types import ChatPrompt, TeacherInfo, TextPrompt
-from torch import Tensor
 
 from student_trainer.evaluation.cache import cached_rows
-from student_trainer.evaluation.divergence import row_divergence
+from student_trainer.evaluation.divergence import full_divergence
 from student_trainer.evaluation.frozen import (
     FRESH_STEP,
     evaluation_rollouts,
@@ -32,25 +28,21 @@ from student_trainer.evaluation.realigned import (
 from student_trainer.evaluation.results import (
     Evaluation,
     FrozenPositions,
-    FullDivergence,
     Lengths,
     Sample,
     TeacherDescription,
 )
 from student_trainer.evaluation.rows import (
-    FullRows,
     Selection,
     compared_ids,
     cut_blocks,
     full_rows,
     shared_ids,
-    student_hidden,
 )
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.rollout import RolloutSettings
-from student_trainer.student.head import head_logits
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
 
@@ -119,11 +111,11 @@ def _whole(
     if on_frozen:
         pieces = cut_blocks(on_frozen)
         rows = cached_rows(teacher, pieces, ids, digest, cache)
-        found["frozen"] = _divergence(student, pieces, rows, compared, settings.batch_size)
+        found["frozen"] = full_divergence(student, pieces, rows, compared, settings.batch_size)
     if chosen := fresh_selections(fresh, settings.most_rows):
         pieces = cut_blocks(chosen)
         rows = full_rows(teacher, pieces, ids)
-        found["fresh"] = _divergence(student, pieces, rows, compared, settings.batch_size)
+        found["fresh"] = full_divergence(student, pieces, rows, compared, settings.batch_size)
     return found
 
 
@@ -204,62 +196,6 @@ def response_lengths(fresh: Sequence[Rollout]) -> Lengths:
         mean=sum(len(rollout.token_ids) for rollout in fresh) / len(fresh),
         truncated_share=sum(not rollout.finished for rollout in fresh) / len(fresh),
     )
-
-
-@torch.no_grad()
-def _divergence(
-    student: Student,
-    pieces: Sequence[Selection],
-    teacher: Iterable[FullRows],
-    ids: Tensor,
-    batch_size: int,
-) -> FullDivergence:
-    """Means over the rows of all pieces.
-
-    Args:
-        ids: int64 [V], the ids to compare.
-    """
-    hidden = student_hidden(student, pieces, batch_size)
-    reverse: list[float] = []
-    forward: list[float] = []
-    agrees: list[bool] = []
-    start = dropped = 0
-    for piece, rows in zip(pieces, teacher, strict=True):
-        states = hidden[start : start + len(piece.rows)]
-        start += len(piece.rows)
-        finite = torch.from_numpy(rows.finite)
-        dropped += int((~finite).sum())
-        logits = head_logits(student.head, states)[finite.to(states.device)][:, ids]
-        _refuse_not_finite(logits, piece)
-        log_q = torch.from_numpy(rows.log_probs).to(logits.device)[finite.to(logits.device)][:, ids]
-        found = row_divergence(logits, log_q)
-        reverse += found.reverse_kl.tolist()
-        forward += found.forward_kl.tolist()
-        agrees += found.agrees.tolist()
-    if not reverse:
-        raise LsmError(
-            f"none of the teacher's {dropped} rows is finite over the whole vocabulary",
-            where="evaluation",
-            fix="look at the teacher: its logits are not finite, or it forbids some ids",
-        )
-    count = len(reverse)
-    return FullDivergence(
-        rows=count,
-        dropped_rows=dropped,
-        ids=len(ids),
-        reverse_kl=math.fsum(reverse) / count,
-        forward_kl=math.fsum(forward) / count,
-        agreement=sum(agrees) / count,
-    )
-
-
-def _refuse_not_finite(logits: Tensor, piece: Selection) -> None:
-    if not bool(torch.isfinite(logits).all()):
-        raise LsmError(
-            "the student's logits are not finite",
-            where=f"evaluation, held-out prompt {piece.prompt.prompt_id}",
-            fix="go back to an earlier checkpoint and lower optimizer.lr",
-        )
 
 
 def _sample(student: Student, rollout: Rollout) -> Sample:

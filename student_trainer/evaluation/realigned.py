@@ -26,7 +26,7 @@ from student_trainer.losses.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes
-from student_trainer.student.model import Student
+from student_trainer.student.model import Student, not_finite
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update.realigned import chunks_known
 
@@ -122,11 +122,7 @@ def _certified(scores: ContinuationScores, rows: Int32) -> _Certified:
 def _compare(logits: Tensor, rows: _Certified) -> dict[str, Tensor]:
     """The metrics of RealignedDivergence for each row, float64 [R], by name."""
     if not bool(torch.isfinite(logits).all()):
-        raise LsmError(
-            "the student's logits are not finite",
-            where="evaluation",
-            fix="go back to an earlier checkpoint and lower optimizer.lr",
-        )
+        raise not_finite("evaluation")
     device = logits.device
     valid = torch.from_numpy(rows.support.valid).to(device)
     ids = torch.from_numpy(rows.support.ids.astype(np.int64)).to(device)

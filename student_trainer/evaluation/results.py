@@ -1,4 +1,4 @@
-"""The frozen positions and the results of an evaluation, as JSON files.
+"""The frozen positions and the results of an evaluation.
 
 Nothing here needs torch. Divergences are in nats, lengths in tokens.
 """
@@ -7,13 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
-
-from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.files import write_text
 
 
 @dataclass(frozen=True)
@@ -190,86 +184,3 @@ class Evaluation:
     frozen_realigned: RealignedDivergence | None = None
     fresh_realigned: RealignedDivergence | None = None
     likelihood: ChunkLikelihood | None = None
-
-
-def save_frozen(frozen: FrozenPositions, path: Path) -> None:
-    """Writes the frozen positions, whole or not at all."""
-    _write(path, asdict(frozen))
-
-
-def load_frozen(path: Path) -> FrozenPositions:
-    """Reads the file. Raises ConfigurationError when it is missing or malformed."""
-    raw = _read(path)
-    try:
-        continuations = tuple(
-            FrozenContinuation(str(c["prompt_id"]), _integers(c["token_ids"]), _integers(c["rows"]))
-            for c in raw["continuations"]
-        )
-        return FrozenPositions(
-            prompts=tuple(str(p) for p in raw["prompts"]),
-            continuations=continuations,
-            seed=int(raw["seed"]),
-            temperature=float(raw["temperature"]),
-            top_p=float(raw["top_p"]),
-            max_new_tokens=int(raw["max_new_tokens"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(path, error) from error
-
-
-def save_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Writes an evaluation, whole or not at all."""
-    _write(path, asdict(evaluation))
-
-
-def load_evaluation(path: Path) -> Evaluation:
-    """Reads the file. Raises ConfigurationError when it is missing or malformed."""
-    raw = _read(path)
-    try:
-        return Evaluation(
-            prompts=int(raw["prompts"]),
-            frozen=_optional(FullDivergence, raw["frozen"]),
-            fresh=_optional(FullDivergence, raw["fresh"]),
-            lengths=_optional(Lengths, raw["lengths"]),
-            samples=tuple(Sample(**sample) for sample in raw["samples"]),
-            frozen_digest=str(raw["frozen_digest"]),
-            teacher=TeacherDescription(**raw["teacher"]),
-            seconds=float(raw["seconds"]),
-            frozen_realigned=_optional(RealignedDivergence, raw.get("frozen_realigned")),
-            fresh_realigned=_optional(RealignedDivergence, raw.get("fresh_realigned")),
-            likelihood=_optional(ChunkLikelihood, raw.get("likelihood")),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise _malformed(path, error) from error
-
-
-def _optional(kind: Any, value: Any) -> Any:
-    return None if value is None else kind(**value)
-
-
-def _integers(values: Any) -> tuple[int, ...]:
-    return tuple(int(value) for value in values)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(content, allow_nan=False) + "\n")
-
-
-def _read(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ConfigurationError(
-            "there is no such file", where=str(path), fix="give the directory of a run"
-        ) from error
-    except (OSError, ValueError) as error:
-        raise _malformed(path, error) from error
-
-
-def _malformed(path: Path, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
-        f"it cannot be read ({type(error).__name__}: {error})",
-        where=str(path),
-        fix="run the training again, or restore the file",
-    )

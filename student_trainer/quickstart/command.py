@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from student_trainer.settings.train import TrainConfig
 
-DROPPED_LAYERS = (3, 5, 7, 12, 14, 17)
 FOLDER = Path(__file__).parent
 PACKAGED_SETTINGS = FOLDER / "quickstart.toml"
 # Files by which a run directory is recognised; no other directory is ever moved.
@@ -65,6 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console(stderr=True)
     if arguments.models is not None:
+        from student_trainer.quickstart.models import link_models
+
         link_models(arguments.models, *_models(console, arguments.cross_tokenizer))
         return 0
     if arguments.output is None:
@@ -100,44 +101,15 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _models(console: Console, cross_tokenizer: bool = False) -> tuple[Path, Path]:
-    """The folders of the teacher and of the student, made if they are not cached. The
-    student is the pruned teacher, or the whole teacher with another tokenizer."""
-    from student_trainer.quickstart.foreign import foreign_dir
-    from student_trainer.quickstart.prepare import smollm2_dir
+def _models(console: Console, cross_tokenizer: bool) -> tuple[Path, Path]:
+    """The folders of the teacher and of the student."""
+    from student_trainer.quickstart.models import prepare_models
 
     def note(text: str) -> None:
         console.print(text, style="dim", highlight=False)
 
     _quiet()
-    teacher = smollm2_dir(note)
-    if cross_tokenizer:
-        return teacher, foreign_dir(teacher, FOLDER / "train.jsonl", note)
-    return teacher, pruned_dir(teacher, note)
-
-
-def link_models(folder: Path, teacher: Path, student: Path) -> None:
-    """Makes ``folder/teacher`` and ``folder/student`` as relative links, which work wherever
-    the volume with both is mounted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, model in (("teacher", teacher), ("student", student)):
-        link = folder / name
-        link.unlink(missing_ok=True)
-        link.symlink_to(os.path.relpath(model, folder.resolve()))
-
-
-def pruned_dir(teacher: Path, note: Any) -> Path:
-    """The teacher without six of its thirty layers, in the cache beside it."""
-    from student_trainer.commands.prune import prune
-    from student_trainer.quickstart.cache import ensure
-
-    def make(folder: Path) -> Mapping[str, object]:
-        note(f"removing layers {', '.join(map(str, DROPPED_LAYERS))} to make the student")
-        prune(str(teacher), folder, drop=DROPPED_LAYERS)
-        return {"source": teacher.name, "dropped_layers": list(DROPPED_LAYERS)}
-
-    dropped = "-".join(map(str, DROPPED_LAYERS))
-    return ensure(teacher.parent / f"{teacher.name}-without-{dropped}", make)
+    return prepare_models(note, FOLDER / "train.jsonl", cross_tokenizer=cross_tokenizer)
 
 
 def _train(console: Console, arguments: argparse.Namespace, teacher: Path, student: Path) -> None:

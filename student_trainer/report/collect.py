@@ -12,7 +12,8 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_keys import flatten
 
-from student_trainer.evaluation.results import Evaluation, load_evaluation
+from student_trainer.evaluation.files import load_evaluation
+from student_trainer.evaluation.results import Evaluation
 
 
 @dataclass(frozen=True)

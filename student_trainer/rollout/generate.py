@@ -14,14 +14,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from teacher_proto.errors import LsmError
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.sampling import rollout_uniforms, sample
 from student_trainer.settings.rollout import RolloutSettings
-from student_trainer.student.model import Student
+from student_trainer.student.model import Student, not_finite
 
 # A prompt, and which of its responses.
 ResponseKey = tuple[PromptItem, int]
@@ -182,9 +181,5 @@ def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> R
     tokens = sampler.tokens[row, : sampler.drawn].cpu().numpy().astype(np.int32)
     log_probs = sampler.log_probs[row, : sampler.drawn].cpu().numpy().copy()
     if not np.isfinite(log_probs).all():
-        raise LsmError(
-            "the student's logits are not finite",
-            where=f"rollout {index} of prompt {prompt.prompt_id}",
-            fix="go back to an earlier checkpoint and lower optimizer.lr",
-        )
+        raise not_finite(f"rollout {index} of prompt {prompt.prompt_id}")
     return Rollout(prompt, index, tokens, log_probs, finished)

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from teacher_proto.errors import ConfigurationError
+from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Int32
 from torch import Tensor, nn
@@ -150,6 +150,15 @@ def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
         mask[row, : len(sequence)] = 1
     return _last_hidden(
         student, torch.from_numpy(ids).to(student.device), torch.from_numpy(mask).to(student.device)
+    )
+
+
+def not_finite(where: str) -> LsmError:
+    """The error for logits of the student that are not finite."""
+    return LsmError(
+        "the student's logits are not finite",
+        where=where,
+        fix="go back to an earlier checkpoint and lower optimizer.lr",
     )
 
 

@@ -42,8 +42,7 @@ from student_trainer.teacher.own_tokenizer import register, registration_of
 from student_trainer.teacher.requests import (
     MESSAGE_BYTES,
     concatenate,
-    reply_bytes,
-    request_bytes,
+    limits_needed,
     request_digest,
     row_bytes,
     split_group,
@@ -130,31 +129,10 @@ class TeacherLink:
         Raises:
             ConfigurationError: K, a sequence, a request or a reply would exceed a limit.
         """
-        longest = longest_prompt + longest_response
-        bounds = [
-            ("loss.top_k", top_k, self.info.max_top_k, "its largest K"),
-            ("data.max_prompt_tokens", longest, self.info.max_length, "its longest sequence"),
-            (
-                "data.max_prompt_tokens",
-                longest,
-                self.limits.max_request_tokens,
-                "its tokens per request",
-            ),
-            (
-                "rollout.max_new_tokens",
-                reply_bytes(longest_response, top_k, explicit),
-                self.limits.max_reply_bytes,
-                "its bytes per reply",
-            ),
-            ("loss.top_k", explicit, self.limits.max_explicit_ids, "its explicit ids per row"),
-            (
-                "rollout.max_new_tokens",
-                request_bytes(longest, explicit),
-                self.limits.max_request_bytes,
-                "its bytes per request",
-            ),
-        ]
-        for key, needed, limit, what in bounds:
+        needs = limits_needed(
+            self.info, self.limits, top_k, explicit, longest_prompt, longest_response
+        )
+        for key, needed, limit, what in needs:
             if needed > limit:
                 raise ConfigurationError(
                     f"{needed} is more than the teacher takes ({what}: {limit})",

@@ -7,7 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from teacher_proto.rows import Rows
-from teacher_proto.types import ContinuationScores, ScoreRequest, ServerLimits, TokenPrompt
+from teacher_proto.types import (
+    ContinuationScores,
+    ScoreRequest,
+    ServerLimits,
+    TeacherInfo,
+    TokenPrompt,
+)
 
 ENTRY_BYTES = 8  # an id and a log-probability
 ROW_BYTES = 48  # a row without its support but with its realignment, generously
@@ -85,6 +91,30 @@ def reply_bytes(rows: int, top_k: int, explicit: int = 0) -> int:
 def request_bytes(tokens: int, explicit: int) -> int:
     """The most bytes that a request takes whose tokens are all scored."""
     return tokens * 4 * (1 + explicit) + MESSAGE_BYTES
+
+
+def limits_needed(
+    info: TeacherInfo,
+    limits: ServerLimits,
+    top_k: int,
+    explicit: int,
+    longest_prompt: int,
+    longest_response: int,
+) -> list[tuple[str, int, int, str]]:
+    """What a run's largest request needs of the teacher, as (setting, needed, limit, name of
+    the limit)."""
+    longest = longest_prompt + longest_response
+    reply = reply_bytes(longest_response, top_k, explicit)
+    request = request_bytes(longest, explicit)
+    prompt, response = "data.max_prompt_tokens", "rollout.max_new_tokens"
+    return [
+        ("loss.top_k", top_k, info.max_top_k, "its largest K"),
+        (prompt, longest, info.max_length, "its longest sequence"),
+        (prompt, longest, limits.max_request_tokens, "its tokens per request"),
+        (response, reply, limits.max_reply_bytes, "its bytes per reply"),
+        ("loss.top_k", explicit, limits.max_explicit_ids, "its explicit ids per row"),
+        (response, request, limits.max_request_bytes, "its bytes per request"),
+    ]
 
 
 def concatenate(parts: Sequence[ContinuationScores]) -> ContinuationScores:

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from student_trainer.evaluation.files import save_evaluation
 from student_trainer.evaluation.results import (
     Evaluation,
     FullDivergence,
     Lengths,
     Sample,
     TeacherDescription,
-    save_evaluation,
 )
 
 CONFIG = """

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -120,7 +119,7 @@ def file_sha256(path: Path) -> str:
 
 
 def _beside(path: Path, prefix: str) -> Path:
-    return path.with_name(f"{prefix}{path.name}.{secrets.token_hex(4)}")
+    return path.with_name(f"{prefix}{path.name}.{os.urandom(4).hex()}")
 
 
 def _set_aside(path: Path, prefix: str) -> Path:
