@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.files import write_text
 
 
 def prepare_ready_file(path: Path | None) -> None:
@@ -29,9 +29,7 @@ def ready_file(path: Path | None, facts: dict[str, Any]) -> Iterator[None]:
     if path is None:
         yield
         return
-    part = path.with_name(f".{path.name}.{os.getpid()}")
-    part.write_text(json.dumps(facts))
-    part.replace(path)
+    write_text(path, json.dumps(facts))
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from teacher_proto.errors import ConfigurationError, InvalidRequestError
+from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, Int32, SpecialRole
 
@@ -168,9 +168,8 @@ def _load_source(model: str) -> Any:
     try:
         source = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ConfigurationError(
-            f"no tokenizer can be loaded: {reason}",
+            f"no tokenizer can be loaded: {first_line(error)}",
             where=model,
             fix="give the folder of a model with tokenizer.json, or a hub name that can be reached",
         ) from error

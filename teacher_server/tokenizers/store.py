@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import threading
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.files import write_bytes
 from teacher_proto.types import SpecialRole
 
 log = logging.getLogger(__name__)
@@ -154,8 +154,8 @@ def _write(folder: Path, entry: Entry, file: bytes) -> None:
     """Both files; the entry last, so that no folder with one lacks the other."""
     folder.mkdir(parents=True, exist_ok=True)
     if _sha256(folder / FILE) != entry.file_sha256:
-        _replace(folder / FILE, file)
-    _replace(folder / ENTRY, json.dumps(_as_json(entry), indent=1).encode())
+        write_bytes(folder / FILE, file, mode=0o600)
+    write_bytes(folder / ENTRY, json.dumps(_as_json(entry), indent=1).encode(), mode=0o600)
 
 
 def _sha256(path: Path) -> str:
@@ -163,17 +163,6 @@ def _sha256(path: Path) -> str:
         return hashlib.sha256(path.read_bytes()).hexdigest()
     except OSError:
         return ""
-
-
-def _replace(path: Path, data: bytes) -> None:
-    """Writes a file, whole or not at all."""
-    descriptor, name = tempfile.mkstemp(prefix=".part-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as part:
-            part.write(data)
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 def _as_json(entry: Entry) -> dict[str, Any]:
