@@ -15,14 +15,15 @@ tail(S) = tail(top) + sum of q over top but not S - sum of q over S but not top.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from teacher_proto.rows import required
 from torch import Tensor
 
 from student_trainer.losses.base import LossBatch
-from student_trainer.settings.loss import SupportKind
 
+SupportKind = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 # Below this share of the mass that it is subtracted from, float32 cannot resolve a tail.
 TAIL_RESOLUTION = 1e-4
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from student_trainer.losses import LOSSES, Head, LossBatch, LossResult, LossSettings
+from student_trainer.losses.choose_support import SupportKind as OfLosses
 from student_trainer.losses.divergences import jsd
 from student_trainer.losses.sampled_token import sampled_token
 from student_trainer.losses.support import support_loss
@@ -77,6 +78,10 @@ def test_a_new_loss_trains_as_the_known_one_it_repeats(
     assert gradients.keys() == expected.keys()
     for name, gradient in gradients.items():
         assert torch.equal(gradient, expected[name])
+
+
+def test_settings_and_losses_know_the_same_supports() -> None:
+    assert get_args(SupportKind) == get_args(OfLosses)
 
 
 def test_every_loss_that_needs_no_teacher_in_this_process_can_be_configured() -> None:
