@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install quickstart quickstart-cross test lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -25,6 +25,12 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev]'
 	@touch $@ $(VENV)/.quickstart
 
+DIST ?= dist
+
+wheel: | $(BIN)/python ## dist/*.whl, to install elsewhere
+	rm -f $(DIST)/*.whl
+	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir $(DIST) .
+
 install: $(VENV)/.dev ## the environment with everything for development
 
 quickstart: $(VENV)/.quickstart ## a real student gets better under a real teacher (8 minutes, 2 cores)
@@ -35,6 +41,9 @@ quickstart-cross: $(VENV)/.quickstart ## the same across tokenizers: the student
 
 test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
 	$(BIN)/python -m pytest $(ARGS)
+
+test-install: $(VENV)/.dev ## both programs where pip has installed them, torch and all (5 minutes)
+	$(BIN)/python -m pytest -m install tests/packaging $(ARGS)
 
 # Debian's docker.io and docker-compose where no engine is installed; as root the tests
 # then start one of their own, and end it. LSM_TEST_BASE=python:3.11-slim-bookworm builds
@@ -121,4 +130,4 @@ bench-vllm: $(VLLM_VENV)/.installed ## the vLLM engine against vLLM itself
 	$(VLLM_BIN)/python -m benchmarks.bench_vllm $(ARGS)
 
 clean: ## removes the environment and caches, not runs/
-	rm -rf $(VENV) $(VLLM_VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

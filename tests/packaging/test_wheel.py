@@ -1,0 +1,59 @@
+"""What the wheel holds: all of the three packages, and nothing else."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.environments import ROOT
+
+PACKAGES = (ROOT / "proto" / "teacher_proto", ROOT / "teacher_server", ROOT / "student_trainer")
+DATA = {
+    "student_trainer/py.typed",
+    "student_trainer/quickstart/held_out.jsonl",
+    "student_trainer/quickstart/quickstart-cross.toml",
+    "student_trainer/quickstart/quickstart.toml",
+    "student_trainer/quickstart/train.jsonl",
+    "student_trainer/recipes/depth-pruned-heal.toml",
+    "student_trainer/recipes/forward-kl.toml",
+    "student_trainer/recipes/jsd.toml",
+    "student_trainer/recipes/laptop-cpu.toml",
+    "student_trainer/recipes/one-gpu-lora.toml",
+    "student_trainer/recipes/paper-math.toml",
+    "student_trainer/recipes/sampled-token.toml",
+    "student_trainer/report/model_card.md.j2",
+    "student_trainer/report/report.html.j2",
+    "teacher_proto/py.typed",
+    "teacher_proto/v1/array.proto",
+    "teacher_proto/v1/score.proto",
+    "teacher_proto/v1/service.proto",
+    "teacher_proto/v1/teacher.proto",
+    "teacher_proto/v1/tokenizer.proto",
+    "teacher_server/py.typed",
+}
+
+
+@pytest.fixture(scope="session")
+def held(wheel: Path) -> set[str]:
+    """The names in the wheel, its metadata aside."""
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    (metadata,) = {name.partition("/")[0] for name in names if ".dist-info/" in name}
+    assert metadata.startswith("lsm_distill-")
+    return {name for name in names if not name.startswith(metadata)}
+
+
+def test_the_sources_are_those_of_the_three_packages(held: set[str]) -> None:
+    sources = {
+        str(file.relative_to(package.parent))
+        for package in PACKAGES
+        for file in package.rglob("*.py*")
+        if file.suffix in (".py", ".pyi")
+    }
+    assert {name for name in held if name.endswith((".py", ".pyi"))} == sources
+
+
+def test_the_data_files_are_all_there_and_nothing_else(held: set[str]) -> None:
+    assert {name for name in held if not name.endswith((".py", ".pyi"))} == DATA
