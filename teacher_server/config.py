@@ -36,17 +36,33 @@ class Settings(BaseModel):
 class EngineSettings(Settings):
     """How models are run. A teacher may set any of these for itself."""
 
-    name: Literal["transformers", "vllm"] = "transformers"
-    device: str = "auto"
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    # Equal requests give equal bytes, whatever else is computed with them.
-    deterministic: bool = False
-    # Tokens of one forward pass.
-    max_batch_tokens: int = Field(default=8192, ge=1)
-    # Longest prompt plus continuation; None takes the model's own limit.
-    max_length: int | None = Field(default=None, ge=2)
-    # vLLM's own engine arguments, passed through (docs/vllm.md).
-    vllm: dict[str, Any] = Field(default_factory=dict)
+    name: Literal["transformers", "vllm"] = Field(
+        default="transformers",
+        description="`transformers` for a CPU or one GPU, `vllm` for production (docs/vllm.md).",
+    )
+    device: str = Field(
+        default="auto",
+        description="`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is a GPU. vLLM "
+        "takes `auto` alone.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="Data type of weights and activations; `auto` is the checkpoint's.",
+    )
+    deterministic: bool = Field(
+        default=False,
+        description="Equal requests give equal bytes, whatever else is computed with them; slower.",
+    )
+    max_batch_tokens: int = Field(default=8192, ge=1, description="Tokens of one forward pass.")
+    max_length: int | None = Field(
+        default=None,
+        ge=2,
+        description="Tokens of the longest prompt plus continuation; unset, the model's own limit.",
+    )
+    vllm: dict[str, Any] = Field(
+        default_factory=dict,
+        description="vLLM's own engine arguments by their names, passed through (docs/vllm.md).",
+    )
 
     @model_validator(mode="after")
     def _options_fit_the_engine(self) -> Self:
@@ -56,18 +72,30 @@ class EngineSettings(Settings):
 
 
 class TeacherSettings(Settings):
-    """One teacher. What is None is taken from ``engine``."""
+    """One teacher, by the name that requests use. An unset key is taken from ``engine``."""
 
-    # A folder with safetensors and tokenizer.json, a hub name, or a LoRA adapter's folder.
-    model: str = Field(min_length=1)
-    # Of an adapter: the teacher it belongs to; None finds the one its folder names.
-    base: Name | None = None
-    device: str | None = None
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = None
-    deterministic: bool | None = None
-    max_batch_tokens: int | None = Field(default=None, ge=1)
-    max_length: int | None = Field(default=None, ge=2)
-    vllm: dict[str, Any] | None = None
+    model: str = Field(
+        min_length=1,
+        description="A folder with safetensors and `tokenizer.json`, a hub name, or the folder "
+        "of a LoRA adapter.",
+    )
+    base: Name | None = Field(
+        default=None,
+        description="Of an adapter, the teacher that it belongs to; unset, the one whose model "
+        "the adapter's folder names.",
+    )
+    device: str | None = Field(default=None, description="As `engine.device`.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] | None = Field(
+        default=None, description="As `engine.dtype`."
+    )
+    deterministic: bool | None = Field(default=None, description="As `engine.deterministic`.")
+    max_batch_tokens: int | None = Field(
+        default=None, ge=1, description="As `engine.max_batch_tokens`."
+    )
+    max_length: int | None = Field(default=None, ge=2, description="As `engine.max_length`.")
+    vllm: dict[str, Any] | None = Field(
+        default=None, description="As `engine.vllm`, which it replaces whole."
+    )
 
     def engine(self, shared: EngineSettings) -> EngineSettings:
         """The shared engine settings with this teacher's own on top."""
@@ -82,20 +110,49 @@ class TeacherSettings(Settings):
 class LimitSettings(Settings):
     """Requests beyond these are refused before they are queued."""
 
-    max_request_bytes: int = Field(default=16 * MIB, ge=1, le=512 * MIB)
-    max_reply_bytes: int = Field(default=64 * MIB, ge=1, le=1024 * MIB)
-    max_continuations: int = Field(default=1024, ge=1, le=INT32_MAX)
-    # Per row.
-    max_explicit_ids: int = Field(default=4096, ge=0, le=INT32_MAX)
-    # None: the teacher's whole vocabulary.
-    max_top_k: int | None = Field(default=None, ge=1)
-    max_request_tokens: int = Field(default=262_144, ge=2)
-    max_queue_tokens: int = Field(default=1_048_576, ge=1)
-    # Tokens inside one engine at once; None: what keeps it busy (docs/service.md).
-    max_inflight_tokens: int | None = Field(default=None, ge=1)
-    max_tokenizer_bytes: int = Field(default=64 * MIB, ge=1)
-    # Text that is tokenized for one prompt, or for the continuations of one request.
-    max_text_bytes: int = Field(default=4 * MIB, ge=1)
+    max_request_bytes: int = Field(
+        default=16 * MIB, ge=1, le=512 * MIB, description="Bytes of one request."
+    )
+    max_reply_bytes: int = Field(
+        default=64 * MIB, ge=1, le=1024 * MIB, description="Bytes of one reply."
+    )
+    max_continuations: int = Field(
+        default=1024, ge=1, le=INT32_MAX, description="Continuations of one request."
+    )
+    max_explicit_ids: int = Field(
+        default=4096,
+        ge=0,
+        le=INT32_MAX,
+        description="Ids that a request may ask for explicitly at one row.",
+    )
+    max_top_k: int | None = Field(
+        default=None,
+        ge=1,
+        description="Largest K of a request; unset, the teacher's whole vocabulary.",
+    )
+    max_request_tokens: int = Field(
+        default=262_144,
+        ge=2,
+        description="Tokens of one request: its prompt and all its continuations.",
+    )
+    max_queue_tokens: int = Field(
+        default=1_048_576, ge=1, description="Tokens that may wait in the queue of one teacher."
+    )
+    max_inflight_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        description="Tokens inside one engine at once; unset, as many as keep it busy "
+        "(docs/service.md).",
+    )
+    max_tokenizer_bytes: int = Field(
+        default=64 * MIB, ge=1, description="Bytes of one tokenizer that is registered."
+    )
+    max_text_bytes: int = Field(
+        default=4 * MIB,
+        ge=1,
+        description="Bytes of text that is tokenized for one prompt, or for all continuations "
+        "of one request.",
+    )
 
     @model_validator(mode="after")
     def _the_queue_holds_a_request(self) -> Self:
@@ -123,21 +180,43 @@ class LimitSettings(Settings):
 class TokenizerSettings(Settings):
     """Students' tokenizers that are not the teacher's (docs/realignment.md)."""
 
-    # Where registered tokenizers and the tables of pairs are kept; None: in memory only.
-    folder: Path | None = None
-    # Tokenizers kept; the least recently used are removed first.
-    max_count: int = Field(default=64, ge=1)
-    max_bytes: int = Field(default=1024 * MIB, ge=1)
-    # Pairs of a student's and a teacher's tokenizer in memory.
-    max_pairs: int = Field(default=8, ge=1)
-    # Whether the teacher is asked for its rows behind single tokens, each once: without
-    # them more of a row stays open.
-    lone_rows: bool = True
-    # Further forwards per request for what a row leaves unsettled, one batch each.
-    extra_rounds: int = Field(default=0, ge=0, le=8)
-    # Rows of one such batch, and the open mass from which a row is worth one.
-    extra_rows: int = Field(default=256, ge=1, le=4096)
-    extra_least_open: float = Field(default=0.1, ge=0.001, le=1.0)
+    folder: Path | None = Field(
+        default=None,
+        description="Folder, by its absolute path, for registered tokenizers and the tables of "
+        "pairs; unset, they are kept in memory alone.",
+    )
+    max_count: int = Field(
+        default=64,
+        ge=1,
+        description="Tokenizers that are kept; the least recently used are removed first.",
+    )
+    max_bytes: int = Field(
+        default=1024 * MIB, ge=1, description="Bytes of all tokenizers that are kept."
+    )
+    max_pairs: int = Field(
+        default=8,
+        ge=1,
+        description="Pairs of a student's and a teacher's tokenizer whose tables stay in memory.",
+    )
+    lone_rows: bool = Field(
+        default=True,
+        description="Ask the teacher for its rows after single tokens, each once; without them "
+        "more mass of a realigned row stays open.",
+    )
+    extra_rounds: int = Field(
+        default=0,
+        ge=0,
+        le=8,
+        description="Further forward passes of a request, one batch each, that settle mass a "
+        "row leaves open.",
+    )
+    extra_rows: int = Field(default=256, ge=1, le=4096, description="Rows of one such batch.")
+    extra_least_open: float = Field(
+        default=0.1,
+        ge=0.001,
+        le=1.0,
+        description="Open mass from which a row is worth one of them.",
+    )
 
     @model_validator(mode="after")
     def _a_tokenizer_fits(self) -> Self:
@@ -147,45 +226,73 @@ class TokenizerSettings(Settings):
 
 
 class RunSettings(Settings):
-    """What one run is entitled to, unless credentials name the run."""
+    """What one run is entitled to, by its name; credentials that name the run override these."""
 
-    # Its share beside other runs that ask at the same time.
-    weight: float = Field(default=1.0, ge=0.001, le=1000.0)
-    # Higher ones go first (docs/service.md).
-    priority: int = Field(default=0, ge=-10, le=10)
-    tokens_per_minute: int | None = Field(default=None, ge=1)
+    weight: float = Field(
+        default=1.0,
+        ge=0.001,
+        le=1000.0,
+        description="Share of a teacher's tokens beside other runs that ask at the same time.",
+    )
+    priority: int = Field(
+        default=0,
+        ge=-10,
+        le=10,
+        description="Requests of a higher priority go first (docs/service.md).",
+    )
+    tokens_per_minute: int | None = Field(
+        default=None,
+        ge=1,
+        description="Quota of tokens over all teachers, per minute; unset, none.",
+    )
 
     def policy(self, run: str) -> RunPolicy:
         return RunPolicy(run, self.weight, self.priority, self.tokens_per_minute)
 
 
 class ReplaySettings(Settings):
-    """How many replies are kept to answer a repeated request id; 0 entries: none."""
+    """Replies kept to answer a request that is repeated with the same id and content."""
 
-    max_entries: int = Field(default=1024, ge=0)
-    max_bytes: int = Field(default=256 * MIB, ge=0)
-    max_seconds: float = Field(default=300.0, gt=0)
+    max_entries: int = Field(default=1024, ge=0, description="Replies that are kept; 0 keeps none.")
+    max_bytes: int = Field(
+        default=256 * MIB, ge=0, description="Bytes of all replies that are kept."
+    )
+    max_seconds: float = Field(default=300.0, gt=0, description="Seconds that a reply is kept.")
 
 
 class TlsSettings(Settings):
-    """PEM files; all None: plain text. Replaced files are used from the next connection on."""
+    """Encryption, by PEM files; replaced files are used from the next connection on."""
 
-    # The server's certificate, leaf first, and its key, which only its owner may read.
-    cert: Path | None = None
-    key: Path | None = None
-    # Clients must show a certificate of this authority.
-    client_ca: Path | None = None
+    cert: Path | None = Field(
+        default=None,
+        description="The server's certificate chain, leaf first; unset, connections are not "
+        "encrypted.",
+    )
+    key: Path | None = Field(
+        default=None,
+        description="Key of that certificate; nobody but its owner may have access to the file.",
+    )
+    client_ca: Path | None = Field(
+        default=None,
+        description="Certificate authorities: a client must show a certificate of one of them.",
+    )
 
 
 class AccessSettings(Settings):
-    """Who may call (docs/access.md); all None: everybody who reaches the port."""
+    """Who may call (docs/access.md); with none of these set, everybody who reaches a port."""
 
-    # Runs with their tokens and entitlements; read again when it changes.
-    credentials_file: Path | None = None
-    # The same text from the environment.
-    credentials: SecretStr | None = None
-    # One line a call: who, what, when, how it ended.
-    audit_file: Path | None = None
+    credentials_file: Path | None = Field(
+        default=None,
+        description="TOML file of runs with their tokens and entitlements; it is read again "
+        "when it changes.",
+    )
+    credentials: SecretStr | None = Field(
+        default=None, description="The same text, from the environment alone."
+    )
+    audit_file: Path | None = Field(
+        default=None,
+        description="File that gets one line per call: who called, what, when, and how it ended.",
+    )
 
     @property
     def configured(self) -> bool:
@@ -197,21 +304,37 @@ class ServeConfig(Settings):
 
     teachers: dict[Name, TeacherSettings] = Field(default_factory=dict)
     engine: EngineSettings = EngineSettings()
-    host: str = Field(default="127.0.0.1", min_length=1)
-    # 0 takes a free port.
-    grpc_port: Port = 50051
-    http_port: Port = 8080
-    # Allows a host beyond loopback without credentials or without encryption.
-    insecure_plaintext: bool = False
+    host: str = Field(default="127.0.0.1", min_length=1, description="Address to listen on.")
+    grpc_port: Port = Field(
+        default=50051, description="Port of the gRPC server; 0 takes a free one."
+    )
+    http_port: Port = Field(
+        default=8080, description="Port of the HTTP server; 0 takes a free one."
+    )
+    insecure_plaintext: bool = Field(
+        default=False,
+        description="Allow a host beyond loopback without credentials or without encryption.",
+    )
     tls: TlsSettings = TlsSettings()
     access: AccessSettings = AccessSettings()
-    # Written when the server is ready: JSON with pid, addresses and teachers.
-    ready_file: Path | None = None
-    # How long work in progress may take after SIGTERM or SIGINT.
-    drain_seconds: float = Field(default=30.0, ge=0)
-    # Longest time of an HTTP request that sets none itself.
-    http_timeout_seconds: float = Field(default=120.0, gt=0)
-    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    ready_file: Path | None = Field(
+        default=None,
+        description="File that is written when the server is ready: JSON with its pid, "
+        "addresses and teachers.",
+    )
+    drain_seconds: float = Field(
+        default=30.0,
+        ge=0,
+        description="Seconds that work in progress may take after SIGTERM or SIGINT.",
+    )
+    http_timeout_seconds: float = Field(
+        default=120.0,
+        gt=0,
+        description="Seconds that an HTTP request may take when it sets no timeout itself.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least severe level of the lines that are logged."
+    )
     limits: LimitSettings = LimitSettings()
     # By the name of the run.
     runs: dict[RunName, RunSettings] = Field(default_factory=dict)

@@ -26,11 +26,13 @@ class RunQueues(Collector):
                 other_tokens, other_age = waiting.get(name, (0, 0.0))
                 waiting[name] = other_tokens + tokens, max(other_age, age)
         tokens_of = GaugeMetricFamily(
-            "lsm_teacher_run_queue_tokens", "Tokens that wait, by run.", labels=("run",)
+            "lsm_teacher_run_queue_tokens",
+            "Tokens of the run that wait, over all teachers.",
+            labels=("run",),
         )
         age_of = GaugeMetricFamily(
             "lsm_teacher_run_queue_age_seconds",
-            "How long the first in the queue of a run has waited.",
+            "Seconds that the first waiting request of the run has waited.",
             labels=("run",),
         )
         for name, (tokens, age) in waiting.items():
@@ -48,12 +50,20 @@ class EnginePasses(Collector):
 
     def collect(self) -> Iterator[Metric]:
         label = ("teacher",)
-        passes = CounterMetricFamily("lsm_teacher_passes", "Forward passes.", labels=label)
+        passes = CounterMetricFamily(
+            "lsm_teacher_passes",
+            "Forward passes; only the engine transformers counts them.",
+            labels=label,
+        )
         tokens = CounterMetricFamily(
-            "lsm_teacher_pass_tokens", "Tokens they read, padding left out.", labels=label
+            "lsm_teacher_pass_tokens",
+            "Tokens that forward passes read, padding left out.",
+            labels=label,
         )
         capacity = GaugeMetricFamily(
-            "lsm_teacher_pass_capacity_tokens", "Tokens that one of them can read.", labels=label
+            "lsm_teacher_pass_capacity_tokens",
+            "Tokens that one forward pass can read.",
+            labels=label,
         )
         for name, engine in self._engines.items():
             room = engine.description.pass_tokens

@@ -31,34 +31,34 @@ class Metrics:
         self._tokenizers: set[str] = set()
         self._requests = Counter(
             "lsm_teacher_requests",
-            "Requests by outcome; reason is empty for those that succeeded.",
+            "Calls by how they ended; reason is empty for those that succeeded.",
             ("surface", "method", "outcome", "reason"),
             registry=self.registry,
         )
         self._request_seconds = Histogram(
             "lsm_teacher_request_seconds",
-            "From arrival to reply.",
+            "Seconds of a call, from its arrival to its reply.",
             ("surface", "method"),
             buckets=SECONDS,
             registry=self.registry,
         )
         self._queue_seconds = Histogram(
             "lsm_teacher_queue_seconds",
-            "Time a scored request waited for the engine.",
+            "Seconds that a scored request waited for the engine.",
             ("teacher",),
             buckets=SECONDS,
             registry=self.registry,
         )
         self._overhead_seconds = Histogram(
             "lsm_teacher_overhead_seconds",
-            "Time of a scored request that was neither queue nor engine.",
+            "Seconds of a scored request that were neither queue nor engine.",
             ("teacher",),
             buckets=SECONDS,
             registry=self.registry,
         )
         self._engine_seconds = Counter(
             "lsm_teacher_engine_seconds",
-            "Engine time spent on scored requests.",
+            "Seconds of the engine for scored requests.",
             ("teacher",),
             registry=self.registry,
         )
@@ -70,94 +70,94 @@ class Metrics:
         )
         self._scored_rows = Counter(
             "lsm_teacher_scored_tokens",
-            "Rows returned, by run.",
+            "Rows that were returned.",
             ("run",),
             registry=self.registry,
         )
         self._run_tokens = Counter(
             "lsm_teacher_run_tokens",
-            "Tokens of scored requests, prompt and continuations, by run.",
+            "Tokens of scored requests, of prompts and continuations.",
             ("run",),
             registry=self.registry,
         )
         self._rejections = Counter(
             "lsm_teacher_rejections",
-            "Requests to score that were refused, by run and reason.",
+            "Requests to score that were refused.",
             ("run", "reason"),
             registry=self.registry,
         )
         self._top_k = Histogram(
             "lsm_teacher_top_k",
-            "K of scored requests.",
+            "K of a scored request.",
             buckets=TOP_K,
             registry=self.registry,
         )
         self._replayed = Counter(
             "lsm_teacher_replayed_requests",
-            "Requests answered with the reply to an equal one.",
+            "Requests that were answered with the reply to an equal one.",
             registry=self.registry,
         )
         pair = ("teacher", "tokenizer")
         self._realigned_rows = Counter(
             "lsm_teacher_realigned_rows",
-            "Rows carried over from the teacher's tokenizer to another, by class.",
+            "Rows realigned for a student with another tokenizer, by class of the position.",
             (*pair, "position_class"),
             registry=self.registry,
         )
         self._realigned_coverage = Counter(
             "lsm_teacher_realigned_coverage",
-            "Mass of the supports returned, summed over rows not masked.",
+            "Mass of the returned supports, summed over rows that are not masked.",
             pair,
             registry=self.registry,
         )
         self._realigned_open_mass = Counter(
             "lsm_teacher_realigned_open_mass",
-            "Mass whose token is not settled, summed over rows not masked.",
+            "Mass whose token is not settled, summed over rows that are not masked.",
             pair,
             registry=self.registry,
         )
         self._realigned_lost_mass = Counter(
             "lsm_teacher_realigned_lost_mass",
-            "Mass that no token can express, summed over rows not masked.",
+            "Mass that no token can express, summed over rows that are not masked.",
             pair,
             registry=self.registry,
         )
         self._not_realigned = Counter(
             "lsm_teacher_not_realigned",
-            "Continuations that could not be carried over.",
+            "Continuations that could not be realigned.",
             pair,
             registry=self.registry,
         )
         self._realign_seconds = Counter(
             "lsm_teacher_realign_seconds",
-            "Time of one core spent carrying rows over.",
+            "Seconds of one core that realignment took.",
             pair,
             registry=self.registry,
         )
         self._realign_extra_rows = Counter(
             "lsm_teacher_realign_extra_rows",
-            "Rows asked of the teacher beyond the rollouts' own.",
+            "Rows that extra rounds asked of the teacher.",
             pair,
             registry=self.registry,
         )
         self._realign_lone_rows = Counter(
             "lsm_teacher_realign_lone_rows",
-            "Rows behind single tokens, each asked of the teacher once.",
+            "Rows after a single token without context that were asked of the teacher.",
             pair,
             registry=self.registry,
         )
         self._ready = Gauge(
-            "lsm_teacher_ready", "1 while the server takes work.", registry=self.registry
+            "lsm_teacher_ready", "1 while the server takes work, else 0.", registry=self.registry
         )
         self._queue_tokens = Gauge(
             "lsm_teacher_queue_tokens",
-            "Tokens that wait.",
+            "Tokens that wait for the engine.",
             ("teacher",),
             registry=self.registry,
         )
         self._queue_age = Gauge(
             "lsm_teacher_queue_age_seconds",
-            "How long the first in the queue has waited.",
+            "Seconds that the first request in the queue has waited.",
             ("teacher",),
             registry=self.registry,
         )
