@@ -9,13 +9,13 @@ carries a byte of it is masked. Text that only resembles it (a bare "<") is not 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.byte_alphabet import byte_alphabet
 from teacher_proto.types import Bool, Int32
 
 from student_trainer.settings.loss import MaskSettings
@@ -87,7 +87,7 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     added = {token: str(a.content).encode() for token, a in _added(backend).items()}
     vocabulary = backend.get_vocab(with_added_tokens=False).items()
     if "ByteLevel" in kinds:
-        table = _byte_level_table()
+        table = byte_alphabet()
         plain = {i: _through(table, token) for token, i in vocabulary}
     elif kinds & {"ByteFallback", "Metaspace", "Replace"}:
         plain = {i: _sentence_piece(token) for token, i in vocabulary}
@@ -118,16 +118,7 @@ def _sentence_piece(token: str) -> bytes:
     return token.replace("\u2581", " ").encode()
 
 
-def _through(table: dict[str, int], token: str) -> bytes:
+def _through(table: Mapping[str, int], token: str) -> bytes:
     if all(character in table for character in token):
         return bytes(table[character] for character in token)
     return token.encode()
-
-
-@cache
-def _byte_level_table() -> dict[str, int]:
-    """The printable character that byte-level BPE writes for each byte."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(byte): byte for byte in printable}
-    others = [byte for byte in range(256) if byte not in set(printable)]
-    return table | {chr(256 + place): byte for place, byte in enumerate(others)}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from teacher_server.realign.pair.encoder import byte_alphabet
+from teacher_proto.program.byte_alphabet import byte_alphabet
 
 # NFC composes at most four code points of up to four bytes each into one of at least two
 # bytes, or turns one of three bytes into one of one byte.

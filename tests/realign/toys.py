@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.program.byte_alphabet import byte_alphabet
 
-from teacher_server.realign.pair.encoder import byte_alphabet
 from teacher_server.realign.pair.tables import ROOT, PairTables, build_static
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 

@@ -1,1 +1,2 @@
-"""What both programs share: how they start and end, their settings, their checks."""
+"""What both programs share: how they start and end, their settings, their checks, and
+the byte alphabet of tokenizers."""

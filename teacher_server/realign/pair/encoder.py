@@ -7,11 +7,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.byte_alphabet import byte_alphabet
 from teacher_proto.types import Bool, Int32
 
 # Strings handed to the tokenizer at once: bounds what its results take.
@@ -28,15 +28,6 @@ class Encoded:
     ids: Int32
     starts: Bool
     raw: Bool
-
-
-@cache
-def byte_alphabet() -> Mapping[str, int]:
-    """The letters that byte-level tokenizers write bytes as (GPT-2's table)."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    hidden = [byte for byte in range(256) if byte not in shown]
-    letters = {chr(byte): byte for byte in shown}
-    return letters | {chr(256 + place): byte for place, byte in enumerate(hidden)}
 
 
 class ByteEncoder:

@@ -12,10 +12,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.byte_alphabet import byte_alphabet
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Bool, Int32, SpecialRole, UInt8
 
-from teacher_server.realign.pair.encoder import ByteEncoder, byte_alphabet
+from teacher_server.realign.pair.encoder import ByteEncoder
 from teacher_server.realign.pair.roles import role_table
 
 Kind = Literal["byte_level", "byte_fallback"]
