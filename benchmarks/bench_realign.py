@@ -23,10 +23,10 @@ from benchmarks.harness import write_result
 from benchmarks.realign_model import measure_real_model
 from benchmarks.realign_reference import LEAST, Float64, NgramTeacher, enumerate_paths, rows_apart
 from benchmarks.realign_texts import Text, texts
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows
 from teacher_server.realign.walk.walker import unsettled_paths
 from tests.realign.real_tokenizers import pair, vocabulary
@@ -68,7 +68,7 @@ class Measured:
     masked_with_extra: float = 0.0
     microseconds_per_token: float = 0.0
     microseconds_per_unseen_token: float = 0.0
-    lone_rows: int = 0
+    context_free_rows: int = 0
     tv: list[float] = field(default_factory=list)
     tv_exact_match: list[float] = field(default_factory=list)
     sampled: list[float] = field(default_factory=list)
@@ -98,22 +98,26 @@ def top(teacher: NgramTeacher, before: Sequence[int]) -> tuple[Int32, Float64]:
 
 
 class Carrier:
-    """A pair and its teacher, as a server has them: lone rows are asked for once."""
+    """A pair and its teacher, as a server has them: context-free rows are asked for once."""
 
     def __init__(self, realigner: Realigner, model: NgramTeacher) -> None:
         self.realigner = realigner
-        self.lone = LoneRows(realigner.tables)
+        self.context_free = ContextFreeRows(realigner.tables)
         self.model = model
 
-    def carry(self, layout: Layout, positions: NDArray[np.int64], rows: TeacherRows) -> CarriedRows:
+    def carry(
+        self, layout: Layout, positions: NDArray[np.int64], rows: TeacherRows
+    ) -> RealignedRows:
         while True:
-            got = self.realigner.carry_over(layout, positions, rows, top_k=TOP_K, lone=self.lone)
+            got = self.realigner.realign(
+                layout, positions, rows, top_k=TOP_K, context_free=self.context_free
+            )
             tokens = got.walked.wanted
             if not len(tokens):
                 return got
             best = [top(self.model, [token]) for token in tokens.tolist()]
             ids, values = (np.stack(part) for part in zip(*best, strict=True))
-            self.realigner.learn(self.lone, tokens, ids, values)
+            self.realigner.learn(self.context_free, tokens, ids, values)
 
 
 def _unseen(
@@ -124,11 +128,13 @@ def _unseen(
     before = teacher.encoder.encode(text.learnt[:200].encode()).ids.tolist()
     for start in range(0, WARM_UP, 1600):
         piece = text.learnt[start : start + 1600].encode()
-        other = carrier.realigner.plan(student.encoder.encode(piece).ids)
+        other = carrier.realigner.lay_out(student.encoder.encode(piece).ids)
         carrier.carry(other, np.arange(len(other.student_ids)), rows_for(model, before, other))
     positions = np.arange(len(layout.student_ids))
     started = time.perf_counter()
-    carrier.realigner.carry_over(layout, positions, rows, top_k=TOP_K, lone=carrier.lone)
+    carrier.realigner.realign(
+        layout, positions, rows, top_k=TOP_K, context_free=carrier.context_free
+    )
     return (time.perf_counter() - started) / len(positions) * 1e6
 
 
@@ -138,7 +144,7 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
     learnt = tables.teacher.encoder.encode(text.learnt.encode()).ids.tolist()
     model = NgramTeacher(learnt, tables.teacher)
     ids = tables.student.encoder.encode(text.held_out.encode()).ids
-    layout = realigner.plan(ids)
+    layout = realigner.lay_out(ids)
     rows = rows_for(model, learnt[-3:], layout)
     positions = np.arange(len(ids))
     carrier = Carrier(realigner, model)
@@ -171,7 +177,7 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
         masked_with_extra=float(1 - kept_more.mean()),
         microseconds_per_token=sorted(seconds)[2] / len(ids) * 1e6,
         microseconds_per_unseen_token=unseen,
-        lone_rows=int(carrier.lone.known.sum()),
+        context_free_rows=int(carrier.context_free.known.sum()),
     )
     draw = random.Random(3)
     for position in draw.sample(np.flatnonzero(kept).tolist(), min(samples, int(kept.sum()))):
@@ -202,7 +208,7 @@ def _against_enumeration(
     model: NgramTeacher,
     before: list[int],
     layout: Layout,
-    got: CarriedRows,
+    got: RealignedRows,
     position: int,
     realigner: Realigner,
 ) -> None:
@@ -269,7 +275,7 @@ def _causality(
     ).ids
     both = []
     for rollout in (ids[start : position + 4], np.concatenate([ids[start:position], tail])):
-        layout = carrier.realigner.plan(rollout)
+        layout = carrier.realigner.lay_out(rollout)
         rows = rows_for(model, before, layout)
         both.append(carrier.carry(layout, np.array([position - start]), rows))
     apart = rows_apart(*both)
@@ -332,7 +338,8 @@ def main() -> None:
                 f"{cell.covered_with_extra:.3f}) tv {_mean(cell.tv):.4f} exact match "
                 f"{_mean(cell.tv_exact_match):.4f} dlogp {_mean(cell.sampled):.4f} causality "
                 f"{_mean(cell.causality):.4f} {cell.microseconds_per_token:.0f} us "
-                f"(unseen {cell.microseconds_per_unseen_token:.0f}, lone {cell.lone_rows}) "
+                f"(unseen {cell.microseconds_per_unseen_token:.0f}, "
+                f"context-free {cell.context_free_rows}) "
                 f"({len(cell.tv)} enumerated, {cell.not_enumerated} not)",
                 flush=True,
             )

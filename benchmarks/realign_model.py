@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.realign_reference import rows_apart
 from student_trainer.quickstart.prepare import smollm2_dir
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 
 Int64 = NDArray[np.int64]
@@ -47,7 +47,7 @@ class RealModel:
     masked: float
     not_the_tokenizers: float
     covered: float
-    lone_rows: int
+    context_free_rows: int
     causality_tv: float
     causality_rows: int
     never_written: float
@@ -87,7 +87,7 @@ class SmolLM2:
         own = rows.gather(1, tokens[:, None])[:, 0]
         return top.numpy().astype(np.int32), values.numpy(), own.numpy()
 
-    def lone(self, tokens: Int64) -> tuple[Int32, np.ndarray]:
+    def context_free(self, tokens: Int64) -> tuple[Int32, np.ndarray]:
         """[n, BEST] ids and log-probabilities behind a beginning and each token."""
         inputs = torch.tensor(tokens)[:, None]
         inputs = torch.cat([torch.full_like(inputs, BEGIN), inputs], 1)
@@ -124,28 +124,30 @@ def measure_real_model(student: Vocabulary) -> RealModel:
     written = model.write(teacher.encoder.encode(PROMPT).ids, WRITTEN)
     ids = split_some(student.encoder.encode(teacher.encoder.decode(written)).ids, student)
     positions = np.arange(len(ids))
-    layout = realigner.plan(ids)
+    layout = realigner.lay_out(ids)
     rows = model.rows(layout.teacher_ids)
-    lone = LoneRows(realigner.tables)
-    got = _carry(model, realigner, layout, positions, rows, lone)
+    context_free = ContextFreeRows(realigner.tables)
+    got = _carry(model, realigner, layout, positions, rows, context_free)
     same: list[float] = []
     cross: list[float] = []
     for _ in range(5):
         started = time.perf_counter()
         model.best(layout.teacher_ids, TOP_K)
         middle = time.perf_counter()
-        realigner.carry_over(realigner.plan(ids), positions, rows, top_k=TOP_K, lone=lone)
+        realigner.realign(
+            realigner.lay_out(ids), positions, rows, top_k=TOP_K, context_free=context_free
+        )
         same.append(middle - started)
         cross.append(time.perf_counter() - middle)
     kept = got.position_class != PositionClass.MASKED
-    apart = _causality(model, realigner, ids, lone)
+    apart = _causality(model, realigner, ids, context_free)
     return RealModel(
         overhead=sorted(cross)[2] / sorted(same)[2],
         realign_us_per_token=sorted(cross)[2] / len(ids) * 1e6,
         same_us_per_token=sorted(same)[2] / len(layout.teacher_ids) * 1e6,
         masked=float(1 - kept.mean()),
         not_the_tokenizers=float((~layout.canonical).mean()),
-        lone_rows=int(lone.known.sum()),
+        context_free_rows=int(context_free.known.sum()),
         covered=float(got.certified.coverage[kept].mean()),
         causality_tv=float(np.mean(apart)) if apart else float("nan"),
         causality_rows=len(apart),
@@ -159,16 +161,18 @@ def _carry(
     layout: Layout,
     positions: Int64,
     rows: TeacherRows,
-    lone: LoneRows,
-) -> CarriedRows:
+    context_free: ContextFreeRows,
+) -> RealignedRows:
     while True:
-        got = realigner.carry_over(layout, positions, rows, top_k=TOP_K, lone=lone)
+        got = realigner.realign(layout, positions, rows, top_k=TOP_K, context_free=context_free)
         if not len(got.walked.wanted):
             return got
-        realigner.learn(lone, got.walked.wanted, *model.lone(got.walked.wanted))
+        realigner.learn(context_free, got.walked.wanted, *model.context_free(got.walked.wanted))
 
 
-def _causality(model: SmolLM2, realigner: Realigner, ids: Int32, lone: LoneRows) -> list[float]:
+def _causality(
+    model: SmolLM2, realigner: Realigner, ids: Int32, context_free: ContextFreeRows
+) -> list[float]:
     draw = random.Random(3)
     apart = []
     for _ in range(24):
@@ -176,9 +180,9 @@ def _causality(model: SmolLM2, realigner: Realigner, ids: Int32, lone: LoneRows)
         tail = realigner.tables.student.encoder.encode(draw.choice(TAILS)).ids
         both = []
         for rollout in (ids[: at + 5], np.concatenate([ids[:at], tail])):
-            layout = realigner.plan(rollout)
+            layout = realigner.lay_out(rollout)
             rows = model.rows(layout.teacher_ids)
-            both.append(_carry(model, realigner, layout, np.array([at]), rows, lone))
+            both.append(_carry(model, realigner, layout, np.array([at]), rows, context_free))
         found = rows_apart(*both)
         if found is not None:
             apart.append(found)

@@ -22,8 +22,8 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import PositionClass
 
-from teacher_server.realign.carry import CarriedRows
 from teacher_server.realign.pair.vocabulary import Vocabulary, incomplete_tail
+from teacher_server.realign.realigner import RealignedRows
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -325,7 +325,7 @@ def ends_in_space(data: bytes) -> bool:
     return data.decode("utf-8", "replace")[-1:].isspace()
 
 
-def rows_apart(first: CarriedRows, second: CarriedRows) -> float | None:
+def rows_apart(first: RealignedRows, second: RealignedRows) -> float | None:
     """Total variation of two versions of one row (position 0 of each) over the ids that
     both certify; None where one of them is masked."""
     if PositionClass.MASKED in (first.position_class[0], second.position_class[0]):
@@ -335,7 +335,7 @@ def rows_apart(first: CarriedRows, second: CarriedRows) -> float | None:
     return sum(abs(values[0][token] - values[1][token]) for token in common) / 2
 
 
-def contradiction(first: CarriedRows, second: CarriedRows) -> float:
+def contradiction(first: RealignedRows, second: RealignedRows) -> float:
     """What one version of a row (position 0 of each) settles beyond all that the other
     leaves possible; masks do not matter."""
     worst = 0.0
@@ -347,7 +347,7 @@ def contradiction(first: CarriedRows, second: CarriedRows) -> float:
     return worst
 
 
-def _settled(rows: CarriedRows) -> dict[int, float]:
+def _settled(rows: RealignedRows) -> dict[int, float]:
     settled = rows.walked.settled
     masses: dict[int, float] = {}
     for token, mass in zip(settled.token.tolist(), settled.mass.tolist(), strict=True):
@@ -355,7 +355,7 @@ def _settled(rows: CarriedRows) -> dict[int, float]:
     return masses
 
 
-def _certified(rows: CarriedRows) -> dict[int, float]:
+def _certified(rows: RealignedRows) -> dict[int, float]:
     count = int(rows.certified.counts[0])
     values = np.exp(rows.certified.log_probs[0, :count].astype(np.float64))
     return dict(zip(rows.certified.ids[0, :count].tolist(), values.tolist(), strict=True))

@@ -198,10 +198,10 @@ class TokenizerSettings(Settings):
         ge=1,
         description="Pairs of a student's and a teacher's tokenizer whose tables stay in memory.",
     )
-    lone_rows: bool = Field(
+    context_free_rows: bool = Field(
         default=True,
-        description="Ask the teacher for its rows after single tokens, each once; without them "
-        "more mass of a realigned row stays open.",
+        description="Ask the teacher for context-free rows, which follow a single token, each "
+        "once; without them more mass of a realigned row stays open.",
     )
     extra_rounds: int = Field(
         default=0,

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from teacher_proto.types import Level
 
-from teacher_server.realign.carry import MAX_CHUNK_TOKENS
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.layout import lay_out
 from teacher_server.realign.pair.levels import pair_level
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.realigner import MAX_CHUNK_TOKENS
 
 # What the comparison encodes when no text is given: the cases tokenizers differ on.
 SAMPLE = """\

@@ -26,10 +26,10 @@ from teacher_proto.types import (
 )
 
 from teacher_server.engines.base import ScoredSpan
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import Float64, TeacherRows, teacher_rows, with_extra_rows
 from teacher_server.realign.walk.walker import MAX_DEPTH, unsettled_paths
 
@@ -62,7 +62,7 @@ class Carried:
 
     scores: ContinuationScores
     rows: TeacherRows | None = None
-    walked: CarriedRows | None = None
+    walked: RealignedRows | None = None
 
 
 def best_of(top_k: int, explicit: int, limit: int) -> int:
@@ -83,7 +83,7 @@ def plan(continuation: Continuation, realigner: Realigner) -> Planned:
         return Planned(continuation, nothing, nothing, problem=problem)
     positions = continuation.selected_positions
     try:
-        layout = realigner.plan(ids)
+        layout = realigner.lay_out(ids)
     except ValueError as error:
         return Planned(
             continuation, nothing, nothing, problem=f"the teacher cannot read it: {error}"
@@ -127,7 +127,7 @@ def carry(
     rows: Rows | None,
     realigner: Realigner,
     request: ScoreRequest,
-    lone: LoneRows | None,
+    context_free: ContextFreeRows | None,
 ) -> Carried:
     """The engine's rows of one continuation in student ids."""
     if rows is None:
@@ -142,7 +142,7 @@ def carry(
     ids[planned.needed], values[planned.needed] = support.ids, support.log_probs
     own[planned.needed] = sampled.values
     read = teacher_rows(planned.teacher_ids, ids, values, own)
-    return walk(planned, read, realigner, request, lone)
+    return walk(planned, read, realigner, request, context_free)
 
 
 def walk(
@@ -150,7 +150,7 @@ def walk(
     rows: TeacherRows,
     realigner: Realigner,
     request: ScoreRequest,
-    lone: LoneRows | None,
+    context_free: ContextFreeRows | None,
 ) -> Carried:
     """``carry`` for rows in the form that the walk reads."""
     layout = required(planned.layout, "layout")
@@ -161,7 +161,9 @@ def walk(
         # Every id that the rows can certify, to look the explicit ones up among them.
         width = max(width, rows.ids.shape[1])
     limit = request.student_vocabulary_size
-    found = realigner.carry_over(layout, positions, rows, top_k=width, limit=limit, lone=lone)
+    found = realigner.realign(
+        layout, positions, rows, top_k=width, limit=limit, context_free=context_free
+    )
     certified = found.certified
     chunks, chunk_index = np.unique(found.chunk_index, return_inverse=True)
     explicit = None
@@ -193,11 +195,11 @@ def walk(
 
 
 def wanted(carried: Carried) -> Int64:
-    """Teacher tokens, ascending, whose lone rows would tell more."""
+    """Teacher tokens, ascending, whose context-free rows would tell more."""
     return np.zeros(0, np.int64) if carried.walked is None else carried.walked.walked.wanted
 
 
-def lone_prompt(teacher: Vocabulary) -> Int32:
+def context_free_prompt(teacher: Vocabulary) -> Int32:
     """What stands before a token alone: a beginning or an end of text, else a line's end.
 
     A model's row behind its very first token is like no other.
@@ -209,23 +211,26 @@ def lone_prompt(teacher: Vocabulary) -> Int32:
     return teacher.encoder.encode(b"\n").ids[:1]
 
 
-def lone_sequence(token: int) -> ScoredSpan:
+def context_free_sequence(token: int) -> ScoredSpan:
     """The row behind a token; the last id is never read."""
     return ScoredSpan(np.array([token, token], np.int32), np.array([1], np.int32))
 
 
-def learn_lone(
-    tokens: Int64, rows: tuple[Rows | None, ...], realigner: Realigner, lone: LoneRows
+def learn_context_free(
+    tokens: Int64,
+    rows: tuple[Rows | None, ...],
+    realigner: Realigner,
+    context_free: ContextFreeRows,
 ) -> None:
     """Adds the rows behind ``tokens`` [n]; one that is not finite leaves its token open."""
     finite = np.array([row is not None for row in rows], np.bool_)
-    lone.leave_open(tokens[~finite])
+    context_free.leave_open(tokens[~finite])
     found = [row for row in rows if row is not None]
     if not found:
         return
     support = required(Rows.concatenate(found).support, "support")
     log_probs = np.where(support.ids >= 0, support.log_probs.astype(np.float64), -np.inf)
-    realigner.learn(lone, tokens[finite], np.maximum(support.ids, 0), log_probs)
+    realigner.learn(context_free, tokens[finite], np.maximum(support.ids, 0), log_probs)
 
 
 def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int]]:
@@ -237,7 +242,7 @@ def open_paths(carried: Carried, most: int, least: float) -> list[tuple[int, int
     shares = np.sort(open_mass / np.maximum(walked.total, 1e-300))[::-1]
     if len(shares) > most:
         least = max(least, float(shares[most]))
-    known = carried.rows.beyond
+    known = carried.rows.extra_rows
     return [path for path in unsettled_paths(walked, least) if path not in known][:most]
 
 

@@ -17,7 +17,7 @@ from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreR
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, ScoredSpan
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.refusals.sizes import check_row_bytes, check_sizes, check_text
 from teacher_server.scoring.context import RequestContext
 from teacher_server.scoring.jobs import JobRunner
@@ -26,9 +26,9 @@ from teacher_server.scoring.realigned import (
     Planned,
     best_of,
     carry,
-    learn_lone,
-    lone_prompt,
-    lone_sequence,
+    context_free_prompt,
+    context_free_sequence,
+    learn_context_free,
     not_finite,
     not_realigned,
     open_paths,
@@ -44,8 +44,8 @@ from teacher_server.tokenizers.pairs import Pair
 
 T = TypeVar("T")
 # Rows behind single tokens in one job, and ids of each.
-LONE_ROWS = 256
-LONE_BEST = 128
+CONTEXT_FREE_ROWS = 256
+CONTEXT_FREE_BEST = 128
 
 
 @dataclass
@@ -57,10 +57,10 @@ class _Work:
     pair: Pair
     best: int
     limit: int
-    lone: LoneRows | None
+    context_free: ContextFreeRows | None
     runner: JobRunner
     extra_rows: int = 0
-    lone_rows: int = 0
+    context_free_rows: int = 0
     seconds: float = 0.0
     carried: dict[int, Carried] = field(default_factory=dict)
 
@@ -102,8 +102,10 @@ async def realigned_scores(
     request, facts, limits = context.request, context.teacher.facts, context.limits
     limit = min(facts.vocabulary_size, pair.tables.teacher.size)
     best = best_of(request.top_k, request.explicit_width, limit)
-    lone = pair.lone(facts.name, request.temperature) if settings.lone_rows else None
-    work = _Work(request, prompt, pair, best, limit, lone, runner)
+    context_free = (
+        pair.context_free(facts.name, request.temperature) if settings.context_free_rows else None
+    )
+    work = _Work(request, prompt, pair, best, limit, context_free, runner)
     size = await work.compute(partial(text_bytes, request, pair.tables.student))
     check_text(size, "continuations", limits)
     planned = [
@@ -121,13 +123,13 @@ async def realigned_scores(
         found = await work.score(sequences, sampled=True)
         for index, rows in zip(fit, found.rows, strict=True):
             work.carried[index] = await work.compute(
-                partial(carry, planned[index], rows, pair.realigner, request, lone)
+                partial(carry, planned[index], rows, pair.realigner, request, context_free)
             )
-        await _ask_lone_rows(work, planned)
+        await _ask_context_free_rows(work, planned)
     for _ in range(settings.extra_rounds):
         if not await _extra_round(work, planned, settings, facts.max_length):
             break
-        await _ask_lone_rows(work, planned)
+        await _ask_context_free_rows(work, planned)
     scores = [
         not_realigned(one.problem) if one.problem else work.carried[index].scores
         for index, one in enumerate(planned)
@@ -135,34 +137,36 @@ async def realigned_scores(
     return tuple(_asked_for(one, request) for one in scores), _totals(scores, work)
 
 
-async def _ask_lone_rows(work: _Work, planned: list[Planned]) -> None:
+async def _ask_context_free_rows(work: _Work, planned: list[Planned]) -> None:
     """Asks for the rows behind single tokens that are not known yet, and walks again.
 
     They depend on nothing of the request but its temperature.
     """
-    if work.lone is None:
+    if work.context_free is None:
         return
     asking = [index for index, one in work.carried.items() if len(wanted(one))]
     if not asking:
         return
     tokens = np.unique(np.concatenate([wanted(work.carried[index]) for index in asking]))
-    before = await work.compute(partial(lone_prompt, work.pair.tables.teacher))
-    for some in np.split(tokens, range(LONE_ROWS, len(tokens), LONE_ROWS)):
+    before = await work.compute(partial(context_free_prompt, work.pair.tables.teacher))
+    for some in np.split(tokens, range(CONTEXT_FREE_ROWS, len(tokens), CONTEXT_FREE_ROWS)):
         job = Job(
             prompt_ids=before,
-            spans=tuple(lone_sequence(token) for token in some.tolist()),
-            top_k=min(LONE_BEST, work.limit),
+            spans=tuple(context_free_sequence(token) for token in some.tolist()),
+            top_k=min(CONTEXT_FREE_BEST, work.limit),
             temperature=work.request.temperature,
             vocabulary_limit=work.limit,
             want_sampled=False,
         )
         rows = (await work.runner.run(job)).rows
-        work.lone_rows += len(rows)
-        learn = partial(learn_lone, some, rows, work.pair.realigner, work.lone)
+        work.context_free_rows += len(rows)
+        learn = partial(learn_context_free, some, rows, work.pair.realigner, work.context_free)
         await work.compute(learn)
     for index in asking:
         rows_of = required(work.carried[index].rows, "row")
-        again = partial(walk, planned[index], rows_of, work.pair.realigner, work.request, work.lone)
+        again = partial(
+            walk, planned[index], rows_of, work.pair.realigner, work.request, work.context_free
+        )
         work.carried[index] = await work.compute(again)
 
 
@@ -192,7 +196,9 @@ async def _extra_round(
         if rows is None:
             work.carried[index] = Carried(not_finite())
             continue
-        again = partial(walk, planned[index], rows, work.pair.realigner, work.request, work.lone)
+        again = partial(
+            walk, planned[index], rows, work.pair.realigner, work.request, work.context_free
+        )
         work.carried[index] = await work.compute(again)
     return True
 
@@ -227,6 +233,6 @@ def _totals(scores: list[ContinuationScores], work: _Work) -> RealignmentTotals:
         lost_mass=total("lost_mass"),
         not_realigned=sum(one.status is Status.NOT_REALIGNED for one in scores),
         extra_rows=work.extra_rows,
-        lone_rows=work.lone_rows,
+        context_free_rows=work.context_free_rows,
         seconds=work.seconds,
     )

@@ -140,8 +140,8 @@ class Metrics:
             pair,
             registry=self.registry,
         )
-        self._realign_lone_rows = Counter(
-            "lsm_teacher_realign_lone_rows",
+        self._realign_context_free_rows = Counter(
+            "lsm_teacher_realign_context_free_rows",
             "Rows after a single token without context that were asked of the teacher.",
             pair,
             registry=self.registry,
@@ -226,7 +226,7 @@ class Metrics:
         self._not_realigned.labels(*pair).inc(totals.not_realigned)
         self._realign_seconds.labels(*pair).inc(totals.seconds)
         self._realign_extra_rows.labels(*pair).inc(totals.extra_rows)
-        self._realign_lone_rows.labels(*pair).inc(totals.lone_rows)
+        self._realign_context_free_rows.labels(*pair).inc(totals.context_free_rows)
 
     def replayed(self) -> None:
         self._replayed.inc()

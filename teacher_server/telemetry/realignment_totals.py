@@ -16,7 +16,7 @@ class RealignmentTotals:
         coverage, open_mass, lost_mass: sums over the rows that are not masked.
         not_realigned: continuations.
         extra_rows: rows asked for beyond the rollouts' own.
-        lone_rows: rows behind single tokens, asked for once by whoever needs them first.
+        context_free_rows: rows behind single tokens, asked for once by whoever needs them first.
         seconds: of one core.
     """
 
@@ -26,5 +26,5 @@ class RealignmentTotals:
     lost_mass: float
     not_realigned: int
     extra_rows: int
-    lone_rows: int
+    context_free_rows: int
     seconds: float

@@ -19,11 +19,11 @@ from teacher_proto.types import Level, SpecialRole, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.lanes import SingleThread
-from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.refusals.errors import realignment_unavailable, unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
@@ -38,8 +38,8 @@ from teacher_server.tokenizers.vocabularies import (
 
 log = logging.getLogger(__name__)
 
-# Teachers and temperatures of one pair whose lone rows are kept.
-MAX_LONE = 32
+# Teachers and temperatures of one pair whose context-free rows are kept.
+MAX_CONTEXT_FREE = 32
 # Parsed for the texts of HTTP requests and replies.
 MAX_TEXTS = 8
 PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], str]
@@ -55,16 +55,16 @@ class Pair:
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
         self.realigner = Realigner(tables)
-        self._lone: OrderedDict[tuple[str, float], LoneRows] = OrderedDict()
+        self._context_free: OrderedDict[tuple[str, float], ContextFreeRows] = OrderedDict()
         self.thread = SingleThread("realign")
 
-    def lone(self, teacher: str, temperature: float) -> LoneRows:
+    def context_free(self, teacher: str, temperature: float) -> ContextFreeRows:
         """What this teacher's rows behind single tokens have told; the caller adds to it."""
         key = teacher, temperature
-        found = self._lone.pop(key, None) or LoneRows(self.tables)
-        self._lone[key] = found
-        while len(self._lone) > MAX_LONE:
-            self._lone.popitem(last=False)
+        found = self._context_free.pop(key, None) or ContextFreeRows(self.tables)
+        self._context_free[key] = found
+        while len(self._context_free) > MAX_CONTEXT_FREE:
+            self._context_free.popitem(last=False)
         return found
 
 

@@ -12,9 +12,9 @@ from teacher_proto.types import Int32
 from benchmarks.bench_realign import rows_for
 from benchmarks.realign_reference import NgramTeacher, contradiction, rows_apart
 from benchmarks.realign_texts import texts
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.realigner import RealignedRows, Realigner
 from tests.realign.real_tokenizers import pair
 
 PAIRS = [("llama3", "qwen3"), ("qwen3", "llama3"), ("gpt4o", "llama3"), ("mistral_nemo", "qwen3")]
@@ -22,10 +22,10 @@ PAIRS = [("llama3", "qwen3"), ("qwen3", "llama3"), ("gpt4o", "llama3"), ("mistra
 
 def rows_of(
     realigner: Realigner, teacher: NgramTeacher, before: list[int], ids: Int32, position: int
-) -> tuple[Layout, CarriedRows]:
-    layout = realigner.plan(ids)
+) -> tuple[Layout, RealignedRows]:
+    layout = realigner.lay_out(ids)
     rows = rows_for(teacher, before, layout)
-    return layout, realigner.carry_over(layout, np.array([position]), rows, top_k=64)
+    return layout, realigner.realign(layout, np.array([position]), rows, top_k=64)
 
 
 @pytest.mark.parametrize(("student_name", "teacher_name"), PAIRS)

@@ -10,11 +10,11 @@ import pytest
 from teacher_proto.types import Level, PositionClass
 
 from benchmarks.realign_reference import enumerate_paths
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 from tests.realign.toys import SPACE, MarkovTeacher, random_merges, settles_by_prefix, toy
 
@@ -48,21 +48,21 @@ def toy_pairs(count: int, seed: int) -> list[tuple[Vocabulary, Vocabulary]]:
 
 def carried(
     student: Vocabulary, teacher: Vocabulary, seed: int
-) -> tuple[MarkovTeacher, Layout, CarriedRows]:
+) -> tuple[MarkovTeacher, Layout, RealignedRows]:
     model = MarkovTeacher.random(teacher, seed)
     draw = random.Random(seed)
     text = b"".join(teacher.token_bytes[t] for t in model.sample(draw, 30))
     realigner = Realigner(PairTables(student, teacher, build_static(student, teacher)))
-    layout = realigner.plan(student.encoder.encode(text).ids)
+    layout = realigner.lay_out(student.encoder.encode(text).ids)
     rows = full_rows(model, layout)
     positions = np.arange(len(layout.student_ids))
-    lone = LoneRows(realigner.tables)
+    context_free = ContextFreeRows(realigner.tables)
     tokens = np.flatnonzero(teacher.ordinary)
     every = np.tile(np.arange(teacher.size, dtype=np.int32), (len(tokens), 1))
     with np.errstate(divide="ignore"):
         behind = np.log(np.stack([model.row([token]) for token in tokens.tolist()]))
-    realigner.learn(lone, tokens, every, behind)
-    got = realigner.carry_over(layout, positions, rows, top_k=student.size, lone=lone)
+    realigner.learn(context_free, tokens, every, behind)
+    got = realigner.realign(layout, positions, rows, top_k=student.size, context_free=context_free)
     return model, layout, got
 
 
@@ -117,11 +117,11 @@ def test_equal_tokenizers_through_cross_give_the_teachers_own_rows() -> None:
     tables = PairTables(vocabulary, vocabulary, build_static(vocabulary, vocabulary))
     realigner = Realigner(tables, level=Level.CROSS)
     text = "".join(draw.choice(["ab", "a c", "cab", " b", "c"]) for _ in range(40)).encode()
-    layout = realigner.plan(vocabulary.encoder.encode(text).ids)
+    layout = realigner.lay_out(vocabulary.encoder.encode(text).ids)
     np.testing.assert_array_equal(layout.teacher_ids, layout.student_ids)
     positions = np.arange(len(layout.student_ids))
     rows = full_rows(model, layout)
-    got = realigner.carry_over(layout, positions, rows, top_k=vocabulary.size)
+    got = realigner.realign(layout, positions, rows, top_k=vocabulary.size)
     returned = 0
     for position in positions.tolist():
         count = int(got.certified.counts[position])
@@ -134,8 +134,8 @@ def test_equal_tokenizers_through_cross_give_the_teachers_own_rows() -> None:
     assert returned > 2 * len(positions)
     # And the gathered rows: the same values, and everything of them.
     same = Realigner(tables)
-    layout = same.plan(layout.student_ids)
-    gathered = same.carry_over(layout, positions, rows, top_k=vocabulary.size)
+    layout = same.lay_out(layout.student_ids)
+    gathered = same.realign(layout, positions, rows, top_k=vocabulary.size)
     assert (gathered.position_class == PositionClass.EXACT).all()
     np.testing.assert_allclose(gathered.certified.coverage, 1.0, atol=1e-9)
     for position in positions.tolist():

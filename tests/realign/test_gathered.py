@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from teacher_proto.types import Level, PositionClass
 
-from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 from tests.realign.real_tokenizers import pair, vocabulary
 from tests.realign.toys import toy
@@ -40,12 +40,12 @@ def test_ids_stay_and_specials_are_renamed() -> None:
     # "un" + "able", as a tokenizer would not write it: ids are read as they are.
     pieces = [student.token_bytes.index(b"un"), student.token_bytes.index(b"able")]
     ids = np.array([*pieces, end], np.int32)
-    layout = realigner.plan(ids)
+    layout = realigner.lay_out(ids)
     np.testing.assert_array_equal(layout.teacher_ids, [*pieces, special(teacher, "<|eot_id|>")])
     without = next(t for t, s in teacher.specials.items() if s not in student.specials.values())
     top = [pieces[1], special(teacher, "<|eot_id|>"), without, pieces[0]]
     rows = rows_over(layout.teacher_ids, top, [0.5, 0.3, 0.15, 0.05])
-    got = realigner.carry_over(layout, np.arange(3), rows, top_k=8)
+    got = realigner.realign(layout, np.arange(3), rows, top_k=8)
     assert (got.position_class == PositionClass.REMAP).all()
     np.testing.assert_array_equal(got.certified.ids[1, :4], [pieces[1], end, pieces[0], -1])
     np.testing.assert_allclose(np.exp(got.certified.log_probs[1, :3]), [0.5, 0.3, 0.05], rtol=1e-6)
@@ -59,9 +59,9 @@ def test_a_token_that_only_the_student_has_goes_the_long_way() -> None:
     student = realigner.tables.student
     assert realigner.level is Level.REMAP
     ordinary = student.encoder.encode(b"one two").ids
-    assert realigner.plan(ordinary).level is Level.REMAP
+    assert realigner.lay_out(ordinary).level is Level.REMAP
     think = np.array([special(student, "<think>")], np.int32)
-    layout = realigner.plan(np.concatenate([ordinary, think, ordinary]))
+    layout = realigner.lay_out(np.concatenate([ordinary, think, ordinary]))
     assert layout.level is Level.CROSS
     assert layout.bad[len(ordinary)]
     assert not layout.bad[0]
@@ -86,14 +86,14 @@ def test_inside_a_token_of_a_teacher_that_merges_spaces_rows_are_masked() -> Non
     kept = 0
     for word in words[:40]:
         ids = student.encoder.encode(b"x =" + table[word]).ids
-        layout = realigner.plan(ids)
+        layout = realigner.lay_out(ids)
         assert int(layout.teacher_ids[-1]) == word
         rows = rows_over(layout.teacher_ids, [word, 1000], [0.97, 0.01])
         at = np.array([len(ids) - 1])
-        got = realigner.carry_over(layout, at, rows, top_k=4)
+        got = realigner.realign(layout, at, rows, top_k=4)
         assert got.position_class[0] == PositionClass.MASKED
         assert got.certified.counts[0] == 0
-        asked = realigner.carry_over(layout, at, rows, top_k=4, keep_merged=True)
+        asked = realigner.realign(layout, at, rows, top_k=4, keep_merged=True)
         kept += int(asked.position_class[0] == PositionClass.MID)
     assert kept > 30
 
@@ -103,12 +103,12 @@ def test_a_lone_certain_id_is_a_row_when_it_holds_the_row(mass: float, kept: boo
     teacher = toy("abc\u0120", [("a", "b")])
     student = toy("abc\u0120", [("b", "c")])
     realigner = Realigner(PairTables(student, teacher, build_static(student, teacher)))
-    layout = realigner.plan(student.encoder.encode(b"a a").ids)
+    layout = realigner.lay_out(student.encoder.encode(b"a a").ids)
     (end,), (limit,) = teacher.specials, student.specials
     # The rest of the row is on the end, which is beyond the ids that are asked for.
     top = [int(layout.teacher_ids[1]), end]
     rows = rows_over(layout.teacher_ids, top, [mass, 1 - mass])
-    got = realigner.carry_over(layout, np.array([1]), rows, top_k=4, limit=limit)
+    got = realigner.realign(layout, np.array([1]), rows, top_k=4, limit=limit)
     assert got.certified.counts[0] == int(kept)
     assert (got.position_class[0] != PositionClass.MASKED) == kept
 
@@ -122,7 +122,7 @@ def test_every_named_tokenizer_can_be_the_student(name: str) -> None:
     realigner = Realigner(pair(name, other))
     text = "Now 12345 + 6 = 12351; naïve 你好 🙂\n\tdef f(x):\n        return x\n".encode()
     ids = realigner.tables.student.encoder.encode(text).ids
-    layout = realigner.plan(ids)
+    layout = realigner.lay_out(ids)
     assert layout.data == text
     assert realigner.tables.teacher.encoder.decode(layout.teacher_ids.tolist()) == text
     assert layout.canonical.all()

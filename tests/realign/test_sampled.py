@@ -21,9 +21,9 @@ from benchmarks.realign_model import PROMPT, TAILS, SmolLM2, split_some
 from benchmarks.realign_reference import contradiction, rows_apart
 from student_trainer.quickstart.cache import cache_dir
 from student_trainer.quickstart.prepare import smollm2_dir
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.rows import TeacherRows
 from tests.realign.real_tokenizers import vocabulary
 
@@ -61,18 +61,18 @@ class Case:
     realigner: Realigner
     ids: Int32
     layout: Layout
-    got: CarriedRows
+    got: RealignedRows
 
-    def both(self, at: int, tail: bytes, row: int) -> tuple[CarriedRows, CarriedRows]:
+    def both(self, at: int, tail: bytes, row: int) -> tuple[RealignedRows, RealignedRows]:
         """A row before the text's own rest, and before ``tail`` from position ``at`` on."""
         student = self.realigner.tables.student
         rewritten = np.concatenate([self.ids[:at], student.encoder.encode(tail).ids])
         return self.row(self.ids, row), self.row(rewritten, row)
 
-    def row(self, ids: Int32, at: int) -> CarriedRows:
-        layout = self.realigner.plan(ids)
+    def row(self, ids: Int32, at: int) -> RealignedRows:
+        layout = self.realigner.lay_out(ids)
         rows = self.teacher.rows(layout.teacher_ids)
-        return self.realigner.carry_over(layout, np.array([at]), rows, top_k=TOP_K)
+        return self.realigner.realign(layout, np.array([at]), rows, top_k=TOP_K)
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +91,9 @@ def case(request: pytest.FixtureRequest, teacher: Teacher) -> Case:
     assert tables.level is Level.CROSS
     realigner = Realigner(tables)
     ids = split_some(student.encoder.encode(teacher.text).ids, student, SPLIT)
-    layout = realigner.plan(ids)
+    layout = realigner.lay_out(ids)
     rows = teacher.rows(layout.teacher_ids)
-    got = realigner.carry_over(layout, np.arange(len(ids)), rows, top_k=TOP_K)
+    got = realigner.realign(layout, np.arange(len(ids)), rows, top_k=TOP_K)
     return Case(teacher, realigner, ids, layout, got)
 
 

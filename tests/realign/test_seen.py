@@ -6,7 +6,7 @@ import numpy as np
 
 from teacher_server.realign.pair.layout import lay_out
 from teacher_server.realign.pair.tables import PairTables, build_static
-from teacher_server.realign.walk.extensions import LearntPair
+from teacher_server.realign.segmentation.pair_segmentation import LearntPair
 from teacher_server.realign.walk.rows import teacher_rows
 from teacher_server.realign.walk.seen import OFTEN, SeenLeaks
 from tests.realign.toys import toy

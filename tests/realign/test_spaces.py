@@ -12,14 +12,15 @@ from teacher_proto.types import PositionClass
 from benchmarks.bench_realign import Carrier, rows_for
 from benchmarks.realign_reference import NgramTeacher, enumerate_paths
 from benchmarks.realign_texts import texts
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.tables import SETTLED_LEAK, PairTables
-from teacher_server.realign.walk.extensions import LearntPair, LoneRows
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, lefts_alone, tokens_at
+from teacher_server.realign.segmentation.pair_segmentation import LearntPair
+from teacher_server.realign.segmentation.spaces import ends_in_spaces, spaces_before
+from teacher_server.realign.segmentation.states import UNTOLD
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
 from teacher_server.realign.walk.seen import SeenLeaks
-from teacher_server.realign.walk.spaces import ends_in_spaces, spaces_before
-from teacher_server.realign.walk.states import UNTOLD
-from teacher_server.realign.walk.written import CONTRADICTS, END, lefts_alone, tokens_at
 from tests.realign.real_tokenizers import pair
 
 SURE = 0.98
@@ -31,12 +32,12 @@ def row_after(
     text: str,
     *,
     other: dict[bytes, float] | None = None,
-    lone: dict[bytes, dict[bytes, float]] | None = None,
-) -> tuple[CarriedRows, Sequence[bytes]]:
+    context_free: dict[bytes, dict[bytes, float]] | None = None,
+) -> tuple[RealignedRows, Sequence[bytes]]:
     """The rows of ``text`` from a teacher that is SURE of what was written; ``other``: tokens
     that share the rest of every row. And the student's tokens of the text."""
     student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
-    layout = realigner.plan(student.encoder.encode(text.encode()).ids)
+    layout = realigner.lay_out(student.encoder.encode(text.encode()).ids)
     rest = other or {b"zz": 1 - SURE}
     count = len(layout.teacher_ids)
     ids = np.column_stack(
@@ -49,8 +50,8 @@ def row_after(
         np.tile(values, (count, 1)),
         np.full(count, values[0]),
     )
-    known = LoneRows(tables)
-    for token, after in (lone or {}).items():
+    known = ContextFreeRows(tables)
+    for token, after in (context_free or {}).items():
         realigner.learn(
             known,
             np.array([teacher.by_bytes[token]]),
@@ -58,11 +59,11 @@ def row_after(
             np.log([list(after.values())]),
         )
     positions = np.arange(len(layout.student_ids))
-    got = realigner.carry_over(layout, positions, rows, top_k=6, lone=known)
+    got = realigner.realign(layout, positions, rows, top_k=6, context_free=known)
     return got, [student.token_bytes[token] for token in layout.student_ids.tolist()]
 
 
-def masses(got: CarriedRows, position: int, tables: PairTables) -> dict[bytes, float]:
+def masses(got: RealignedRows, position: int, tables: PairTables) -> dict[bytes, float]:
     """What is returned for one position."""
     count = int(got.certified.counts[position])
     ids = got.certified.ids[position, :count].tolist()
@@ -92,12 +93,14 @@ def test_the_last_space_before_a_digit_is_not_the_teachers_seventh(
 
 
 def test_a_path_without_rows_is_cut_as_the_teachers_own_cut_tells() -> None:
-    """Eleven spaces and one, off the rollout: only a digit can follow, whatever the lone row
-    of one space says."""
+    """Eleven spaces and one, off the rollout: only a digit can follow, whatever the context-free
+    row of one space says."""
     tables = pair("llama3", "qwen3")
     eleven, twelve = b" " * 11, b" " * 12
-    lone = {eleven: {b" ": 0.98, b" x": 0.01}, b" ": {b"1": 0.3, b"x": 0.1}}
-    got, tokens = row_after(tables, "x = [\n        12,", other={eleven: 0.02}, lone=lone)
+    context_free = {eleven: {b" ": 0.98, b" x": 0.01}, b" ": {b"1": 0.3, b"x": 0.1}}
+    got, tokens = row_after(
+        tables, "x = [\n        12,", other={eleven: 0.02}, context_free=context_free
+    )
     found = masses(got, tokens.index(SEVEN), tables)
     assert found[eleven] == pytest.approx(0.02, abs=0.002)
     assert twelve not in found
@@ -109,9 +112,9 @@ REST = {b" ": 0.012, b" yes": 0.008}
 
 def test_one_more_space_than_was_written_is_told_by_its_lone_row() -> None:
     """Behind seven spaces a word follows; a space of its own would stand before a digit.
-    Of the lone row only the digit counts: the teacher writes no word behind both."""
+    Of the context-free row only the digit counts: the teacher writes no word behind both."""
     tables = pair("llama3", "qwen3")
-    got, tokens = row_after(tables, WORD, other=REST, lone={b" ": {b"1": 0.3, b"x": 0.5}})
+    got, tokens = row_after(tables, WORD, other=REST, context_free={b" ": {b"1": 0.3, b"x": 0.5}})
     here = tokens.index(SEVEN) + 1
     assert masses(got, here, tables)[b" "] == pytest.approx(REST[b" "], abs=1e-4)
     assert got.certified.open_mass[here] == pytest.approx(0.0, abs=1e-6)
@@ -142,11 +145,11 @@ def test_rows_behind_spaces_alone_and_in_the_rollout_know_what_must_follow() -> 
     tables = pair("llama3", "qwen3")
     teacher, known = tables.teacher, LearntPair(tables)
     seven, one = (teacher.by_bytes[token] for token in (SEVEN, b" "))
-    lone = LoneRows(tables)
-    lone.learn(np.array([seven]), np.array([[one]]), np.log([[0.9]]), known)
-    assert lone.leak[seven] <= SETTLED_LEAK
+    context_free = ContextFreeRows(tables)
+    context_free.learn(np.array([seven]), np.array([[one]]), np.log([[0.9]]), known)
+    assert context_free.leak[seven] <= SETTLED_LEAK
     text = b"[\n        1\n        2\n        3"
-    layout = Realigner(tables).plan(tables.student.encoder.encode(text).ids)
+    layout = Realigner(tables).lay_out(tables.student.encoder.encode(text).ids)
     count = len(layout.teacher_ids)
     assert layout.teacher_ids.tolist().count(seven) == 3
     rows = teacher_rows(
@@ -209,7 +212,7 @@ def test_rows_next_to_spaces_of_all_kinds_against_enumeration(student: str, teac
     learnt = tables.teacher.encoder.encode(text.learnt[-60_000:].encode()).ids.tolist()
     model = NgramTeacher(learnt, tables.teacher)
     realigner = Realigner(tables)
-    layout = realigner.plan(tables.student.encoder.encode(text.held_out.encode()).ids)
+    layout = realigner.lay_out(tables.student.encoder.encode(text.held_out.encode()).ids)
     rows = rows_for(model, learnt[-3:], layout)
     positions = np.arange(len(layout.student_ids))
     got = Carrier(realigner, model).carry(layout, positions, rows)

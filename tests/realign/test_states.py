@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 
 from teacher_server.realign.pair.tables import PairTables, build_static
-from teacher_server.realign.walk.states import ALONE, StudentStates
+from teacher_server.realign.segmentation.states import ALONE, StudentStates
 from tests.realign.toys import toy
 
 

@@ -23,10 +23,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from teacher_server.http.models import ScoreReplyBody
-from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import read_vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
 from tests.server.crossed import (
     TEXT,
@@ -51,7 +51,7 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     tokens = student.encode(TEXT).ids
     server_request = request(crossed, student_file, tokens)
     reply = await crossed.score(server_request)
-    job, *lone_jobs = crossed.engines["default"].jobs
+    job, *context_free_jobs = crossed.engines["default"].jobs
     tokenizer = AutoTokenizer.from_pretrained(teacher_dir)
     chat = [{"role": "user", "content": "Hi"}]
     rendered = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
@@ -59,7 +59,7 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     np.testing.assert_array_equal(job.prompt_ids, prompt)
     vocabularies = read_vocabulary(student_file), read_vocabulary(file_of(teacher_dir))
     realigner = Realigner(PairTables(*vocabularies, build_static(*vocabularies)))
-    layout = realigner.plan(ids(*tokens))
+    layout = realigner.lay_out(ids(*tokens))
     np.testing.assert_array_equal(job.spans[0].token_ids, layout.teacher_ids)
     assert len(layout.teacher_ids) != len(tokens)
     rows = reference(teacher_dir, prompt, layout.teacher_ids.tolist()).double().numpy()
@@ -67,17 +67,17 @@ async def test_a_foreign_rollout_has_the_rows_of_the_library(
     own = rows[np.arange(len(rows)), layout.teacher_ids]
     values = np.take_along_axis(rows, top, 1)
     read = teacher_rows(layout.teacher_ids, top.astype(np.int32), values, own)
-    positions, lone = np.arange(len(tokens)), LoneRows(realigner.tables)
-    first = realigner.carry_over(layout, positions, read, top_k=8, lone=lone)
-    (lone_job,) = lone_jobs
-    assert [int(s.token_ids[0]) for s in lone_job.spans] == first.walked.wanted.tolist()
-    assert len(lone_job.spans) > 5
+    positions, context_free = np.arange(len(tokens)), ContextFreeRows(realigner.tables)
+    first = realigner.realign(layout, positions, read, top_k=8, context_free=context_free)
+    (context_free_job,) = context_free_jobs
+    assert [int(s.token_ids[0]) for s in context_free_job.spans] == first.walked.wanted.tolist()
+    assert len(context_free_job.spans) > 5
     for token in first.walked.wanted.tolist():
-        behind = reference(teacher_dir, lone_job.prompt_ids.tolist(), [token, 0])[1]
-        best = behind.topk(lone_job.top_k)
+        behind = reference(teacher_dir, context_free_job.prompt_ids.tolist(), [token, 0])[1]
+        best = behind.topk(context_free_job.top_k)
         ids_, log_probs = best.indices.numpy()[None], best.values.double().numpy()[None]
-        realigner.learn(lone, np.array([token]), ids_.astype(np.int32), log_probs)
-    expected = realigner.carry_over(layout, positions, read, top_k=8, lone=lone)
+        realigner.learn(context_free, np.array([token]), ids_.astype(np.int32), log_probs)
+    expected = realigner.realign(layout, positions, read, top_k=8, context_free=context_free)
     assert not len(expected.walked.wanted)
     scores = reply.results[0]
     found = block(scores)
@@ -379,7 +379,7 @@ async def test_extra_forwards_settle_more(
     tokens = student.encode(TEXT).ids
     found: list[ScoreReply] = []
     for rounds in (0, 2):
-        tokenizers = {"extra_rounds": rounds, "extra_least_open": 0.02, "lone_rows": False}
+        tokenizers = {"extra_rounds": rounds, "extra_least_open": 0.02, "context_free_rows": False}
         settings = {"tokenizers": tokenizers}
         async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
             await server.client.register_tokenizer(upload(student_file), timeout=LONG)

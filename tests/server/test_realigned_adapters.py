@@ -55,9 +55,9 @@ async def test_a_foreign_rollout_has_the_adapter_s_rows(
             rollout, *others = jobs
             assert rollout.want_sampled
             # Rows behind single tokens have no prompt but the text's beginning.
-            lone = [len(job.prompt_ids) < len(rollout.prompt_ids) for job in others]
-            assert lone[0]
-            extra = [job for job, alone in zip(others, lone, strict=True) if not alone]
+            context_free = [len(job.prompt_ids) < len(rollout.prompt_ids) for job in others]
+            assert context_free[0]
+            extra = [job for job, alone in zip(others, context_free, strict=True) if not alone]
             assert len(extra) in range(1, ROUNDS + 1)
             extra_jobs.append(extra)
         own, whole, plain = (found[name] for name in ("math", "whole", "plain"))

@@ -43,7 +43,7 @@ class Walked:
         total: float64 [n], what agrees with the student's tokens so far.
         tail: float64 [n], what lies below the best ids of the rows.
         floor: float64 [n], the most that one id below the best can have.
-        wanted: int64, ascending: teacher tokens whose lone rows would tell more.
+        wanted: int64, ascending: teacher tokens whose context-free rows would tell more.
     """
 
     settled: Entries

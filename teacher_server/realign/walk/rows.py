@@ -29,7 +29,7 @@ class TeacherRows:
         own: float64 [m], log-probability of each teacher token.
         before: float64 [m + 1], running sum of ``own``.
         floor: float64 [R], the lowest of the row's best: no other id is above it.
-        beyond: (row, teacher token) -> the row after that token, for paths that are
+        extra_rows: (row, teacher token) -> the row after that token, for paths that are
             not the rollout's own.
     """
 
@@ -38,14 +38,14 @@ class TeacherRows:
     own: Float64
     before: Float64
     floor: Float64
-    beyond: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    extra_rows: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def child(self, row: int, token: int) -> int | None:
         """The row after ``token``, where it exists."""
         own = len(self.own)
         if row + 1 < own and self.ids[row, -1] == token:
             return row + 1
-        return self.beyond.get((row, token))
+        return self.extra_rows.get((row, token))
 
     def children(self, row: Int64, token: Int64) -> Int64:
         """int64 [n]: the row after each token, or NO_ROW."""
@@ -62,7 +62,9 @@ class TeacherRows:
 
     @cached_property
     def _beyond_keys(self) -> tuple[Int64, Int64]:
-        pairs = sorted((row * _SPAN + token, after) for (row, token), after in self.beyond.items())
+        pairs = sorted(
+            (row * _SPAN + token, after) for (row, token), after in self.extra_rows.items()
+        )
         keys, values = np.array(pairs, np.int64).reshape(-1, 2).T
         return keys, values
 
@@ -82,7 +84,7 @@ class TeacherRows:
     @cached_property
     def token_before(self) -> Int64:
         """int64 [R]: the teacher token that each row stands after; -1 before the first."""
-        steps = sorted((after, token) for (_, token), after in self.beyond.items())
+        steps = sorted((after, token) for (_, token), after in self.extra_rows.items())
         beyond = np.array([token for _, token in steps], np.int64)
         own = self.ids[: max(len(self.own) - 1, 0), -1]
         first = np.full(len(self.ids) - len(own) - len(beyond), -1)
@@ -91,7 +93,7 @@ class TeacherRows:
     def path(self, row: int) -> tuple[int, list[int]]:
         """(k, tokens): ``row`` stands after the first k teacher tokens and then these."""
         tokens: list[int] = []
-        came_from = {after: step for step, after in self.beyond.items()}
+        came_from = {after: step for step, after in self.extra_rows.items()}
         while row >= len(self.own):
             row, token = came_from[row]
             tokens.append(token)
@@ -140,5 +142,5 @@ def with_extra_rows(
         own=rows.own,
         before=rows.before,
         floor=np.concatenate([rows.floor, values.min(1, where=top_ids >= 0, initial=0.0)]),
-        beyond={**rows.beyond, **{path: count + i for i, path in enumerate(paths)}},
+        extra_rows={**rows.extra_rows, **{path: count + i for i, path in enumerate(paths)}},
     )

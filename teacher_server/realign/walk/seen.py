@@ -13,7 +13,8 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import SETTLED_LEAK
-from teacher_server.realign.walk.extensions import LearntPair, shares_behind
+from teacher_server.realign.segmentation.pair_segmentation import LearntPair
+from teacher_server.realign.walk.extension_shares import shares_behind
 from teacher_server.realign.walk.masses import places
 from teacher_server.realign.walk.rows import TeacherRows
 

@@ -13,13 +13,15 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import NO_STATE, ROOT, PairTables
-from teacher_server.realign.walk.extensions import LearntPair, LoneRows, TokenLeaks, is_told
+from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.segmentation.pair_segmentation import LearntPair, is_told
+from teacher_server.realign.segmentation.states import ALONE, OPEN, UNTOLD
+from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.walk.extensions import TokenLeaks
 from teacher_server.realign.walk.masses import Collected, Walked, entries, open_entries, places
-from teacher_server.realign.walk.paths import StartFinder, Starts, Unknown
 from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.walk.seen import SeenLeaks
-from teacher_server.realign.walk.states import ALONE, OPEN, UNTOLD
-from teacher_server.realign.walk.written import CONTRADICTS
+from teacher_server.realign.walk.starts import StartFinder, Starts, Unknown
 
 Int64 = NDArray[np.int64]
 # An entry with a smaller part of its row's or path's mass is not looked at one by one:
@@ -81,7 +83,7 @@ class Walker:
         self._leaky = tables.leaky & self._goes_on
         self._parts = tables.parts & self._goes_on
         # No token is safe: with what follows, the student may cut it anywhere ("老人" and
-        # "在" as "老", "人在"), so the lone row of every one tells.
+        # "在" as "老", "人在"), so the context-free row of every one tells.
         self._asked = self._goes_on & ~self._parts
         # A word takes its space along: a space by itself is written for what comes next.
         self._space = np.array([one == b" " for one in teacher.token_bytes]) & self._extended
@@ -90,7 +92,11 @@ class Walker:
         self._ordinary = ~special
 
     def walk(
-        self, layout: Layout, positions: Int64, rows: TeacherRows, lone: LoneRows | None
+        self,
+        layout: Layout,
+        positions: Int64,
+        rows: TeacherRows,
+        context_free: ContextFreeRows | None,
     ) -> Walked:
         """``positions`` int64 [n]: the student tokens whose rows are wanted."""
         self.states.trim()
@@ -98,7 +104,7 @@ class Walker:
         got = Collected(count)
         roots = self.states.before(layout, positions)
         before, at, unknown = self._starts.starts(layout, positions, roots, rows)
-        leaks = TokenLeaks(self._leaky, lone)
+        leaks = TokenLeaks(self._leaky, context_free)
         paths = self._at(at, roots, layout.sync[positions], layout, rows, leaks, got)
         paths += self._before(before, roots, rows, leaks, got)
         self._leave_unknown(unknown, leaks, got)
@@ -232,8 +238,8 @@ class Walker:
         self, before: Int64, asked: _Asked, followed: Bool, states: Int64, leaks: TokenLeaks
     ) -> Int64:
         """int64 [n]: the student's tokens, or CONTRADICTS, of paths that end in several spaces
-        behind which there is no row: by the teacher's own cut, else by lone rows. OPEN where
-        neither tells and something must follow, UNTOLD elsewhere."""
+        behind which there is no row: by the teacher's own cut, else by context-free rows. OPEN
+        where neither tells and something must follow, UNTOLD elsewhere."""
         told, _ = self.pair.told(states, before, asked.token)
         told[followed] = UNTOLD
         which = np.flatnonzero(self.states.spaces(states) & ~followed & ~is_told(told))

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from teacher_server.realign.carry import CarriedRows, Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
 from tests.realign.real_tokenizers import pair
 from tests.realign.toys import SPACE, toy
@@ -27,12 +27,12 @@ def row_of(
     text: str,
     position: int,
     row: Mapping[str, float],
-    lone: Mapping[str, Mapping[str, float]],
-) -> CarriedRows:
-    """One row of ``text``, where every row of the teacher is ``row``; ``lone``: its rows
+    context_free: Mapping[str, Mapping[str, float]],
+) -> RealignedRows:
+    """One row of ``text``, where every row of the teacher is ``row``; ``context_free``: its rows
     behind single tokens."""
     tables = PairTables(student, teacher, build_static(student, teacher))
-    return row_in(tables, text, position, row, lone)
+    return row_in(tables, text, position, row, context_free)
 
 
 def row_in(
@@ -40,10 +40,10 @@ def row_in(
     text: str,
     position: int,
     row: Mapping[str, float],
-    lone: Mapping[str, Mapping[str, float]],
-) -> CarriedRows:
+    context_free: Mapping[str, Mapping[str, float]],
+) -> RealignedRows:
     student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
-    layout = realigner.plan(student.encoder.encode(text.encode()).ids)
+    layout = realigner.lay_out(student.encoder.encode(text.encode()).ids)
 
     def best(mass: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
         ids = [teacher.token_bytes.index(token.encode()) for token in mass]
@@ -52,14 +52,14 @@ def row_in(
     ids, values = (np.tile(part, (len(layout.teacher_ids), 1)) for part in best(row))
     listed = ids == layout.teacher_ids[:, None]
     own = np.where(listed.any(1), np.where(listed, values, 0.0).sum(1), np.log(1e-9))
-    known = LoneRows(realigner.tables)
-    for token, after in lone.items():
+    known = ContextFreeRows(realigner.tables)
+    for token, after in context_free.items():
         realigner.learn(known, np.array([teacher.token_bytes.index(token.encode())]), *best(after))
     rows = teacher_rows(layout.teacher_ids, ids, values, own)
-    return realigner.carry_over(layout, np.array([position]), rows, top_k=6, lone=known)
+    return realigner.realign(layout, np.array([position]), rows, top_k=6, context_free=known)
 
 
-def settled(got: CarriedRows, student: Vocabulary) -> dict[str, float]:
+def settled(got: RealignedRows, student: Vocabulary) -> dict[str, float]:
     masses: dict[str, float] = {}
     entries = got.walked.settled
     for token, mass in zip(entries.token.tolist(), entries.mass.tolist(), strict=True):
@@ -68,7 +68,7 @@ def settled(got: CarriedRows, student: Vocabulary) -> dict[str, float]:
     return masses
 
 
-def certified(got: CarriedRows, student: Vocabulary) -> set[str]:
+def certified(got: RealignedRows, student: Vocabulary) -> set[str]:
     ids = got.certified.ids[0, : int(got.certified.counts[0])].tolist()
     return {student.token_bytes[token].decode() for token in ids}
 
@@ -84,7 +84,7 @@ def test_what_follows_may_undo_a_contradiction() -> None:
 def test_a_contradiction_that_may_be_undone_is_open(
     goes_on: str, open_mass: float, total: float
 ) -> None:
-    """The rollout goes on otherwise: only the lone row of "b" tells."""
+    """The rollout goes on otherwise: only the context-free row of "b" tells."""
     got = row_of(BC_FIRST, toy(LETTERS, []), "ad", 1, ROW, {"b": {goes_on: 1.0}})
     assert got.walked.total[0] == pytest.approx(total)
     assert got.walked.open.mass.sum() == pytest.approx(open_mass, abs=1e-9)
@@ -161,12 +161,12 @@ def test_a_token_that_nothing_longer_begins_with_may_still_be_cut(
 def test_a_space_by_itself_is_open_whatever_its_lone_row_says() -> None:
     """What it is for depends on the place: stars, digits, another space."""
     student, teacher = toy(LETTERS, [(SPACE, "b")]), toy(LETTERS, [])
-    lone = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}
-    got = row_of(student, teacher, "c", 0, {" ": 0.3, "c": 0.7}, lone)
+    context_free = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}
+    got = row_of(student, teacher, "c", 0, {" ": 0.3, "c": 0.7}, context_free)
     assert got.walked.open.mass.sum() == pytest.approx(0.3)
     assert settled(got, student) == pytest.approx({"c": 0.7})
     # Unless no token of the student's begins with one.
-    got = row_of(toy(LETTERS, []), teacher, "c", 0, {" ": 0.3, "c": 0.7}, lone)
+    got = row_of(toy(LETTERS, []), teacher, "c", 0, {" ": 0.3, "c": 0.7}, context_free)
     assert settled(got, student) == pytest.approx({" ": 0.3, "c": 0.7})
 
 
@@ -175,16 +175,16 @@ def test_two_spaces_that_the_rollout_has_shown_close_one(text: str, open_mass: f
     """Behind none of them do the rows go on with a "b"; the position's sync point is two
     words before it, so that the last two spaces do not count."""
     student, teacher = toy(LETTERS, [(SPACE, "b")]), toy(LETTERS, [])
-    lone = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}
-    got = row_of(student, teacher, text, len(text) - 1, {" ": 0.3, "c": 0.7}, lone)
+    context_free = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}
+    got = row_of(student, teacher, text, len(text) - 1, {" ": 0.3, "c": 0.7}, context_free)
     assert got.walked.open.mass.sum() == pytest.approx(open_mass)
 
 
 def test_a_cut_that_the_rollout_shows_is_followed() -> None:
     student, teacher = toy(LETTERS, [("c", "d"), ("b", "c")]), toy(LETTERS, [("b", "c")])
     row = {"bc": 0.6, "a": 0.3, "d": 0.1}
-    lone = {"bc": {"d": 1.0}, "a": {"a": 1.0}, "d": {"a": 1.0}}
-    got = settled(row_of(student, teacher, "bcd", 0, row, lone), student)
+    context_free = {"bc": {"d": 1.0}, "a": {"a": 1.0}, "d": {"a": 1.0}}
+    got = settled(row_of(student, teacher, "bcd", 0, row, context_free), student)
     assert got == pytest.approx({"b": 0.6 * 0.1, "bc": 0.6 * 0.9, "a": 0.3, "d": 0.1})
 
 
@@ -209,8 +209,10 @@ def test_of_another_cut_of_spaces_only_what_goes_on_so_counts(
     tables = pair("deepseek_v3", "gpt4o")
     ten, eleven = " " * 10, " " * 11
     row = {eleven: 0.004, ten: 0.002, " try": 0.994}
-    lone = {} if share is None else {ten: {" try": 1 - share} | ({" ": share} if share else {})}
-    got = row_in(tables, f"()):\n{eleven} try", 3, row, lone)
+    context_free = (
+        {} if share is None else {ten: {" try": 1 - share} | ({" ": share} if share else {})}
+    )
+    got = row_in(tables, f"()):\n{eleven} try", 3, row, context_free)
     assert got.walked.total[0] == pytest.approx(1 + 0.5 * kept, abs=1e-6)
     asked = tables.teacher.token_bytes.index(ten.encode()) in got.walked.wanted
     assert asked == (share is None)

@@ -1,8 +1,8 @@
 """A rollout's rows, from the teacher's tokens to the student's.
 
-plan = Realigner.plan(student_ids)          # what to ask the teacher
-rows = teacher_rows(plan.teacher_ids, ...)  # its answer
-Realigner.carry_over(plan, positions, rows, ...)
+layout = realigner.lay_out(student_ids)        # what to ask the teacher
+rows = teacher_rows(layout.teacher_ids, ...)   # its answer
+realigned = realigner.realign(layout, positions, rows, ...)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.pair.layout import Layout, lay_out
 from teacher_server.realign.pair.tables import CERTAIN, PairTables
 from teacher_server.realign.remap import Remap
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.masses import Walked
 from teacher_server.realign.walk.rows import Float64, TeacherRows
 from teacher_server.realign.walk.walker import Walker
@@ -33,7 +33,7 @@ GATHERED = {Level.SAME: PositionClass.EXACT, Level.REMAP: PositionClass.REMAP}
 
 
 @dataclass(frozen=True)
-class CarriedRows:
+class RealignedRows:
     """n rows in student ids; C chunks of the whole rollout.
 
     Attributes:
@@ -67,7 +67,7 @@ class Realigner:
     def _walker(self) -> Walker:
         return Walker(self.tables)
 
-    def plan(self, student_ids: Int32) -> Layout:
+    def lay_out(self, student_ids: Int32) -> Layout:
         """The rollout in both tokenizers; its ``teacher_ids`` are what the teacher reads.
 
         Raises:
@@ -79,7 +79,7 @@ class Realigner:
                 return layout
         return lay_out(student_ids, self.tables)
 
-    def carry_over(
+    def realign(
         self,
         layout: Layout,
         positions: Int64,
@@ -88,12 +88,12 @@ class Realigner:
         top_k: int,
         limit: int | None = None,
         keep_merged: bool = False,
-        lone: LoneRows | None = None,
-    ) -> CarriedRows:
+        context_free: ContextFreeRows | None = None,
+    ) -> RealignedRows:
         """Rows of the student tokens at ``positions`` (int64 [n], ascending).
 
         Args:
-            lone: what the teacher's rows behind single tokens have told.
+            context_free: what the teacher's rows behind single tokens have told.
             top_k: ids returned for a row, at most.
             limit: only ids below it are returned.
             keep_merged: whether rows inside a token of a teacher that merges spaces
@@ -102,7 +102,7 @@ class Realigner:
         sampled = layout.student_ids[positions].astype(np.int64)
         most = self.tables.student.size if limit is None else limit
         if layout.level is Level.CROSS:
-            walked = self._walker.walk(layout, positions, rows, lone)
+            walked = self._walker.walk(layout, positions, rows, context_free)
             certified = certify(walked, sampled, top_k, most, self.tables)
             classes = self._classes(layout, positions, walked, certified, keep_merged)
         else:
@@ -111,7 +111,7 @@ class Realigner:
             certified = self._remap.certify(walked, sampled, top_k, most)
             classes = np.full(len(positions), GATHERED[layout.level], np.uint8)
         masked = classes == PositionClass.MASKED
-        return CarriedRows(
+        return RealignedRows(
             certified=_without(certified, masked),
             position_class=classes,
             chunk_index=layout.chunk[positions].astype(np.int32),
@@ -119,9 +119,11 @@ class Realigner:
             walked=walked,
         )
 
-    def learn(self, lone: LoneRows, tokens: Int64, ids: Int32, log_probs: Float64) -> None:
-        """Adds to ``lone`` the rows behind ``tokens`` [n] alone: ids, log_probs [n, M]."""
-        lone.learn(tokens, ids.astype(np.int64), log_probs, self._walker.pair)
+    def learn(
+        self, context_free: ContextFreeRows, tokens: Int64, ids: Int32, log_probs: Float64
+    ) -> None:
+        """Adds to ``context_free`` the rows behind ``tokens`` [n] alone: ids, log_probs [n, M]."""
+        context_free.learn(tokens, ids.astype(np.int64), log_probs, self._walker.pair)
 
     def _classes(
         self,

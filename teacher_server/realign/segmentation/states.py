@@ -16,9 +16,15 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import incomplete_tail, is_mark
-from teacher_server.realign.walk.memo import ABSENT, Memo
-from teacher_server.realign.walk.spaces import FOLLOWING, ends_in_spaces
-from teacher_server.realign.walk.written import CONTRADICTS, NOTHING, Left, lefts_alone, tokens_at
+from teacher_server.realign.segmentation.canonical import (
+    CONTRADICTS,
+    NOTHING,
+    Left,
+    lefts_alone,
+    tokens_at,
+)
+from teacher_server.realign.segmentation.memo import ABSENT, Memo
+from teacher_server.realign.segmentation.spaces import FOLLOWING, ends_in_spaces
 
 Int64 = NDArray[np.int64]
 # States kept; beyond it the automaton starts anew with the next rollout.

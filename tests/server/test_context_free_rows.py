@@ -15,14 +15,14 @@ from tokenizers import Tokenizer
 
 from teacher_server.config import LimitSettings, TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, ScoredSpan
-from teacher_server.realign.carry import Realigner
 from teacher_server.realign.pair.tables import PairTables, build_static
 from teacher_server.realign.pair.vocabulary import read_vocabulary
-from teacher_server.realign.walk.extensions import LoneRows
+from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.refusals.facts import TeacherFacts
 from teacher_server.scoring.context import GRPC, RequestContext
 from teacher_server.scoring.jobs import JobRunner
-from teacher_server.scoring.realigned import learn_lone, lone_prompt
+from teacher_server.scoring.realigned import context_free_prompt, learn_context_free
 from teacher_server.scoring.realigned_path import realigned_scores
 from teacher_server.tokenizers.pairs import Pair
 from tests.realign.toys import SPACE, toy
@@ -45,24 +45,24 @@ async def test_each_is_asked_for_once_and_counted(
         await server.client.register_tokenizer(upload(student_file), timeout=LONG)
         first = await server.score(request(server, student_file, tokens))
         second = await server.score(request(server, student_file, tokens, request_id="second"))
-        own, lone, again = server.engines["default"].jobs
+        own, context_free, again = server.engines["default"].jobs
         assert len(own.spans[0].token_ids) == len(again.spans[0].token_ids)
         vocabulary = read_vocabulary(file_of(teacher_dir))
-        np.testing.assert_array_equal(lone.prompt_ids, lone_prompt(vocabulary))
-        assert all(s.positions.tolist() == [1] for s in lone.spans)
+        np.testing.assert_array_equal(context_free.prompt_ids, context_free_prompt(vocabulary))
+        assert all(s.positions.tolist() == [1] for s in context_free.spans)
         told = (first.timing.computed_tokens, second.timing.computed_tokens)
-        assert told[0] - told[1] >= len(lone.spans)
+        assert told[0] - told[1] >= len(context_free.spans)
         for part in ("top_ids", "top_log_probs", "valid_counts", "sampled_log_probs"):
             mine, theirs = (one.results[0].rows.arrays()[part] for one in (first, second))
             np.testing.assert_allclose(mine, theirs, atol=1e-5)
         metrics = (await server.http.get("/metrics")).text
         label = f'teacher="default",tokenizer="{tokenizer_hash(student_file)[:12]}"'
-        count = float(len(lone.spans))
-        assert f"lsm_teacher_realign_lone_rows_total{{{label}}} {count}" in metrics
+        count = float(len(context_free.spans))
+        assert f"lsm_teacher_realign_context_free_rows_total{{{label}}} {count}" in metrics
         # Another temperature is another distribution.
         await server.score(request(server, student_file, tokens, temperature=2.0))
         *_, warm = server.engines["default"].jobs
-        assert {first_id(s) for s in warm.spans} & {first_id(s) for s in lone.spans}
+        assert {first_id(s) for s in warm.spans} & {first_id(s) for s in context_free.spans}
 
 
 @pytest.mark.parametrize("rounds", [0, 2])
@@ -97,7 +97,7 @@ async def test_without_them_more_is_open(
     tokens = student.encode(TEXT).ids
     found = []
     for asks in (True, False):
-        settings = {"tokenizers": {"lone_rows": asks}}
+        settings = {"tokenizers": {"context_free_rows": asks}}
         async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
             await server.client.register_tokenizer(upload(student_file), timeout=LONG)
             found.append(
@@ -114,14 +114,14 @@ async def test_a_row_that_is_not_finite_leaves_its_token_open(
 ) -> None:
     vocabularies = read_vocabulary(student_file), read_vocabulary(file_of(teacher_dir))
     realigner = Realigner(PairTables(*vocabularies, build_static(*vocabularies)))
-    lone = LoneRows(realigner.tables)
+    context_free = ContextFreeRows(realigner.tables)
     first, second = np.flatnonzero(realigner.tables.extended)[:2].tolist()
     special = next(iter(vocabularies[1].specials))
     sure = Rows(Support(ids(special)[None], np.zeros((1, 1), np.float32), np.ones(1, np.int32)))
-    learn_lone(np.array([first, second]), (None, sure), realigner, lone)
-    assert lone.known[[first, second]].all()
-    assert lone.leak[first] == 1.0
-    assert lone.leak[second] == 0.0
+    learn_context_free(np.array([first, second]), (None, sure), realigner, context_free)
+    assert context_free.known[[first, second]].all()
+    assert context_free.leak[first] == 1.0
+    assert context_free.leak[second] == 0.0
 
 
 async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.memo import ABSENT, Memo
-from teacher_server.realign.walk.spaces import FOLLOWING, ends_in_spaces
+from teacher_server.realign.segmentation.memo import ABSENT, Memo
+from teacher_server.realign.segmentation.spaces import FOLLOWING, ends_in_spaces
 
 Int64 = NDArray[np.int64]
 # Pairs kept; beyond it the memory starts anew.

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.walk.extensions import LearntPair
+from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.segmentation.pair_segmentation import LearntPair
+from teacher_server.realign.segmentation.spaces import FOLLOWING, spaces_before
 from teacher_server.realign.walk.rows import Float64, TeacherRows
-from teacher_server.realign.walk.spaces import FOLLOWING, spaces_before
-from teacher_server.realign.walk.written import CONTRADICTS
 
 Int64 = NDArray[np.int64]
 # Texts kept with their answers; beyond it the memory starts anew.

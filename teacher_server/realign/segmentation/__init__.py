@@ -1,0 +1,1 @@
+"""How each tokenizer of a pair cuts text: asked once, and remembered."""
