@@ -1,9 +1,9 @@
 """Realignment against enumeration, per pair and text: `make bench-realign`.
 
-A stand-in n-gram teacher over the teacher's real tokens gives the rows; enumeration
-over its prefix-only encodings gives the truth (``realign_reference``). Exact string
-matching, which looks a teacher token's bytes up in the student's vocabulary, is
-measured beside it.
+An n-gram model over the teacher's real tokens stands in for a teacher and gives the rows;
+enumeration over its prefix-only encodings gives the truth (``realign_reference``). Exact
+string matching, which looks a teacher token's bytes up in the student's vocabulary, is
+measured as well.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ PAIRS = [
     ("mistral_nemo", "qwen3"),
     ("llama3", "gemma3"),
 ]
-# Pairs that the figures speak of; the others are in the details.
+# Pairs whose results are reported; the others are in the details.
 MAIN = {"llama3", "qwen3", "gpt4o"}
 # Texts in which several spaces stand before numbers.
 SPACES = ("json", "table", "aligned", "layout")
 TOP_K = 64
-# Characters of other text that a pair has carried over before unseen text is timed.
+# Characters of other text that a pair has realigned before unseen text is timed.
 WARM_UP = 16_000
 # Ids of a row that are read: 2K.
 BEST = 128
 # Below it the reference itself is not resolved.
 LEAST_SAMPLED = 1e-4
-# Total variation from which a row counts as off.
+# Total variation from which a row counts as wrong.
 OFF = 0.01
 # Extra forwards for each position that has something open.
 EXTRA = 4
@@ -97,15 +97,15 @@ def top(teacher: NgramTeacher, before: Sequence[int]) -> tuple[Int32, Float64]:
     )
 
 
-class Carrier:
-    """A pair and its teacher, as a server has them: context-free rows are asked for once."""
+class ServedPair:
+    """A pair and its teacher, as a server has them: each context-free row is asked for once."""
 
     def __init__(self, realigner: Realigner, model: NgramTeacher) -> None:
         self.realigner = realigner
         self.context_free = ContextFreeRows(realigner.tables)
         self.model = model
 
-    def carry(
+    def realign(
         self, layout: Layout, positions: NDArray[np.int64], rows: TeacherRows
     ) -> RealignedRows:
         while True:
@@ -121,20 +121,18 @@ class Carrier:
 
 
 def _unseen(
-    carrier: Carrier, student: Vocabulary, text: Text, layout: Layout, rows: TeacherRows
+    served: ServedPair, student: Vocabulary, text: Text, layout: Layout, rows: TeacherRows
 ) -> float:
-    """Microseconds a token of the held-out text when only other text has been carried over."""
-    model, teacher = carrier.model, carrier.realigner.tables.teacher
+    """Microseconds a token of the held-out text when only other text has been realigned."""
+    model, teacher = served.model, served.realigner.tables.teacher
     before = teacher.encoder.encode(text.learnt[:200].encode()).ids.tolist()
     for start in range(0, WARM_UP, 1600):
         piece = text.learnt[start : start + 1600].encode()
-        other = carrier.realigner.lay_out(student.encoder.encode(piece).ids)
-        carrier.carry(other, np.arange(len(other.student_ids)), rows_for(model, before, other))
+        other = served.realigner.lay_out(student.encoder.encode(piece).ids)
+        served.realign(other, np.arange(len(other.student_ids)), rows_for(model, before, other))
     positions = np.arange(len(layout.student_ids))
     started = time.perf_counter()
-    carrier.realigner.realign(
-        layout, positions, rows, top_k=TOP_K, context_free=carrier.context_free
-    )
+    served.realigner.realign(layout, positions, rows, top_k=TOP_K, context_free=served.context_free)
     return (time.perf_counter() - started) / len(positions) * 1e6
 
 
@@ -147,13 +145,13 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
     layout = realigner.lay_out(ids)
     rows = rows_for(model, learnt[-3:], layout)
     positions = np.arange(len(ids))
-    carrier = Carrier(realigner, model)
-    unseen = _unseen(carrier, tables.student, text, layout, rows)
-    got = carrier.carry(layout, positions, rows)
+    served = ServedPair(realigner, model)
+    unseen = _unseen(served, tables.student, text, layout, rows)
+    got = served.realign(layout, positions, rows)
     seconds = []
     for _ in range(5):
         started = time.perf_counter()
-        carrier.carry(layout, positions, rows)
+        served.realign(layout, positions, rows)
         seconds.append(time.perf_counter() - started)
     kept = got.position_class != PositionClass.MASKED
     more = rows
@@ -162,10 +160,10 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
         if not paths:
             break
         more = with_extra_rows(more, paths, *_rows_after(model, learnt[-3:], layout, more, paths))
-        got = carrier.carry(layout, positions, more)
+        got = served.realign(layout, positions, more)
     kept_more = got.position_class != PositionClass.MASKED
     covered_more = float(got.certified.coverage[kept_more].mean())
-    got = carrier.carry(layout, positions, rows)
+    got = served.realign(layout, positions, rows)
     found = Measured(
         pair=f"{student} <- {teacher}",
         text=text.name,
@@ -177,12 +175,12 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Measured:
         masked_with_extra=float(1 - kept_more.mean()),
         microseconds_per_token=sorted(seconds)[2] / len(ids) * 1e6,
         microseconds_per_unseen_token=unseen,
-        context_free_rows=int(carrier.context_free.known.sum()),
+        context_free_rows=int(served.context_free.known.sum()),
     )
     draw = random.Random(3)
     for position in draw.sample(np.flatnonzero(kept).tolist(), min(samples, int(kept.sum()))):
         _against_enumeration(found, model, learnt[-3:], layout, got, position, realigner)
-        _causality(found, model, learnt[-3:], ids, position, carrier, draw)
+        _causality(found, model, learnt[-3:], ids, position, served, draw)
     return found
 
 
@@ -265,25 +263,26 @@ def _causality(
     before: list[int],
     ids: Int32,
     position: int,
-    carrier: Carrier,
+    served: ServedPair,
     draw: random.Random,
 ) -> None:
-    """TV between a row and itself after another continuation, where neither is masked."""
+    """Total variation between a row and itself before another continuation, where neither
+    is masked."""
     start = max(0, position - 40)
-    tail = carrier.realigner.tables.student.encoder.encode(
+    tail = served.realigner.tables.student.encoder.encode(
         draw.choice(["able to", "'s", " x", "\n\n", "7", "de la", "()", "  y"]).encode()
     ).ids
     both = []
     for rollout in (ids[start : position + 4], np.concatenate([ids[start:position], tail])):
-        layout = carrier.realigner.lay_out(rollout)
+        layout = served.realigner.lay_out(rollout)
         rows = rows_for(model, before, layout)
-        both.append(carrier.carry(layout, np.array([position - start]), rows))
+        both.append(served.realign(layout, np.array([position - start]), rows))
     apart = rows_apart(*both)
     if apart is not None:
         found.causality.append(apart)
 
 
-def figures(measured: Sequence[Measured]) -> dict[str, float]:
+def results(measured: Sequence[Measured]) -> dict[str, float]:
     main = [m for m in measured if set(m.pair.split(" <- ")) <= MAIN]
     both = [m for m in main if set(m.pair.split(" <- ")) == {"llama3", "qwen3"}]
     digits = [m for m in main if m.text == "digits"]
@@ -304,7 +303,7 @@ def figures(measured: Sequence[Measured]) -> dict[str, float]:
         "masked_share_chinese": max(m.masked for m in both if m.text == "chinese"),
         "covered_0_prose": min(m.covered for m in main if m.text == "prose"),
         "covered_4_prose": min(m.covered_with_extra for m in main if m.text == "prose"),
-        # The mass of the K likeliest ids: no row can cover more.
+        # The mass of the K most likely ids: no row can cover more.
         "covered_possible_prose": min(
             float(np.mean(m.possible)) for m in main if m.text == "prose" and m.possible
         ),
@@ -354,7 +353,7 @@ def main() -> None:
     ]
     real = measure_real_model(vocabulary("qwen3"))
     print(real, flush=True)
-    found = figures(measured) | {"overhead": real.overhead}
+    found = results(measured) | {"overhead": real.overhead}
     if arguments.tuning:
         print(found)
         return

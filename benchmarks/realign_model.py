@@ -1,7 +1,7 @@
 """Realignment with the rows of SmolLM2-135M, on a rollout that it wrote.
 
-The student has another tokenizer; some of its tokens are split in two, as a sampling
-student does and a tokenizer does not.
+The student has another tokenizer. Some of its tokens are split in two, as may happen when a
+student samples and as its tokenizer itself would not do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from transformers import AutoModelForCausalLM
 from benchmarks.realign_reference import rows_apart
 from student_trainer.quickstart.prepare import smollm2_dir
 from teacher_server.realign.pair.layout import Layout
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
@@ -28,7 +29,7 @@ from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 Int64 = NDArray[np.int64]
 BEST = 128
 TOP_K = 64
-# Tokens that SmolLM2 writes; every SPLIT-th token of the student is split where it can be.
+# Tokens that SmolLM2 writes; every SPLIT-th token of the student is split where possible.
 WRITTEN = 384
 SPLIT = 30
 BEGIN = 1
@@ -38,8 +39,13 @@ TAILS = [b"able to", b"'s", b" x", b"\n\n", b"7", b"()", b"  y", b"ing"]
 
 @dataclass(frozen=True)
 class RealModel:
-    """``overhead``: realignment over the same-tokenizer path (forward, rows, best K).
-    ``never_written``: mass of the rows on what the tokenizer never writes there."""
+    """What the rollout gave; shares and masses are means over its rows.
+
+    Attributes:
+        overhead: time of realignment over that of the same-tokenizer path (forward, rows,
+            best K).
+        never_written: mass of the rows on tokens that the tokenizer never writes there.
+    """
 
     overhead: float
     realign_us_per_token: float
@@ -88,7 +94,7 @@ class SmolLM2:
         return top.numpy().astype(np.int32), values.numpy(), own.numpy()
 
     def context_free(self, tokens: Int64) -> tuple[Int32, np.ndarray]:
-        """[n, BEST] ids and log-probabilities behind a beginning and each token."""
+        """[n, BEST] ids and log-probabilities after a beginning of text and each token."""
         inputs = torch.tensor(tokens)[:, None]
         inputs = torch.cat([torch.full_like(inputs, BEGIN), inputs], 1)
         found = []
@@ -104,7 +110,7 @@ class SmolLM2:
 
 
 def split_some(ids: Int32, vocabulary: Vocabulary, every: int = SPLIT) -> Int32:
-    """Some tokens as two others of the same bytes."""
+    """The same ids with some tokens written as two others of the same bytes."""
     known = {data: token for token, data in enumerate(vocabulary.token_bytes) if data}
     out: list[int] = []
     for place, token in enumerate(ids.tolist()):
@@ -127,7 +133,7 @@ def measure_real_model(student: Vocabulary) -> RealModel:
     layout = realigner.lay_out(ids)
     rows = model.rows(layout.teacher_ids)
     context_free = ContextFreeRows(realigner.tables)
-    got = _carry(model, realigner, layout, positions, rows, context_free)
+    got = _realign(model, realigner, layout, positions, rows, context_free)
     same: list[float] = []
     cross: list[float] = []
     for _ in range(5):
@@ -155,7 +161,7 @@ def measure_real_model(student: Vocabulary) -> RealModel:
     )
 
 
-def _carry(
+def _realign(
     model: SmolLM2,
     realigner: Realigner,
     layout: Layout,
@@ -182,7 +188,7 @@ def _causality(
         for rollout in (ids[: at + 5], np.concatenate([ids[:at], tail])):
             layout = realigner.lay_out(rollout)
             rows = model.rows(layout.teacher_ids)
-            both.append(_carry(model, realigner, layout, np.array([at]), rows, context_free))
+            both.append(_realign(model, realigner, layout, np.array([at]), rows, context_free))
         found = rows_apart(*both)
         if found is not None:
             apart.append(found)
@@ -190,7 +196,8 @@ def _causality(
 
 
 def _never_written(ids: Int32, rows: TeacherRows, vocabulary: Vocabulary) -> float:
-    """Mean mass of listed tokens that, after the token before, would be encoded otherwise."""
+    """Mean mass of listed tokens that, after the token before, would be encoded in another
+    way."""
     total = 0.0
     places = range(1, min(len(ids), 200))
     table = vocabulary.token_bytes

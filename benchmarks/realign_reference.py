@@ -1,12 +1,12 @@
 """The references of the realignment benchmark: an n-gram teacher, and enumeration.
 
-The enumeration shares nothing with the method but the tokenizers and the sync point:
-it follows the teacher's paths best first from there (up to the position only along the
-teacher's own encoding of what has been said: other segmentations of the past do not
-count), decodes them, encodes the text as the student does, and counts which student
-token comes. A path is settled when no continuation can change this token. Where the text
-ends in white space, what follows decides how tokenizers cut it: nothing is settled there,
-and each way to cut what has been said counts.
+The enumeration shares nothing with the method but the tokenizers and the sync point. It
+follows the teacher's paths from there, best first, decodes them, encodes the text as the
+student does, and counts which student token comes. Up to the position it follows only the
+teacher's own encoding of the text so far: other segmentations of the past do not count. A
+path is settled when no continuation can change the student's token. Where the text ends in
+white space, what follows decides how tokenizers cut it: nothing is settled there, and each
+way to cut the text so far counts.
 """
 
 from __future__ import annotations
@@ -27,21 +27,22 @@ from teacher_server.realign.realigner import RealignedRows
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-# Weight of the counts after 3, 2, 1 and 0 tokens.
+# Weights of the counts after 3, 2, 1 and 0 tokens.
 WEIGHTS = (0.58, 0.25, 0.12, 0.045)
-# Tokens a row keeps: enumeration ends only where a row does.
+# Tokens that a row keeps: the enumeration follows all of them.
 SUPPORT = 128
-# Probability of what has been said and is not in its row.
+# Probability of a token of the text so far that is not in its row.
 LEAST = 1e-9
-# Bytes that go on with a character.
+# Continuation bytes of UTF-8.
 CONTINUING = frozenset(bytes([byte]) for byte in range(0x80, 0xC0))
-# What may follow white space that has been said: each may have it cut in another way.
+# What may follow white space at the end of the text so far: each may have it cut in another
+# way.
 FOLLOWING = ("", " ", "  x", "\t", "\n", " \n", "x", "7", "(", "\u754c", "\u00a0x", "\u00b2", "'s")
 
 
 class Teacher(Protocol):
     def support(self, before: Sequence[int]) -> tuple[Int64, Float64]:
-        """Tokens after these, with their probabilities, descending."""
+        """The tokens that may follow ``before``, with their probabilities, descending."""
         ...
 
 
@@ -49,9 +50,10 @@ class Teacher(Protocol):
 class NgramTeacher:
     """A 4-gram model with interpolation over the tokens it has seen, and a uniform rest.
 
-    What its tokenizer never writes after the token before has no mass, as in a model
-    that has learnt what its tokenizer writes: after white space, which is cut by what
-    follows it, after the two tokens before. Nor has what leaves a character unfinished.
+    A token that its tokenizer never writes after the token before (after white space,
+    which is cut by what follows it: after the two tokens before) has no mass, as in a model
+    that has learnt what its tokenizer writes. Nor has a token that leaves a character
+    unfinished.
     """
 
     learnt: Sequence[int]
@@ -75,7 +77,7 @@ class NgramTeacher:
         self._common = common[: 2 * SUPPORT]
 
     def support(self, before: Sequence[int]) -> tuple[Int64, Float64]:
-        """The SUPPORT likeliest tokens, equal ones by lower id."""
+        """The SUPPORT most likely tokens, equal ones by lower id."""
         key = tuple(before[-3:])
         if key not in self._known:
             self._known[key] = self._support(key)
@@ -90,7 +92,7 @@ class NgramTeacher:
                 for token, times in found.items():
                     row[token] = row.get(token, self._base[token]) + scale * times
         never = self._never(before, row)
-        if len(never) < len(row):  # else nothing is ever written there, and all is as likely
+        if len(never) < len(row):  # else nothing is ever written there, and all keep their mass
             for token in never:
                 del row[token]
         best = sorted(row, key=lambda token: (-row[token], token))[:SUPPORT]
@@ -143,9 +145,11 @@ class Enumerated:
 
 
 class Settling:
-    """The student's token behind what has been said, as soon as nothing can change it.
+    """The student's token after the text so far, as soon as nothing can change it.
 
-    said: bytes from the sync point to the position; tokens: the student's over them.
+    Args:
+        said: the text so far: bytes from the sync point to the position.
+        tokens: the student's tokens over them.
     """
 
     def __init__(self, student: Vocabulary, said: bytes, tokens: Sequence[int]) -> None:
@@ -155,9 +159,11 @@ class Settling:
         self._known: dict[tuple[bytes, bool], int | None] = {}
 
     def token(self, data: bytes, *, closed: bool = False) -> int | None:
-        """-1: the student would have said otherwise; None: not settled.
+        """The token, -1 where the student would have cut the text so far in another way, or
+        None where that is not settled.
 
-        closed: no token goes on beyond ``data``.
+        Args:
+            closed: whether no token reaches beyond ``data``.
         """
         key = data, closed
         if key not in self._known:
@@ -170,7 +176,7 @@ class Settling:
         ends = np.cumsum(student.lengths[encoded.ids])
         if closed:
             return self._after(encoded.ids.tolist(), True)
-        begins = (ends - student.lengths[encoded.ids])[encoded.starts].tolist()
+        begins = (ends - student.lengths[encoded.ids])[encoded.pretoken_starts].tolist()
         text = data.decode("utf-8", "ignore")
         solid = len(text.rstrip().encode())
         last = max((at for at in begins if at < solid), default=0)
@@ -188,16 +194,16 @@ class Settling:
         return -1 if closed else None
 
     def _frontier(self, data: bytes, start: int) -> int | None:
-        """What all encodings of a longer pre-token agree on.
+        """The token on which all encodings of a longer pre-token agree.
 
-        In any of them one token, the first to end beyond the text so far, begins at some
-        ``at``; what precedes it is the encoding of ``data[:at]``.
+        In each of them one token, the first to end beyond ``data``, begins at some ``at``,
+        and what precedes it is the encoding of ``data[:at]``.
         """
         answers: set[int | None] = set()
         for at in range(len(data), start - 1, -1):
             rest = data[at:]
             if rest:
-                low, high = self._student.extensions(rest)
+                low, high = self._student.prefix_range(rest)
                 texts = self._student.sorted_bytes
                 while low < high and len(texts[low]) == len(rest):
                     low += 1
@@ -215,7 +221,7 @@ class Settling:
 
 
 def _caseless(data: bytes) -> bool:
-    """Letters without case only: pre-tokenizers never split such a run later."""
+    """Whether it is letters without case only: pre-tokenizers never split such a run later."""
     try:
         text = data.decode()
     except UnicodeDecodeError:
@@ -236,12 +242,12 @@ def enumerate_paths(
     most: int,
     enough: float = 0.0,
 ) -> Enumerated | None:
-    """Follows the teacher after ``before`` until only ``open_share`` is not settled.
+    """Follows the teacher after ``before`` until at most ``open_share`` is not settled.
 
     Args:
         said: bytes from the sync point to the position.
         student_tokens: the student's tokens over these bytes.
-        enough: share not settled that will do once ``most`` paths have been followed.
+        enough: share not settled that is accepted once ``most`` paths have been followed.
 
     Returns: None when ``most`` paths were not enough.
     """
@@ -251,7 +257,7 @@ def enumerate_paths(
     mass: dict[int, float] = {}
     pasts = _pasts(said, vocabulary)
     settling = Settling(student, said, student_tokens)
-    # The first bytes of a character are not encoded as they are with its last ones.
+    # The first bytes of a character are encoded differently once its last ones are there.
     whole = len(said) - incomplete_tail(said)
 
     def settle(token: int | None, weight: float, path: tuple[int, ...], data: bytes) -> bool:
@@ -280,7 +286,7 @@ def enumerate_paths(
             closed = settling.token(data, closed=True)
             assert settle(closed, float(row[apart].sum()), path, data)
             row = np.where(apart, 0.0, row)
-        # What has been said has been said, however unlikely.
+        # The text so far has been written, however unlikely it was.
         nexts = {past[len(path)] for past in pasts if past[: len(path)] == path != past}
         for one in sorted(nexts.difference(ids.tolist())):
             ids = np.append(ids, one)
@@ -299,7 +305,7 @@ def enumerate_paths(
     else:
         if waiting > enough * (kept + waiting):
             return None
-    # What is left counts as if its text ended here: dropping it would move all the others.
+    # What is left counts as if its text ended here: dropping it would shift all the others.
     rest = waiting
     for negative, _, path, data in heap:
         if len(data) > len(said):
@@ -311,7 +317,7 @@ def enumerate_paths(
 
 
 def _pasts(said: bytes, vocabulary: Vocabulary) -> set[tuple[int, ...]]:
-    """The ways in which the tokenizer cuts ``said``, by what follows it."""
+    """The ways in which the tokenizer may cut ``said``, depending on what follows it."""
     pasts = {tuple(vocabulary.encoder.encode(said).ids.tolist())}
     if ends_in_space(said):
         texts = [said + following.encode() for following in FOLLOWING]
@@ -326,8 +332,8 @@ def ends_in_space(data: bytes) -> bool:
 
 
 def rows_apart(first: RealignedRows, second: RealignedRows) -> float | None:
-    """Total variation of two versions of one row (position 0 of each) over the ids that
-    both certify; None where one of them is masked."""
+    """Total variation between two versions of one row (position 0 of each) over the ids
+    that both certify; None where one of them is masked."""
     if PositionClass.MASKED in (first.position_class[0], second.position_class[0]):
         return None
     values = [_certified(rows) for rows in (first, second)]
@@ -336,8 +342,8 @@ def rows_apart(first: RealignedRows, second: RealignedRows) -> float | None:
 
 
 def contradiction(first: RealignedRows, second: RealignedRows) -> float:
-    """What one version of a row (position 0 of each) settles beyond all that the other
-    leaves possible; masks do not matter."""
+    """The mass that one version of a row (position 0 of each) settles beyond all that the
+    other leaves possible; masks do not matter."""
     worst = 0.0
     for one, other in ((first, second), (second, first)):
         mine, theirs = _settled(one), _settled(other)

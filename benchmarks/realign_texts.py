@@ -1,8 +1,8 @@
-"""Texts of the realignment benchmark: what a stand-in teacher learns, and what is realigned.
+"""Texts of the realignment benchmark: what the n-gram teacher learns, and what is realigned.
 
 All of it is on the machine already (the standard library's documentation and code) or
 made here. There are two sets with nothing in common: one for choosing settings and for
-tests, one for the figures that are reported.
+tests, one for the results that are reported.
 """
 
 from __future__ import annotations

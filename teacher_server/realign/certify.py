@@ -1,8 +1,8 @@
 """From masses to what is returned: the best certified ids, and what is not known.
 
-An id is certified when the unsettled mass that could still land on it is at most
-CERTAIN of its own. A path can only land on tokens that begin with the path's bytes,
-or that these bytes begin with.
+An id is *certified* when the unsettled mass that could still land on it, its *threat*, is
+at most MAX_UNSETTLED of its own mass. The mass of an open path can only land on student
+tokens that begin with the path's bytes, or that the path's bytes begin with.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
-from teacher_server.realign.pair.tables import CERTAIN, PairTables
-from teacher_server.realign.walk.masses import Entries, Walked, places
+from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
+from teacher_server.realign.walk.masses import Entries, WalkResult, true_places
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
 # Ids beyond K that are looked at: they take the place of ids that are not certified.
-SPARE = 16
+SPARE_IDS = 16
 # Teacher tokens below a row's best ids are taken to have at most this many times the
 # mean of such tokens (and at most the row's floor).
 TAIL_SKEW = 20
+# A smaller threat is what rounding leaves of sums that should cancel.
 ROUNDING = 1e-12
-# Slots of a table for each entry in it, at most.
+# Slots of a padded table for each entry in it, at most.
 MOST_PADDING = 8
 
 
@@ -33,13 +34,15 @@ class Certified:
     """n positions; K ids each.
 
     Attributes:
-        ids, log_probs: int32, float32 [n, K], descending, ties by lower id; -1 and 0
+        ids, log_probs: int32, float32 [n, K], nats, descending, ties by lower id; -1 and 0
             in slots from ``counts`` on. Not renormalised.
-        counts: int32 [n].
-        sampled: float64 [n], log-probability of the sampled id; -inf where it is not
+        counts: int32 [n], certified ids of each position.
+        sampled: float64 [n], log-probability of the sampled id, nats; -inf where it is not
             certified.
         doubtful: bool [n], an id that is not certified could be the most likely one.
-        coverage, open_mass, lost_mass: float64 [n].
+        coverage: float64 [n], mass of the ids.
+        open_mass: float64 [n], mass that no row has settled.
+        lost_mass: float64 [n], mass that no student token can express.
     """
 
     ids: Int32
@@ -53,16 +56,22 @@ class Certified:
 
 
 def certify(
-    walked: Walked, sampled: Int64, top_k: int, limit: int, tables: PairTables
+    walked: WalkResult, sampled: Int64, top_k: int, limit: int, tables: PairTables
 ) -> Certified:
-    """Args: sampled int64 [n]; only ids below ``limit`` are returned."""
+    """The certified ids of n positions.
+
+    Args:
+        sampled: int64 [n], the rollout's own student tokens.
+        top_k: K.
+        limit: only ids below it are returned.
+    """
     count = len(sampled)
     total = np.maximum(walked.total, 1e-300)
-    position, token, mass, parts = by_token(walked.settled, tables.student.size)
+    position, token, mass, parts = sum_by_token(walked.settled, tables.student.size)
     mass = mass / total[position]
-    # Tokens below the rows' best that would land on the same id.
-    unseen = np.maximum(tables.multiplicity[token] - parts, 0)
-    ids, masses, missing = best_ids(position, token, mass, unseen, count, top_k + SPARE)
+    # Teacher tokens below the rows' best that would land on the same id.
+    unseen = np.maximum(tables.teacher_token_count[token] - parts, 0)
+    ids, masses, missing = best_ids(position, token, mass, unseen, count, top_k + SPARE_IDS)
     own = np.zeros(count)
     hit = token == sampled[position]
     own[position[hit]] = mass[hit]
@@ -72,7 +81,7 @@ def certify(
     masses = np.column_stack([masses, own])
     missing = np.column_stack([missing, own_missing])
     threats = _threats(walked, total, ids, missing, tables)
-    sure = (masses > 0) & (threats <= CERTAIN * masses)
+    sure = (masses > 0) & (threats <= MAX_UNSETTLED * masses)
     sampled_sure = sure[:, -1]
     sure, masses, ids, threats = sure[:, :-1], masses[:, :-1], ids[:, :-1], threats[:, :-1]
     best = np.where(sure, masses, 0.0).max(1, initial=0.0)
@@ -83,7 +92,7 @@ def certify(
     sure &= ids < limit
     place = np.cumsum(sure, 1) - 1
     keep = sure & (place < top_k)
-    line, kept = places(keep)
+    line, kept = true_places(keep)
     out_ids = np.full((count, top_k), -1, np.int32)
     out = np.zeros((count, top_k), np.float32)
     slot = line * top_k + place.take(kept)
@@ -105,8 +114,9 @@ def certify(
     )
 
 
-def by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
-    """(position, token, mass, parts) with one entry each, by position and token."""
+def sum_by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
+    """(position, token, mass, parts): the masses summed, one entry for each position and
+    token, in their order; parts: how many entries each sum has."""
     order = order_within(settled.position, settled.token)
     key = (settled.position * size + settled.token)[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
@@ -120,7 +130,8 @@ def order_within(position: Int64, value: Int64) -> Int64:
     """int64 [n]: the stable order by position, then by value (>= 0)."""
     if not len(position):
         return np.zeros(0, np.int64)
-    order = np.argsort(position, kind="stable")  # a few ascending runs: merged, not sorted
+    # A few ascending runs, which the stable sort merges.
+    order = np.argsort(position, kind="stable")
     counts = np.bincount(position)
     widest = int(counts.max())
     if len(counts) * widest > MOST_PADDING * len(position):
@@ -133,7 +144,7 @@ def order_within(position: Int64, value: Int64) -> Int64:
     place = line * widest + column
     table.put(place, (value[order] << bits) | column)
     table.sort(1)
-    # What is there comes before the padding; lines stay as long as they were.
+    # Entries come before the padding; lines stay as long as they were.
     chosen = table.take(place) & ((1 << bits) - 1)
     ordered: Int64 = order[chosen + np.arange(len(order)) - column]
     return ordered
@@ -142,7 +153,12 @@ def order_within(position: Int64, value: Int64) -> Int64:
 def best_ids(
     position: Int64, token: Int64, mass: Float64, unseen: Int64, count: int, width: int
 ) -> tuple[Int64, Float64, Int64]:
-    """[count, width] ids, masses, unseen: descending, ties by lower id; mass 0 in empty slots."""
+    """(ids, masses, unseen) [count, width]: the heaviest entries of each position, descending,
+    ties by lower id; mass 0 in empty slots.
+
+    Args:
+        position, token, mass, unseen: entries in the order of ``sum_by_token``.
+    """
     starts = np.searchsorted(position, np.arange(count))
     widest = max(int(np.bincount(position, minlength=count).max(initial=0)), width)
     table = np.zeros((count, widest))
@@ -151,8 +167,8 @@ def best_ids(
     place = position * widest + column
     table.put(place, mass)
     entry.put(place, np.arange(len(position)))
-    # Integers sort faster: positive floats are ordered as their bits are; the lowest
-    # bits, far below rounding, hold the place, so that equal ones stay in order.
+    # Integers sort faster, and positive floats are ordered as their bits are. The lowest
+    # bits, far below rounding, hold the place, so that equal masses stay in order.
     low_bits = (1 << int(widest).bit_length()) - 1
     keys = -((table.view(np.int64) & ~low_bits) | (low_bits - np.arange(widest)))
     keys.sort(1)
@@ -165,9 +181,15 @@ def best_ids(
 
 
 def _threats(
-    walked: Walked, total: Float64, ids: Int64, missing: Int64, tables: PairTables
+    walked: WalkResult, total: Float64, ids: Int64, missing: Int64, tables: PairTables
 ) -> Float64:
-    """[n, w]: unsettled mass that could still land on each id."""
+    """float64 [n, w]: unsettled mass that could still land on each id.
+
+    Args:
+        total: float64 [n], by which masses are divided.
+        ids: int64 [n, w], student tokens.
+        missing: int64 [n, w], teacher tokens below the rows' best that would land on each.
+    """
     count, width = ids.shape
     size = len(tables.student.order) + 1
     line = np.arange(count)[:, None] * size
@@ -177,39 +199,39 @@ def _threats(
     column = np.sort((ranks << bits) | np.arange(width), 1) & ((1 << bits) - 1)
     keys = (line + np.take_along_axis(ranks, column, 1)).reshape(-1)
     order = (np.arange(count)[:, None] * width + column).reshape(-1)
-    # Paths that are told by their bytes; the others by their first token.
-    wide = np.flatnonzero(opened.first < 0)
-    wide = wide[order_within(opened.position[wide], opened.low[wide])]
-    base = opened.position[wide] * size
-    lows, mass = base + opened.low[wide], opened.mass[wide]
-    # Paths whose bytes the id begins with: each adds its mass to a range of ranks.
+    # Paths that threaten by their bytes; the others threaten by their first token.
+    by_bytes = np.flatnonzero(opened.first < 0)
+    by_bytes = by_bytes[order_within(opened.position[by_bytes], opened.low[by_bytes])]
+    base = opened.position[by_bytes] * size
+    lows, mass = base + opened.low[by_bytes], opened.mass[by_bytes]
+    # Ids that begin with a path's bytes: each path adds its mass to a range of ranks.
     begins = np.searchsorted(keys, lows)
-    ends = np.searchsorted(keys, base + opened.high[wide])
+    ends = np.searchsorted(keys, base + opened.high[by_bytes])
     steps = np.bincount(begins, mass, len(keys) + 1) - np.bincount(ends, mass, len(keys) + 1)
     sorted_threats = np.cumsum(steps[:-1], dtype=np.float64)
-    # Paths whose bytes begin with the id and go on: with a token that none goes on from
-    # there is none.
+    # Paths whose bytes begin with the id and are longer: there are none where no student
+    # token is longer.
     sums = np.concatenate([[0.0], np.cumsum(mass)])
     own = ids.reshape(-1)[order]
-    longer = np.flatnonzero(tables.has_longer[own])
-    interval = tables.student_interval[own[longer]] + line[longer // width]
+    longer = np.flatnonzero(tables.student_has_longer[own])
+    interval = tables.student_prefix_range[own[longer]] + line[longer // width]
     last = np.searchsorted(lows, interval[:, 1], "left")
     first = np.searchsorted(lows, interval[:, 0], "right")
     sorted_threats[longer] += np.maximum(sums[last] - sums[first], 0.0)
     unsorted = np.empty(len(keys))
     unsorted[order] = sorted_threats
     threats = unsorted.reshape(count, width)
-    threats += _of_first(opened, ids, tables)
+    threats += _threats_of_first_tokens(opened, ids, tables)
     mean = walked.tail / tables.teacher.size
     below = np.minimum(walked.floor, TAIL_SKEW * mean)[:, None] * missing
-    # Sums that should cancel leave rounding behind.
     result: Float64 = (np.where(threats < ROUNDING, 0.0, threats) + below) / total[:, None]
     return result
 
 
-def _of_first(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
-    """[n, w]: open mass of the teacher token that each id's own encoding begins with, and of
-    those that the id is the first token of."""
+def _threats_of_first_tokens(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
+    """float64 [n, w]: what open paths with a ``first`` token threaten each id with: those whose
+    first token the id's own teacher encoding begins with, and those whose first token, by
+    itself, becomes the id."""
     result = np.zeros(ids.shape)
     alone = opened.first >= 0
     keys = opened.position[alone] * tables.teacher.size + opened.first[alone]
@@ -217,19 +239,20 @@ def _of_first(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
         return result
     keys, inverse = np.unique(keys, return_inverse=True)
     sums = np.bincount(inverse, opened.mass[alone])
-    # The last place is that of ids without an encoding, whose first token is -1.
+    # The last place is for ids without an encoding, whose first token is -1.
     opens = np.zeros(tables.teacher.size + 1, np.bool_)
     opens[opened.first[alone]] = True
-    first = tables.static.first[ids].astype(np.int64)
-    line, place = places(opens[first])
+    first = tables.static.first_teacher_token[ids].astype(np.int64)
+    line, place = true_places(opens[first])
     asked = line * tables.teacher.size + first.take(place)
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     result.put(place, np.where(keys[at] == asked, sums[at], 0.0))
-    # And by itself a token becomes its first student token, whatever that one begins with.
+    # By itself a token becomes its first student token, whatever that one's encoding begins
+    # with.
     position, token = np.divmod(keys, tables.teacher.size)
-    target = tables.phi0[token].astype(np.int64)
+    target = tables.first_student_token[token].astype(np.int64)
     other = target >= 0
-    other[other] = tables.static.first[target[other]] != token[other]
+    other[other] = tables.static.first_teacher_token[target[other]] != token[other]
     keys = position[other] * tables.student.size + target[other]
     if len(keys):
         keys, inverse = np.unique(keys, return_inverse=True)

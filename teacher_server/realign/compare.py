@@ -1,4 +1,5 @@
-"""What realignment between two tokenizers can do, told without a model."""
+"""How well two tokenizers fit, measured on a text and without a model: the command
+``teacher-server tokenizers compare``."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from teacher_proto.types import Level
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.layout import lay_out
 from teacher_server.realign.pair.levels import pair_level
+from teacher_server.realign.pair.static_tables import BYTE_TOKENS
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import MAX_CHUNK_TOKENS
 
-# What the comparison encodes when no text is given: the cases tokenizers differ on.
+# What the comparison encodes when no text is given: the cases on which tokenizers differ.
 SAMPLE = """\
 A short paragraph of ordinary English prose: it isn't long, but it has contractions, \
 commas, and a few longer words like "unbelievable" or "retokenisation".
@@ -29,7 +31,7 @@ def area(radius: float) -> float:
 Ünïcödé, naïve cafe\u0301, Привет, мир! 你好，世界。学习语言需要耐心。 🙂 👩\u200d👩\u200d👧 🇫🇷
 \tTabs,  two spaces,\r\nline ends \u2581 and <|im_end|> typed as text.
 """
-LEAKS_SHOWN = 10
+EXTENSIONS_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,15 @@ class Comparison:
 
     Attributes:
         roles: (role, student's token, teacher's token); None where a side has none.
-        aligned: positions where the teacher's encoding has a boundary.
-        inside: positions inside a teacher token.
-        masked: positions that are masked whatever the teacher says.
-        round_trip_failures: bytes that the teacher reads only byte by byte.
-        leaks: (teacher token, rate): tokens that most often turn out to be the
-            beginning of a longer student token.
-        seconds: what building the tables took; 0 when they were in the cache.
+        aligned: share of positions where the teacher's encoding has a boundary.
+        inside: share of positions inside a teacher token.
+        masked: share of positions that are masked whatever the teacher's rows hold.
+        round_trip_failures: bytes that the teacher reads only one by one.
+        extensions: (teacher token, rate), the tokens that most often turn out to be the
+            beginning of a longer student token; rate as ``StaticTables.extension_rate``.
+        extendable_tokens: how many teacher tokens may be extended.
+        trie_nodes: of the prefix trie.
+        table_seconds: what building the tables took; 0 when they were in the cache.
     """
 
     level: Level
@@ -57,15 +61,18 @@ class Comparison:
     inside: float
     masked: float
     round_trip_failures: int
-    leaks: tuple[tuple[str, float], ...]
-    leaky_tokens: int
+    extensions: tuple[tuple[str, float], ...]
+    extendable_tokens: int
     trie_nodes: int
     table_seconds: float
     layout_microseconds_per_token: float
 
 
 def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableCache) -> Comparison:
-    """``text``: at least one byte; what is not UTF-8 counts as a round-trip failure.
+    """Lays the text out in both tokenizers.
+
+    Args:
+        text: at least one byte; bytes that are not UTF-8 count as round-trip failures.
 
     Raises:
         ValueError: one of the tokenizers has no token for a byte of the text.
@@ -78,7 +85,7 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
     layout = lay_out(ids, tables)
     seconds = time.perf_counter() - started
     meets = np.isin(layout.student_offsets[:-1], layout.teacher_offsets)
-    masked = layout.bad | ~layout.canonical
+    masked = layout.unrealignable | ~layout.canonical
     masked |= layout.chunk_tokens[layout.chunk] > MAX_CHUNK_TOKENS
     return Comparison(
         level=pair_level(student, teacher),
@@ -90,10 +97,10 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
         aligned=float((meets & ~masked).mean()),
         inside=float((~meets & ~masked).mean()),
         masked=float(masked.mean()),
-        round_trip_failures=int(teacher.encoder.encode(text).raw.sum()),
-        leaks=_leaks(tables),
-        leaky_tokens=int(tables.leaky.sum()),
-        trie_nodes=len(tables.static.edges),
+        round_trip_failures=int(teacher.encoder.encode(text).byte_by_byte.sum()),
+        extensions=_extensions(tables),
+        extendable_tokens=int(tables.may_extend.sum()),
+        trie_nodes=len(tables.static.trie_edges),
         table_seconds=build,
         layout_microseconds_per_token=seconds / len(ids) * 1e6,
     )
@@ -116,19 +123,21 @@ def _roles(tables: PairTables) -> tuple[tuple[str, str | None, str | None], ...]
     return tuple(rows)
 
 
-def _leaks(tables: PairTables) -> tuple[tuple[str, float], ...]:
+def _extensions(tables: PairTables) -> tuple[tuple[str, float], ...]:
     """By rate times the token's own frequency, so that what matters comes first."""
-    place = np.maximum(np.cumsum(tables.teacher.ordinary), 256)
-    weight = np.where(tables.leaky, tables.static.leak, 0.0) / place
-    best = np.argsort(-weight, kind="stable")[:LEAKS_SHOWN]
+    place = np.maximum(np.cumsum(tables.teacher.ordinary), BYTE_TOKENS)
+    rate = tables.static.extension_rate
+    weight = np.where(tables.may_extend, rate, 0.0) / place
+    best = np.argsort(-weight, kind="stable")[:EXTENSIONS_SHOWN]
     return tuple(
-        (tables.teacher.token_bytes[t].decode("utf-8", "replace"), float(tables.static.leak[t]))
+        (tables.teacher.token_bytes[t].decode("utf-8", "replace"), float(rate[t]))
         for t in best.tolist()
         if weight[t] > 0
     )
 
 
 def as_json(found: Comparison) -> dict[str, Any]:
+    """What ``--json`` prints."""
     return {
         "level": found.level.name,
         "student": {"tokenizer_hash": found.student_hash, "tokens": found.student_tokens},
@@ -143,25 +152,26 @@ def as_json(found: Comparison) -> dict[str, Any]:
             "masked": found.masked,
         },
         "round_trip_failures": found.round_trip_failures,
-        "leaky_tokens": found.leaky_tokens,
+        "extendable_tokens": found.extendable_tokens,
         "trie_nodes": found.trie_nodes,
-        "leaks": [{"token": token, "rate": rate} for token, rate in found.leaks],
+        "extensions": [{"token": token, "rate": rate} for token, rate in found.extensions],
         "table_seconds": found.table_seconds,
         "layout_microseconds_per_token": found.layout_microseconds_per_token,
     }
 
 
 def as_text(found: Comparison) -> str:
-    """The table for people."""
+    """The table that people read."""
     lines = [
         f"level               {found.level.name}",
         f"student             {found.student_tokens} tokens, {found.student_hash[:16]}",
         f"teacher             {found.teacher_tokens} tokens, {found.teacher_hash[:16]}",
         f"aligned             {found.aligned:8.2%}  the teacher has a boundary there",
         f"inside a token      {found.inside:8.2%}  of the teacher",
-        f"masked              {found.masked:8.2%}  whatever the teacher says",
+        f"masked              {found.masked:8.2%}  whatever the teacher's rows hold",
         f"round-trip failures {found.round_trip_failures:8d}  bytes",
-        f"leaky tokens        {found.leaky_tokens:8d}  of the teacher ({found.trie_nodes} paths)",
+        f"extendable tokens   {found.extendable_tokens:8d}  of the teacher "
+        f"({found.trie_nodes} paths)",
         f"tables              {found.table_seconds:8.2f}  s",
         f"layout              {found.layout_microseconds_per_token:8.1f}  us a token",
         "",
@@ -170,5 +180,5 @@ def as_text(found: Comparison) -> str:
     for role, student, teacher in found.roles:
         lines.append(f"{role.lower():<15} {student or '-':<28} {teacher or '-'}")
     lines += ["", "teacher tokens that most often begin a longer student token"]
-    lines += [f"  {token!r:<20} {rate:8.2f}" for token, rate in found.leaks]
+    lines += [f"  {token!r:<20} {rate:8.2f}" for token, rate in found.extensions]
     return "\n".join(lines) + "\n"

@@ -1,8 +1,8 @@
-"""A rollout's rows, from the teacher's tokens to the student's.
+"""A rollout's rows, from the teacher's tokens to the student's: the way into this package.
 
-layout = realigner.lay_out(student_ids)        # what to ask the teacher
-rows = teacher_rows(layout.teacher_ids, ...)   # its answer
-realigned = realigner.realign(layout, positions, rows, ...)
+layout = realigner.lay_out(student_ids)       # layout.teacher_ids is for the teacher
+rows = teacher_rows(layout.teacher_ids, ...)  # its answer
+realigned = realigner.realign(layout, positions, rows, top_k=K)
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Float32, Int32, Level, PositionClass, UInt8
+from teacher_proto.types import Bool, Float32, Int32, Level, PositionClass, UInt8
 
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.pair.layout import Layout, lay_out
-from teacher_server.realign.pair.tables import CERTAIN, PairTables
+from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
 from teacher_server.realign.remap import Remap
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.masses import Walked
+from teacher_server.realign.walk.masses import WalkResult
 from teacher_server.realign.walk.rows import Float64, TeacherRows
 from teacher_server.realign.walk.walker import Walker
 
 Int64 = NDArray[np.int64]
-# Tokens, on the longer side, of a chunk whose inner positions are still told apart.
+# Tokens, on the side that has more, of a chunk whose inner positions are still realigned.
 MAX_CHUNK_TOKENS = 6
-# Kept mass below which a position inside a teacher token says too little.
-LEAST_KEPT = 1e-3
+# Agreeing mass below which a position inside a teacher token means too little.
+LEAST_AGREEING = 1e-3
 # Class of a row that was gathered by id.
 GATHERED = {Level.SAME: PositionClass.EXACT, Level.REMAP: PositionClass.REMAP}
 
@@ -37,25 +37,25 @@ class RealignedRows:
     """n rows in student ids; C chunks of the whole rollout.
 
     Attributes:
-        certified: masked rows have no ids there.
+        certified: the rows; masked ones have no ids there.
         position_class: uint8 [n], values of PositionClass.
         chunk_index: int32 [n].
         chunk_log_likelihood: float32 [C], nats.
-        walked: what the rows came from.
+        walked: the masses the rows come from.
     """
 
     certified: Certified
     position_class: UInt8
     chunk_index: Int32
     chunk_log_likelihood: Float32
-    walked: Walked
+    walked: WalkResult
 
 
 class Realigner:
-    """Carries rollouts of one pair of tokenizers over. Not for several threads at once.
+    """Realigns rollouts of one pair of tokenizers. Not for several threads at once.
 
     Args:
-        level: CROSS walks also where ids are equal; by default what the pair is.
+        level: CROSS walks even where ids are equal; by default the pair's own level.
     """
 
     def __init__(self, tables: PairTables, level: Level | None = None) -> None:
@@ -90,14 +90,15 @@ class Realigner:
         keep_merged: bool = False,
         context_free: ContextFreeRows | None = None,
     ) -> RealignedRows:
-        """Rows of the student tokens at ``positions`` (int64 [n], ascending).
+        """The rows of the student's tokens at ``positions`` (int64 [n], ascending).
 
         Args:
-            context_free: what the teacher's rows behind single tokens have told.
+            rows: the teacher's, of ``layout.teacher_ids``.
             top_k: ids returned for a row, at most.
-            limit: only ids below it are returned.
-            keep_merged: whether rows inside a token of a teacher that merges spaces
-                are returned; else they are masked.
+            limit: only ids below it are returned; None: all of the student's.
+            keep_merged: whether rows inside a token of a teacher that merges spaces are
+                returned; else they are masked. For measurements: the service masks them.
+            context_free: of this teacher and temperature; None to go without.
         """
         sampled = layout.student_ids[positions].astype(np.int64)
         most = self.tables.student.size if limit is None else limit
@@ -122,40 +123,41 @@ class Realigner:
     def learn(
         self, context_free: ContextFreeRows, tokens: Int64, ids: Int32, log_probs: Float64
     ) -> None:
-        """Adds to ``context_free`` the rows behind ``tokens`` [n] alone: ids, log_probs [n, M]."""
+        """Adds the context-free rows of ``tokens`` [n]: ids, log_probs [n, M]."""
         context_free.learn(tokens, ids.astype(np.int64), log_probs, self._walker.pair)
 
     def _classes(
         self,
         layout: Layout,
         positions: Int64,
-        walked: Walked,
+        walked: WalkResult,
         certified: Certified,
         keep_merged: bool,
     ) -> UInt8:
+        """uint8 [n]: the class of each position of a rollout that was walked."""
         offsets = layout.student_offsets[positions]
         at = np.searchsorted(layout.teacher_offsets, offsets)
         aligned = layout.teacher_offsets[at] == offsets
         classes = np.where(aligned, PositionClass.ALIGNED, PositionClass.MID)
         classes[layout.special[positions]] = PositionClass.SPECIAL
-        masked = layout.bad[positions] | ~layout.canonical[positions]
+        masked = layout.unrealignable[positions] | ~layout.canonical[positions]
         masked |= layout.chunk_tokens[layout.chunk[positions]] > MAX_CHUNK_TOKENS
-        masked |= ~aligned & (walked.total < LEAST_KEPT)
+        masked |= ~aligned & (walked.total < LEAST_AGREEING)
         if self.tables.teacher.merges_spaces and not keep_merged:
             masked |= ~aligned
         masked |= certified.doubtful | (certified.counts < 1)
         few = certified.counts < min(2, certified.ids.shape[1])
-        masked |= few & (certified.coverage < 1 - CERTAIN)
+        masked |= few & (certified.coverage < 1 - MAX_UNSETTLED)
         classes[masked] = PositionClass.MASKED
         return classes.astype(np.uint8)
 
 
 def chunk_log_likelihoods(layout: Layout, rows: TeacherRows) -> Float32:
-    """float32 [C]: the chain rule over each chunk's teacher tokens, nats."""
-    return np.diff(rows.before[layout.chunk_teacher]).astype(np.float32)
+    """float32 [C]: the log-likelihood of each chunk, nats: the sum over its teacher tokens."""
+    return np.diff(rows.log_likelihood[layout.chunk_teacher]).astype(np.float32)
 
 
-def _without(certified: Certified, masked: NDArray[np.bool_]) -> Certified:
+def _without(certified: Certified, masked: Bool) -> Certified:
     """The same with nothing in the masked rows."""
     keep: Float64 = np.where(masked, 0.0, 1.0)
     return Certified(

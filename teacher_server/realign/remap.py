@@ -1,7 +1,7 @@
 """Pairs that share their ordinary ids: nothing is walked, rows are gathered by id.
 
-SAME: every id is the other side's. REMAP: the added tokens differ; those with the same
-text, else the same role, are each other's counterparts.
+SAME: every id is the same on both sides. REMAP: the added tokens differ; those with the
+same text, else with the same role, are each other's counterparts.
 """
 
 from __future__ import annotations
@@ -10,18 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Int32, Level
 
-from teacher_server.realign.certify import Certified, best_ids, by_token
+from teacher_server.realign.certify import Certified, best_ids, sum_by_token
 from teacher_server.realign.pair.layout import Layout, student_offsets
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.masses import Entries, Walked
+from teacher_server.realign.walk.masses import Entries, WalkResult
 from teacher_server.realign.walk.rows import TeacherRows
 
 Int64 = NDArray[np.int64]
 
 
 def id_table(source: Vocabulary, target: Vocabulary, by_role: dict[int, int]) -> Int64:
-    """int64 [V_source]: the id of ``target`` for each of ``source``; -1 where none."""
+    """int64 [V_source]: the id of ``target`` for each of ``source``; -1 where there is none.
+
+    Args:
+        by_role: counterparts of special ids, for those whose text the target lacks.
+    """
     table = np.full(source.size, -1, np.int64)
     pairs = zip(source.token_bytes, target.token_bytes, strict=False)
     equal = [token for token, (one, other) in enumerate(pairs) if one and one == other]
@@ -43,7 +47,8 @@ class Remap:
         self._to_student = id_table(teacher, student, roles)
 
     def lay_out(self, student_ids: Int32, level: Level) -> Layout | None:
-        """None where a token of the rollout has no counterpart: then CROSS applies."""
+        """The rollout with its ids mapped; None where one of its tokens has no counterpart, so
+        that it has to be walked as CROSS."""
         teacher_ids = self._to_teacher[student_ids]
         if (teacher_ids < 0).any():
             return None
@@ -65,15 +70,15 @@ class Remap:
             sync=places[:-1],
             special=special,
             canonical=np.ones(count, np.bool_),
-            bad=np.zeros(count, np.bool_),
+            unrealignable=np.zeros(count, np.bool_),
             chunk=places[:-1],
             chunk_teacher=places,
             chunk_tokens=np.ones(count, np.int64),
             level=level,
         )
 
-    def walk(self, positions: Int64, rows: TeacherRows) -> Walked:
-        """Every id of a row to its counterpart; mass without one is lost."""
+    def walk(self, positions: Int64, rows: TeacherRows) -> WalkResult:
+        """Gives the mass of every id of a row to its counterpart; without one it is lost."""
         ids = rows.ids[positions].astype(np.int64)
         mass = np.exp(rows.log_probs[positions])
         target = self._to_student[ids]
@@ -84,7 +89,7 @@ class Remap:
         empty = Entries(none, none, np.zeros(0), none, none, none, none)
         missing = np.full(len(line), -1)
         tail = rows.tail[positions]
-        return Walked(
+        return WalkResult(
             settled=Entries(line, target[known], mass[known], missing, missing, missing, missing),
             open=empty,
             lost=np.where(target < 0, mass, 0.0).sum(1),
@@ -94,11 +99,14 @@ class Remap:
             wanted=none,
         )
 
-    def certify(self, walked: Walked, sampled: Int64, top_k: int, limit: int) -> Certified:
-        """All ids count as certain. What a row does not list comes out at a listed id only
-        where several special tokens share a role: at most the row's floor for each."""
+    def certify(self, walked: WalkResult, sampled: Int64, top_k: int, limit: int) -> Certified:
+        """As ``certify.certify``, with every id certain.
+
+        A row does not list all of its ids, yet one that it lists can only gain from the
+        others where several special tokens share a role: at most the row's floor each.
+        """
         count = len(sampled)
-        position, token, mass, _ = by_token(walked.settled, self._tables.student.size)
+        position, token, mass, _ = sum_by_token(walked.settled, self._tables.student.size)
         own = np.zeros(count)
         hit = token == sampled[position]
         own[position[hit]] = mass[hit]

@@ -7,7 +7,8 @@ import pytest
 
 from teacher_server.realign import certify
 from teacher_server.realign.certify import order_within
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from tests.realign.toys import SPACE, toy
 
 
@@ -31,4 +32,4 @@ def test_tokens_that_others_begin_with() -> None:
     texts = student.token_bytes
     for token in student.order.tolist():
         longer = [one for one in texts if one.startswith(texts[token]) and one != texts[token]]
-        assert tables.has_longer[token] == bool(longer), texts[token]
+        assert tables.student_has_longer[token] == bool(longer), texts[token]

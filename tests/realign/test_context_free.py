@@ -7,7 +7,8 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
@@ -73,7 +74,7 @@ def certified(got: RealignedRows, student: Vocabulary) -> set[str]:
     return {student.token_bytes[token].decode() for token in ids}
 
 
-def test_what_follows_may_undo_a_contradiction() -> None:
+def test_what_follows_may_rescue_a_contradiction() -> None:
     """The rollout goes on with "b", "c": the row behind "b" is there and decides."""
     got = row_of(BC_FIRST, toy(LETTERS, []), "abcd", 1, ROW, {"b": {"d": 1.0}})
     assert got.walked.total[0] == pytest.approx(1 - 0.6 * 0.7)  # "ab": the student's would differ
@@ -81,7 +82,7 @@ def test_what_follows_may_undo_a_contradiction() -> None:
 
 
 @pytest.mark.parametrize(("goes_on", "open_mass", "total"), [("c", 0.6, 1.0), ("d", 0.0, 0.4)])
-def test_a_contradiction_that_may_be_undone_is_open(
+def test_a_contradiction_that_may_be_rescued_is_open(
     goes_on: str, open_mass: float, total: float
 ) -> None:
     """The rollout goes on otherwise: only the context-free row of "b" tells."""
@@ -158,7 +159,7 @@ def test_a_token_that_nothing_longer_begins_with_may_still_be_cut(
     assert ("bc" in settled(got, student)) == (not open_mass)
 
 
-def test_a_space_by_itself_is_open_whatever_its_lone_row_says() -> None:
+def test_a_space_by_itself_is_open_whatever_its_context_free_row_shows() -> None:
     """What it is for depends on the place: stars, digits, another space."""
     student, teacher = toy(LETTERS, [(SPACE, "b")]), toy(LETTERS, [])
     context_free = {" ": {"a": 1.0}, "a": {"a": 1.0}, "c": {"a": 1.0}}

@@ -11,7 +11,8 @@ from teacher_proto.types import Level, PositionClass
 
 from benchmarks.realign_reference import enumerate_paths
 from teacher_server.realign.pair.layout import Layout
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
@@ -46,7 +47,7 @@ def toy_pairs(count: int, seed: int) -> list[tuple[Vocabulary, Vocabulary]]:
     return pairs
 
 
-def carried(
+def realigned(
     student: Vocabulary, teacher: Vocabulary, seed: int
 ) -> tuple[MarkovTeacher, Layout, RealignedRows]:
     model = MarkovTeacher.random(teacher, seed)
@@ -69,7 +70,7 @@ def carried(
 @pytest.mark.parametrize("number", range(6))
 def test_toy_vocabularies_against_enumeration(number: int) -> None:
     student, teacher = toy_pairs(6, seed=11)[number]
-    model, layout, got = carried(student, teacher, seed=number)
+    model, layout, got = realigned(student, teacher, seed=number)
     excess: list[float] = []
     for position in np.flatnonzero(got.position_class != PositionClass.MASKED).tolist():
         sync = int(layout.sync[position])
@@ -95,7 +96,7 @@ def test_toy_vocabularies_against_enumeration(number: int) -> None:
         wanted = np.zeros(student.size)
         wanted[list(truth.mass)] = list(truth.mass.values())
         rest = got.certified.open_mass[position] + got.certified.lost_mass[position]
-        # What is missing is told; what is settled is hardly more than it should be
+        # What is missing is reported; what is settled is hardly more than it should be
         # (docs/realignment.md, "What is approximate": the rest of an unfinished word).
         excess.append(float(np.maximum(mass - wanted, 0.0).sum()))
         assert np.abs(mass - wanted).sum() / 2 <= rest + excess[-1] + 2e-5
@@ -157,7 +158,7 @@ def test_equal_tokenizers_through_cross_give_the_teachers_own_rows() -> None:
 
 def test_each_chunk_has_the_likelihood_of_its_bytes() -> None:
     for student, teacher in toy_pairs(3, seed=29):
-        model, layout, got = carried(student, teacher, seed=5)
+        model, layout, got = realigned(student, teacher, seed=5)
         ids = teacher.encoder.encode(layout.data).ids.tolist()
         ends = np.cumsum([len(teacher.token_bytes[t]) for t in ids])
         common = sorted({0, *ends.tolist()} & set(layout.student_offsets.tolist()))

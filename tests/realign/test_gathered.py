@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from teacher_proto.types import Level, PositionClass
 
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
@@ -63,8 +64,8 @@ def test_a_token_that_only_the_student_has_goes_the_long_way() -> None:
     think = np.array([special(student, "<think>")], np.int32)
     layout = realigner.lay_out(np.concatenate([ordinary, think, ordinary]))
     assert layout.level is Level.CROSS
-    assert layout.bad[len(ordinary)]
-    assert not layout.bad[0]
+    assert layout.unrealignable[len(ordinary)]
+    assert not layout.unrealignable[0]
 
 
 @pytest.mark.parametrize(
@@ -126,7 +127,7 @@ def test_every_named_tokenizer_can_be_the_student(name: str) -> None:
     assert layout.data == text
     assert realigner.tables.teacher.encoder.decode(layout.teacher_ids.tolist()) == text
     assert layout.canonical.all()
-    assert not layout.bad.any()
+    assert not layout.unrealignable.any()
     np.testing.assert_array_equal(
         layout.teacher_offsets[layout.chunk_teacher],
         np.intersect1d(layout.student_offsets, layout.teacher_offsets),

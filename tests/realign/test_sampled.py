@@ -55,7 +55,7 @@ class Teacher:
 
 @dataclass(frozen=True)
 class Case:
-    """One student's rollout of the text, carried over whole."""
+    """One student's rollout of the text, realigned whole."""
 
     teacher: Teacher
     realigner: Realigner
@@ -139,11 +139,11 @@ def test_each_chunk_has_the_likelihood_of_the_teacher_s_tokens(case: Case) -> No
     got = case.got
     assert len(got.chunk_log_likelihood) == len(common) - 1
     for chunk, (low, high) in enumerate(itertools.pairwise(common)):
-        wanted = rows.own[(ends > low) & (ends <= high)].sum()
+        wanted = rows.token_log_probs[(ends > low) & (ends <= high)].sum()
         assert got.chunk_log_likelihood[chunk] == pytest.approx(wanted, abs=1e-4)
         inside = (begin[:-1] >= low) & (begin[:-1] < high)
         assert (got.chunk_index[inside] == chunk).all()
-    assert got.chunk_log_likelihood.sum() == pytest.approx(rows.own.sum(), abs=1e-3)
+    assert got.chunk_log_likelihood.sum() == pytest.approx(rows.token_log_probs.sum(), abs=1e-3)
 
 
 def test_no_row_knows_what_follows_it(case: Case) -> None:

@@ -9,18 +9,17 @@ import numpy as np
 import pytest
 from teacher_proto.types import PositionClass
 
-from benchmarks.bench_realign import Carrier, rows_for
+from benchmarks.bench_realign import ServedPair, rows_for
 from benchmarks.realign_reference import NgramTeacher, enumerate_paths
 from benchmarks.realign_texts import texts
-from teacher_server.realign.pair.tables import SETTLED_LEAK, PairTables
+from teacher_server.realign.pair.tables import EXTENSION_LIMIT, PairTables
 from teacher_server.realign.realigner import RealignedRows, Realigner
-from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, lefts_alone, tokens_at
-from teacher_server.realign.segmentation.pair_segmentation import LearntPair
+from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, contexts_of, next_tokens
+from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, PairSegmentation
 from teacher_server.realign.segmentation.spaces import ends_in_spaces, spaces_before
-from teacher_server.realign.segmentation.states import UNTOLD
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
-from teacher_server.realign.walk.seen import SeenLeaks
+from teacher_server.realign.walk.seen import SeenExtensions
 from tests.realign.real_tokenizers import pair
 
 SURE = 0.98
@@ -110,7 +109,7 @@ WORD = "x = [\n        word"
 REST = {b" ": 0.012, b" yes": 0.008}
 
 
-def test_one_more_space_than_was_written_is_told_by_its_lone_row() -> None:
+def test_one_more_space_than_was_written_is_decided_by_its_context_free_row() -> None:
     """Behind seven spaces a word follows; a space of its own would stand before a digit.
     Of the context-free row only the digit counts: the teacher writes no word behind both."""
     tables = pair("llama3", "qwen3")
@@ -143,11 +142,11 @@ def test_all_the_spaces_before_a_position_say_how_they_were_cut() -> None:
 def test_rows_behind_spaces_alone_and_in_the_rollout_know_what_must_follow() -> None:
     """Seven spaces and one are not eight, so that seven do not go on to a longer token."""
     tables = pair("llama3", "qwen3")
-    teacher, known = tables.teacher, LearntPair(tables)
+    teacher, known = tables.teacher, PairSegmentation(tables)
     seven, one = (teacher.by_bytes[token] for token in (SEVEN, b" "))
     context_free = ContextFreeRows(tables)
     context_free.learn(np.array([seven]), np.array([[one]]), np.log([[0.9]]), known)
-    assert context_free.leak[seven] <= SETTLED_LEAK
+    assert context_free.extension_share[seven] <= EXTENSION_LIMIT
     text = b"[\n        1\n        2\n        3"
     layout = Realigner(tables).lay_out(tables.student.encoder.encode(text).ids)
     count = len(layout.teacher_ids)
@@ -159,32 +158,32 @@ def test_rows_behind_spaces_alone_and_in_the_rollout_know_what_must_follow() -> 
         np.zeros(count),
     )
     cell = np.array([[True]])
-    seen = SeenLeaks(layout, rows, known)
+    seen = SeenExtensions(layout, rows, known)
     last = np.array([count - 1])
-    assert not seen.leaky(cell, ~cell, np.array([[seven]]), last, cell)[0, 0]
+    assert not seen.may_extend(cell, ~cell, np.array([[seven]]), last, cell)[0, 0]
 
 
 def test_own_pairs_know_what_may_follow() -> None:
     tables = pair("llama3", "qwen3")
-    known, ids = LearntPair(tables), tables.teacher.by_bytes
+    known, ids = PairSegmentation(tables), tables.teacher.by_bytes
     pairs = [(SEVEN, b" "), (SEVEN, b" x"), (EIGHT, b"1"), (b" ", b"1"), (EIGHT, b" ")]
     before, after = (np.array([ids[one] for one in column]) for column in zip(*pairs, strict=True))
-    written = known.own_pairs.writes(before, after)
+    written = known.canonical_pairs.are_canonical(before, after)
     assert written.tolist() == [True, True, False, True, True]
-    assert known.own_pairs.followed(before, after)[0] < END  # something must follow
+    assert known.canonical_pairs.followers(before, after)[0] < END  # something must follow
     student = tables.student
     state = known.states.step(np.zeros(2, np.int64), np.array([ids[SEVEN], ids[SEVEN]]))
     state = known.states.step(state, after[:2])
-    told, depends = known.told(state, before[:2], after[:2])
-    assert told.tolist() == [student.by_bytes[SEVEN], UNTOLD]
+    implied, depends = known.implied_by_spaces(state, before[:2], after[:2])
+    assert implied.tolist() == [student.by_bytes[SEVEN], NOT_IMPLIED]
     assert not depends.any()
 
 
 def test_what_follows_may_cut_the_token_before() -> None:
     """Two spaces before a digit are one and one, though there is a boundary behind both."""
     student = pair("llama3", "qwen3").student
-    two, seven = lefts_alone(student, [b"  ", SEVEN])
-    answers = tokens_at(student, [two, two, seven], [b"7", b" x", b" 7"])
+    two, seven = contexts_of(student, [b"  ", SEVEN])
+    answers = next_tokens(student, [two, two, seven], [b"7", b" x", b" 7"])
     assert answers == [CONTRADICTS, student.by_bytes[b" x"], student.by_bytes[b" "]]
 
 
@@ -215,7 +214,7 @@ def test_rows_next_to_spaces_of_all_kinds_against_enumeration(student: str, teac
     layout = realigner.lay_out(tables.student.encoder.encode(text.held_out.encode()).ids)
     rows = rows_for(model, learnt[-3:], layout)
     positions = np.arange(len(layout.student_ids))
-    got = Carrier(realigner, model).carry(layout, positions, rows)
+    got = ServedPair(realigner, model).realign(layout, positions, rows)
     spaces = spaces_before(layout.data, layout.student_offsets[1:])
     spaces |= spaces_before(layout.data, layout.student_offsets[:-1])
     usable = np.flatnonzero(spaces & (got.position_class != PositionClass.MASKED)).tolist()

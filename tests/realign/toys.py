@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.program.byte_alphabet import byte_alphabet
 
-from teacher_server.realign.pair.tables import ROOT, PairTables, build_static
+from teacher_server.realign.pair.static_tables import TRIE_ROOT, build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 
 SPACE = next(letter for letter, byte in byte_alphabet().items() if byte == 32)
@@ -100,14 +101,17 @@ def settles_by_prefix(student: Vocabulary, teacher: Vocabulary, letters: str) ->
     for text in strings(letters, 6):
         data = text.encode()
         first = int(student.encoder.encode(data).ids[0])
-        state = ROOT
+        state = TRIE_ROOT
         for token in teacher.encoder.encode(data).ids.tolist():
-            after = int(tables.steps(np.array([state]), np.array([token]))[0])
+            after = int(tables.trie_steps(np.array([state]), np.array([token]))[0])
             if after < 0:
                 break
             state = after
         else:
             continue
-        if state == ROOT and first != tables.phi0[teacher.encoder.encode(data).ids[0]]:
+        if (
+            state == TRIE_ROOT
+            and first != tables.first_student_token[teacher.encoder.encode(data).ids[0]]
+        ):
             return False
     return True

@@ -15,7 +15,8 @@ from tokenizers import Tokenizer
 
 from teacher_server.config import LimitSettings, TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, ScoredSpan
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import read_vocabulary
 from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
@@ -115,13 +116,13 @@ async def test_a_row_that_is_not_finite_leaves_its_token_open(
     vocabularies = read_vocabulary(student_file), read_vocabulary(file_of(teacher_dir))
     realigner = Realigner(PairTables(*vocabularies, build_static(*vocabularies)))
     context_free = ContextFreeRows(realigner.tables)
-    first, second = np.flatnonzero(realigner.tables.extended)[:2].tolist()
+    first, second = np.flatnonzero(realigner.tables.has_extension)[:2].tolist()
     special = next(iter(vocabularies[1].specials))
     sure = Rows(Support(ids(special)[None], np.zeros((1, 1), np.float32), np.ones(1, np.int32)))
     learn_context_free(np.array([first, second]), (None, sure), realigner, context_free)
     assert context_free.known[[first, second]].all()
-    assert context_free.leak[first] == 1.0
-    assert context_free.leak[second] == 0.0
+    assert context_free.extension_share[first] == 1.0
+    assert context_free.extension_share[second] == 0.0
 
 
 async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:

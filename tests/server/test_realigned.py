@@ -23,7 +23,8 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from teacher_server.http.models import ScoreReplyBody
-from teacher_server.realign.pair.tables import PairTables, build_static
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import read_vocabulary
 from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
@@ -47,7 +48,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 async def test_a_foreign_rollout_has_the_rows_of_the_library(
     crossed: Running, teacher_dir: Path, student_file: bytes, student: Tokenizer
 ) -> None:
-    """Against a plain forward of the teacher, carried over without the service."""
+    """Against a plain forward of the teacher, realigned without the service."""
     tokens = student.encode(TEXT).ids
     server_request = request(crossed, student_file, tokens)
     reply = await crossed.score(server_request)
@@ -249,7 +250,7 @@ async def test_turns_and_special_tokens(
     assert not given(masked.rows.sampled).valid[0]
 
 
-async def test_what_cannot_be_carried_over_says_so(
+async def test_what_cannot_be_realigned_says_so(
     crossed: Running, student_file: bytes, student: Tokenizer
 ) -> None:
     fine = student.encode(" the day").ids

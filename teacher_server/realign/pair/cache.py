@@ -11,26 +11,29 @@ from pathlib import Path
 
 import numpy as np
 
-from teacher_server.realign.pair.tables import PairTables, StaticTables, build_static
+from teacher_server.realign.pair.static_tables import StaticTables, build_static
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
 FORMAT = 5
+# Data type and shape of each array in a file: T and S ids of the teacher and the student,
+# n edges of three numbers, p pairs.
 _SHAPES = {
-    "phi0": (np.int32, "T"),
-    "edges": (np.int64, "n3"),
-    "leak": (np.float32, "T"),
-    "first": (np.int32, "S"),
-    "pairs": (np.int64, "p"),
+    "first_student_token": (np.int32, "T"),
+    "trie_edges": (np.int64, "n3"),
+    "extension_rate": (np.float32, "T"),
+    "first_teacher_token": (np.int32, "S"),
+    "first_pairs": (np.int64, "p"),
 }
 
 
 class TableCache:
-    """Thread-safe; builds a pair once.
+    """Builds the tables of each pair once. Thread-safe.
 
     Args:
         folder: where tables are kept; None keeps them in memory only.
-        max_pairs: pairs in memory, the least recently used one goes first.
+        max_pairs: pairs in memory; the least recently used one is dropped first.
     """
 
     def __init__(self, folder: Path | None, max_pairs: int = 16) -> None:
@@ -63,7 +66,7 @@ class TableCache:
 
 
 def _load(path: Path, student: Vocabulary, teacher: Vocabulary) -> StaticTables | None:
-    """What the file holds; None when there is none, or it is damaged."""
+    """What the file holds; None when there is no file, or it is damaged."""
     try:
         with np.load(path, allow_pickle=False) as file:
             tables = StaticTables(**{name: file[name] for name in _SHAPES})
@@ -72,18 +75,18 @@ def _load(path: Path, student: Vocabulary, teacher: Vocabulary) -> StaticTables 
     sizes = {
         "T": teacher.size,
         "S": student.size,
-        "n": len(tables.edges),
+        "n": len(tables.trie_edges),
         "3": 3,
-        "p": len(tables.pairs),
+        "p": len(tables.first_pairs),
     }
     for name, (dtype, shape) in _SHAPES.items():
         array = getattr(tables, name)
         if array.dtype != dtype or array.shape != tuple(sizes[size] for size in shape):
             return None
-    ids = (tables.phi0, student.size), (tables.first, teacher.size)
-    whole = all(array.max(initial=-1) < size for array, size in ids)
-    whole &= bool(tables.edges[:, 1].max(initial=0) < teacher.size)
-    return tables if whole else None
+    ids = (tables.first_student_token, student.size), (tables.first_teacher_token, teacher.size)
+    in_range = all(array.max(initial=-1) < size for array, size in ids)
+    in_range &= bool(tables.trie_edges[:, 1].max(initial=0) < teacher.size)
+    return tables if in_range else None
 
 
 def _save(path: Path, tables: StaticTables) -> None:

@@ -1,4 +1,9 @@
-"""Bytes to ids by a tokenizer's own rules, whatever the bytes are."""
+"""Bytes to ids by a tokenizer's own rules, whatever the bytes are.
+
+A rollout is any sequence of ids, so its bytes need not be UTF-8, and it may spell out the
+text of a special token. The encoder here reads all of them, and decoding its ids always
+gives the same bytes back.
+"""
 
 from __future__ import annotations
 
@@ -14,27 +19,34 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.byte_alphabet import byte_alphabet
 from teacher_proto.types import Bool, Int32
 
-# Strings handed to the tokenizer at once: bounds what its results take.
+# Strings handed to the tokenizer at once, which bounds the memory its results take.
 BATCH = 8192
-# What surrogateescape makes of bytes that are not UTF-8.
+# What Python's surrogateescape turns bytes into that are not UTF-8.
 _NOT_UTF8 = "\udc80-\udcff"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """ids int32 [n]; starts bool [n]: a pre-token begins there; raw bool [n]: a
-    single byte of a span that the tokenizer itself cannot give back."""
+    """n tokens.
+
+    Attributes:
+        ids: int32 [n].
+        pretoken_starts: bool [n], a pre-token begins at the token. (A pre-tokenizer cuts
+            text into words and the like; BPE merges within these alone.)
+        byte_by_byte: bool [n], the token is a single byte of a span that the tokenizer
+            itself cannot give back.
+    """
 
     ids: Int32
-    starts: Bool
-    raw: Bool
+    pretoken_starts: Bool
+    byte_by_byte: Bool
 
 
 class ByteEncoder:
-    """A tokenizer without its normaliser, and with special tokens read as text.
+    """A tokenizer without its normaliser, that reads the text of special tokens as text.
 
-    Only the replacement of spaces by U+2581 stays: without it the vocabulary of a
-    SentencePiece model does not apply. Nothing is prepended.
+    Of a normaliser only the replacement of spaces by U+2581 is kept, since the vocabulary
+    of a SentencePiece model is written with it. Nothing is put before the text.
     """
 
     def __init__(
@@ -47,30 +59,33 @@ class ByteEncoder:
         from tokenizers import Tokenizer
 
         self._bytes = token_bytes
-        plain = _plain(document, kind, specials)
+        plain = _plain_document(document, kind, specials)
         try:
             self._tokenizer = Tokenizer.from_str(json.dumps(plain))
-            # The model alone, for bytes that are no text.
-            bare = plain | {"normalizer": None, "pre_tokenizer": None, "added_tokens": []}
-            self._bare = Tokenizer.from_str(json.dumps(bare)) if kind == "byte_level" else None
+            # BPE alone, without a pre-tokenizer, for bytes that are not UTF-8.
+            bpe_alone = plain | {"normalizer": None, "pre_tokenizer": None, "added_tokens": []}
+            self._bpe_alone = (
+                Tokenizer.from_str(json.dumps(bpe_alone)) if kind == "byte_level" else None
+            )
         except Exception as error:  # tokenizers raises plain Exception for what it cannot read
             raise ConfigurationError(
                 f"the tokenizer cannot be built: {error}",
                 where="tokenizer.json",
                 fix="give a file that the tokenizers library reads",
             ) from error
-        self._letters = [""] * 256
-        for letter, byte in byte_alphabet().items():
-            self._letters[byte] = letter
-        self._single = np.full(256, -1, np.int32)
+        self._alphabet = [""] * 256
+        for character, byte in byte_alphabet().items():
+            self._alphabet[byte] = character
+        self._byte_tokens = np.full(256, -1, np.int32)
         for token in range(len(token_bytes) - 1, -1, -1):
             if len(token_bytes[token]) == 1:
-                self._single[token_bytes[token][0]] = token
-        # A literal U+2581 would come back as a space.
-        marks = _NOT_UTF8 + ("" if kind == "byte_level" else "\u2581")
-        self._unfit = re.compile(f"([{marks}]+)")
+                self._byte_tokens[token_bytes[token][0]] = token
+        # With byte fallback, a literal U+2581 would come back as a space.
+        unfit = _NOT_UTF8 + ("" if kind == "byte_level" else "\u2581")
+        self._unfit = re.compile(f"([{unfit}]+)")
 
     def decode(self, ids: Iterable[int]) -> bytes:
+        """The bytes of ordinary ids, joined."""
         return b"".join(self._bytes[token] for token in ids)
 
     def encode(self, data: bytes) -> Encoded:
@@ -82,8 +97,8 @@ class ByteEncoder:
         parts = list(self._parts(data))
         return Encoded(
             np.concatenate([np.zeros(0, np.int32), *(p.ids for p in parts)]),
-            np.concatenate([np.zeros(0, np.bool_), *(p.starts for p in parts)]),
-            np.concatenate([np.zeros(0, np.bool_), *(p.raw for p in parts)]),
+            np.concatenate([np.zeros(0, np.bool_), *(p.pretoken_starts for p in parts)]),
+            np.concatenate([np.zeros(0, np.bool_), *(p.byte_by_byte for p in parts)]),
         )
 
     def _parts(self, data: bytes) -> Iterator[Encoded]:
@@ -93,7 +108,7 @@ class ByteEncoder:
                 continue
             span = piece.encode("utf-8", "surrogateescape")
             if not self._unfit.match(piece):
-                # As a batch, which leaves the interpreter to others meanwhile.
+                # encode_batch, unlike encode, releases the interpreter lock.
                 (encoding,) = self._tokenizer.encode_batch([piece], add_special_tokens=False)
                 ids = encoding.ids
                 if self.decode(ids) == span:
@@ -102,7 +117,7 @@ class ByteEncoder:
                     starts[1:] = words[1:] != words[:-1]
                     yield Encoded(np.array(ids, np.int32), starts, np.zeros(len(ids), np.bool_))
                     continue
-            single = self._single[np.frombuffer(span, np.uint8)]
+            single = self._byte_tokens[np.frombuffer(span, np.uint8)]
             if single.min() < 0:
                 raise ValueError("a byte of the text has no token")
             starts = np.zeros(len(single), np.bool_)
@@ -110,24 +125,24 @@ class ByteEncoder:
             yield Encoded(single, starts, np.ones(len(single), np.bool_))
 
     def encode_each(self, texts: Sequence[bytes]) -> list[list[int]]:
-        """ids of each; bytes that are no text go to the model without pre-tokenizer.
+        """The ids of each text; an empty list where they would not decode to its bytes.
 
-        An empty list where the tokenizer does not give the bytes back.
+        Bytes that are not UTF-8 are merged by BPE alone, without a pre-tokenizer.
         """
         results: list[list[int]] = [[]] * len(texts)
         plain: list[tuple[int, str]] = []
-        bare: list[tuple[int, str]] = []
+        not_utf8: list[tuple[int, str]] = []
         for index, data in enumerate(texts):
             try:
                 plain.append((index, data.decode()))
             except UnicodeDecodeError:
-                bare.append((index, "".join(self._letters[byte] for byte in data)))
+                not_utf8.append((index, "".join(self._alphabet[byte] for byte in data)))
         _fill(results, self._tokenizer, plain)
-        if self._bare is not None:
-            _fill(results, self._bare, bare)
+        if self._bpe_alone is not None:
+            _fill(results, self._bpe_alone, not_utf8)
         else:
-            for index, _ in bare:
-                results[index] = [int(self._single[byte]) for byte in texts[index]]
+            for index, _ in not_utf8:
+                results[index] = [int(self._byte_tokens[byte]) for byte in texts[index]]
         for index, ids in enumerate(results):
             if min(ids, default=0) < 0 or self.decode(ids) != texts[index]:
                 results[index] = []
@@ -135,6 +150,7 @@ class ByteEncoder:
 
 
 def _fill(results: list[list[int]], tokenizer: Any, texts: list[tuple[int, str]]) -> None:
+    """Puts the ids of each (index, text) into ``results`` at its index."""
     for start in range(0, len(texts), BATCH):
         some = texts[start : start + BATCH]
         encodings = tokenizer.encode_batch_fast([t for _, t in some], add_special_tokens=False)
@@ -142,8 +158,10 @@ def _fill(results: list[list[int]], tokenizer: Any, texts: list[tuple[int, str]]
             results[index] = encoding.ids
 
 
-def _plain(document: Mapping[str, Any], kind: str, specials: Mapping[int, str]) -> dict[str, Any]:
-    """The tokenizer.json without what changes text or recognises specials."""
+def _plain_document(
+    document: Mapping[str, Any], kind: str, specials: Mapping[int, str]
+) -> dict[str, Any]:
+    """The tokenizer.json without what changes text or recognises special tokens."""
     plain = {key: copy.copy(value) for key, value in document.items()}
     plain |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
     plain["added_tokens"] = [
@@ -162,7 +180,7 @@ def _plain(document: Mapping[str, Any], kind: str, specials: Mapping[int, str]) 
 
 
 def _without_prefix(node: Any) -> Any:
-    """A pre-tokenizer that puts nothing before the text."""
+    """The same pre-tokenizer, putting nothing before the text."""
     if isinstance(node, dict):
         changed = {key: _without_prefix(value) for key, value in node.items()}
         if "add_prefix_space" in changed:

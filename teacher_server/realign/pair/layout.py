@@ -1,36 +1,31 @@
-"""One rollout in both tokenizers: where their tokens meet, and what is settled when.
+"""One rollout in both tokenizers: where their tokens meet, and from where a walk starts.
 
 Offsets are bytes. A special token takes the bytes of its text and is never split.
 
-CAUSALITY. The teacher's encoding of the whole rollout depends on later text at the
-end of every prefix. The walk for a student position therefore begins at a *sync
-point*: an offset where both tokenizers begin a pre-token whatever follows the
-position (``sync``).
+A *common boundary* is an offset where a token ends in both encodings; the text between two
+neighbouring ones is a *chunk*. Walks start from common boundaries that no later text can
+move (``sync_points``).
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Int32, Level
 
-from teacher_server.realign.pair.encoder import Encoded
+from teacher_server.realign.pair.sync_points import settled_boundaries, sync_offsets
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
-# Inside a longer pre-token (Chinese has no spaces) a boundary counts as settled
-# this many bytes later; the causality test measures what that costs.
-SETTLED_AFTER_BYTES = 24
 
 
 @dataclass(frozen=True)
 class Layout:
-    """n student tokens, m teacher tokens, B bytes.
+    """A rollout of n student tokens, m teacher tokens and B bytes.
 
     Attributes:
         data: the B bytes.
@@ -40,11 +35,12 @@ class Layout:
         teacher_offsets: int64 [m + 1].
         sync: int64 [n], index of the teacher token at the position's sync point.
         special: bool [n], the position's own token is special.
-        canonical: bool [n], the student's tokenizer gives this token at this place.
-        bad: bool [n], the text of the token's chunk cannot be carried over.
-        chunk: int64 [n], index of the span between two common boundaries.
-        chunk_teacher: int64 [C + 1], teacher index where each chunk begins.
-        chunk_tokens: int64 [C], tokens of the longer side.
+        canonical: bool [n], the student's tokenizer itself gives this token at this place.
+        unrealignable: bool [n], the teacher cannot read the text of the token's chunk as
+            text: it is spelt byte by byte, or is a special token without a counterpart.
+        chunk: int64 [n], index of the position's chunk.
+        chunk_teacher: int64 [C + 1], index of the first teacher token of each chunk.
+        chunk_tokens: int64 [C], tokens of the chunk on the side that has more.
         level: CROSS where the two are encodings of the same bytes; else ids are mapped.
     """
 
@@ -56,7 +52,7 @@ class Layout:
     sync: Int64
     special: Bool
     canonical: Bool
-    bad: Bool
+    unrealignable: Bool
     chunk: Int64
     chunk_teacher: Int64
     chunk_tokens: Int64
@@ -69,72 +65,120 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
     Raises:
         ValueError: the teacher has no token for some of the bytes.
     """
-    student, teacher = tables.student, tables.teacher
-    pieces: list[bytes] = []
-    teacher_ids: list[Int32] = []
-    raw: list[Bool] = []
-    hard: list[tuple[int, int]] = [(0, 0)]  # (offset, settled once this much is read)
-    bad_spans: list[tuple[int, int]] = []
+    student = tables.student
     special = np.array([t in student.specials for t in student_ids.tolist()], np.bool_)
-    offset = 0
-    teacher_special: list[bool] = []
-    canonical: list[Bool] = []
+    draft = _Draft(tables)
     for is_special, run in _runs(student_ids, special):
-        if not is_special:
-            span = b"".join(student.token_bytes[t] for t in run)
-            encoded = teacher.encoder.encode(span)
-            own = student.encoder.encode(span)
-            canonical.append(_canonical(run, own.ids, student))
-            settled = _settled(span, encoded, own, tables)
-            hard += [(offset + at, offset + until) for at, until in settled]
-            teacher_ids.append(encoded.ids)
-            raw.append(encoded.raw)
-            teacher_special += [False] * len(encoded.ids)
-            pieces.append(span)
-            offset += len(span)
+        if is_special:
+            draft.add_special(run[0])
         else:
-            text = student.specials[run[0]].encode()
-            mapped = tables.special_to_teacher.get(run[0])
-            if mapped is None:
-                encoded = teacher.encoder.encode(text)
-                teacher_ids.append(encoded.ids)
-                teacher_special += [False] * len(encoded.ids)
-                bad_spans.append((offset, offset + len(text)))
-            else:
-                teacher_ids.append(np.array([mapped], np.int32))
-                teacher_special.append(True)
-            raw.append(np.zeros(len(teacher_ids[-1]), np.bool_))
-            pieces.append(text)
-            offset += len(text)
-            hard.append((offset, offset))
-            canonical.append(np.ones(1, np.bool_))
-    ids = np.concatenate(teacher_ids)
+            draft.add_text(run)
     own_offsets = student_offsets(student_ids, student)
-    lengths = teacher.lengths[ids]
-    at = 0
-    for index in np.flatnonzero(teacher_special).tolist():
-        # A mapped special token spans the text of the student's.
-        at = int(np.searchsorted(own_offsets, lengths[:index].sum(), "left"))
-        lengths[index] = own_offsets[at + 1] - own_offsets[at]
-    teacher_offsets = np.concatenate([[0], np.cumsum(lengths)])
-    assert teacher_offsets[-1] == own_offsets[-1] == offset
-    starts = np.flatnonzero(np.concatenate(raw))
-    bad_spans += [(int(teacher_offsets[i]), int(teacher_offsets[i + 1])) for i in starts]
-    return _assemble(
-        b"".join(pieces),
-        student_ids,
-        own_offsets,
-        ids,
-        teacher_offsets,
-        special,
-        np.concatenate(canonical),
-        hard,
-        bad_spans,
+    teacher_ids = np.concatenate(draft.teacher_ids)
+    teacher_offsets = draft.teacher_offsets(teacher_ids, own_offsets)
+    assert teacher_offsets[-1] == own_offsets[-1] == draft.offset
+    begin = own_offsets[:-1]
+    common = np.intersect1d(own_offsets, teacher_offsets)
+    chunk = np.searchsorted(common, begin, "right") - 1
+    first_student = np.searchsorted(own_offsets, common)
+    first_teacher = np.searchsorted(teacher_offsets, common)
+    unrealignable = np.zeros(len(common) - 1, np.bool_)
+    for low, high in draft.unrealignable_spans(teacher_offsets):
+        first = np.searchsorted(common, low, "right") - 1
+        unrealignable[first : np.searchsorted(common, high, "left")] = True
+    return Layout(
+        data=b"".join(draft.pieces),
+        student_ids=student_ids,
+        student_offsets=own_offsets,
+        teacher_ids=teacher_ids,
+        teacher_offsets=teacher_offsets,
+        sync=np.searchsorted(teacher_offsets, sync_offsets(begin, common, draft.boundaries)),
+        special=special,
+        canonical=np.concatenate(draft.canonical),
+        unrealignable=unrealignable[chunk],
+        chunk=chunk,
+        chunk_teacher=first_teacher,
+        chunk_tokens=np.maximum(np.diff(first_student), np.diff(first_teacher)),
     )
 
 
+@dataclass
+class _Draft:
+    """A rollout as the teacher reads it, added run by run.
+
+    Attributes:
+        pieces: the bytes of each run.
+        teacher_ids: int32, of each run.
+        byte_by_byte: bool, of each run, as in ``Encoded``.
+        mapped: for each teacher token, whether it is a special token's counterpart.
+        canonical: bool, of each run, one entry for each student token.
+        boundaries: (offset, settled from): both tokenizers begin a pre-token at the
+            offset, whatever follows once the text up to "settled from" is there.
+        unmapped: (begin, end) of special tokens without a counterpart.
+        offset: bytes added so far.
+    """
+
+    tables: PairTables
+    pieces: list[bytes] = field(default_factory=list)
+    teacher_ids: list[Int32] = field(default_factory=list)
+    byte_by_byte: list[Bool] = field(default_factory=list)
+    mapped: list[bool] = field(default_factory=list)
+    canonical: list[Bool] = field(default_factory=list)
+    boundaries: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0)])
+    unmapped: list[tuple[int, int]] = field(default_factory=list)
+    offset: int = 0
+
+    def add_text(self, run: Sequence[int]) -> None:
+        """Ordinary student tokens."""
+        student, teacher = self.tables.student, self.tables.teacher
+        span = b"".join(student.token_bytes[token] for token in run)
+        encoded, own = teacher.encoder.encode(span), student.encoder.encode(span)
+        self.canonical.append(_canonical(run, own.ids, student))
+        settled = settled_boundaries(span, encoded, own, self.tables)
+        self.boundaries += [(self.offset + at, self.offset + from_) for at, from_ in settled]
+        self.teacher_ids.append(encoded.ids)
+        self.byte_by_byte.append(encoded.byte_by_byte)
+        self.mapped += [False] * len(encoded.ids)
+        self.pieces.append(span)
+        self.offset += len(span)
+
+    def add_special(self, token: int) -> None:
+        """A special student token: its counterpart, else its text."""
+        text = self.tables.student.specials[token].encode()
+        counterpart = self.tables.special_to_teacher.get(token)
+        if counterpart is None:
+            ids = self.tables.teacher.encoder.encode(text).ids
+            self.unmapped.append((self.offset, self.offset + len(text)))
+        else:
+            ids = np.array([counterpart], np.int32)
+        self.teacher_ids.append(ids)
+        self.mapped += [counterpart is not None] * len(ids)
+        self.byte_by_byte.append(np.zeros(len(ids), np.bool_))
+        self.pieces.append(text)
+        self.offset += len(text)
+        self.boundaries.append((self.offset, self.offset))
+        self.canonical.append(np.ones(1, np.bool_))
+
+    def teacher_offsets(self, teacher_ids: Int32, own_offsets: Int64) -> Int64:
+        """int64 [m + 1]: bytes before each teacher token; ``own_offsets`` are the student's.
+
+        A special token's counterpart takes the bytes of the student's token.
+        """
+        lengths = self.tables.teacher.lengths[teacher_ids]
+        for index in np.flatnonzero(self.mapped).tolist():
+            at = int(np.searchsorted(own_offsets, lengths[:index].sum(), "left"))
+            lengths[index] = own_offsets[at + 1] - own_offsets[at]
+        return np.concatenate([[0], np.cumsum(lengths)])
+
+    def unrealignable_spans(self, teacher_offsets: Int64) -> list[tuple[int, int]]:
+        """(begin, end) of what the teacher does not read as text."""
+        raw = np.flatnonzero(np.concatenate(self.byte_by_byte))
+        spans = [(int(teacher_offsets[i]), int(teacher_offsets[i + 1])) for i in raw]
+        return self.unmapped + spans
+
+
 def _runs(ids: Int32, special: Bool) -> list[tuple[bool, list[int]]]:
-    """Specials one by one, the ordinary tokens between them together."""
+    """(special, tokens): special tokens one by one, the ordinary ones between them together."""
     runs: list[tuple[bool, list[int]]] = []
     for token, is_special in zip(ids.tolist(), special.tolist(), strict=True):
         if not is_special and runs and not runs[-1][0]:
@@ -155,100 +199,9 @@ def _canonical(run: Sequence[int], own: Int32, student: Vocabulary) -> Bool:
 
 
 def student_offsets(ids: Int32, student: Vocabulary) -> Int64:
-    """int64 [n + 1]: bytes before each token; a special has those of its text."""
+    """int64 [n + 1]: bytes before each token; a special token has those of its text."""
     lengths = [
         len(student.specials[t].encode()) if t in student.specials else len(student.token_bytes[t])
         for t in ids.tolist()
     ]
     return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
-
-
-def _settled(
-    span: bytes, encoded: Encoded, other: Encoded, tables: PairTables
-) -> list[tuple[int, int]]:
-    """(offset, until): where both tokenizers begin a pre-token whatever follows ``until``."""
-    starts = _pretoken_starts(span, encoded, tables.teacher)
-    starts &= _pretoken_starts(span, other, tables.student)
-    text = span.decode("utf-8", "replace") if starts else ""
-    if len(text.encode()) != len(span):
-        return []  # not UTF-8: the layout marks it, and only soft boundaries remain
-    at, places = 0, []
-    letters = list(text)
-    for letter in letters:
-        places.append(at)
-        at += len(letter.encode())
-    places.append(at)
-    solid = len(letters)
-    settled = []
-    for index in range(len(letters) - 1, -1, -1):
-        if not letters[index].isspace():
-            solid = index
-        if not index or places[index] not in starts or solid == len(letters):
-            continue
-        if not _may_rejoin(letters[index - 1], letters[index]):
-            settled.append((places[index], places[solid + 1]))
-    return settled[::-1]
-
-
-def _may_rejoin(before: str, after: str) -> bool:
-    """Pairs whose boundary some pre-tokenizers take back several characters later.
-
-    An apostrophe may turn out to begin a contraction that belongs to the word; an
-    upper-case run after letters without case joins them when lower case follows.
-    """
-    if after in "'\u2019":
-        return True
-    return not before.isascii() and not before.islower() and after.isupper()
-
-
-def _pretoken_starts(span: bytes, encoded: Encoded, vocabulary: Vocabulary) -> set[int]:
-    offsets = np.concatenate([[0], np.cumsum(vocabulary.lengths[encoded.ids])])[:-1]
-    if vocabulary.kind == "byte_level":
-        return set(offsets[encoded.starts].tolist())
-    # No pre-tokens: only pairs of bytes that no token holds are sure to be split.
-    values = np.frombuffer(span, np.uint8)
-    split = ~vocabulary.adjacent[values[:-1], values[1:]]
-    return {0, *(np.flatnonzero(split) + 1).tolist()}
-
-
-def _assemble(
-    data: bytes,
-    student_ids: Int32,
-    student_offsets: Int64,
-    teacher_ids: Int32,
-    teacher_offsets: Int64,
-    special: Bool,
-    canonical: Bool,
-    hard: Sequence[tuple[int, int]],
-    bad_spans: Sequence[tuple[int, int]],
-) -> Layout:
-    common = np.intersect1d(student_offsets, teacher_offsets)
-    known = set(common.tolist())
-    points = [(until, at) for at, until in hard if at in known]
-    points += [(at + SETTLED_AFTER_BYTES, at) for at in common.tolist()]
-    points.sort()
-    untils = [until for until, _ in points]
-    furthest = np.maximum.accumulate([at for _, at in points])
-    begin = student_offsets[:-1]
-    at = np.array([bisect_right(untils, offset) - 1 for offset in begin.tolist()], np.int64)
-    chunk = np.searchsorted(common, begin, "right") - 1
-    student_cut = np.searchsorted(student_offsets, common)
-    teacher_cut = np.searchsorted(teacher_offsets, common)
-    bad = np.zeros(len(common) - 1, np.bool_)
-    for low, high in bad_spans:
-        first = np.searchsorted(common, low, "right") - 1
-        bad[first : np.searchsorted(common, high, "left")] = True
-    return Layout(
-        data=data,
-        student_ids=student_ids,
-        student_offsets=student_offsets,
-        teacher_ids=teacher_ids,
-        teacher_offsets=teacher_offsets,
-        sync=np.searchsorted(teacher_offsets, furthest[at]),
-        special=special,
-        canonical=canonical,
-        bad=bad[chunk],
-        chunk=chunk,
-        chunk_teacher=teacher_cut,
-        chunk_tokens=np.maximum(np.diff(student_cut), np.diff(teacher_cut)),
-    )

@@ -1,4 +1,8 @@
-"""What special tokens mean: by what the caller says, else by their well-known spelling."""
+"""What special tokens are for: the roles that the caller gives, else their known spelling.
+
+A role (end of turn, end of text, opening or closing of thinking) is what makes a special
+token of one tokenizer the counterpart of one of another, whatever the two are called.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,8 @@ from collections.abc import Mapping
 
 from teacher_proto.types import SpecialRole
 
-# Spellings in use by the model families of 2024-2026. A tokenizer file does not
-# say what its special tokens are for.
+# Spellings in use by the model families of 2024-2026. A tokenizer file names its special
+# tokens, and does not state what they are for.
 SPELLINGS: dict[str, SpecialRole] = {
     **dict.fromkeys(
         ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>", "<|return|>"),
@@ -35,14 +39,14 @@ SPELLINGS: dict[str, SpecialRole] = {
     ),
 }
 TERMINATORS = (SpecialRole.TURN_END, SpecialRole.END_OF_TEXT)
-# A role that other tokenizers have a counterpart for.
+# Roles that have a counterpart in other tokenizers.
 MAPPED = (*TERMINATORS, SpecialRole.THINK_OPEN, SpecialRole.THINK_CLOSE)
 
 
 def role_table(
     specials: Mapping[int, str], given: Mapping[int, SpecialRole]
 ) -> dict[int, SpecialRole]:
-    """Role of each special id; what the caller gives wins over the spelling."""
+    """The role of each special id; a role that the caller gives wins over the spelling."""
     return {
         token: given.get(token, SPELLINGS.get(text, SpecialRole.OTHER))
         for token, text in specials.items()
@@ -50,9 +54,10 @@ def role_table(
 
 
 def counterpart(role: SpecialRole, roles: Mapping[int, SpecialRole]) -> int | None:
-    """The lowest id of the other side that has this role.
+    """The lowest id in the other tokenizer's ``roles`` that has this role, or None.
 
-    A tokenizer with only one kind of terminator uses it for both.
+    A tokenizer with only one kind of terminator uses it for both: the end of a turn and
+    the end of a text stand in for each other where one is missing.
     """
     if role not in MAPPED:
         return None

@@ -1,1 +1,13 @@
-"""How each tokenizer of a pair cuts text: asked once, and remembered."""
+"""How each tokenizer of a pair cuts text: asked once, remembered, and looked up in bulk.
+
+A walk asks the same small questions thousands of times a row: which student token does
+this text begin with, and would the teacher's tokenizer itself write these two tokens side
+by side? Tokenizers answer a string at a time, so every answer is kept. Read in this order:
+
+    canonical.py            which tokens a tokenizer itself writes, given the text around them
+    spaces.py               why white space is special: what follows decides how it is cut
+    states.py               an automaton over what a path has written: the student's answers
+    memo.py                 the hash table of the answers, looked up as arrays
+    pair_segmentation.py    all of it for one pair, and what the teacher's spaces imply
+    pasts.py                in which ways the teacher may have cut the text before a position
+"""

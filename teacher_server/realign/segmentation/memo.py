@@ -1,4 +1,4 @@
-"""A table from int64 keys to int64 values, looked up many keys at once."""
+"""A hash table from int64 keys to int64 values, looked up many keys at once."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Memo:
 
     def get(self, keys: Int64) -> Int64:
         """int64 [n]: the value of each key, or ABSENT."""
-        place = self._place(keys)
-        found = self._keys.take(place)
+        slot = self._slot(keys)
+        found = self._keys.take(slot)
         there = found == keys
-        result = np.where(there, self._values.take(place), ABSENT)
+        result = np.where(there, self._values.take(slot), ABSENT)
         open_ = np.flatnonzero(~there & (found != _EMPTY))
         while len(open_):
-            place[open_] = (place[open_] + 1) & self._mask
-            found = self._keys[place[open_]]
+            slot[open_] = (slot[open_] + 1) & self._mask
+            found = self._keys[slot[open_]]
             hit = found == keys[open_]
-            result[open_[hit]] = self._values[place[open_[hit]]]
+            result[open_[hit]] = self._values[slot[open_[hit]]]
             open_ = open_[~hit & (found != _EMPTY)]
         return result
 
@@ -55,16 +55,17 @@ class Memo:
         self._keys = np.full(1 << bits, _EMPTY, np.int64)
         self._values = np.zeros(1 << bits, np.int64)
 
-    def _place(self, keys: Int64) -> Int64:
+    def _slot(self, keys: Int64) -> Int64:
+        """Where the search for each key begins."""
         return ((keys.view(np.uint64) * _MULTIPLIER) >> self._shift).astype(np.int64)
 
     def _insert(self, keys: Int64, values: Int64) -> None:
-        place = self._place(keys)
+        slot = self._slot(keys)
         left = np.arange(len(keys))
         while len(left):
-            free = left[self._keys[place[left]] == _EMPTY]
-            # Of several that want one place the last one written has it.
-            self._keys[place[free]] = keys[free]
-            self._values[place[free]] = values[free]
-            left = left[self._keys[place[left]] != keys[left]]
-            place[left] = (place[left] + 1) & self._mask
+            free = left[self._keys[slot[left]] == _EMPTY]
+            # Of several keys that want one slot the last one written has it.
+            self._keys[slot[free]] = keys[free]
+            self._values[slot[free]] = values[free]
+            left = left[self._keys[slot[left]] != keys[left]]
+            slot[left] = (slot[left] + 1) & self._mask

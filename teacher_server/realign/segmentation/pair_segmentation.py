@@ -1,4 +1,4 @@
-"""The tables of a pair, and what its tokenizers were asked; filled as it is used."""
+"""How the two tokenizers of one pair cut text, and what the teacher's spaces imply."""
 
 from __future__ import annotations
 
@@ -7,44 +7,53 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, OwnPairs
-from teacher_server.realign.segmentation.states import OPEN, UNTOLD, StudentStates
+from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, CanonicalPairs
+from teacher_server.realign.segmentation.states import OPEN, StudentStates
 
 Int64 = NDArray[np.int64]
+# Instead of an answer: the teacher's own cut does not imply one.
+NOT_IMPLIED = -3
 
 
-class LearntPair:
-    """A pair's tables and what its tokenizers were asked; filled as it is used."""
+class PairSegmentation:
+    """The tables of a pair with what its tokenizers have been asked; filled as it is used.
+
+    Attributes:
+        tables: what is fixed for the pair.
+        states: the student's tokens for the text that a path writes.
+        canonical_pairs: the teacher's canonical pairs of tokens.
+    """
 
     def __init__(self, tables: PairTables) -> None:
         self.tables = tables
         self.states = StudentStates(tables)
-        self.own_pairs = OwnPairs(tables.teacher)
+        self.canonical_pairs = CanonicalPairs(tables.teacher)
 
-    def told(self, state: Int64, before: Int64, token: Int64) -> tuple[Int64, Bool]:
-        """What the teacher's own cut of several spaces tells of what follows them: seven and
-        one, where it has a token of eight, only stand before a digit or the like.
+    def implied_by_spaces(self, state: Int64, before: Int64, token: Int64) -> tuple[Int64, Bool]:
+        """What follows several spaces, as far as the teacher's own cut of them implies it:
+        seven and one, where it has a token of eight, only stand before a digit or the like.
 
         Args:
             state: int64 [n], once the path is written.
             before, token: int64 [n], the path's last two teacher tokens; before -1: none.
 
-        Returns: (answers, depends), [n] each: where something must follow, the student's
-            token or CONTRADICTS if all that can gives the same, OPEN if not; elsewhere
-            UNTOLD; whether the token depends on what follows, the end of the text included.
+        Returns (implied, depends), [n] each. implied: where something must follow, the
+        student's token, or CONTRADICTS, if everything that can follow gives the same, and
+        OPEN if not; NOT_IMPLIED elsewhere. depends: whether the student's token depends on
+        what follows, the end of the text included.
         """
-        answers, depends = np.full(len(state), UNTOLD), np.zeros(len(state), np.bool_)
-        spaces = np.flatnonzero(self.states.spaces(state))
-        kinds = self.own_pairs.followed(before[spaces], token[spaces])
-        for index, kind in zip(spaces.tolist(), kinds.tolist(), strict=True):
-            if kind:
-                answer = self.states.answer_before(int(state[index]), kind)
+        implied, depends = np.full(len(state), NOT_IMPLIED), np.zeros(len(state), np.bool_)
+        spaces = np.flatnonzero(self.states.end_in_spaces(state))
+        followers = self.canonical_pairs.followers(before[spaces], token[spaces])
+        for index, possible in zip(spaces.tolist(), followers.tolist(), strict=True):
+            if possible:
+                answer = self.states.answer_if_followed(int(state[index]), possible)
                 depends[index] = answer == OPEN
-                answers[index] = answer if kind < END else UNTOLD
-        return answers, depends
+                implied[index] = answer if possible < END else NOT_IMPLIED
+        return implied, depends
 
 
-def is_told(answers: Int64) -> Bool:
-    """bool [n]: which are a token or CONTRADICTS."""
-    told: Bool = answers >= CONTRADICTS
-    return told
+def is_implied(implied: Int64) -> Bool:
+    """bool [n]: which are a student's token or CONTRADICTS, neither OPEN nor NOT_IMPLIED."""
+    known: Bool = implied >= CONTRADICTS
+    return known

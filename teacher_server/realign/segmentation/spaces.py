@@ -1,8 +1,8 @@
 """White space, which a tokenizer cuts by what follows it.
 
-Most pre-tokenizers give the last of several spaces to what comes next: the word takes it
-along, and before a digit, which takes none, it stands by itself. How many spaces make up
-the token before is therefore not known until something else has been written.
+Most pre-tokenizers give the last of several spaces to what comes next: a word takes it
+along, and before a digit, which takes none, it is a token by itself. How many spaces make
+up the token before is therefore not known until something else has been written.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 # What may follow several spaces, one of each kind that tokenizers tell apart there: a word
 # with one more space, a line end, a digit, a word, a word that is seldom one token with the
-# space before it, a mark.
-FOLLOWING = (b" x", b"\n", b"7", b"x", "\u4f60".encode(), b"(")
+# space before it, a symbol.
+FOLLOWERS = (b" x", b"\n", b"7", b"x", "\u4f60".encode(), b"(")
 # Characters that Unicode counts as white space, in UTF-8.
 _SPACE = (
     rb"(?:[\t-\r ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
@@ -29,7 +29,7 @@ _LAST[[*range(0x09, 0x0E), 0x20, *range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xA
 
 
 def ends_in_spaces(data: bytes) -> bool:
-    """Whether the last two characters are spaces, tabs or line ends."""
+    """Whether the last two characters are white space: spaces, tabs, line ends and the like."""
     return _SEVERAL.search(data, max(0, len(data) - _LONGEST)) is not None
 
 

@@ -1,8 +1,12 @@
-"""What the student's tokenizer makes of text behind the tokens that are already there.
+"""What the student's tokenizer makes of a text that follows its tokens so far.
 
-An automaton that is learnt as it is used. A *state* stands for the text to the left of a
-position and the bytes that a path has written since; a teacher token leads to another.
-Learnt states answer at array speed, and every step is asked of the tokenizer once.
+An automaton over the bytes that a path writes, learnt as it is used. A *state* stands for
+the text to the left of a position, as the student has cut it, and for the bytes that a path
+has written since; a teacher token leads from one state to another. The *answer* of a state
+is the student's token at the position if the text ended there, or CONTRADICTS: the student
+would then have cut the text to the left in another way.
+
+The tokenizer is asked about each step once; learnt steps are looked up as arrays.
 """
 
 from __future__ import annotations
@@ -15,66 +19,68 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.pair.vocabulary import incomplete_tail, is_mark
+from teacher_server.realign.pair.vocabulary import incomplete_tail, is_symbol
 from teacher_server.realign.segmentation.canonical import (
     CONTRADICTS,
-    NOTHING,
-    Left,
-    lefts_alone,
-    tokens_at,
+    NO_CONTEXT,
+    LeftContext,
+    contexts_of,
+    next_tokens,
 )
 from teacher_server.realign.segmentation.memo import ABSENT, Memo
-from teacher_server.realign.segmentation.spaces import FOLLOWING, ends_in_spaces
+from teacher_server.realign.segmentation.spaces import FOLLOWERS, ends_in_spaces
 
 Int64 = NDArray[np.int64]
-# States kept; beyond it the automaton starts anew with the next rollout.
+# States kept; when there are more, the automaton starts anew with the next rollout.
 MAX_STATES = 1_000_000
-# Tokens of white space alone that are looked back at, besides the last.
-MAX_RUN = 8
-# The state with nothing to the left, or nothing that could join what follows.
-ALONE = 0
+# Tokens of white space only that a left context takes in, besides the last.
+MAX_SPACE_TOKENS = 8
+# The state with no text to the left, or none that could join what follows, and no bytes.
+EMPTY_STATE = 0
+# Instead of an answer: it depends on what follows.
+OPEN = -2
 _NO_BYTE = 256
 _UNKNOWN = -1
-# Instead of an answer: it depends on what follows; nothing is known of what follows.
-OPEN, UNTOLD = -2, -3
-# Kinds of states: the text ends with several spaces; of roots: with a mark.
-_MARK, _SPACES = 1, 2
-# What is known of a state: a line of the table each, since lines are read much faster.
-_ANSWER, _LAST, _UNFINISHED, _KIND, _LOW, _HIGH, _COVERS = range(7)
+# Kinds of states: the text ends in several spaces; for initial states: in a symbol.
+_SYMBOL, _SPACES = 1, 2
+# What is known of a state: a row of the table each, since rows are read much faster.
+_ANSWER, _LAST, _INSIDE, _KIND, _LOW, _HIGH, _COVERED = range(7)
 
 
 class StudentStates:
-    """States of one pair of tokenizers. A *root* has no bytes yet: only a left text."""
+    """The states of one pair of tokenizers. An *initial* state has a left context alone:
+    no path has written anything yet."""
 
     def __init__(self, tables: PairTables) -> None:
         self._tables = tables
         student = tables.student
-        # Row 256: no token before. Specials never join what precedes them.
+        # Row 256: no byte before. Special tokens never join what precedes them.
         self._adjacent = np.vstack([student.adjacent, np.zeros((1, 256), np.bool_)])
         self._first = tables.teacher.first_byte.astype(np.int64)
-        # Marks stand together in one pre-token, whatever tokens there are; so may a
+        # Symbols stand together in one pre-token, whatever tokens there are; so may a
         # character of which only the first bytes are known.
-        self._marks = tables.teacher.begins_with_mark | tables.teacher.begins_with_part
-        # How many of several spaces stand by themselves depends on what follows them.
+        self._symbols = tables.teacher.begins_with_symbol | tables.teacher.only_character_start
+        # How many of several spaces are one token depends on what follows them.
         self._solid = tables.teacher.ordinary & ~tables.teacher.begins_with_space
         self._ordinary = tables.teacher.ordinary
         self.generation = 0  # counts how often the states' numbers began anew
         self.clear()
 
     def clear(self) -> None:
+        """Forgets all states."""
         self.generation += 1
-        self._lefts: list[Left] = []
+        self._contexts: list[LeftContext] = []
         self._data: list[bytes] = []
         self._known = np.zeros((7, 1024), np.int64)
         self._steps = Memo()
-        self._roots: dict[Left, int] = {}
-        self._root_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
+        self._initial: dict[LeftContext, int] = {}
+        self._initial_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
         self._entered: dict[tuple[int, bytes], int] = {}
         self._followed: dict[tuple[int, int], int] = {}
-        self._root(NOTHING)
+        self._initial_state(NO_CONTEXT)
 
     def trim(self) -> None:
-        """Starts anew when there are too many; between rollouts only."""
+        """Starts anew when there are too many states; between rollouts only."""
         if len(self._data) > MAX_STATES:
             self.clear()
 
@@ -84,62 +90,64 @@ class StudentStates:
         answers: Int64 = self._known[_ANSWER].take(state)
         return answers
 
-    def spaces(self, state: Int64) -> Bool:
-        """bool [n]: the text ends with several spaces, which what follows may cut otherwise."""
+    def end_in_spaces(self, state: Int64) -> Bool:
+        """bool [n]: the text ends in several spaces, which what follows may have cut in
+        another way."""
         spaces: Bool = self._known[_KIND].take(state) == _SPACES
         return spaces
 
-    def answer_before(self, state: int, kinds: int) -> int:
-        """The answer of one state when something follows; OPEN where it depends on what.
+    def answer_if_followed(self, state: int, followers: int) -> int:
+        """The answer of one state when something follows it; OPEN where it depends on what.
 
         Args:
-            kinds: what may follow, as in ``OwnPairs.followed``.
+            followers: the set of what may follow, as in ``canonical.possible_followers``.
         """
-        key = state, kinds
+        key = state, followers
         if key not in self._followed:
-            follows = [one for place, one in enumerate((*FOLLOWING, b"")) if kinds >> place & 1]
-            left, data = self._lefts[state], self._data[state]
+            follows = [one for place, one in enumerate((*FOLLOWERS, b"")) if followers >> place & 1]
+            context, data = self._contexts[state], self._data[state]
             texts = [data + one for one in follows]
-            answers = set(tokens_at(self._tables.student, [left] * len(texts), texts))
+            answers = set(next_tokens(self._tables.student, [context] * len(texts), texts))
             answer = answers.pop() if len(answers) == 1 else OPEN
-            # A token up to the end may go on with some of what follows, whatever does.
+            # A token that reaches the end may take in some of what follows, whatever it is.
             if answer >= 0 and self._tables.student.lengths_list[answer] >= len(data):
                 answer = OPEN
             self._followed[key] = answer
         return self._followed[key]
 
     def ends_within(self, state: int, answer: int) -> bool:
-        """Whether the student's token, or CONTRADICTS, ends where the state's bytes do, or
-        before."""
+        """Whether the student's token ``answer`` ends where the state's bytes do or before;
+        CONTRADICTS always does."""
         return answer < 0 or self._tables.student.lengths_list[answer] <= len(self._data[state])
 
-    def unfinished(self, state: Int64) -> Bool:
-        """bool [n]: the text ends inside a character."""
-        unfinished: Bool = self._known[_UNFINISHED].take(state) > 0
-        return unfinished
+    def inside_character(self, state: Int64) -> Bool:
+        """bool [n]: the text ends inside a UTF-8 character."""
+        inside: Bool = self._known[_INSIDE].take(state) > 0
+        return inside
 
-    def covers(self, state: Int64) -> Bool:
+    def answer_covers(self, state: Int64) -> Bool:
         """bool [n]: the answer takes all of the state's bytes, so that what follows may
         still move where it ends."""
-        covers: Bool = self._known[_COVERS].take(state) > 0
+        covers: Bool = self._known[_COVERED].take(state) > 0
         return covers
 
-    def intervals(self, state: Int64) -> Int64:
-        """int64 [n, 2]: ranks of the student tokens that begin with the state's bytes."""
+    def prefix_ranges(self, state: Int64) -> Int64:
+        """int64 [n, 2]: ranks [low, high) of the student tokens that begin with the state's
+        bytes."""
         missing = np.unique(state[self._known[_LOW].take(state) == _UNKNOWN])
         for one in missing.tolist():
-            self._known[_LOW : _HIGH + 1, one] = self._tables.student.extensions(self._data[one])
+            self._known[_LOW : _HIGH + 1, one] = self._tables.student.prefix_range(self._data[one])
         low, high = self._known[_LOW].take(state), self._known[_HIGH].take(state)
         return np.column_stack([low, high])
 
-    def joins(self, state: Int64, ids: Int64) -> Bool:
-        """bool [n, w]: whether teacher tokens may change what precedes them, or be read
-        otherwise because of it."""
+    def may_join(self, state: Int64, ids: Int64) -> Bool:
+        """bool [n, w]: whether the teacher tokens ``ids`` [n, w] may change how the text
+        before them is cut, or be cut in another way because of it."""
         last = self._known[_LAST].take(state) * self._adjacent.shape[1]
         joins: Bool = self._adjacent.take(last[:, None] + self._first.take(ids))
         kind = self._known[_KIND].take(state)
-        marks = np.flatnonzero(kind == _MARK)
-        joins[marks] |= self._marks[ids[marks]]
+        symbols = np.flatnonzero(kind == _SYMBOL)
+        joins[symbols] |= self._symbols[ids[symbols]]
         spaces = np.flatnonzero(kind == _SPACES)
         joins[spaces] |= self._solid[ids[spaces]]
         joins &= self._ordinary.take(ids)
@@ -156,88 +164,100 @@ class StudentStates:
             states, tokens = (part.tolist() for part in np.divmod(new, size))
             table = self._tables.teacher.token_bytes
             after = self._add(
-                [self._lefts[one] for one in states],
+                [self._contexts[one] for one in states],
                 [self._data[one] + table[t] for one, t in zip(states, tokens, strict=True)],
             )
             self._steps.put(new, after)
             found = self._steps.get(keys)
         return found
 
-    def enter(self, roots: Int64, data: Sequence[bytes]) -> Int64:
-        """int64 [n]: the states with these bytes, behind a root where the two can join."""
-        keys = list(zip(roots.tolist(), data, strict=True))
+    def enter(self, initial: Int64, data: Sequence[bytes]) -> Int64:
+        """int64 [n]: the states with these bytes; with the initial states' left contexts
+        where the two can join, else without any."""
+        keys = list(zip(initial.tolist(), data, strict=True))
         entered = self._entered
         new = list(dict.fromkeys(key for key in keys if key not in entered))
         if new:
-            befores = [root if self._joins_text(root, text) else ALONE for root, text in new]
-            after = self._add([self._lefts[root] for root in befores], [text for _, text in new])
+            befores = [
+                state if self._may_join_text(state, text) else EMPTY_STATE for state, text in new
+            ]
+            contexts = [self._contexts[state] for state in befores]
+            after = self._add(contexts, [text for _, text in new])
             entered.update(zip(new, after.tolist(), strict=True))
         return np.array([entered[key] for key in keys], np.int64)
 
-    def before(self, layout: Layout, positions: Int64) -> Int64:
-        """int64 [n]: the root of the student token before each position; ALONE after a
-        special."""
+    def initial(self, layout: Layout, positions: Int64) -> Int64:
+        """int64 [n]: the initial state of each position, whose left context is the student's
+        token before it; EMPTY_STATE after a special token.
+
+        The left context is the whole character where that token is only the end of one, and
+        all tokens of white space where several of them stand together.
+        """
         student = self._tables.student
         ids, special = layout.student_ids, layout.special
         before = np.maximum(positions - 1, 0)
         usable = (positions > 0) & ~special[before]
         token = ids[before].astype(np.int64)
-        # The end of a character says nothing by itself: the whole character does.
-        ends = usable & student.tail_only[token]
-        known = self._root_of_token
+        # The end of a character means nothing by itself: the whole character does.
+        ends = usable & student.only_continuation_bytes[token]
+        known = self._initial_of_token
         for one in np.unique(token[usable & ~ends & (known[token] == _UNKNOWN)]).tolist():
-            known[one] = self._root(self._alone(student.token_bytes[one]))
-        roots = np.where(usable & ~ends, known[token], ALONE)
+            known[one] = self._initial_state(self._context_of(student.token_bytes[one]))
+        initial = np.where(usable & ~ends, known[token], EMPTY_STATE)
         for index in np.flatnonzero(ends).tolist():
             offset = int(layout.student_offsets[positions[index]])
             start = offset - 1
             while start > 0 and layout.data[start] & 0xC0 == 0x80 and offset - start < 4:
                 start -= 1
-            roots[index] = self._root(self._alone(layout.data[start:offset]))
+            initial[index] = self._initial_state(self._context_of(layout.data[start:offset]))
         # How several spaces are cut depends on all of them.
         several = usable & student.only_space[token] & (before > 0)
         several &= student.only_space[ids[np.maximum(before - 1, 0)]]
         for index in np.flatnonzero(several).tolist():
             run = [int(token[index])]
-            for one in ids[max(int(before[index]) - MAX_RUN, 0) : before[index]][::-1].tolist():
+            first = max(int(before[index]) - MAX_SPACE_TOKENS, 0)
+            for one in ids[first : before[index]][::-1].tolist():
                 if not student.only_space[one]:
                     break
                 run.insert(0, one)
             data = b"".join(student.token_bytes[one] for one in run)
-            roots[index] = self._root(Left(data, tuple(run)))
-        return roots
+            initial[index] = self._initial_state(LeftContext(data, tuple(run)))
+        return initial
 
-    def _alone(self, data: bytes) -> Left:
-        return lefts_alone(self._tables.student, [data])[0]
+    def _context_of(self, data: bytes) -> LeftContext:
+        return contexts_of(self._tables.student, [data])[0]
 
-    def _joins_text(self, root: int, text: bytes) -> bool:
-        last, kind = self._known[_LAST, root], self._known[_KIND, root]
+    def _may_join_text(self, state: int, text: bytes) -> bool:
+        """As ``may_join``, for bytes that need not be a token."""
+        last, kind = self._known[_LAST, state], self._known[_KIND, state]
         return bool(
             self._adjacent[last, text[0]]
-            or (kind == _MARK and is_mark(text.decode("utf-8", "ignore")[:1]))
+            or (kind == _SYMBOL and is_symbol(text.decode("utf-8", "ignore")[:1]))
             or (kind == _SPACES and not text[:1].isspace())
         )
 
-    def _root(self, left: Left) -> int:
-        if left not in self._roots:
-            letter = left.data.decode("utf-8", "ignore")[-1:]
-            # The end of a character alone may be that of a mark.
-            mark = is_mark(letter) or (left != NOTHING and letter == "")
-            kind = _SPACES if ends_in_spaces(left.data) else _MARK if mark else 0
-            self._roots[left] = int(self._append([left], [b""], [CONTRADICTS], [kind])[0])
-        return self._roots[left]
+    def _initial_state(self, context: LeftContext) -> int:
+        if context not in self._initial:
+            last = context.data.decode("utf-8", "ignore")[-1:]
+            # The end of a character alone may be that of a symbol.
+            symbol = is_symbol(last) or (context != NO_CONTEXT and last == "")
+            kind = _SPACES if ends_in_spaces(context.data) else _SYMBOL if symbol else 0
+            state = self._append([context], [b""], [CONTRADICTS], [kind])
+            self._initial[context] = int(state[0])
+        return self._initial[context]
 
-    def _add(self, lefts: list[Left], data: list[bytes]) -> Int64:
-        answers = tokens_at(self._tables.student, lefts, data)
-        both = zip(lefts, data, strict=True)
-        kinds = [_SPACES if ends_in_spaces(left.data + text) else 0 for left, text in both]
-        return self._append(lefts, data, answers, kinds)
+    def _add(self, contexts: list[LeftContext], data: list[bytes]) -> Int64:
+        """Asks the tokenizer for the answers of new states, and keeps them."""
+        answers = next_tokens(self._tables.student, contexts, data)
+        both = zip(contexts, data, strict=True)
+        kinds = [_SPACES if ends_in_spaces(context.data + text) else 0 for context, text in both]
+        return self._append(contexts, data, answers, kinds)
 
     def _append(
-        self, lefts: list[Left], data: list[bytes], answers: list[int], kinds: list[int]
+        self, contexts: list[LeftContext], data: list[bytes], answers: list[int], kinds: list[int]
     ) -> Int64:
         start, count = len(self._data), len(data)
-        self._lefts += lefts
+        self._contexts += contexts
         self._data += data
         if start + count > self._known.shape[1]:
             room = np.zeros((len(self._known), 2 * (start + count)), np.int64)
@@ -247,11 +267,11 @@ class StudentStates:
         known[_ANSWER] = answers
         known[_LAST] = [
             text[-1] if text else _NO_BYTE
-            for text in (one or left.data for one, left in zip(data, lefts, strict=True))
+            for text in (one or context.data for one, context in zip(data, contexts, strict=True))
         ]
-        known[_UNFINISHED] = [incomplete_tail(one) for one in data]
+        known[_INSIDE] = [incomplete_tail(one) for one in data]
         known[_KIND] = kinds
         known[_LOW : _HIGH + 1] = _UNKNOWN
         lengths = self._tables.student.lengths[known[_ANSWER]]
-        known[_COVERS] = (known[_ANSWER] >= 0) & (lengths == [len(one) for one in data])
+        known[_COVERED] = (known[_ANSWER] >= 0) & (lengths == [len(one) for one in data])
         return np.arange(start, start + count)

@@ -1,4 +1,4 @@
-"""Of rows behind a token, the mass that goes on to a longer student token."""
+"""How much of the mass of the row after a token goes to extensions of it."""
 
 from __future__ import annotations
 
@@ -7,59 +7,68 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from teacher_server.realign.pair.tables import NO_STATE, ROOT
-from teacher_server.realign.segmentation.pair_segmentation import LearntPair, is_told
-from teacher_server.realign.segmentation.states import ALONE
-from teacher_server.realign.walk.masses import places
+from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
+from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation, is_implied
+from teacher_server.realign.segmentation.states import EMPTY_STATE
+from teacher_server.realign.walk.masses import true_places
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
-# Continuations with less mass are not looked up.
+# Next tokens with less mass are not looked up.
 LEAST_LOOKED_UP = 2e-3
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Of n rows behind a token, the mass that goes on to a longer student token.
+class ExtensionShares:
+    """Of n rows, each after a token: the part of the mass with which the token is extended.
+
+    A token is extended by the next one when both together are the beginning of a longer
+    student token, or change which student token the first one's bytes begin with.
 
     Attributes:
-        longer: float64 [n].
-        across: float64 [n], the part of it whose student token the teacher itself would
+        extended: float64 [n].
+        resegmented: float64 [n], the part of it whose student token the teacher itself would
             begin with another token: "iss", "ues" where the student has "issue".
     """
 
-    longer: Float64
-    across: Float64
+    extended: Float64
+    resegmented: Float64
 
 
-def shares_behind(
-    tokens: Int64, ids: Int64, log_probs: Float64, pair: LearntPair, skip: int = 0
-) -> Shares:
-    """Args: tokens [n]; ids, log_probs [n, M], of the rows behind them; skip: bytes at the
-    beginning of the tokens that belong to what precedes them."""
+def extension_shares(
+    tokens: Int64, ids: Int64, log_probs: Float64, pair: PairSegmentation, skip: int = 0
+) -> ExtensionShares:
+    """Reads the rows after tokens.
+
+    Args:
+        tokens: int64 [n].
+        ids, log_probs: [n, M], of the row after each token.
+        skip: bytes at the beginning of the tokens that belong to the text before them.
+    """
     count, states, tables = len(tokens), pair.states, pair.tables
     rest = tokens
-    behind = states.step(np.full(count, ALONE), tokens)
+    alone = states.step(np.full(count, EMPTY_STATE), tokens)
     if skip:
         data = [tables.teacher.token_bytes[token][skip:] for token in tokens.tolist()]
         rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
-        behind = states.enter(np.full(count, ALONE), data)
-    line, place = places(log_probs > np.log(LEAST_LOOKED_UP))
+        alone = states.enter(np.full(count, EMPTY_STATE), data)
+    line, place = true_places(log_probs > np.log(LEAST_LOOKED_UP))
     after = ids.take(place)
-    joins = states.joins(behind[line], after[:, None])[:, 0]
+    joins = states.may_join(alone[line], after[:, None])[:, 0]
     line, after, mass = line[joins], after[joins], np.exp(log_probs.take(place[joins]))
     known = rest[line] >= 0
     begun = np.maximum(rest[line], 0)
-    trie = tables.steps(tables.steps(np.where(known, ROOT, NO_STATE), begun), after)
-    whole = tables.known_pairs(begun, after) & known
-    begun = states.step(behind[line], after)
-    told, _ = pair.told(begun, tokens[line], after)
-    answers = np.where(is_told(told), told, states.answer(begun))
-    changed = answers != states.answer(behind)[line]
-    # What the teacher itself writes otherwise says nothing.
-    changed[changed] = pair.own_pairs.writes(tokens[line[changed]], after[changed])
-    longer = whole | (trie != NO_STATE) | changed
-    return Shares(
-        longer=np.minimum(np.bincount(line, mass * longer, count), 1.0),
-        across=np.minimum(np.bincount(line, mass * (longer & ~whole), count), 1.0),
+    node = tables.trie_steps(np.where(known, TRIE_ROOT, OFF_TRIE), begun)
+    node = tables.trie_steps(node, after)
+    whole = tables.begin_student_token(begun, after) & known
+    both = states.step(alone[line], after)
+    implied, _ = pair.implied_by_spaces(both, tokens[line], after)
+    answers = np.where(is_implied(implied), implied, states.answer(both))
+    changed = answers != states.answer(alone)[line]
+    # A pair that the teacher's tokenizer would itself cut in another way is no evidence.
+    changed[changed] = pair.canonical_pairs.are_canonical(tokens[line[changed]], after[changed])
+    extended = whole | (node != OFF_TRIE) | changed
+    return ExtensionShares(
+        extended=np.minimum(np.bincount(line, mass * extended, count), 1.0),
+        resegmented=np.minimum(np.bincount(line, mass * (extended & ~whole), count), 1.0),
     )

@@ -1,4 +1,8 @@
-"""Masses by position: what the walk has settled and what it has left open."""
+"""Masses by position: what a walk has settled, what it has left open, what is lost.
+
+All masses of a position are relative to one another, not to 1: they are divided by the
+position's ``total`` in the end.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +10,31 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.types import Bool
 
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
+SettledPart = tuple[Int64, Int64, Float64]
 OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]
 
 
 @dataclass(frozen=True)
 class Entries:
-    """Masses by position, one entry per path.
+    """Masses by position, one entry for each path; arrays of equal length.
 
-    Settled: ``token`` is the student's id. Open: ``row`` and ``token`` are the path's
-    last step on the teacher's side; ``low`` and ``high`` the ranks of the student
-    tokens that begin with the path's bytes; ``first``: the teacher token that the path
-    begins with at the position, when only student tokens whose own teacher encoding
-    begins with it can come of it; else -1.
+    Attributes:
+        position: place among the positions asked for.
+        token: of settled mass the student's token; of open mass the path's last teacher
+            token.
+        mass: of the path.
+        row: of open mass the row that ``token`` is read from; the row after both would
+            settle more. -1 where there is no such row to ask for.
+        low, high: of open mass the ranks of the student tokens that begin with the path's
+            bytes.
+        first: of open mass the teacher token that the path begins with at the position,
+            where only student tokens can come of it whose own teacher encoding begins with
+            that token; else -1.
     """
 
     position: Int64
@@ -34,16 +47,16 @@ class Entries:
 
 
 @dataclass(frozen=True)
-class Walked:
-    """Masses of n positions, relative to each other within a position.
+class WalkResult:
+    """Masses of n positions.
 
     Attributes:
-        settled, open: entries; a position may have several of one token.
+        settled, open: entries; a position may have several with one token.
         lost: float64 [n], what no student token can express.
         total: float64 [n], what agrees with the student's tokens so far.
         tail: float64 [n], what lies below the best ids of the rows.
         floor: float64 [n], the most that one id below the best can have.
-        wanted: int64, ascending: teacher tokens whose context-free rows would tell more.
+        wanted: int64, ascending: teacher tokens whose context-free rows would settle more.
     """
 
     settled: Entries
@@ -55,8 +68,9 @@ class Walked:
     wanted: Int64
 
 
-def places(which: NDArray[np.bool_]) -> tuple[Int64, Int64]:
-    """Of a bool [n, w]: the lines of what is set, and its places for ``take`` and ``put``.
+def true_places(which: Bool) -> tuple[Int64, Int64]:
+    """Of a bool [n, w] array: the lines of its true cells, and their places in the flattened
+    array, for ``take`` and ``put``.
 
     Several times faster than to index with two dimensions, or with the array itself.
     """
@@ -64,19 +78,20 @@ def places(which: NDArray[np.bool_]) -> tuple[Int64, Int64]:
     return place // which.shape[1], place
 
 
-class Collected:
+class MassLedger:
+    """What a walk has found so far for n positions; ``lost`` and ``total`` as in
+    ``WalkResult``."""
+
     def __init__(self, count: int) -> None:
-        self.settled: list[tuple[Int64, Int64, Float64]] = []
-        self.open: list[OpenPart] = []
-        self.wanted: list[Int64] = [np.zeros(0, np.int64)]
         self.lost = np.zeros(count)
         self.total = np.zeros(count)
+        self._settled: list[SettledPart] = []
+        self._open: list[OpenPart] = []
+        self._wanted: list[Int64] = [np.zeros(0, np.int64)]
 
     def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
-        self.settled.append((position, token, mass))
-
-    def want(self, which: NDArray[np.bool_], token: Int64) -> None:
-        self.wanted.append(token[which])
+        """Gives mass to student tokens."""
+        self._settled.append((position, token, mass))
 
     def leave_open(
         self,
@@ -87,23 +102,44 @@ class Collected:
         interval: Int64,
         first: Int64 | None = None,
     ) -> None:
+        """Leaves the mass of paths open; arguments as in ``Entries``, ``interval`` int64
+        [n, 2] being (low, high)."""
         if first is None:
             first = np.full(len(position), -1)
         part = position, token, mass, row, interval[:, 0], interval[:, 1], first
-        self.open.append(part)
+        self._open.append(part)
 
+    def lose(self, position: Int64, mass: Float64) -> None:
+        """Counts mass that no student token can express."""
+        np.add.at(self.lost, position, mass)
 
-def entries(parts: list[tuple[Int64, Int64, Float64]]) -> Entries:
-    position, token, mass = (np.concatenate(column) for column in zip(*parts, strict=True))
-    none = np.full(len(position), -1)
-    return Entries(position, token, mass, none, none, none, none)
+    def agree(self, position: Int64, mass: Float64) -> None:
+        """Counts mass that agrees with the student's tokens so far."""
+        np.add.at(self.total, position, mass)
 
+    def rule_out(self, position: Int64, mass: Float64) -> None:
+        """Takes mass back that was counted by ``agree``, and does not agree after all."""
+        np.subtract.at(self.total, position, mass)
 
-def open_entries(parts: list[OpenPart]) -> Entries:
-    position, token, mass, row, low, high, first = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
-    some = mass > 0
-    return Entries(
-        position[some], token[some], mass[some], row[some], low[some], high[some], first[some]
-    )
+    def want(self, which: Bool, token: Int64) -> None:
+        """Asks for the context-free rows of the teacher tokens where ``which`` is true."""
+        self._wanted.append(token[which])
+
+    def settled(self) -> Entries:
+        position, token, mass = (
+            np.concatenate(column) for column in zip(*self._settled, strict=True)
+        )
+        none = np.full(len(position), -1)
+        return Entries(position, token, mass, none, none, none, none)
+
+    def open(self) -> Entries:
+        """Without paths of mass 0."""
+        columns = [np.concatenate(column) for column in zip(*self._open, strict=True)]
+        position, token, mass, row, low, high, first = columns
+        some = mass > 0
+        return Entries(
+            position[some], token[some], mass[some], row[some], low[some], high[some], first[some]
+        )
+
+    def wanted(self) -> Int64:
+        return np.unique(np.concatenate(self._wanted))

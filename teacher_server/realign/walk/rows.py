@@ -1,4 +1,9 @@
-"""A teacher's rows as the walk reads them: the best M ids of each, and their tree."""
+"""A teacher's rows as the walk reads them: the best M ids of each, and the tree they form.
+
+A *row* is the teacher's distribution over its next token. The rows of a rollout form a
+chain, each after one more of its teacher tokens; extra rows, after paths that leave the
+rollout, make it a tree.
+"""
 
 from __future__ import annotations
 
@@ -12,48 +17,50 @@ from teacher_proto.types import Float32, Int32
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-# Instead of a row: it was not asked for.
+# Instead of a row: the teacher was not asked for it.
 NO_ROW = -1
-# Above every teacher token.
+# Above every teacher token: makes one number of a row and a token.
 _SPAN = 1 << 32
 
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """m rows of a rollout's teacher tokens, then rows after paths that leave it.
+    """m rows of a rollout's teacher tokens, then extra rows after paths that leave it; R in
+    all. Row k < m stands after the rollout's first k teacher tokens.
 
     Attributes:
-        ids: int32 [R, M + 1], R >= m; the last column is the row's own token (-1 in
-            the rows behind m), with -inf where it is among the best.
-        log_probs: float64 [R, M + 1]; -inf in slots that hold nothing.
-        own: float64 [m], log-probability of each teacher token.
-        before: float64 [m + 1], running sum of ``own``.
-        floor: float64 [R], the lowest of the row's best: no other id is above it.
-        extra_rows: (row, teacher token) -> the row after that token, for paths that are
-            not the rollout's own.
+        ids: int32 [R, M + 1]; the last column is the rollout's own token after the row (-1
+            in extra rows), with -inf where it is among the best.
+        log_probs: float64 [R, M + 1], nats; -inf in slots that hold nothing.
+        token_log_probs: float64 [m], of each of the rollout's teacher tokens.
+        log_likelihood: float64 [m + 1], of the rollout's first k teacher tokens.
+        floor: float64 [R], the log-probability of the least likely of the row's best: no
+            other id is above it.
+        extra_rows: (row, teacher token) -> the row after that token, for paths that are not
+            the rollout's own.
     """
 
     ids: Int32
     log_probs: Float64
-    own: Float64
-    before: Float64
+    token_log_probs: Float64
+    log_likelihood: Float64
     floor: Float64
     extra_rows: Mapping[tuple[int, int], int] = field(default_factory=dict)
 
     def child(self, row: int, token: int) -> int | None:
-        """The row after ``token``, where it exists."""
-        own = len(self.own)
+        """The row after ``token``, or None where there is none."""
+        own = len(self.token_log_probs)
         if row + 1 < own and self.ids[row, -1] == token:
             return row + 1
         return self.extra_rows.get((row, token))
 
     def children(self, row: Int64, token: Int64) -> Int64:
         """int64 [n]: the row after each token, or NO_ROW."""
-        own = len(self.own)
+        own = len(self.token_log_probs)
         after = np.minimum(row + 1, max(own - 1, 0))
         on_path = (row + 1 < own) & (self.ids[row, -1] == token)
         found = np.where(on_path, after, NO_ROW)
-        keys, values = self._beyond_keys
+        keys, values = self._extra_row_keys
         if len(keys):
             wanted = row * _SPAN + token
             at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
@@ -61,7 +68,7 @@ class TeacherRows:
         return found
 
     @cached_property
-    def _beyond_keys(self) -> tuple[Int64, Int64]:
+    def _extra_row_keys(self) -> tuple[Int64, Int64]:
         pairs = sorted(
             (row * _SPAN + token, after) for (row, token), after in self.extra_rows.items()
         )
@@ -69,9 +76,9 @@ class TeacherRows:
         return keys, values
 
     def log_prob(self, row: int, token: int) -> float:
-        """Of a token in a row; the row's floor bounds one that is not listed."""
-        if row < len(self.own) and self.ids[row, -1] == token:
-            return float(self.own[row])
+        """Of a token in a row, nats; the row's floor for one that is not listed."""
+        if row < len(self.token_log_probs) and self.ids[row, -1] == token:
+            return float(self.token_log_probs[row])
         found = np.flatnonzero((self.ids[row] == token) & (self.log_probs[row] > -np.inf))
         return float(self.log_probs[row, found[0]] if len(found) else self.floor[row])
 
@@ -85,41 +92,46 @@ class TeacherRows:
     def token_before(self) -> Int64:
         """int64 [R]: the teacher token that each row stands after; -1 before the first."""
         steps = sorted((after, token) for (_, token), after in self.extra_rows.items())
-        beyond = np.array([token for _, token in steps], np.int64)
-        own = self.ids[: max(len(self.own) - 1, 0), -1]
-        first = np.full(len(self.ids) - len(own) - len(beyond), -1)
-        return np.concatenate([first, own, beyond]).astype(np.int64)
+        extra = np.array([token for _, token in steps], np.int64)
+        own = self.ids[: max(len(self.token_log_probs) - 1, 0), -1]
+        first = np.full(len(self.ids) - len(own) - len(extra), -1)
+        return np.concatenate([first, own, extra]).astype(np.int64)
 
     def path(self, row: int) -> tuple[int, list[int]]:
-        """(k, tokens): ``row`` stands after the first k teacher tokens and then these."""
+        """(k, tokens): ``row`` stands after the rollout's first k teacher tokens and then
+        after these."""
         tokens: list[int] = []
         came_from = {after: step for step, after in self.extra_rows.items()}
-        while row >= len(self.own):
+        while row >= len(self.token_log_probs):
             row, token = came_from[row]
             tokens.append(token)
         return row, tokens[::-1]
 
 
 def teacher_rows(
-    teacher_ids: Int32, top_ids: Int32, top_log_probs: Float32 | Float64, own: Float32 | Float64
+    teacher_ids: Int32,
+    top_ids: Int32,
+    top_log_probs: Float32 | Float64,
+    token_log_probs: Float32 | Float64,
 ) -> TeacherRows:
-    """Rows from top-M supports.
+    """The rows of a rollout's m teacher tokens.
 
     Args:
         teacher_ids: int32 [m].
-        top_ids, top_log_probs: [m, M], descending; id -1 in slots that are not valid.
-        own: [m], log-probability of each teacher token in its row; -inf allowed.
+        top_ids, top_log_probs: [m, M], the best ids of each row, descending; id -1 in slots
+            that are not valid.
+        token_log_probs: [m], of each teacher token in its row; -inf allowed.
     """
     values = np.where(top_ids >= 0, top_log_probs.astype(np.float64), -np.inf)
     listed = (top_ids == teacher_ids[:, None]).any(1)
-    own = own.astype(np.float64)
+    own = token_log_probs.astype(np.float64)
     last = np.where(listed, -np.inf, own)
     floor = np.where(top_ids >= 0, values, np.inf).min(1, initial=np.inf)
     return TeacherRows(
         ids=np.column_stack([np.maximum(top_ids, 0), teacher_ids]).astype(np.int32),
         log_probs=np.column_stack([values, last]),
-        own=own,
-        before=np.concatenate([[0.0], np.cumsum(own)]),
+        token_log_probs=own,
+        log_likelihood=np.concatenate([[0.0], np.cumsum(own)]),
         floor=np.where(np.isfinite(floor), floor, 0.0),
     )
 
@@ -130,7 +142,11 @@ def with_extra_rows(
     top_ids: Int32,
     top_log_probs: Float32 | Float64,
 ) -> TeacherRows:
-    """``rows`` and one more for each (row, token) in ``paths``; [p, M] each."""
+    """``rows`` and one more after each (row, teacher token) of ``paths``.
+
+    Args:
+        top_ids, top_log_probs: [p, M], as in ``teacher_rows``.
+    """
     values = np.where(top_ids >= 0, top_log_probs.astype(np.float64), -np.inf)
     count = len(rows.ids)
     none = np.full(len(paths), -np.inf)
@@ -139,8 +155,8 @@ def with_extra_rows(
             [rows.ids, np.pad(np.maximum(top_ids, 0), ((0, 0), (0, 1)), constant_values=-1)]
         ),
         log_probs=np.concatenate([rows.log_probs, np.column_stack([values, none])]),
-        own=rows.own,
-        before=rows.before,
+        token_log_probs=rows.token_log_probs,
+        log_likelihood=rows.log_likelihood,
         floor=np.concatenate([rows.floor, values.min(1, where=top_ids >= 0, initial=0.0)]),
         extra_rows={**rows.extra_rows, **{path: count + i for i, path in enumerate(paths)}},
     )

@@ -1,37 +1,42 @@
-"""Which rows a position's walk starts from, and with what weight.
+"""From which rows a position's walk starts, and with what weight.
 
-A row stands BEFORE a position (only tokens that go on beyond the bytes already there
-count) or AT it (every token counts). Weights are relative to the last row of the
-rollout's own encoding before or at the position.
+A row stands AT a position, where a teacher token ends there: every token of the row counts.
+Or it stands BEFORE the position: then only tokens count that begin with the bytes between
+the row and the position, which are already there, and reach across. Weights are relative
+to the last row of the rollout's own encoding before or at the position.
+
+All of a position's starts lie between its sync point and the position. Where the rollout's
+own encoding has no boundary at the position, or several spaces precede it, the teacher may
+have cut that text in other ways: each such past is followed over the rows there are.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.pair.layout import Layout
-from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.segmentation.canonical import CONTRADICTS
-from teacher_server.realign.segmentation.pair_segmentation import LearntPair
-from teacher_server.realign.segmentation.spaces import FOLLOWING, spaces_before
+from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
+from teacher_server.realign.segmentation.pasts import MAX_TEXTS, Past, TeacherPasts
+from teacher_server.realign.segmentation.spaces import spaces_before
 from teacher_server.realign.walk.rows import Float64, TeacherRows
 
 Int64 = NDArray[np.int64]
-# Texts kept with their answers; beyond it the memory starts anew.
-MAX_TEXTS = 200_000
 
 
 @dataclass(frozen=True)
 class Starts:
-    """Arrays of equal length; ``position`` counts the positions asked for, from 0.
+    """Arrays of equal length.
 
-    ``skip``: bytes between the row and the position. ``low``, ``high``: ranks of the
-    teacher's tokens that begin with these bytes and go on.
+    Attributes:
+        position: place among the positions asked for.
+        row: the teacher's row.
+        weight: natural logarithm of its weight.
+        skip: bytes between the row and the position.
+        low, high: ranks of the teacher tokens that begin with these bytes and are longer.
     """
 
     position: Int64
@@ -43,11 +48,16 @@ class Starts:
 
 
 @dataclass(frozen=True)
-class Unknown:
-    """Paths that reach a position over a row that does not exist.
+class MissingStarts:
+    """Pasts that reach a position over a row that the teacher was not asked for; arrays of
+    equal length.
 
-    ``then``: the token that the path goes on with behind ``token``, or -1. ``low``,
-    ``high``: ranks of the student tokens that may come of it.
+    Attributes:
+        position: place among the positions asked for.
+        row, token: the row after this row and teacher token is the missing one.
+        then: the token with which the past continues after ``token``; -1 where it ends.
+        mass: of the past up to ``token``.
+        low, high: ranks of the student tokens that may come of it.
     """
 
     position: Int64
@@ -59,8 +69,31 @@ class Unknown:
     high: Int64
 
 
-class _Parts:
-    """Rows of a table, collected one by one or many at a time."""
+class _Positions(NamedTuple):
+    """The positions asked for of one rollout, and where they stand in the teacher's encoding.
+
+    Attributes:
+        begin: int64 [n], offset.
+        row: int64 [n], the first row of the rollout's own encoding at or after it.
+        last: int64 [n], the last one at or before it.
+        sync: int64 [n], the row at the sync point.
+    """
+
+    layout: Layout
+    rows: TeacherRows
+    begin: Int64
+    row: Int64
+    last: Int64
+    sync: Int64
+
+    def text_before(self, index: int) -> bytes:
+        """The text between a position's sync point and the position."""
+        start = self.layout.teacher_offsets[self.sync[index]]
+        return self.layout.data[start : self.begin[index]]
+
+
+class _Columns:
+    """A table that is collected row by row, or many rows at a time."""
 
     def __init__(self, width: int) -> None:
         self._width = width
@@ -79,199 +112,123 @@ class _Parts:
         return [np.concatenate(parts) for parts in zip(columns, *self._many, strict=True)]
 
 
+class _Found:
+    """The starts of one rollout's positions, as they are found."""
+
+    def __init__(self) -> None:
+        self.before, self.at, self.missing = _Columns(6), _Columns(6), _Columns(7)
+
+
 class StartFinder:
     """Finds the starts of one pair's rollouts; what it looked up is kept between them."""
 
-    def __init__(self, pair: LearntPair) -> None:
-        self._pair = pair
+    def __init__(self, pair: PairSegmentation) -> None:
         self._tables = pair.tables
-        self._ranks: dict[bytes, tuple[int, int]] = {}
-        self._encoded: dict[bytes, list[int]] = {}
+        self._pasts = TeacherPasts(pair)
+        self._longer_ranges: dict[bytes, tuple[int, int]] = {}
 
     def starts(
-        self, layout: Layout, positions: Int64, roots: Int64, rows: TeacherRows
-    ) -> tuple[Starts, Starts, Unknown]:
-        """(before, at, unknown) for the student positions asked for, int64 [n]; ``roots``
-        are their states."""
-        for memory in (self._ranks, self._encoded):
-            if len(memory) > MAX_TEXTS:
-                memory.clear()
-        offsets = layout.teacher_offsets
+        self, layout: Layout, positions: Int64, initial: Int64, rows: TeacherRows
+    ) -> tuple[Starts, Starts, MissingStarts]:
+        """(before, at, missing) for the student's positions, int64 [n]; ``initial`` are their
+        initial states."""
+        self._pasts.trim()
+        if len(self._longer_ranges) > MAX_TEXTS:
+            self._longer_ranges.clear()
         begin = layout.student_offsets[positions]
-        row = np.searchsorted(offsets, begin)
-        sync = layout.sync[positions]
-        aligned = offsets[row] == begin
-        last = np.where(aligned, row, row - 1)
-        others: list[tuple[int, list[int], tuple[int, int]]] = []
+        row = np.searchsorted(layout.teacher_offsets, begin)
+        aligned = layout.teacher_offsets[row] == begin
+        last, sync = np.where(aligned, row, row - 1), layout.sync[positions]
+        asked = _Positions(layout, rows, begin, row, last, sync)
+        pasts: list[tuple[int, Past]] = []
         spaces = spaces_before(layout.data, begin)
         for index in np.flatnonzero(aligned & (row > sync) & spaces).tolist():
-            end = int(begin[index])
             own = layout.teacher_ids[sync[index] : row[index]].tolist()
-            paths = self._behind_spaces(int(roots[index]), layout, int(sync[index]), end)
-            aligned[index] = any(path == own for path, _ in paths)
-            others += [(index, path, ranks) for path, ranks in paths if path != own]
-        before, at, unknown = _Parts(6), _Parts(6), _Parts(7)
-        which = np.flatnonzero(aligned)
-        zeros = np.zeros(len(which), np.int64)
-        at.add_all(which, row[which], np.zeros(len(which)), zeros, zeros, zeros)
-        self._aligned(which, row[which], sync[which], begin[which], before, layout, rows)
-        known = {index for index, *_ in others}
+            found = self._pasts.of_spaces(int(initial[index]), asked.text_before(index))
+            aligned[index] = any(past.path == own for past in found)
+            pasts += [(index, past) for past in found if past.path != own]
+        known = {index for index, _ in pasts}
         inside = [one for one in np.flatnonzero(~aligned).tolist() if one not in known]
-        texts = [layout.data[layout.teacher_offsets[sync[one]] : begin[one]] for one in inside]
-        every = [self._everything] * len(inside)
-        others += zip(inside, self._encodings(texts), every, strict=True)
-        begun = set(which.tolist())
-        for index, path, ranks in others:
-            place = int(sync[index]), int(last[index]), int(begin[index])
-            self._follow(
-                index, path, ranks, place, index not in begun, before, at, unknown, layout, rows
-            )
+        texts = [asked.text_before(one) for one in inside]
+        pasts += zip(inside, self._pasts.of_texts(texts), strict=True)
+        starts = _Found()
+        self._add_own_rows(np.flatnonzero(aligned), asked, starts)
+        begun = set(np.flatnonzero(aligned).tolist())
+        for index, past in pasts:
+            self._follow(past, index, asked, index not in begun, starts)
             begun.add(index)
-        return _starts(before), _starts(at), _unknown(unknown)
+        return _starts(starts.before), _starts(starts.at), _missing(starts.missing)
 
-    def _behind_spaces(
-        self, root: int, layout: Layout, sync: int, end: int
-    ) -> list[tuple[list[int], tuple[int, int]]]:
-        """The teacher's encodings of what precedes a position behind several spaces, and the
-        ranks of the student tokens that may follow each.
-
-        How many of them stand by themselves depends on what follows: more space, a word
-        or a digit. Those that the student's tokens rule out do not count.
-        """
-        text = layout.data[int(layout.teacher_offsets[sync]) : end]
-        states = self._pair.states
-        follows = states.enter(np.full(len(FOLLOWING), root), list(FOLLOWING))
-        possible = states.answer(follows) != CONTRADICTS
-        kinds = [one for one, fits in zip(FOLLOWING, possible.tolist(), strict=True) if fits]
-        lengths = self._tables.teacher.lengths_list
-        found: dict[tuple[int, ...], tuple[int, int]] = {}
-        for kind, path in zip(kinds, self._encodings([text + one for one in kinds]), strict=True):
-            read = kept = 0
-            while read < len(text) and kept < len(path):
-                read += lengths[path[kept]]
-                kept += 1
-            if read == len(text):
-                behind = tuple(path[:kept])
-                ranks = self._ranks_of[kind]
-                found[behind] = ranks if found.get(behind, ranks) == ranks else self._everything
-        if not found:
-            found[tuple(self._encodings([text])[0])] = self._everything
-        return [(list(path), ranks) for path, ranks in found.items()]
-
-    @cached_property
-    def _everything(self) -> tuple[int, int]:
-        return 0, len(self._tables.student.order)
-
-    @cached_property
-    def _ranks_of(self) -> dict[bytes, tuple[int, int]]:
-        """Of the student tokens that begin with space, a digit, or anything else."""
-        texts, every = self._tables.student.sorted_bytes, self._everything
-        ends = [bisect_left(texts, one) for one in (b"\t", b"!", b"0", b":")]
-        spaces, digits = (ends[0], ends[1]), (ends[2], ends[3])
-        return dict.fromkeys(FOLLOWING, every) | {b" x": spaces, b"\n": spaces, b"7": digits}
-
-    def _aligned(
-        self,
-        which: Int64,
-        row: Int64,
-        sync: Int64,
-        begin: Int64,
-        before: _Parts,
-        layout: Layout,
-        rows: TeacherRows,
-    ) -> None:
-        """Rows of the rollout's own encoding between the sync points and the positions."""
+    def _add_own_rows(self, which: Int64, asked: _Positions, found: _Found) -> None:
+        """The rollout's own rows for the positions ``which``, where one of its teacher tokens
+        ends: the row there, and the rows before it up to the sync points."""
+        row, sync, begin = asked.row[which], asked.sync[which], asked.begin[which]
+        zeros = np.zeros(len(which), np.int64)
+        found.at.add_all(which, row, np.zeros(len(which)), zeros, zeros, zeros)
+        layout, rows = asked.layout, asked.rows
         counts = row - sync
         owner = np.repeat(np.arange(len(which)), counts)
         node = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts) + sync[owner]
         offsets = layout.teacher_offsets
         token = layout.teacher_ids[node].astype(np.int64)
-        near = self._tables.reach[token] > begin[owner] - offsets[node]
+        near = self._tables.longest_with_prefix[token] > begin[owner] - offsets[node]
         owner, node, token = owner[near], node[near], token[near]
-        ranks = self._tables.longer[token]
+        ranks = self._tables.longer_teacher_range[token]
         for index in np.flatnonzero(offsets[node + 1] != begin[owner]).tolist():
-            ranks[index] = self._longer(layout.data[offsets[node[index]] : begin[owner[index]]])
+            data = layout.data[offsets[node[index]] : begin[owner[index]]]
+            ranks[index] = self._longer_range(data)
         some = ranks[:, 0] < ranks[:, 1]
         owner, node, ranks = owner[some], node[some], ranks[some]
-        weight = rows.before[node] - rows.before[row[owner]]
+        weight = rows.log_likelihood[node] - rows.log_likelihood[row[owner]]
         skip = begin[owner] - offsets[node]
-        before.add_all(which[owner], node, weight, skip, ranks[:, 0], ranks[:, 1])
+        found.before.add_all(which[owner], node, weight, skip, ranks[:, 0], ranks[:, 1])
 
-    def _longer(self, data: bytes) -> tuple[int, int]:
-        """Ranks of the teacher's tokens that begin with ``data`` and go on."""
-        found = self._ranks.get(data)
+    def _longer_range(self, data: bytes) -> tuple[int, int]:
+        """``Vocabulary.longer_range`` of the teacher."""
+        found = self._longer_ranges.get(data)
         if found is None:
-            found = self._ranks[data] = _longer(data, self._tables)
+            found = self._longer_ranges[data] = self._tables.teacher.longer_range(data)
         return found
 
-    def _encodings(self, texts: list[bytes]) -> list[list[int]]:
-        new = list(dict.fromkeys(text for text in texts if text not in self._encoded))
-        if new:
-            encoded = self._tables.teacher.encoder.encode_each(new)
-            self._encoded.update(zip(new, encoded, strict=True))
-        return [self._encoded[text] for text in texts]
-
     def _follow(
-        self,
-        index: int,
-        path: list[int],
-        ranks: tuple[int, int],
-        place: tuple[int, int, int],
-        first: bool,
-        before: _Parts,
-        at: _Parts,
-        unknown: _Parts,
-        layout: Layout,
-        rows: TeacherRows,
+        self, past: Past, index: int, asked: _Positions, first: bool, found: _Found
     ) -> None:
-        """A teacher encoding of what precedes a position, by itself, so that nothing depends
-        on what follows; its rows exist only as far as they are the rollout's own, and where
-        they were asked for.
+        """Follows a past, which is encoded by itself, so that nothing depends on what follows;
+        its rows exist only as far as they are the rollout's own or were asked for.
 
         Args:
-            ranks: of the student tokens that may follow.
-            place: row of the sync point, last row of the rollout's own encoding before or
-                at the position, and the position's offset.
-            first: whether no other path of the position has been followed: the rollout's
-                own rows before it count once.
+            index: of the position.
+            first: whether no other past of the position has been followed: the rollout's
+                own rows before the position count once.
         """
-        row, last, offset = place
-        at_byte = int(layout.teacher_offsets[row])
-        weight = float(rows.before[row] - rows.before[last])
-        for token, then in zip(path, [*path[1:], -1], strict=True):
-            if first or row >= len(rows.own):
-                low, high = self._longer(layout.data[at_byte:offset])
+        layout, rows = asked.layout, asked.rows
+        row, end = int(asked.sync[index]), int(asked.begin[index])
+        offset = int(layout.teacher_offsets[row])
+        weight = float(rows.log_likelihood[row] - rows.log_likelihood[int(asked.last[index])])
+        for token, then in zip(past.path, [*past.path[1:], -1], strict=True):
+            if first or row >= len(rows.token_log_probs):
+                low, high = self._longer_range(layout.data[offset:end])
                 if low < high:
-                    before.add(index, row, weight, offset - at_byte, low, high)
+                    found.before.add(index, row, weight, end - offset, low, high)
             weight += rows.log_prob(row, token)
             after = rows.child(row, token)
-            at_byte += self._tables.teacher.lengths_list[token]
+            offset += self._tables.teacher.lengths_list[token]
             if after is None:
-                unknown.add(index, row, token, then, float(np.exp(weight)), *ranks)
+                found.missing.add(index, row, token, then, float(np.exp(weight)), *past.ranks)
                 return
             row = after
-        at.add(index, row, weight, 0, 0, 0)
+        found.at.add(index, row, weight, 0, 0, 0)
 
 
-def _starts(parts: _Parts) -> Starts:
+def _starts(parts: _Columns) -> Starts:
     position, row, weight, skip, low, high = parts.columns()
     whole = [column.astype(np.int64) for column in (position, row, skip, low, high)]
     return Starts(whole[0], whole[1], weight.astype(np.float64), *whole[2:])
 
 
-def _unknown(parts: _Parts) -> Unknown:
+def _missing(parts: _Columns) -> MissingStarts:
     position, row, token, then, mass, low, high = parts.columns()
     position, row, token, then, low, high = (
         column.astype(np.int64) for column in (position, row, token, then, low, high)
     )
-    return Unknown(position, row, token, then, mass.astype(np.float64), low, high)
-
-
-def _longer(data: bytes, tables: PairTables) -> tuple[int, int]:
-    if not data.strip(b"\xff"):
-        return 0, 0
-    low, high = tables.teacher.extensions(data)
-    texts = tables.teacher.sorted_bytes
-    while low < high and len(texts[low]) == len(data):
-        low += 1
-    return low, high
+    return MissingStarts(position, row, token, then, mass.astype(np.float64), low, high)
