@@ -15,57 +15,64 @@ Name = Annotated[
 
 
 class ColumnSettings(Settings):
+    """Names of the columns of a row."""
+
     prompt: Name | None = Field(
         default=None,
-        description="column of the prompt, a text or a conversation; if unset, messages or "
-        "prompt, whichever a row has",
+        description="Column of the prompt, a text or a conversation; unset, `messages` or "
+        "`prompt`, whichever a row has.",
     )
     template_arguments: Name | None = Field(
         default=None,
-        description="column of keyword arguments of the chat template, which override "
-        "data.template_arguments",
+        description="Column of a row's own keyword arguments of the chat template; they "
+        "override `data.template_arguments`.",
     )
     tools: Name | None = Field(
-        default=None, description="column of the tools for the chat template, JSON schemas"
+        default=None,
+        description="Column of the tools, as JSON schemas, that the chat template lists.",
     )
 
 
 class DataSettings(Settings):
+    """The prompts (docs/data.md)."""
+
     train: Name = Field(
-        description="a .jsonl or .parquet file, or the name of a data set on the hub"
+        description="A `.jsonl` or `.parquet` file, or the name of a dataset on the hub."
     )
     held_out: Name | None = Field(
-        default=None, description="prompts to evaluate on, named as train"
+        default=None, description="Prompts to evaluate on, named as `data.train` is."
     )
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
-        description="share of the train prompts that is held out, if held_out is unset",
+        description="Share of the training prompts that is held out where `data.held_out` is "
+        "unset.",
     )
-    subset: Name | None = Field(default=None, description="configuration of a data set on the hub")
-    train_split: Name = Field(
-        default="train", description="split of a data set on the hub to train on"
-    )
+    subset: Name | None = Field(default=None, description="Configuration of the hub dataset.")
+    train_split: Name = Field(default="train", description="Split of the hub dataset to train on.")
     held_out_split: Name = Field(
-        default="test", description="split of a data set on the hub to hold out"
+        default="test", description="Split of the hub dataset that `data.held_out` names."
     )
-    revision: Name | None = Field(default=None, description="revision of data sets on the hub")
+    revision: Name | None = Field(
+        default=None, description="Revision of the hub datasets: a branch, a tag or a commit."
+    )
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
     max_prompt_tokens: PositiveInt = Field(
-        default=2048, description="longest prompt, after rendering"
+        default=2048,
+        description="Tokens of the longest prompt allowed, as the chat template renders it.",
     )
     over_long: Literal["error", "drop"] = Field(
         default="error",
-        description="error refuses a longer prompt, drop leaves it out and counts it; "
-        "no prompt is ever cut",
+        description="What happens to a longer prompt: it is an error, or it is dropped and "
+        "counted. None is ever cut.",
     )
     final_assistant: Literal["error", "drop"] = Field(
         default="error",
-        description="an assistant's turn at the end of a conversation: error refuses it, drop "
-        "leaves it out for the student to write",
+        description="What happens to an assistant's turn at the end of a conversation: it is an "
+        "error, or it is dropped so that the student writes its own.",
     )
     template_arguments: dict[str, Any] = Field(
         default_factory=dict,
-        description="keyword arguments of the chat template, such as enable_thinking",
+        description="Keyword arguments of the chat template, such as `enable_thinking`.",
     )
 
     @model_validator(mode="after")

@@ -13,25 +13,31 @@ LEAST_ROWS = 256
 
 
 class EvaluationSettings(Settings):
+    """Measurements on held-out prompts, before and after training."""
+
     prompts: Count | None = Field(
         default=None,
-        description="number of held-out prompts, an error if there are fewer; if unset, 32 or as "
-        "many as there are; 0 turns evaluation off",
+        description="Held-out prompts to use; it is an error when there are fewer. Unset, 32 or "
+        "as many as there are; 0 turns evaluation off.",
     )
     frozen_rows: int | None = Field(
         default=None,
-        description="number of positions frozen before training, an error if there are fewer; if "
-        "unset, 512 or as many as there are; 0 turns them off",
+        description="Positions to freeze before training, at least 256; it is an error when "
+        "there are fewer. Unset, 512 or as many as there are; 0 turns them off.",
     )
-    max_new_tokens: PositiveInt = Field(default=256, description="length limit of the responses")
+    max_new_tokens: PositiveInt = Field(
+        default=256, description="Tokens of the longest response that is drawn for an evaluation."
+    )
     top_k: Annotated[int, Field(ge=2)] = Field(
         default=64,
-        description="size of the support for evaluation across tokenizers; with one tokenizer "
-        "evaluation is over the whole vocabulary",
+        description="Ids of the support on which a teacher with another tokenizer is compared; "
+        "with the same tokenizer the whole vocabulary is.",
     )
-    rollouts: bool = Field(default=True, description="also evaluate on fresh responses")
-    samples: Count = Field(default=6, description="number of responses kept as text")
-    batch_size: PositiveInt = Field(default=32, description="responses generated together")
+    rollouts: bool = Field(default=True, description="Also measure on fresh rollouts.")
+    samples: Count = Field(default=6, description="Responses that are kept as text.")
+    batch_size: PositiveInt = Field(
+        default=32, description="Responses that are generated together."
+    )
 
     @field_validator("frozen_rows")
     @classmethod

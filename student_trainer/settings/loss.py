@@ -24,15 +24,18 @@ UNNORMALISED = (
 
 
 class MaskSettings(Settings):
+    """Positions that are left out of the loss, by their sampled token."""
+
     strings: tuple[str, ...] = Field(
         default=("<think>", "</think>"),
-        description="literal texts whose tokens are masked, whether one token or several",
+        description="Literal texts whose tokens are left out, whether one token spells them or "
+        "several.",
     )
-    token_ids: tuple[Count, ...] = Field(
-        default=(), description="ids that are masked where they are sampled"
-    )
+    token_ids: tuple[Count, ...] = Field(default=(), description="Sampled ids that are left out.")
     remove_from_support: bool = Field(
-        default=False, description="also remove masked single-token ids from every support"
+        default=False,
+        description="Also take those of the masked ids that are single tokens out of every "
+        "support.",
     )
 
     @field_validator("strings")
@@ -56,27 +59,30 @@ class LossCommon(Settings):
     policy_gradient: ClassVar[bool] = False
 
     temperature: Positive = Field(
-        default=1.0, description="temperature of both sides of the divergence"
+        default=1.0, description="Divides the logits of both sides before they are compared."
     )
     mean: Literal["token", "sequence"] = Field(
         default="token",
-        description="over all used tokens of an update, or over its responses' own means",
+        description="What the loss of an update is the mean of: all its used tokens (`token`), "
+        "or the means of its responses (`sequence`).",
     )
     chunk_rows: PositiveInt = Field(
         default=128,
-        description="rows of logits [rows, V] computed at a time, where they are needed",
+        description="Rows computed at once where [rows, vocabulary] is needed; fewer take less "
+        "memory.",
     )
     max_non_finite_share: Share = Field(
-        default=0.01, description="a step is refused when more of its rows are not finite"
+        default=0.01, description="A step is refused when a larger share of its rows is not finite."
     )
     mask: MaskSettings = Field(default_factory=MaskSettings)
     masked_chunks: bool = Field(
         default=False,
-        description="across tokenizers: where the teacher gives no usable row for a token, learn "
-        "from its likelihood of the chunk that holds it, a policy gradient",
+        description="Across tokenizers, learn from masked positions too: a policy gradient on "
+        "the likelihood of the chunk that holds them (docs/losses.md).",
     )
     chunk_clamp: Positive | None = Field(
-        default=None, description="bound on a chunk's |advantage|, nats"
+        default=None,
+        description="Bound on the absolute advantage of a chunk, in nats; unset, none.",
     )
 
     @property
@@ -98,23 +104,28 @@ class LossCommon(Settings):
 class SupportLoss(LossCommon):
     """Settings that all losses on a support share."""
 
-    top_k: int = Field(default=32, description="K, ids of the support from each side")
+    top_k: int = Field(
+        default=32,
+        description="K, the number of ids that each side adds to the support; at least 2.",
+    )
     support: SupportKind = Field(
         default="teacher",
-        description="ids of the support: the top_k of the teacher, of the student that drew the "
-        "rollout, or of both (union); +sampled adds the sampled token",
+        description="Whose ids the support holds: the teacher's top K, those of the student as "
+        "it drew the rollout, or both (`union`); `+sampled` adds the sampled token.",
     )
     support_mass: Annotated[float, Field(gt=0, le=1)] | None = Field(
         default=None,
-        description="keep the teacher's ids, most likely first, until their probability reaches "
-        "this, at least two and at most top_k",
+        description="Keep the teacher's ids, most likely first, until they hold this "
+        "probability: at least two, at most K. Unset, all K.",
     )
     tail: Literal["none", "bucket"] = Field(
         default="none",
-        description="none renormalises on the support; bucket adds one outcome for the rest "
-        "of each side, which needs the student's normaliser",
+        description="`none` renormalises both sides on the support; `bucket` adds one outcome "
+        "for the rest of each side, which needs the student's normaliser.",
     )
-    row_clamp: Positive | None = Field(default=None, description="bound on a row's loss, nats")
+    row_clamp: Positive | None = Field(
+        default=None, description="Bound on the loss of one row, in nats; unset, none."
+    )
 
     @field_validator("top_k")
     @classmethod
@@ -170,7 +181,7 @@ class TopkJsdLoss(SupportLoss):
 
     kind: Literal["topk_jsd"] = "topk_jsd"
     beta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.5, description="the teacher's weight in the mixture"
+        default=0.5, description="The teacher's weight in the mixture."
     )
 
 
@@ -179,7 +190,8 @@ class UnnormalisedReverseKlLoss(SupportLoss):
 
     kind: Literal["unnormalised_reverse_kl"] = "unnormalised_reverse_kl"
     study: bool = Field(
-        default=False, description="must be true: the collapse of this loss is to be studied"
+        default=False,
+        description="Confirms that the collapse which this loss causes is what is to be studied.",
     )
 
     @model_validator(mode="after")
@@ -199,19 +211,27 @@ class SampledTokenLoss(LossCommon):
 
     kind: Literal["sampled_token"] = "sampled_token"
     top_k: Count = Field(
-        default=32, description="size of the support for metrics alone; 0 leaves it out"
+        default=32,
+        description="Ids of a support that is asked for diagnostics alone; 0 asks for none.",
     )
     clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2, description="width of the ratio's trust region"
+        default=0.2,
+        description="How far the importance ratio may leave 1 before a token's gradient is cut, "
+        "as in PPO.",
     )
     dual_clip: Annotated[float, Field(gt=1)] = Field(
-        default=3.0, description="bound on the loss of negative advantages"
+        default=3.0,
+        description="Bound on the loss of a token with a negative advantage, in multiples of "
+        "that advantage.",
     )
-    advantage_clamp: Positive | None = Field(default=None, description="bound on |advantage|, nats")
+    advantage_clamp: Positive | None = Field(
+        default=None,
+        description="Bound on the absolute advantage of a token, in nats; unset, none.",
+    )
     gamma: Share = Field(
         default=0.0,
-        description="discount of later tokens' rewards in a token's return: 0 is token-level, "
-        "1 sequence-level",
+        description="Discount of later tokens' rewards in a token's return: 0 is token-level, 1 "
+        "is sequence-level.",
     )
 
     @property

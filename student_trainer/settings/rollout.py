@@ -11,30 +11,40 @@ from student_trainer.settings.base import Count, Positive, PositiveInt, Settings
 
 
 class RolloutSettings(Settings):
-    temperature: Positive = Field(default=1.0, description="divides the student's logits")
+    """How the student writes its responses."""
+
+    temperature: Positive = Field(
+        default=1.0, description="Divides the student's logits before a token is drawn."
+    )
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.9,
-        description="draw from the smallest set of tokens that reaches this probability",
+        description="Tokens are drawn from the smallest set that reaches this probability.",
     )
-    group_size: PositiveInt = Field(default=8, description="responses per prompt")
-    prompts_per_step: PositiveInt = Field(default=16, description="prompts per step")
+    group_size: PositiveInt = Field(default=8, description="Responses to each prompt.")
+    prompts_per_step: PositiveInt = Field(default=16, description="Prompts of one step.")
     max_new_tokens: PositiveInt = Field(
-        default=2048, description="length limit of a response; a longer one is cut and counted"
+        default=2048, description="Tokens of the longest response; a longer one is cut and counted."
     )
-    batch_size: PositiveInt = Field(default=32, description="responses generated together")
+    batch_size: PositiveInt = Field(
+        default=32, description="Responses that are generated together."
+    )
 
 
 class PipelineSettings(Settings):
+    """How rollouts, scores and updates overlap (docs/training.md)."""
+
     staleness: Count = Field(
         default=0,
-        description="steps between the weights that write a batch and those it updates; "
-        "0 is strictly on-policy",
+        description="Steps between the weights that write a batch and those that it updates; 0 "
+        "is strictly on-policy.",
     )
     send: Literal["finished", "group"] = Field(
         default="finished",
-        description="finished scores a response when it has ended, group when its whole group has",
+        description="When a response is sent to be scored: once it has ended (`finished`), or "
+        "once all responses to its prompt have (`group`).",
     )
     importance_cap: Positive | None = Field(
         default=2.0,
-        description="tokens of a stale batch have the weight pi/pi_old, at most this; if unset, 1",
+        description="Upper bound of the importance weight π/π_old of a token in a stale batch; "
+        "unset, all weigh 1.",
     )

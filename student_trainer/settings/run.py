@@ -14,52 +14,70 @@ REPOSITORY = r"^[\w.-]+/[\w.-]+$"
 
 
 class RunSettings(Settings):
+    """The run: its name, directory, seed and length."""
+
     name: Annotated[str, Field(min_length=1, max_length=256)] = Field(
-        default="student", description="name under which the teacher service counts the run's share"
+        default="student",
+        description="Name under which the teacher service counts the run's share and quota; "
+        "where the service wants credentials, the run that they belong to.",
     )
-    output_dir: Path = Field(description="directory of everything that the run writes")
+    output_dir: Path = Field(description="Directory of everything that the run writes.")
     seed: Count = Field(
-        default=0, description="seed of rollouts, of the order of prompts and of dropout"
+        default=0, description="Seed of the rollouts, the order of prompts and dropout."
     )
-    steps: PositiveInt = Field(default=400, description="steps (batches of rollouts) to train for")
+    steps: PositiveInt = Field(
+        default=400, description="Steps to train for; a step is one batch of rollouts."
+    )
 
 
 class CheckpointSettings(Settings):
+    """What is saved, and how a run resumes."""
+
     every: PositiveInt = Field(
-        default=20, description="steps between checkpoints; the last step always has one"
+        default=20, description="Steps between checkpoints; the last step always has one."
     )
-    keep: PositiveInt = Field(default=2, description="how many of the newest checkpoints are kept")
+    keep: PositiveInt = Field(default=2, description="Checkpoints that are kept, the newest ones.")
     best: str | None = Field(
         default=None,
-        description="metric of metrics.jsonl whose best checkpoint is kept too, by its mean over "
-        "the last `every` steps; if unset, none is",
+        description="A metric of `metrics.jsonl`: the checkpoint with its best mean over the "
+        "last `checkpoint.every` steps is kept too. Unset, none is.",
     )
     best_goal: Literal["min", "max"] = Field(
-        default="min", description="whether a low or a high value of best is better"
+        default="min", description="Whether a low or a high value of that metric is better."
     )
     resume: str = Field(
         default="auto",
-        description="auto (the newest undamaged one of output_dir), never, or a checkpoint's path",
+        description="`auto` resumes from the newest undamaged checkpoint of the run's "
+        "directory, a path from that checkpoint, and `never` refuses a directory "
+        "that holds a run.",
     )
     allow_changed: tuple[str, ...] = Field(
-        default=(), description="keys that may differ from the checkpoint's when resuming"
+        default=(),
+        description="Keys whose values may differ from the checkpoint's when a run resumes.",
     )
 
 
 class ReportSettings(Settings):
-    html: bool = Field(default=True, description="write report.html and plots at the end")
+    """What is made of a run's metrics."""
+
+    html: bool = Field(default=True, description="Write `report.html` and the plots at the end.")
     metric_rows: Count = Field(
         default=64,
-        description="rows per step for metrics over the whole vocabulary; 0 turns them off",
+        description="Rows of a step whose metrics over the whole vocabulary are computed; 0 "
+        "turns these metrics off.",
     )
 
 
 class TrackingSettings(Settings):
+    """Experiment trackers (docs/training.md)."""
+
     trackers: tuple[str, ...] = Field(
-        default=(), description="any of tensorboard, trackio, wandb, mlflow"
+        default=(),
+        description="Any of `tensorboard`, `trackio`, `wandb` and `mlflow`; none unless named.",
     )
     project: Annotated[str, Field(min_length=1)] = Field(
-        default="lsm-distill", description="project (MLflow: experiment) of the run"
+        default="lsm-distill",
+        description="Project that the run belongs to; for MLflow, the experiment.",
     )
 
     @field_validator("trackers")
@@ -70,8 +88,12 @@ class TrackingSettings(Settings):
 
 
 class HubSettings(Settings):
+    """Where the final model is pushed."""
+
     repo: Annotated[str, Field(pattern=REPOSITORY)] | None = Field(
         default=None,
-        description="OWNER/NAME to push the final model to; if unset, nothing is pushed",
+        description="`OWNER/NAME` that the final model is pushed to; unset, it is not pushed.",
     )
-    private: bool = Field(default=True, description="whether a new repository is private")
+    private: bool = Field(
+        default=True, description="Whether a repository that does not exist yet is made private."
+    )

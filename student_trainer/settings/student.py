@@ -11,38 +11,50 @@ from student_trainer.settings.base import Positive, PositiveInt, Settings
 
 
 class LoraSettings(Settings):
-    rank: PositiveInt = Field(default=16, description="rank of the update")
-    alpha: Positive = Field(default=32.0, description="the update is scaled by alpha / rank")
+    """LoRA adapters, trained instead of the weights."""
+
+    rank: PositiveInt = Field(default=16, description="Rank of an adapter's update.")
+    alpha: Positive = Field(default=32.0, description="The update is scaled by alpha / rank.")
     dropout: Annotated[float, Field(ge=0, lt=1)] = Field(
-        default=0.0, description="dropout on the adapter's input"
+        default=0.0, description="Share of an adapter's inputs that is dropped in training."
     )
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear",
-        description="modules that get an adapter; all-linear leaves out the head",
+        description="Names of the modules that get an adapter; `all-linear` is every linear "
+        "layer but the LM head.",
     )
     merge_final: bool = Field(
-        default=True, description="merge adapters into the base weights of the final model"
+        default=True, description="Merge the adapters into the base weights in the final model."
     )
 
 
 class StudentSettings(Settings):
-    model: str = Field(min_length=1, description="directory or hub id of a causal language model")
+    """The student model."""
+
+    model: str = Field(
+        min_length=1, description="Directory or hub name of a causal language model."
+    )
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
-        description="dtype of weights and activations; for bfloat16 the optimiser keeps "
-        "float32 master weights and adds gradients up in float32",
+        description="Data type of weights and activations. With `bfloat16` the optimizer keeps "
+        "float32 master weights and sums gradients in float32.",
     )
     device: str = Field(
-        default="auto", description="cpu, cuda, cuda:N; auto takes CUDA when there is one"
+        default="auto",
+        description="`cpu`, `cuda` or `cuda:N`; `auto` takes CUDA where there is a GPU.",
     )
     chat_template: Path | None = Field(
         default=None,
-        description="file of a Jinja chat template in place of the tokenizer's own; it is "
-        "saved with the model",
+        description="File of a Jinja chat template, used in place of the tokenizer's own and "
+        "saved with the model.",
     )
     gradient_checkpointing: bool = Field(
-        default=False, description="recompute activations in the backward"
+        default=False,
+        description="Recompute activations in the backward pass, which saves memory and costs "
+        "time.",
     )
     lora: LoraSettings | None = Field(
-        default=None, description="train adapters instead of the weights"
+        default=None,
+        description="Train LoRA adapters instead of the weights; unset unless a key of this "
+        "section is set.",
     )

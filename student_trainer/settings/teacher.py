@@ -10,37 +10,45 @@ from student_trainer.settings.base import Positive, PositiveInt, Settings
 
 
 class TeacherSettings(Settings):
+    """The connection to the teacher service."""
+
     address: str = Field(
-        default="127.0.0.1:50051", description="host:port of the service's gRPC port"
+        default="127.0.0.1:50051", description="`HOST:PORT` of the service's gRPC port."
     )
-    name: str = Field(default="default", description="name of the teacher on that service")
+    name: str = Field(default="default", description="The teacher's name on that service.")
     token: SecretStr | None = Field(
-        default=None, description="the run's token; from the environment only"
+        default=None, description="The run's token, from the environment alone."
     )
     token_file: Path | None = Field(
-        default=None, description="file with the run's token, readable by its owner only"
+        default=None,
+        description="File that holds the run's token; nobody but its owner may have access to it.",
     )
     tls: bool = Field(
-        default=False, description="encrypt, and trust the certificate authorities of this machine"
+        default=False,
+        description="Encrypt the connection, and trust this machine's certificate authorities.",
     )
     ca: Path | None = Field(
-        default=None, description="encrypt, and trust only the authorities in this PEM file"
+        default=None,
+        description="PEM file of certificate authorities: encrypt the connection, and trust "
+        "these alone.",
     )
-    cert: Path | None = Field(default=None, description="the trainer's own certificate, PEM")
-    key: Path | None = Field(default=None, description="private key of cert, PEM")
+    cert: Path | None = Field(
+        default=None, description="PEM file of the trainer's own certificate."
+    )
+    key: Path | None = Field(default=None, description="PEM file of the key of `teacher.cert`.")
     insecure_plaintext: bool = Field(
-        default=False, description="allow sending the token unencrypted beyond this machine"
+        default=False, description="Send the token to another machine without encryption."
     )
     connect_timeout_seconds: Positive = Field(
-        default=15.0, description="how long to wait for the teacher at the start"
+        default=15.0, description="Seconds to look for the service at the start."
     )
     timeout_seconds: Positive = Field(
-        default=600.0, description="time limit of one request, retries included"
+        default=600.0, description="Seconds that one request may take, retries included."
     )
     max_in_flight: PositiveInt = Field(
-        default=64, description="requests that are sent at a time; others wait in the trainer"
+        default=64, description="Requests under way at once; further ones wait in the trainer."
     )
     attempts: PositiveInt | None = Field(
         default=None,
-        description="attempts per request within its timeout; if unset, as many as fit",
+        description="Tries of one request; unset, as many as its timeout allows.",
     )

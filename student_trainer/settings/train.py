@@ -28,36 +28,46 @@ from student_trainer.settings.teacher import TeacherSettings
 
 
 class OptimizerSettings(Settings):
-    lr: Positive = Field(default=2e-6, description="peak learning rate of AdamW")
-    betas: tuple[Share, Share] = Field(default=(0.9, 0.999), description="decay of both moments")
-    eps: Positive = Field(default=1e-8, description="added to the root of the second moment")
+    """AdamW and its schedule."""
+
+    lr: Positive = Field(default=2e-6, description="Peak learning rate of AdamW.")
+    betas: tuple[Share, Share] = Field(
+        default=(0.9, 0.999), description="Decay of the first and of the second moment."
+    )
+    eps: Positive = Field(default=1e-8, description="Added to the root of the second moment.")
     weight_decay: NonNegative = Field(
-        default=0.01, description="decay of matrices; vectors are not decayed"
+        default=0.01, description="Decoupled weight decay of matrices; vectors are not decayed."
     )
     clip_norm: Positive | None = Field(
-        default=1.0, description="bound on the total norm of the gradient"
+        default=1.0, description="Bound on the 2-norm of the whole gradient; unset, none."
     )
     schedule: Literal["constant", "linear", "cosine"] = Field(
         default="constant",
-        description="schedule of the rate after warm-up; linear and cosine end at 0",
+        description="Course of the learning rate after warm-up; `linear` and `cosine` end at 0.",
     )
-    warmup_steps: Count = Field(default=0, description="updates of linear warm-up")
+    warmup_steps: Count = Field(
+        default=0, description="Updates over which the learning rate rises linearly."
+    )
     micro_batch_tokens: PositiveInt = Field(
-        default=16384, description="tokens per forward and backward, padding included"
+        default=16384, description="Tokens, padding included, of one forward and backward pass."
     )
     updates_per_batch: PositiveInt = Field(
-        default=1, description="updates that a step's rollouts are split into"
+        default=1, description="Updates that the rollouts of a step are split into."
     )
 
 
 class TrainConfig(Settings):
+    """All settings of ``student-trainer train``."""
+
     run: RunSettings
     student: StudentSettings
     teacher: TeacherSettings = Field(default_factory=TeacherSettings)
     data: DataSettings
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
-    loss: LossConfig = Field(default_factory=LsmLoss)
+    loss: LossConfig = Field(
+        default_factory=LsmLoss, description="The loss, chosen by its kind (docs/losses.md)."
+    )
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
     checkpoint: CheckpointSettings = Field(default_factory=CheckpointSettings)
