@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check reference reference-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -79,7 +79,13 @@ proto: $(VENV)/.dev ## regenerates the committed stubs
 proto-check: $(VENV)/.dev ## fails when the committed stubs differ from the proto files
 	$(BIN)/python proto/generate.py --check
 
-check: lint types proto-check ## everything but the tests
+reference: $(VENV)/.dev ## rewrites the generated pages in docs/reference
+	$(BIN)/python -m tools.reference
+
+reference-check: $(VENV)/.dev ## fails when these pages differ from the code
+	$(BIN)/python -m tools.reference --check
+
+check: lint types proto-check reference-check ## everything but the tests
 
 bench-loss: $(VENV)/.dev ## the loss against full logits: time and memory
 	$(BIN)/python -m benchmarks.bench_loss $(ARGS)

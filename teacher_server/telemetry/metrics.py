@@ -142,7 +142,7 @@ class Metrics:
         )
         self._realign_context_free_rows = Counter(
             "lsm_teacher_realign_context_free_rows",
-            "Rows after a single token without context that were asked of the teacher.",
+            "Context-free rows, which follow a single token, that were asked of the teacher.",
             pair,
             registry=self.registry,
         )

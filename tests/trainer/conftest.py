@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from tests.support.models import make_tiny_model
+from tests.support.models import ENGLISH, make_tiny_model
 from tests.trainer.local_teacher import LocalTeacher
 
 # Tiny models: more threads only wait for each other.
@@ -60,6 +60,18 @@ def student_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """As ``tiny_model_dir``, with the same tokenizer and other weights; some of
     its responses end early."""
     directory = make_tiny_model(tmp_path_factory.mktemp("models") / "student", seed=7)
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eos_token_id] *= 2.5
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def foreign_student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A student with a smaller vocabulary learnt from the same texts, and ends of turns."""
+    folder = tmp_path_factory.mktemp("models") / "foreign"
+    directory = make_tiny_model(folder, seed=11, texts=ENGLISH, vocabulary_size=290)
     model = AutoModelForCausalLM.from_pretrained(directory)
     with torch.no_grad():
         model.lm_head.weight[model.config.eos_token_id] *= 2.5

@@ -29,7 +29,7 @@ from student_trainer.teacher.own_tokenizer import special_roles
 from student_trainer.train import train
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.updater import Updater
-from tests.support.models import ENGLISH, make_tiny_model
+from tests.support.models import ENGLISH
 from tests.support.replies import with_arrays
 from tests.trainer.processes import Server, serve
 from tests.trainer.test_run import (
@@ -43,18 +43,6 @@ MakeConfig = Callable[..., TrainConfig]
 def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
     with serve(tmp_path_factory.mktemp("server"), default=tiny_model_dir) as running:
         yield running
-
-
-@pytest.fixture(scope="session")
-def foreign_student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A student with a smaller vocabulary learnt from the same texts, and ends of turns."""
-    folder = tmp_path_factory.mktemp("models") / "foreign"
-    directory = make_tiny_model(folder, seed=11, texts=ENGLISH, vocabulary_size=290)
-    model = AutoModelForCausalLM.from_pretrained(directory)
-    with torch.no_grad():
-        model.lm_head.weight[model.config.eos_token_id] *= 2.5
-    model.save_pretrained(directory)
-    return directory
 
 
 @pytest.fixture

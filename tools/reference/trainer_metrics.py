@@ -1,0 +1,199 @@
+"""What the lines of metrics.jsonl and summary.json of a run hold.
+
+``tests/trainer/test_metric_names.py`` compares these tables with what runs write, so a new
+key needs a row here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tools.reference.markdown import code, section, table
+
+
+@dataclass(frozen=True)
+class Key:
+    """Attributes: unit: of its value. where: the runs or steps that have it; empty, all."""
+
+    name: str
+    unit: str
+    meaning: str
+    where: str = ""
+
+
+SUPPORT = "a loss on a support, or `sampled_token` with `loss.top_k` above 0"
+WHOLE = "`report.metric_rows` above 0"
+ACROSS = "the teacher has another tokenizer"
+POLICY = '`loss.kind = "sampled_token"`'
+STALE = "a stale batch, `pipeline.importance_cap` set, a loss on a support"
+
+METRICS = (
+    Key("step", "count", "Number of the step, from 1."),
+    Key("time", "date, UTC", "When the step ended."),
+    Key("loss", "nats", "Mean loss of the step's updates."),
+    Key("tokens", "tokens", "Tokens of all responses of the batch."),
+    Key("tokens_used", "tokens", "Tokens whose rows are in the loss."),
+    Key("masked_tokens", "tokens", "Tokens that `loss.mask` leaves out."),
+    Key(
+        "not_judged_tokens",
+        "tokens",
+        "Further tokens for which a teacher with another tokenizer gives no usable row.",
+    ),
+    Key("chunk_tokens", "tokens", "Those of them that learn from their chunk instead."),
+    Key("dropped_non_finite", "tokens", "Tokens left out because their row is not finite."),
+    Key("dropped_small_support", "tokens", "Tokens left out for fewer than two valid ids."),
+    Key("response_length_mean", "tokens", "Mean length of a response."),
+    Key("truncated_share", "share", "Responses that were cut at the length limit."),
+    Key("grad_norm", "norm", "Largest 2-norm of an update's gradient, before clipping."),
+    Key("clipped", "true or false", "Whether a gradient of the step was clipped."),
+    Key("lr", "rate", "Learning rate of the step's last update."),
+    Key("teacher_support_mass", "probability", "The teacher's mass on the support, mean.", SUPPORT),
+    Key("sampled_in_support", "share", "Rows whose support holds the sampled token.", SUPPORT),
+    Key(
+        "top1_agreement_on_support",
+        "share",
+        "Rows where both sides prefer the same id of the support.",
+        "a loss on a support",
+    ),
+    Key("student_support_mass", "probability", "The student's mass on the support, mean.", WHOLE),
+    Key(
+        "support_overlap",
+        "share",
+        "Ids of a support that are among as many most likely ids of the student, mean.",
+        WHOLE,
+    ),
+    Key("student_entropy", "nats", "Entropy of the student's rows, mean.", WHOLE),
+    Key(
+        "rollout_log_prob_gap",
+        "nats",
+        "How far the sampled token's log-probability has moved since the rollout, absolute mean.",
+        f"{WHOLE}, and `loss.temperature` equal to `rollout.temperature`",
+    ),
+    Key("log_ratio_mean", "nats", "Mean of log q - log π_old at the sampled token.", POLICY),
+    Key("advantage", "nats", "Mean advantage of a token.", POLICY),
+    Key("ratio", "ratio", "Mean of π/π_old at the sampled token.", POLICY),
+    Key("ratio_clipped", "share", "Tokens whose ratio is outside the clip range.", POLICY),
+    Key("row_clamped", "share", "Rows whose loss `loss.row_clamp` bounds.", "`loss.row_clamp` set"),
+    Key("importance_log_ratio", "nats", "Mean of log π - log π_old at the sampled token.", STALE),
+    Key("importance_weight", "ratio", "Mean importance weight of a token.", STALE),
+    Key("importance_truncated", "share", "Tokens whose weight the cap bounds.", STALE),
+    Key("chunk_advantage", "nats", "Mean advantage of `chunk_tokens`.", "`loss.masked_chunks`"),
+    Key("realign_failed_share", "share", "Responses that could not be realigned.", ACROSS),
+    Key("realign_masked_share", "share", "Positions of class MASKED.", ACROSS),
+    Key("realign_exact_share", "share", "Positions of class EXACT.", ACROSS),
+    Key("realign_remap_share", "share", "Positions of class REMAP.", ACROSS),
+    Key("realign_aligned_share", "share", "Positions of class ALIGNED.", ACROSS),
+    Key("realign_mid_share", "share", "Positions of class MID.", ACROSS),
+    Key("realign_special_share", "share", "Positions of class SPECIAL.", ACROSS),
+    Key("realign_coverage", "probability", "Mass that a realigned support holds, mean.", ACROSS),
+    Key("realign_open_mass", "probability", "Mass whose token is not settled, mean.", ACROSS),
+    Key("realign_lost_mass", "probability", "Mass that no token can express, mean.", ACROSS),
+    Key("rollout_seconds", "seconds", "Time in which responses were written."),
+    Key("teacher_wait_seconds", "seconds", "Time in which the trainer waited for scores."),
+    Key("update_seconds", "seconds", "The rest of the step: losses, gradients, the update."),
+    Key("step_seconds", "seconds", "The whole step."),
+    Key("rollout_share", "share", "`rollout_seconds` of `step_seconds`."),
+    Key("teacher_wait_share", "share", "`teacher_wait_seconds` of `step_seconds`."),
+    Key("update_share", "share", "`update_seconds` of `step_seconds`."),
+    Key("staleness", "steps", "Steps since the weights that wrote the batch."),
+    Key("tokens_per_second", "tokens/s", "`tokens` over `step_seconds`."),
+    Key("teacher_identity", "digest", "Identity of the teacher, the same in every step."),
+)
+
+SUMMARY = (
+    Key("run", "text", "Name of the run."),
+    Key("teacher", "text", "Model of the teacher; its name where nothing was evaluated."),
+    Key("teacher_identity", "digest", "Identity of the teacher."),
+    Key("student", "text", "Model that the run began with."),
+    Key("loss", "text", "`loss.kind`."),
+    Key("top_k", "ids", "`loss.top_k`."),
+    Key("steps", "count", "Steps made."),
+    Key("tokens", "tokens", "Tokens of all responses of all steps."),
+    Key("seconds", "seconds", "Time of all steps and both evaluations."),
+    Key("held_out_prompts", "count", "Held-out prompts that were evaluated."),
+    Key("frozen_rows", "positions", "Frozen positions that were measured."),
+)
+
+SAME = "the teacher has the student's tokenizer"
+# Each twice, with _before and _after.
+MEASURED = (
+    Key("reverse_kl", "nats", "Reverse KL(student‖teacher) at frozen positions, mean.", SAME),
+    Key("forward_kl", "nats", "Forward KL(teacher‖student) at frozen positions, mean.", SAME),
+    Key("agreement", "share", "Frozen positions where both sides prefer the same id.", SAME),
+    Key("fresh_reverse_kl", "nats", "Reverse KL at positions of fresh rollouts, mean.", SAME),
+    Key("fresh_forward_kl", "nats", "Forward KL at positions of fresh rollouts, mean.", SAME),
+    Key("fresh_agreement", "share", "The same agreement at positions of fresh rollouts.", SAME),
+    Key("fresh_rows", "positions", "Positions of fresh rollouts that were measured.", SAME),
+    Key("rollout_length", "tokens", "Mean length of a fresh response."),
+    Key("truncated_share", "share", "Fresh responses that were cut at the length limit."),
+)
+ON_SUPPORT = (
+    Key("reverse_kl", "nats", "reverse KL, both sides renormalised on the certified ids"),
+    Key("forward_kl", "nats", "forward KL, both sides renormalised on the certified ids"),
+    Key("agreement", "share", "how often both sides' most likely id, over all ids, is the same"),
+    Key("student_mass", "probability", "the student's mass on the certified ids, mean"),
+    Key("coverage", "probability", "the teacher's mass on the certified ids, mean"),
+    Key("open_mass", "probability", "the teacher's mass that is not settled, mean"),
+    Key("masked_share", "share", "those without a usable row, left out of all means"),
+    Key("rows", "positions", "how many were measured"),
+)
+PLACES = {"support": "Frozen positions", "fresh_support": "Positions of fresh rollouts"}
+LIKELIHOODS = (
+    Key(
+        "student_bits_per_byte",
+        "bits per byte",
+        "Code length of the text of fresh rollouts under the student, by its own tokens.",
+    ),
+    Key(
+        "teacher_bits_per_byte",
+        "bits per byte",
+        "Code length of the same text under the teacher, by whole chunks.",
+    ),
+)
+
+
+def measured_across() -> tuple[Key, ...]:
+    """What is measured where the teacher has another tokenizer, without the suffixes."""
+    on_support = (
+        Key(f"{prefix}_{key.name}", key.unit, f"{place}: {key.meaning}.")
+        for prefix, place in PLACES.items()
+        for key in ON_SUPPORT
+    )
+    return (*on_support, *LIKELIHOODS)
+
+
+def sections() -> list[str]:
+    """The tables as Markdown."""
+    return [
+        section(
+            "metrics.jsonl",
+            "One JSON object per step. A key that is not in every step has `null` or is missing "
+            "elsewhere. Means are over the rows in the loss, those of the whole vocabulary over "
+            "`report.metric_rows` of them; realigned ones are over positions that are not masked. "
+            "π is the student, π_old the student that wrote the rollout, q the teacher.",
+            _table(METRICS),
+        ),
+        section(
+            "summary.json",
+            "One JSON object per run. `null` stands for what was not measured.",
+            _table(SUMMARY),
+        ),
+        section(
+            "summary.json, before and after",
+            "Each of these twice, as `NAME_before` and `NAME_after`, at temperature 1.",
+            _table(MEASURED),
+        ),
+        section(
+            "summary.json, across tokenizers",
+            "Each of these twice too, and only where the teacher has another tokenizer "
+            "(docs/training.md).",
+            _table(measured_across()),
+        ),
+    ]
+
+
+def _table(keys: tuple[Key, ...]) -> str:
+    where = any(key.where for key in keys)
+    columns = ("key", "unit", "meaning", *(("where",) if where else ()))
+    rows = ((code(k.name), k.unit, k.meaning, *((k.where,) if where else ())) for k in keys)
+    return table(columns, rows)
