@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check reference reference-check check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -85,6 +85,9 @@ reference: $(VENV)/.dev ## rewrites the generated pages in docs/reference
 reference-check: $(VENV)/.dev ## fails when these pages differ from the code
 	$(BIN)/python -m tools.reference --check
 
+docs: $(VENV)/.dev ## the documentation as a site, in site/; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
 check: lint types proto-check reference-check ## everything but the tests
 
 bench-loss: $(VENV)/.dev ## the loss against full logits: time and memory
@@ -136,4 +139,4 @@ bench-vllm: $(VLLM_VENV)/.installed ## the vLLM engine against vLLM itself
 	$(VLLM_BIN)/python -m benchmarks.bench_vllm $(ARGS)
 
 clean: ## removes the environment and caches, not runs/
-	rm -rf $(VENV) $(VLLM_VENV) dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
