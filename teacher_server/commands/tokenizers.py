@@ -14,7 +14,7 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     tokenizers = commands.add_parser("tokenizers", help="compare tokenizers")
     actions = tokenizers.add_subparsers(dest="action", required=True, metavar="ACTION")
     compare = actions.add_parser(
-        "compare", help="how well a teacher's rows carry over to a student's tokenizer"
+        "compare", help="how well a teacher's rows can be realigned to a student's tokenizer"
     )
     where = "tokenizer.json, a folder that holds it, or a hub name"
     compare.add_argument("student", metavar="STUDENT", help=where)

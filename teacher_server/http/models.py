@@ -117,7 +117,7 @@ class EntryReply(Body):
 
 
 class RealignmentReply(Body):
-    """What is known of a row that was carried over from another tokenizer."""
+    """What is known of a row that was realigned from another tokenizer."""
 
     position_class: str = Field(description="ALIGNED, MID, SPECIAL, REMAP or MASKED.")
     coverage: float = Field(description="Mass of the returned support.")

@@ -54,7 +54,7 @@ def unknown_tokenizer() -> ContractMismatchError:
 
 def realignment_unavailable(what: str, where: str) -> ContractMismatchError:
     return ContractMismatchError(
-        f"{what}, and rows cannot be carried over from one to the other",
+        f"{what}, and rows cannot be realigned from one to the other",
         where=where,
         fix="choose a teacher whose tokenizer is the student's, or a BPE that is byte-level or "
         "has byte fallback (GetTeacher lists their tokenizer hashes)",

@@ -1,4 +1,4 @@
-"""What the realignment of one request gave and took."""
+"""The result of realigning one request, and what it took."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from teacher_proto.types import PositionClass
 
 @dataclass(frozen=True)
 class RealignmentTotals:
-    """What carrying one request over gave and took.
+    """Counts and sums over one request.
 
     Attributes:
-        rows: by class.
+        rows: their number by class.
         coverage, open_mass, lost_mass: sums over the rows that are not masked.
-        not_realigned: continuations.
+        not_realigned: continuations that could not be realigned.
         extra_rows: rows asked for beyond the rollouts' own.
-        context_free_rows: rows behind single tokens, asked for once by whoever needs them first.
-        seconds: of one core.
+        context_free_rows: asked for once, by the request that needs them first.
+        seconds: of the thread that realigned.
     """
 
     rows: dict[PositionClass, int]

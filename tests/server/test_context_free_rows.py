@@ -22,8 +22,8 @@ from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.refusals.facts import TeacherFacts
 from teacher_server.scoring.context import GRPC, RequestContext
+from teacher_server.scoring.further_rows import context_free_prompt, learn_context_free
 from teacher_server.scoring.jobs import JobRunner
-from teacher_server.scoring.realigned import context_free_prompt, learn_context_free
 from teacher_server.scoring.realigned_path import realigned_scores
 from teacher_server.tokenizers.pairs import Pair
 from tests.realign.toys import SPACE, toy

@@ -159,7 +159,9 @@ async def test_ids_of_another_tokenizer_are_bounded_before_they_are_encoded(
         registered = upload(student_file)
         await server.client.register_tokenizer(registered, timeout=LONG)
         planned: list[object] = []
-        monkeypatch.setattr(realigned_path, "plan", lambda *given: planned.append(given))
+        monkeypatch.setattr(
+            realigned_path, "plan_continuation", lambda *given: planned.append(given)
+        )
         for tokens, name in ((1200, "max_text_bytes"), (1600, "max_request_tokens")):
             long = Continuation((Segment(np.full(tokens, 97, np.int32)),))
             request = server.request(

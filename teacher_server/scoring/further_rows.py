@@ -1,0 +1,99 @@
+"""Rows that are asked of the teacher beyond the rollout's own, to settle more mass. Pure.
+
+A *context-free row* follows a single token that stands alone; a *path* is a row of the
+rollout and a token that leaves the rollout there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.rows import Rows, required
+from teacher_proto.types import Int32, SpecialRole
+
+from teacher_server.engines.base import ScoredSpan
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.walk.rows import TeacherRows, with_extra_rows
+from teacher_server.realign.walk.walker import unsettled_paths
+from teacher_server.scoring.planned import PlannedContinuation
+from teacher_server.scoring.realigned import RealignedContinuation
+
+Int64 = NDArray[np.int64]
+
+
+def wanted_tokens(realigned: RealignedContinuation) -> Int64:
+    """Teacher tokens, ascending, whose context-free rows would settle more."""
+    found = realigned.realigned_rows
+    return np.zeros(0, np.int64) if found is None else found.walked.wanted
+
+
+def context_free_prompt(teacher: Vocabulary) -> Int32:
+    """int32 [1]: what stands before a token of a context-free row.
+
+    It is a beginning or an end of text, else the end of a line: a model's row after its
+    very first token is like no other.
+    """
+    for role in (SpecialRole.BEGIN_OF_TEXT, SpecialRole.END_OF_TEXT):
+        found = sorted(token for token, has in teacher.roles.items() if has is role)
+        if found:
+            return np.array(found[:1], np.int32)
+    return teacher.encoder.encode(b"\n").ids[:1]
+
+
+def context_free_span(token: int) -> ScoredSpan:
+    """The row after a token; the last id is never read."""
+    return ScoredSpan(np.array([token, token], np.int32), np.array([1], np.int32))
+
+
+def learn_context_free(
+    tokens: Int64,
+    rows: tuple[Rows | None, ...],
+    realigner: Realigner,
+    context_free: ContextFreeRows,
+) -> None:
+    """Adds the rows after ``tokens`` [n]; one that is not finite leaves its token open."""
+    finite = np.array([row is not None for row in rows], np.bool_)
+    context_free.leave_open(tokens[~finite])
+    found = [row for row in rows if row is not None]
+    if not found:
+        return
+    support = required(Rows.concatenate(found).support, "support")
+    log_probs = np.where(support.ids >= 0, support.log_probs.astype(np.float64), -np.inf)
+    realigner.learn(context_free, tokens[finite], np.maximum(support.ids, 0), log_probs)
+
+
+def open_paths(realigned: RealignedContinuation, most: int, least: float) -> list[tuple[int, int]]:
+    """(row, teacher token) of at most ``most`` paths whose next row would settle most."""
+    if realigned.realigned_rows is None or realigned.rows is None:
+        return []
+    walked = realigned.realigned_rows.walked
+    open_mass = np.bincount(walked.open.position, walked.open.mass, len(walked.total))
+    shares = np.sort(open_mass / np.maximum(walked.total, 1e-300))[::-1]
+    if len(shares) > most:
+        least = max(least, float(shares[most]))
+    known = realigned.rows.extra_rows
+    return [path for path in unsettled_paths(walked, least) if path not in known][:most]
+
+
+def path_span(
+    realigned: RealignedContinuation, planned: PlannedContinuation, path: tuple[int, int]
+) -> ScoredSpan:
+    """The one row after a path: the rollout up to where the path leaves it, then the path."""
+    row, token = path
+    kept, tokens = required(realigned.rows, "row").path(row)
+    # The last id is never read: a row does not depend on its own token.
+    ids = np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
+    return ScoredSpan(ids, np.array([len(ids) - 1], np.int32))
+
+
+def with_paths(
+    realigned: RealignedContinuation, paths: list[tuple[int, int]], found: list[Rows | None]
+) -> TeacherRows | None:
+    """The continuation's rows and those after the paths; None when one is not finite."""
+    finite = [rows for rows in found if rows is not None]
+    if len(finite) < len(found):
+        return None
+    support = required(Rows.concatenate(finite).support, "support")
+    return with_extra_rows(required(realigned.rows, "row"), paths, support.ids, support.log_probs)

@@ -1,0 +1,101 @@
+"""What the teacher reads of a request in another tokenizer. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Bool, Continuation, Int32, ScoreRequest
+
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.walk.walker import MAX_DEPTH
+
+Int64 = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class PlannedContinuation:
+    """One continuation as the teacher reads it.
+
+    Attributes:
+        teacher_ids: int32 [m]; empty when there is a ``problem``.
+        needed: int32, ascending: the teacher rows to ask for.
+        layout: the rollout in both tokenizers; None when there is a problem.
+        problem: why the teacher cannot read the continuation; empty when it can.
+    """
+
+    continuation: Continuation
+    teacher_ids: Int32
+    needed: Int32
+    layout: Layout | None = None
+    problem: str = ""
+
+
+def best_of(top_k: int, explicit: int, limit: int) -> int:
+    """M: how many teacher ids to ask for per row, so that they yield K student ids."""
+    width = max(top_k, explicit)
+    return min(max(2 * width, width + 64), limit)
+
+
+def plan_continuation(continuation: Continuation, realigner: Realigner) -> PlannedContinuation:
+    """Lays a continuation out in the teacher's tokens."""
+    student = realigner.tables.student
+    ids = continuation.token_ids
+    nothing = np.zeros(0, np.int32)
+    missing = np.flatnonzero(~has_token(student)[np.minimum(ids, student.size)])
+    if len(missing):
+        first = int(missing[0])
+        problem = f"id {ids[first]} at index {first} has no token in the student's tokenizer"
+        return PlannedContinuation(continuation, nothing, nothing, problem=problem)
+    positions = continuation.selected_positions
+    try:
+        layout = realigner.lay_out(ids)
+    except ValueError as error:
+        return PlannedContinuation(
+            continuation, nothing, nothing, problem=f"the teacher cannot read it: {error}"
+        )
+    needed = needed_rows(layout, positions.astype(np.int64))
+    return PlannedContinuation(continuation, layout.teacher_ids, needed, layout)
+
+
+def continuation_bytes(request: ScoreRequest, student: Vocabulary) -> int:
+    """Bytes of the text of all continuations; ids that no token has count as 0."""
+    lengths = np.append(student.lengths, 0)
+    for token, text in student.specials.items():
+        lengths[token] = len(text.encode())
+    return sum(
+        int(lengths[np.minimum(segment.token_ids, student.size)].sum())
+        for continuation in request.continuations
+        for segment in continuation.segments
+    )
+
+
+def has_token(student: Vocabulary) -> Bool:
+    """bool [V_S + 1]: the last one stands for every id above."""
+    there = np.append(student.ordinary, False)
+    there[list(student.specials)] = True
+    return there
+
+
+def needed_rows(layout: Layout, positions: Int64) -> Int32:
+    """int32, ascending: the teacher rows that the walk of these positions can look at.
+
+    They are all rows up to the last one of the positions and of their chunks, since what
+    the rollout has shown earlier counts too.
+    """
+    begin = np.searchsorted(layout.teacher_offsets, layout.student_offsets[positions])
+    last = max(
+        int(begin.max()) + MAX_DEPTH + 2,
+        int(layout.chunk_teacher[layout.chunk[positions] + 1].max()),
+    )
+    return np.arange(min(last, len(layout.teacher_ids)), dtype=np.int32)
+
+
+def rows_bytes(planned: list[PlannedContinuation], best: int) -> int:
+    """Bytes of the teacher's rows: those asked for, and those of one rollout during its walk."""
+    asked = sum(len(one.needed) for one in planned) * best * 8
+    largest = max((len(one.teacher_ids) for one in planned if one.layout is not None), default=0)
+    return asked + largest * best * 12
