@@ -15,7 +15,6 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from types import TracebackType
 
 import numpy as np
 from teacher_proto.client import AsyncTeacherClient, TeacherClient
@@ -107,12 +106,7 @@ class TeacherLink:
     def __enter__(self) -> TeacherLink:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def close(self) -> None:
