@@ -78,7 +78,8 @@ class EngineThread:
         on_death: called in that thread with the error that ended ``run``.
 
     Attributes:
-        count: replaced as a whole in that thread, so that any thread may read it.
+        count: the passes so far; replaced as a whole in that thread, so that any thread
+            may read it.
     """
 
     def __init__(
@@ -91,6 +92,7 @@ class EngineThread:
         self._inbox: deque[Task] = deque()
         self._closing = False
         self._dead: BaseException | None = None
+        # Key of an item -> its unit, its task, and the index of its span in the job.
         self._waiting: dict[int, tuple[Unit, Task, int]] = {}
         self._next_key = 0
         self.count = PassCount(0, 0)
