@@ -87,7 +87,6 @@ class Realigner:
         *,
         top_k: int,
         limit: int | None = None,
-        keep_merged: bool = False,
         context_free: ContextFreeRows | None = None,
     ) -> RealignedRows:
         """The rows of the student's tokens at ``positions`` (int64 [n], ascending).
@@ -96,8 +95,6 @@ class Realigner:
             rows: the teacher's, of ``layout.teacher_ids``.
             top_k: ids returned for a row, at most.
             limit: only ids below it are returned; None: all of the student's.
-            keep_merged: whether rows inside a token of a teacher that merges spaces are
-                returned; else they are masked. For measurements: the service masks them.
             context_free: of this teacher and temperature; None to go without.
         """
         sampled = layout.student_ids[positions].astype(np.int64)
@@ -105,7 +102,7 @@ class Realigner:
         if layout.level is Level.CROSS:
             walked = self._walker.walk(layout, positions, rows, context_free)
             certified = certify(walked, sampled, top_k, most, self.tables)
-            classes = self._classes(layout, positions, walked, certified, keep_merged)
+            classes = self._classes(layout, positions, walked, certified)
         else:
             assert self._remap is not None
             walked = self._remap.walk(positions, rows)
@@ -127,12 +124,7 @@ class Realigner:
         context_free.learn(tokens, ids.astype(np.int64), log_probs, self._walker.pair)
 
     def _classes(
-        self,
-        layout: Layout,
-        positions: Int64,
-        walked: WalkResult,
-        certified: Certified,
-        keep_merged: bool,
+        self, layout: Layout, positions: Int64, walked: WalkResult, certified: Certified
     ) -> UInt8:
         """uint8 [n]: the class of each position of a rollout that was walked."""
         offsets = layout.student_offsets[positions]
@@ -143,7 +135,7 @@ class Realigner:
         masked = layout.unrealignable[positions] | ~layout.canonical[positions]
         masked |= layout.chunk_tokens[layout.chunk[positions]] > MAX_CHUNK_TOKENS
         masked |= ~aligned & (walked.total < LEAST_AGREEING)
-        if self.tables.teacher.merges_spaces and not keep_merged:
+        if self.tables.teacher.merges_spaces:
             masked |= ~aligned
         masked |= certified.doubtful | (certified.counts < 1)
         few = certified.counts < min(2, certified.ids.shape[1])

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 import threading
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
+from teacher_proto.program.files import atomic_file
 
 from teacher_server.realign.pair.static_tables import StaticTables, build_static
 from teacher_server.realign.pair.tables import PairTables
@@ -91,10 +90,5 @@ def _load(path: Path, student: Vocabulary, teacher: Vocabulary) -> StaticTables 
 
 def _save(path: Path, tables: StaticTables) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=".tables-", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, **{name: getattr(tables, name) for name in _SHAPES})
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with atomic_file(path, mode=0o600) as file:
+        np.savez(file, **{name: getattr(tables, name) for name in _SHAPES})
