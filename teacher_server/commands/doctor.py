@@ -179,7 +179,7 @@ async def load_and_repeat(name: str, config: ServeConfig) -> Loaded:
     """Loads one teacher and scores the same tokens alone and beside others.
 
     Raises:
-        ConfigurationError, EngineError: see ``teacher.load_teachers``.
+        ConfigurationError, EngineError: see ``teachers.load.load_teachers``.
     """
     from teacher_proto.rows import required
 
