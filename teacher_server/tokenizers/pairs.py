@@ -59,7 +59,7 @@ class Pair:
         self.thread = SingleThread("realign")
 
     def context_free(self, teacher: str, temperature: float) -> ContextFreeRows:
-        """What this teacher's rows behind single tokens have told; the caller adds to it."""
+        """This teacher's context-free rows at this temperature; the caller adds to them."""
         key = teacher, temperature
         found = self._context_free.pop(key, None) or ContextFreeRows(self.tables)
         self._context_free[key] = found

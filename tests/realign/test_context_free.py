@@ -31,7 +31,7 @@ def row_of(
     context_free: Mapping[str, Mapping[str, float]],
 ) -> RealignedRows:
     """One row of ``text``, where every row of the teacher is ``row``; ``context_free``: its rows
-    behind single tokens."""
+    after single tokens."""
     tables = PairTables(student, teacher, build_static(student, teacher))
     return row_in(tables, text, position, row, context_free)
 

@@ -1,4 +1,4 @@
-"""Rows behind single tokens: asked for once, whoever needs them, and the same for all."""
+"""Context-free rows: asked for once, whoever needs them, and the same for all."""
 
 from __future__ import annotations
 
