@@ -7,9 +7,9 @@ every repetition, sides alternated, medians of the ratios pair by pair.
 Figures:
     grpc_over_engine      tokens/s through the service over tokens/s of the engine,
                           four groups in flight
-    group_speedup         eight responses of 128 tokens behind one prompt of 384:
+    group_speedup         eight responses of 128 tokens after one prompt of 384:
                           seconds as eight requests over seconds as one group. The
-                          eight are in flight together, each behind a prompt of its
+                          eight are in flight together, each after a prompt of its
                           own of that length, so that nothing can be shared
     codec_us_per_token    encode and decode of request and reply, per row
     overhead_us_per_token the client's wall time that is not engine time, per row,
@@ -79,7 +79,7 @@ class Requests:
         )
 
     def apart(self, group: ScoreRequest) -> list[ScoreRequest]:
-        """One request per response, each behind a prompt of its own of the same length."""
+        """One request per response, each after a prompt of its own of the same length."""
         assert isinstance(group.prompt, TokenPrompt)
         length = len(group.prompt.token_ids)
         return [

@@ -1,4 +1,4 @@
-"""The vLLM engine behind our service against vLLM itself, on the same sequences and cores.
+"""The vLLM engine in our service against vLLM itself, on the same sequences and cores.
 
 SmolLM2-135M, K=64, random ids, fresh in every repetition, sides alternated,
 medians of the ratios pair by pair. All sides run the same vLLM with the same
@@ -14,7 +14,7 @@ every message; a side begins when the machine is idle again.
     service  a teacher-server process over gRPC
 
 Workloads: *whole*, 8 sequences of 512 with every row wanted; *span*, 8 responses
-of 128 behind prompts of 384 of their own; *shared*, 8 responses of 128 behind one
+of 128 after prompts of 384 of their own; *shared*, 8 responses of 128 after one
 prompt of 384. Tokens are those of the sequences, whatever was shared.
 
 Figures are ratios of tokens/s; ``service_over_*`` on whole, ``span_over_*`` and
@@ -64,7 +64,7 @@ IDLE_PERCENT, IDLE_TIMEOUT = 10.0, 20.0
 
 @dataclass(frozen=True)
 class Sample:
-    """Sequences int32 [LENGTH]; rows are wanted behind ``prompt`` tokens."""
+    """Sequences int32 [LENGTH]; rows are wanted after ``prompt`` tokens."""
 
     sequences: tuple[Int32, ...]
     prompt: int
