@@ -111,7 +111,7 @@ bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 bench-http: $(VENV)/.dev ## what a call over an open HTTP connection takes
 	$(BIN)/python -m benchmarks.bench_http $(ARGS)
 
-proofs: $(VENV)/.dev ## kills, cuts, signals and poison at their full figures (12 minutes)
+proofs: $(VENV)/.dev ## kills, cuts, signals and poison in full length (12 minutes)
 	$(BIN)/python -m pytest -m soak tests/proofs $(ARGS)
 
 # vLLM's CPU build lives in an environment of its own, since it pins torch. What it

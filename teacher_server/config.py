@@ -1,4 +1,4 @@
-"""The server's settings (docs/service.md).
+"""The server's settings (docs/reference/teacher-server-settings.md).
 
 Every key can be given in a TOML file, as an environment variable
 (``LSM_TEACHER__LIMITS__MAX_QUEUE_TOKENS``), with ``--set`` or, for the common

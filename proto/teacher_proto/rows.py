@@ -24,13 +24,13 @@ EXPLICIT = ("explicit_log_probs", "explicit_valid")
 
 
 def required(part: T | None, name: str) -> T:
-    """``part``, which the caller has asked for.
+    """``part``, which has to be there.
 
     Raises:
         LookupError: it is not there.
     """
     if part is None:
-        raise LookupError(f"there is no {name}, though it was asked for")
+        raise LookupError(f"the {name} is missing here")
     return part
 
 

@@ -1,4 +1,4 @@
-"""Prompts: read from a data set, rendered as the student reads them, split and ordered."""
+"""Prompts: read from a dataset, rendered as the student reads them, split and ordered."""
 
 from student_trainer.data.order import PromptOrder
 from student_trainer.data.prompts import PromptSets, load_prompts

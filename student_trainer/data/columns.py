@@ -1,4 +1,4 @@
-"""Which column of a data set's row holds the prompt and the template's arguments
+"""Which column of a dataset's row holds the prompt and the template's arguments
 (``data.columns``)."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Prompts from the rows of a data set, as the student reads them.
+"""Prompts from the rows of a dataset, as the student reads them.
 
 A row is ``{"messages": [...]}`` or ``{"prompt": [...]}``, a conversation that ends before
 the assistant's turn, or ``{"prompt": "text"}``, which is used as it is: special tokens
@@ -64,7 +64,7 @@ def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> Pr
         tokenizer: the student's, of transformers.
 
     Raises:
-        ConfigurationError: a data set is missing, empty or malformed (the line is
+        ConfigurationError: a dataset is missing, empty or malformed (the line is
             named), a prompt is too long, or a prompt is in both sets.
     """
     hub = (settings.subset, settings.train_split, settings.revision)

@@ -1,7 +1,7 @@
-"""The rows of a data set, each with the place that an error names.
+"""The rows of a dataset, each with the place that an error names.
 
 A name that ends in ``.jsonl`` or ``.parquet`` is a file; ``name`` or ``owner/name`` is a
-data set on the hub, or a folder of one. JSONL needs nothing but Python; the others need
+dataset on the hub, or a folder of one. JSONL needs nothing but Python; the others need
 the extra ``data``.
 """
 
@@ -25,9 +25,9 @@ class Source:
     """Where rows come from.
 
     Attributes:
-        name: a file or a data set on the hub.
+        name: a file or a dataset on the hub.
         key: the setting that names it.
-        subset, split, revision: of a data set on the hub.
+        subset, split, revision: of a dataset on the hub.
     """
 
     name: str

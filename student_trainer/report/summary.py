@@ -1,4 +1,5 @@
-"""The summary of a run as one JSON object (docs/training.md), and its sample texts."""
+"""The summary of a run as one JSON object
+(docs/reference/student-trainer-metrics.md), and its sample texts."""
 
 from __future__ import annotations
 

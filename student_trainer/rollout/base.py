@@ -9,13 +9,13 @@ from teacher_proto.types import Float32, Int32, Prompt
 
 @dataclass(frozen=True)
 class PromptItem:
-    """A prompt of the data set.
+    """A prompt of the dataset.
 
     Attributes:
         prompt_id: a digest of ``token_ids``, the same for equal prompts wherever they
             come from. It seeds the prompt's random streams.
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
-        source: the prompt as it is in the data set, for a teacher that renders prompts
+        source: the prompt as it is in the dataset, for a teacher that renders prompts
             itself.
     """
 

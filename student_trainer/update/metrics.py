@@ -1,5 +1,5 @@
-"""Metrics of a step without its times (docs/training.md lists them), from the totals
-of its updates. Nats and tokens.
+"""Metrics of a step without its times (docs/reference/student-trainer-metrics.md lists
+them), from the totals of its updates. In nats and tokens.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "tokens": totals.rows,
         "tokens_used": totals.used,
         "masked_tokens": totals.masked,
-        "not_judged_tokens": totals.unusable,
+        "unusable_tokens": totals.unusable,
         "chunk_tokens": totals.rows_by_chunk,
         "dropped_non_finite": totals.dropped_non_finite,
         "dropped_small_support": totals.dropped_small_support,

@@ -45,7 +45,7 @@ def loss_settings(loss: LossConfig) -> LossSettings:
 
 
 @dataclass(frozen=True)
-class ChunkRows:
+class RowsByChunk:
     """Rows that learn from their chunk.
 
     Attributes:
@@ -108,7 +108,7 @@ class Objective:
         scores: Mapping[int, ContinuationScores],
         kept: list[Bool],
         totals: UpdateTotals,
-    ) -> ChunkRows:
+    ) -> RowsByChunk:
         """Removes from ``kept`` the rows without usable values of the teacher.
 
         Args:
@@ -139,12 +139,12 @@ class Objective:
                 chunked[member] = before & ~usable & known
                 advantages.append(found[chunked[member]])
         values = np.concatenate(advantages) if advantages else np.zeros(0, np.float32)
-        return ChunkRows(micro_batch(members, rollouts, chunked), values)
+        return RowsByChunk(micro_batch(members, rollouts, chunked), values)
 
     def losses(
         self,
         batch: MicroBatch,
-        chunks: ChunkRows,
+        chunks: RowsByChunk,
         rollouts: Sequence[Rollout],
         scores: Mapping[int, ContinuationScores],
         totals: UpdateTotals,

@@ -41,7 +41,7 @@ class Updater:
     """
 
     def __init__(self, student: Student, config: TrainConfig, realigned: bool = False) -> None:
-        """Args: realigned: whether the teacher has another tokenizer than the student."""
+        """``realigned``: whether the teacher has another tokenizer than the student."""
         self.student = student
         self.config = config
         self.optimizer = Optimizer(student.module, config.optimizer)

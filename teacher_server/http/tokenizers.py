@@ -13,7 +13,14 @@ from teacher_server.refusals.errors import refuse
 
 
 def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
-    """Args: roles as ``ID:ROLE``, such as 151645:TURN_END; raises InvalidRequestError."""
+    """The upload of a tokenizer.json.
+
+    Args:
+        roles: of special ids, each as ``ID:ROLE``, such as 151645:TURN_END.
+
+    Raises:
+        InvalidRequestError: a role is not of this form, or means nothing.
+    """
     given: dict[int, SpecialRole] = {}
     for text in roles:
         number, _, name = text.partition(":")

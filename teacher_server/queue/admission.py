@@ -78,7 +78,8 @@ class AdmissionQueue:
         return self._waiting.tokens
 
     def check(self, policy: RunPolicy, tokens: int, now: float) -> bool:
-        """Whether a ticket of so many tokens would be admitted at once, else it would wait.
+        """True when a ticket of this many tokens would be admitted at once, False when it
+        would wait.
 
         Raises:
             OverloadedError: it would have to wait and the queue has no room for the

@@ -82,7 +82,7 @@ def path_span(
 ) -> ScoredSpan:
     """The one row after a path: the rollout up to where the path leaves it, then the path."""
     row, token = path
-    kept, tokens = required(realigned.rows, "row").path(row)
+    kept, tokens = required(realigned.rows, "rows").path(row)
     # The last id is never read: a row does not depend on its own token.
     ids = np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
     return ScoredSpan(ids, np.array([len(ids) - 1], np.int32))
@@ -96,4 +96,4 @@ def with_paths(
     if len(finite) < len(found):
         return None
     support = required(Rows.concatenate(finite).support, "support")
-    return with_extra_rows(required(realigned.rows, "row"), paths, support.ids, support.log_probs)
+    return with_extra_rows(required(realigned.rows, "rows"), paths, support.ids, support.log_probs)

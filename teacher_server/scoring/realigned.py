@@ -15,17 +15,16 @@ from teacher_proto.types import (
     Int32,
     Realignment,
     ScoreRequest,
-    Status,
 )
 
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import Float64, TeacherRows, teacher_rows
 from teacher_server.scoring.planned import PlannedContinuation
+from teacher_server.scoring.without_rows import not_finite, not_realigned
 
 # Below it, 1 - coverage is rounding and not mass.
 LEAST_TAIL = 1e-6
-NON_FINITE_DETAIL = "the teacher's logits are not finite"
 NO_PROBABILITY_DETAIL = "the teacher gives some of its text no probability at all"
 
 
@@ -113,14 +112,6 @@ def realign_rows(
         ),
     )
     return RealignedContinuation(scores, rows, found)
-
-
-def not_finite() -> ContinuationScores:
-    return ContinuationScores(status=Status.NON_FINITE, detail=NON_FINITE_DETAIL)
-
-
-def not_realigned(detail: str) -> ContinuationScores:
-    return ContinuationScores(status=Status.NOT_REALIGNED, detail=detail)
 
 
 def _scores(

@@ -40,11 +40,10 @@ from teacher_server.scoring.planned import (
 )
 from teacher_server.scoring.realigned import (
     RealignedContinuation,
-    not_finite,
-    not_realigned,
     realign_engine_rows,
     realign_rows,
 )
+from teacher_server.scoring.without_rows import not_finite, not_realigned
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 from teacher_server.tokenizers.pairs import Pair
 
@@ -194,7 +193,7 @@ async def _ask_context_free_rows(foreign: _ForeignRequest) -> None:
         learn = partial(learn_context_free, some, rows, realigner, foreign.context_free)
         await foreign.compute(learn)
     for index in asking:
-        await foreign.realign_again(index, required(foreign.realigned[index].rows, "row"))
+        await foreign.realign_again(index, required(foreign.realigned[index].rows, "rows"))
 
 
 async def _extra_round(

@@ -30,8 +30,8 @@ from teacher_server.refusals.validation import check_ids, check_request
 from teacher_server.scoring.context import RequestContext
 from teacher_server.scoring.jobs import JobRunner, make_job
 from teacher_server.scoring.prompts import encoded_prompt
-from teacher_server.scoring.realigned import not_finite
 from teacher_server.scoring.realigned_path import realigned_scores
+from teacher_server.scoring.without_rows import not_finite
 from teacher_server.telemetry.cost import Cost
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 

@@ -109,7 +109,7 @@ async def test_an_architecture_equals_its_plain_forward(
         make_job(4, 300, prompt=37, lengths=(11, 12, 13), temperature=0.7),
         make_job(5, 300, prompt=90, lengths=(60,)),
     ]
-    for settings in ({}, {"max_batch_tokens": 32, "head_chunk_rows": 5}):
+    for settings in ({}, {"max_batch_tokens": 32, "head_block_rows": 5}):
         async with running(subject.factory(**settings)) as engine:
             assert engine.description.max_length == (32 if short else 256)
             for job in jobs:

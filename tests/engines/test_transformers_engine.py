@@ -262,7 +262,7 @@ async def test_computed_tokens_count_a_shared_prompt_once(engine: Engine) -> Non
     assert result.computed_tokens < job.tokens
 
 
-@pytest.mark.parametrize("name", ["max_batch_tokens", "head_chunk_rows"])
+@pytest.mark.parametrize("name", ["max_batch_tokens", "head_block_rows"])
 def test_numbers_out_of_range_are_refused(name: str) -> None:
     settings: dict[str, int] = {name: 0}
     with pytest.raises(ConfigurationError, match=f"{name}: 0 is below 1"):

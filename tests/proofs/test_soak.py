@@ -1,4 +1,4 @@
-"""The proofs at their full figures (`make proofs`); each writes its own JSON file."""
+"""The proofs in full length (`make proofs`); each writes its own JSON file."""
 
 from __future__ import annotations
 

@@ -105,7 +105,7 @@ def test_a_run_trains_evaluates_and_shows_what_it_knows(
         shares = [line[f"realign_{kind.name.lower()}_share"] for kind in PositionClass]
         assert sum(shares) == pytest.approx(1)
         assert 0 < line["realign_coverage"] <= 1
-        assert line["tokens_used"] + line["not_judged_tokens"] == pytest.approx(
+        assert line["tokens_used"] + line["unusable_tokens"] == pytest.approx(
             line["tokens"] + line["chunk_tokens"] - line["dropped_small_support"]
         )
         assert line["dropped_non_finite"] == 0

@@ -163,7 +163,7 @@ def test_the_figures_of_a_step(make_config: MakeConfig, teacher: LocalTeacher) -
     assert line["realign_coverage"] == pytest.approx(0.9)
     assert line["realign_open_mass"] == pytest.approx(0.08)
     assert line["realign_lost_mass"] == pytest.approx(0.02)
-    assert line["not_judged_tokens"] == figures.unusable
+    assert line["unusable_tokens"] == figures.unusable
 
 
 @pytest.mark.parametrize(

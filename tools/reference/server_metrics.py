@@ -8,8 +8,9 @@ from teacher_server.telemetry.metrics import Metrics
 from tools.reference.markdown import code, section, table
 
 LABELS = {
-    "method": "the call: a method of the gRPC service, or a route of HTTP",
-    "outcome": "how the call ended: `ok`, or the status of its refusal",
+    "method": "`Score`, `GetTeacher` or `RegisterTokenizer`, on either wire",
+    "outcome": "`ok`; `refused` (the request, the state or the load does not allow it); "
+    "`failed` (the server's fault); `cancelled` (nobody waits for it any more)",
     "position_class": "class of a realigned position",
     "reason": "the error's reason; empty when there is none",
     "run": "name of the run; the first hundred have a value of their own, the rest share one",

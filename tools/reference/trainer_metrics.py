@@ -35,7 +35,7 @@ METRICS = (
     Key("tokens_used", "tokens", "Tokens whose rows are in the loss."),
     Key("masked_tokens", "tokens", "Tokens that `loss.mask` leaves out."),
     Key(
-        "not_judged_tokens",
+        "unusable_tokens",
         "tokens",
         "Further tokens for which a teacher with another tokenizer gives no usable row.",
     ),

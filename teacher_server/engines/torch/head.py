@@ -190,7 +190,7 @@ class _SpecGroup:
             stop = start + request.count
             rows = None
             if self._finite[start:stop].all():
-                rows = required(self._found, "row").at(slice(start, stop))
+                rows = required(self._found, "rows").at(slice(start, stop))
                 if request.explicit_ids is not None and not self.spec.explicit_slots:
                     shape = (request.count, 0)
                     nothing = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))

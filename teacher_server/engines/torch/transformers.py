@@ -33,7 +33,7 @@ from teacher_server.engines.torch.trunk import Trunk
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_TOKENS = 8192
-DEFAULT_HEAD_CHUNK_ROWS = 256
+DEFAULT_HEAD_BLOCK_ROWS = 256
 # On a CPU a forward is fastest while its activations are small: 1024 tokens measured
 # best. Only a longer sequence makes a larger forward.
 CPU_PACKED_TOKENS = 1024
@@ -54,7 +54,7 @@ class TransformersEngine:
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_batch_tokens: tokens of one forward; longer sequences are read in blocks.
-        head_chunk_rows: rows of [rows, V] logits held at a time.
+        head_block_rows: rows of [rows, V] logits held at a time.
         deterministic: every sequence runs alone with its own shape, so that its
             bytes depend on it alone; slower.
         max_length: tokens of prompt and continuation; None for the model's own.
@@ -70,13 +70,13 @@ class TransformersEngine:
         dtype: str = "auto",
         device: str = "auto",
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
-        head_chunk_rows: int = DEFAULT_HEAD_CHUNK_ROWS,
+        head_block_rows: int = DEFAULT_HEAD_BLOCK_ROWS,
         deterministic: bool = False,
         max_length: int | None = None,
     ) -> None:
         for name, value in (
             ("max_batch_tokens", max_batch_tokens),
-            ("head_chunk_rows", head_chunk_rows),
+            ("head_block_rows", head_block_rows),
         ):
             if value < 1:
                 raise ConfigurationError(f"{value} is below 1", where=name)
@@ -84,7 +84,7 @@ class TransformersEngine:
         self._dtype = dtype
         self._device = device
         self._max_batch_tokens = max_batch_tokens
-        self._head_chunk_rows = head_chunk_rows
+        self._head_block_rows = head_block_rows
         self._deterministic = deterministic
         self._max_length = max_length
         self._adapters: dict[str, Adapter] = {}
@@ -180,7 +180,7 @@ class TransformersEngine:
             self._model, dtype=self._dtype, device=self._device, max_length=self._max_length
         )
         adapters = ModelAdapters(loaded.model, self._adapters)
-        projection = LinearProjection(loaded.model.get_output_embeddings(), self._head_chunk_rows)
+        projection = LinearProjection(loaded.model.get_output_embeddings(), self._head_block_rows)
         head = LanguageModelHead(projection, read_logit_treatment(loaded.text_config))
         cacheable = loaded.cacheable and not loaded.alone
         trunk = Trunk(

@@ -15,7 +15,7 @@ from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
-FORMAT = 5
+FORMAT = 6
 # Data type and shape of each array in a file: T and S ids of the teacher and the student,
 # n edges of three numbers, p pairs.
 _SHAPES = {

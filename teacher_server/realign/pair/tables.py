@@ -24,8 +24,8 @@ Int64 = NDArray[np.int64]
 # Unsettled mass that may still land on a token, as a part of the token's own mass, up to
 # which the token's mass counts as known.
 MAX_UNSETTLED = 0.05
-# Part of the occurrences of a teacher token that are extended, up to which the token counts
-# as never extended: seen alone, it settles which student token comes.
+# A teacher token that is extended in at most this share of its occurrences counts as never
+# extended: by itself it settles which student token comes.
 EXTENSION_LIMIT = 0.05
 
 
@@ -89,8 +89,8 @@ class PairTables:
 
     @cached_property
     def may_extend(self) -> Bool:
-        """bool [V_T]: by the estimate of ``extension_rates``, the token alone does not settle
-        which student token comes, because it is often enough extended."""
+        """bool [V_T]: tokens that are extended too often, by the estimate of
+        ``extension_rates``, to settle by themselves which student token comes."""
         may_extend: Bool = self.partial_character | (self.static.extension_rate > EXTENSION_LIMIT)
         return may_extend
 

@@ -32,10 +32,8 @@ class TokenExtensions:
     """
 
     def __init__(self, estimated: Bool, context_free: ContextFreeRows | None) -> None:
-        """Args:
-        estimated: bool [V_T], the tokens that may be extended, by the estimate.
-        context_free: None to go without.
-        """
+        """``estimated``: bool [V_T], the tokens that may be extended, by the estimate;
+        ``context_free``: None to go without."""
         self._estimated = estimated
         self._context_free = context_free
 
