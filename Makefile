@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -95,6 +95,9 @@ bench-loss: $(VENV)/.dev ## the loss against full logits: time and memory
 
 bench-teacher: $(VENV)/.dev ## the service against its engine, groups, codec, overhead
 	$(BIN)/python -m benchmarks.bench_teacher $(ARGS)
+
+bench-trees: $(VENV)/.dev ## this tree's service against another checkout's: ARGS=PATH
+	$(BIN)/python -m benchmarks.bench_trees $(ARGS)
 
 bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods, overload (5 minutes)
 	$(BIN)/python -m benchmarks.bench_load $(ARGS)
