@@ -25,18 +25,21 @@ def alternate(
     warmup: int = 1,
     before: Callable[[], None] | None = None,
 ) -> dict[str, list[float]]:
-    """Seconds of each side, A B A B ..., each called with the repetition's number.
+    """Seconds of each side, A B, B A, A B, ..., each called with the repetition's number.
+
+    The order turns with each repetition, so that no side gains by being first.
 
     The number seeds fresh inputs; warm-up calls get negative numbers. ``before`` is
     called ahead of every side and not timed.
     """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for repetition in range(-warmup, repetitions):
-        for name, side in sides.items():
+        order = sides if repetition % 2 == 0 else reversed(sides)
+        for name in order:
             if before is not None:
                 before()
             start = time.perf_counter()
-            side(repetition)
+            sides[name](repetition)
             if repetition >= 0:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
