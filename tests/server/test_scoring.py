@@ -45,6 +45,16 @@ def reference(model_dir: Path, prompt: list[int], tokens: list[int]) -> torch.Te
     return torch.log_softmax(logits[len(prompt) - 1 : -1].float(), dim=-1)
 
 
+async def test_the_reply_reports_what_it_took(shared: Running) -> None:
+    one = shared.request(request_id="timed", continuations=(continuation(4, 5, 6),))
+    timing = (await shared.score(one)).timing
+    # The prompt and the response; its last token is scored and never read.
+    assert timing.computed_tokens == 3 + 2
+    assert timing.engine_seconds > 0
+    assert 0 <= timing.queue_seconds <= timing.total_seconds
+    assert timing.engine_seconds <= timing.total_seconds
+
+
 async def test_rows_are_those_of_a_plain_forward(shared: Running, tiny_model_dir: Path) -> None:
     reply = await shared.score(shared.request(returns=ALL))
     expected = reference(tiny_model_dir, [1, 2, 3], [4, 5, 6])

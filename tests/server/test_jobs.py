@@ -1,0 +1,51 @@
+"""Jobs of one request: the cost that its reply reports is theirs, added up."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from pathlib import Path
+
+import numpy as np
+
+from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
+from teacher_server.engines.base import Job, ScoredSpan
+from teacher_server.queue.policy import RunPolicy
+from teacher_server.queue.scheduler import Deadline, Ticket
+from teacher_server.scoring.jobs import JobRunner
+from teacher_server.teachers.load import load_teachers
+from tests.server.running import eventually
+
+JOB = Job(
+    prompt_ids=np.array([1, 2, 3], np.int32),
+    spans=(ScoredSpan(np.array([4, 5], np.int32), np.array([0, 1], np.int32)),),
+    top_k=4,
+    temperature=1.0,
+    vocabulary_limit=16,
+)
+
+
+async def test_a_runner_adds_up_what_its_jobs_take(tiny_model_dir: Path) -> None:
+    teachers = await load_teachers(
+        {"default": TeacherSettings(model=str(tiny_model_dir))},
+        EngineSettings(device="cpu", dtype="float32"),
+        # One ticket at a time: any is more than one token.
+        LimitSettings(max_inflight_tokens=1),
+    )
+    teacher, policy, deadline = teachers.get("default"), RunPolicy("run"), Deadline(math.inf)
+    runner = JobRunner(teacher, policy, deadline)
+    try:
+        first = await runner.run(JOB)
+        waited = runner.cost.queue_seconds
+        async with teacher.admission.slot(Ticket(tokens=1, policy=policy, deadline=deadline)):
+            running = asyncio.create_task(runner.run(JOB))
+            await eventually(lambda: teacher.admission.queue.queued_tokens > 0)
+        second = await running
+    finally:
+        await teacher.engine.close()
+    assert first.computed_tokens > 0
+    assert first.engine_seconds > 0
+    assert runner.cost.job_tokens == 2 * JOB.tokens == 10
+    assert runner.cost.computed_tokens == first.computed_tokens + second.computed_tokens
+    assert runner.cost.engine_seconds == first.engine_seconds + second.engine_seconds
+    assert runner.cost.queue_seconds > waited
