@@ -20,6 +20,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
 
 from student_trainer.data.columns import own_arguments, prompt_column
+from student_trainer.data.rendering import render
 from student_trainer.data.rows import Source, read_rows
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
@@ -161,7 +162,7 @@ def _item(row: Mapping[str, Any], place: str, settings: DataSettings, tokenizer:
             ),
             template_arguments=arguments,
         )
-        ids = _render(messages, place, arguments, tokenizer)
+        ids = render(messages, place, arguments, tokenizer)
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
     token_ids = np.asarray(ids, np.int32)
@@ -214,28 +215,6 @@ def _messages(value: Any, place: str, settings: DataSettings) -> list[Mapping[st
     if len(messages) == 1:
         raise ConfigurationError("the conversation is one assistant's turn", where=place)
     return messages[:-1]
-
-
-def _render(
-    messages: list[Mapping[str, Any]], place: str, arguments: Mapping[str, Any], tokenizer: Any
-) -> list[int]:
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            "the student's tokenizer has no chat template",
-            where=place,
-            fix='give one in student.chat_template, or prompts as {"prompt": "text"}',
-        )
-    try:
-        rendered = tokenizer.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **arguments,
-        )
-    except Exception as error:  # a template is a program: it raises what it likes
-        raise ConfigurationError(f"the chat template failed: {error}", where=place) from error
-    return list(rendered["input_ids"])
 
 
 def _show(prompts: Sequence[PromptItem], shared: set[str]) -> str:
