@@ -17,9 +17,10 @@ from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
+from teacher_proto.types import ChatPrompt, Int32, Prompt, TextPrompt
 
 from student_trainer.data.columns import own_arguments, prompt_column
+from student_trainer.data.conversations import chat_messages, check_text, prompt_messages
 from student_trainer.data.rendering import render
 from student_trainer.data.rows import Source, read_rows
 from student_trainer.rollout.base import PromptItem
@@ -147,21 +148,13 @@ def _item(row: Mapping[str, Any], place: str, settings: DataSettings, tokenizer:
     own = own_arguments(row, settings.columns, place)
     if isinstance(value, str) and column != "messages":
         source: Prompt = TextPrompt(value)
-        _check_text([value, own], column, place)
+        check_text([value, own], column, place)
         ids = tokenizer(value, add_special_tokens=False)["input_ids"]
     else:
-        messages = _messages(value, place, settings)
-        _check_text([messages, own], column, place)
+        messages = prompt_messages(value, place, settings)
+        check_text([messages, own], column, place)
         arguments = {**settings.template_arguments, **own}
-        source = ChatPrompt(
-            tuple(
-                ChatMessage(
-                    m["role"], m["content"], {k: v for k, v in m.items() if k not in _PLAIN}
-                )
-                for m in messages
-            ),
-            template_arguments=arguments,
-        )
+        source = ChatPrompt(chat_messages(messages), template_arguments=arguments)
         ids = render(messages, place, arguments, tokenizer)
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
@@ -176,45 +169,6 @@ def prompt_identity(token_ids: Int32) -> str:
     identity.
     """
     return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:16]
-
-
-def _check_text(used: Any, column: str, place: str) -> None:
-    """Refuses values that cannot be written as JSON in UTF-8."""
-    try:
-        json.dumps(used, ensure_ascii=False).encode()
-    except (TypeError, UnicodeEncodeError) as error:
-        raise ConfigurationError(
-            f"column {column!r} is not a text or a conversation: {error}", where=place
-        ) from error
-
-
-_PLAIN = ("role", "content")
-
-
-def _messages(value: Any, place: str, settings: DataSettings) -> list[Mapping[str, Any]]:
-    good = isinstance(value, list) and all(
-        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
-        for m in value
-    )
-    if not good or not value:
-        raise ConfigurationError(
-            "a conversation is a list of objects with the texts role and content", where=place
-        )
-    # As a teacher's server passes them to its template (docs/contract.md).
-    messages: list[Mapping[str, Any]] = [
-        {"role": m["role"], "content": m["content"], **m} for m in value
-    ]
-    if messages[-1]["role"] != "assistant":
-        return messages
-    if settings.final_assistant == "error":
-        raise ConfigurationError(
-            "the conversation ends with the assistant's turn, which is the student's to write",
-            where=place,
-            fix='end it with the user\'s turn, or set data.final_assistant = "drop"',
-        )
-    if len(messages) == 1:
-        raise ConfigurationError("the conversation is one assistant's turn", where=place)
-    return messages[:-1]
 
 
 def _show(prompts: Sequence[PromptItem], shared: set[str]) -> str:
