@@ -6,8 +6,12 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from tests.support.old_tree import Tree
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models gain nothing from threads, and threads of several processes that share
@@ -43,3 +47,11 @@ def other_tokenizer_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(
         tmp_path_factory.mktemp("models") / "other", seed=1, texts=CODE, vocabulary_size=352
     )
+
+
+@pytest.fixture(scope="session")
+def old_tree(tmp_path_factory: pytest.TempPathFactory) -> Tree:
+    """An earlier state of the project, out of the history (tests/support/old_tree.py)."""
+    from tests.support.old_tree import unpack
+
+    return unpack(tmp_path_factory.mktemp("old") / "tree")
