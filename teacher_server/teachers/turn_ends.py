@@ -1,0 +1,50 @@
+"""Which ids end a teacher's turn: of its chat template, generation config and tokenizer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teacher_proto.program.reply_end import reply_end
+
+
+def turn_ends(tokenizer_source: Any, generation_config: Any | None) -> tuple[int, ...]:
+    """The ids, each once: the one that the chat template writes after a reply first, then the
+    others, ascending. Empty where nothing names any.
+
+    Args:
+        tokenizer_source: a transformers tokenizer.
+        generation_config: of transformers; None where the model has none.
+    """
+    named = named_ends(tokenizer_source, generation_config)
+    own = template_turn_end(tokenizer_source, generation_config)
+    return tuple(named) if own is None else (own, *(one for one in named if one != own))
+
+
+def template_turn_end(tokenizer_source: Any, generation_config: Any | None) -> int | None:
+    """The id that the chat template writes after a reply; None where there is no template, or
+    it writes text alone."""
+    return reply_end(tokenizer_source, named_ends(tokenizer_source, generation_config)).token_id
+
+
+def named_ends(tokenizer_source: Any, generation_config: Any | None) -> list[int]:
+    """The ids that the generation config and the tokenizer name, ascending."""
+    configured = getattr(generation_config, "eos_token_id", None)
+    ids = set(configured if isinstance(configured, list | tuple) else [configured])
+    ids.add(tokenizer_source.eos_token_id)
+    return sorted(ids - {None})
+
+
+def load_generation_config(model: str) -> Any | None:
+    """The generation config of a model folder or hub name, or what its config.json has of
+    one; None where neither can be read."""
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(model)
+    except (OSError, ValueError):
+        pass
+    try:
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    except (OSError, ValueError, KeyError):
+        return None
+    return GenerationConfig.from_model_config(config)
