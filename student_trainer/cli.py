@@ -62,10 +62,11 @@ def run_train(arguments: argparse.Namespace) -> int:
 
     resolved = resolve(arguments)
     if arguments.dry_run:
-        from student_trainer.commands.dry_run import compare_tokenizers, look_at_prompts
+        from student_trainer.commands.dry_run import compare_tokenizers, look
 
         sys.stdout.write(describe(resolved).rstrip("\n") + "\n")
-        sys.stdout.write(f"# prompts: {look_at_prompts(resolved.settings)}\n")
+        for name, finding in look(resolved.settings):
+            sys.stdout.write(f"# {name}: {finding}\n")
         sys.stdout.write(f"# tokenizers: {compare_tokenizers(resolved.settings)}\n")
         return 0
     quiet_libraries()

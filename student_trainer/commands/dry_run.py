@@ -1,5 +1,5 @@
-"""What a dry run prints besides the settings: how the prompts are used, and how the two
-tokenizers relate.
+"""What a dry run prints besides the settings: the steps of a start that it can make, and how
+the two tokenizers relate.
 
 It registers nothing, loads no model, and reads only what is on this machine. A teacher
 that does not answer at once is reported, not waited for.
@@ -7,6 +7,7 @@ that does not answer at once is reported, not waited for.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from teacher_proto.errors import LsmError
@@ -18,12 +19,32 @@ from student_trainer.teacher.connection import connect, find_teacher
 PATIENCE = 2.0  # seconds
 
 
-def look_at_prompts(config: TrainConfig) -> str:
-    """One line on the prompts, or on why they are not read.
+def look(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """(name, finding) of those steps of a start that look at this machine alone; the finding
+    of a step that is not made is why.
 
     Raises:
-        ConfigurationError: the prompts are on this machine, and the run cannot use them.
+        LsmError: of the first step that fails: the run cannot start.
     """
+    from student_trainer.startup import steps
+    from student_trainer.startup.start import Start
+
+    made: set[str] = set()
+    with Start(config) as start:
+        for step in steps.STEPS:
+            if step.reads not in ("machine", "inputs"):
+                continue
+            elsewhere = not_here(config) if step.reads == "inputs" else ""
+            missing = [need for need in step.needs if need not in made]
+            if elsewhere or missing:
+                yield step.name, elsewhere or f"not looked at: it needs {', '.join(missing)}"
+                continue
+            yield step.name, "; ".join([step.check(start), *start.take_warnings()])
+            made.add(step.name)
+
+
+def not_here(config: TrainConfig) -> str:
+    """Why the prompts are not read, or "" when they and the student are on this machine."""
     from student_trainer.data.rows import is_hub_name
 
     if not Path(config.student.model).is_dir():
@@ -31,10 +52,7 @@ def look_at_prompts(config: TrainConfig) -> str:
     for name in filter(None, (config.data.train, config.data.held_out)):
         if is_hub_name(name) or not Path(name).exists():
             return f"not read ({name} is not on this machine)"
-    from student_trainer.prompt_needs import describe_prompts, notes, read_prompts
-
-    prompts = read_prompts(config)
-    return "; ".join([describe_prompts(prompts, config.evaluation), *notes(prompts, config)])
+    return ""
 
 
 def compare_tokenizers(config: TrainConfig) -> str:

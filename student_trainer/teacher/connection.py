@@ -33,8 +33,8 @@ def connect(settings: TeacherSettings, run: str) -> TeacherClient:
     )
 
 
-def check_reachable(settings: TeacherSettings, run: str) -> None:
-    """Checks that the teacher answers, before anything slow is done.
+def check_reachable(settings: TeacherSettings, run: str) -> TeacherInfo:
+    """The teacher of the settings, asked for before anything slow is done.
 
     Raises:
         TeacherUnavailableError, DeadlineError: nothing answers at the address
@@ -45,7 +45,7 @@ def check_reachable(settings: TeacherSettings, run: str) -> None:
     """
     with connect(settings, run) as client:
         server = client.get_teacher(timeout=settings.connect_timeout_seconds)
-    find_teacher(server.teachers, settings)
+    return find_teacher(server.teachers, settings)
 
 
 def service_date(settings: TeacherSettings, run: str) -> float | None:

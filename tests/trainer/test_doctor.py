@@ -15,8 +15,9 @@ import tomli_w
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer import cli
-from student_trainer.commands.doctor import check_clock
+from student_trainer.commands.examination import clock
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.start import Start
 from tests.trainer.conftest import settings, write_prompts
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, Server, serve
 
@@ -70,7 +71,7 @@ def test_a_run_that_can_start_is_healthy_and_nothing_is_written(
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     *lines, verdict = ended.stdout.splitlines()
-    assert verdict == "12 checks, nothing is wrong"
+    assert verdict == "16 checks, nothing is wrong"
     assert all(line.startswith("ok ") for line in lines)
     for detail in (
         "this machine's and the teacher's agree",
@@ -95,7 +96,7 @@ def test_no_teacher_is_4_and_the_rest_is_still_examined(
     assert code == 4
     assert statuses(found, "failed") == {"teacher"}
     assert "teacher-server serve" in found["teacher"]["fix"]
-    assert statuses(found, "skipped") == {"clock", "tokenizer", "limits", "repeat"}
+    assert statuses(found, "skipped") == {"clock", "resume", "tokenizer", "limits", "repeat"}
     assert statuses(found, "ok") >= {"student", "data", "disk", "device"}
 
 
@@ -130,7 +131,7 @@ def test_limits_data_device_and_run_directory_that_will_not_do(
     )
     code, found = doctor(str(config))
     assert code == 2
-    assert statuses(found, "failed") == {"disk", "data", "limits"}
+    assert statuses(found, "failed") == {"run directory", "disk", "data", "limits"}
     assert "321 is more than the teacher takes" in found["limits"]["detail"]
     assert all(found[name]["fix"] for name in ("disk", "limits"))
     code, found = doctor(str(config), "--set", "student.device=cuda:3")
@@ -153,9 +154,9 @@ def test_clocks_that_differ_are_seen(
     write_prompts(tmp_path / "prompts.jsonl")
     values = settings(student_model_dir, tmp_path, teacher={"address": served.address})
     config = TrainConfig.model_validate(values)
-    assert "agree" in check_clock(config)
+    assert "agree" in clock(Start(config))
     now = time.time
     monkeypatch.setattr(time, "time", lambda: now() + 3600)
     with pytest.raises(ConfigurationError, match=r"3(599|600|601) s apart") as found:
-        check_clock(config)
+        clock(Start(config))
     assert "timedatectl" in found.value.fix

@@ -15,7 +15,6 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PhiConfig, PhiForCausalLM
 
-from student_trainer.commands.doctor import check_student
 from student_trainer.data import load_prompts
 from student_trainer.evaluation import load_evaluation
 from student_trainer.prompt_needs import check_ids
@@ -24,6 +23,8 @@ from student_trainer.rollout.generate import generate
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup import inputs
+from student_trainer.startup.start import Start
 from student_trainer.student.model import load_student
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts
@@ -174,7 +175,7 @@ def test_a_special_token_that_the_teacher_lacks_ends_no_run(
 
 
 def test_the_doctor_tells_of_them(make_config: MakeConfig, wide_dir: Path) -> None:
-    told = check_student(make_config(wide_dir), [])
+    told = inputs.student(Start(make_config(wide_dir)))
     assert told.endswith("352 ids, 32 of them without a token and never drawn")
 
 

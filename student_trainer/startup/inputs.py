@@ -1,0 +1,81 @@
+"""Steps that look at the prompts and at the student."""
+
+from __future__ import annotations
+
+import torch
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.prompt_needs import check_ids, describe_prompts, notes, read_prompts
+from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.start import Start
+from student_trainer.student.model import Student, load_student
+from student_trainer.student.vocabulary import describe_vocabulary
+
+
+def data(start: Start) -> str:
+    """Reads the prompts. Raises ConfigurationError when the run cannot use them."""
+    start.prompts = read_prompts(start.config)
+    for note in notes(start.prompts, start.config):
+        start.warn(note)
+    return describe_prompts(start.prompts, start.config.evaluation)
+
+
+def student(start: Start) -> str:
+    """Loads the student, from the checkpoint where there is one.
+
+    Raises:
+        ConfigurationError: it cannot be loaded or trained.
+    """
+    torch.manual_seed(start.config.run.seed)
+    weights = start.checkpoint / "model" if start.checkpoint else None
+    start.student = load_student(start.config.student, weights)
+    parameters = sum(p.numel() for p in start.student.module.parameters())
+    ids = describe_vocabulary(start.student.head.undrawn, start.student.vocabulary_size)
+    return f"{parameters / 1e6:.0f} M parameters, {ids}"
+
+
+def ids(start: Start) -> str:
+    """Raises ConfigurationError when a prompt has a token beyond the ids of the model."""
+    check_ids(start.prompts, start.student)
+    return f"the model has every id of the prompts, {start.student.vocabulary_size} ids"
+
+
+def lengths(start: Start) -> str:
+    """Raises ConfigurationError when the longest sequence is longer than the student's
+    positions."""
+    check_lengths(start.config, start.student, start.evaluates)
+    longest = start.config.data.max_prompt_tokens + longest_response(start.config, start.evaluates)
+    return f"{longest} tokens of the student's {start.student.max_length}"
+
+
+def check_lengths(config: TrainConfig, student: Student, evaluates: bool) -> None:
+    """Refuses prompts and responses that are longer than the student's positions.
+
+    Args:
+        evaluates: whether there are prompts to evaluate on.
+
+    Raises:
+        ConfigurationError: the longest sequence is too long.
+    """
+    for key, new in response_limits(config, evaluates):
+        longest = config.data.max_prompt_tokens + new
+        if longest > student.max_length:
+            raise ConfigurationError(
+                f"data.max_prompt_tokens + {key} = {longest} is more than the student's "
+                f"{student.max_length} positions",
+                where=key,
+                fix="lower one of them",
+            )
+
+
+def longest_response(config: TrainConfig, evaluates: bool) -> int:
+    """Tokens of the longest response that the run may send to the teacher."""
+    return max(new for _, new in response_limits(config, evaluates))
+
+
+def response_limits(config: TrainConfig, evaluates: bool) -> list[tuple[str, int]]:
+    """The settings that bound a response's length, with their values in tokens."""
+    limits = [("rollout.max_new_tokens", config.rollout.max_new_tokens)]
+    if evaluates:
+        limits.append(("evaluation.max_new_tokens", config.evaluation.max_new_tokens))
+    return limits

@@ -1,0 +1,22 @@
+"""The steps of a start, in their order. A step that is added here is made by ``train``, by
+``doctor`` and, where it needs neither a model nor the teacher, by ``train --dry-run``."""
+
+from __future__ import annotations
+
+from student_trainer.startup import inputs, machine, teacher
+from student_trainer.startup.start import Step
+
+STEPS = (
+    Step("run directory", machine.run_directory, reads="machine"),
+    Step("trackers", machine.trackers, reads="machine"),
+    Step("device", machine.device, reads="machine"),
+    Step("hub", machine.hub),
+    Step("teacher", teacher.teacher),
+    Step("data", inputs.data, reads="inputs"),
+    Step("resume", teacher.resume, needs=("run directory", "teacher", "data")),
+    Step("student", inputs.student, needs=("device",), reads="model"),
+    Step("ids", inputs.ids, needs=("student", "data"), reads="model"),
+    Step("lengths", inputs.lengths, needs=("student",), reads="model"),
+    Step("tokenizer", teacher.tokenizer, needs=("teacher", "student")),
+    Step("limits", teacher.limits, needs=("tokenizer",)),
+)

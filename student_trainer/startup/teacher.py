@@ -1,0 +1,84 @@
+"""Steps that ask the teacher's service: is it there, does it fit, is it the same as before?"""
+
+from __future__ import annotations
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.run.resume import check_resumable
+from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.inputs import longest_response
+from student_trainer.startup.start import Start
+from student_trainer.teacher.connection import check_reachable
+from student_trainer.teacher.link import TeacherLink
+
+
+def teacher(start: Start) -> str:
+    """Raises what ``check_reachable`` raises: nobody answers, or refuses."""
+    settings = start.config.teacher
+    start.info = check_reachable(settings, start.config.run.name)
+    return f"{settings.name} answers at {settings.address}"
+
+
+def resume(start: Start) -> str:
+    """Whether the run may continue from its checkpoint.
+
+    Raises:
+        ConfigurationError, ContractMismatchError: as ``check_resumable``.
+    """
+    if start.resumed is None:
+        return "nothing to continue from"
+    check_resumable(
+        start.resumed,
+        start.config.model_dump(mode="json"),
+        start.prompts.digest,
+        start.info.identity,
+        start.config.checkpoint.allow_changed,
+    )
+    return f"the settings, prompts and teacher are those of step {start.resumed.step}"
+
+
+def tokenizer(start: Start) -> str:
+    """Connects to the teacher, and registers the student's tokenizer where it is another.
+
+    Raises:
+        LsmError: as ``TeacherLink`` and ``check_realigned``.
+    """
+    config = start.config
+    link = TeacherLink(config.teacher, start.student, run=config.run.name)
+    start.teacher = start.stack.enter_context(link)
+    check_realigned(config, link)
+    return link.describe_tokenizers()
+
+
+def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
+    """Refuses settings that need a shared tokenizer.
+
+    Raises:
+        ConfigurationError: the loss needs a mass that is not known across tokenizers.
+    """
+    if teacher.realigned and config.loss.needs_log_tail:
+        raise ConfigurationError(
+            'tail = "bucket" needs the teacher\'s mass outside the support, and across tokenizers '
+            "a part of it is not settled: it could belong to the support",
+            where="loss.tail",
+            fix='set loss.tail = "none"',
+        )
+
+
+def limits(start: Start) -> str:
+    """Raises ConfigurationError when a request of the run would exceed a limit of the
+    teacher."""
+    config, link = start.config, start.teacher
+    top_k, explicit = config.loss.teacher_top_k, config.loss.student_top_k
+    longest = longest_response(config, start.evaluates)
+    link.check_fits(
+        top_k=top_k,
+        explicit=explicit,
+        longest_prompt=config.data.max_prompt_tokens,
+        longest_response=longest,
+    )
+    asked = [f"K {top_k} of {link.info.max_top_k}"] if top_k or not explicit else []
+    if explicit:
+        asked.append(f"{explicit} of the student's ids of {link.limits.max_explicit_ids}")
+    asked.append(f"{config.data.max_prompt_tokens + longest} tokens of {link.info.max_length}")
+    return ", ".join(asked)
