@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import PromptSets
 from student_trainer.evaluation import (
     Evaluation,
+    FrozenPositions,
     evaluate,
     evaluated_prompts,
     freeze_continuations,
@@ -17,7 +19,9 @@ from student_trainer.evaluation import (
     save_evaluation,
     save_frozen,
 )
+from student_trainer.rollout.base import PromptItem
 from student_trainer.run.directory import RunDirectory
+from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
@@ -43,6 +47,7 @@ class RunEvaluation:
         self.student = student
         self.teacher = teacher
         self.prompts = prompts
+        self._run = run
         self.directory = run.evaluation
         self._frozen = run.evaluation / "frozen.json"
         self._cache = run.evaluation / "cache"
@@ -58,24 +63,14 @@ class RunEvaluation:
             step: completed steps. After step 0 the files must exist already.
 
         Raises:
-            ConfigurationError: a resumed run has lost its files or holds out other
-                prompts, or fewer prompts are held out than the settings require.
+            ConfigurationError: as ``kept_positions``; or fewer prompts are held out than
+                the settings require.
         """
-        target = self.directory / "before.json"
         if not self.enabled:
             return
-        if self._frozen.exists() and target.exists():
-            settings = self.config.evaluation
-            frozen_prompts(load_frozen(self._frozen), self.prompts.held_out, settings)
+        settings = self.config.evaluation
+        if kept_positions(self._run, step, self.prompts.held_out, settings) is not None:
             return
-        if step > 0:
-            raise ConfigurationError(
-                f"{self._frozen} and {target.name} are missing, and the student has been trained "
-                "since they were made",
-                where="run.output_dir",
-                fix="restore the run's evaluation directory, or set evaluation.prompts = 0 and "
-                "name it in checkpoint.allow_changed",
-            )
         if not self._frozen.exists():
             frozen = freeze_continuations(
                 self.student,
@@ -85,12 +80,13 @@ class RunEvaluation:
                 self.config.run.seed,
             )
             save_frozen(frozen, self._frozen)
-        save_evaluation(self._measure(), target)
+        save_evaluation(self._measure(), self.directory / "before.json")
 
-    def after(self) -> None:
+    def after(self, student: Student) -> None:
         """Evaluates the trained student on the same positions."""
         if not self.enabled:
             return
+        self.student = student
         save_evaluation(self._measure(), self.directory / "after.json")
         shutil.rmtree(self._cache, ignore_errors=True)
 
@@ -105,3 +101,31 @@ class RunEvaluation:
             seed=self.config.run.seed,
             cache=self._cache,
         )
+
+
+def kept_positions(
+    run: RunDirectory, step: int, held_out: Sequence[PromptItem], settings: EvaluationSettings
+) -> FrozenPositions | None:
+    """The positions that an earlier attempt froze, whose files a resumed run goes on with;
+    None where there is nothing to go on with.
+
+    Args:
+        step: completed steps. After step 0 the files must exist.
+
+    Raises:
+        ConfigurationError: a resumed run has lost its files, or holds out other prompts.
+    """
+    frozen, before = run.evaluation / "frozen.json", run.evaluation / "before.json"
+    if frozen.exists() and before.exists():
+        positions = load_frozen(frozen)
+        frozen_prompts(positions, held_out, settings)
+        return positions
+    if step > 0:
+        raise ConfigurationError(
+            f"{frozen} and {before.name} are missing, and the student has been trained since they "
+            "were made",
+            where="run.output_dir",
+            fix="restore the run's evaluation directory, or set evaluation.prompts = 0 and "
+            "name it in checkpoint.allow_changed",
+        )
+    return None

@@ -73,7 +73,9 @@ class TrainingLoop:
         prompts: PromptSets,
         run: RunDirectory,
         stopper: Stopper | None = None,
+        now: str = "",
     ) -> None:
+        """``now``: the run's clock, kept in every checkpoint."""
         self.config = config
         self.student = student
         self.teacher = teacher
@@ -91,6 +93,7 @@ class TrainingLoop:
             data_digest=prompts.digest,
             teacher=teacher.info.identity,
             config=config.model_dump(mode="json"),
+            now=now,
         )
         self._rng = capture_rng()
         self._saved_step = 0

@@ -5,18 +5,23 @@ from __future__ import annotations
 import logging
 import sys
 import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from teacher_proto.program.files import write_text
+from safetensors import SafetensorError
+from teacher_proto.errors import LsmError
+from teacher_proto.program.files import atomic_folder, write_text
 from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.data import PromptOrder, PromptSets
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.loop import TrainingLoop
+from student_trainer.report import write_report
 from student_trainer.report.hub import push
 from student_trainer.report.model_card import write_card
+from student_trainer.report.summary import write_summary
 from student_trainer.run.directory import RunDirectory, prepare, read_metrics
 from student_trainer.run.lock import locked
 from student_trainer.run.progress import Progress
@@ -40,7 +45,7 @@ def train(config: TrainConfig) -> Path:
         Stopped: a signal ended the run. Its state is saved.
     """
     run = RunDirectory(config.run.output_dir)
-    with locked(run.path):
+    with locked(run.path), told_by_path(run.path):
         return _train(config, run)
 
 
@@ -49,7 +54,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
         make(steps.STEPS, start)
         student, teacher, prompts = start.student, start.teacher, start.prompts
         with Stopper() as stopper:
-            loop = TrainingLoop(config, student, teacher, prompts, run, stopper)
+            loop = TrainingLoop(config, student, teacher, prompts, run, stopper, start.now)
             if start.checkpoint:
                 loop.restore(start.checkpoint)
             prepare(run, loop.state.step)
@@ -65,27 +70,67 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
                 evaluation.before(loop.state.step)
                 progress.phase("training")
                 loop.run_steps(progress)
+                # Saved first: whatever fails from here on, the trained model is there.
+                merge = bool(config.student.lora and config.student.lora.merge_final)
+                with atomic_folder(run.model, replace=True) as folder:
+                    trained = save_final(student, folder, merge=merge)
                 progress.phase("evaluating")
-                evaluation.after()
-                save_final(
-                    student,
-                    run.model,
-                    merge=bool(config.student.lora and config.student.lora.merge_final),
-                )
-                summary = report(config, run)
-                trackers.log(loop.state.step, {f"summary/{k}": v for k, v in summary.items()})
-    write_card(
-        run.model,
-        config,
-        teacher.info,
-        summary,
-        read_metrics(run.metrics),
-        prompts=len(prompts.train),
-        dropped=prompts.dropped,
-    )
+                with closing(run, "the closing evaluation"):
+                    evaluation.after(trained)
+                with closing(run, "the summary"):
+                    summary = write_summary(run.path)
+                    trackers.log(loop.state.step, {f"summary/{k}": v for k, v in summary.items()})
+    with closing(run, "the model card"):
+        write_card(
+            run.model,
+            config,
+            teacher.info,
+            summary,
+            read_metrics(run.metrics),
+            prompts=len(prompts.train),
+            dropped=prompts.dropped,
+        )
+    if config.report.html:
+        with closing(run, "the report"):
+            write_report(run.path)
     if config.hub.repo is not None:
-        log.info("pushed to %s", push(run.model, config.hub.repo, private=config.hub.private))
+        with closing(run, "the push"):
+            log.info("pushed to %s", push(run.model, config.hub.repo, private=config.hub.private))
     return run.path
+
+
+@contextmanager
+def closing(run: RunDirectory, what: str) -> Iterator[None]:
+    """Around what is done once the model is saved: an error says that it is."""
+    try:
+        yield
+    except Exception:
+        log.error(
+            "every step is made, and the trained model is saved in %s; what failed is %s. The run, "
+            "started again, makes it again and trains nothing",
+            run.model, what,
+        )  # fmt: skip
+        raise
+
+
+@contextmanager
+def told_by_path(directory: Path) -> Iterator[None]:
+    """Makes an error of the system about a file of the run an LsmError that names the file."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        name = getattr(error, "filename", directory)
+        if isinstance(error, LsmError) or not name or not is_inside(Path(str(name)), directory):
+            raise
+        raise LsmError(
+            f"cannot write {name}: {getattr(error, 'strerror', error)}",
+            where="run.output_dir",
+            fix="free space, or mend the directory, then start again: the run resumes",
+        ) from error
+
+
+def is_inside(path: Path, directory: Path) -> bool:
+    return directory.absolute() in (path.absolute(), *path.absolute().parents)
 
 
 def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
@@ -108,19 +153,3 @@ def _show_first_example(
         colour=wants_colour(sys.stderr),
     )
     log.info("%s", text)
-
-
-def report(config: TrainConfig, run: RunDirectory) -> dict[str, Any]:
-    """Writes summary.json, and the report unless ``report.html`` is off.
-
-    Returns:
-        The summary.
-    """
-    from student_trainer.report.summary import write_summary
-
-    summary = write_summary(run.path)
-    if config.report.html:
-        from student_trainer.report import write_report
-
-        write_report(run.path)
-    return summary

@@ -49,6 +49,8 @@ class TrainState:
         config: the configuration, as JSON values.
         pending_batches: batches that wait for their update.
         score: mean of the metric that ``checkpoint.best`` names, or None.
+        now: the run's clock, local date and time in ISO 8601: what chat templates print.
+            Empty in a checkpoint of before runs had one.
     """
 
     step: int
@@ -59,6 +61,7 @@ class TrainState:
     config: Mapping[str, Any]
     pending_batches: tuple[PendingBatch, ...] = ()
     score: float | None = None
+    now: str = ""
 
 
 def save(
@@ -148,11 +151,24 @@ def newest_good(directory: Path) -> Path | None:
 
 
 def load_state(checkpoint: Path) -> TrainState:
-    """Reads state.json of an undamaged checkpoint."""
+    """Reads state.json of an undamaged checkpoint. What an earlier version did not keep yet has
+    its default.
+
+    Raises:
+        ConfigurationError: it has fields that are not known here, or lacks one.
+    """
     values = json.loads((checkpoint / "state.json").read_text())
-    teacher = TeacherIdentity(**values.pop("teacher"))
-    pending = tuple(PendingBatch(**entry) for entry in values.pop(_PENDING))
-    return TrainState(**values, teacher=teacher, pending_batches=pending)
+    try:
+        teacher = TeacherIdentity(**values.pop("teacher"))
+        pending = tuple(PendingBatch(**entry) for entry in values.pop(_PENDING))
+        return TrainState(**values, teacher=teacher, pending_batches=pending)
+    except (TypeError, KeyError) as error:
+        raise ConfigurationError(
+            f"its state.json is not of this version of the trainer: {error}",
+            where=str(checkpoint),
+            fix="resume with the version that wrote it, or start another run in another "
+            "run.output_dir",
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -3,15 +3,18 @@ teacher."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from pydantic import ValidationError
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.program.settings_keys import flatten
 from teacher_proto.types import TeacherIdentity
 
 from student_trainer.data.prompts import DIGEST_RULE
 from student_trainer.run.checkpoint import TrainState
+from student_trainer.settings.train import TrainConfig
 
 # Keys that may change on resume, because they do not change a step's numbers. The train
 # file may move: its prompts are compared by content.
@@ -38,6 +41,11 @@ FREE_KEYS = (
 )
 
 
+# What a run did before there was a setting for it, where that is not the setting's default.
+# A checkpoint that lacks such a key was written by a run that did this.
+BEFORE_THE_SETTING: Mapping[str, Any] = {}
+
+
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values; a missing value is None."""
     old, new = flatten(before), flatten(now)
@@ -46,6 +54,27 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
         for key in sorted(old.keys() | new.keys())
         if old.get(key) != new.get(key)
     }
+
+
+def with_later_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration of a checkpoint with the settings that there were not yet when it was
+    written: as ``BEFORE_THE_SETTING`` has them, otherwise at their defaults.
+
+    A configuration that is none of these settings any more is returned as it is.
+    """
+    known = flatten(config)
+    filled = copy.deepcopy(dict(config))
+    for key, value in BEFORE_THE_SETTING.items():
+        *sections, name = key.split(".")
+        inner: Any = filled
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        if key not in known and isinstance(inner, dict):
+            inner[name] = value
+    try:
+        return TrainConfig.model_validate(filled).model_dump(mode="json")
+    except ValidationError:
+        return config
 
 
 def check_resumable(
@@ -57,19 +86,32 @@ def check_resumable(
 ) -> None:
     """Refuses to resume with anything that changes the numbers of the run.
 
+    Raises:
+        ConfigurationError: as ``check_settings`` and ``check_prompts``.
+        ContractMismatchError: as ``check_teacher``.
+    """
+    check_settings(state, config, allowed)
+    check_prompts(state, data_digest, allowed)
+    check_teacher(state, teacher)
+
+
+def check_settings(
+    state: TrainState, config: Mapping[str, Any], allowed: Sequence[str] = ()
+) -> None:
+    """Refuses settings that change the numbers of the run.
+
     The keys of FREE_KEYS may change. So may ``run.steps`` with a constant schedule, and
     the keys in ``allowed``.
 
     Raises:
-        ConfigurationError: the settings or the prompts differ.
-        ContractMismatchError: the teacher differs.
+        ConfigurationError: other keys differ, or fewer steps are asked for than were made.
     """
     free = [*FREE_KEYS, *allowed]
     if config["optimizer"]["schedule"] == "constant":
         free.append("run.steps")
     changed = {
         key: values
-        for key, values in changed_keys(state.config, config).items()
+        for key, values in changed_keys(with_later_settings(state.config), config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in free)
     }
     if changed:
@@ -80,20 +122,37 @@ def check_resumable(
             fix="restore the values, name the keys in checkpoint.allow_changed, or start "
             "another run in another run.output_dir",
         )
-    if data_digest != state.data_digest and "data.train" not in allowed:
-        if not state.data_digest.startswith(DIGEST_RULE):
-            raise ConfigurationError(
-                "the checkpoint identifies prompts by an earlier rule, which counted answers that "
-                "are left out (data.final_assistant): whether its prompts are these is not known",
-                where="data.train",
-                fix="start another run in another run.output_dir, or name data.train in "
-                "checkpoint.allow_changed",
-            )
+    if state.step > config["run"]["steps"]:
         raise ConfigurationError(
-            "the train prompts differ from the checkpoint's",
-            where="data.train",
-            fix="restore the file, or name data.train in checkpoint.allow_changed",
+            f"the run has made {state.step} steps, more than {config['run']['steps']}",
+            where="run.steps",
+            fix=f"raise it to {state.step} or more, name an earlier checkpoint in "
+            "checkpoint.resume, or start another run in another run.output_dir",
         )
+
+
+def check_prompts(state: TrainState, data_digest: str, allowed: Sequence[str] = ()) -> None:
+    """Raises ConfigurationError when the train prompts are not the checkpoint's, unless
+    ``data.train`` is in ``allowed``."""
+    if data_digest == state.data_digest or "data.train" in allowed:
+        return
+    if not state.data_digest.startswith(DIGEST_RULE):
+        raise ConfigurationError(
+            "the checkpoint identifies prompts by an earlier rule, which counted answers that "
+            "are left out (data.final_assistant): whether its prompts are these is not known",
+            where="data.train",
+            fix="start another run in another run.output_dir, or name data.train in "
+            "checkpoint.allow_changed",
+        )
+    raise ConfigurationError(
+        "the train prompts differ from the checkpoint's",
+        where="data.train",
+        fix="restore the file, or name data.train in checkpoint.allow_changed",
+    )
+
+
+def check_teacher(state: TrainState, teacher: TeacherIdentity) -> None:
+    """Raises ContractMismatchError when the teacher is not the one that scored so far."""
     if teacher != state.teacher:
         raise ContractMismatchError(
             f"the teacher's identity is {teacher.digest}, the run was scored by "
@@ -110,7 +169,7 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     False only when ``checkpoint.allow_changed`` permits settings or prompts that change
     them.
     """
-    changed = changed_keys(state.config, config)
+    changed = changed_keys(with_later_settings(state.config), config)
     written_by = ("run.seed", "rollout.", "student.")
     same = not any(key.startswith(written_by) for key in changed)
     return same and data_digest == state.data_digest

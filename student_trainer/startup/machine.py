@@ -14,6 +14,7 @@ from student_trainer.report.hub import check_can_push
 from student_trainer.run.checkpoint import load_state
 from student_trainer.run.directory import find_checkpoint
 from student_trainer.run.lock import check_free
+from student_trainer.run.resume import check_settings
 from student_trainer.startup.start import Start
 from student_trainer.trackers import check_installed
 
@@ -33,10 +34,30 @@ def run_directory(start: Start) -> str:
     if not start.holds_lock:
         check_free(start.run.path)
     start.checkpoint = find_checkpoint(start.run, start.config.checkpoint.resume)
-    start.resumed = load_state(start.checkpoint) if start.checkpoint else None
     if start.checkpoint is None:
         return f"{start.run.path}, starts from the beginning"
+    start.resumed = load_state(start.checkpoint)
+    start.now = start.resumed.now or start.now
     return f"continues from {start.checkpoint}"
+
+
+def checkpoint(start: Start) -> str:
+    """Whether the settings are those that the checkpoint was made with.
+
+    Raises:
+        ConfigurationError: as ``check_settings``.
+    """
+    if start.resumed is None:
+        return "there is none"
+    steps, made = start.config.run.steps, start.resumed.step
+    allowed = start.config.checkpoint.allow_changed
+    check_settings(start.resumed, start.config.model_dump(mode="json"), allowed)
+    if made == steps:
+        start.warn(
+            f"all {steps} steps are made: the model is saved, evaluated and reported again, and "
+            "nothing is trained (run.steps)"
+        )
+    return f"of step {made} of {steps}, with these settings"
 
 
 def check_layout(directory: Path) -> None:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +36,8 @@ class Start:
         run: the run's directory.
         checkpoint: the checkpoint that the run resumes from, or None.
         resumed: its state, or None.
+        now: the run's clock, local date and time in ISO 8601 without a zone: what chat
+            templates print. It is that of the first start, also when the run resumes.
         info: the teacher, as the service describes it.
         prompts: the prompts, as the student reads them.
         student: the student, with the checkpoint's weights where there is one.
@@ -45,6 +48,7 @@ class Start:
     config: TrainConfig
     holds_lock: bool = False
     run: RunDirectory = field(init=False)
+    now: str = ""
     checkpoint: Path | None = None
     resumed: TrainState | None = None
     info: TeacherInfo = field(init=False)
@@ -56,6 +60,7 @@ class Start:
 
     def __post_init__(self) -> None:
         self.run = RunDirectory(self.config.run.output_dir)
+        self.now = self.now or datetime.now().replace(microsecond=0).isoformat()
 
     def __enter__(self) -> Start:
         return self

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from student_trainer.startup import inputs, machine, teacher
+from student_trainer.startup import held_out, inputs, machine, teacher
 from student_trainer.startup.start import Step
 
 STEPS = (
     Step("run directory", machine.run_directory, reads="machine"),
+    Step("checkpoint", machine.checkpoint, needs=("run directory",), reads="machine"),
     Step("trackers", machine.trackers, reads="machine"),
     Step("device", machine.device, reads="machine"),
     Step("hub", machine.hub),
@@ -19,4 +20,5 @@ STEPS = (
     Step("lengths", inputs.lengths, needs=("student",), reads="model"),
     Step("tokenizer", teacher.tokenizer, needs=("teacher", "student")),
     Step("limits", teacher.limits, needs=("tokenizer",)),
+    Step("held out", held_out.held_out, needs=("run directory", "data", "tokenizer")),
 )

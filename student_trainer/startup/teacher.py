@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.run.resume import check_resumable
+from student_trainer.run.resume import check_prompts, check_teacher
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.inputs import longest_response
 from student_trainer.startup.start import Start
@@ -20,21 +20,18 @@ def teacher(start: Start) -> str:
 
 
 def resume(start: Start) -> str:
-    """Whether the run may continue from its checkpoint.
+    """Whether prompts and teacher are those that the checkpoint was made with.
 
     Raises:
-        ConfigurationError, ContractMismatchError: as ``check_resumable``.
+        ConfigurationError, ContractMismatchError: as ``check_prompts`` and
+            ``check_teacher``.
     """
     if start.resumed is None:
         return "nothing to continue from"
-    check_resumable(
-        start.resumed,
-        start.config.model_dump(mode="json"),
-        start.prompts.digest,
-        start.info.identity,
-        start.config.checkpoint.allow_changed,
-    )
-    return f"the settings, prompts and teacher are those of step {start.resumed.step}"
+    allowed = start.config.checkpoint.allow_changed
+    check_prompts(start.resumed, start.prompts.digest, allowed)
+    check_teacher(start.resumed, start.info.identity)
+    return f"the prompts and the teacher are those of step {start.resumed.step}"
 
 
 def tokenizer(start: Start) -> str:

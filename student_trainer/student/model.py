@@ -172,17 +172,19 @@ def save_weights(student: Student, directory: Path) -> None:
     student.tokenizer.save_pretrained(directory)
 
 
-def save_final(student: Student, directory: Path, *, merge: bool) -> None:
+def save_final(student: Student, directory: Path, *, merge: bool) -> Student:
     """Saves the trained model for use; ``merge`` folds adapters into the weights.
 
-    Merging changes ``student`` itself.
+    Returns:
+        The student as it was saved. Where adapters were folded in, ``student`` cannot be
+        used any more.
     """
     if student.has_adapters and merge:
-        merged: Any = student.module
-        merged.merge_and_unload().save_pretrained(directory)
-        student.tokenizer.save_pretrained(directory)
-    else:
-        save_weights(student, directory)
+        adapted: Any = student.module
+        merged = adapted.merge_and_unload()
+        student = replace(student, module=merged, head=replace(student.head, lora=None))
+    save_weights(student, directory)
+    return student
 
 
 def _causal_model(module: Any) -> Any:

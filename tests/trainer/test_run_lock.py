@@ -15,10 +15,11 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_show import to_toml
 
-from student_trainer.commands.doctor import check_run_directory
 from student_trainer.quickstart.command import move_aside
 from student_trainer.run.lock import check_free, locked
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.machine import run_directory
+from student_trainer.startup.start import Start
 from student_trainer.train import train
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, serve, steps, trainer
 from tests.trainer.test_run import in_directory, losses
@@ -102,7 +103,7 @@ def test_no_other_command_takes_a_running_runs_directory(
     config = make_config()
     with locked(config.run.output_dir):
         with pytest.raises(ConfigurationError, match="is written by another run"):
-            check_run_directory(config)
+            run_directory(Start(config))
         with pytest.raises(ConfigurationError, match="is written by another run"):
             move_aside(config.run.output_dir)
         with pytest.raises(ConfigurationError, match="is written by another run"):

@@ -1,0 +1,33 @@
+"""The step that looks at the evaluation, which a run makes before its first step and after its
+last one."""
+
+from __future__ import annotations
+
+from student_trainer.evaluate_run import kept_positions
+from student_trainer.evaluation import evaluated_prompts
+from student_trainer.evaluation.realigned import check_top_k
+from student_trainer.evaluation.rows import shared_ids
+from student_trainer.startup.start import Start
+
+
+def held_out(start: Start) -> str:
+    """Whether the evaluations before and after the run can be made, on the same positions.
+
+    Raises:
+        ConfigurationError: the files of an earlier attempt are missing or are of other
+            prompts, or the teacher does not return as many ids as are compared.
+    """
+    settings = start.config.evaluation
+    prompts = evaluated_prompts(start.prompts.held_out, settings)
+    if not prompts:
+        return "nothing is evaluated"
+    step = start.resumed.step if start.resumed else 0
+    # Before the first checkpoint, what an earlier attempt froze is removed.
+    kept = kept_positions(start.run, step, start.prompts.held_out, settings) if step else None
+    if start.teacher.realigned:
+        check_top_k(start.teacher, settings.top_k)
+        ids = f"the {settings.top_k} most likely ids"
+    else:
+        ids = f"{shared_ids(start.student, start.teacher)} ids"
+    rows = f"{kept.rows} frozen positions of before" if kept else f"{settings.most_rows} positions"
+    return f"{len(prompts)} prompts, {rows}, {ids} of each"
