@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.weights import tensor_shapes, weights_digest
 
-from teacher_server.engines.digest import tensor_shapes, weights_digest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -34,6 +34,8 @@ NOT_PLAIN = (
     "use_dora",
     "use_qalora",
 )
+# Parts of a module's name that say only what wraps the language model.
+WRAPPERS = {"model", "language_model", "text_model", "transformer"}
 # Initialisations of an adapter that leave the weights of the base as they are.
 PLAIN_STARTS = {"gaussian", "eva", "orthogonal"}
 
@@ -140,10 +142,11 @@ def check_base(adapter: Adapter, weights: Sequence[Path]) -> None:
         ConfigurationError: the base lacks a module, or has it in another shape.
     """
     where = f"adapter {adapter.directory}"
-    shapes = tensor_shapes(weights)
+    shapes = {_bare(name): shape for name, shape in tensor_shapes(weights).items()}
     for module, (size_in, size_out) in adapter.modules.items():
-        shape = shapes.get(f"{module}.weight")
-        packed = shape is None and any(name.startswith(f"{module}.") for name in shapes)
+        bare = _bare(module)
+        shape = shapes.get(f"{bare}.weight")
+        packed = shape is None and any(name.startswith(f"{bare}.") for name in shapes)
         if shape != (size_out, size_in) and not packed:
             has = f"is {list(shape)}" if shape is not None else "does not exist"
             raise ConfigurationError(
@@ -151,6 +154,12 @@ def check_base(adapter: Adapter, weights: Sequence[Path]) -> None:
                 where=where,
                 fix="serve the base that the adapter was trained on",
             )
+
+
+def _bare(name: str) -> str:
+    """A name in weight files without the wrappers, which transformers renames when it loads
+    a model for text and images."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPERS)
 
 
 def names_model(name: str, model: str) -> bool:

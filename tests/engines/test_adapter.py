@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.weights import weight_files
 
 from teacher_server.engines.adapter import check_base, is_adapter, names_model, read_adapter
-from teacher_server.engines.checkpoint import weight_files
 from tests.support.adapters import make_adapter
 from tests.support.models import make_tiny_model
 

@@ -11,10 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.weights import weight_files, weights_digest
 from transformers import AutoModelForCausalLM, BertConfig, BertModel
 
-from teacher_server.engines.checkpoint import weight_files
-from teacher_server.engines.digest import weights_digest
 from teacher_server.engines.torch.transformers import TransformersEngine
 from tests.engines.conformance import running
 

@@ -15,7 +15,7 @@ LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 
 def make_adapter(
     directory: Path,
-    base: Path,
+    base: Path | Any,
     *,
     seed: int = 1,
     rank: int = 4,
@@ -31,9 +31,7 @@ def make_adapter(
             task_type="CAUSAL_LM",
             **({"lora_alpha": 3 * rank} | config),
         )
-        model = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), settings
-        )
+        model = get_peft_model(_loaded(base), settings)
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 torch.nn.init.normal_(parameter, std=0.05)
@@ -41,7 +39,13 @@ def make_adapter(
     return directory
 
 
-def merged(base: Path, adapter: Path) -> Any:
+def merged(base: Path | Any, adapter: Path) -> Any:
     """The base in float32 with the adapter added into its weights by PEFT."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    return PeftModel.from_pretrained(_loaded(base), str(adapter)).merge_and_unload()
+
+
+def _loaded(base: Path | Any) -> Any:
+    """The model of a folder in float32; a loaded one as it is."""
+    if not isinstance(base, Path):
+        return base
+    return AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)

@@ -106,3 +106,94 @@ def make_tiny_model(
         )
         model = LlamaForCausalLM(config).to(dtype)
     return save_model(model, directory, tokenizer)
+
+
+# Sizes of a tiny language model; every architecture of transformers takes these names.
+TEXT_SIZES: dict[str, Any] = {
+    "vocab_size": 320,
+    "hidden_size": 48,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 12,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.15,
+    "pad_token_id": 0,
+    "bos_token_id": None,
+    "eos_token_id": 2,
+}
+VISION_SIZES: dict[str, Any] = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+QWEN_VISION: dict[str, Any] = {
+    "depth": 1,
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_heads": 2,
+    "out_hidden_size": 48,
+    "patch_size": 14,
+}
+QWEN_IMAGES: dict[str, Any] = {
+    "image_token_id": 319,
+    "video_token_id": 318,
+    "vision_start_token_id": 317,
+    "vision_end_token_id": 316,
+}
+# Models for text and images: the class's name without "ForConditionalGeneration" -> the
+# settings of the parts, and of the whole.
+WITH_IMAGES: dict[str, dict[str, Any]] = {
+    "Gemma3": {
+        "text_config": TEXT_SIZES | {"sliding_window": 16},
+        "vision_config": VISION_SIZES,
+        "image_token_index": 319,
+        "boi_token_index": 318,
+        "eoi_token_index": 317,
+        "mm_tokens_per_image": 4,
+    },
+    "Mistral3": {
+        "text_config": TEXT_SIZES | {"model_type": "mistral"},
+        "vision_config": VISION_SIZES | {"model_type": "pixtral", "head_dim": 8},
+        "image_token_index": 319,
+    },
+    "Qwen3_5": {
+        "text_config": TEXT_SIZES
+        | {
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+            "layer_types": ["linear_attention", "linear_attention", "full_attention"],
+        },
+        "vision_config": QWEN_VISION,
+        **QWEN_IMAGES,
+    },
+    "Qwen3VL": {
+        "text_config": TEXT_SIZES,
+        "vision_config": QWEN_VISION | {"deepstack_visual_indexes": [0]},
+        **QWEN_IMAGES,
+    },
+    "Llava": {
+        "text_config": TEXT_SIZES | {"model_type": "llama"},
+        "vision_config": VISION_SIZES | {"model_type": "siglip_vision_model"},
+        "image_token_index": 319,
+    },
+}
+
+
+def make_model_with_images(
+    family: str, directory: Path, *, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0
+) -> Path:
+    """A random ...ForConditionalGeneration of ``WITH_IMAGES``, saved."""
+    import transformers
+
+    config = getattr(transformers, f"{family}Config")(**WITH_IMAGES[family])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = getattr(transformers, f"{family}ForConditionalGeneration")(config)
+    return save_model(model, directory, tokenizer)

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.text_model import (
+    TextModel,
+    class_with_images,
+    describe_unused,
+    rope_sections,
+    text_model,
+)
+from teacher_proto.models.text_model import max_length as longest
+from teacher_proto.models.weights import weight_files, weights_digest
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from teacher_server.engines.checkpoint import check_dtype, resolve, weight_files
-from teacher_server.engines.digest import weights_digest
+from teacher_server.engines.checkpoint import check_dtype, resolve
+
+logger = logging.getLogger(__name__)
 
 # Kinds of rotary embeddings that depend on the longest sequence of the batch.
 LENGTH_DEPENDENT_ROPE = {"dynamic", "longrope"}
@@ -29,8 +41,10 @@ class LoadedModel:
     """A causal language model on its device, in evaluation mode.
 
     Attributes:
+        model: as its checkpoint names it, perhaps with parts for images.
+        text: its language model, which alone is used.
         text_config: the configuration of the language model itself.
-        weights_digest: sha256 in hex (``engines.digest``).
+        weights_digest: sha256 in hex (``teacher_proto.models.weights``).
         quantization: name of the method; empty for none.
         max_length: tokens of prompt and continuation.
         cacheable: every layer has plain attention, full or sliding, and its cache.
@@ -39,6 +53,7 @@ class LoadedModel:
     """
 
     model: Any
+    text: TextModel
     text_config: Any
     weights_digest: str
     quantization: str
@@ -60,9 +75,10 @@ def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -
     torch_device = parse_device(device)
     directory = resolve(model)
     config = _read_config(model, directory)
-    length = _max_length(config.get_text_config(), max_length)
+    loader = class_with_images(config, transformers, f"model {model}") or AutoModelForCausalLM
+    length = longest(config, max_length, "max_length")
     try:
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = loader.from_pretrained(
             directory,
             config=config,
             dtype=dtype if dtype == "auto" else getattr(torch, dtype),
@@ -79,12 +95,16 @@ def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -
         raise ConfigurationError(
             f"transformers cannot load it: {error}", where=f"model {model}"
         ) from error
-    text_config = config.get_text_config()
+    text = text_model(loaded)
+    if text.unused:
+        logger.info("model %s: %s", model, describe_unused(text.unused))
+    text_config = loaded.config.get_text_config()
     quantization = getattr(config, "quantization_config", None) or {}
     if not isinstance(quantization, dict):
         quantization = quantization.to_dict()
     return LoadedModel(
         model=loaded,
+        text=text,
         text_config=text_config,
         weights_digest=weights_digest(weight_files(directory)),
         quantization=str(quantization.get("quant_method", "")),
@@ -132,32 +152,8 @@ def _read_config(model: str, directory: Path) -> Any:
             where=where,
             fix="give a checkpoint of an architecture that transformers knows by itself",
         ) from error
-    names = list(config.architectures or [])
-    if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in names):
-        raise ConfigurationError(
-            f"it is not a causal language model (architectures: {names})",
-            where=where,
-            fix="give a ...ForCausalLM checkpoint",
-        )
     weight_files(directory)
     return config
-
-
-def _max_length(config: Any, asked: int | None) -> int:
-    own = getattr(config, "max_position_embeddings", None)
-    if asked is None:
-        if own is None:
-            raise ConfigurationError(
-                "the model does not state its maximum length", where="max_length", fix="set it"
-            )
-        return int(own)
-    if asked < 2 or (own is not None and asked > int(own)):
-        raise ConfigurationError(
-            f"{asked} is not a length the model can serve",
-            where="max_length",
-            fix=f"use 2 to {own}" if own is not None else "use 2 or more",
-        )
-    return asked
 
 
 def has_plain_cache(config: Any) -> bool:
@@ -186,9 +182,5 @@ def has_full_attention(config: Any) -> bool:
 
 
 def _rope_type(config: Any) -> str:
-    parameters = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in parameters.values() if isinstance(value, dict)]
-    for values in (parameters, *nested):
-        if values.get("rope_type", "default") in LENGTH_DEPENDENT_ROPE:
-            return str(values["rope_type"])
-    return "default"
+    kinds = {str(section.get("rope_type", "default")) for section in rope_sections(config)}
+    return next(iter(sorted(kinds & LENGTH_DEPENDENT_ROPE)), "default")

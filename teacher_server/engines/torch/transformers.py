@@ -12,11 +12,12 @@ from typing import Any
 
 import torch
 from teacher_proto.errors import ConfigurationError, EngineError, LsmError
+from teacher_proto.models.weights import weight_files
 from teacher_proto.program.logit_treatment import read_logit_treatment
 
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, PassCount
-from teacher_server.engines.checkpoint import resolve, weight_files
+from teacher_server.engines.checkpoint import resolve
 from teacher_server.engines.faults import unavailable
 from teacher_server.engines.probe import self_score
 from teacher_server.engines.state import EngineState
@@ -180,11 +181,11 @@ class TransformersEngine:
             self._model, dtype=self._dtype, device=self._device, max_length=self._max_length
         )
         adapters = ModelAdapters(loaded.model, self._adapters)
-        projection = LinearProjection(loaded.model.get_output_embeddings(), self._head_block_rows)
+        projection = LinearProjection(loaded.text.head, self._head_block_rows)
         head = LanguageModelHead(projection, read_logit_treatment(loaded.text_config))
         cacheable = loaded.cacheable and not loaded.alone
         trunk = Trunk(
-            loaded.model.base_model, loaded.text_config, self._max_batch_tokens, cacheable
+            loaded.text.decoder, loaded.text_config, self._max_batch_tokens, cacheable
         )
         alone = loaded.alone or self._deterministic
         packing = Packing(
@@ -201,7 +202,7 @@ class TransformersEngine:
             engine="transformers",
             model=self._model,
             weights_digest=loaded.weights_digest,
-            dtype=str(loaded.model.dtype).removeprefix("torch."),
+            dtype=str(trunk.dtype).removeprefix("torch."),
             quantization=loaded.quantization,
             adapter_digest="",
             vocabulary_size=projection.vocabulary_size,

@@ -29,6 +29,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, get_args
 
 from teacher_proto.errors import ConfigurationError, EngineError, LsmError
+from teacher_proto.models.weights import weight_files, weights_digest
 
 # vLLM reads these when it is imported, and so do its worker processes: logs go to stderr,
 # nothing is sent anywhere, and the runner that is extended here is the one that runs.
@@ -55,8 +56,7 @@ from vllm.v1.outputs import LogprobsTensors
 
 from teacher_server.engines.adapter import Adapter, check_base
 from teacher_server.engines.base import EngineDescription, Job, JobResult, ScoredSpan
-from teacher_server.engines.checkpoint import check_dtype, resolve, weight_files
-from teacher_server.engines.digest import weights_digest
+from teacher_server.engines.checkpoint import check_dtype, resolve
 from teacher_server.engines.faults import unavailable
 from teacher_server.engines.probe import self_score
 from teacher_server.engines.state import EngineState

@@ -1,4 +1,4 @@
-"""The sha256 of a checkpoint's weights, which does not depend on its shards."""
+"""The weight files of a checkpoint, and their sha256, which does not depend on the shards."""
 
 from __future__ import annotations
 
@@ -13,6 +13,31 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 
 _READ_BYTES = 4 * 2**20
+
+
+def weight_files(directory: Path) -> list[Path]:
+    """The safetensors files of a checkpoint; those that its index names when it has one.
+
+    Raises:
+        ConfigurationError: there are none, or one that the index names is missing.
+    """
+    single = directory / "model.safetensors"
+    index = directory / "model.safetensors.index.json"
+    if single.is_file():
+        return [single]
+    if index.is_file():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        missing = [name for name in names if not (directory / name).is_file()]
+        if missing:
+            raise ConfigurationError(
+                f"weight files are missing: {', '.join(missing)}", where=f"model {directory}"
+            )
+        return [directory / name for name in names]
+    raise ConfigurationError(
+        "it has no safetensors weights",
+        where=f"model {directory}",
+        fix="save it with save_pretrained(..., safe_serialization=True); other formats are refused",
+    )
 
 
 def weights_digest(files: Sequence[Path]) -> str:

@@ -1,0 +1,62 @@
+"""The folder of a model: a path as it stands, or the snapshot of a model of the hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from teacher_proto.errors import ConfigurationError, first_line
+
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
+WEIGHT_FILES = ("*.safetensors", "*.json")
+MODEL_FILES = (*TOKENIZER_FILES, *WEIGHT_FILES)
+# Weights once more, in formats that nothing here reads.
+SECOND_COPIES = ("consolidated*", "original/*", "onnx/*")
+
+
+def model_folder(model: str, files: Sequence[str] = MODEL_FILES, *, where: str) -> Path:
+    """The folder that holds a model's ``files``; those of a hub model are fetched first.
+
+    A hub that cannot be reached is tried once: what was fetched before is then used, or
+    the model is refused at once.
+
+    Args:
+        model: a folder, or a hub name.
+        files: patterns of the names of the files that are wanted.
+        where: names the setting in errors.
+
+    Raises:
+        ConfigurationError: there is no such folder, or the hub has no such model for us.
+    """
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    parts = model.split("/")
+    if path.exists() or len(parts) > 2 or model.startswith((".", "~")) or not all(parts):
+        raise ConfigurationError(
+            f"there is no such directory: {model}",
+            where=where,
+            fix="give a directory with config.json, safetensors files and a tokenizer, or a hub id",
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                model, allow_patterns=list(files), ignore_patterns=list(SECOND_COPIES)
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{model!r} is neither a directory here nor a model the hub gives us: "
+            f"{first_line(error)}",
+            where=where,
+            fix=_hub_fix(),
+        ) from error
+
+
+def _hub_fix() -> str:
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return "give a directory, or unset HF_HUB_OFFLINE so that the model can be fetched"
+    return "check the name, the network and HF_TOKEN, or give a directory"
