@@ -15,7 +15,7 @@ distribution for scored token t given everything before it.
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -44,11 +44,34 @@ class TextPrompt:
     text: str
 
 
+class Absent(enum.Enum):
+    """Stands for a field that an object does not have, which is another thing than null."""
+
+    ABSENT = "absent"
+
+
+ABSENT = Absent.ABSENT
+Content = str | Sequence[Mapping[str, Any]] | None | Absent
+
+
 @dataclass(frozen=True)
 class ChatMessage:
+    """A turn as the chat template reads it.
+
+    Attributes:
+        content: a text, or parts such as ``{"type": "text", "text": "..."}``; null or
+            ABSENT only in an assistant's turn, which may hold calls of tools alone.
+        extra: further fields, in their order.
+    """
+
     role: str
-    content: str
+    content: Content
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def as_read(self) -> dict[str, Any]:
+        """The fields in the order in which the template gets them."""
+        content = {} if self.content is ABSENT else {"content": self.content}
+        return {"role": self.role, **content, **self.extra}
 
 
 @dataclass(frozen=True)

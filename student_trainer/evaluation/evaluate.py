@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from teacher_proto.types import ChatPrompt, TeacherInfo, TextPrompt
+from teacher_proto.types import ChatMessage, ChatPrompt, TeacherInfo, TextPrompt
 
 from student_trainer.evaluation.cache import cached_rows
 from student_trainer.evaluation.divergence import full_divergence
@@ -218,6 +219,13 @@ def prompt_text(prompt: PromptItem) -> str:
         return source.text
     if isinstance(source, ChatPrompt):
         if len(source.messages) == 1:
-            return source.messages[0].content
-        return "\n".join(f"{m.role}: {m.content}" for m in source.messages)
+            return _said(source.messages[0])
+        return "\n".join(f"{m.role}: {_said(m)}" for m in source.messages)
     return " ".join(str(i) for i in source.token_ids.tolist())
+
+
+def _said(message: ChatMessage) -> str:
+    if isinstance(message.content, str):
+        return message.content
+    fields = message.as_read()
+    return json.dumps({name: fields[name] for name in fields if name != "role"}, ensure_ascii=False)

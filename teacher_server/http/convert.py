@@ -8,9 +8,10 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from teacher_proto.codec.structs import plain_mapping
+from teacher_proto.codec.structs import plain_content, plain_mapping
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import (
+    ABSENT,
     ChatMessage,
     ChatPrompt,
     Continuation,
@@ -24,7 +25,13 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.http.models import ContinuationBody, PromptBody, ScoreBody, SegmentBody
+from teacher_server.http.models import (
+    ContinuationBody,
+    MessageBody,
+    PromptBody,
+    ScoreBody,
+    SegmentBody,
+)
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_tokens, check_text
 from teacher_server.refusals.validation import check_continuation_count, exactly_one
@@ -86,11 +93,7 @@ def _prompt(body: PromptBody, where: str) -> Prompt:
     if body.messages is not None:
         return ChatPrompt(
             messages=tuple(
-                ChatMessage(
-                    message.role,
-                    message.content,
-                    _plain(message.model_extra, f"{where}.messages[{index}]"),
-                )
+                _message(message, f"{where}.messages[{index}]")
                 for index, message in enumerate(body.messages)
             ),
             add_generation_prompt=body.add_generation_prompt is not False,
@@ -102,6 +105,15 @@ def _prompt(body: PromptBody, where: str) -> Prompt:
     if body.text is not None:
         return TextPrompt(body.text)
     return TokenPrompt(_ids(body.token_ids))
+
+
+def _message(body: MessageBody, where: str) -> ChatMessage:
+    content = body.content if "content" in body.model_fields_set else ABSENT
+    return ChatMessage(
+        body.role,
+        plain_content(content, body.role, f"{where}.content", InvalidRequestError),
+        _plain(body.model_extra, where),
+    )
 
 
 def _plain(values: dict[str, Any] | None, where: str) -> dict[str, Any]:

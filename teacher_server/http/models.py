@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 # One wrong item is enough to refuse a list: the rest is not looked at.
@@ -16,12 +16,22 @@ class Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
+CONTENT = {
+    "anyOf": [
+        {"type": "string"},
+        {"type": "array", "items": {"type": "object"}},
+        {"type": "null"},
+    ],
+    "description": "A text, or parts as objects; null or absent only in an assistant's turn.",
+}
+
+
 class MessageBody(BaseModel):
     """A chat message; further fields are handed to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     role: str
-    content: str
+    content: Annotated[Any, WithJsonSchema(CONTENT)] = None
 
 
 class PromptBody(Body):

@@ -150,7 +150,7 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
             where=f"{where}.extra",
             fix="leave it out of extra",
         )
-    return {"role": message.role, "content": message.content, **message.extra}
+    return message.as_read()
 
 
 def _load_source(model: str) -> Any:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from teacher_proto.rows import Rows
 from teacher_proto.types import (
+    ABSENT,
     ChatMessage,
     ChatPrompt,
     Continuation,
@@ -61,7 +62,11 @@ mapping = st.dictionaries(text, json_value, max_size=3)
 extra = st.dictionaries(
     text.filter(lambda key: key not in ("role", "content")), json_value, max_size=3
 )
-messages = st.builds(ChatMessage, text, text, extra)
+parts = st.lists(mapping, max_size=2)
+messages = st.one_of(
+    st.builds(ChatMessage, text, st.one_of(text, parts), extra),
+    st.builds(ChatMessage, st.just("assistant"), st.sampled_from([None, ABSENT]), extra),
+)
 prompts = st.one_of(
     st.builds(TokenPrompt, vector),
     st.builds(TextPrompt, text),

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from teacher_proto import codec
 from teacher_proto.client import AsyncTeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
-from teacher_proto.types import ChatMessage, ChatPrompt
+from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt
 from teacher_proto.v1 import array_pb2, score_pb2, teacher_pb2
 
 from tests.support.compare import same
@@ -82,6 +82,37 @@ def older_request() -> type[Message]:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))  # type: ignore[no-untyped-call]
 
 
+CONTENTS: list[Any] = [None, ABSENT, [{"type": "text", "text": "a"}], []]
+
+
+@pytest.mark.parametrize("content", CONTENTS, ids=str)
+def test_content_that_is_no_text_arrives_as_it_is(content: Any) -> None:
+    prompt = ChatPrompt((ChatMessage("assistant", content, {"tool_calls": []}),))
+    message = codec.encode_request(make_request(prompt=prompt))
+    assert message.prompt.WhichOneof("source") == "chat_json", "an older server must refuse it"
+    assert ("content" in message.prompt.chat_json) is (content is not ABSENT)
+    assert codec.decode_request(codec.serialize(message)).prompt == prompt
+
+
+@pytest.mark.parametrize(
+    ("role", "content", "where"),
+    [
+        ("user", None, ""),
+        ("tool", ABSENT, ""),
+        ("user", 3, ""),
+        ("assistant", [1], ""),
+        ("assistant", {"type": "text"}, ""),
+        ("user", [{"text": float("nan")}], "[0].text"),
+        ("user", [{}, {"text": "\ud800"}], "[1].text"),
+    ],
+)
+def test_content_of_another_kind_is_refused(role: str, content: Any, where: str) -> None:
+    prompt = ChatPrompt((ChatMessage(role, content),))
+    with pytest.raises(InvalidRequestError) as caught:
+        codec.encode_request(make_request(prompt=prompt))
+    assert caught.value.where == f"prompt.chat.messages[0].content{where}"
+
+
 @pytest.mark.parametrize("values", CHANGED, ids=str)
 def test_an_older_server_sees_no_prompt_rather_than_another_one(values: dict[str, Any]) -> None:
     message: Any = older_request().FromString(codec.serialize(sent(values)))
@@ -101,6 +132,7 @@ async def test_the_client_says_that_the_server_is_older() -> None:
     teacher = ScriptedTeacher()
     refusals = [
         InvalidRequestError("holds no prompt", where="prompt", fix="set token_ids, chat or text"),
+        InvalidRequestError("must be a text", where="prompt.chat_json.messages[2].content"),
         InvalidRequestError("there is no message", where="prompt.chat.messages"),
     ]
     teacher.script = [teacher.fail(error) for error in refusals]
@@ -108,6 +140,8 @@ async def test_the_client_says_that_the_server_is_older() -> None:
         with pytest.raises(ContractMismatchError, match="older than this client") as caught:
             await client.score(make_request(), timeout=LONG)
         assert (caught.value.where, caught.value.reason) == ("prompt", "OLDER_SERVER")
+        with pytest.raises(ContractMismatchError, match="older than this client"):
+            await client.score(make_request(), timeout=LONG)
         with pytest.raises(InvalidRequestError, match="no message"):
             await client.score(make_request(), timeout=LONG)
 

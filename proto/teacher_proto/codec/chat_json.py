@@ -7,9 +7,9 @@ from typing import Any
 
 from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
-from teacher_proto.codec.structs import check_text, plain_mapping
+from teacher_proto.codec.structs import check_text, plain_content, plain_mapping
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.types import ChatMessage, ChatPrompt
+from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt
 
 Error = InvalidRequestError
 # Of one conversation, counted before objects are made of it: as many as in its other form.
@@ -21,7 +21,7 @@ def encode_chat_json(prompt: ChatPrompt, where: str) -> str:
     """``prompt`` holds plain values; raises InvalidRequestError for integers that are too
     long to be written."""
     document = {
-        "messages": [{"role": m.role, "content": m.content, **m.extra} for m in prompt.messages],
+        "messages": [m.as_read() for m in prompt.messages],
         "add_generation_prompt": prompt.add_generation_prompt,
         "template_arguments": prompt.template_arguments,
     }
@@ -73,12 +73,12 @@ def decode_chat_json(text: str, where: str) -> ChatPrompt:
 def _message(message: Any, where: str) -> ChatMessage:
     if not isinstance(message, dict):
         raise Error("must be an object", where=where)
-    for name in ("role", "content"):
-        if not isinstance(message.get(name), str):
-            raise Error("must be a text", where=f"{where}.{name}")
+    if not isinstance(message.get("role"), str):
+        raise Error("must be a text", where=f"{where}.role")
+    role = check_text(message["role"], f"{where}.role", Error)
     extra = {name: value for name, value in message.items() if name not in ("role", "content")}
     return ChatMessage(
-        check_text(message["role"], f"{where}.role", Error),
-        check_text(message["content"], f"{where}.content", Error),
+        role,
+        plain_content(message.get("content", ABSENT), role, f"{where}.content", Error),
         plain_mapping(extra, where, Error),
     )

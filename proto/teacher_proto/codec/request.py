@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from teacher_proto.codec.arrays import INT32, decode_array, encode_array
 from teacher_proto.codec.chat_json import decode_chat_json, encode_chat_json
-from teacher_proto.codec.structs import check_text, decode_struct, plain_mapping, struct_keeps
+from teacher_proto.codec.structs import (
+    check_text,
+    decode_struct,
+    plain_content,
+    plain_mapping,
+    struct_keeps,
+)
 from teacher_proto.codec.wire import parse
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError, LsmError
 from teacher_proto.types import (
@@ -103,7 +109,7 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
 def explained_refusal(error: InvalidRequestError) -> LsmError:
     """A server's refusal as the client that encoded the request understands it: a prompt
     that the server does not see is in a form it does not know."""
-    if error.what != NO_PROMPT:
+    if error.what != NO_PROMPT and not _only_texts(error):
         return error
     return ContractMismatchError(
         "the server is older than this client: it cannot carry this conversation's further "
@@ -112,6 +118,12 @@ def explained_refusal(error: InvalidRequestError) -> LsmError:
         fix="update the server, or send the prompt as text or token ids",
         reason="OLDER_SERVER",
     )
+
+
+def _only_texts(error: InvalidRequestError) -> bool:
+    """Whether a server that reads ``chat_json`` refuses content that is no text: what our
+    client sends there is what a server of now takes."""
+    return error.what == "must be a text" and ".chat_json.messages[" in error.where
 
 
 def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> None:
@@ -138,7 +150,9 @@ def _encode_chat(prompt: ChatPrompt, message: score_pb2.Prompt, where: str) -> N
         prompt.add_generation_prompt,
         plain_mapping(prompt.template_arguments, f"{inner}.template_arguments", Error),
     )
-    if not all(map(struct_keeps, (prompt.template_arguments, *(m.extra for m in prompt.messages)))):
+    structs = (prompt.template_arguments, *(m.extra for m in prompt.messages))
+    texts = all(isinstance(m.content, str) for m in prompt.messages)
+    if not texts or not all(map(struct_keeps, structs)):
         message.chat_json = encode_chat_json(prompt, inner)
         return
     message.chat.SetInParent()
@@ -155,9 +169,10 @@ def _plain(turn: ChatMessage, where: str) -> ChatMessage:
     for name in ("role", "content"):
         if name in turn.extra:
             raise Error("is given twice", where=f"{where}.extra.{name}", fix="leave it out")
+    role = check_text(turn.role, f"{where}.role", Error)
     return ChatMessage(
-        check_text(turn.role, f"{where}.role", Error),
-        check_text(turn.content, f"{where}.content", Error),
+        role,
+        plain_content(turn.content, role, f"{where}.content", Error),
         plain_mapping(turn.extra, f"{where}.extra", Error),
     )
 

@@ -14,6 +14,7 @@ from typing import Any
 from google.protobuf import struct_pb2
 
 from teacher_proto.errors import LsmError
+from teacher_proto.types import ABSENT, Content
 
 LARGEST_EXACT = 2**53
 # A parser refuses messages nested 100 deep; one level of a Struct takes three.
@@ -37,6 +38,29 @@ def plain_mapping(
         inner = _inner(where, key)
         copy[check_text(key, inner, error)] = _plain_value(value, inner, error, depth)
     return copy
+
+
+def plain_content(content: Any, role: str, where: str, error: type[LsmError]) -> Content:
+    """What a message of this role says, copied into plain values.
+
+    Raises ``error`` for anything but a text, a list of parts (objects), or, in an
+    assistant's turn, null or no content.
+    """
+    if isinstance(content, str):
+        return check_text(content, where, error)
+    if content is None or content is ABSENT:
+        if role == "assistant":
+            return None if content is None else ABSENT
+        raise error(
+            "must be a text",
+            where=where,
+            fix="give a text, which may be empty: only an assistant's turn may have no content",
+        )
+    if isinstance(content, list | tuple) and all(isinstance(part, Mapping) for part in content):
+        return [
+            plain_mapping(part, f"{where}[{index}]", error, 2) for index, part in enumerate(content)
+        ]
+    raise error("must be a text or a list of parts, which are objects", where=where)
 
 
 def _plain_value(value: Any, where: str, error: type[LsmError], depth: int) -> Any:

@@ -161,8 +161,9 @@ class Prompt(_message.Message):
     chat_json: _builtins.str
     """A conversation like chat whose values reach the template as they are: keys
     in their order, 1 unlike 1.0, integers of any size. One JSON object:
-    "messages", a list of objects with the texts "role" and "content" and
-    further fields; "add_generation_prompt", true or false;
+    "messages", a list of objects with the text "role", "content" and further
+    fields: content is a text or a list of objects (parts), and in an assistant's
+    turn it may be null or absent; "add_generation_prompt", true or false;
     "template_arguments", an object, may be absent. Refused: other fields, a key
     twice in an object, numbers that are not finite, half of a surrogate pair,
     values nested deeper than 24 levels.
