@@ -153,6 +153,9 @@ class LimitSettings(Settings):
         description="Bytes of text that is tokenized for one prompt, or for all continuations "
         "of one request.",
     )
+    max_render_prompts: int = Field(
+        default=1024, ge=1, le=INT32_MAX, description="Prompts of one request to render."
+    )
 
     @model_validator(mode="after")
     def _the_queue_holds_a_request(self) -> Self:
@@ -174,6 +177,7 @@ class LimitSettings(Settings):
             max_queue_tokens=self.max_queue_tokens,
             max_tokenizer_bytes=self.max_tokenizer_bytes,
             max_text_bytes=self.max_text_bytes,
+            max_render_prompts=self.max_render_prompts,
         )
 
 

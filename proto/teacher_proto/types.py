@@ -37,11 +37,24 @@ class TokenPrompt:
     token_ids: Int32
 
 
+class SpecialTokens(enum.IntEnum):
+    """Which special tokens a text is encoded with (v1/score.proto)."""
+
+    AS_WRITTEN = 1
+    ADD = 2
+
+
 @dataclass(frozen=True)
 class TextPrompt:
-    """A prompt as text, encoded by the teacher's tokenizer as it stands."""
+    """A prompt as text, encoded by the teacher's tokenizer.
+
+    Attributes:
+        special_tokens: those that the text spells out, or also those that the teacher's
+            tokenizer puts before a text.
+    """
 
     text: str
+    special_tokens: SpecialTokens = SpecialTokens.AS_WRITTEN
 
 
 class Absent(enum.Enum):
@@ -76,11 +89,17 @@ class ChatMessage:
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A conversation, rendered by the teacher's own chat template."""
+    """A conversation, rendered by the teacher's own chat template.
+
+    Attributes:
+        now: the local time that the template prints, such as ``2026-11-29T05:53:12``;
+            empty for the server's own clock.
+    """
 
     messages: tuple[ChatMessage, ...]
     add_generation_prompt: bool = True
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    now: str = ""
 
 
 Prompt = TokenPrompt | TextPrompt | ChatPrompt
@@ -224,12 +243,41 @@ class TeacherIdentity:
     quantization: str
     adapter_digest: str
     tokenizer_hash: str
+    # Empty: there is no chat template, or the server is older.
+    chat_template_digest: str = ""
 
 
 class Level(enum.IntEnum):
     SAME = 1
     REMAP = 2
     CROSS = 3
+
+
+@dataclass(frozen=True)
+class TokenText:
+    token_id: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ChatInfo:
+    """How a teacher reads conversations (v1/teacher.proto).
+
+    Attributes:
+        template_digest: of everything that decides a rendering; empty without a template.
+        reads_clock: whether a template prints the time.
+        arguments: names of the template arguments that a template reads, sorted.
+        turn_ends: tokens at which the teacher ends its turn or its text.
+    """
+
+    template_digest: str
+    reads_clock: bool
+    arguments: tuple[str, ...]
+    turn_ends: tuple[TokenText, ...]
+
+    @property
+    def has_template(self) -> bool:
+        return bool(self.template_digest)
 
 
 @dataclass(frozen=True)
@@ -243,6 +291,10 @@ class TeacherInfo:
     deterministic: bool
     tokenizers: Mapping[str, Level]
     model: str
+    # None: an older server, which neither renders nor knows ``ChatPrompt.now``.
+    chat: ChatInfo | None = None
+    # What ``SpecialTokens.ADD`` puts before a text.
+    begin_tokens: tuple[TokenText, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -256,6 +308,8 @@ class ServerLimits:
     max_tokenizer_bytes: int
     # None: an older server, which has no such limit.
     max_text_bytes: int | None = None
+    # None: an older server, which does not render.
+    max_render_prompts: int | None = None
 
 
 @dataclass(frozen=True)
@@ -288,6 +342,55 @@ class ScoreReply:
     identity: TeacherIdentity
     results: tuple[ContinuationScores, ...]
     timing: Timing
+
+
+@dataclass(frozen=True)
+class RenderRequest:
+    """Asks how the teacher reads prompts (v1/render.proto), which go with it.
+
+    Attributes:
+        text, token_ids: whether these are returned, besides the number of tokens.
+    """
+
+    run: str
+    teacher: str
+    text: bool = True
+    token_ids: bool = True
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why one prompt cannot be read: what a request to score it would be refused with."""
+
+    reason: str
+    what: str
+    where: str
+    fix: str
+
+
+TOO_LONG = "PROMPT_TOO_LONG"
+
+
+@dataclass(frozen=True)
+class RenderedPrompt:
+    """A prompt as the teacher reads it.
+
+    Attributes:
+        token_count: P; None for a prompt that was refused before it was tokenized.
+        text: what the template printed, or the text; when asked for and not refused.
+        token_ids: int32 [P], ids of the teacher; when asked for and not refused.
+        refusal: None for a prompt that the teacher can read.
+    """
+
+    token_count: int | None = None
+    text: str | None = None
+    token_ids: Int32 | None = None
+    refusal: Refusal | None = None
+
+    @property
+    def too_long(self) -> bool:
+        """Whether it is more tokens than the teacher can read (``TeacherInfo.max_length``)."""
+        return self.refusal is not None and self.refusal.reason == TOO_LONG
 
 
 class SpecialRole(enum.IntEnum):

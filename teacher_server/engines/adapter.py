@@ -15,7 +15,6 @@ from pathlib import Path
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.weights import tensor_shapes, weights_digest
 
-
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"

@@ -10,7 +10,7 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ServerLimits
 from teacher_proto.v1 import score_pb2, tokenizer_pb2
 
-from teacher_server.refusals.errors import refuse, too_many_continuations
+from teacher_server.refusals.errors import refuse, too_many_continuations, too_many_prompts
 
 # Of one request. Nothing that is scored needs as many.
 MAX_SEGMENTS = 16_384
@@ -42,6 +42,16 @@ def score_bounds(limits: ServerLimits) -> WireBounds:
             ),
         },
     )
+
+
+def render_bounds(limits: ServerLimits) -> WireBounds:
+    """Of a RenderRequest: of all its prompts together what one request to score may hold."""
+    scored = score_bounds(limits)
+    assert limits.max_render_prompts is not None  # only an older server's are unknown
+    error = partial(too_many_prompts, "there are more", limits)
+    prompts = Bound(limits.max_render_prompts, error)
+    messages = {**scored.messages, score_pb2.Prompt.DESCRIPTOR.full_name: prompts}
+    return WireBounds(fields=scored.fields, messages=messages)
 
 
 def tokenizer_bounds() -> WireBounds:

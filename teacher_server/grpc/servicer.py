@@ -17,13 +17,14 @@ import grpc
 from teacher_proto import codec
 from teacher_proto.codec.wire_counts import WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.types import ScoreReply, ScoreRequest, ServerLimits
-from teacher_proto.v1 import score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
+from teacher_proto.types import RenderedPrompt, ScoreReply, ScoreRequest, ServerLimits
+from teacher_proto.v1 import render_pb2, score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
 
-from teacher_server.grpc.form import score_bounds, teacher_bounds, tokenizer_bounds
+from teacher_server.grpc.form import render_bounds, score_bounds, teacher_bounds, tokenizer_bounds
 from teacher_server.grpc.interceptors import CALLER
 from teacher_server.refusals.sizes import check_request_bytes
 from teacher_server.scoring.context import GRPC, Received
+from teacher_server.scoring.render import RawPrompt, ReceivedRender
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
 
@@ -32,7 +33,9 @@ SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_
 Context = grpc.aio.ServicerContext[bytes, bytes]
 
 
-class _GrpcCall:
+class _Unary:
+    """A call that came with one message: what both methods below need of it."""
+
     def __init__(
         self, body: bytes, context: Context, limits: ServerLimits, bounds: WireBounds
     ) -> None:
@@ -50,6 +53,8 @@ class _GrpcCall:
         check_request_bytes(len(self._body), self._limits)
         return self._body
 
+
+class _ScoreCall(_Unary):
     def decode(self, body: bytes, teachers: Teachers) -> Received:
         check_wire(body, score_pb2.ScoreRequest.DESCRIPTOR, self._bounds)
         request = codec.decode_request(body)
@@ -57,6 +62,21 @@ class _GrpcCall:
 
     def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
         return codec.serialize(codec.encode_reply(reply))
+
+
+class _RenderCall(_Unary):
+    def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
+        check_wire(body, render_pb2.RenderRequest.DESCRIPTOR, self._bounds)
+        request, prompts = codec.decode_render(body)
+        raw = tuple(RawPrompt(one.size, one.decode) for one in prompts)
+        return ReceivedRender(request, raw, self._deadline, len(body))
+
+    def encode(self, prompt: RenderedPrompt) -> bytes:
+        return codec.serialize(codec.encode_rendered([prompt]))
+
+    def joined(self, parts: list[bytes]) -> bytes:
+        # Messages one after the other are one message with the items of all of them.
+        return b"".join(parts)
 
 
 def _add_part(assembler: codec.TokenizerAssembler, part: bytes) -> None:
@@ -68,7 +88,8 @@ def _add_part(assembler: codec.TokenizerAssembler, part: bytes) -> None:
 class Servicer:
     def __init__(self, service: TeacherService) -> None:
         self._service = service
-        self._bounds = score_bounds(service.limits)
+        self._score_bounds = score_bounds(service.limits)
+        self._render_bounds = render_bounds(service.limits)
 
     async def get_teacher(self, body: bytes, context: Context) -> bytes:
         # As every HTTP reply has it: clients compare clocks.
@@ -83,8 +104,12 @@ class Servicer:
             )
 
     async def score(self, body: bytes, context: Context) -> bytes:
-        call = _GrpcCall(body, context, self._service.limits, self._bounds)
+        call = _ScoreCall(body, context, self._service.limits, self._score_bounds)
         return await self._service.score(call)
+
+    async def render(self, body: bytes, context: Context) -> bytes:
+        call = _RenderCall(body, context, self._service.limits, self._render_bounds)
+        return await self._service.render(call)
 
     async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
         principal = CALLER.get().principal
@@ -103,6 +128,7 @@ class Servicer:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
             "GetTeacher": grpc.unary_unary_rpc_method_handler(self.get_teacher),
             "Score": grpc.unary_unary_rpc_method_handler(self.score),
+            "Render": grpc.unary_unary_rpc_method_handler(self.render),
             "RegisterTokenizer": grpc.stream_unary_rpc_method_handler(self.register_tokenizer),
         }
         declared = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].methods_by_name

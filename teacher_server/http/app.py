@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from teacher_proto.errors import DeadlineError, InvalidRequestError
-from teacher_proto.types import ScoreReply, ScoreRequest
+from teacher_proto.types import RenderedPrompt, ScoreReply, ScoreRequest
 
 from teacher_server.access.guard import Guard
 from teacher_server.http.access import AccessMiddleware, caller_of
@@ -24,8 +24,16 @@ from teacher_server.http.convert import choose_teacher, score_request
 from teacher_server.http.docs_page import docs_page
 from teacher_server.http.errors import error_response, install_error_handlers
 from teacher_server.http.render import render_info, render_reply, to_json
+from teacher_server.http.rendering import (
+    parse_render_body,
+    raw_prompts,
+    render_request,
+    rendered_json,
+)
 from teacher_server.http.schema import (
     ERRORS,
+    RENDER_BODY,
+    RENDER_REPLY,
     SCORE_BODY,
     SCORE_REPLY,
     TOKENIZER_BODY,
@@ -34,6 +42,7 @@ from teacher_server.http.schema import (
 from teacher_server.http.tokenizers import make_upload, render_levels
 from teacher_server.refusals.sizes import check_tokenizer_bytes
 from teacher_server.scoring.context import HTTP, Received
+from teacher_server.scoring.render import ReceivedRender
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
 
@@ -45,7 +54,9 @@ NO_ROLES: list[str] = []
 CLIENT_CLOSED = 499
 
 
-class _HttpCall:
+class _Posted:
+    """A call that came with a JSON body: what both methods below need of it."""
+
     def __init__(self, request: Request, service: TeacherService, timeout: float) -> None:
         self.surface = HTTP
         self.caller = caller_of(request)
@@ -72,21 +83,44 @@ class _HttpCall:
         self.body_read.set()
         return body
 
+    @property
+    def default_run(self) -> str:
+        principal = self.caller.principal
+        return DEFAULT_RUN if principal is None else principal.run
+
+    def deadline(self, seconds: float | None) -> float:
+        return self.started + (seconds or self._timeout)
+
+
+class _ScoreCall(_Posted):
     def decode(self, body: bytes, teachers: Teachers) -> Received:
         parsed = parse_score_body(body)
         teacher = choose_teacher(parsed.teacher, teachers)
-        principal = self.caller.principal
-        run = DEFAULT_RUN if principal is None else principal.run
         tokenizer = self._service.text_tokenizer(
             parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
         )
-        request = score_request(parsed, teacher, tokenizer, self._limits, run)
-        deadline = self.started + (parsed.timeout_seconds or self._timeout)
+        request = score_request(parsed, teacher, tokenizer, self._limits, self.default_run)
+        deadline = self.deadline(parsed.timeout_seconds)
         return Received(request, deadline, len(body), hashlib.sha256(body).digest())
 
     def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
         tokenizer = self._service.text_tokenizer(request.tokenizer_hash, teacher)
         return render_reply(request, reply, tokenizer)
+
+
+class _RenderCall(_Posted):
+    def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
+        parsed = parse_render_body(body)
+        teacher = choose_teacher(parsed.teacher, teachers)
+        request = render_request(parsed, teacher.name, self.default_run)
+        deadline = self.deadline(parsed.timeout_seconds)
+        return ReceivedRender(request, raw_prompts(parsed, len(body)), deadline, len(body))
+
+    def encode(self, prompt: RenderedPrompt) -> bytes:
+        return rendered_json(prompt)
+
+    def joined(self, parts: list[bytes]) -> bytes:
+        return b'{"prompts":[%b]}' % b",".join(parts)
 
 
 def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -> FastAPI:
@@ -102,11 +136,14 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     @app.post("/v1/score", responses={200: SCORE_REPLY, **ERRORS}, openapi_extra=SCORE_BODY)
     async def score(request: Request) -> Response:
         """Scores a prompt's continuations: supports and log-probabilities of every row."""
-        call = _HttpCall(request, service, timeout_seconds)
-        body = await _unless_gone(request, call, service.score(call))
-        if body is None:
-            return Response(status_code=CLIENT_CLOSED)
-        return Response(body, media_type=JSON)
+        call = _ScoreCall(request, service, timeout_seconds)
+        return await _answer_unless_gone(request, call, service.score(call))
+
+    @app.post("/v1/render", responses={200: RENDER_REPLY, **ERRORS}, openapi_extra=RENDER_BODY)
+    async def render(request: Request) -> Response:
+        """Shows how a teacher reads prompts: text, ids and their number, or why it cannot."""
+        call = _RenderCall(request, service, timeout_seconds)
+        return await _answer_unless_gone(request, call, service.render(call))
 
     @app.get("/v1/teacher", responses=ERRORS)
     async def teacher(request: Request, teacher: str = "") -> Response:
@@ -158,10 +195,10 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     return app
 
 
-async def _unless_gone(
-    request: Request, call: _HttpCall, work: Coroutine[Any, Any, bytes]
-) -> bytes | None:
-    """The work's result; None, and the work cancelled, when the client goes away first."""
+async def _answer_unless_gone(
+    request: Request, call: _Posted, work: Coroutine[Any, Any, bytes]
+) -> Response:
+    """The work's result; the work is cancelled when the client goes away first."""
 
     async def gone() -> None:
         await call.body_read.wait()
@@ -172,7 +209,9 @@ async def _unless_gone(
     leaving = asyncio.create_task(gone())
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
-        return working.result() if working.done() else None
+        if not working.done():
+            return Response(status_code=CLIENT_CLOSED)
+        return Response(working.result(), media_type=JSON)
     finally:
         leaving.cancel()
         working.cancel()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
@@ -13,7 +13,7 @@ from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ServerLimits
 
-from teacher_server.http.models import ScoreBody
+from teacher_server.http.models import Body, ScoreBody
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_bytes
 
@@ -22,6 +22,10 @@ from teacher_server.refusals.sizes import check_request_bytes
 MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**17 + 2**13)
 # With more errors than these in a body none of them is written out.
 MAX_ERRORS = 1000
+BODY = "the request's body"
+DESCRIBED = "send what /openapi.json describes; /docs shows it"
+
+B = TypeVar("B", bound=Body)
 
 
 async def read_body(request: Request, limits: ServerLimits) -> bytes:
@@ -92,23 +96,28 @@ def check_counts(body: bytes) -> None:
 
 def parse_score_body(body: bytes) -> ScoreBody:
     """Raises InvalidRequestError naming the first field that is wrong."""
+    check_counts(body)
+    return validated(ScoreBody, parse_body(body))
+
+
+def validated(model: type[B], document: Any, inside: str = "") -> B:
+    """The document as ``model``; raises InvalidRequestError naming the first field that is
+    wrong.
+
+    Args:
+        inside: the field that the document is.
+    """
     try:
-        check_counts(body)
-        return ScoreBody.model_validate(parse_body(body))
+        return model.model_validate(document)
     except ValidationError as error:
         if error.error_count() > MAX_ERRORS:
             raise refuse(
-                f"{error.error_count()} fields are wrong",
-                "the request's body",
-                "send what /openapi.json describes; /docs shows it",
+                f"{error.error_count()} fields are wrong", inside or BODY, DESCRIBED
             ) from None
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         message = first["msg"]
-        raise refuse(
-            message[:1].lower() + message[1:],
-            _path(first["loc"]),
-            "send what /openapi.json describes; /docs shows it",
-        ) from None
+        where = _path((inside, *first["loc"]) if inside else first["loc"])
+        raise refuse(message[:1].lower() + message[1:], where, DESCRIBED) from None
 
 
 def _path(location: tuple[int | str, ...]) -> str:
@@ -118,7 +127,7 @@ def _path(location: tuple[int | str, ...]) -> str:
             path += f"[{part}]"
         else:
             path += f".{part[:100]}" if path else part[:100]
-    return path or "the request's body"
+    return path or BODY
 
 
 def _malformed(what: str) -> InvalidRequestError:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
 import numpy as np
+from teacher_proto.codec.chat_json import check_now
 from teacher_proto.codec.structs import plain_content, plain_mapping
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import (
@@ -21,6 +22,7 @@ from teacher_proto.types import (
     ScoreRequest,
     Segment,
     ServerLimits,
+    SpecialTokens,
     TextPrompt,
     TokenPrompt,
 )
@@ -39,6 +41,13 @@ from teacher_server.teachers.teacher import Teacher, Teachers
 from teacher_server.teachers.tokenizer import TextTokenizer
 
 Encode = Callable[[str], Int32]
+MESSAGES_ONLY = ("add_generation_prompt", "template_arguments", "now")
+TEXT_ONLY = ("special_tokens",)
+SPECIAL_TOKENS = {
+    None: SpecialTokens.AS_WRITTEN,
+    "as_written": SpecialTokens.AS_WRITTEN,
+    "add": SpecialTokens.ADD,
+}
 
 
 def choose_teacher(name: str | None, teachers: Teachers) -> Teacher:
@@ -71,7 +80,7 @@ def score_request(
         tokenizer_hash=(
             teacher.tokenizer.hash if body.tokenizer_hash is None else body.tokenizer_hash
         ),
-        prompt=_prompt(body.prompt, "prompt"),
+        prompt=read_prompt(body.prompt, "prompt"),
         continuations=tuple(
             _continuation(item, encode, f"continuations[{index}]")
             for index, item in enumerate(body.continuations)
@@ -80,17 +89,21 @@ def score_request(
         temperature=body.temperature,
         returns=Returns(**body.returns.model_dump()),
         teacher_prompt=(
-            None if body.teacher_prompt is None else _prompt(body.teacher_prompt, "teacher_prompt")
+            None
+            if body.teacher_prompt is None
+            else read_prompt(body.teacher_prompt, "teacher_prompt")
         ),
         student_vocabulary_size=body.student_vocabulary_size,
         expected_identity=body.expected_identity,
     )
 
 
-def _prompt(body: PromptBody, where: str) -> Prompt:
+def read_prompt(body: PromptBody, where: str) -> Prompt:
+    """Raises InvalidRequestError naming the field that is wrong."""
     sources = {"text": body.text, "messages": body.messages, "token_ids": body.token_ids}
     exactly_one(sources, where)
     if body.messages is not None:
+        _refuse_beside(body, TEXT_ONLY, "text", where)
         return ChatPrompt(
             messages=tuple(
                 _message(message, f"{where}.messages[{index}]")
@@ -98,12 +111,12 @@ def _prompt(body: PromptBody, where: str) -> Prompt:
             ),
             add_generation_prompt=body.add_generation_prompt is not False,
             template_arguments=_plain(body.template_arguments, f"{where}.template_arguments"),
+            now="" if body.now is None else check_now(body.now, f"{where}.now"),
         )
-    for name in ("add_generation_prompt", "template_arguments"):
-        if getattr(body, name) is not None:
-            raise refuse("it only means something with messages", f"{where}.{name}", "leave it out")
+    _refuse_beside(body, MESSAGES_ONLY, "messages", where)
     if body.text is not None:
-        return TextPrompt(body.text)
+        return TextPrompt(body.text, SPECIAL_TOKENS[body.special_tokens])
+    _refuse_beside(body, TEXT_ONLY, "text", where)
     return TokenPrompt(_ids(body.token_ids))
 
 
@@ -114,6 +127,14 @@ def _message(body: MessageBody, where: str) -> ChatMessage:
         plain_content(content, body.role, f"{where}.content", InvalidRequestError),
         _plain(body.model_extra, where),
     )
+
+
+def _refuse_beside(body: PromptBody, names: Iterable[str], source: str, where: str) -> None:
+    for name in names:
+        if getattr(body, name) is not None:
+            raise refuse(
+                f"it only means something with {source}", f"{where}.{name}", "leave it out"
+            )
 
 
 def _plain(values: dict[str, Any] | None, where: str) -> dict[str, Any]:

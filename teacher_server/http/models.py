@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -37,7 +37,9 @@ class MessageBody(BaseModel):
 class PromptBody(Body):
     """Exactly one of text, messages and token_ids."""
 
-    text: str | None = Field(default=None, description="Encoded without adding special tokens.")
+    text: str | None = Field(
+        default=None, description="Encoded by the teacher's tokenizer; see special_tokens."
+    )
     messages: Annotated[list[MessageBody], FAIL_FAST] | None = Field(
         default=None, description="Rendered by the teacher's own chat template."
     )
@@ -48,6 +50,16 @@ class PromptBody(Body):
     template_arguments: dict[str, Any] | None = Field(
         default=None,
         description="With messages: arguments of the template, such as enable_thinking.",
+    )
+    now: str | None = Field(
+        default=None,
+        description="With messages: the local time that the template prints, such as "
+        "2026-11-29T05:53:12; absent: the server's clock.",
+    )
+    special_tokens: Literal["as_written", "add"] | None = Field(
+        default=None,
+        description="With text: as_written (if absent) reads those that the text spells out; "
+        "add puts those before it that the tokenizer begins a text with, each once.",
     )
 
 
@@ -120,6 +132,49 @@ class ScoreBody(Body):
     )
 
 
+class RenderBody(Body):
+    """Prompts in text or messages, to be read by the teacher's tokenizer and not scored."""
+
+    prompts: Annotated[list[Any], FAIL_FAST] = Field(
+        description="Each as the prompt of a request to score; one that is wrong is refused alone.",
+        json_schema_extra={"items": {"$ref": "#/components/schemas/PromptBody"}},
+    )
+    text: bool = Field(default=True, description="Whether to return texts.")
+    token_ids: bool = Field(default=True, description="Whether to return ids.")
+    teacher: str | None = Field(
+        default=None, description="Which teacher; may be left out when the server has one."
+    )
+    run: str | None = Field(
+        default=None, description="Who asks; the credentials' run, or 'http' without."
+    )
+    timeout_seconds: float | None = Field(
+        default=None, gt=0, allow_inf_nan=False, description="Absent: the server's default."
+    )
+
+
+class RefusalReply(Body):
+    reason: str = Field(description="PROMPT_TOO_LONG: more tokens than the teacher can read.")
+    what: str
+    where: str
+    fix: str
+
+
+class RenderedReply(Body):
+    """A prompt as the teacher reads it, or why it cannot."""
+
+    token_count: int | None = Field(description="null when it is refused before it is tokenized.")
+    text: str | None = Field(default=None, description="When asked for and not refused.")
+    token_ids: Ids | None = Field(default=None, description="When asked for and not refused.")
+    refusal: RefusalReply | None = Field(default=None, description="Why it cannot be read.")
+
+
+class RenderReplyBody(Body):
+    prompts: list[RenderedReply] = Field(
+        description="Of the first prompts, in order; fewer than were sent where more would pass "
+        "limits.max_reply_bytes: send the others again."
+    )
+
+
 class EntryReply(Body):
     token_id: int
     token: str | None = Field(description="null for an id that no token has.")
@@ -171,6 +226,7 @@ class IdentityReply(Body):
     quantization: str
     adapter_digest: str
     tokenizer_hash: str
+    chat_template_digest: str
 
 
 class TimingReply(Body):

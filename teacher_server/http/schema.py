@@ -8,7 +8,13 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
-from teacher_server.http.models import ErrorBody, ScoreBody, ScoreReplyBody
+from teacher_server.http.models import (
+    ErrorBody,
+    RenderBody,
+    RenderReplyBody,
+    ScoreBody,
+    ScoreReplyBody,
+)
 
 REFERENCE = "#/components/schemas/{model}"
 
@@ -19,10 +25,15 @@ def _content(model: type) -> dict[str, Any]:
 
 
 SCORE_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _content(ScoreBody)}}
+RENDER_BODY: dict[str, Any] = {"requestBody": {"required": True, "content": _content(RenderBody)}}
 TOKENIZER_BODY: dict[str, Any] = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": {}}}}
 }
 SCORE_REPLY: dict[str, Any] = {"description": "The rows.", "content": _content(ScoreReplyBody)}
+RENDER_REPLY: dict[str, Any] = {
+    "description": "The prompts as the teacher reads them.",
+    "content": _content(RenderReplyBody),
+}
 ERRORS: dict[int | str, dict[str, Any]] = {
     code: {"description": text, "content": _content(ErrorBody)}
     for code, text in {
@@ -49,6 +60,8 @@ def install_schema(app: FastAPI) -> None:
                 [
                     (ScoreBody, "validation"),
                     (ScoreReplyBody, "serialization"),
+                    (RenderBody, "validation"),
+                    (RenderReplyBody, "serialization"),
                     (ErrorBody, "serialization"),
                 ],
                 ref_template=REFERENCE,

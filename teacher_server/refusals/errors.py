@@ -35,6 +35,17 @@ def too_many_continuations(what: str, limits: ServerLimits) -> InvalidRequestErr
     )
 
 
+def too_many_prompts(what: str, limits: ServerLimits) -> InvalidRequestError:
+    assert limits.max_render_prompts is not None  # only an older server's are unknown
+    return over_limit(
+        what,
+        "prompts",
+        "limits.max_render_prompts",
+        limits.max_render_prompts,
+        "split the request",
+    )
+
+
 def empty_prompt(where: str) -> InvalidRequestError:
     return refuse(
         "the prompt is empty",

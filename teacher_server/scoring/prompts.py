@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 from teacher_proto.types import (
     ChatPrompt,
     Int32,
+    Prompt,
     ServerLimits,
+    SpecialTokens,
     TextPrompt,
 )
 
@@ -31,22 +34,36 @@ def encoded_prompt(
         InvalidRequestError: the conversation cannot be rendered, or the text is too long;
             where its bytes alone show that, before it is rendered or encoded.
     """
-    match prompt:
-        case TextPrompt(text):
-            where = f"{where}.text"
-        case ChatPrompt(messages, add_generation_prompt, template_arguments):
-            where = f"{where}.chat"
-            check_text(text_bytes(prompt), where, limits)
-            text = tokenizer.render(
-                messages,
-                add_generation_prompt=add_generation_prompt,
-                template_arguments=template_arguments,
-                where=where,
-            )
-    size = text_bytes(text)
-    check_text(size, where, limits)
-    check_text_fits(size, where, facts)
-    return tokenizer.encode(text, partial(check_text_tokens, where=where, facts=facts))
+    text, where = prompt_text(prompt, where, tokenizer, limits)
+    check_text_fits(text_bytes(text), where, facts)
+    ids = tokenizer.encode(text, partial(check_text_tokens, where=where, facts=facts))
+    return with_begin(ids, prompt, tokenizer)
+
+
+def prompt_text(
+    prompt: TextPrompt | ChatPrompt, where: str, tokenizer: TeacherTokenizer, limits: ServerLimits
+) -> tuple[str, str]:
+    """(the text, its field); raises InvalidRequestError for one that cannot be rendered or
+    is more than is tokenized."""
+    if isinstance(prompt, TextPrompt):
+        text, where = prompt.text, f"{where}.text"
+    else:
+        where = f"{where}.chat"
+        check_text(text_bytes(prompt), where, limits)
+        text = tokenizer.render(prompt, where)
+    check_text(text_bytes(text), where, limits)
+    return text, where
+
+
+def with_begin(ids: Int32, prompt: Prompt, tokenizer: TeacherTokenizer) -> Int32:
+    """``ids`` of a prompt after the special tokens that it asks for, each of them once."""
+    begin = np.asarray(tokenizer.begin_ids, np.int32)
+    if not isinstance(prompt, TextPrompt) or prompt.special_tokens != SpecialTokens.ADD:
+        return ids
+    there = next(
+        n for n in range(len(begin), -1, -1) if np.array_equal(begin[-n:], ids[:n]) or not n
+    )
+    return np.concatenate([begin[: len(begin) - there], ids])
 
 
 def text_bytes(value: Any) -> int:
@@ -56,7 +73,7 @@ def text_bytes(value: Any) -> int:
             return len(value.encode("utf-8", "surrogatepass"))
         case TextPrompt(text):
             return text_bytes(text)
-        case ChatPrompt(messages, _, template_arguments):
+        case ChatPrompt(messages, _, template_arguments, _):
             parts = [(m.role, m.content, m.extra) for m in messages]
             return text_bytes(parts) + text_bytes(template_arguments)
         case Mapping():

@@ -6,8 +6,9 @@ A handler hands its call to ``TeacherService`` and sends the bytes that it retur
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -30,6 +31,7 @@ from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.validation import check_name, is_name
 from teacher_server.scoring.context import Call, Received, RequestContext
+from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import score
 from teacher_server.teachers.teacher import Teacher, Teachers
@@ -40,6 +42,21 @@ from teacher_server.telemetry.observation import Observation, observed
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
 T = TypeVar("T")
+
+
+@contextlib.asynccontextmanager
+async def _until(deadline: float, started: float) -> AsyncIterator[None]:
+    """Ends the work inside with DeadlineError at ``deadline``; both are ``time.monotonic``."""
+    try:
+        async with asyncio.timeout_at(None if math.isinf(deadline) else deadline):
+            yield
+    except TimeoutError as error:
+        if isinstance(error, LsmError):
+            raise
+        raise DeadlineError(
+            f"the deadline of {deadline - started:.3f} s passed",
+            fix="give the call more time, or send less at once",
+        ) from None
 
 
 class TeacherService:
@@ -157,17 +174,42 @@ class TeacherService:
             decode = partial(call.decode, body, served.teachers)
             owner = "" if principal is None else principal.run
             received = await self._lanes.run(decode, size=len(body), owner=owner)
-            endless = math.isinf(received.deadline)
-            try:
-                async with asyncio.timeout_at(None if endless else received.deadline):
-                    return await self._answer(call, received, served, seen)
-            except TimeoutError as error:
-                if isinstance(error, LsmError):
-                    raise
-                raise DeadlineError(
-                    f"the deadline of {received.deadline - call.started:.3f} s passed",
-                    fix="give the call more time, or send less at once",
-                ) from None
+            async with _until(received.deadline, call.started):
+                return await self._answer(call, received, served, seen)
+
+    async def render(self, call: RenderCall) -> bytes:
+        """Answers how a teacher reads prompts; nothing is scored and no quota is used.
+
+        Raises:
+            ForbiddenError: another run's request, or a teacher the run may not ask.
+            LsmError: see ``check_prompt_count``; TeacherUnavailableError while the server
+                is not ready; DeadlineError at the caller's deadline.
+        """
+        principal = call.caller.principal
+        with (
+            tracing.span("Render", "server", headers=call.headers),
+            observed(self.metrics, call.surface.name, "Render") as seen,
+            self.lifecycle.working() as everything,
+        ):
+            served = everything.usable_by(principal)
+            body = await call.read()
+            decode = partial(call.decode, body, served.teachers)
+            received = await self.compute(decode, len(body), principal)
+            async with _until(received.deadline, call.started):
+                named = received.request
+                if principal is None:
+                    check_name(named.run, "run")
+                request = replace(named, run=run_of(principal, named.run))
+                bind(run=request.run)
+                seen.fields |= {"run": request.run, "prompts": len(received.prompts)}
+                with self.metrics.rejections(request.run):
+                    teacher = served.teachers.get(request.teacher)
+                    seen.fields["teacher"] = teacher.name
+                    check_prompt_count(len(received.prompts), self.limits)
+                    renderer = Renderer(request, teacher, self.limits, call.encode)
+                    await renderer.run(received, self._lanes)
+                seen.fields |= {"rendered": len(renderer.parts), "refused": renderer.refused}
+                return call.joined(renderer.parts)
 
     async def _answer(
         self, call: Call, received: Received, served: Served, seen: Observation

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from teacher_proto.types import Level, TeacherIdentity, TeacherInfo
+from teacher_proto.types import ChatInfo, Level, TeacherIdentity, TeacherInfo
 
 from teacher_server.access.rules import Principal, authorize, authorize_any, may_use
 from teacher_server.config import LimitSettings
@@ -69,12 +69,14 @@ class Teachers:
         return found
 
 
-def identity_of(description: EngineDescription, tokenizer_hash: str) -> TeacherIdentity:
+def identity_of(
+    description: EngineDescription, tokenizer_hash: str, chat_template_digest: str
+) -> TeacherIdentity:
     """The identity of what an engine has loaded.
 
-    The digest is the sha256, in hex, of the other five fields as a JSON object in UTF-8,
-    with its keys in alphabetical order, without spaces, and with non-ASCII characters as
-    they are.
+    The digest is the sha256, in hex, of the other fields as a JSON object in UTF-8, with
+    its keys in alphabetical order, without spaces, and with non-ASCII characters as they
+    are. Without a chat template its digest is left out of the object.
     """
     fields = {
         "adapter_digest": description.adapter_digest,
@@ -83,6 +85,8 @@ def identity_of(description: EngineDescription, tokenizer_hash: str) -> TeacherI
         "tokenizer_hash": tokenizer_hash,
         "weights_digest": description.weights_digest,
     }
+    if chat_template_digest:
+        fields["chat_template_digest"] = chat_template_digest
     canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return TeacherIdentity(digest=hashlib.sha256(canonical.encode()).hexdigest(), **fields)
 
@@ -96,7 +100,7 @@ def make_teacher(
 ) -> Teacher:
     """The teacher that a started engine and its tokenizer make."""
     description = engine.description
-    identity = identity_of(description, tokenizer.hash)
+    identity = identity_of(description, tokenizer.hash, tokenizer.chat.digest)
     max_top_k = min(description.vocabulary_size, limits.max_top_k or description.vocabulary_size)
     return Teacher(
         name=name,
@@ -113,6 +117,13 @@ def make_teacher(
             deterministic=description.deterministic,
             tokenizers={tokenizer.hash: Level.SAME},
             model=description.model,
+            chat=ChatInfo(
+                template_digest=tokenizer.chat.digest,
+                reads_clock=tokenizer.chat.reads_clock,
+                arguments=tokenizer.chat.arguments,
+                turn_ends=tokenizer.turn_ends,
+            ),
+            begin_tokens=tokenizer.begin_tokens,
         ),
         facts=TeacherFacts(
             name=name,

@@ -6,16 +6,18 @@ Encoding never adds special tokens, truncates or pads, whatever tokenizer.json a
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import ChatMessage, Int32, SpecialRole
+from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
 
+from teacher_server.teachers.chat import chat_templates, render
 from teacher_server.teachers.text_bounds import longest_token
 
 # Arguments of apply_chat_template that it passes to the template.
@@ -68,6 +70,8 @@ class TeacherTokenizer(TextTokenizer):
         named_specials: role -> id of the special tokens that the model's files name.
         longest_token: the most bytes of text that one token can stand for; None where no
             such bound is known.
+        chat: its chat templates.
+        begin_ids: ids that the tokenizer puts before a text.
     """
 
     def __init__(self, source: Any) -> None:
@@ -94,52 +98,64 @@ class TeacherTokenizer(TextTokenizer):
         }
         self._source = source
         super().__init__(as_json)
+        self.chat = chat_templates(source)
+        self.begin_ids = _begin_ids(source)
         parameters = set(inspect.signature(source.apply_chat_template).parameters)
         self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
 
-    def render(
-        self,
-        messages: Sequence[ChatMessage],
-        *,
-        add_generation_prompt: bool,
-        template_arguments: Mapping[str, Any],
-        where: str,
-    ) -> str:
+    @property
+    def begin_tokens(self) -> tuple[TokenText, ...]:
+        return self.token_texts(self.begin_ids)
+
+    @property
+    def turn_ends(self) -> tuple[TokenText, ...]:
+        """Tokens at which the teacher ends its turn or its text."""
+        end = self.named_specials.get(SpecialRole.END_OF_TEXT)
+        return () if end is None else self.token_texts([end])
+
+    def token_texts(self, ids: Iterable[int]) -> tuple[TokenText, ...]:
+        return tuple(TokenText(one, self.token_text(one) or "") for one in ids)
+
+    def render(self, prompt: ChatPrompt, where: str) -> str:
         """The conversation as text, rendered by the tokenizer's own chat template.
 
         Raises:
             InvalidRequestError: there is no template, an argument is reserved, or the
                 template refuses the conversation.
         """
-        if not self._source.chat_template:
+        if not self.chat.texts:
             raise InvalidRequestError(
                 "the teacher's tokenizer has no chat template",
                 where=where,
                 fix="send the prompt as text or token ids",
             )
-        reserved = sorted(self._reserved & set(template_arguments))
+        reserved = sorted(self._reserved & set(prompt.template_arguments))
         if reserved:
             raise InvalidRequestError(
                 f"{', '.join(reserved)} cannot be set by a request",
                 where=f"{where}.template_arguments",
                 fix="send only what the template itself reads",
             )
-        rows = [_message(m, f"{where}.messages[{i}]") for i, m in enumerate(messages)]
+        rows = [_message(m, f"{where}.messages[{i}]") for i, m in enumerate(prompt.messages)]
+        arguments = {
+            **prompt.template_arguments,
+            "add_generation_prompt": prompt.add_generation_prompt,
+        }
         try:
-            text = self._source.apply_chat_template(
-                rows,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **template_arguments,
-            )
+            return render(self._source, rows, prompt.now, arguments)
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequestError(
                 f"the chat template refuses the conversation: {error}",
                 where=f"{where}.messages",
                 fix="send the roles and fields that the teacher's template expects",
             ) from error
-        assert isinstance(text, str)
-        return text
+
+
+def _begin_ids(source: Any) -> tuple[int, ...]:
+    """Ids that a tokenizer of transformers puts before a text where it adds special tokens."""
+    encoded = source("a", return_special_tokens_mask=True)
+    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    return tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], marked))
 
 
 def _message(message: ChatMessage, where: str) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -21,6 +21,7 @@ from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_opt
 from teacher_proto.client.credentials import ClientCredentials, Identification
 from teacher_proto.client.diagnosis import connection_problem
 from teacher_proto.client.registration import Registrations
+from teacher_proto.client.rendering import Rendering
 from teacher_proto.client.reply_check import check_reply
 from teacher_proto.client.retry import RetryPolicy
 from teacher_proto.errors import (
@@ -34,9 +35,13 @@ from teacher_proto.errors import (
 from teacher_proto.status import from_rpc_error
 from teacher_proto.types import (
     Level,
+    Prompt,
+    RenderedPrompt,
+    RenderRequest,
     ScoreReply,
     ScoreRequest,
     ServerInfo,
+    ServerLimits,
     TeacherInfo,
     TokenizerUpload,
 )
@@ -103,6 +108,7 @@ class AsyncTeacherClient:
         self._has_connected = False
         self._closing = asyncio.Event()
         self._teachers: dict[str, TeacherInfo] = {}
+        self._limits: ServerLimits | None = None
         self._registrations = Registrations()
 
     async def get_teacher(self, *, timeout: float) -> ServerInfo:  # noqa: ASYNC109
@@ -112,10 +118,16 @@ class AsyncTeacherClient:
         Args:
             timeout: seconds for the whole call, retries included.
         """
-        body = codec.serialize(teacher_pb2.GetTeacherRequest())
-        reply = await self._unary("GetTeacher", body, timeout, run=self.run)
-        info = codec.decode_server_info(reply)
+        info = await self._describe(timeout)
         self._teachers = {teacher.name: teacher for teacher in info.teachers}
+        return info
+
+    async def _describe(self, seconds: float) -> ServerInfo:
+        body = codec.serialize(teacher_pb2.GetTeacherRequest())
+        info = codec.decode_server_info(
+            await self._unary("GetTeacher", body, seconds, run=self.run)
+        )
+        self._limits = info.limits
         return info
 
     async def service_date(self, *, timeout: float) -> float | None:  # noqa: ASYNC109
@@ -161,6 +173,44 @@ class AsyncTeacherClient:
             reply = codec.decode_reply(data)
         check_reply(request, reply, self._teachers.get(request.teacher))
         return reply
+
+    async def render(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        teacher: str,
+        timeout: float,  # noqa: ASYNC109
+        text: bool = True,
+        token_ids: bool = True,
+    ) -> tuple[RenderedPrompt, ...]:
+        """How a teacher reads prompts: one result for each, in their order.
+
+        They are sent in as many requests as the server's limits need. A prompt that cannot
+        be read is a result with a refusal. Raises ContractMismatchError for a server that is
+        too old to render.
+
+        Args:
+            prompts: texts and conversations, as many as there are.
+            timeout: seconds for all of them, retries included.
+            text, token_ids: what to return besides the number of tokens.
+        """
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + timeout
+        if self._limits is None:
+            await self._describe(timeout)
+        limits = self._limits
+        if limits is None or limits.max_render_prompts is None:
+            raise codec.older_server("it does not render prompts for others (Render)", self.address)
+        rendering = Rendering(
+            RenderRequest(self.run, teacher, text, token_ids),
+            prompts,
+            limits,
+            min(self._max_request_bytes, limits.max_request_bytes),
+        )
+        while (body := rendering.next_body()) is not None:
+            left = max(deadline - clock(), 0.001)
+            rendering.take(await self._unary("Render", body, left, run=self.run))
+        return rendering.results
 
     async def register_tokenizer(
         self,

@@ -6,14 +6,22 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Self, TypeVar
 
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
 from teacher_proto.client.async_client import AsyncTeacherClient
 from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
-from teacher_proto.types import Level, ScoreReply, ScoreRequest, ServerInfo, TokenizerUpload
+from teacher_proto.types import (
+    Level,
+    Prompt,
+    RenderedPrompt,
+    ScoreReply,
+    ScoreRequest,
+    ServerInfo,
+    TokenizerUpload,
+)
 
 T = TypeVar("T")
 # Seconds that calls cancelled by close have to unwind.
@@ -68,6 +76,23 @@ class TeacherClient:
 
     def score(self, request: ScoreRequest, *, timeout: float) -> ScoreReply:
         return self._wait(self.submit(request, timeout=timeout))
+
+    def render(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        teacher: str,
+        timeout: float,
+        text: bool = True,
+        token_ids: bool = True,
+    ) -> tuple[RenderedPrompt, ...]:
+        return self._wait(
+            self.start(
+                lambda client: client.render(
+                    prompts, teacher=teacher, timeout=timeout, text=text, token_ids=token_ids
+                )
+            )
+        )
 
     def submit(
         self, request: ScoreRequest, *, timeout: float

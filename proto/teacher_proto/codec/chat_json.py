@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from datetime import datetime
 from typing import Any
 
 from teacher_proto.codec.json_counts import JsonCounts, beyond
@@ -14,17 +16,20 @@ from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt
 Error = InvalidRequestError
 # Of one conversation, counted before objects are made of it: as many as in its other form.
 MOST = JsonCounts(strings=65_536, objects=16_384, arrays=16_384, keys=65_536, values=65_536)
-FIELDS = ("messages", "add_generation_prompt", "template_arguments")
+FIELDS = ("messages", "add_generation_prompt", "template_arguments", "now")
+NOW = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d", re.ASCII)
 
 
 def encode_chat_json(prompt: ChatPrompt, where: str) -> str:
     """``prompt`` holds plain values; raises InvalidRequestError for integers that are too
     long to be written."""
-    document = {
+    document: dict[str, Any] = {
         "messages": [m.as_read() for m in prompt.messages],
         "add_generation_prompt": prompt.add_generation_prompt,
         "template_arguments": prompt.template_arguments,
     }
+    if prompt.now:
+        document["now"] = check_now(prompt.now, f"{where}.now")
     try:
         return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     except ValueError:
@@ -67,6 +72,22 @@ def decode_chat_json(text: str, where: str) -> ChatPrompt:
         tuple(_message(one, f"{where}.messages[{i}]") for i, one in enumerate(messages)),
         flag,
         plain_mapping(arguments, f"{where}.template_arguments", Error),
+        check_now(document["now"], f"{where}.now") if "now" in document else "",
+    )
+
+
+def check_now(now: Any, where: str) -> str:
+    """``now`` itself; raises InvalidRequestError unless it is a local date and time."""
+    try:
+        if isinstance(now, str) and NOW.fullmatch(now):
+            datetime.fromisoformat(now)
+            return now
+    except ValueError:
+        pass
+    raise Error(
+        f"{str(now)[:40]!r} is no local date and time to the second",
+        where=where,
+        fix="write it as 2026-11-29T05:53:12, without a zone, or leave it out",
     )
 
 

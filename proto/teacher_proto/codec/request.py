@@ -8,7 +8,7 @@ the teacher.
 from __future__ import annotations
 
 from teacher_proto.codec.arrays import INT32, decode_array, encode_array
-from teacher_proto.codec.chat_json import decode_chat_json, encode_chat_json
+from teacher_proto.codec.chat_json import check_now, decode_chat_json, encode_chat_json
 from teacher_proto.codec.structs import (
     check_text,
     decode_struct,
@@ -26,6 +26,7 @@ from teacher_proto.types import (
     Returns,
     ScoreRequest,
     Segment,
+    SpecialTokens,
     TextPrompt,
     TokenPrompt,
 )
@@ -35,6 +36,8 @@ Error = InvalidRequestError
 INT32_RANGE = range(-(2**31), 2**31)
 # What a server answers to a source of prompts that it does not know.
 NO_PROMPT = "holds no prompt"
+# And to a clock in chat_json.
+NO_NOW = "has a field 'now'"
 
 
 def encode_request(request: ScoreRequest) -> score_pb2.ScoreRequest:
@@ -53,9 +56,9 @@ def encode_request(request: ScoreRequest) -> score_pb2.ScoreRequest:
         ),
         expected_identity=check_text(request.expected_identity, "expected_identity", Error),
     )
-    _encode_prompt(request.prompt, message.prompt, "prompt")
+    encode_prompt(request.prompt, message.prompt, "prompt")
     if request.teacher_prompt is not None:
-        _encode_prompt(request.teacher_prompt, message.teacher_prompt, "teacher_prompt")
+        encode_prompt(request.teacher_prompt, message.teacher_prompt, "teacher_prompt")
     if request.student_vocabulary_size is not None:
         message.student_vocabulary_size = _int32(
             request.student_vocabulary_size, "student_vocabulary_size"
@@ -82,7 +85,7 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
         run=message.run,
         teacher=message.teacher,
         tokenizer_hash=message.tokenizer_hash,
-        prompt=_decode_prompt(message.prompt, "prompt"),
+        prompt=decode_prompt(message.prompt, "prompt"),
         continuations=tuple(
             _decode_continuation(item, f"continuations[{index}]")
             for index, item in enumerate(message.continuations)
@@ -95,7 +98,7 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
             realignment=message.returns.realignment,
         ),
         teacher_prompt=(
-            _decode_prompt(message.teacher_prompt, "teacher_prompt")
+            decode_prompt(message.teacher_prompt, "teacher_prompt")
             if message.HasField("teacher_prompt")
             else None
         ),
@@ -109,13 +112,22 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
 def explained_refusal(error: InvalidRequestError) -> LsmError:
     """A server's refusal as the client that encoded the request understands it: a prompt
     that the server does not see is in a form it does not know."""
-    if error.what != NO_PROMPT and not _only_texts(error):
-        return error
+    if error.what == NO_PROMPT or _only_texts(error):
+        return older_server(
+            "it cannot read this form of a prompt: a conversation whose further fields or "
+            "template arguments a Struct would change, or a text with its special tokens",
+            error.where,
+        )
+    if error.what == NO_NOW:
+        return older_server("it has no clock of a request (ChatPrompt.now)", error.where)
+    return error
+
+
+def older_server(what: str, where: str) -> ContractMismatchError:
     return ContractMismatchError(
-        "the server is older than this client: it cannot carry this conversation's further "
-        "fields or template arguments to the chat template as they are",
-        where=error.where,
-        fix="update the server, or send the prompt as text or token ids",
+        f"the server is older than this client: {what}",
+        where=where,
+        fix="update the server, or send the prompt in another form",
         reason="OLDER_SERVER",
     )
 
@@ -126,14 +138,30 @@ def _only_texts(error: InvalidRequestError) -> bool:
     return error.what == "must be a text" and ".chat_json.messages[" in error.where
 
 
-def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> None:
+def encode_prompt(
+    prompt: Prompt, message: score_pb2.Prompt, where: str, *, structs: bool = True
+) -> None:
+    """Raises InvalidRequestError naming what the contract cannot carry.
+
+    Args:
+        structs: a conversation is sent as ``chat``, which every server reads, unless its
+            Structs would lose something or it has a clock, which an older server would not
+            see there; else as ``chat_json``.
+    """
     match prompt:
         case TokenPrompt():
             encode_array(prompt.token_ids, message.token_ids, INT32, 1, f"{where}.token_ids", Error)
-        case TextPrompt():
-            message.text = check_text(prompt.text, f"{where}.text", Error)
+        case TextPrompt(text, special_tokens):
+            check_text(text, f"{where}.text", Error)
+            if special_tokens == SpecialTokens.AS_WRITTEN:
+                message.text = text
+            else:
+                message.text_prompt.text = text
+                message.text_prompt.special_tokens = score_pb2.SpecialTokens.ValueType(
+                    special_tokens
+                )
         case ChatPrompt():
-            _encode_chat(prompt, message, where)
+            _encode_chat(prompt, message, where, structs and not prompt.now)
         case _:
             raise Error(
                 f"is {type(prompt).__name__}",
@@ -142,17 +170,17 @@ def _encode_prompt(prompt: Prompt, message: score_pb2.Prompt, where: str) -> Non
             )
 
 
-def _encode_chat(prompt: ChatPrompt, message: score_pb2.Prompt, where: str) -> None:
-    """As ``chat``, which every server reads, unless its Structs would lose something."""
+def _encode_chat(prompt: ChatPrompt, message: score_pb2.Prompt, where: str, structs: bool) -> None:
     inner = f"{where}.chat"
     prompt = ChatPrompt(
         tuple(_plain(turn, f"{inner}.messages[{i}]") for i, turn in enumerate(prompt.messages)),
         prompt.add_generation_prompt,
         plain_mapping(prompt.template_arguments, f"{inner}.template_arguments", Error),
+        prompt.now,
     )
-    structs = (prompt.template_arguments, *(m.extra for m in prompt.messages))
+    values = (prompt.template_arguments, *(m.extra for m in prompt.messages))
     texts = all(isinstance(m.content, str) for m in prompt.messages)
-    if not texts or not all(map(struct_keeps, structs)):
+    if not (structs and texts) or not all(map(struct_keeps, values)):
         message.chat_json = encode_chat_json(prompt, inner)
         return
     message.chat.SetInParent()
@@ -177,7 +205,8 @@ def _plain(turn: ChatMessage, where: str) -> ChatMessage:
     )
 
 
-def _decode_prompt(message: score_pb2.Prompt, where: str) -> Prompt:
+def decode_prompt(message: score_pb2.Prompt, where: str) -> Prompt:
+    """Raises InvalidRequestError naming what is not as the contract has it."""
     match message.WhichOneof("source"):
         case "token_ids":
             return TokenPrompt(
@@ -189,8 +218,23 @@ def _decode_prompt(message: score_pb2.Prompt, where: str) -> Prompt:
             return _decode_chat(message.chat, f"{where}.chat")
         case "chat_json":
             return decode_chat_json(message.chat_json, f"{where}.chat_json")
+        case "text_prompt":
+            return _decode_text(message.text_prompt, f"{where}.text_prompt")
         case _:
-            raise Error(NO_PROMPT, where=where, fix="set token_ids, chat, chat_json or text")
+            raise Error(
+                NO_PROMPT, where=where, fix="set token_ids, chat, chat_json, text or text_prompt"
+            )
+
+
+def _decode_text(message: score_pb2.TextPrompt, where: str) -> TextPrompt:
+    try:
+        return TextPrompt(message.text, SpecialTokens(message.special_tokens))
+    except ValueError:
+        raise Error(
+            f"is {message.special_tokens}, which means nothing",
+            where=f"{where}.special_tokens",
+            fix="set AS_WRITTEN or ADD",
+        ) from None
 
 
 def _decode_chat(message: score_pb2.ChatPrompt, where: str) -> ChatPrompt:
@@ -207,6 +251,7 @@ def _decode_chat(message: score_pb2.ChatPrompt, where: str) -> ChatPrompt:
         template_arguments=decode_struct(
             message.template_arguments, f"{where}.template_arguments", Error
         ),
+        now=check_now(message.now, f"{where}.now") if message.now else "",
     )
 
 

@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from teacher_proto.codec.wire import parse
 from teacher_proto.errors import PoisonedReplyError
-from teacher_proto.types import Level, ServerInfo, ServerLimits, TeacherIdentity, TeacherInfo
+from teacher_proto.types import (
+    ChatInfo,
+    Level,
+    ServerInfo,
+    ServerLimits,
+    TeacherIdentity,
+    TeacherInfo,
+    TokenText,
+)
 from teacher_proto.v1 import teacher_pb2
 
 
@@ -22,6 +31,7 @@ def decode_identity(message: teacher_pb2.TeacherIdentity) -> TeacherIdentity:
         quantization=message.quantization,
         adapter_digest=message.adapter_digest,
         tokenizer_hash=message.tokenizer_hash,
+        chat_template_digest=message.chat_template_digest,
     )
 
 
@@ -56,6 +66,11 @@ def decode_server_info(message: teacher_pb2.GetTeacherResponse | bytes) -> Serve
         max_text_bytes=(
             message.limits.max_text_bytes if message.limits.HasField("max_text_bytes") else None
         ),
+        max_render_prompts=(
+            message.limits.max_render_prompts
+            if message.limits.HasField("max_render_prompts")
+            else None
+        ),
     )
     for name, value in dataclasses.asdict(limits).items():
         if value is not None and value < 0:
@@ -88,6 +103,34 @@ def _encode_teacher(teacher: TeacherInfo) -> teacher_pb2.TeacherInfo:
             for name, level in sorted(teacher.tokenizers.items())
         ],
         model=teacher.model,
+        chat=None if teacher.chat is None else _encode_chat(teacher.chat),
+        begin_tokens=_encode_tokens(teacher.begin_tokens),
+    )
+
+
+def _encode_chat(chat: ChatInfo) -> teacher_pb2.ChatInfo:
+    return teacher_pb2.ChatInfo(
+        template_digest=chat.template_digest,
+        reads_clock=chat.reads_clock,
+        arguments=chat.arguments,
+        turn_ends=_encode_tokens(chat.turn_ends),
+    )
+
+
+def _encode_tokens(tokens: Iterable[TokenText]) -> list[teacher_pb2.TokenText]:
+    return [teacher_pb2.TokenText(token_id=one.token_id, text=one.text) for one in tokens]
+
+
+def _decode_tokens(messages: Iterable[teacher_pb2.TokenText]) -> tuple[TokenText, ...]:
+    return tuple(TokenText(one.token_id, one.text) for one in messages)
+
+
+def _decode_chat(message: teacher_pb2.ChatInfo) -> ChatInfo:
+    return ChatInfo(
+        message.template_digest,
+        message.reads_clock,
+        tuple(message.arguments),
+        _decode_tokens(message.turn_ends),
     )
 
 
@@ -113,4 +156,6 @@ def _decode_teacher(message: teacher_pb2.TeacherInfo, where: str) -> TeacherInfo
         deterministic=message.deterministic,
         tokenizers=levels,
         model=message.model,
+        chat=_decode_chat(message.chat) if message.HasField("chat") else None,
+        begin_tokens=_decode_tokens(message.begin_tokens),
     )

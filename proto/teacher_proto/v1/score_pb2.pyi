@@ -22,6 +22,32 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _SpecialTokens:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SpecialTokensEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_SpecialTokens.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SPECIAL_TOKENS_UNSPECIFIED: _SpecialTokens.ValueType  # 0
+    SPECIAL_TOKENS_AS_WRITTEN: _SpecialTokens.ValueType  # 1
+    """Those that the text spells out."""
+    SPECIAL_TOKENS_ADD: _SpecialTokens.ValueType  # 2
+    """And before them those that the teacher's tokenizer puts at the beginning of a text,
+    unless the text begins with them. None is added at the end: a prompt is continued.
+    """
+
+class SpecialTokens(_SpecialTokens, metaclass=_SpecialTokensEnumTypeWrapper):
+    """Which special tokens a text is encoded with."""
+
+SPECIAL_TOKENS_UNSPECIFIED: SpecialTokens.ValueType  # 0
+SPECIAL_TOKENS_AS_WRITTEN: SpecialTokens.ValueType  # 1
+"""Those that the text spells out."""
+SPECIAL_TOKENS_ADD: SpecialTokens.ValueType  # 2
+"""And before them those that the teacher's tokenizer puts at the beginning of a text,
+unless the text begins with them. None is added at the end: a prompt is continued.
+"""
+Global___SpecialTokens: _TypeAlias = SpecialTokens  # noqa: Y015
+
 class _ContinuationStatus:
     ValueType = _typing.NewType("ValueType", _builtins.int)
     V: _TypeAlias = ValueType  # noqa: Y015
@@ -120,7 +146,13 @@ class ChatPrompt(_message.Message):
     MESSAGES_FIELD_NUMBER: _builtins.int
     ADD_GENERATION_PROMPT_FIELD_NUMBER: _builtins.int
     TEMPLATE_ARGUMENTS_FIELD_NUMBER: _builtins.int
+    NOW_FIELD_NUMBER: _builtins.int
     add_generation_prompt: _builtins.bool
+    now: _builtins.str
+    """The local time that the template's strftime_now prints, ISO 8601 to the second
+    without a zone: 2026-11-29T05:53:12. Empty: the server's own clock. Servers without
+    TeacherInfo.chat do not read it; they refuse it in chat_json.
+    """
     @_builtins.property
     def messages(self) -> _containers.RepeatedCompositeFieldContainer[Global___ChatMessage]: ...
     @_builtins.property
@@ -135,14 +167,38 @@ class ChatPrompt(_message.Message):
         messages: _abc.Iterable[Global___ChatMessage] | None = ...,
         add_generation_prompt: _builtins.bool = ...,
         template_arguments: _struct_pb2.Struct | None = ...,
+        now: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["template_arguments", b"template_arguments"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "messages", b"messages", "template_arguments", b"template_arguments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["add_generation_prompt", b"add_generation_prompt", "messages", b"messages", "now", b"now", "template_arguments", b"template_arguments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ChatPrompt: _TypeAlias = ChatPrompt  # noqa: Y015
+
+@_typing.final
+class TextPrompt(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    special_tokens: Global___SpecialTokens.ValueType
+    """Required."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        special_tokens: Global___SpecialTokens.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["special_tokens", b"special_tokens", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextPrompt: _TypeAlias = TextPrompt  # noqa: Y015
 
 @_typing.final
 class Prompt(_message.Message):
@@ -154,6 +210,7 @@ class Prompt(_message.Message):
     CHAT_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     CHAT_JSON_FIELD_NUMBER: _builtins.int
+    TEXT_PROMPT_FIELD_NUMBER: _builtins.int
     text: _builtins.str
     """Encoded by the teacher's tokenizer without adding special tokens;
     special tokens written out in the text are recognised.
@@ -164,9 +221,9 @@ class Prompt(_message.Message):
     "messages", a list of objects with the text "role", "content" and further
     fields: content is a text or a list of objects (parts), and in an assistant's
     turn it may be null or absent; "add_generation_prompt", true or false;
-    "template_arguments", an object, may be absent. Refused: other fields, a key
-    twice in an object, numbers that are not finite, half of a surrogate pair,
-    values nested deeper than 24 levels.
+    "template_arguments", an object, may be absent; "now", the text of ChatPrompt.now,
+    may be absent. Refused: other fields, a key twice in an object, numbers that are
+    not finite, half of a surrogate pair, values nested deeper than 24 levels.
     """
     @_builtins.property
     def token_ids(self) -> _array_pb2.Array:
@@ -174,6 +231,10 @@ class Prompt(_message.Message):
 
     @_builtins.property
     def chat(self) -> Global___ChatPrompt: ...
+    @_builtins.property
+    def text_prompt(self) -> Global___TextPrompt:
+        """A text like text that says which special tokens it is read with."""
+
     def __init__(
         self,
         *,
@@ -181,12 +242,13 @@ class Prompt(_message.Message):
         chat: Global___ChatPrompt | None = ...,
         text: _builtins.str = ...,
         chat_json: _builtins.str = ...,
+        text_prompt: Global___TextPrompt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "chat_json", b"chat_json", "source", b"source", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "chat_json", b"chat_json", "source", b"source", "text", b"text", "text_prompt", b"text_prompt", "token_ids", b"token_ids"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "chat_json", b"chat_json", "source", b"source", "text", b"text", "token_ids", b"token_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chat", b"chat", "chat_json", b"chat_json", "source", b"source", "text", b"text", "text_prompt", b"text_prompt", "token_ids", b"token_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["token_ids", "chat", "text", "chat_json"]  # noqa: Y015
+    _WhichOneofReturnType_source: _TypeAlias = _typing.Literal["token_ids", "chat", "text", "chat_json", "text_prompt"]  # noqa: Y015
     _WhichOneofArgType_source: _TypeAlias = _typing.Literal["source", b"source"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_source) -> _WhichOneofReturnType_source | None: ...
 

@@ -22,18 +22,19 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from teacher_proto.v1 import render_pb2 as teacher__proto_dot_v1_dot_render__pb2
 from teacher_proto.v1 import score_pb2 as teacher__proto_dot_v1_dot_score__pb2
 from teacher_proto.v1 import teacher_pb2 as teacher__proto_dot_v1_dot_teacher__pb2
 from teacher_proto.v1 import tokenizer_pb2 as teacher__proto_dot_v1_dot_tokenizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eteacher_proto/v1/service.proto\x12\x10teacher_proto.v1\x1a\x1cteacher_proto/v1/score.proto\x1a\x1eteacher_proto/v1/teacher.proto\x1a teacher_proto/v1/tokenizer.proto2\xaa\x02\n\x15TeacherScoringService\x12W\n\nGetTeacher\x12#.teacher_proto.v1.GetTeacherRequest\x1a$.teacher_proto.v1.GetTeacherResponse\x12H\n\x05Score\x12\x1e.teacher_proto.v1.ScoreRequest\x1a\x1f.teacher_proto.v1.ScoreResponse\x12n\n\x11RegisterTokenizer\x12*.teacher_proto.v1.RegisterTokenizerRequest\x1a+.teacher_proto.v1.RegisterTokenizerResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eteacher_proto/v1/service.proto\x12\x10teacher_proto.v1\x1a\x1dteacher_proto/v1/render.proto\x1a\x1cteacher_proto/v1/score.proto\x1a\x1eteacher_proto/v1/teacher.proto\x1a teacher_proto/v1/tokenizer.proto2\xf7\x02\n\x15TeacherScoringService\x12W\n\nGetTeacher\x12#.teacher_proto.v1.GetTeacherRequest\x1a$.teacher_proto.v1.GetTeacherResponse\x12H\n\x05Score\x12\x1e.teacher_proto.v1.ScoreRequest\x1a\x1f.teacher_proto.v1.ScoreResponse\x12K\n\x06Render\x12\x1f.teacher_proto.v1.RenderRequest\x1a .teacher_proto.v1.RenderResponse\x12n\n\x11RegisterTokenizer\x12*.teacher_proto.v1.RegisterTokenizerRequest\x1a+.teacher_proto.v1.RegisterTokenizerResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teacher_proto.v1.service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_TEACHERSCORINGSERVICE']._serialized_start=149
-  _globals['_TEACHERSCORINGSERVICE']._serialized_end=447
+  _globals['_TEACHERSCORINGSERVICE']._serialized_start=180
+  _globals['_TEACHERSCORINGSERVICE']._serialized_end=555
 # @@protoc_insertion_point(module_scope)

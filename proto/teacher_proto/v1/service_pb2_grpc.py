@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from teacher_proto.v1 import render_pb2 as teacher__proto_dot_v1_dot_render__pb2
 from teacher_proto.v1 import score_pb2 as teacher__proto_dot_v1_dot_score__pb2
 from teacher_proto.v1 import teacher_pb2 as teacher__proto_dot_v1_dot_teacher__pb2
 from teacher_proto.v1 import tokenizer_pb2 as teacher__proto_dot_v1_dot_tokenizer__pb2
@@ -55,6 +56,11 @@ class TeacherScoringServiceStub:
                 request_serializer=teacher__proto_dot_v1_dot_score__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=teacher__proto_dot_v1_dot_score__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.Render = channel.unary_unary(
+                '/teacher_proto.v1.TeacherScoringService/Render',
+                request_serializer=teacher__proto_dot_v1_dot_render__pb2.RenderRequest.SerializeToString,
+                response_deserializer=teacher__proto_dot_v1_dot_render__pb2.RenderResponse.FromString,
+                _registered_method=True)
         self.RegisterTokenizer = channel.stream_unary(
                 '/teacher_proto.v1.TeacherScoringService/RegisterTokenizer',
                 request_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerRequest.SerializeToString,
@@ -86,6 +92,12 @@ class TeacherScoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Render(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def RegisterTokenizer(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -104,6 +116,11 @@ def add_TeacherScoringServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=teacher__proto_dot_v1_dot_score__pb2.ScoreRequest.FromString,
                     response_serializer=teacher__proto_dot_v1_dot_score__pb2.ScoreResponse.SerializeToString,
+            ),
+            'Render': grpc.unary_unary_rpc_method_handler(
+                    servicer.Render,
+                    request_deserializer=teacher__proto_dot_v1_dot_render__pb2.RenderRequest.FromString,
+                    response_serializer=teacher__proto_dot_v1_dot_render__pb2.RenderResponse.SerializeToString,
             ),
             'RegisterTokenizer': grpc.stream_unary_rpc_method_handler(
                     servicer.RegisterTokenizer,
@@ -174,6 +191,33 @@ class TeacherScoringService:
             '/teacher_proto.v1.TeacherScoringService/Score',
             teacher__proto_dot_v1_dot_score__pb2.ScoreRequest.SerializeToString,
             teacher__proto_dot_v1_dot_score__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Render(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/teacher_proto.v1.TeacherScoringService/Render',
+            teacher__proto_dot_v1_dot_render__pb2.RenderRequest.SerializeToString,
+            teacher__proto_dot_v1_dot_render__pb2.RenderResponse.FromString,
             options,
             channel_credentials,
             insecure,

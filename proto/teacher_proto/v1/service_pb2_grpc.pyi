@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from grpc import aio as _aio
+from teacher_proto.v1 import render_pb2 as _render_pb2
 from teacher_proto.v1 import score_pb2 as _score_pb2
 from teacher_proto.v1 import teacher_pb2 as _teacher_pb2
 from teacher_proto.v1 import tokenizer_pb2 as _tokenizer_pb2
@@ -46,6 +47,7 @@ class TeacherScoringServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TeacherScoringServiceAsyncStub: ...
     GetTeacher: _grpc.UnaryUnaryMultiCallable[_teacher_pb2.GetTeacherRequest, _teacher_pb2.GetTeacherResponse]
     Score: _grpc.UnaryUnaryMultiCallable[_score_pb2.ScoreRequest, _score_pb2.ScoreResponse]
+    Render: _grpc.UnaryUnaryMultiCallable[_render_pb2.RenderRequest, _render_pb2.RenderResponse]
     RegisterTokenizer: _grpc.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]
 
 @_typing.type_check_only
@@ -64,6 +66,7 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTeacher: _aio.UnaryUnaryMultiCallable[_teacher_pb2.GetTeacherRequest, _teacher_pb2.GetTeacherResponse]  # type: ignore[assignment]
     Score: _aio.UnaryUnaryMultiCallable[_score_pb2.ScoreRequest, _score_pb2.ScoreResponse]  # type: ignore[assignment]
+    Render: _aio.UnaryUnaryMultiCallable[_render_pb2.RenderRequest, _render_pb2.RenderResponse]  # type: ignore[assignment]
     RegisterTokenizer: _aio.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]  # type: ignore[assignment]
 
 class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -91,6 +94,13 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _score_pb2.ScoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_score_pb2.ScoreResponse, _abc.Awaitable[_score_pb2.ScoreResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def Render(
+        self,
+        request: _render_pb2.RenderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_render_pb2.RenderResponse, _abc.Awaitable[_render_pb2.RenderResponse]]: ...
 
     @_abc_1.abstractmethod
     def RegisterTokenizer(

@@ -24,25 +24,29 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eteacher_proto/v1/teacher.proto\x12\x10teacher_proto.v1\"\x8e\x01\n\x0fTeacherIdentity\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x05 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x06 \x01(\t\"[\n\x0eTokenizerLevel\x12\x16\n\x0etokenizer_hash\x18\x01 \x01(\t\x12\x31\n\x05level\x18\x02 \x01(\x0e\x32\".teacher_proto.v1.RealignmentLevel\"\xfc\x01\n\x0bTeacherInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x08identity\x18\x02 \x01(\x0b\x32!.teacher_proto.v1.TeacherIdentity\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x11\n\tmax_top_k\x18\x04 \x01(\x05\x12\x12\n\nmax_length\x18\x05 \x01(\x05\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x15\n\rdeterministic\x18\x07 \x01(\x08\x12\x34\n\ntokenizers\x18\x08 \x03(\x0b\x32 .teacher_proto.v1.TokenizerLevel\x12\r\n\x05model\x18\t \x01(\t\"\xfa\x01\n\x0cServerLimits\x12\x19\n\x11max_request_bytes\x18\x01 \x01(\x03\x12\x17\n\x0fmax_reply_bytes\x18\x02 \x01(\x03\x12\x19\n\x11max_continuations\x18\x03 \x01(\x05\x12\x18\n\x10max_explicit_ids\x18\x04 \x01(\x05\x12\x1a\n\x12max_request_tokens\x18\x05 \x01(\x03\x12\x18\n\x10max_queue_tokens\x18\x06 \x01(\x03\x12\x1b\n\x13max_tokenizer_bytes\x18\x07 \x01(\x03\x12\x1b\n\x0emax_text_bytes\x18\x08 \x01(\x03H\x00\x88\x01\x01\x42\x11\n\x0f_max_text_bytes\"$\n\x11GetTeacherRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\"\x8d\x01\n\x12GetTeacherResponse\x12/\n\x08teachers\x18\x01 \x03(\x0b\x32\x1d.teacher_proto.v1.TeacherInfo\x12.\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.teacher_proto.v1.ServerLimits\x12\x16\n\x0eserver_version\x18\x03 \x01(\t*\x8b\x01\n\x10RealignmentLevel\x12!\n\x1dREALIGNMENT_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16REALIGNMENT_LEVEL_SAME\x10\x01\x12\x1b\n\x17REALIGNMENT_LEVEL_REMAP\x10\x02\x12\x1b\n\x17REALIGNMENT_LEVEL_CROSS\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eteacher_proto/v1/teacher.proto\x12\x10teacher_proto.v1\"\xac\x01\n\x0fTeacherIdentity\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\t\x12\r\n\x05\x64type\x18\x03 \x01(\t\x12\x14\n\x0cquantization\x18\x04 \x01(\t\x12\x16\n\x0e\x61\x64\x61pter_digest\x18\x05 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x06 \x01(\t\x12\x1c\n\x14\x63hat_template_digest\x18\x07 \x01(\t\"[\n\x0eTokenizerLevel\x12\x16\n\x0etokenizer_hash\x18\x01 \x01(\t\x12\x31\n\x05level\x18\x02 \x01(\x0e\x32\".teacher_proto.v1.RealignmentLevel\"+\n\tTokenText\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12\x0c\n\x04text\x18\x02 \x01(\t\"{\n\x08\x43hatInfo\x12\x17\n\x0ftemplate_digest\x18\x01 \x01(\t\x12\x13\n\x0breads_clock\x18\x02 \x01(\x08\x12\x11\n\targuments\x18\x03 \x03(\t\x12.\n\tturn_ends\x18\x04 \x03(\x0b\x32\x1b.teacher_proto.v1.TokenText\"\xe7\x02\n\x0bTeacherInfo\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x08identity\x18\x02 \x01(\x0b\x32!.teacher_proto.v1.TeacherIdentity\x12\x17\n\x0fvocabulary_size\x18\x03 \x01(\x05\x12\x11\n\tmax_top_k\x18\x04 \x01(\x05\x12\x12\n\nmax_length\x18\x05 \x01(\x05\x12\x0e\n\x06\x65ngine\x18\x06 \x01(\t\x12\x15\n\rdeterministic\x18\x07 \x01(\x08\x12\x34\n\ntokenizers\x18\x08 \x03(\x0b\x32 .teacher_proto.v1.TokenizerLevel\x12\r\n\x05model\x18\t \x01(\t\x12-\n\x04\x63hat\x18\n \x01(\x0b\x32\x1a.teacher_proto.v1.ChatInfoH\x00\x88\x01\x01\x12\x31\n\x0c\x62\x65gin_tokens\x18\x0b \x03(\x0b\x32\x1b.teacher_proto.v1.TokenTextB\x07\n\x05_chat\"\xb2\x02\n\x0cServerLimits\x12\x19\n\x11max_request_bytes\x18\x01 \x01(\x03\x12\x17\n\x0fmax_reply_bytes\x18\x02 \x01(\x03\x12\x19\n\x11max_continuations\x18\x03 \x01(\x05\x12\x18\n\x10max_explicit_ids\x18\x04 \x01(\x05\x12\x1a\n\x12max_request_tokens\x18\x05 \x01(\x03\x12\x18\n\x10max_queue_tokens\x18\x06 \x01(\x03\x12\x1b\n\x13max_tokenizer_bytes\x18\x07 \x01(\x03\x12\x1b\n\x0emax_text_bytes\x18\x08 \x01(\x03H\x00\x88\x01\x01\x12\x1f\n\x12max_render_prompts\x18\t \x01(\x05H\x01\x88\x01\x01\x42\x11\n\x0f_max_text_bytesB\x15\n\x13_max_render_prompts\"$\n\x11GetTeacherRequest\x12\x0f\n\x07teacher\x18\x01 \x01(\t\"\x8d\x01\n\x12GetTeacherResponse\x12/\n\x08teachers\x18\x01 \x03(\x0b\x32\x1d.teacher_proto.v1.TeacherInfo\x12.\n\x06limits\x18\x02 \x01(\x0b\x32\x1e.teacher_proto.v1.ServerLimits\x12\x16\n\x0eserver_version\x18\x03 \x01(\t*\x8b\x01\n\x10RealignmentLevel\x12!\n\x1dREALIGNMENT_LEVEL_UNSPECIFIED\x10\x00\x12\x1a\n\x16REALIGNMENT_LEVEL_SAME\x10\x01\x12\x1b\n\x17REALIGNMENT_LEVEL_REMAP\x10\x02\x12\x1b\n\x17REALIGNMENT_LEVEL_CROSS\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teacher_proto.v1.teacher_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REALIGNMENTLEVEL']._serialized_start=981
-  _globals['_REALIGNMENTLEVEL']._serialized_end=1120
+  _globals['_REALIGNMENTLEVEL']._serialized_start=1344
+  _globals['_REALIGNMENTLEVEL']._serialized_end=1483
   _globals['_TEACHERIDENTITY']._serialized_start=53
-  _globals['_TEACHERIDENTITY']._serialized_end=195
-  _globals['_TOKENIZERLEVEL']._serialized_start=197
-  _globals['_TOKENIZERLEVEL']._serialized_end=288
-  _globals['_TEACHERINFO']._serialized_start=291
-  _globals['_TEACHERINFO']._serialized_end=543
-  _globals['_SERVERLIMITS']._serialized_start=546
-  _globals['_SERVERLIMITS']._serialized_end=796
-  _globals['_GETTEACHERREQUEST']._serialized_start=798
-  _globals['_GETTEACHERREQUEST']._serialized_end=834
-  _globals['_GETTEACHERRESPONSE']._serialized_start=837
-  _globals['_GETTEACHERRESPONSE']._serialized_end=978
+  _globals['_TEACHERIDENTITY']._serialized_end=225
+  _globals['_TOKENIZERLEVEL']._serialized_start=227
+  _globals['_TOKENIZERLEVEL']._serialized_end=318
+  _globals['_TOKENTEXT']._serialized_start=320
+  _globals['_TOKENTEXT']._serialized_end=363
+  _globals['_CHATINFO']._serialized_start=365
+  _globals['_CHATINFO']._serialized_end=488
+  _globals['_TEACHERINFO']._serialized_start=491
+  _globals['_TEACHERINFO']._serialized_end=850
+  _globals['_SERVERLIMITS']._serialized_start=853
+  _globals['_SERVERLIMITS']._serialized_end=1159
+  _globals['_GETTEACHERREQUEST']._serialized_start=1161
+  _globals['_GETTEACHERREQUEST']._serialized_end=1197
+  _globals['_GETTEACHERRESPONSE']._serialized_start=1200
+  _globals['_GETTEACHERRESPONSE']._serialized_end=1341
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,7 @@ class TeacherIdentity(_message.Message):
     QUANTIZATION_FIELD_NUMBER: _builtins.int
     ADAPTER_DIGEST_FIELD_NUMBER: _builtins.int
     TOKENIZER_HASH_FIELD_NUMBER: _builtins.int
+    CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """sha256 over the other fields, hexadecimal."""
     weights_digest: _builtins.str
@@ -64,6 +65,10 @@ class TeacherIdentity(_message.Message):
     adapter_digest: _builtins.str
     """sha256 over the adapter's weights; empty without an adapter."""
     tokenizer_hash: _builtins.str
+    chat_template_digest: _builtins.str
+    """Of the chat template, as ChatInfo has it; empty when there is none, and then no part
+    of the digest.
+    """
     def __init__(
         self,
         *,
@@ -73,10 +78,11 @@ class TeacherIdentity(_message.Message):
         quantization: _builtins.str = ...,
         adapter_digest: _builtins.str = ...,
         tokenizer_hash: _builtins.str = ...,
+        chat_template_digest: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "digest", b"digest", "dtype", b"dtype", "quantization", b"quantization", "tokenizer_hash", b"tokenizer_hash", "weights_digest", b"weights_digest"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter_digest", b"adapter_digest", "chat_template_digest", b"chat_template_digest", "digest", b"digest", "dtype", b"dtype", "quantization", b"quantization", "tokenizer_hash", b"tokenizer_hash", "weights_digest", b"weights_digest"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -105,6 +111,71 @@ class TokenizerLevel(_message.Message):
 Global___TokenizerLevel: _TypeAlias = TokenizerLevel  # noqa: Y015
 
 @_typing.final
+class TokenText(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKEN_ID_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    token_id: _builtins.int
+    text: _builtins.str
+    def __init__(
+        self,
+        *,
+        token_id: _builtins.int = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "token_id", b"token_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TokenText: _TypeAlias = TokenText  # noqa: Y015
+
+@_typing.final
+class ChatInfo(_message.Message):
+    """How the teacher reads conversations."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
+    READS_CLOCK_FIELD_NUMBER: _builtins.int
+    ARGUMENTS_FIELD_NUMBER: _builtins.int
+    TURN_ENDS_FIELD_NUMBER: _builtins.int
+    template_digest: _builtins.str
+    """sha256, hexadecimal, of everything that decides how a conversation is rendered: the
+    templates by name and the texts of the special tokens that they print. Empty: the
+    tokenizer has no chat template, and a conversation is refused.
+    """
+    reads_clock: _builtins.bool
+    """Whether a template asks for the time (strftime_now)."""
+    @_builtins.property
+    def arguments(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names that the templates read besides messages, add_generation_prompt and what the
+        server gives them: the template arguments that can change a rendering. Sorted.
+        """
+
+    @_builtins.property
+    def turn_ends(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenText]:
+        """Tokens at which the teacher ends its turn or its text."""
+
+    def __init__(
+        self,
+        *,
+        template_digest: _builtins.str = ...,
+        reads_clock: _builtins.bool = ...,
+        arguments: _abc.Iterable[_builtins.str] | None = ...,
+        turn_ends: _abc.Iterable[Global___TokenText] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments", b"arguments", "reads_clock", b"reads_clock", "template_digest", b"template_digest", "turn_ends", b"turn_ends"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ChatInfo: _TypeAlias = ChatInfo  # noqa: Y015
+
+@_typing.final
 class TeacherInfo(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -117,6 +188,8 @@ class TeacherInfo(_message.Message):
     DETERMINISTIC_FIELD_NUMBER: _builtins.int
     TOKENIZERS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    CHAT_FIELD_NUMBER: _builtins.int
+    BEGIN_TOKENS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     vocabulary_size: _builtins.int
     """Width of the teacher's logits; at least the number of its token ids."""
@@ -134,6 +207,14 @@ class TeacherInfo(_message.Message):
     def tokenizers(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenizerLevel]:
         """Every tokenizer the server knows, the teacher's own included."""
 
+    @_builtins.property
+    def chat(self) -> Global___ChatInfo:
+        """Absent: the server is older, and has neither Render nor ChatPrompt.now."""
+
+    @_builtins.property
+    def begin_tokens(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenText]:
+        """What SPECIAL_TOKENS_ADD puts before a text."""
+
     def __init__(
         self,
         *,
@@ -146,12 +227,16 @@ class TeacherInfo(_message.Message):
         deterministic: _builtins.bool = ...,
         tokenizers: _abc.Iterable[Global___TokenizerLevel] | None = ...,
         model: _builtins.str = ...,
+        chat: Global___ChatInfo | None = ...,
+        begin_tokens: _abc.Iterable[Global___TokenText] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["identity", b"identity"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_chat", b"_chat", "chat", b"chat", "identity", b"identity"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["deterministic", b"deterministic", "engine", b"engine", "identity", b"identity", "max_length", b"max_length", "max_top_k", b"max_top_k", "model", b"model", "name", b"name", "tokenizers", b"tokenizers", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_chat", b"_chat", "begin_tokens", b"begin_tokens", "chat", b"chat", "deterministic", b"deterministic", "engine", b"engine", "identity", b"identity", "max_length", b"max_length", "max_top_k", b"max_top_k", "model", b"model", "name", b"name", "tokenizers", b"tokenizers", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__chat: _TypeAlias = _typing.Literal["chat"]  # noqa: Y015
+    _WhichOneofArgType__chat: _TypeAlias = _typing.Literal["_chat", b"_chat"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__chat) -> _WhichOneofReturnType__chat | None: ...
 
 Global___TeacherInfo: _TypeAlias = TeacherInfo  # noqa: Y015
 
@@ -169,6 +254,7 @@ class ServerLimits(_message.Message):
     MAX_QUEUE_TOKENS_FIELD_NUMBER: _builtins.int
     MAX_TOKENIZER_BYTES_FIELD_NUMBER: _builtins.int
     MAX_TEXT_BYTES_FIELD_NUMBER: _builtins.int
+    MAX_RENDER_PROMPTS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     max_reply_bytes: _builtins.int
     max_continuations: _builtins.int
@@ -182,6 +268,8 @@ class ServerLimits(_message.Message):
     """Text that is tokenized for one prompt, or for the continuations of one
     request, in UTF-8. Absent: the server has no such limit.
     """
+    max_render_prompts: _builtins.int
+    """Prompts of one RenderRequest. Absent: the server has no such call."""
     def __init__(
         self,
         *,
@@ -193,13 +281,19 @@ class ServerLimits(_message.Message):
         max_queue_tokens: _builtins.int = ...,
         max_tokenizer_bytes: _builtins.int = ...,
         max_text_bytes: _builtins.int | None = ...,
+        max_render_prompts: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_text_bytes", b"_max_text_bytes", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_render_prompts", b"_max_render_prompts", "_max_text_bytes", b"_max_text_bytes", "max_render_prompts", b"max_render_prompts", "max_text_bytes", b"max_text_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_text_bytes", b"_max_text_bytes", "max_continuations", b"max_continuations", "max_explicit_ids", b"max_explicit_ids", "max_queue_tokens", b"max_queue_tokens", "max_reply_bytes", b"max_reply_bytes", "max_request_bytes", b"max_request_bytes", "max_request_tokens", b"max_request_tokens", "max_text_bytes", b"max_text_bytes", "max_tokenizer_bytes", b"max_tokenizer_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_render_prompts", b"_max_render_prompts", "_max_text_bytes", b"_max_text_bytes", "max_continuations", b"max_continuations", "max_explicit_ids", b"max_explicit_ids", "max_queue_tokens", b"max_queue_tokens", "max_render_prompts", b"max_render_prompts", "max_reply_bytes", b"max_reply_bytes", "max_request_bytes", b"max_request_bytes", "max_request_tokens", b"max_request_tokens", "max_text_bytes", b"max_text_bytes", "max_tokenizer_bytes", b"max_tokenizer_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_render_prompts: _TypeAlias = _typing.Literal["max_render_prompts"]  # noqa: Y015
+    _WhichOneofArgType__max_render_prompts: _TypeAlias = _typing.Literal["_max_render_prompts", b"_max_render_prompts"]  # noqa: Y015
     _WhichOneofReturnType__max_text_bytes: _TypeAlias = _typing.Literal["max_text_bytes"]  # noqa: Y015
     _WhichOneofArgType__max_text_bytes: _TypeAlias = _typing.Literal["_max_text_bytes", b"_max_text_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_render_prompts) -> _WhichOneofReturnType__max_render_prompts | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_text_bytes) -> _WhichOneofReturnType__max_text_bytes | None: ...
 
 Global___ServerLimits: _TypeAlias = ServerLimits  # noqa: Y015

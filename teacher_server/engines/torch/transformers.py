@@ -184,9 +184,7 @@ class TransformersEngine:
         projection = LinearProjection(loaded.text.head, self._head_block_rows)
         head = LanguageModelHead(projection, read_logit_treatment(loaded.text_config))
         cacheable = loaded.cacheable and not loaded.alone
-        trunk = Trunk(
-            loaded.text.decoder, loaded.text_config, self._max_batch_tokens, cacheable
-        )
+        trunk = Trunk(loaded.text.decoder, loaded.text_config, self._max_batch_tokens, cacheable)
         alone = loaded.alone or self._deterministic
         packing = Packing(
             tokens=min(self._max_batch_tokens, CPU_PACKED_TOKENS)
