@@ -109,7 +109,9 @@ async def load_teachers(
                 directory = str(adapter.directory)
                 own_tokenizer = tokenizer
                 if (adapter.directory / "tokenizer.json").is_file():
-                    own_tokenizer = await asyncio.to_thread(load_tokenizer, directory)
+                    own_tokenizer = await asyncio.to_thread(
+                        load_tokenizer, directory, settings.model
+                    )
                 handle = AdapterEngine(engine, other, adapter, configured[other].model)
                 loaded[other] = _Loaded(handle, own_tokenizer, own, name)
             for each in (name, *own_adapters):

@@ -19,6 +19,11 @@ from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, Tok
 
 from teacher_server.teachers.chat import chat_templates, render
 from teacher_server.teachers.text_bounds import longest_token
+from teacher_server.teachers.turn_ends import (
+    load_generation_config,
+    template_turn_end,
+    turn_ends,
+)
 
 # Arguments of apply_chat_template that it passes to the template.
 TEMPLATE_OWN = {"tools", "documents"}
@@ -67,14 +72,16 @@ class TeacherTokenizer(TextTokenizer):
     Attributes:
         file: the tokenizer as tokenizer.json.
         hash: fingerprint by ``teacher_proto.tokenizer_hash``.
-        named_specials: role -> id of the special tokens that the model's files name.
+        turn_ends: ids that end a turn (``turn_ends.turn_ends``).
+        named_specials: id -> role of the special tokens whose use the model's files and its
+            chat template show. There is one TURN_END at most, that of the template.
         longest_token: the most bytes of text that one token can stand for; None where no
             such bound is known.
         chat: its chat templates.
         begin_ids: ids that the tokenizer puts before a text.
     """
 
-    def __init__(self, source: Any) -> None:
+    def __init__(self, source: Any, generation_config: Any | None = None) -> None:
         from tokenizers import Tokenizer
 
         backend = getattr(source, "backend_tokenizer", None)
@@ -87,15 +94,18 @@ class TeacherTokenizer(TextTokenizer):
         self.file: str = as_json
         self.hash = tokenizer_hash(as_json)
         self.longest_token = longest_token(json.loads(as_json))
-        self.named_specials = {
-            role: token
-            for role, token in (
-                (SpecialRole.END_OF_TEXT, source.eos_token_id),
-                (SpecialRole.BEGIN_OF_TEXT, source.bos_token_id),
-                (SpecialRole.PADDING, source.pad_token_id),
-            )
-            if token is not None
-        }
+        own_end = template_turn_end(source, generation_config)
+        self.turn_ends = turn_ends(source, generation_config)
+        named = [
+            (own_end, SpecialRole.TURN_END),
+            *((token, SpecialRole.END_OF_TEXT) for token in self.turn_ends),
+            (source.bos_token_id, SpecialRole.BEGIN_OF_TEXT),
+            (source.pad_token_id, SpecialRole.PADDING),
+        ]
+        self.named_specials: dict[int, SpecialRole] = {}
+        for token, role in named:
+            if token is not None:
+                self.named_specials.setdefault(token, role)
         self._source = source
         super().__init__(as_json)
         self.chat = chat_templates(source)
@@ -192,13 +202,17 @@ def _load_source(model: str) -> Any:
     return source
 
 
-def load_tokenizer(model: str) -> TeacherTokenizer:
+def load_tokenizer(model: str, base: str | None = None) -> TeacherTokenizer:
     """Loads the tokenizer of a model folder or hub name.
+
+    Args:
+        base: whose generation config counts, for an adapter's folder, which has none.
 
     Raises:
         ConfigurationError: there is none, or it cannot be read.
     """
-    return TeacherTokenizer(_load_source(model))
+    source = _load_source(model)
+    return TeacherTokenizer(source, load_generation_config(model if base is None else base))
 
 
 def load_backend(model: str) -> str:

@@ -32,7 +32,7 @@ from teacher_server.teachers.tokenizer import TextTokenizer
 from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
 from teacher_server.tokenizers.vocabularies import (
     student_vocabulary,
-    teacher_vocabulary,
+    teacher_vocabularies,
     with_roles,
 )
 
@@ -42,7 +42,8 @@ log = logging.getLogger(__name__)
 MAX_CONTEXT_FREE = 32
 # Parsed for the texts of HTTP requests and replies.
 MAX_TEXTS = 8
-PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], str]
+# The student's hash and roles, and which of the teachers' vocabularies.
+PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], int]
 
 
 class Pair:
@@ -87,8 +88,7 @@ class StudentTokenizers:
         self._pairs: OrderedDict[PairKey, asyncio.Task[Pair]] = OrderedDict()
         self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
         self._parsed: tuple[str, Roles, Vocabulary] | None = None
-        tokenizers = {t.tokenizer.hash: t.tokenizer for t in teachers}
-        self._teachers = {name: teacher_vocabulary(one) for name, one in tokenizers.items()}
+        self._teachers = teacher_vocabularies({t.name: t.tokenizer for t in teachers})
         self._thread = SingleThread("tokenizers")
 
     def find(self, hash_: str) -> Entry | None:
@@ -107,7 +107,7 @@ class StudentTokenizers:
         """None where the teacher's tokenizer cannot be realigned to."""
         if entry.tokenizer_hash == teacher.tokenizer.hash:
             return Level.SAME
-        side = self._teachers[teacher.tokenizer.hash]
+        side = self._teachers[teacher.name]
         if side is None:
             return None
         return Level.REMAP if entry.ordinary_hash == side.ordinary_hash else Level.CROSS
@@ -154,12 +154,13 @@ class StudentTokenizers:
             ContractMismatchError: the tokenizer's file is gone.
         """
         roles = entry.roles_of(run)
-        of_roles = tuple(sorted(roles.items()))
-        key = (entry.tokenizer_hash, of_roles, teacher.tokenizer.hash)
+        side = self._teachers[teacher.name]
+        assert side is not None
+        key = (entry.tokenizer_hash, tuple(sorted(roles.items())), id(side))
         task = self._pairs.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             # A task of its own: others may wait for it when one caller gives up.
-            build = partial(self._build, entry, roles, teacher)
+            build = partial(self._build, entry, roles, side)
             task = self._pairs[key] = asyncio.create_task(self._thread.run(build))
             task.add_done_callback(_seen)
         self._pairs.move_to_end(key)
@@ -212,7 +213,7 @@ class StudentTokenizers:
         self._parsed = (digest, dict(vocabulary.roles), vocabulary)
         return entry
 
-    def _build(self, entry: Entry, roles: Roles, teacher: Teacher) -> Pair:
+    def _build(self, entry: Entry, roles: Roles, side: Vocabulary) -> Pair:
         parsed = self._parsed
         if parsed is None or parsed[:2] != (entry.tokenizer_hash, roles):
             file = self._store.read(entry)
@@ -220,8 +221,6 @@ class StudentTokenizers:
                 raise unknown_tokenizer()
             parsed = (entry.tokenizer_hash, roles, student_vocabulary(file, roles))
             self._parsed = parsed
-        side = self._teachers[teacher.tokenizer.hash]
-        assert side is not None
         try:
             tables = self._cache.get(parsed[2], side)
         except OSError as error:

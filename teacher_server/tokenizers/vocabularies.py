@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.types import SpecialRole
 
+from teacher_server.realign.pair.roles import TERMINATORS, role_table
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.refusals.errors import refuse
 from teacher_server.teachers.tokenizer import TeacherTokenizer
@@ -19,20 +21,44 @@ log = logging.getLogger(__name__)
 MAX_OWN_ROLES = 64
 
 
-def teacher_vocabulary(tokenizer: TeacherTokenizer) -> Vocabulary | None:
-    """Of a teacher's own tokenizer; None where other tokenizers cannot be realigned to it."""
+def teacher_vocabularies(
+    tokenizers: Mapping[str, TeacherTokenizer],
+) -> dict[str, Vocabulary | None]:
+    """Of the teachers' own tokenizers, by the teacher's name; None where other tokenizers
+    cannot be realigned to one. Equal ones are one object; teachers with one tokenizer may end
+    their turns with other tokens."""
+    parsed: dict[str, Vocabulary | None] = {}
+    found: dict[str, Vocabulary | None] = {}
+    for name, tokenizer in tokenizers.items():
+        if tokenizer.hash not in parsed:
+            parsed[tokenizer.hash] = _parsed(tokenizer)
+        own = parsed[tokenizer.hash]
+        if own is not None:
+            roles = role_table(own.specials, _counting(own, tokenizer))
+            equal = [v for v in found.values() if v and (v.hash, v.roles) == (own.hash, roles)]
+            own = equal[0] if equal else replace(own, roles=roles)
+        found[name] = own
+    return found
+
+
+def _parsed(tokenizer: TeacherTokenizer) -> Vocabulary | None:
     try:
-        found = read_vocabulary(tokenizer.file)
+        return read_vocabulary(tokenizer.file)
     except ConfigurationError as error:
         log.info("other tokenizers cannot be realigned to this teacher's: %s", error.what)
         return None
-    # Ends and beginnings that the model's files name, where their spelling shows no role.
-    named = {
+
+
+def _counting(found: Vocabulary, tokenizer: TeacherTokenizer) -> Roles:
+    """The roles that the model's files and its template name, as far as they count: ends where
+    the template's own is among them, others where the spelling shows no role."""
+    named = tokenizer.named_specials
+    ends = TERMINATORS if SpecialRole.TURN_END in named.values() else ()
+    return {
         token: role
-        for role, token in tokenizer.named_specials.items()
-        if found.roles.get(token) is SpecialRole.OTHER
+        for token, role in named.items()
+        if role in ends or found.roles.get(token) is SpecialRole.OTHER
     }
-    return replace(found, roles={**found.roles, **named})
 
 
 def student_vocabulary(file: bytes, roles: Roles) -> Vocabulary:

@@ -46,9 +46,13 @@ MAPPED = (*TERMINATORS, SpecialRole.THINK_OPEN, SpecialRole.THINK_CLOSE)
 def role_table(
     specials: Mapping[int, str], given: Mapping[int, SpecialRole]
 ) -> dict[int, SpecialRole]:
-    """The role of each special id; a role that the caller gives wins over the spelling."""
+    """The role of each special id; a role that the caller gives wins over the spelling. Where
+    the caller gives the end of a turn, a token that is only spelt like one has no role."""
+    spelt = dict(SPELLINGS)
+    if SpecialRole.TURN_END in given.values():
+        spelt = {text: r for text, r in spelt.items() if r is not SpecialRole.TURN_END}
     return {
-        token: given.get(token, SPELLINGS.get(text, SpecialRole.OTHER))
+        token: given.get(token, spelt.get(text, SpecialRole.OTHER))
         for token, text in specials.items()
     }
 
