@@ -63,7 +63,7 @@ class Pipeline:
         self.student = student
         self.teacher = teacher
         self.prompts = prompts
-        self.order = PromptOrder(config.run.seed, len(prompts))
+        self.order = PromptOrder.of(config.run.seed, prompts, config.data.shares)
         self.batches: deque[Batch] = deque()
 
     def fill(self, step: int, position: int) -> Batch:

@@ -69,7 +69,7 @@ def describe_prompts(prompts: PromptSets, settings: EvaluationSettings) -> str:
 
 def notes(prompts: PromptSets, config: TrainConfig) -> list[str]:
     """Where the prompts differ from what the defaults expect, one sentence each."""
-    found = []
+    found = list(prompts.notes)
     held_out, per_step = len(prompts.held_out), config.rollout.prompts_per_step
     if config.evaluation.prompts is None and held_out < config.evaluation.most_prompts:
         found.append(

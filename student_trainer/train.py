@@ -142,7 +142,8 @@ def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
 def _show_first_example(
     config: TrainConfig, student: Student, prompts: PromptSets, teacher: TeacherLink
 ) -> None:
-    (first,) = PromptOrder(config.run.seed, len(prompts.train)).take(0, 1)
+    order = PromptOrder.of(config.run.seed, prompts.train, config.data.shares)
+    (first,) = order.take(0, 1)
     text = first_example(
         student,
         prompts.train[first],

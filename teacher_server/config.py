@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
+    field_validator,
     model_validator,
 )
+from teacher_proto.program.home import expand_home
 from teacher_proto.types import ServerLimits
 
 from teacher_server.queue.policy import RunPolicy
@@ -31,6 +34,11 @@ RunName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 
 class Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @field_validator("*")
+    @classmethod
+    def _home(cls, value: Any) -> Any:
+        return expand_home(value) if isinstance(value, Path) else value
 
 
 class EngineSettings(Settings):
@@ -74,7 +82,7 @@ class EngineSettings(Settings):
 class TeacherSettings(Settings):
     """One teacher, by the name that requests use. An unset key is taken from ``engine``."""
 
-    model: str = Field(
+    model: Annotated[str, AfterValidator(expand_home)] = Field(
         min_length=1,
         description="A folder with safetensors and `tokenizer.json`, a hub name, or the folder "
         "of a LoRA adapter.",

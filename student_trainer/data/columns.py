@@ -1,5 +1,5 @@
-"""Which column of a dataset's row holds the prompt and the template's arguments
-(``data.columns``)."""
+"""Which columns of a row hold the prompt, its system prompt and the template's arguments
+(``data.columns``), and which are there and not used."""
 
 from __future__ import annotations
 
@@ -12,73 +12,180 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.settings.data import ColumnSettings
 
-COLUMNS = ("messages", "prompt")
+COLUMNS = ("messages", "prompt", "conversations")
+# Columns that a row may lack, or hold null in.
+OPTIONAL = ("system", "template_arguments", "tools")
 
 
-def prompt_column(row: Mapping[str, Any], chosen: str | None, place: str) -> str:
-    """The column of the prompt: ``chosen``, or the one of COLUMNS that the row has.
+class Columns:
+    """The columns of one dataset's rows: which are asked for, and which were seen."""
 
-    Raises:
-        ConfigurationError: the row does not have it, or has both.
-    """
-    if chosen is not None:
-        return _column(row, chosen, "data.columns.prompt", place)
-    found = [name for name in COLUMNS if name in row]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise ConfigurationError(
-            'a row needs either "messages" or "prompt", and this one has both',
-            where=place,
-            fix="say which in data.columns.prompt",
-        )
-    raise _no_column(row, 'either "messages" or "prompt"', COLUMNS, "data.columns.prompt", place)
+    def __init__(self, settings: ColumnSettings, key: str) -> None:
+        """
+        Args:
+            key: the setting that names the dataset.
+        """
+        self.settings = settings
+        self.key = key
+        self._used: set[str] = set()
+        self._seen: dict[str, None] = {}  # in order
+
+    def prompt(self, row: Mapping[str, Any], place: str) -> str:
+        """The column of the prompt: the one chosen, or the one of COLUMNS that the row has.
+
+        Raises:
+            ConfigurationError: the row does not have it, or has several.
+        """
+        self._seen |= dict.fromkeys(row)
+        for key in ("user", "prompt"):
+            chosen = getattr(self.settings, key)
+            if chosen is not None:
+                if row.get(chosen) is None:
+                    needed = f"the column {chosen!r}"
+                    raise _no_column(row, needed, (chosen,), f"data.columns.{key}", place)
+                self._used.add(chosen)
+                return str(chosen)
+        found = [name for name in COLUMNS if row.get(name) is not None]
+        if len(found) == 1:
+            self._used.add(found[0])
+            return found[0]
+        if found:
+            several = "both" if len(found) == 2 else "all three"
+            raise ConfigurationError(
+                f'a row needs either "messages" or "prompt" or "conversations", and this one has '
+                f"{several if len(found) == 3 else f'{several} {found[0]} and {found[1]}'}",
+                where=place,
+                fix="say which in data.columns.prompt",
+            )
+        needed = 'either "messages" or "prompt" or "conversations"'
+        raise _no_column(row, needed, COLUMNS, "data.columns.prompt", place)
+
+    def optional(self, row: Mapping[str, Any], name: str) -> Any:
+        """The value in the column that ``data.columns.NAME`` names; None where there is none."""
+        column = getattr(self.settings, name)
+        if column is None or column not in row:
+            return None
+        self._used.add(column)
+        return row[column]
+
+    def finish(self) -> str:
+        """Once every row was seen: one sentence on the columns that nothing uses, empty when
+        there are none.
+
+        Raises:
+            ConfigurationError: a setting names a column that no row has.
+        """
+        for name in OPTIONAL:
+            column = getattr(self.settings, name)
+            if column is not None and column not in self._seen and self._seen:
+                raise ConfigurationError(
+                    f"no row has the column {column!r}; their columns are {_listed(self._seen)}",
+                    where=self.key,
+                    fix=f"{_nearest(self._seen, (column,))}name the column in data.columns.{name}",
+                )
+        unused = [name for name in self._seen if name not in self._used]
+        if not unused:
+            return ""
+        hints = [
+            f"data.columns.{setting} names the one of {what}"
+            for setting, what, names in HINTS
+            if getattr(self.settings, setting) is None and set(names) & set(unused)
+        ]
+        more = f" ({'; '.join(hints)})" if hints else ""
+        return f"{self.key}: columns that are not used: {_listed(unused)}{more}"
 
 
-def _column(row: Mapping[str, Any], name: str, key: str, place: str) -> str:
-    if name not in row:
-        raise _no_column(row, f"the column {name!r}", (name,), key, place)
-    return name
+# Settings that people may have meant, by the names that such columns have.
+HINTS = (
+    ("tools", "the tools", ("tools", "functions")),
+    ("system", "the system prompt", ("system", "system_prompt")),
+    (
+        "template_arguments",
+        "a row's own template arguments",
+        ("template_arguments", "chat_template_kwargs", "kwargs"),
+    ),
+)
+
+
+def _listed(names: Sequence[str] | Mapping[str, None]) -> str:
+    return ", ".join(map(repr, names)) or "none"
+
+
+def _nearest(there: Sequence[str] | Mapping[str, Any], names: Sequence[str]) -> str:
+    lower = {name.lower(): name for name in there}
+    close = [
+        match for name in names for match in difflib.get_close_matches(name, lower, n=1, cutoff=0.5)
+    ]
+    return f"did you mean {lower[close[0]]!r}? " if close else ""
 
 
 def _no_column(
     row: Mapping[str, Any], needed: str, names: Sequence[str], key: str, place: str
 ) -> ConfigurationError:
-    there = sorted(row)
-    lower = {name.lower(): name for name in there}
-    close = [
-        match for name in names for match in difflib.get_close_matches(name, lower, n=1, cutoff=0.5)
-    ]
-    advice = f"did you mean {lower[close[0]]!r}? " if close else ""
+    null = [name for name in names if name in row]
+    why = f", and {null[0]!r} is null" if null else ""
     return ConfigurationError(
-        f"a row needs {needed}; its columns are {', '.join(map(repr, there)) or 'none'}",
+        f"a row needs {needed}; its columns are {_listed(sorted(row))}{why}",
         where=place,
-        fix=f"{advice}name the column in {key}",
+        fix="give it a value, or leave the row out"
+        if null
+        else f"{_nearest(sorted(row), names)}name the column in {key}",
     )
 
 
-def own_arguments(row: Mapping[str, Any], columns: ColumnSettings, place: str) -> Mapping[str, Any]:
-    """The row's own keyword arguments of the chat template. Text in such a column is JSON.
+def own_arguments(row: Mapping[str, Any], columns: Columns, place: str) -> dict[str, Any]:
+    """The row's own keyword arguments of the chat template. Text in such a column is JSON;
+    null, no text and no tools are none.
 
     Raises:
-        ConfigurationError: a column is missing, or is not what it should be.
+        ConfigurationError: a column is not what it should be.
     """
     own: dict[str, Any] = {}
-    for name, key in (("template_arguments", ""), ("tools", "tools")):
-        column = getattr(columns, name)
-        if column is None:
-            continue
-        value = row[_column(row, column, f"data.columns.{name}", place)]
-        try:
-            value = parse_json(value) if isinstance(value, str) else value
-        except StrictJsonError as error:
-            raise ConfigurationError(
-                f"column {column!r} is not JSON: {error}", where=place
-            ) from error
-        wanted = list if key else dict
-        if not isinstance(value, wanted):
-            raise ConfigurationError(
-                f"column {column!r} holds no {'list' if key else 'object'}", where=place
-            )
-        own |= {key: value} if key else value
+    column = columns.settings.template_arguments
+    value = _json(columns.optional(row, "template_arguments"), column, place)
+    if value is not None:
+        if not isinstance(value, dict):
+            raise ConfigurationError(f"column {column!r} holds no object", where=place)
+        own |= value
+    for name, tools in (
+        (column, own.pop("tools", None)),
+        (columns.settings.tools, columns.optional(row, "tools")),
+    ):
+        found = read_tools(tools, name, place)
+        if found:
+            own["tools"] = found
     return own
+
+
+def read_tools(value: Any, column: str | None, place: str) -> list[Any]:
+    """The tools as JSON schemas; none for null, an empty list and their texts.
+
+    Raises:
+        ConfigurationError: it is no list of objects, or of their texts.
+    """
+    value = _json(value, column, place)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise ConfigurationError(f"column {column!r} holds no list", where=place)
+    tools = [_json(tool, column, place) for tool in value]
+    for number, tool in enumerate(tools):
+        if not isinstance(tool, dict):
+            raise ConfigurationError(
+                f"tool {number} of the column {column!r} is no object",
+                where=place,
+                fix='write tools as JSON schemas: [{"type": "function", "function": {...}}]',
+            )
+    return tools
+
+
+def _json(value: Any, column: str | None, place: str) -> Any:
+    """What a text stands for; a value that is no text stands for itself."""
+    if not isinstance(value, str):
+        return value
+    if not value.strip():
+        return None
+    try:
+        return parse_json(value)
+    except StrictJsonError as error:
+        raise ConfigurationError(f"column {column!r} is not JSON: {error}", where=place) from error

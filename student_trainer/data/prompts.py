@@ -3,7 +3,7 @@
 A row is ``{"messages": [...]}`` or ``{"prompt": [...]}``, a conversation that ends before
 the assistant's turn, or ``{"prompt": "text"}``, which is used as it is: special tokens
 that are written out are recognised, and none is added. ``data.columns`` names other
-columns; all further columns are ignored.
+columns; the further ones are ignored, and said to be.
 """
 
 from __future__ import annotations
@@ -11,21 +11,23 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import ChatPrompt, Int32, Prompt, TextPrompt
+from teacher_proto.types import ChatPrompt, Int32, TextPrompt
 
-from student_trainer.data.columns import own_arguments, prompt_column
-from student_trainer.data.conversations import chat_messages, check_text, prompt_messages
+from student_trainer.data.columns import Columns
+from student_trainer.data.conversations import row_prompt
 from student_trainer.data.rendering import render
-from student_trainer.data.rows import Source, read_rows
+from student_trainer.data.rows import read_rows
+from student_trainer.data.source import Source
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
-from student_trainer.settings.data import DataSettings
+from student_trainer.settings.data import DataFile, DataSettings, files
 
 log = logging.getLogger(__name__)
 
@@ -39,17 +41,25 @@ class PromptSets:
 
     Attributes:
         dropped: how many prompts were left out because of ``max_prompt_tokens``.
+        shares: of each train file in the prompts of a run; empty where none is set.
+        notes: what is in the data and not used, one sentence each.
     """
 
     train: list[PromptItem]
     held_out: list[PromptItem]
     dropped: int = 0
+    shares: tuple[float, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def digest(self) -> str:
         """``DIGEST_RULE`` and a hexadecimal sha256 over the train prompts in their order: over
         their tokens, and over the sources that a teacher with another tokenizer reads."""
         digest = hashlib.sha256()
+        if self.shares:
+            counts = Counter(prompt.file for prompt in self.train)
+            mixed = [(counts[file], share) for file, share in enumerate(self.shares)]
+            digest.update(json.dumps(mixed).encode())
         for prompt in self.train:
             # The order of the keys counts: a template may print it.
             source = json.dumps(asdict(prompt.source), default=str)
@@ -69,13 +79,13 @@ def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> Pr
         ConfigurationError: a dataset is missing, empty or malformed (the line is
             named), a prompt is too long, or a prompt is in both sets.
     """
-    hub = (settings.subset, settings.train_split, settings.revision)
-    train, dropped = _read(Source(settings.train, "data.train", *hub), settings, tokenizer)
+    train, dropped, notes = _read_files(files(settings.train), False, settings, tokenizer)
     if settings.held_out is not None:
-        hub = (settings.subset, settings.held_out_split, settings.revision)
-        source = Source(settings.held_out, "data.held_out", *hub)
-        held_out, held_out_dropped = _read(source, settings, tokenizer)
+        held_out, held_out_dropped, more = _read_files(
+            files(settings.held_out), True, settings, tokenizer
+        )
         dropped += held_out_dropped
+        notes += more
         shared = {p.prompt_id for p in train} & {p.prompt_id for p in held_out}
         if shared:
             raise ConfigurationError(
@@ -88,7 +98,15 @@ def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> Pr
         train, held_out = _split(train, settings.held_out_fraction, seed)
     if not train:
         raise ConfigurationError("no prompt is left to train on", where="data.train")
-    return PromptSets(train, held_out, dropped)
+    left = {prompt.file for prompt in train}
+    for number, one in enumerate(files(settings.train) if settings.shares else ()):
+        if number not in left:
+            raise ConfigurationError(
+                f"no prompt of {one.file} is left to train on, and it has a weight",
+                where=f"data.train[{number}]",
+                fix="leave the file out, or lower data.held_out_fraction",
+            )
+    return PromptSets(train, held_out, dropped, settings.shares, tuple(dict.fromkeys(notes)))
 
 
 def _split(
@@ -116,10 +134,32 @@ def _split(
     )
 
 
-def _read(source: Source, settings: DataSettings, tokenizer: Any) -> tuple[list[PromptItem], int]:
+def _read_files(
+    chosen: Sequence[DataFile], held_out: bool, settings: DataSettings, tokenizer: Any
+) -> tuple[list[PromptItem], int, list[str]]:
+    """The prompts of files, one file after another, how many were dropped, and notes."""
+    key, split = "data.train", settings.train_split
+    if held_out:
+        key, split = "data.held_out", settings.held_out_split
+    prompts: list[PromptItem] = []
+    dropped, notes = 0, []
+    for number, one in enumerate(chosen):
+        where = f"{key}[{number}]" if len(chosen) > 1 else key
+        source = Source(one.file, where, settings.subset, split, settings.revision)
+        found, too_long, note = _read(source, settings, tokenizer)
+        prompts += [replace(prompt, file=number) for prompt in found]
+        dropped += too_long
+        notes += [note] if note else []
+    return prompts, dropped, notes
+
+
+def _read(
+    source: Source, settings: DataSettings, tokenizer: Any
+) -> tuple[list[PromptItem], int, str]:
     prompts, dropped = [], 0
+    columns = Columns(settings.columns, source.key)
     for place, row in read_rows(source):
-        item = _item(row, place, settings, tokenizer)
+        item = _item(row_prompt(row, place, settings, columns), place, tokenizer)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
         elif settings.over_long == "drop":
@@ -131,6 +171,7 @@ def _read(source: Source, settings: DataSettings, tokenizer: Any) -> tuple[list[
                 where=place,
                 fix='raise data.max_prompt_tokens, or set data.over_long = "drop"',
             )
+    note = columns.finish()
     if not prompts:
         why = f": all {dropped} are longer than data.max_prompt_tokens" if dropped else ""
         raise ConfigurationError(f"{source.name} holds no prompt to use{why}", where=source.key)
@@ -139,23 +180,15 @@ def _read(source: Source, settings: DataSettings, tokenizer: Any) -> tuple[list[
             "%s: left out %d of %d prompts, longer than data.max_prompt_tokens (%d)",
             source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
         )  # fmt: skip
-    return prompts, dropped
+    return prompts, dropped, note
 
 
-def _item(row: Mapping[str, Any], place: str, settings: DataSettings, tokenizer: Any) -> PromptItem:
-    column = prompt_column(row, settings.columns.prompt, place)
-    value = row[column]
-    own = own_arguments(row, settings.columns, place)
-    if isinstance(value, str) and column != "messages":
-        source: Prompt = TextPrompt(value)
-        check_text([value, own], column, place)
-        ids = tokenizer(value, add_special_tokens=False)["input_ids"]
+def _item(source: TextPrompt | ChatPrompt, place: str, tokenizer: Any) -> PromptItem:
+    if isinstance(source, TextPrompt):
+        ids = tokenizer(source.text, add_special_tokens=False)["input_ids"]
     else:
-        messages = prompt_messages(value, place, settings)
-        check_text([messages, own], column, place)
-        arguments = {**settings.template_arguments, **own}
-        source = ChatPrompt(chat_messages(messages), template_arguments=arguments)
-        ids = render(messages, place, arguments, tokenizer)
+        messages = [message.as_read() for message in source.messages]
+        ids = render(messages, place, source.template_arguments, tokenizer)
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
     token_ids = np.asarray(ids, np.int32)

@@ -1,97 +1,121 @@
 """The rows of a dataset, each with the place that an error names.
 
-A name that ends in ``.jsonl`` or ``.parquet`` is a file; ``name`` or ``owner/name`` is a
-dataset on the hub, or a folder of one. JSONL needs nothing but Python; the others need
-the extra ``data``.
+A name that ends in one of READERS is a file; another name is a folder of a dataset, or
+``name`` or ``owner/name`` on the hub. JSON needs nothing but Python; the others need the
+extra ``data``.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.errors import ConfigurationError, first_line
-from teacher_proto.program.distribution import install_command
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.data.arrow import dataset_rows, parquet_rows
+from student_trainer.data.source import PlacedRows, Source, unreadable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where rows come from.
-
-    Attributes:
-        name: a file or a dataset on the hub.
-        key: the setting that names it.
-        subset, split, revision: of a dataset on the hub.
-    """
-
-    name: str
-    key: str
-    subset: str | None = None
-    split: str = "train"
-    revision: str | None = None
-
-
-# A row, and the place an error names.
-PlacedRows = Iterator[tuple[str, Mapping[str, Any]]]
+BOM = b"\xef\xbb\xbf"
 
 
 def read_rows(source: Source) -> PlacedRows:
-    """(place, row) of every row; a place is ``prompts.jsonl, line 3`` or
-    ``prompts.parquet, row 3``.
+    """(place, row) of every row; a place is ``prompts.jsonl, line 3``, ``prompts.json,
+    item 3`` or ``prompts.parquet, row 3``.
 
     Raises:
         ConfigurationError: the source cannot be read, a line is not UTF-8 or not a JSON
             object, or a package is missing.
     """
-    reader = READERS.get(Path(source.name).suffix.lower())
+    reader = _reader(source.name)
     if reader is not None:
         return reader(source)
     path = Path(source.name)
     if path.is_file() or not (path.is_dir() or HUB_NAME.fullmatch(source.name)):
         raise ConfigurationError(
-            f"{source.name} is neither a {' nor a '.join(READERS)} file nor a dataset's name "
-            "on the hub",
+            f"{source.name} is neither a .jsonl nor a .parquet file, nor another that is read "
+            f"({', '.join(READERS)}), nor a folder, nor a dataset's name on the hub",
             where=source.key,
             fix="write JSON Lines into a file that ends in .jsonl",
         )
-    return _hub(source)
+    return dataset_rows(source)
 
 
 def is_hub_name(name: str) -> bool:
     """Whether ``read_rows`` would look for this name on the hub."""
-    return Path(name).suffix.lower() not in READERS and not Path(name).exists()
+    return _reader(name) is None and not Path(name).exists()
 
 
-def _jsonl(source: Source) -> PlacedRows:
+def _json(source: Source) -> PlacedRows:
+    """JSON Lines, or one list of objects."""
     path = Path(source.name)
     try:
         # As bytes: text mode would also split at characters that JSON strings may contain.
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise _unreadable(source, error.strerror or str(error)) from error
-    for number, line in enumerate(lines, 1):
+        whole = path.read_bytes()
+        if path.suffix.lower() == ".gz":
+            whole = gzip.decompress(whole)
+    except (OSError, EOFError, zlib.error) as error:
+        why = str(getattr(error, "strerror", None) or error)
+        raise unreadable(source, why) from error
+    whole = whole.removeprefix(BOM)
+    if ".json" in [suffix.lower() for suffix in path.suffixes] and whole.lstrip()[:1] == b"[":
+        for number, row in enumerate(_parsed(whole, str(path), "file"), 1):
+            yield f"{path}, item {number}", _object(row, f"{path}, item {number}")
+        return
+    for number, line in enumerate(whole.split(b"\n"), 1):
         if line.strip():
             place = f"{path}, line {number}"
-            yield place, _object(line, place)
+            yield place, _object(_parsed(line, place, "line"), place)
 
 
-def _object(line: bytes, place: str) -> Mapping[str, Any]:
+def _parsed(text: bytes, place: str, unit: str) -> Any:
+    """The JSON of a line or a file. What is no number (NaN) passes: its column may be one
+    that nobody uses."""
     try:
-        row = json.loads(line.decode("utf-8"))
+        return json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
     except UnicodeDecodeError as error:
         raise ConfigurationError(
-            f"not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start} of the line",
+            f"not UTF-8: byte {error.object[error.start]:#04x} at offset {error.start} of the "
+            f"{unit}",
             where=place,
             fix="save the file as UTF-8",
         ) from error
+    except RecursionError:
+        raise ConfigurationError(
+            "it is nested too deeply to be read", where=place, fix="leave the row out"
+        ) from None
     except json.JSONDecodeError as error:
         raise ConfigurationError(f"not JSON: {error}", where=place) from error
+    except _TwiceError as error:
+        raise ConfigurationError(
+            f"an object has the key {error.args[0]!r} twice, and which value counts is not known",
+            where=place,
+            fix="keep one of the two",
+        ) from None
+    except ValueError:
+        raise ConfigurationError(
+            "a number has too many digits", where=place, fix="write it as a text"
+        ) from None
+
+
+class _TwiceError(ValueError):
+    """An object has this key twice."""
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise _TwiceError(next(name for name in names if names.count(name) > 1))
+    return found
+
+
+def _object(row: Any, place: str) -> Mapping[str, Any]:
     if not isinstance(row, dict):
         raise ConfigurationError(
             "a row is a JSON object",
@@ -101,64 +125,15 @@ def _object(line: bytes, place: str) -> Mapping[str, Any]:
     return row
 
 
-def _parquet(source: Source) -> PlacedRows:
-    try:
-        from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise _missing_extra(source, "pyarrow", "a Parquet file") from error
-    try:
-        with parquet.ParquetFile(source.name) as file:
-            number = 0
-            for batch in file.iter_batches():
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{source.name}, row {number}", _without_nulls(row)
-    except (OSError, ArrowException) as error:
-        raise _unreadable(source, str(error)) from error
+# By how a file's name ends.
+READERS: dict[str, Callable[[Source], PlacedRows]] = {
+    ".jsonl": _json,
+    ".jsonl.gz": _json,
+    ".json": _json,
+    ".json.gz": _json,
+    ".parquet": parquet_rows,
+}
 
 
-def _hub(source: Source) -> PlacedRows:
-    try:
-        import datasets
-    except ImportError as error:
-        raise _missing_extra(source, "datasets", "a dataset on the hub") from error
-    datasets.disable_progress_bars()
-    try:
-        found = datasets.load_dataset(
-            source.name, source.subset, split=source.split, revision=source.revision
-        )
-    except Exception as error:  # the hub's and the reader's errors have no common root
-        raise ConfigurationError(
-            f"cannot load the dataset {source.name!r}: {first_line(error)}",
-            where=source.key,
-            fix="check the name, data.subset, the split, the network, HF_TOKEN and "
-            "HF_HUB_OFFLINE; a file's name ends in .jsonl or .parquet",
-        ) from error
-    for number, row in enumerate(found, 1):
-        yield f"{source.name}, {source.split} row {number}", _without_nulls(row)
-
-
-READERS: dict[str, Callable[[Source], PlacedRows]] = {".jsonl": _jsonl, ".parquet": _parquet}
-
-
-def _without_nulls(value: Any) -> Any:
-    """Removes null fields: Arrow gives every object of a column the fields of all others."""
-    if isinstance(value, dict):
-        return {name: _without_nulls(inner) for name, inner in value.items() if inner is not None}
-    if isinstance(value, list):
-        return [_without_nulls(inner) for inner in value]
-    return value
-
-
-def _unreadable(source: Source, why: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot read {source.name}: {why}", where=source.key, fix="check the path"
-    )
-
-
-def _missing_extra(source: Source, package: str, what: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"{what} needs the package {package}",
-        where=source.key,
-        fix=f"{install_command('data')}; JSONL needs no package",
-    )
+def _reader(name: str) -> Callable[[Source], PlacedRows] | None:
+    return next((READERS[end] for end in READERS if name.lower().endswith(end)), None)

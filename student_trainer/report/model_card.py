@@ -16,6 +16,7 @@ from teacher_proto.types import TeacherInfo
 
 from student_trainer.data.rows import is_hub_name
 from student_trainer.report.held_out import held_out_metrics
+from student_trainer.settings.data import files
 from student_trainer.settings.train import TrainConfig
 
 CARD_TEMPLATE = "model_card.md.j2"
@@ -69,13 +70,15 @@ def write_card(
         keep_trailing_newline=True,
         autoescape=False,
     )
+    train_files = files(config.data.train)
+    on_hub = any(is_hub_name(one.file) for one in train_files)
     text = environment.get_template(CARD_TEMPLATE).render(
         header=_header(config),
         student=public_name(config.student.model),
         teacher=teacher,
         teacher_model=public_name(teacher.model),
-        data=public_name(config.data.train),
-        data_revision=config.data.revision if is_hub_name(config.data.train) else None,
+        data=", ".join(public_name(one.file) for one in train_files),
+        data_revision=config.data.revision if on_hub else None,
         prompts=prompts,
         dropped=dropped,
         summary=summary,
@@ -112,8 +115,9 @@ def _header(config: TrainConfig) -> list[str]:
     lines.append("pipeline_tag: text-generation")
     if public_name(config.student.model) == config.student.model:
         lines.append(f"base_model: {json.dumps(config.student.model)}")
-    if is_hub_name(config.data.train):
-        lines += ["datasets:", f"- {json.dumps(config.data.train)}"]
+    names = [one.file for one in files(config.data.train) if is_hub_name(one.file)]
+    if names:
+        lines += ["datasets:", *(f"- {json.dumps(name)}" for name in names)]
     return [*lines, "tags:", "- distillation", "- on-policy", "- lsm-distill"]
 
 

@@ -17,11 +17,13 @@ class PromptItem:
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
         source: the prompt as it is in the dataset, for a teacher that renders prompts
             itself.
+        file: which of the files of ``data.train`` it is from.
     """
 
     prompt_id: str
     token_ids: Int32
     source: Prompt
+    file: int = 0
 
 
 @dataclass(frozen=True)

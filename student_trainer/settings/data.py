@@ -5,12 +5,46 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from student_trainer.settings.base import PositiveInt, Settings
+from student_trainer.settings.base import PathOrName, Positive, PositiveInt, Settings
 
-Name = Annotated[
-    str, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v), Field(min_length=1)
+Name = Annotated[PathOrName, BeforeValidator(lambda v: str(v) if isinstance(v, Path) else v)]
+
+
+class DataFile(Settings):
+    """One of several files of prompts."""
+
+    file: Name = Field(description="As `data.train`, one file or dataset.")
+    weight: Positive | None = Field(
+        default=None,
+        description="Share of the prompts of a run that come from it, relative to the weights of "
+        "the others.",
+    )
+
+
+def _one_or_several(value: Any) -> Any:
+    """Refuses what is neither before the types of both are tried in turn."""
+    if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError("the list is empty: name at least one file")
+        for one in value:
+            if not isinstance(one, str | Path | dict | DataFile):
+                raise ValueError(f"{one!r} is neither a name nor {{file = ..., weight = ...}}")
+        return tuple({"file": one} if isinstance(one, str | Path) else one for one in value)
+    if not isinstance(value, str | Path):
+        raise ValueError("it is neither a name nor a list of names")
+    return value
+
+
+def _how_many(value: Any) -> str:
+    return "one" if isinstance(value, str | Path) else "several"
+
+
+Files = Annotated[
+    Annotated[Name, Tag("one")] | Annotated[tuple[DataFile, ...], Tag("several")],
+    Discriminator(_how_many),
+    BeforeValidator(_one_or_several),
 ]
 
 
@@ -22,6 +56,15 @@ class ColumnSettings(Settings):
         description="Column of the prompt, a text or a conversation; unset, `messages` or "
         "`prompt`, whichever a row has.",
     )
+    user: Name | None = Field(
+        default=None,
+        description="Column of a text that is the user's turn of a conversation, in place of "
+        "`data.columns.prompt`.",
+    )
+    system: Name | None = Field(
+        default=None,
+        description="Column of a row's own system prompt, in place of `data.system`.",
+    )
     template_arguments: Name | None = Field(
         default=None,
         description="Column of a row's own keyword arguments of the chat template; they "
@@ -29,18 +72,28 @@ class ColumnSettings(Settings):
     )
     tools: Name | None = Field(
         default=None,
-        description="Column of the tools, as JSON schemas, that the chat template lists.",
+        description="Column of the tools, as JSON schemas, that the chat template lists. Rows may "
+        "lack it.",
     )
+
+    @model_validator(mode="after")
+    def _one_prompt(self) -> ColumnSettings:
+        if self.user is not None and self.prompt is not None:
+            raise ValueError("user and prompt exclude each other: both name the prompt's column")
+        return self
 
 
 class DataSettings(Settings):
     """The prompts (docs/data.md)."""
 
-    train: Name = Field(
-        description="A `.jsonl` or `.parquet` file, or the name of a dataset on the hub."
+    train: Files = Field(
+        description="A file that ends in `.jsonl`, `.json`, `.jsonl.gz`, `.json.gz` or `.parquet`, "
+        "the folder of a dataset, or the name of a dataset on the hub; or a list of these, or of "
+        "`{file = ..., weight = ...}`.",
     )
-    held_out: Name | None = Field(
-        default=None, description="Prompts to evaluate on, named as `data.train` is."
+    held_out: Files | None = Field(
+        default=None,
+        description="Prompts to evaluate on, named as `data.train` is, without weights.",
     )
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)] = Field(
         default=0.0,
@@ -56,6 +109,10 @@ class DataSettings(Settings):
         default=None, description="Revision of the hub datasets: a branch, a tag or a commit."
     )
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
+    system: Annotated[str, Field(min_length=1)] | None = Field(
+        default=None,
+        description="System prompt of every conversation that has none.",
+    )
     max_prompt_tokens: PositiveInt = Field(
         default=2048,
         description="Tokens of the longest prompt allowed, as the chat template renders it.",
@@ -79,4 +136,25 @@ class DataSettings(Settings):
     def _one_source(self) -> DataSettings:
         if self.held_out is not None and self.held_out_fraction > 0:
             raise ValueError("held_out and held_out_fraction exclude each other")
+        weighted = [one for one in files(self.train) if one.weight is not None]
+        if weighted and len(weighted) < len(files(self.train)):
+            raise ValueError(
+                "train has files with a weight and files without: give each one a weight, or none"
+            )
+        if any(one.weight is not None for one in files(self.held_out)):
+            raise ValueError("held_out has weights, which mean nothing in an evaluation")
         return self
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each train file in the prompts of a run; empty where there are no
+        weights."""
+        weights = [one.weight for one in files(self.train) if one.weight is not None]
+        return tuple(weight / sum(weights) for weight in weights)
+
+
+def files(value: str | tuple[DataFile, ...] | None) -> tuple[DataFile, ...]:
+    """The files that ``data.train`` or ``data.held_out`` names, in order."""
+    if value is None:
+        return ()
+    return (DataFile(file=value),) if isinstance(value, str) else value

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from student_trainer.settings.base import Count, PositiveInt, Settings
+from student_trainer.settings.base import Count, PathOrName, PositiveInt, Settings
 from student_trainer.trackers import check_names
 
 REPOSITORY = r"^[\w.-]+/[\w.-]+$"
@@ -45,7 +45,7 @@ class CheckpointSettings(Settings):
     best_goal: Literal["min", "max"] = Field(
         default="min", description="Whether a low or a high value of that metric is better."
     )
-    resume: str = Field(
+    resume: PathOrName = Field(
         default="auto",
         description="`auto` resumes from the newest undamaged checkpoint of the run's "
         "directory, a path from that checkpoint, and `never` refuses a directory "

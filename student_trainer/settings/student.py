@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from student_trainer.settings.base import Positive, PositiveInt, Settings
+from student_trainer.settings.base import PathOrName, Positive, PositiveInt, Settings
 
 
 class LoraSettings(Settings):
@@ -31,9 +31,7 @@ class LoraSettings(Settings):
 class StudentSettings(Settings):
     """The student model."""
 
-    model: str = Field(
-        min_length=1, description="Directory or hub name of a causal language model."
-    )
+    model: PathOrName = Field(description="Directory or hub name of a causal language model.")
     dtype: Literal["float32", "bfloat16"] = Field(
         default="float32",
         description="Data type of weights and activations. With `bfloat16` the optimizer keeps "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,12 @@ class ClientCredentials:
     cert: Path | None = None
     key: Path | None = None
     insecure_plaintext: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("token_file", "ca", "cert", "key"):
+            path = getattr(self, name)
+            if path is not None:
+                object.__setattr__(self, name, Path(os.path.expanduser(path)))
 
     @property
     def encrypted(self) -> bool:
