@@ -121,9 +121,9 @@ def make_teacher(
                 template_digest=tokenizer.chat.digest,
                 reads_clock=tokenizer.chat.reads_clock,
                 arguments=tokenizer.chat.arguments,
-                turn_ends=tokenizer.turn_ends,
+                turn_ends=tokenizer.token_texts(tokenizer.turn_ends),
             ),
-            begin_tokens=tokenizer.begin_tokens,
+            begin_tokens=tokenizer.token_texts(tokenizer.begin_ids),
         ),
         facts=TeacherFacts(
             name=name,

@@ -113,16 +113,6 @@ class TeacherTokenizer(TextTokenizer):
         parameters = set(inspect.signature(source.apply_chat_template).parameters)
         self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
 
-    @property
-    def begin_tokens(self) -> tuple[TokenText, ...]:
-        return self.token_texts(self.begin_ids)
-
-    @property
-    def turn_ends(self) -> tuple[TokenText, ...]:
-        """Tokens at which the teacher ends its turn or its text."""
-        end = self.named_specials.get(SpecialRole.END_OF_TEXT)
-        return () if end is None else self.token_texts([end])
-
     def token_texts(self, ids: Iterable[int]) -> tuple[TokenText, ...]:
         return tuple(TokenText(one, self.token_text(one) or "") for one in ids)
 
