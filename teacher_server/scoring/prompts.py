@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+from teacher_proto.models.begin_tokens import missing_begin
 from teacher_proto.types import (
     ChatPrompt,
     Int32,
@@ -19,6 +21,8 @@ from teacher_proto.types import (
 from teacher_server.refusals.facts import TeacherFacts
 from teacher_server.refusals.sizes import check_text, check_text_fits, check_text_tokens
 from teacher_server.teachers.tokenizer import TeacherTokenizer
+
+log = logging.getLogger(__name__)
 
 
 def encoded_prompt(
@@ -37,7 +41,7 @@ def encoded_prompt(
     text, where = prompt_text(prompt, where, tokenizer, limits)
     check_text_fits(text_bytes(text), where, facts)
     ids = tokenizer.encode(text, partial(check_text_tokens, where=where, facts=facts))
-    return with_begin(ids, prompt, tokenizer)
+    return with_begin(ids, prompt, tokenizer, facts)
 
 
 def prompt_text(
@@ -55,15 +59,32 @@ def prompt_text(
     return text, where
 
 
-def with_begin(ids: Int32, prompt: Prompt, tokenizer: TeacherTokenizer) -> Int32:
-    """``ids`` of a prompt after the special tokens that it asks for, each of them once."""
-    begin = np.asarray(tokenizer.begin_ids, np.int32)
-    if not isinstance(prompt, TextPrompt) or prompt.special_tokens != SpecialTokens.ADD:
+def with_begin(
+    ids: Int32, prompt: Prompt, tokenizer: TeacherTokenizer, facts: TeacherFacts
+) -> Int32:
+    """``ids`` of a text after those of the tokenizer's begin tokens that it asks for and does
+    not begin with; of a conversation as they are, since the template writes what it wants."""
+    if not isinstance(prompt, TextPrompt) or not tokenizer.begin_ids:
         return ids
-    there = next(
-        n for n in range(len(begin), -1, -1) if np.array_equal(begin[-n:], ids[:n]) or not n
+    missing = missing_begin(tokenizer.begin_ids, ids[: len(tokenizer.begin_ids)].tolist())
+    if not missing:
+        return ids
+    if prompt.special_tokens == SpecialTokens.ADD:
+        return np.concatenate([np.asarray(missing, np.int32), ids])
+    names = " ".join(one.text for one in tokenizer.token_texts(missing))
+    _say_missing(facts.name, tokenizer.hash, names)
+    return ids
+
+
+@cache
+def _say_missing(teacher: str, tokenizer: str, names: str) -> None:
+    """Logs once for a teacher and its tokenizer that texts are read without their begin."""
+    log.warning(
+        "texts are read without %s, which the tokenizer of teacher %s puts before a text; a "
+        "request whose text has special_tokens=add is read with it",
+        names,
+        teacher,
     )
-    return np.concatenate([begin[: len(begin) - there], ids])
 
 
 def text_bytes(value: Any) -> int:

@@ -190,7 +190,7 @@ class Renderer:
         count = None
         try:
             check_text_fits(text_bytes(text), where, facts)
-            ids = with_begin(tokenizer.encode(text), prompt, tokenizer)
+            ids = with_begin(tokenizer.encode(text), prompt, tokenizer, facts)
             count = len(ids)
             check_text_tokens(count, where, facts)
         except InvalidRequestError as error:

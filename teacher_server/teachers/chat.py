@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from teacher_proto.program.template_clock import CLOCK_NAME, clock, follow_clock
+import jinja2
+from teacher_proto.models.template_clock import CLOCK_NAME, clock, follow_clock
+from teacher_proto.models.template_names import names_read
 
 log = logging.getLogger(__name__)
 
@@ -83,13 +85,10 @@ def _compiled(text: str) -> Any:
 
 def _names(name: str, text: str) -> set[str]:
     """Names that a template reads and does not define itself; none of one that is broken."""
-    import jinja2
-    from jinja2 import meta
-
     try:
         environment = _compiled(text).environment
-        found = meta.find_undeclared_variables(environment.parse(text))
+        found = names_read(environment.parse(text))
     except jinja2.TemplateError as error:
         log.warning("the chat template %s cannot be compiled: %s", name, error)
         return set()
-    return found - (set(environment.globals) - {CLOCK_NAME})
+    return set(found - (set(environment.globals) - {CLOCK_NAME}))

@@ -6,14 +6,14 @@ Encoding never adds special tokens, truncates or pads, whatever tokenizer.json a
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
+from teacher_proto.models.begin_tokens import begin_ids
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
 
@@ -81,7 +81,13 @@ class TeacherTokenizer(TextTokenizer):
         begin_ids: ids that the tokenizer puts before a text.
     """
 
-    def __init__(self, source: Any, generation_config: Any | None = None) -> None:
+    def __init__(
+        self,
+        source: Any,
+        generation_config: Any | None = None,
+        configuration: Mapping[str, Any] | None = None,
+    ) -> None:
+        """``configuration``: tokenizer_config.json, of which ``begin_ids`` reads."""
         from tokenizers import Tokenizer
 
         backend = getattr(source, "backend_tokenizer", None)
@@ -109,7 +115,7 @@ class TeacherTokenizer(TextTokenizer):
         self._source = source
         super().__init__(as_json)
         self.chat = chat_templates(source)
-        self.begin_ids = _begin_ids(source)
+        self.begin_ids = begin_ids(source, configuration or {})
         parameters = set(inspect.signature(source.apply_chat_template).parameters)
         self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
 
@@ -149,13 +155,6 @@ class TeacherTokenizer(TextTokenizer):
                 where=f"{where}.messages",
                 fix="send the roles and fields that the teacher's template expects",
             ) from error
-
-
-def _begin_ids(source: Any) -> tuple[int, ...]:
-    """Ids that a tokenizer of transformers puts before a text where it adds special tokens."""
-    encoded = source("a", return_special_tokens_mask=True)
-    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
-    return tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], marked))
 
 
 def _message(message: ChatMessage, where: str) -> dict[str, Any]:
@@ -201,8 +200,11 @@ def load_tokenizer(model: str, base: str | None = None) -> TeacherTokenizer:
     Raises:
         ConfigurationError: there is none, or it cannot be read.
     """
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
     source = _load_source(model)
-    return TeacherTokenizer(source, load_generation_config(model if base is None else base))
+    generation_config = load_generation_config(model if base is None else base)
+    return TeacherTokenizer(source, generation_config, get_tokenizer_config(model))
 
 
 def load_backend(model: str) -> str:

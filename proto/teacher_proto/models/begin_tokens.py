@@ -1,0 +1,34 @@
+"""Which special tokens a tokenizer puts before a text."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def begin_ids(tokenizer: Any, configuration: Mapping[str, Any]) -> tuple[int, ...]:
+    """Ids that belong before a text: those that the tokenizer's post-processor puts there,
+    else its begin-of-text token where its configuration asks for that (``add_bos_token``),
+    which transformers does not follow where there is a tokenizer.json. What a post-processor
+    puts after a text is not among them.
+
+    Args:
+        tokenizer: of transformers.
+        configuration: its tokenizer_config.json; empty where it has none.
+    """
+    encoded = tokenizer("a", return_special_tokens_mask=True)
+    marked = zip(encoded["input_ids"], encoded["special_tokens_mask"], strict=True)
+    found = tuple(token for token, _ in itertools.takewhile(lambda pair: pair[1], marked))
+    bos = tokenizer.bos_token_id
+    if not found and bos is not None and configuration.get("add_bos_token") is True:
+        return (bos,)
+    return found
+
+
+def missing_begin(begin: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
+    """The part of ``begin`` that is to be put before ``ids``: all but what they begin with."""
+    for there in range(min(len(begin), len(ids)), 0, -1):
+        if list(begin[-there:]) == list(ids[:there]):
+            return begin[:-there]
+    return begin
