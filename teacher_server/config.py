@@ -20,7 +20,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from teacher_proto.program.home import expand_home
+from teacher_proto.program.files import expand_home
 from teacher_proto.types import ServerLimits
 
 from teacher_server.queue.policy import RunPolicy

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
 from teacher_proto.models.begin_tokens import begin_ids
+from teacher_proto.templates.tool_calls import render_calls
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
 
@@ -148,7 +149,10 @@ class TeacherTokenizer(TextTokenizer):
             "add_generation_prompt": prompt.add_generation_prompt,
         }
         try:
-            return render(self._source, rows, prompt.now, arguments)
+            text, _ = render_calls(
+                rows, lambda form: render(self._source, form, prompt.now, arguments)
+            )
+            return text
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequestError(
                 f"the chat template refuses the conversation: {error}",

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 @contextmanager
@@ -142,3 +142,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def expand_home(value: Any) -> Any:
+    """``~`` as a shell reads it: a path or a text that begins with ``~/`` or ``~NAME/``, from
+    its home folder; anything else as it is.
+
+    Raises:
+        ValueError: the home folder is not known.
+    """
+    if not str(value).startswith("~") or not isinstance(value, str | Path):
+        return value
+    try:
+        found = Path(value).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{str(error).rstrip('.')}: write the folder's own path") from None
+    return found if isinstance(value, Path) else str(found)

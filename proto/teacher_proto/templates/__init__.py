@@ -1,0 +1,1 @@
+"""What both programs know of chat templates."""
