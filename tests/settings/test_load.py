@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from teacher_proto.errors import EXIT_CONFIGURATION, ConfigurationError
 from teacher_proto.program.settings import load_settings
 from teacher_proto.program.settings_show import Resolved, describe, to_toml
@@ -59,6 +59,10 @@ class Config(Model):
     def _groups(self) -> Config:
         if self.rollout.group == 13:
             raise ValueError("13 is not a group")
+        if self.rollout.group * self.rollout.temperature > 100:
+            raise ValueError(
+                f"rollout.group ({self.rollout.group}) times rollout.temperature is above 100"
+            )
         return self
 
 
@@ -237,6 +241,50 @@ def test_what_is_missing_and_what_a_validator_refuses() -> None:
     other = refused("loss.name=other").what
     assert "loss (flag --set)" in other
     assert "'lsm', 'sampled'" in other
+
+
+@pytest.mark.parametrize(
+    ("overrides", "chosen"),
+    [
+        (("loss.clip=1",), "the default loss.name"),
+        (("loss.name=lsm", "loss.clip=1"), 'loss.name = "lsm"'),
+        (('loss={name="lsm", clip=1}',), 'loss.name = "lsm"'),
+    ],
+)
+def test_a_key_of_another_kind_is_not_suggested_to_itself(
+    overrides: tuple[str, ...], chosen: str
+) -> None:
+    class Sampling(Model):
+        loss: Annotated[Lsm | Sampled, Field(discriminator="name")] = Lsm()
+
+        @field_validator("loss", mode="before")
+        @classmethod
+        def _lsm_unless_named(cls, value: Any) -> Any:
+            return {"name": "lsm", **value} if isinstance(value, dict) else value
+
+    with pytest.raises(ConfigurationError) as caught:
+        load_settings(Sampling, overrides=overrides)
+    error = caught.value
+    assert error.what == f'is a setting of loss.name = "sampled", and not of {chosen}'
+    assert (error.where, error.reason) == ("loss.clip (flag --set)", "UNKNOWN_SETTING")
+    assert error.fix == 'set loss.name = "sampled", or leave loss.clip out'
+
+
+def test_what_several_keys_are_refused_for_names_the_origin_of_each(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file.write_text("[rollout]\ngroup = 40\n")
+    monkeypatch.setenv("LSM_TEST__ROLLOUT__TEMPERATURE", "3")
+    error = refused(files=(file,))
+    assert error.what == (
+        "rollout.group (40) times rollout.temperature is above 100 "
+        f"(rollout.group: file {file}, rollout.temperature: env LSM_TEST__ROLLOUT__TEMPERATURE)"
+    )
+    assert "set rollout.group or rollout.temperature in a file" in error.fix
+    error = refused("rollout.group=200")
+    assert "(rollout.group: flag --set, rollout.temperature: " in error.what
+    monkeypatch.delenv("LSM_TEST__ROLLOUT__TEMPERATURE")
+    assert "rollout.temperature: default)" in refused("rollout.group=200").what
 
 
 @pytest.mark.parametrize("override", ["rollout.top_p", "=1", "a b=1", "rollout..top_p=1", "[x]=1"])

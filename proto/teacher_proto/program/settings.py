@@ -24,6 +24,8 @@ from teacher_proto.program.settings_keys import (
     dotted,
     first_unknown,
     holds_only_text,
+    kinds_with,
+    mentioned,
     nearest,
     parse_key,
 )
@@ -163,15 +165,25 @@ class _Layers(Generic[M]):
         return Resolved(settings, origins)
 
     def unknown(self, key: Key) -> ConfigurationError:
+        what, fix = "is not a setting", nearest(self.model, key)
+        tag, owners = kinds_with(self.model, key)
+        if tag:
+            # Known, but to another kind of the section that it is in.
+            name, kinds = dotted((*key[:-1], tag)), " or ".join(f'"{kind}"' for kind in owners)
+            chosen = self._get((*key[:-1], tag))
+            here = f"{name} = {show((tag,), chosen)}" if chosen else f"the default {name}"
+            what = f"is a setting of {name} = {kinds}, and not of {here}"
+            fix = f"set {name} = {kinds}, or leave {dotted(key)} out"
         return ConfigurationError(
-            "is not a setting",
+            what,
             where=f"{dotted(key)} ({self.origin(key)})",
-            fix=nearest(self.model, key),
+            fix=fix,
             reason="UNKNOWN_SETTING",
         )
 
     def _refusal(self, failure: ValidationError) -> ConfigurationError:
-        problems = []
+        problems: list[str] = []
+        named: list[str] = []
         for error in failure.errors(include_url=False):
             key = self._key_of(error["loc"])
             if error["type"] == "extra_forbidden":
@@ -183,16 +195,23 @@ class _Layers(Generic[M]):
                 problems.append(f"{dotted((*key, tag))} is required and not set")
             elif error["type"] == "missing":
                 problems.append(f"{name} is required and not set")
-            elif isinstance(self._get(key), dict):
+            elif isinstance(self._get(key), dict) and error["type"] != "value_error":
                 problems.append(f"{name} ({self.origin(key)}): {reason}")
+            elif isinstance(self._get(key), dict):
+                # Of several keys together: each has an origin of its own.
+                keys = mentioned(self.model, key, reason)
+                origins = ", ".join(f"{dotted(one)}: {self.origin(one)}" for one in keys)
+                named += [dotted(one) for one in keys]
+                before = f"{dotted(key)}: " if key else ""
+                problems.append(f"{before}{reason} ({origins or self.origin(key)})")
             else:
                 value = show(key, error["input"])
                 problems.append(f"{name} = {value} ({self.origin(key)}): {reason}")
         first = self._key_of(failure.errors()[0]["loc"])
         return ConfigurationError(
             "; ".join(problems),
-            fix=f"set {dotted(first) or 'the keys named'} in a file, in the environment "
-            "or with --set key=value",
+            fix=f"set {' or '.join(named) or dotted(first) or 'the keys named'} in a file, in the "
+            "environment or with --set key=value",
         )
 
     def _key_of(self, loc: tuple[int | str, ...]) -> Key:

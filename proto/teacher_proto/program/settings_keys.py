@@ -106,6 +106,39 @@ def nearest(model: type[BaseModel], key: Key) -> str:
     return f"known keys are {', '.join(siblings or tops)}"
 
 
+def kinds_with(model: type[BaseModel], key: Key) -> tuple[str, list[str]]:
+    """Of a key in a section that comes in several kinds: (the field that says which, the
+    kinds that have the key); an empty text where the section does not, or none has it."""
+    sections = [m for a in annotations_at(model, key[:-1]) for m in _models(a)]
+    owners = [m for m in sections if key[-1] in m.model_fields]
+    if not owners or len(sections) < 2:
+        return "", []
+    for name, field in owners[0].model_fields.items():
+        tags = [
+            get_args(owner.model_fields[name].annotation)
+            for owner in owners
+            if name in owner.model_fields
+            and get_origin(owner.model_fields[name].annotation) is Literal
+        ]
+        if get_origin(field.annotation) is Literal and all(len(tag) == 1 for tag in tags):
+            return name, [str(tag[0]) for tag in tags]
+    return "", []
+
+
+def mentioned(model: type[BaseModel], section: Key, text: str) -> list[Key]:
+    """The keys that a text about this section names, with the section or without it, in the
+    order of the text."""
+    found: dict[Key, None] = {}
+    for word in re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", text):
+        parts = tuple(word.split("."))
+        for key in ((*section, *parts), parts if len(parts) > 1 else ()):
+            annotations = annotations_at(model, key) if len(key) > len(section) else []
+            if annotations and not any(inner for a in annotations for inner in _models(a)):
+                found[key] = None
+                break
+    return list(found)
+
+
 def _step(annotation: Any, part: str) -> Iterator[Any]:
     for leaf in _alternatives(annotation):
         if isinstance(leaf, type) and issubclass(leaf, BaseModel):
