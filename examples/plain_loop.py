@@ -64,7 +64,7 @@ class Teacher:
             ),
             timeout=60,
         )
-        support = reply.results[0].rows.support
+        support = reply.results[0].rows.copy().support
         ids = torch.from_numpy(support.ids).long().clamp_min(0)  # -1 where a slot is empty
         return ids, torch.from_numpy(support.log_probs), torch.from_numpy(support.valid)
 

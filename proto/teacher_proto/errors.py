@@ -91,7 +91,7 @@ class ContractMismatchError(LsmError, RuntimeError):
     exit_code = EXIT_CONTRACT
 
 
-class UnknownTeacherError(LsmError, LookupError):
+class UnknownTeacherError(LsmError, KeyError):
     """The server has no teacher of this name."""
 
     default_reason = "UNKNOWN_TEACHER"

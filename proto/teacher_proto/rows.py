@@ -114,6 +114,11 @@ class Rows:
         """These of the rows: a slice, int [n] indices or bool [R]."""
         return Rows.of({name: array[rows] for name, array in self.arrays().items()})
 
+    def copy(self) -> Rows:
+        """The same rows in arrays of their own. Those of a reply are read-only, over its
+        bytes; ``torch.from_numpy`` takes copies without a warning."""
+        return Rows.of({name: array.copy() for name, array in self.arrays().items()})
+
     @classmethod
     def concatenate(cls, parts: Sequence[Rows]) -> Rows:
         """The rows of all parts, one after the other.

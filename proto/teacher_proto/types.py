@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from teacher_proto.errors import UnknownTeacherError
 from teacher_proto.rows import Rows
 
 Int32 = NDArray[np.int32]
@@ -319,11 +320,19 @@ class ServerInfo:
     server_version: str
 
     def teacher(self, name: str) -> TeacherInfo:
-        """The teacher of this name; raises KeyError when there is none."""
+        """The teacher of this name.
+
+        Raises:
+            UnknownTeacherError: there is none; it is a KeyError too.
+        """
         for teacher in self.teachers:
             if teacher.name == name:
                 return teacher
-        raise KeyError(name)
+        raise UnknownTeacherError(
+            f"there is no teacher {name!r}",
+            where="teacher",
+            fix=f"name one of the server's teachers: {', '.join(t.name for t in self.teachers)}",
+        )
 
 
 @dataclass(frozen=True)

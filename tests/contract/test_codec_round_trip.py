@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from teacher_proto import codec
 from teacher_proto.codec.arrays import BITMAP, FLOAT32, INT32, Kind, decode_array, encode_array
-from teacher_proto.errors import InvalidRequestError, PoisonedReplyError
+from teacher_proto.errors import InvalidRequestError, PoisonedReplyError, UnknownTeacherError
 from teacher_proto.types import (
     Level,
     ScoreReply,
@@ -20,6 +21,7 @@ from teacher_proto.types import (
 from teacher_proto.v1 import array_pb2
 
 from tests.contract import strategies
+from tests.contract.golden_cases import SERVER_INFO
 from tests.support.compare import same
 from tests.support.replies import VOCABULARY, make_reply, make_request
 
@@ -85,6 +87,20 @@ def test_decoded_arrays_cannot_be_written_to() -> None:
     arrays = decoded.results[0].rows.arrays()
     for name in ("top_ids", "top_log_probs", "sampled_valid"):
         assert not arrays[name].flags.writeable
+    copied = decoded.results[0].rows.copy()
+    assert same(copied, decoded.results[0].rows)
+    assert all(array.flags.writeable for array in copied.arrays().values())
+
+
+def test_a_teacher_that_is_not_served_is_refused_with_those_that_are() -> None:
+    info = dataclasses.replace(SERVER_INFO, teachers=SERVER_INFO.teachers[:1])
+    name = info.teachers[0].name
+    assert info.teacher(name) is info.teachers[0]
+    with pytest.raises(UnknownTeacherError, match="no teacher 'mine'") as caught:
+        info.teacher("mine")
+    assert caught.value.fix == f"name one of the server's teachers: {name}"
+    assert isinstance(caught.value, KeyError), "what it was before it had a name"
+    assert isinstance(caught.value, LookupError)
 
 
 def test_the_wire_is_little_endian_whatever_the_host() -> None:

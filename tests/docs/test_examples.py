@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import tomllib
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ async def _client_example(server: Running) -> None:
     code = compile(text, "README.md", "exec")
     await asyncio.to_thread(exec, code, names)
     assert names["rows"].support.ids.shape == (2, 16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for array in names["rows"].arrays().values():
+            torch.from_numpy(array)
 
 
 @pytest.mark.parametrize("page", [*sorted(ROOT.glob("docs/*.md")), ROOT / "README.md"])
