@@ -67,37 +67,52 @@ def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
             cannot be loaded or is another one.
         LsmError: the merged model gives other logits than the adapted one.
     """
+    from student_trainer.student.loading import save_processor_files
+
     check_output(output)
     adapter = find_adapter(source)
     noted = json.loads((adapter / ADAPTER).read_text()).get("base_model_name_or_path")
-    network, tokenizer = _load(adapter, base or noted)
+    network, tokenizer, folder = _load(adapter, base or noted)
     adapted = _probe(network)
     with atomic_folder(output, readable=True) as work:
         network.merge_and_unload().save_pretrained(work)
         tokenizer.save_pretrained(work)
+        save_processor_files(folder, work)
         _check(adapted, work)
     return adapter
 
 
-def _load(adapter: Path, base: str | None) -> tuple[Any, Any]:
+def _load(adapter: Path, base: str | None) -> tuple[Any, Any, Path]:
+    """The base with its adapters, their tokenizer, and the folder of the base."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
+
+    from student_trainer.student.loading import load_network, student_folder
+    from student_trainer.student.lora import BASE_FILE, base_weights_digest, check_base
 
     if base is None:
         raise ConfigurationError(
             f"its {ADAPTER} does not name the base model", where=str(adapter), fix="give --base"
         )
+    fix = "give the base model's folder or hub name with --base"
     try:
-        model = AutoModelForCausalLM.from_pretrained(base, dtype="auto")
+        folder = student_folder(base)
+        model, _ = load_network(folder, "auto", base)
         network = PeftModel.from_pretrained(model, str(adapter)).eval()
         tokenizer = AutoTokenizer.from_pretrained(adapter)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"cannot load the base model {base!r} with these adapters: {first_line(error)}",
             where=str(adapter),
-            fix="give the base model's folder or hub name with --base",
+            fix=fix,
         ) from error
-    return network, tokenizer
+    check_base(
+        adapter,
+        base_weights_digest(folder),
+        where=str(folder),
+        fix=f"{fix}; without {BASE_FILE} beside the adapters, any base of their shapes is taken",
+    )
+    return network, tokenizer, folder
 
 
 def _probe(network: Any) -> Tensor:
@@ -110,9 +125,9 @@ def _probe(network: Any) -> Tensor:
 
 
 def _check(adapted: Tensor, folder: Path) -> None:
-    from transformers import AutoModelForCausalLM
+    from student_trainer.student.loading import load_network
 
-    merged = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+    merged = load_network(folder, "auto", str(folder))[0].eval()
     dtype = str(merged.dtype).removeprefix("torch.")
     difference = float((_probe(merged) - adapted).abs().max())
     largest = max(float(adapted.abs().max()), 1.0)

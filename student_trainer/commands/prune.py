@@ -58,7 +58,9 @@ def prune(
             one when it is loaded again.
     """
     check_output(output)
-    network, tokenizer = _load(model)
+    from student_trainer.student.loading import save_processor_files
+
+    network, tokenizer, folder = _load(model)
     layers = int(network.config.get_text_config().num_hidden_layers)
     dropped = layers_to_drop(layers, drop=drop, keep=keep)
     before = network.num_parameters()
@@ -66,31 +68,36 @@ def prune(
     with atomic_folder(output, readable=True) as work:
         network.save_pretrained(work)
         tokenizer.save_pretrained(work)
+        save_processor_files(folder, work)
         _check_reload(network, work, model)
     return Pruned(output, layers, dropped, before, network.num_parameters())
 
 
-def _load(model: str) -> tuple[Any, Any]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def _load(model: str) -> tuple[Any, Any, Path]:
+    from transformers import AutoTokenizer
+
+    from student_trainer.student.loading import load_network, student_folder
 
     try:
-        network = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        folder = student_folder(model)
+        network, _ = load_network(folder, "auto", model)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(
             f"cannot load it as a causal language model: {first_line(error)}",
             where=f"--model {model}",
             fix="give a folder or hub name with config.json, safetensors and a tokenizer",
         ) from error
-    return network.eval(), tokenizer
+    return network.eval(), tokenizer, folder
 
 
 def _check_reload(network: Any, folder: Path, model: str) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
+
+    from student_trainer.student.loading import load_network
 
     try:
-        again = AutoModelForCausalLM.from_pretrained(folder, dtype="auto").eval()
+        again = load_network(folder, "auto", model)[0].eval()
         pairs = list(zip(_probe(network), _probe(again), strict=True))
         equal = all(torch.allclose(a, b, rtol=1e-3, atol=1e-3) for a, b in pairs)
         reason = "it gives other logits"

@@ -21,7 +21,7 @@ class LoraSettings(Settings):
     target_modules: tuple[str, ...] | Literal["all-linear"] = Field(
         default="all-linear",
         description="Names of the modules that get an adapter; `all-linear` is every linear "
-        "layer but the LM head.",
+        "layer of the language model but the LM head and the routers of experts.",
     )
     merge_final: bool = Field(
         default=True, description="Merge the adapters into the base weights in the final model."
@@ -45,6 +45,17 @@ class StudentSettings(Settings):
         default=None,
         description="File of a Jinja chat template, used in place of the tokenizer's own and "
         "saved with the model.",
+    )
+    max_length: Annotated[int, Field(ge=2)] | None = Field(
+        default=None,
+        description="Tokens of the longest prompt with its response; unset for what the model "
+        "states. A model that states none needs it.",
+    )
+    dropout: bool = Field(
+        default=False,
+        description="Keep the model's own dropout (and layer dropping) on in updates. Rollouts "
+        "never have it, so with it the update reads other logits than those that were sampled. "
+        "`lora.dropout` is a setting of its own.",
     )
     gradient_checkpointing: bool = Field(
         default=False,

@@ -6,6 +6,7 @@ be exactly what the model itself applies; ``load_student`` checks that.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,17 +15,32 @@ from typing import Any
 import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.models.text_model import describe_unused, max_length
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Int32
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
 from student_trainer.losses.base import Head
-from student_trainer.settings.student import LoraSettings, StudentSettings
+from student_trainer.settings.student import StudentSettings
 from student_trainer.student.head import check_mergeable, head_logits, read_head
-from student_trainer.student.tokenizer import cannot_load, load_tokenizer
+from student_trainer.student.loading import (
+    MODEL,
+    load_network,
+    save_processor_files,
+    student_folder,
+)
+from student_trainer.student.lora import (
+    add_adapters,
+    base_weights_digest,
+    check_base,
+    save_base,
+)
+from student_trainer.student.tokenizer import load_tokenizer
 from student_trainer.student.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
 
+log = logging.getLogger(__name__)
+
+_BASE_FIX = "restore the weights of {}, or start another run in another run.output_dir"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 HEAD_PROBE_TOKENS = 16
 
@@ -35,6 +51,7 @@ class Student:
 
     Attributes:
         module: the model that is trained, wrapped by peft when it has adapters.
+        decoder: its language model without the head, which gives the hidden states.
         tokenizer: the transformers tokenizer that is saved with it.
         tokenizer_hash: the tokenizer's fingerprint, as the teacher service computes it.
         head: the output projection, with the ids that no token has. Its weight is the
@@ -43,9 +60,14 @@ class Student:
         terminators: ids that end a response, ascending.
         padding_id: id written where a batch has no token; never scored.
         max_length: longest sequence the model takes, tokens.
+        folder: where the model was loaded from.
+        dropout: whether the model's own dropout is on in updates.
+        base_digest: of the weights under adapters (``lora.base_weights_digest``); empty
+            for a student without adapters.
     """
 
     module: nn.Module
+    decoder: nn.Module
     tokenizer: Any
     tokenizer_hash: str
     head: Head
@@ -54,6 +76,9 @@ class Student:
     terminators: tuple[int, ...]
     padding_id: int
     max_length: int
+    folder: Path
+    dropout: bool = False
+    base_digest: str = ""
 
     @property
     def causal_model(self) -> Any:
@@ -83,14 +108,19 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
             draw, or its head is not a plain projection of its last hidden states.
     """
     device = resolve_device(settings.device)
-    source = settings.model if weights is None or settings.lora else str(weights)
+    folder = student_folder(settings.model)
+    base_digest = ""
+    if settings.lora:
+        base_digest = base_weights_digest(folder)
+        if weights is not None:
+            check_base(weights, base_digest, where=MODEL, fix=_BASE_FIX.format(settings.model))
+    source = folder if weights is None or settings.lora else weights
     tokenizer = load_tokenizer(settings)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[settings.dtype])
-    except (OSError, ValueError) as error:
-        raise cannot_load(source, error) from error
+    model, text = load_network(source, DTYPES[settings.dtype], settings.model)
+    if text.unused:
+        log.info("the student: %s", describe_unused(text.unused))
     model.to(device)
-    module = _with_adapters(model, settings.lora, weights) if settings.lora else model
+    module = add_adapters(model, text, settings.lora, weights) if settings.lora else model
     if settings.gradient_checkpointing:
         # transformers renamed the method in 5.2x; both take the same first argument.
         enable = getattr(model, "activation_checkpointing_enable", None)
@@ -103,6 +133,7 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
         check_mergeable(model)
     student = Student(
         module=module,
+        decoder=text.decoder,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer.backend_tokenizer.to_str()),
         head=head,
@@ -110,9 +141,13 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
         vocabulary_size=width,
         terminators=ends,
         padding_id=padding_id(tokenizer, ends[0], width),
-        max_length=int(getattr(model.config, "max_position_embeddings", 0) or 2**31 - 1),
+        max_length=max_length(model.config, settings.max_length, "student.max_length"),
+        folder=folder,
+        dropout=settings.dropout,
+        base_digest=base_digest,
     )
     _probe_head(student)
+    _probe_update(student)
     undrawn = undrawn_ids(tokenizer, width)
     if undrawn is None:
         return student
@@ -153,6 +188,29 @@ def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
     )
 
 
+def set_training(student: Student, *, adapters: bool = True) -> None:
+    """Puts the model into the state of an update; ``module.eval()`` ends it.
+
+    Its own dropout is on only with ``student.dropout``; that of the adapters always is.
+    Layers that recompute their activations do so only in training mode.
+
+    Args:
+        adapters: False leaves the dropout of the adapters off.
+    """
+    if student.dropout:
+        student.module.train()
+        return
+    student.module.eval()
+    for module in student.module.modules():
+        if getattr(module, "gradient_checkpointing", False):
+            module.training = True
+            for name, value in vars(module).items():
+                if "drop" in name and isinstance(value, float):
+                    setattr(module, name, 0.0)
+        if adapters and isinstance(own := getattr(module, "lora_dropout", None), nn.Module):
+            own.train()
+
+
 def not_finite(where: str) -> LsmError:
     """The error for logits of the student that are not finite."""
     return LsmError(
@@ -167,9 +225,10 @@ def save_weights(student: Student, directory: Path) -> None:
     module: Any = student.module
     if student.has_adapters:
         module.save_pretrained(directory, save_embedding_layers=False)
+        save_base(directory, module.active_peft_config.base_model_name_or_path, student.base_digest)
     else:
         module.save_pretrained(directory)
-    student.tokenizer.save_pretrained(directory)
+    _save_readers(student, directory)
 
 
 def save_final(student: Student, directory: Path, *, merge: bool) -> Student:
@@ -187,34 +246,19 @@ def save_final(student: Student, directory: Path, *, merge: bool) -> Student:
     return student
 
 
+def _save_readers(student: Student, directory: Path) -> None:
+    student.tokenizer.save_pretrained(directory)
+    save_processor_files(student.folder, directory)
+
+
 def _causal_model(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
 def _last_hidden(student: Student, ids: Tensor, mask: Tensor) -> Tensor:
-    decoder = student.causal_model.base_model
-    output = decoder(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
+    output = student.decoder(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-def _with_adapters(model: Any, settings: LoraSettings, weights: Path | None) -> Any:
-    from peft import LoraConfig, PeftModel, get_peft_model
-
-    if weights is not None:
-        return PeftModel.from_pretrained(model, str(weights), is_trainable=True)
-    targets = settings.target_modules
-    configuration = LoraConfig(
-        task_type="CAUSAL_LM",
-        r=settings.rank,
-        lora_alpha=settings.alpha,
-        lora_dropout=settings.dropout,
-        target_modules=targets if isinstance(targets, str) else list(targets),
-    )
-    try:
-        return get_peft_model(model, configuration)
-    except ValueError as error:
-        raise ConfigurationError(str(error), where="student.lora.target_modules") from error
 
 
 @torch.no_grad()
@@ -235,4 +279,26 @@ def _probe_head(student: Student) -> None:
             f"(largest difference {difference:.3g})",
             where="student.model",
             fix="use a model whose head is a linear layer, with a scale or a softcap at most",
+        )
+
+
+@torch.no_grad()
+def _probe_update(student: Student) -> None:
+    """Checks that an update reads tokens as a rollout does, unless dropout is asked for."""
+    if student.dropout:
+        return
+    ids = torch.arange(HEAD_PROBE_TOKENS, device=student.device) % student.vocabulary_size
+    ids = ids.unsqueeze(0)
+    mask = torch.ones_like(ids)
+    before = _last_hidden(student, ids, mask).float()
+    set_training(student, adapters=False)
+    after = _last_hidden(student, ids, mask).float()
+    student.module.eval()
+    bound = 1e-4 if student.head.weight.dtype == torch.float32 else 3e-2
+    if not float((after - before).norm()) <= bound * float(before.norm()):
+        raise ConfigurationError(
+            "it reads the same tokens otherwise in training mode, with its dropout off",
+            where=MODEL,
+            fix="set student.gradient_checkpointing = false, or student.dropout = true to train "
+            "with what the model does in training",
         )

@@ -9,6 +9,7 @@ from teacher_proto.errors import ConfigurationError
 from transformers import AutoTokenizer
 
 from student_trainer.settings.student import StudentSettings
+from student_trainer.student.loading import cannot_load, student_folder
 
 
 def load_tokenizer(settings: StudentSettings) -> Any:
@@ -17,8 +18,9 @@ def load_tokenizer(settings: StudentSettings) -> Any:
     Raises:
         ConfigurationError: it cannot be loaded, or has no tokenizer.json.
     """
+    folder = student_folder(settings.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(settings.model)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise cannot_load(settings.model, error) from error
     if not getattr(tokenizer, "is_fast", False):
@@ -28,14 +30,6 @@ def load_tokenizer(settings: StudentSettings) -> Any:
     if settings.chat_template is not None:
         tokenizer.chat_template = _read_chat_template(settings.chat_template)
     return tokenizer
-
-
-def cannot_load(source: str, error: Exception) -> ConfigurationError:
-    return ConfigurationError(
-        f"cannot load {source!r}: {error}",
-        where="student.model",
-        fix="give a directory or hub id of a causal language model with its tokenizer",
-    )
 
 
 def _read_chat_template(path: Path) -> str:

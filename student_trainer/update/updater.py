@@ -20,7 +20,7 @@ from teacher_proto.types import Bool, ContinuationScores
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_mask
-from student_trainer.student.model import Student
+from student_trainer.student.model import Student, set_training
 from student_trainer.update import metrics
 from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input
 from student_trainer.update.metrics import UpdateTotals
@@ -123,7 +123,7 @@ class Updater:
     ) -> tuple[float, int]:
         """Adds up the gradients; returns the sum of the losses and the mean's denominator."""
         self.optimizer.zero_grad()
-        self.student.module.train()
+        set_training(self.student)
         lengths = [len(student_input(rollout)) for rollout in rollouts]
         kept = list(keep)
         total, used_rows, used_responses, non_finite = 0.0, 0, 0, 0

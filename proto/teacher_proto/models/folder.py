@@ -35,7 +35,7 @@ def model_folder(model: str, files: Sequence[str] = MODEL_FILES, *, where: str) 
     parts = model.split("/")
     if path.exists() or len(parts) > 2 or model.startswith((".", "~")) or not all(parts):
         raise ConfigurationError(
-            f"there is no such directory: {model}",
+            f"cannot load {model!r}: there is no such directory",
             where=where,
             fix="give a directory with config.json, safetensors files and a tokenizer, or a hub id",
         )

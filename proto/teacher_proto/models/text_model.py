@@ -51,8 +51,8 @@ def text_model(model: Any) -> TextModel:
     if not is_composite(model.config):
         return TextModel(model.base_model, head, {})
     decoder = model.get_decoder()
-    if getattr(decoder, "lm_head", None) is not None and decoder.base_model is not decoder:
-        head, decoder = decoder.get_output_embeddings(), decoder.base_model
+    if getattr(decoder, "lm_head", None) is not None:  # it is a language model with its head
+        head, decoder = decoder.lm_head, decoder.model
     used = {id(p) for part in (decoder, head) if part is not None for p in part.parameters()}
     return TextModel(decoder, head, dict(_unused(model, "", used)))
 
