@@ -165,10 +165,11 @@ def inflight_tokens(max_batch_tokens: int, pass_tokens: int | None) -> int:
 
 
 def _check_fit(name: str, description: EngineDescription, tokenizer: TeacherTokenizer) -> None:
-    if tokenizer.size > description.vocabulary_size:
-        raise ConfigurationError(
-            f"the tokenizer has ids up to {tokenizer.size - 1} and the model only "
-            f"{description.vocabulary_size} logits",
-            where=f"teachers.{name}.model",
-            fix="give a model and a tokenizer that belong together",
+    where = f"teachers.{name}.model"
+    beyond = tokenizer.check_special_ids(description.vocabulary_size, where)
+    if beyond:
+        log.info(
+            "teacher %s: %d added tokens have no logits; requests that hold them are refused",
+            name,
+            beyond,
         )

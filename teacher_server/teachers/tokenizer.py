@@ -15,6 +15,7 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
 from teacher_proto.models.begin_tokens import begin_ids
 from teacher_proto.templates.tool_calls import render_calls
+from teacher_proto.models.special_ids import check_special_ids
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
 
@@ -122,6 +123,10 @@ class TeacherTokenizer(TextTokenizer):
 
     def token_texts(self, ids: Iterable[int]) -> tuple[TokenText, ...]:
         return tuple(TokenText(one, self.token_text(one) or "") for one in ids)
+
+    def check_special_ids(self, rows: int, where: str) -> int:
+        """``special_ids.check_special_ids`` against a model of ``rows`` logits."""
+        return check_special_ids(self._source, rows, where)
 
     def render(self, prompt: ChatPrompt, where: str) -> str:
         """The conversation as text, rendered by the tokenizer's own chat template.
