@@ -47,7 +47,9 @@ def student_folder(model: str) -> Path:
     return folder
 
 
-def load_network(source: Path, dtype: torch.dtype | Literal["auto"], shown: str) -> tuple[Any, TextModel]:
+def load_network(
+    source: Path, dtype: torch.dtype | Literal["auto"], shown: str
+) -> tuple[Any, TextModel]:
     """The model of a folder, and its language model, which alone is trained.
 
     The parts of a model for text and images keep their weights, and are saved with it.

@@ -50,9 +50,7 @@ class LeftOut:
     expert_parameters: int = 0
 
 
-def add_adapters(
-    model: Any, text: TextModel, settings: LoraSettings, weights: Path | None
-) -> Any:
+def add_adapters(model: Any, text: TextModel, settings: LoraSettings, weights: Path | None) -> Any:
     """The model with new adapters, or with those saved in ``weights``, ready to be trained.
 
     What is adapted and what is not is logged.
