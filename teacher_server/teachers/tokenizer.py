@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
 from teacher_proto.models.begin_tokens import begin_ids
-from teacher_proto.templates.tool_calls import render_calls
 from teacher_proto.models.special_ids import check_special_ids
+from teacher_proto.templates.tool_calls import render_calls
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
 
