@@ -61,6 +61,7 @@ def run_train(arguments: argparse.Namespace) -> int:
     from teacher_proto.tracing import export_traces
 
     resolved = resolve(arguments)
+    quiet_libraries()
     if arguments.dry_run:
         from student_trainer.commands.dry_run import compare_tokenizers, look
 
@@ -69,7 +70,6 @@ def run_train(arguments: argparse.Namespace) -> int:
             sys.stdout.write(f"# {name}: {finding}\n")
         sys.stdout.write(f"# tokenizers: {compare_tokenizers(resolved.settings)}\n")
         return 0
-    quiet_libraries()
     from student_trainer.train import train
 
     flush_traces = export_traces("student-trainer")

@@ -35,9 +35,12 @@ from student_trainer.student.model import Student, save_weights
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
-from student_trainer.update.updater import Updater, split
+from student_trainer.update.updater import NothingUsableError, Updater, split
 
 log = logging.getLogger(__name__)
+
+# So many steps in a row without a usable row are no longer a matter of single rows.
+EMPTY_STEPS = 8
 
 
 @dataclass
@@ -82,10 +85,11 @@ class TrainingLoop:
         self.prompts = prompts
         self.run = run
         self.stopper = stopper or Stopper()
-        self.pipeline = Pipeline(config, student, teacher, prompts.train)
+        self.pipeline = Pipeline(config, student, teacher, prompts.train, prompts.left_out)
         self.recent = RecentMetric(config.checkpoint)
         self.updater = Updater(student, config, teacher.realigned)
         self._coverage_low = False
+        self._empty_steps = 0
         self.state = checkpoint.TrainState(
             step=0,
             updates=0,
@@ -174,7 +178,16 @@ class TrainingLoop:
                 return self._scores(batch, first + member, times)
 
             stale = batch.staleness > 0
-            self.updater.update(batch.rollouts[part], scores, totals, number, stale)
+            try:
+                self.updater.update(batch.rollouts[part], scores, totals, number, stale)
+            except NothingUsableError as error:
+                self._skip(number, error, totals)
+        if totals.refused:
+            log.warning(
+                "step %d: %d of %d responses are left out (refused_rollouts), the first because %s",
+                number, totals.refused, len(batch.rollouts), totals.refusal,
+            )  # fmt: skip
+        self._empty_steps = 0 if totals.losses else self._empty_steps + 1
         ended = time.perf_counter()
 
         self.pipeline.drop(batch)
@@ -195,6 +208,13 @@ class TrainingLoop:
             "teacher_identity": self.state.teacher.digest,
             "time": datetime.now(UTC).isoformat(),
         }
+
+    def _skip(self, number: int, error: NothingUsableError, totals: metrics.UpdateTotals) -> None:
+        """Leaves an update out, unless the steps before it had none either."""
+        if self._empty_steps + 1 >= min(EMPTY_STEPS, self.config.run.steps):
+            raise error
+        log.warning("step %d: an update is left out (empty_updates): %s", number, error)
+        self.updater.skip(totals)
 
     def _warn(self, line: dict[str, Any]) -> None:
         """Warns when realignment becomes poor, once until it is better again."""

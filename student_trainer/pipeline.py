@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -58,12 +59,14 @@ class Pipeline:
         student: Student,
         teacher: TeacherLink,
         prompts: Sequence[PromptItem],
+        left_out: AbstractSet[int] = frozenset(),
     ) -> None:
+        """``left_out``: indices of prompts that no step takes."""
         self.config = config
         self.student = student
         self.teacher = teacher
         self.prompts = prompts
-        self.order = PromptOrder.of(config.run.seed, prompts, config.data.shares)
+        self.order = PromptOrder.of(config.run.seed, prompts, config.data.shares, left_out)
         self.batches: deque[Batch] = deque()
 
     def fill(self, step: int, position: int) -> Batch:

@@ -14,7 +14,7 @@ from teacher_proto.errors import LsmError
 from teacher_proto.program.files import atomic_folder, write_text
 from teacher_proto.program.settings_show import to_toml
 
-from student_trainer.data import PromptOrder, PromptSets
+from student_trainer.data import PromptSets
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.loop import TrainingLoop
@@ -88,7 +88,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
             summary,
             read_metrics(run.metrics),
             prompts=len(prompts.train),
-            dropped=prompts.dropped,
+            dropped=prompts.dropped + len(prompts.left_out),
         )
     if config.report.html:
         with closing(run, "the report"):
@@ -142,11 +142,9 @@ def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
 def _show_first_example(
     config: TrainConfig, student: Student, prompts: PromptSets, teacher: TeacherLink
 ) -> None:
-    order = PromptOrder.of(config.run.seed, prompts.train, config.data.shares)
-    (first,) = order.take(0, 1)
     text = first_example(
         student,
-        prompts.train[first],
+        prompts.first(config.run.seed),
         config.rollout,
         config.loss,
         config.run.seed,

@@ -67,7 +67,8 @@ def repeat(start: Start) -> str:
     Raises:
         ContractMismatchError: the two scores differ by more than is allowed.
     """
-    link, prompt, loss = start.teacher, start.prompts.train[0], start.config.loss
+    link, loss = start.teacher, start.config.loss
+    prompt = start.prompts.first(start.config.run.seed)
     response = np.resize(prompt.token_ids, REPEATED_TOKENS).astype(np.int32)
     rows = np.arange(REPEATED_TOKENS, dtype=np.int32)
     k = min(loss.top_k, link.info.max_top_k)
@@ -93,5 +94,5 @@ def repeat(start: Start) -> str:
 EXAMINATION = (
     Step("clock", clock, needs=("teacher",)),
     Step("disk", disk, needs=("student",), reads="model"),
-    Step("repeat", repeat, needs=("tokenizer", "limits", "data")),
+    Step("repeat", repeat, needs=("tokenizer", "limits", "readings")),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,42 +32,64 @@ class PromptOrder:
     Position p is place ``p mod count`` of epoch ``p div count``. With ``parts`` each of
     them has epochs of its own, and the order takes from them in turn, so that among any
     first n positions a part has its share of n to within the number of parts.
+
+    A prompt that is left out keeps its place, and the next one of its epoch that is not left
+    out is taken there: the other places stay as they are, whichever are left out.
+
+    Attributes:
+        left_out: indices that are never taken; something is left of the whole and of each
+            part.
     """
 
     seed: int
     count: int
     parts: tuple[Part, ...] = ()
+    left_out: AbstractSet[int] = frozenset()
 
     @classmethod
     def of(
-        cls, seed: int, prompts: Sequence[PromptItem], shares: Sequence[float] = ()
+        cls,
+        seed: int,
+        prompts: Sequence[PromptItem],
+        shares: Sequence[float] = (),
+        left_out: AbstractSet[int] = frozenset(),
     ) -> PromptOrder:
         """The order of ``prompts``, those of one file together.
 
         Args:
             shares: of each file (``data.train``), adding up to 1; none: a prompt is as
                 frequent as any other.
+            left_out: indices of prompts that are never taken.
         """
         if not shares:
-            return cls(seed, len(prompts))
+            return cls(seed, len(prompts), left_out=left_out)
         found = Counter(prompt.file for prompt in prompts)
         parts, start = [], 0
         for file, share in enumerate(shares):
             parts.append(Part(start, found[file], share))
             start += found[file]
-        return cls(seed, len(prompts), tuple(parts))
+        return cls(seed, len(prompts), tuple(parts), left_out)
 
     def take(self, position: int, count: int) -> list[int]:
         """The indices of ``count`` prompts, from ``position`` on."""
         if not self.parts:
+            whole = Part(0, self.count, 1.0)
             return [
-                _shuffled(place, self.count, self.seed)
+                self._shuffled(place, whole, self.seed)
                 for place in range(position, position + count)
             ]
         return [
-            part.start + _shuffled(nth, part.count, self.seed, number)
+            self._shuffled(nth, part, self.seed, number)
             for number, part, nth in self._turns(position, count)
         ]
+
+    def _shuffled(self, place: int, part: Part, *key: int) -> int:
+        """The index of the prompt at this place of a part's endless order."""
+        epoch, offset = divmod(place, part.count)
+        order = _permutation(part.count, *key, epoch)
+        while part.start + int(order[offset]) in self.left_out:
+            offset = (offset + 1) % part.count
+        return part.start + int(order[offset])
 
     def _turns(self, position: int, count: int) -> list[tuple[int, Part, int]]:
         """(number of the part, the part, which of its turns) of each position.
@@ -84,12 +107,6 @@ class PromptOrder:
             due += [((nth + 0.5) / part.share, number, nth) for nth in range(first, last + 1)]
         chosen = sorted(due)[position - before : position - before + count]
         return [(number, self.parts[number], nth) for _, number, nth in chosen]
-
-
-def _shuffled(place: int, count: int, seed: int, *part: int) -> int:
-    """Where the prompt at this place of the endless order is among ``count``."""
-    epoch, offset = divmod(place, count)
-    return int(_permutation(count, seed, *part, epoch)[offset])
 
 
 @lru_cache(maxsize=64)

@@ -22,7 +22,9 @@ from teacher_proto.types import ChatPrompt, Int32, TextPrompt
 
 from student_trainer.data.columns import Columns
 from student_trainer.data.conversations import row_prompt
-from student_trainer.data.rendering import render
+from student_trainer.data.order import PromptOrder
+from student_trainer.data.progress import told
+from student_trainer.data.rendering import TemplateRefusedError, render
 from student_trainer.data.rows import read_rows
 from student_trainer.data.source import Source
 from student_trainer.rollout.base import PromptItem
@@ -40,9 +42,12 @@ class PromptSets:
     """Prompts to train on and prompts never trained on.
 
     Attributes:
-        dropped: how many prompts were left out because of ``max_prompt_tokens``.
+        dropped: how many prompts were left out because of ``max_prompt_tokens``, or because
+            the student's chat template refused them.
         shares: of each train file in the prompts of a run; empty where none is set.
         notes: what is in the data and not used, one sentence each.
+        left_out: indices of the train prompts that the teacher cannot read. They keep their
+            places in the order of training, which is that of all.
     """
 
     train: list[PromptItem]
@@ -50,6 +55,12 @@ class PromptSets:
     dropped: int = 0
     shares: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    left_out: frozenset[int] = frozenset()
+
+    def first(self, seed: int) -> PromptItem:
+        """The first prompt of the order of training."""
+        order = PromptOrder.of(seed, self.train, self.shares, self.left_out)
+        return self.train[order.take(0, 1)[0]]
 
     @property
     def digest(self) -> str:
@@ -156,10 +167,17 @@ def _read_files(
 def _read(
     source: Source, settings: DataSettings, tokenizer: Any
 ) -> tuple[list[PromptItem], int, str]:
-    prompts, dropped = [], 0
+    prompts, dropped, refused = [], 0, 0
     columns = Columns(settings.columns, source.key)
-    for place, row in read_rows(source):
-        item = _item(row_prompt(row, place, settings, columns), place, tokenizer)
+    for place, row in told(read_rows(source), f"rows of {source.name} are read"):
+        try:
+            item = _item(row_prompt(row, place, settings, columns), place, tokenizer)
+        except TemplateRefusedError as error:
+            if settings.refused == "error":
+                raise
+            log.warning("left out, %s", error)
+            refused += 1
+            continue
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
         elif settings.over_long == "drop":
@@ -173,14 +191,22 @@ def _read(
             )
     note = columns.finish()
     if not prompts:
-        why = f": all {dropped} are longer than data.max_prompt_tokens" if dropped else ""
+        all_of_them = "" if refused and dropped else "all "
+        whys = [f"{all_of_them}{dropped} are longer than data.max_prompt_tokens"] * bool(dropped)
+        whys += [f"the chat template refuses {all_of_them}{refused}"] * bool(refused)
+        why = f": {', '.join(whys)}" if whys else ""
         raise ConfigurationError(f"{source.name} holds no prompt to use{why}", where=source.key)
+    if refused:
+        log.warning(
+            "%s: left out %d of %d prompts, which the student's chat template refuses",
+            source.name, refused, refused + dropped + len(prompts),
+        )  # fmt: skip
     if dropped:
         log.warning(
             "%s: left out %d of %d prompts, longer than data.max_prompt_tokens (%d)",
             source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
         )  # fmt: skip
-    return prompts, dropped, note
+    return prompts, dropped + refused, note
 
 
 def _item(source: TextPrompt | ChatPrompt, place: str, tokenizer: Any) -> PromptItem:
@@ -192,7 +218,7 @@ def _item(source: TextPrompt | ChatPrompt, place: str, tokenizer: Any) -> Prompt
     if not ids:
         raise ConfigurationError("the prompt is empty", where=place)
     token_ids = np.asarray(ids, np.int32)
-    return PromptItem(prompt_identity(token_ids), token_ids, source)
+    return PromptItem(prompt_identity(token_ids), token_ids, source, place=place)
 
 
 def prompt_identity(token_ids: Int32) -> str:

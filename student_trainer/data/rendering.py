@@ -8,6 +8,10 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 
 
+class TemplateRefusedError(ConfigurationError):
+    """A chat template raised an error for one conversation."""
+
+
 def render(
     messages: Sequence[Mapping[str, Any]],
     place: str,
@@ -17,7 +21,8 @@ def render(
     """Token ids of the conversation with the generation prompt after it.
 
     Raises:
-        ConfigurationError: there is no template, or it failed.
+        ConfigurationError: there is no template.
+        TemplateRefusedError: the template failed.
     """
     if not tokenizer.chat_template:
         raise ConfigurationError(
@@ -34,5 +39,9 @@ def render(
             **arguments,
         )
     except Exception as error:  # a template is a program: it raises what it likes
-        raise ConfigurationError(f"the chat template failed: {error}", where=place) from error
+        raise TemplateRefusedError(
+            f"the chat template failed: {error}",
+            where=place,
+            fix='mend the row, or set data.refused = "drop"',
+        ) from error
     return list(rendered["input_ids"])

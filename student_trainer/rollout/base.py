@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from teacher_proto.types import Float32, Int32, Prompt
 
@@ -18,12 +18,14 @@ class PromptItem:
         source: the prompt as it is in the dataset, for a teacher that renders prompts
             itself.
         file: which of the files of ``data.train`` it is from.
+        place: where the dataset has it, for messages.
     """
 
     prompt_id: str
     token_ids: Int32
     source: Prompt
     file: int = 0
+    place: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True)

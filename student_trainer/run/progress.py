@@ -54,8 +54,9 @@ class Progress:
             self._stream.write(json.dumps(metrics) + "\n")
             self._stream.flush()
             return
+        loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
         summary = (
-            f"loss {metrics['loss']:.4f}  length {metrics['response_length_mean']:.0f}  "
+            f"loss {loss}  length {metrics['response_length_mean']:.0f}  "
             f"{metrics['tokens_per_second']:.0f} tokens/s"
         )
         self._bar.update(self._task, completed=metrics["step"], summary=summary)

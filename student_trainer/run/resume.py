@@ -17,11 +17,15 @@ from student_trainer.run.checkpoint import TrainState
 from student_trainer.settings.train import TrainConfig
 
 # Keys that may change on resume, because they do not change a step's numbers. The train
-# file may move: its prompts are compared by content.
+# file may move: its prompts are compared by content. What is left out of them may change,
+# and how many rows may be not finite, so that no row ends a run for good.
 FREE_KEYS = (
     "run.name",
     "run.output_dir",
     "data.train",
+    "data.over_long",
+    "data.refused",
+    "loss.max_non_finite_share",
     "teacher.address",
     "teacher.token",
     "teacher.token_file",
@@ -170,6 +174,6 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     them.
     """
     changed = changed_keys(with_later_settings(state.config), config)
-    written_by = ("run.seed", "rollout.", "student.")
+    written_by = ("run.seed", "rollout.", "student.", "data.over_long", "data.refused")
     same = not any(key.startswith(written_by) for key in changed)
     return same and data_digest == state.data_digest

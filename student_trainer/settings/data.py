@@ -119,8 +119,14 @@ class DataSettings(Settings):
     )
     over_long: Literal["error", "drop"] = Field(
         default="error",
-        description="What happens to a longer prompt: it is an error, or it is dropped and "
+        description="What happens to a longer prompt, and to one that a teacher which renders "
+        "prompts itself reads as longer than it takes: it is an error, or it is left out and "
         "counted. None is ever cut.",
+    )
+    refused: Literal["error", "drop"] = Field(
+        default="error",
+        description="What happens to a prompt that a chat template refuses, the student's or that "
+        "of a teacher that renders prompts itself: it is an error, or it is left out and counted.",
     )
     final_assistant: Literal["error", "drop"] = Field(
         default="error",

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from student_trainer.startup import held_out, inputs, machine, teacher
+from student_trainer.startup import held_out, inputs, machine, readings, teacher
 from student_trainer.startup.start import Step
 
 STEPS = (
@@ -14,11 +14,12 @@ STEPS = (
     Step("hub", machine.hub),
     Step("teacher", teacher.teacher),
     Step("data", inputs.data, reads="inputs"),
-    Step("resume", teacher.resume, needs=("run directory", "teacher", "data")),
     Step("student", inputs.student, needs=("device",), reads="model"),
     Step("ids", inputs.ids, needs=("student", "data"), reads="model"),
     Step("lengths", inputs.lengths, needs=("student",), reads="model"),
     Step("tokenizer", teacher.tokenizer, needs=("teacher", "student")),
     Step("limits", teacher.limits, needs=("tokenizer",)),
-    Step("held out", held_out.held_out, needs=("run directory", "data", "tokenizer")),
+    Step("readings", readings.readings, needs=("tokenizer", "data")),
+    Step("resume", teacher.resume, needs=("run directory", "teacher", "data")),
+    Step("held out", held_out.held_out, needs=("run directory", "readings")),
 )

@@ -18,12 +18,13 @@ from dataclasses import replace
 
 import numpy as np
 from teacher_proto.client import AsyncTeacherClient, TeacherClient
-from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
     Int32,
     Level,
+    Prompt,
     Returns,
     ScoreReply,
     ScoreRequest,
@@ -37,6 +38,7 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.student.model import Student
 from student_trainer.teacher.connection import connect, find_teacher
+from student_trainer.teacher.left_out import is_of_a_row, left_out
 from student_trainer.teacher.own_tokenizer import register, registration_of
 from student_trainer.teacher.requests import (
     MESSAGE_BYTES,
@@ -57,6 +59,7 @@ class TeacherLink:
         limits: of its server.
         level: how the student's tokenizer relates to the teacher's.
         realigned: whether the teacher has another tokenizer, so that rows are realigned.
+        renders: whether the teacher renders the prompts itself.
         id_limit: only ids below it are in the student's own support.
     """
 
@@ -65,6 +68,7 @@ class TeacherLink:
     limits: ServerLimits
     level: Level
     realigned: bool
+    renders: bool
     id_limit: int
 
     def __init__(self, settings: TeacherSettings, student: Student, *, run: str) -> None:
@@ -92,6 +96,7 @@ class TeacherLink:
             self.limits = server.limits
             self.info = find_teacher(server.teachers, settings)
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
+            self.renders = self.realigned
             self.id_limit = self._vocabulary_size
             if not self.realigned:
                 self.id_limit = min(self.id_limit, self.info.vocabulary_size)
@@ -147,7 +152,8 @@ class TeacherLink:
             log_tail: also the mass outside each row's support.
 
         Returns:
-            A future of the scores in the order of the responses. It raises
+            A future of the scores in the order of the responses; those that the teacher
+            refuses by themselves are ``left_out``. It raises
             ContractMismatchError when a reply is of another teacher than ``info``, and
             the errors of ``TeacherClient.score``.
 
@@ -182,16 +188,36 @@ class TeacherLink:
     async def _score(
         self, client: AsyncTeacherClient, requests: Sequence[ScoreRequest]
     ) -> list[ContinuationScores]:
-        """The scores of the requests in order, or the first error that one of them raises."""
+        """The scores of the requests in order, or the first error that one of them raises.
 
-        async def score(request: ScoreRequest) -> ScoreReply:
+        What the teacher refuses of a request is asked for again response by response, and
+        those that it refuses by themselves are ``left_out``.
+        """
+
+        async def ask(request: ScoreRequest) -> Sequence[ContinuationScores]:
             async with self._turns:
                 reply = await client.score(request, timeout=self.settings.timeout_seconds)
             self.check_identity(reply)
-            return reply
+            return reply.results
 
-        replies = await asyncio.gather(*(score(request) for request in requests))
-        return [scores for reply in replies for scores in reply.results]
+        async def score(request: ScoreRequest) -> Sequence[ContinuationScores]:
+            try:
+                return await ask(request)
+            except LsmError as error:
+                if not is_of_a_row(error):
+                    raise
+                if len(request.continuations) == 1:
+                    return [left_out(error)]
+            parts = [_alone(request, index) for index in range(len(request.continuations))]
+            return [found for part in parts for found in await score(part)]
+
+        found = await asyncio.gather(*(score(request) for request in requests))
+        return [scores for scored in found for scores in scored]
+
+    def wire_prompt(self, prompt: PromptItem) -> Prompt:
+        """What a request holds of a prompt: its source for a teacher that renders it, else
+        the student's tokens."""
+        return prompt.source if self.renders else TokenPrompt(prompt.token_ids)
 
     def score_rows(
         self, prompt: PromptItem, response: Int32, rows: Int32, top_k: int, temperature: float
@@ -255,7 +281,7 @@ class TeacherLink:
             run=self._run,
             teacher=self.info.name,
             tokenizer_hash=self._tokenizer_hash,
-            prompt=prompt.source if self.realigned else TokenPrompt(prompt.token_ids),
+            prompt=self.wire_prompt(prompt),
             continuations=continuations,
             top_k=top_k,
             temperature=temperature,
@@ -264,3 +290,9 @@ class TeacherLink:
             expected_identity=self.info.identity.digest,
         )
         return replace(request, request_id=request_digest(request))
+
+
+def _alone(request: ScoreRequest, index: int) -> ScoreRequest:
+    """The request for one of the continuations."""
+    part = replace(request, continuations=(request.continuations[index],))
+    return replace(part, request_id=request_digest(part))

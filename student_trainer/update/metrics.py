@@ -56,6 +56,8 @@ class UpdateTotals:
         unusable: other rows for which a teacher with another tokenizer gives no usable
             row.
         rows_by_chunk: rows that learn from their chunk.
+        refused: responses that the teacher refuses by themselves, and why the first one.
+        empty: updates without a usable row, which change nothing.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -67,6 +69,9 @@ class UpdateTotals:
     masked: int = 0
     unusable: int = 0
     rows_by_chunk: int = 0
+    refused: int = 0
+    refusal: str = ""
+    empty: int = 0
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
     means: Means = field(default_factory=Means)
@@ -178,16 +183,18 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "log_ratio_mean",
     )
     return {
-        "loss": float(np.mean(totals.losses)),
+        "loss": float(np.mean(totals.losses)) if totals.losses else None,
         "tokens": totals.rows,
         "tokens_used": totals.used,
         "masked_tokens": totals.masked,
         "unusable_tokens": totals.unusable,
         "chunk_tokens": totals.rows_by_chunk,
+        "refused_rollouts": totals.refused,
+        "empty_updates": totals.empty,
         "dropped_non_finite": totals.dropped_non_finite,
         "dropped_small_support": totals.dropped_small_support,
         **rollout_metrics(rollouts),
-        "grad_norm": max(totals.grad_norms),
+        "grad_norm": max(totals.grad_norms, default=None),
         "clipped": totals.clipped,
         "lr": totals.lr,
         **{name: totals.means.mean(name) for name in names},

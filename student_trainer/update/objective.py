@@ -21,6 +21,7 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.settings.loss import LossConfig
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, hidden_states
+from student_trainer.teacher.left_out import is_left_out
 from student_trainer.update.batching import (
     MicroBatch,
     loss_batch,
@@ -125,10 +126,18 @@ class Objective:
         chunked = [np.zeros(len(rows), np.bool_) for rows in kept]
         advantages: list[Float32] = []
         for member in members:
-            if not self._realigned:
-                refuse_not_realigned(scores[member])
-                continue
             rollout, before = rollouts[member], kept[member]
+            refused = is_left_out(scores[member])
+            if refused:
+                totals.refused += 1
+                totals.refusal = totals.refusal or scores[member].detail
+            if not self._realigned:
+                if refused:
+                    kept[member] = np.zeros_like(before)
+                    totals.unusable += int(before.sum())
+                else:
+                    refuse_not_realigned(scores[member])
+                continue
             add_realignment(totals.means, scores[member], len(before))
             usable = usable_rows(scores[member], len(before), sampled=loss.policy_gradient)
             kept[member] = before & usable

@@ -31,6 +31,12 @@ from student_trainer.update.optim import Optimizer, learning_rate
 ScoreSource = Callable[[int], ContinuationScores]
 
 
+class NothingUsableError(LsmError):
+    """No row of an update gives a loss."""
+
+    default_reason = "NOTHING_USABLE"
+
+
 class Updater:
     """Updates a student.
 
@@ -68,8 +74,9 @@ class Updater:
             stale: whether the weights of an earlier step wrote the rollouts.
 
         Raises:
-            LsmError: no token can be used, too many rows are not finite, or the gradient
-                is not finite. Parameters and moments are then unchanged.
+            NothingUsableError: no token can be used.
+            LsmError: too many rows are not finite, or the gradient is not finite.
+                Parameters and moments are unchanged after either.
         """
         norm = self.gradients(rollouts, scores, totals, step, stale)
         totals.clipped |= self.optimizer.clip(norm)
@@ -78,6 +85,12 @@ class Updater:
         self.updates += 1
         self.optimizer.step(totals.lr)
         self.optimizer.zero_grad()
+
+    def skip(self, totals: UpdateTotals) -> None:
+        """Counts an update that changes nothing; the learning rate goes on with it."""
+        totals.lr = learning_rate(self.config.optimizer, self.updates, self.config.updates)
+        totals.empty += 1
+        self.updates += 1
 
     def gradients(
         self,
@@ -97,7 +110,7 @@ class Updater:
         totals.masked += sum(int((~rows).sum()) for rows in keep)
         unmasked = sum(int(rows.sum()) for rows in keep)
         if unmasked == 0:
-            raise LsmError(
+            raise NothingUsableError(
                 "every token of the update is masked", where="loss.mask", fix="mask less"
             )
         chosen = metrics.choose_rows(
@@ -158,7 +171,13 @@ class Updater:
         if non_finite > self.config.loss.max_non_finite_share * unmasked:
             self._refuse(f"{non_finite} of {unmasked} rows are not finite")
         if used_rows == 0:
-            self._refuse(f"none of {unmasked} rows can be used")
+            self.optimizer.zero_grad()
+            raise NothingUsableError(
+                f"none of {unmasked} rows can be used",
+                where=f"update {self.updates + 1}",
+                fix="look at the last metrics: what the teacher refuses or cannot realign, and "
+                "what has too small a support",
+            )
         return total, used_rows if self.config.loss.mean == "token" else used_responses
 
     def _refuse(self, what: str) -> None:

@@ -30,7 +30,7 @@ STALE = "a stale batch, `pipeline.importance_cap` set, a loss on a support"
 METRICS = (
     Key("step", "count", "Number of the step, from 1."),
     Key("time", "date, UTC", "When the step ended."),
-    Key("loss", "nats", "Mean loss of the step's updates."),
+    Key("loss", "nats", "Mean loss of the step's updates; none when all are empty."),
     Key("tokens", "tokens", "Tokens of all responses of the batch."),
     Key("tokens_used", "tokens", "Tokens whose rows are in the loss."),
     Key("masked_tokens", "tokens", "Tokens that `loss.mask` leaves out."),
@@ -40,6 +40,13 @@ METRICS = (
         "Further tokens for which a teacher with another tokenizer gives no usable row.",
     ),
     Key("chunk_tokens", "tokens", "Those of them that learn from their chunk instead."),
+    Key(
+        "refused_rollouts",
+        "count",
+        "Responses that the teacher refuses by themselves, such as one that is too long in its "
+        "tokens; they are left out.",
+    ),
+    Key("empty_updates", "count", "Updates without a usable row, which change nothing."),
     Key("dropped_non_finite", "tokens", "Tokens left out because their row is not finite."),
     Key("dropped_small_support", "tokens", "Tokens left out for fewer than two valid ids."),
     Key("response_length_mean", "tokens", "Mean length of a response."),
