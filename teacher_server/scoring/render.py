@@ -23,10 +23,10 @@ from teacher_server.access.guard import Caller
 from teacher_server.failures import is_ending
 from teacher_server.lanes import LIGHT_BYTES, Lanes
 from teacher_server.refusals.errors import empty_prompt, over_limit, refuse, too_many_prompts
-from teacher_server.refusals.sizes import check_text_fits, check_text_tokens
+from teacher_server.refusals.sizes import check_text_tokens
 from teacher_server.refusals.validation import check_ids, check_prompt
 from teacher_server.scoring.context import Surface
-from teacher_server.scoring.prompts import prompt_text, text_bytes, with_begin
+from teacher_server.scoring.prompts import prompt_text, with_begin
 from teacher_server.teachers.teacher import Teacher, Teachers
 
 log = logging.getLogger(__name__)
@@ -187,11 +187,10 @@ class Renderer:
             )
         check_prompt(prompt, FIELD, facts.vocabulary_size)
         text, where = prompt_text(prompt, FIELD, tokenizer, self._limits)
-        count = None
+        # Whole, also where its bytes show that it is too long: the caller wants the number.
+        ids = with_begin(tokenizer.encode(text), prompt, tokenizer, facts)
+        count = len(ids)
         try:
-            check_text_fits(text_bytes(text), where, facts)
-            ids = with_begin(tokenizer.encode(text), prompt, tokenizer, facts)
-            count = len(ids)
             check_text_tokens(count, where, facts)
         except InvalidRequestError as error:
             return RenderedPrompt(count, refusal=replace(_refusal(error), reason=TOO_LONG))

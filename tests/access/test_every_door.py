@@ -17,7 +17,7 @@ from teacher_proto import AsyncTeacherClient
 from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ForbiddenError, UnauthenticatedError
 from teacher_proto.status import WRITE_FAILED
-from teacher_proto.types import TokenizerUpload
+from teacher_proto.types import TextPrompt, TokenizerUpload
 from teacher_proto.v1 import service_pb2
 
 from teacher_server.http.app import make_app
@@ -41,6 +41,7 @@ BAD = {
 }
 PUBLIC_PATHS = {"/livez", "/readyz"}
 PATHS = {
+    "/v1/render",
     "/v1/score",
     "/v1/teacher",
     "/v1/tokenizers",
@@ -286,6 +287,33 @@ async def test_teachers_beyond_those_allowed_are_not_there(guarded: Running) -> 
             answer = await http.post("/v1/score", json=http_body(teacher=name, run="bob"))
             assert answer.status_code == 403
     assert [t.name for t in guarded.info.teachers] == ["default", "other"]
+
+
+async def test_rendering_is_allowed_as_scoring_is(guarded: Running) -> None:
+    bob = ClientCredentials(token=BOB)
+    prompts = [TextPrompt("hello")]
+    (own,) = await guarded.client.render(prompts, teacher="other", timeout=LONG)
+    assert own.text == "hello"
+    async with (
+        AsyncTeacherClient(guarded.server.grpc_address, run="bob", credentials=bob) as client,
+        AsyncTeacherClient(guarded.server.grpc_address, run="alice", credentials=bob) as posing,
+        http_client(guarded.server.http_address, bob) as http,
+    ):
+        await client.render(prompts, teacher="default", timeout=LONG)
+        for caller, teacher, reason in (
+            (client, "other", "TEACHER_FORBIDDEN"),
+            (posing, "default", "RUN_MISMATCH"),
+        ):
+            with pytest.raises(ForbiddenError) as found:
+                await caller.render(prompts, teacher=teacher, timeout=LONG)
+            assert found.value.reason == reason
+        for named, expected in (
+            ({"teacher": "default"}, 200),
+            ({"teacher": "other"}, 403),
+            ({"teacher": "default", "run": "alice"}, 403),
+        ):
+            answer = await http.post("/v1/render", json={"prompts": [{"text": "hello"}]} | named)
+            assert answer.status_code == expected, answer.text
 
 
 async def test_a_run_never_gets_another_run_s_reply(guarded: Running) -> None:
