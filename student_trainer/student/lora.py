@@ -11,7 +11,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +41,11 @@ class LeftOut:
 
     Attributes:
         routers: names of modules that choose among experts, or weigh one.
-        experts: names of the experts' weights that are no linear layers.
-        expert_parameters: how many numbers these are.
+        experts: names and sizes of the experts' weights that are no linear layers.
     """
 
     routers: tuple[str, ...] = ()
-    experts: tuple[str, ...] = ()
-    expert_parameters: int = 0
+    experts: tuple[tuple[str, int], ...] = ()
 
 
 def add_adapters(model: Any, text: TextModel, settings: LoraSettings, weights: Path | None) -> Any:
@@ -58,27 +56,41 @@ def add_adapters(model: Any, text: TextModel, settings: LoraSettings, weights: P
     Raises:
         ConfigurationError: the target modules do not exist, or none would get an adapter.
     """
-    from peft import LoraConfig, PeftModel, get_peft_model
+    from peft import PeftModel
 
     left_out = _left_out(text.decoder) if settings.target_modules == "all-linear" else LeftOut()
     if weights is not None:
         adapted = PeftModel.from_pretrained(model, str(weights), is_trainable=True)
     else:
-        targets = settings.target_modules
-        configuration = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=settings.rank,
-            lora_alpha=settings.alpha,
-            lora_dropout=settings.dropout,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            exclude_modules=_excluded(model, text, left_out),
-        )
-        try:
-            adapted = get_peft_model(model, configuration)
-        except ValueError as error:
-            raise ConfigurationError(str(error), where=TARGET_MODULES) from error
-    said = describe_adapters(adapted, left_out)
-    (log.warning if left_out.experts else log.info)("%s", said)
+        adapted = _new_adapters(model, text, settings, left_out)
+    said, experts = describe_adapters(adapted, left_out)
+    (log.warning if experts else log.info)("%s", said)
+    return adapted
+
+
+def _new_adapters(model: Any, text: TextModel, settings: LoraSettings, left_out: LeftOut) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    targets = settings.target_modules
+    configuration = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        target_modules=targets if isinstance(targets, str) else list(targets),
+        exclude_modules=_excluded(model, text, left_out),
+    )
+    try:
+        adapted = get_peft_model(model, configuration)
+        # Of some mixtures PEFT adapts routers and experts that are parameters, and writes
+        # both into the configuration.
+        parameters = set(configuration.target_parameters or ())
+        kept = {name for name in parameters if not ROUTERS.fullmatch(name)}
+        if left_out.routers and kept != parameters:
+            configuration.target_parameters = kept
+            adapted = get_peft_model(adapted.unload(), configuration)
+    except ValueError as error:
+        raise ConfigurationError(str(error), where=TARGET_MODULES) from error
     return adapted
 
 
@@ -118,30 +130,30 @@ def _left_out(decoder: nn.Module) -> LeftOut:
         and any(True for _ in module.parameters(recurse=False))
     ]
     bare = [(n, p) for n, p in experts if n.rpartition(".")[0] not in linear and p.dim() > 1]
-    return LeftOut(
-        routers=tuple(sorted(routers)),
-        experts=tuple(name for name, _ in bare),
-        expert_parameters=sum(parameter.numel() for _, parameter in bare),
-    )
+    return LeftOut(tuple(sorted(routers)), tuple((n, p.numel()) for n, p in bare))
 
 
-def describe_adapters(adapted: Any, left_out: LeftOut) -> str:
-    """One sentence on the modules that have adapters and those that were left out."""
+def describe_adapters(adapted: Any, left_out: LeftOut) -> tuple[str, bool]:
+    """One sentence on what has adapters and what was left out, and whether experts were."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    modules = [n for n, m in adapted.named_modules() if isinstance(m, BaseTunerLayer)]
-    text = f"LoRA adapts {len(modules)} modules ({_counted(modules)})"
+    layers = [(n, m) for n, m in adapted.named_modules() if isinstance(m, BaseTunerLayer)]
+    # The wrapper of a parameter knows its name.
+    names = [getattr(m, "parameter_name", None) or n for n, m in layers]
+    text = f"LoRA adapts {len(names)} modules ({_counted(names)})"
     if left_out.routers:
         text += f"; routers get none ({_counted(left_out.routers)})"
-    if left_out.experts:
+    parameters = {m.parameter_name for _, m in layers if hasattr(m, "parameter_name")}
+    experts = {n: size for n, size in left_out.experts if n.rpartition(".")[2] not in parameters}
+    if experts:
         text += (
-            f"; experts that are no linear layers get none ({_counted(left_out.experts)}: "
-            f"{left_out.expert_parameters / 1e6:.1f} M parameters)"
+            f"; experts that are no linear layers get none ({_counted(experts)}: "
+            f"{sum(experts.values()) / 1e6:.1f} M parameters)"
         )
-    return text
+    return text, bool(experts)
 
 
-def _counted(names: Sequence[str]) -> str:
+def _counted(names: Iterable[str]) -> str:
     counts = Counter(name.rpartition(".")[2] for name in names)
     return ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
