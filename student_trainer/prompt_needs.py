@@ -14,13 +14,17 @@ from student_trainer.student.model import Student
 from student_trainer.student.tokenizer import load_tokenizer
 
 
-def read_prompts(config: TrainConfig) -> PromptSets:
+def read_prompts(config: TrainConfig, now: str = "") -> PromptSets:
     """Reads the prompts and checks that they are enough for the settings.
+
+    Args:
+        now: the run's clock (``data.run_clock``); empty for ``data.now``, or this moment.
 
     Raises:
         ConfigurationError: as ``load_tokenizer``, ``load_prompts`` and ``check_prompts``.
     """
-    prompts = load_prompts(config.data, load_tokenizer(config.student), seed=config.run.seed)
+    tokenizer = load_tokenizer(config.student)
+    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed, now=now)
     check_prompts(config, prompts)
     return prompts
 
@@ -68,7 +72,8 @@ def describe_prompts(prompts: PromptSets, settings: EvaluationSettings) -> str:
 
 
 def notes(prompts: PromptSets, config: TrainConfig) -> list[str]:
-    """Where the prompts differ from what the defaults expect, one sentence each."""
+    """Where the prompts differ from what the defaults expect, and what is left out of
+    the data, one sentence each."""
     found = list(prompts.notes)
     held_out, per_step = len(prompts.held_out), config.rollout.prompts_per_step
     if config.evaluation.prompts is None and held_out < config.evaluation.most_prompts:

@@ -2,31 +2,31 @@
 
 A row is ``{"messages": [...]}`` or ``{"prompt": [...]}``, a conversation that ends before
 the assistant's turn, or ``{"prompt": "text"}``, which is used as it is: special tokens
-that are written out are recognised, and none is added. ``data.columns`` names other
-columns; the further ones are ignored, and said to be.
+that are written out are recognised, and ``data.add_bos`` decides about the one that begins
+a text. ``data.columns`` names other columns; the further ones are ignored, and said to be.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import ChatPrompt, Int32, TextPrompt
+from teacher_proto.types import ChatPrompt, Int32, Prompt, SpecialTokens, TextPrompt
 
+from student_trainer.data import digest
 from student_trainer.data.columns import Columns
 from student_trainer.data.conversations import row_prompt
 from student_trainer.data.order import PromptOrder
 from student_trainer.data.progress import told
-from student_trainer.data.rendering import TemplateRefusedError, render
+from student_trainer.data.rendering import PromptReader, Reading, TemplateRefusedError, run_clock
 from student_trainer.data.rows import read_rows
 from student_trainer.data.source import Source
+from student_trainer.data.templates import templates_as_json
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
 from student_trainer.settings.data import DataFile, DataSettings, files
@@ -34,7 +34,7 @@ from student_trainer.settings.data import DataFile, DataSettings, files
 log = logging.getLogger(__name__)
 
 # Begins a digest, so that one taken by another rule is recognised.
-DIGEST_RULE = "as-read:"
+DIGEST_RULE = digest.RULE
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class PromptSets:
         notes: what is in the data and not used, one sentence each.
         left_out: indices of the train prompts that the teacher cannot read. They keep their
             places in the order of training, which is that of all.
+        digest: of the train prompts in their order (``data/digest.py``).
+        now: the run's clock, at which they are rendered.
+        arguments: names of the template arguments that any prompt has, sorted.
     """
 
     train: list[PromptItem]
@@ -56,44 +59,35 @@ class PromptSets:
     shares: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
     left_out: frozenset[int] = frozenset()
+    digest: str = ""
+    now: str = ""
+    arguments: tuple[str, ...] = ()
 
     def first(self, seed: int) -> PromptItem:
         """The first prompt of the order of training."""
         order = PromptOrder.of(seed, self.train, self.shares, self.left_out)
         return self.train[order.take(0, 1)[0]]
 
-    @property
-    def digest(self) -> str:
-        """``DIGEST_RULE`` and a hexadecimal sha256 over the train prompts in their order: over
-        their tokens, and over the sources that a teacher with another tokenizer reads."""
-        digest = hashlib.sha256()
-        if self.shares:
-            counts = Counter(prompt.file for prompt in self.train)
-            mixed = [(counts[file], share) for file, share in enumerate(self.shares)]
-            digest.update(json.dumps(mixed).encode())
-        for prompt in self.train:
-            # The order of the keys counts: a template may print it.
-            source = json.dumps(asdict(prompt.source), default=str)
-            digest.update(f"{len(prompt.token_ids)} {len(source)}\n".encode())
-            digest.update(prompt.token_ids.astype("<i4").tobytes())
-            digest.update(source.encode())
-        return f"{DIGEST_RULE}{digest.hexdigest()}"
 
-
-def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> PromptSets:
+def load_prompts(
+    settings: DataSettings, tokenizer: Any, *, seed: int = 0, now: str = ""
+) -> PromptSets:
     """Reads and renders the prompts.
 
     Args:
         tokenizer: the student's, of transformers.
+        now: the run's clock (``run_clock``); empty for ``data.now``, or this moment.
 
     Raises:
         ConfigurationError: a dataset is missing, empty or malformed (the line is
             named), a prompt is too long, or a prompt is in both sets.
     """
-    train, dropped, notes = _read_files(files(settings.train), False, settings, tokenizer)
+    reader = PromptReader(tokenizer, settings, now or run_clock(settings))
+    read: dict[str, Reading] = {}
+    train, dropped, notes = _read_files(files(settings.train), False, settings, reader, read)
     if settings.held_out is not None:
         held_out, held_out_dropped, more = _read_files(
-            files(settings.held_out), True, settings, tokenizer
+            files(settings.held_out), True, settings, reader, read
         )
         dropped += held_out_dropped
         notes += more
@@ -117,7 +111,43 @@ def load_prompts(settings: DataSettings, tokenizer: Any, *, seed: int = 0) -> Pr
                 where=f"data.train[{number}]",
                 fix="leave the file out, or lower data.held_out_fraction",
             )
-    return PromptSets(train, held_out, dropped, settings.shares, tuple(dict.fromkeys(notes)))
+    every = [(p.source, p.token_ids) for p in (*train, *held_out)]
+    arguments = template_arguments([source for source, _ in every])
+    notes += reader.notes(every, arguments)
+    return PromptSets(
+        train,
+        held_out,
+        dropped,
+        settings.shares,
+        tuple(dict.fromkeys(notes)),
+        digest=_digest(train, settings.shares, read, reader, tokenizer),
+        now=reader.now,
+        arguments=arguments,
+    )
+
+
+def _digest(
+    train: Sequence[PromptItem],
+    shares: Sequence[float],
+    read: Mapping[str, Reading],
+    reader: PromptReader,
+    tokenizer: Any,
+) -> str:
+    chats = any(isinstance(p.source, ChatPrompt) for p in train)
+    counts = Counter(prompt.file for prompt in train)
+    return digest.prompts_digest(
+        [(p.source, read[p.prompt_id].reference_ids) for p in train],
+        templates_as_json(tokenizer) if chats else "",
+        shares=[(counts[file], share) for file, share in enumerate(shares)],
+        clock=chats and reader.reads_clock,
+        begun=sum(read[p.prompt_id].begun for p in train),
+    )
+
+
+def template_arguments(prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """Names of the template arguments that any of the prompts has, sorted."""
+    chats = [source for source in prompts if isinstance(source, ChatPrompt)]
+    return tuple(sorted({name for chat in chats for name in chat.template_arguments}))
 
 
 def _split(
@@ -146,9 +176,14 @@ def _split(
 
 
 def _read_files(
-    chosen: Sequence[DataFile], held_out: bool, settings: DataSettings, tokenizer: Any
+    chosen: Sequence[DataFile],
+    held_out: bool,
+    settings: DataSettings,
+    reader: PromptReader,
+    read: dict[str, Reading],
 ) -> tuple[list[PromptItem], int, list[str]]:
-    """The prompts of files, one file after another, how many were dropped, and notes."""
+    """The prompts of files, one file after another, how many were dropped, and notes. How each
+    prompt is read is added to ``read``, by the prompt's identity."""
     key, split = "data.train", settings.train_split
     if held_out:
         key, split = "data.held_out", settings.held_out_split
@@ -157,7 +192,7 @@ def _read_files(
     for number, one in enumerate(chosen):
         where = f"{key}[{number}]" if len(chosen) > 1 else key
         source = Source(one.file, where, settings.subset, split, settings.revision)
-        found, too_long, note = _read(source, settings, tokenizer)
+        found, too_long, note = _read(source, settings, reader, read)
         prompts += [replace(prompt, file=number) for prompt in found]
         dropped += too_long
         notes += [note] if note else []
@@ -165,21 +200,23 @@ def _read_files(
 
 
 def _read(
-    source: Source, settings: DataSettings, tokenizer: Any
+    source: Source, settings: DataSettings, reader: PromptReader, read: dict[str, Reading]
 ) -> tuple[list[PromptItem], int, str]:
     prompts, dropped, refused = [], 0, 0
     columns = Columns(settings.columns, source.key)
     for place, row in told(read_rows(source), f"rows of {source.name} are read"):
         try:
-            item = _item(row_prompt(row, place, settings, columns), place, tokenizer)
+            reading = reader.read(row_prompt(row, place, settings, columns), place)
         except TemplateRefusedError as error:
             if settings.refused == "error":
                 raise
             log.warning("left out, %s", error)
             refused += 1
             continue
+        item = _item(reading, place, settings)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
+            read.setdefault(item.prompt_id, reading)
         elif settings.over_long == "drop":
             dropped += 1
         else:
@@ -209,25 +246,26 @@ def _read(
     return prompts, dropped + refused, note
 
 
-def _item(source: TextPrompt | ChatPrompt, place: str, tokenizer: Any) -> PromptItem:
-    if isinstance(source, TextPrompt):
-        ids = tokenizer(source.text, add_special_tokens=False)["input_ids"]
-    else:
-        messages = [message.as_read() for message in source.messages]
-        ids = render(messages, place, source.template_arguments, tokenizer)
-    if not ids:
-        raise ConfigurationError("the prompt is empty", where=place)
-    token_ids = np.asarray(ids, np.int32)
-    return PromptItem(prompt_identity(token_ids), token_ids, source, place=place)
+def _item(reading: Reading, place: str, settings: DataSettings) -> PromptItem:
+    bare = settings.add_bos == "never"
+    return PromptItem(
+        prompt_identity(reading.reference_ids),
+        reading.token_ids,
+        reading.source,
+        place=place,
+        thinking=reading.thinking,
+        special_tokens=SpecialTokens.AS_WRITTEN if bare else SpecialTokens.ADD,
+    )
 
 
-def prompt_identity(token_ids: Int32) -> str:
-    """16 hexadecimal digits that depend only on the tokens the student reads, int32 [P].
+def prompt_identity(reference_ids: Int32) -> str:
+    """16 hexadecimal digits that depend only on the tokens the student reads, int32 [P], with
+    the date that a template prints held fixed: the same on every day of a run.
 
     Rows that differ in a dropped answer, in their columns or in their file have the same
     identity.
     """
-    return hashlib.sha256(token_ids.astype("<i4").tobytes()).hexdigest()[:16]
+    return hashlib.sha256(reference_ids.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def _show(prompts: Sequence[PromptItem], shared: set[str]) -> str:

@@ -1,47 +1,230 @@
-"""What the student reads of a conversation: its tokenizer's chat template, rendered."""
+"""What the student reads of a prompt: its tokenizer's chat template, rendered at the run's
+clock, or a text with the tokens that begin a text."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 
+import numpy as np
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.template_clock import CLOCK_NAME, clock
+from teacher_proto.types import ChatPrompt, Int32, Prompt, TextPrompt
+
+from student_trainer.data.templates import (
+    added_text,
+    compiled,
+    marks_end,
+    template_names,
+    thinking_tail,
+)
+from student_trainer.settings.data import DataSettings
+
+# Arguments of apply_chat_template that it passes to the template.
+TEMPLATE_OWN = {"tools", "documents"}
 
 
 class TemplateRefusedError(ConfigurationError):
     """A chat template raised an error for one conversation."""
 
 
-def render(
-    messages: Sequence[Mapping[str, Any]],
-    place: str,
-    arguments: Mapping[str, Any],
-    tokenizer: Any,
-) -> list[int]:
-    """Token ids of the conversation with the generation prompt after it.
+# The date at which prompts are told apart, so that their identity is the same on every day.
+REFERENCE = "2000-01-01T00:00:00"
 
-    Raises:
-        ConfigurationError: there is no template.
-        TemplateRefusedError: the template failed.
+
+def run_clock(settings: DataSettings, kept: str = "") -> str:
+    """The one moment at which every prompt of a run is rendered, naive ISO 8601 to the second:
+    ``data.now``, else the one that the run was started with, else this one.
+
+    Args:
+        kept: of the checkpoint that the run resumes from; empty without one.
     """
-    if not tokenizer.chat_template:
-        raise ConfigurationError(
-            "the student's tokenizer has no chat template",
-            where=place,
-            fix='give one in student.chat_template, or prompts as {"prompt": "text"}',
-        )
-    try:
-        rendered = tokenizer.apply_chat_template(
-            list(messages),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **arguments,
-        )
-    except Exception as error:  # a template is a program: it raises what it likes
-        raise TemplateRefusedError(
-            f"the chat template failed: {error}",
-            where=place,
-            fix='mend the row, or set data.refused = "drop"',
-        ) from error
-    return list(rendered["input_ids"])
+    if settings.now is not None:
+        return settings.now
+    return kept or datetime.now().isoformat(timespec="seconds")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A prompt as the student reads it.
+
+    Attributes:
+        source: the prompt, at the run's clock.
+        token_ids: int32 [P].
+        reference_ids: int32 [P], the same at ``REFERENCE``: what tells prompts apart.
+        begun: whether tokens that begin a text were put before it.
+        thinking: what its generation prompt opens, or opens and closes, of thinking.
+    """
+
+    source: TextPrompt | ChatPrompt
+    token_ids: Int32
+    reference_ids: Int32
+    begun: bool = False
+    thinking: str = ""
+
+
+class PromptReader:
+    """Reads prompts as the student does.
+
+    Attributes:
+        now: the run's clock (``run_clock``).
+        names: what the chat templates read.
+        reads_clock: whether one of them prints the date.
+        begin_ids: int32 [b], ids that the tokenizer itself puts before a text.
+    """
+
+    def __init__(self, tokenizer: Any, settings: DataSettings, now: str) -> None:
+        """
+        Args:
+            tokenizer: the student's, of transformers.
+
+        Raises:
+            ConfigurationError: a token is to begin every prompt, and the tokenizer has none.
+        """
+        self.now = now
+        self.names = template_names(tokenizer)
+        self.begin_ids = begin_ids(tokenizer)
+        self._tokenizer = tokenizer
+        self._add_bos = settings.add_bos
+        self.reads_clock = CLOCK_NAME in self.names
+        parameters = set(inspect.signature(tokenizer.apply_chat_template).parameters)
+        self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
+        if settings.add_bos == "always" and not len(self.begin_ids):
+            if tokenizer.bos_token_id is None:
+                raise ConfigurationError(
+                    "the student's tokenizer has no token that begins a text",
+                    where="data.add_bos",
+                    fix='set it to "auto" or "never"',
+                )
+            self.begin_ids = np.asarray([tokenizer.bos_token_id], np.int32)
+
+    def read(self, source: TextPrompt | ChatPrompt, place: str) -> Reading:
+        """
+        Raises:
+            ConfigurationError: as ``render``, or the prompt is empty.
+            TemplateRefusedError: the template failed.
+        """
+        if isinstance(source, TextPrompt):
+            ids = self._encode(source.text, place)
+            begun = self._begun(ids, always=self._add_bos != "never")
+            return Reading(source, begun, begun, len(begun) > len(ids))
+        source = replace(source, now=self.now)
+        text = self.render(source, place)
+        plain = self._encode(text, place)
+        always = self._add_bos == "always"
+        ids = self._begun(plain, always)
+        reference = ids
+        if self.reads_clock:
+            same_day = self.render(replace(source, now=REFERENCE), place)
+            reference = self._begun(self._encode(same_day, place), always)
+        thinking = self._thinking(source, text, place)
+        return Reading(source, ids, reference, len(ids) > len(plain), thinking)
+
+    def render(self, source: ChatPrompt, place: str) -> str:
+        """The conversation as text, with the generation prompt where the prompt asks for it.
+
+        Raises:
+            ConfigurationError: there is no template, or an argument is not one that reaches
+                the template.
+            TemplateRefusedError: the template failed.
+        """
+        if not self._tokenizer.chat_template:
+            raise ConfigurationError(
+                "the student's tokenizer has no chat template",
+                where=place,
+                fix='give one in student.chat_template, or prompts as {"prompt": "text"}',
+            )
+        reserved = sorted(self._reserved & set(source.template_arguments))
+        if reserved:
+            raise ConfigurationError(
+                f"{', '.join(reserved)} is no argument of a chat template",
+                where=place,
+                fix="give only what the template itself reads (data.template_arguments, "
+                "data.columns.template_arguments)",
+            )
+        messages = [m.as_read() for m in source.messages]
+        try:
+            chosen = self._tokenizer.get_chat_template(tools=source.template_arguments.get("tools"))
+            compiled(chosen)
+            with clock(source.now):
+                return str(
+                    self._tokenizer.apply_chat_template(
+                        messages,
+                        add_generation_prompt=source.add_generation_prompt,
+                        tokenize=False,
+                        **source.template_arguments,
+                    )
+                )
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise TemplateRefusedError(
+                f"the chat template failed: {error}",
+                where=place,
+                fix='mend the row, or set data.refused = "drop"',
+            ) from error
+
+    def notes(self, prompts: Sequence[tuple[Prompt, Int32]], arguments: Sequence[str]) -> list[str]:
+        """What the student's templates and tokenizer leave out of what they are given, one
+        sentence each.
+
+        Args:
+            prompts: with int32 [P], how they are read.
+            arguments: names of the template arguments that any of them has.
+        """
+        notes = []
+        unread = sorted(set(arguments) - self.names)
+        if unread:
+            notes.append(
+                f"the student's chat template does not read {', '.join(unread)}: no prompt "
+                "changes by it (data.template_arguments, data.columns)"
+            )
+        bare = [type(source) for source, ids in prompts if self.lacks_begin(ids)]
+        begin = repr(self._tokenizer.decode(self.begin_ids.tolist()))
+        if TextPrompt in bare:
+            notes.append(
+                f"{bare.count(TextPrompt)} text prompts are read without {begin}, which the "
+                "student's tokenizer itself puts before a text (data.add_bos = "
+                f'"{self._add_bos}")'
+            )
+        if ChatPrompt in bare:
+            notes.append(
+                f"the student's chat template writes no {begin}, which its tokenizer itself puts "
+                f"before a text, for {bare.count(ChatPrompt)} conversations; data.add_bos = "
+                '"always" adds it'
+            )
+        return notes
+
+    def lacks_begin(self, ids: Int32) -> bool:
+        """Whether a prompt does not begin as the tokenizer itself begins a text."""
+        begin = self.begin_ids
+        return len(begin) > 0 and not np.array_equal(ids[: len(begin)], begin)
+
+    def _encode(self, text: str, place: str) -> Int32:
+        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids:
+            raise ConfigurationError("the prompt is empty", where=place)
+        return np.asarray(ids, np.int32)
+
+    def _begun(self, ids: Int32, always: bool) -> Int32:
+        if not (always and self.lacks_begin(ids)):
+            return ids
+        return np.concatenate([self.begin_ids, ids])
+
+    def _thinking(self, source: ChatPrompt, text: str, place: str) -> str:
+        """The thinking of the generation prompt: of what ``text`` has more than the same
+        conversation without one."""
+        if not (source.add_generation_prompt and marks_end(text)):
+            return ""
+        without = replace(source, add_generation_prompt=False)
+        return thinking_tail(added_text(self.render(without, place), text))
+
+
+def begin_ids(tokenizer: Any) -> Int32:
+    """int32 [b]: ids that a tokenizer of transformers puts before a text by itself."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
+    whole: list[int] = tokenizer("a")["input_ids"]
+    last = len(whole) - len(plain)
+    start = next((i for i in range(last + 1) if whole[i : i + len(plain)] == plain), 0)
+    return np.asarray(whole[:start], np.int32)

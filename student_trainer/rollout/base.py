@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from teacher_proto.types import Float32, Int32, Prompt
+from teacher_proto.types import Float32, Int32, Prompt, SpecialTokens
 
 
 @dataclass(frozen=True)
@@ -13,12 +13,18 @@ class PromptItem:
 
     Attributes:
         prompt_id: a digest of ``token_ids``, the same for equal prompts wherever they
-            come from. It seeds the prompt's random streams.
+            come from, and on whatever day they are rendered. It seeds the prompt's random
+            streams.
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
         source: the prompt as it is in the dataset, for a teacher that renders prompts
             itself.
         file: which of the files of ``data.train`` it is from.
         place: where the dataset has it, for messages.
+        thinking: what the student's generation prompt opens, or opens and closes, of
+            thinking: ``<think>\\n``; empty when it does neither.
+        at_teacher: what a teacher reads that renders prompts itself, once it was asked
+            (teacher/prompts.py); None where that is ``source``.
+        special_tokens: those that a teacher with another tokenizer is to read a text with.
     """
 
     prompt_id: str
@@ -26,6 +32,9 @@ class PromptItem:
     source: Prompt
     file: int = 0
     place: str = field(default="", compare=False)
+    thinking: str = ""
+    special_tokens: SpecialTokens = SpecialTokens.AS_WRITTEN
+    at_teacher: Prompt | None = None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.program.settings_keys import flatten
 from teacher_proto.types import TeacherIdentity
 
-from student_trainer.data.prompts import DIGEST_RULE
+from student_trainer.data.digest import difference, same_prompts
 from student_trainer.run.checkpoint import TrainState
 from student_trainer.settings.train import TrainConfig
 
@@ -48,6 +48,9 @@ FREE_KEYS = (
 # What a run did before there was a setting for it, where that is not the setting's default.
 # A checkpoint that lacks such a key was written by a run that did this.
 BEFORE_THE_SETTING: Mapping[str, Any] = {}
+# Settings that a checkpoint of before there were any does not speak of: whether they change a
+# run's prompts is told by the digest of the prompts, and by how the teacher reads them.
+TOLD_BY_PROMPTS = ("data.now", "data.add_bos", "teacher.prompt")
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -111,6 +114,9 @@ def check_settings(
         ConfigurationError: other keys differ, or fewer steps are asked for than were made.
     """
     free = [*FREE_KEYS, *allowed]
+    free += [key for key in TOLD_BY_PROMPTS if key not in flatten(state.config)]
+    if state.now and flatten(config).get("data.now") == state.now:
+        free.append("data.now")
     if config["optimizer"]["schedule"] == "constant":
         free.append("run.steps")
     changed = {
@@ -138,21 +144,14 @@ def check_settings(
 def check_prompts(state: TrainState, data_digest: str, allowed: Sequence[str] = ()) -> None:
     """Raises ConfigurationError when the train prompts are not the checkpoint's, unless
     ``data.train`` is in ``allowed``."""
-    if data_digest == state.data_digest or "data.train" in allowed:
-        return
-    if not state.data_digest.startswith(DIGEST_RULE):
+    changed = difference(state.data_digest, data_digest)
+    if changed is not None and "data.train" not in allowed:
+        what, fix = changed
         raise ConfigurationError(
-            "the checkpoint identifies prompts by an earlier rule, which counted answers that "
-            "are left out (data.final_assistant): whether its prompts are these is not known",
+            what,
             where="data.train",
-            fix="start another run in another run.output_dir, or name data.train in "
-            "checkpoint.allow_changed",
+            fix=f"{fix}, or name data.train in checkpoint.allow_changed",
         )
-    raise ConfigurationError(
-        "the train prompts differ from the checkpoint's",
-        where="data.train",
-        fix="restore the file, or name data.train in checkpoint.allow_changed",
-    )
 
 
 def check_teacher(state: TrainState, teacher: TeacherIdentity) -> None:
@@ -176,4 +175,4 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     changed = changed_keys(with_later_settings(state.config), config)
     written_by = ("run.seed", "rollout.", "student.", "data.over_long", "data.refused")
     same = not any(key.startswith(written_by) for key in changed)
-    return same and data_digest == state.data_digest
+    return same and same_prompts(state.data_digest, data_digest)

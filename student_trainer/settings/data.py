@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +47,22 @@ Files = Annotated[
     Discriminator(_how_many),
     BeforeValidator(_one_or_several),
 ]
+
+
+def _local_time(value: Any) -> Any:
+    """ISO 8601 to the second. Raises ValueError for a time with a zone or of another form."""
+    if isinstance(value, str):
+        value = datetime.fromisoformat(value)
+    if isinstance(value, date) and not isinstance(value, datetime):
+        value = datetime(value.year, value.month, value.day)
+    if not isinstance(value, datetime):
+        raise ValueError("give a date and a time, such as 2026-11-29T05:53:12")
+    if value.tzinfo is not None:
+        raise ValueError("give the local time, without a time zone")
+    return value.isoformat(timespec="seconds")
+
+
+LocalTime = Annotated[str, BeforeValidator(_local_time)]
 
 
 class ColumnSettings(Settings):
@@ -136,6 +153,18 @@ class DataSettings(Settings):
     template_arguments: dict[str, Any] = Field(
         default_factory=dict,
         description="Keyword arguments of the chat template, such as `enable_thinking`.",
+    )
+    now: LocalTime | None = Field(
+        default=None,
+        description="The local date and time that chat templates print, on both sides, such as "
+        '`"2026-11-29T05:53:12"`; unset, the moment at which the run is first started, which its '
+        "checkpoints keep.",
+    )
+    add_bos: Literal["auto", "always", "never"] = Field(
+        default="auto",
+        description="Whether a prompt is begun with the tokenizer's begin-of-text token where it "
+        "does not begin with it: `auto` for text prompts, as the tokenizer itself does; `always` "
+        "for conversations too; or `never`.",
     )
 
     @model_validator(mode="after")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from teacher_proto.errors import ConfigurationError
 
+from student_trainer.data import run_clock
 from student_trainer.prompt_needs import check_ids, describe_prompts, notes, read_prompts
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
@@ -14,7 +15,8 @@ from student_trainer.student.vocabulary import describe_vocabulary
 
 def data(start: Start) -> str:
     """Reads the prompts. Raises ConfigurationError when the run cannot use them."""
-    start.prompts = read_prompts(start.config)
+    start.prompts = read_prompts(start.config, run_clock(start.config.data, kept=start.now))
+    start.now = start.prompts.now
     for note in notes(start.prompts, start.config):
         start.warn(note)
     return describe_prompts(start.prompts, start.config.evaluation)
