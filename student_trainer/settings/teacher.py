@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 
@@ -16,6 +17,12 @@ class TeacherSettings(Settings):
         default="127.0.0.1:50051", description="`HOST:PORT` of the service's gRPC port."
     )
     name: str = Field(default="default", description="The teacher's name on that service.")
+    prompt: Literal["own", "student"] = Field(
+        default="own",
+        description="What a teacher with the student's tokenizer reads before a response to a "
+        "conversation: `own`, as the teacher's chat template renders it, or `student`, the tokens "
+        "that the student read. A teacher with another tokenizer always reads its own.",
+    )
     token: SecretStr | None = Field(
         default=None, description="The run's token, from the environment alone."
     )

@@ -3,12 +3,13 @@ with those that it cannot read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import TOO_LONG, Refusal
+from teacher_proto.program.settings_keys import flatten
+from teacher_proto.types import TOO_LONG
 
 from student_trainer.data import PromptSets
 from student_trainer.data.progress import told
@@ -17,24 +18,10 @@ from student_trainer.prompt_needs import check_prompts
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.data import DataSettings
 from student_trainer.startup.start import Start
+from student_trainer.teacher.prompts import AtTeacher
+from student_trainer.teacher.renderings import Renderings
 
-PROMPTS_AT_ONCE = 256
 SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Reading:
-    """A prompt at the teacher.
-
-    Attributes:
-        tokens: how many the teacher reads; None for a prompt that is refused before that is
-            known.
-        refusal: why the teacher cannot read it; None where it can.
-    """
-
-    item: PromptItem
-    tokens: int | None
-    refusal: Refusal | None = None
 
 
 @dataclass
@@ -59,14 +46,18 @@ class Judgement:
 
 
 def readings(start: Start) -> str:
-    """Asks the teacher to read every prompt, and leaves out those that it cannot.
+    """Asks the teacher to read every prompt, leaves out those that it cannot, and says how its
+    readings differ from the student's.
 
     Raises:
         ConfigurationError: it refuses a prompt or reads it as too long, and the settings
-            make that an error; or too few prompts are left.
+            make that an error; too few prompts are left; or the checkpoint is of an earlier
+            version, whose teacher read other prompts.
         LsmError: as ``TeacherClient.render``.
     """
     link, prompts, config = start.teacher, start.prompts, start.config
+    for note in link.reading.notes([*prompts.train, *prompts.held_out], prompts.arguments):
+        start.warn(note)
     if not link.renders:
         return "the teacher reads the student's tokens"
     if link.limits.max_render_prompts is None:
@@ -76,25 +67,31 @@ def readings(start: Start) -> str:
         )
         return "not asked"
     room = min(link.info.max_length, link.limits.max_request_tokens)
-    every = _read(start, prompts.train, "train prompts")
+    found = link.reading.renderings()
+    every = _read(start, prompts.train, "train prompts", found)
+    check_earlier_reading(start, found)
     train = judge(every, room - config.rollout.max_new_tokens)
     settle(train, prompts.train, config.data)
     check_something_is_left(train.left_out, prompts)
-    held_out = _usable_held_out(start, room - config.evaluation.max_new_tokens)
-    start.prompts = replace(prompts, left_out=train.left_out, held_out=held_out)
+    held_out = _usable_held_out(start, room - config.evaluation.max_new_tokens, found)
+    start.prompts = replace(
+        prompts, train=[one.item for one in every], left_out=train.left_out, held_out=held_out
+    )
     check_prompts(config, start.prompts)
-    for name, found in (("refuses", train.refused), ("reads as too long", train.too_long)):
-        if found:
+    for note in found.notes(own=True):
+        start.warn(note)
+    for name, whys in (("refuses", train.refused), ("reads as too long", train.too_long)):
+        if whys:
             start.warn(
-                f"left out {len(found)} of {len(prompts.train)} train prompts, which the teacher "
-                f"{name}: {_some(found, prompts.train)}"
+                f"left out {len(whys)} of {len(prompts.train)} train prompts, which the teacher "
+                f"{name}: {_some(whys, prompts.train)}"
             )
     _warn_of_long_responses(start, train, room)
     used = len(prompts.train) - len(train.left_out)
     return f"the teacher reads {used} train prompts, the longest has {train.longest} of its tokens"
 
 
-def judge(every: Iterable[Reading], most: int) -> Judgement:
+def judge(every: Iterable[AtTeacher], most: int) -> Judgement:
     """Which prompts can be scored.
 
     Args:
@@ -145,7 +142,26 @@ def check_something_is_left(left_out: AbstractSet[int], prompts: PromptSets) -> 
         )
 
 
-def _usable_held_out(start: Start, most: int) -> list[PromptItem]:
+def check_earlier_reading(start: Start, found: Renderings) -> None:
+    """Raises ConfigurationError when a run continues that an earlier version began, whose
+    teacher read prompts that this one's does not, and the settings do not allow it."""
+    before = start.resumed
+    if before is None or "teacher.prompt" in flatten(before.config):
+        return
+    if not found.changed or "teacher.prompt" in start.config.checkpoint.allow_changed:
+        return
+    same = not start.teacher.realigned
+    raise ConfigurationError(
+        "the checkpoint is of an earlier version, whose teacher read "
+        + ("the student's tokens" if same else "thinking that its own template opens")
+        + f", and {found.changed} train prompts would be read otherwise now",
+        where="teacher.prompt",
+        fix=('set it to "student", or ' if same else "start another run, or ")
+        + "name teacher.prompt in checkpoint.allow_changed",
+    )
+
+
+def _usable_held_out(start: Start, most: int, renderings: Renderings) -> list[PromptItem]:
     """The held-out prompts without those that cannot be scored, as far as they are evaluated
     on; the prompts after these are not asked for."""
     settings, waiting = start.config.evaluation, list(start.prompts.held_out)
@@ -153,35 +169,27 @@ def _usable_held_out(start: Start, most: int) -> list[PromptItem]:
     wanted = len(evaluated_prompts(waiting, settings))
     while waiting and len(usable) < wanted:
         some, waiting = waiting[:wanted], waiting[wanted:]
-        found = judge(_read(start, some, "held-out prompts"), most)
+        every = _read(start, some, "held-out prompts", renderings)
+        found = judge(every, most)
         settle(found, some, start.config.data)
         if found.left_out:
             start.warn(
                 f"left out {len(found.left_out)} held-out prompts, which the teacher cannot read: "
                 f"{_some({**found.refused, **found.too_long}, some)}"
             )
-        usable += [item for place, item in enumerate(some) if place not in found.left_out]
+        usable += [one.item for place, one in enumerate(every) if place not in found.left_out]
     return usable + waiting
 
 
-def _read(start: Start, prompts: Sequence[PromptItem], what: str) -> Iterator[Reading]:
-    """How the teacher reads these prompts, in order."""
-    link = start.teacher
-
-    def ask() -> Iterator[Reading]:
-        for first in range(0, len(prompts), PROMPTS_AT_ONCE):
-            some = prompts[first : first + PROMPTS_AT_ONCE]
-            rendered = link.client.render(
-                [link.wire_prompt(item) for item in some],
-                teacher=link.info.name,
-                timeout=start.config.teacher.timeout_seconds,
-                text=False,
-                token_ids=False,
-            )
-            for item, one in zip(some, rendered, strict=True):
-                yield Reading(item, one.token_count, one.refusal)
-
-    return told(ask(), f"{what} are read by the teacher", total=len(prompts))
+def _read(
+    start: Start, prompts: Sequence[PromptItem], what: str, renderings: Renderings
+) -> list[AtTeacher]:
+    """How the teacher reads these prompts, in order; counted in ``renderings``."""
+    asked = start.teacher.reading.read(prompts)
+    every = list(told(asked, f"{what} are read by the teacher", total=len(prompts)))
+    for one in every:
+        renderings.add(one)
+    return every
 
 
 def _warn_of_long_responses(start: Start, found: Judgement, room: int) -> None:

@@ -6,7 +6,8 @@ that a repeated request has the same id.
 
 When the teacher has another tokenizer, the student's is registered at the start. Prompts
 are then sent as messages or text, which the teacher renders itself, and rows come back
-realigned (docs/realignment.md).
+realigned (docs/realignment.md). With one tokenizer the teacher reads the student's tokens, or
+what its own chat template prints (``teacher.prompt``).
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from student_trainer.student.model import Student
 from student_trainer.teacher.connection import connect, find_teacher
 from student_trainer.teacher.left_out import is_of_a_row, left_out
 from student_trainer.teacher.own_tokenizer import register, registration_of
+from student_trainer.teacher.reading import TeacherReading
 from student_trainer.teacher.requests import (
     MESSAGE_BYTES,
     concatenate,
@@ -59,7 +61,8 @@ class TeacherLink:
         limits: of its server.
         level: how the student's tokenizer relates to the teacher's.
         realigned: whether the teacher has another tokenizer, so that rows are realigned.
-        renders: whether the teacher renders the prompts itself.
+        reading: what the teacher reads of prompts.
+        renders: whether it renders conversations itself.
         id_limit: only ids below it are in the student's own support.
     """
 
@@ -68,6 +71,7 @@ class TeacherLink:
     limits: ServerLimits
     level: Level
     realigned: bool
+    reading: TeacherReading
     renders: bool
     id_limit: int
 
@@ -79,7 +83,8 @@ class TeacherLink:
                 address within ``connect_timeout_seconds``.
             UnauthenticatedError, ForbiddenError: the credentials are refused, in general
                 or for this run.
-            ConfigurationError: the server has no teacher of this name.
+            ConfigurationError: the server has no teacher of this name, or one with another
+                tokenizer is to read the student's tokens.
             ContractMismatchError: its tokenizer is not the student's, and the service
                 cannot realign to the student's.
         """
@@ -96,7 +101,10 @@ class TeacherLink:
             self.limits = server.limits
             self.info = find_teacher(server.teachers, settings)
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
-            self.renders = self.realigned
+            self.reading = TeacherReading(
+                self.client, self.info, settings, student.tokenizer, realigned=self.realigned
+            )
+            self.renders = self.reading.renders
             self.id_limit = self._vocabulary_size
             if not self.realigned:
                 self.id_limit = min(self.id_limit, self.info.vocabulary_size)
@@ -116,6 +124,10 @@ class TeacherLink:
 
     def close(self) -> None:
         self.client.close()
+
+    def wire_prompt(self, prompt: PromptItem) -> Prompt:
+        """What a request holds of a prompt."""
+        return self.reading.wire_prompt(prompt)
 
     def check_fits(
         self, *, top_k: int, longest_prompt: int, longest_response: int, explicit: int = 0
@@ -163,8 +175,10 @@ class TeacherLink:
         assert len({rollout.prompt.prompt_id for rollout in group}) == 1
         prompt = group[0].prompt
         asked = {0 if r.support_ids is None else r.support_ids.shape[1] for r in group}
+        sent = self.wire_prompt(prompt)
+        read = sent.token_ids if isinstance(sent, TokenPrompt) else prompt.token_ids
         pieces = split_group(
-            len(prompt.token_ids),
+            len(read),
             [len(r.token_ids) for r in group],
             top_k,
             self.limits,
@@ -213,11 +227,6 @@ class TeacherLink:
 
         found = await asyncio.gather(*(score(request) for request in requests))
         return [scores for scored in found for scores in scored]
-
-    def wire_prompt(self, prompt: PromptItem) -> Prompt:
-        """What a request holds of a prompt: its source for a teacher that renders it, else
-        the student's tokens."""
-        return prompt.source if self.renders else TokenPrompt(prompt.token_ids)
 
     def score_rows(
         self, prompt: PromptItem, response: Int32, rows: Int32, top_k: int, temperature: float
