@@ -34,6 +34,7 @@ def first_example(
     seed: int,
     *,
     teacher: TeacherLink | None = None,
+    reads: str = "",
     colour: bool = False,
 ) -> str:
     """A table of the prompt's tokens and of the response's first ``RESPONSE_TOKENS``.
@@ -42,6 +43,8 @@ def first_example(
         prompt: the first prompt of step 1.
         teacher: the teacher when its tokenizer is another, to score the response; else
             None.
+        reads: the end of what the teacher reads in place of the prompt's tokens; empty where
+            it reads these.
 
     Raises:
         LsmError: as ``TeacherLink.submit_rollouts``.
@@ -53,18 +56,23 @@ def first_example(
     masked = mask.masked(drawn.token_ids).tolist()
     kinds = ["masked" if here else "loss" for here in masked]
     if teacher is None:
-        return token_table(student, drawn, kinds, colour=colour)
+        return token_table(student, drawn, kinds, reads=reads, colour=colour)
     scores = teacher.submit_rollouts([drawn], max(loss.teacher_top_k, 2), loss.temperature)
     (found,) = scores.result()
     usable = realigned.usable_rows(found, len(kinds), sampled=loss.policy_gradient).tolist()
     kinds = ["unknown" if k == "loss" and not u else k for k, u in zip(kinds, usable, strict=True)]
-    return token_table(
-        student, drawn, kinds, known=realigned.describe_realigned(found, teacher), colour=colour
-    )
+    known = realigned.describe_realigned(found, teacher)
+    return token_table(student, drawn, kinds, known=known, reads=reads, colour=colour)
 
 
 def token_table(
-    student: Student, drawn: Rollout, kinds: list[str], *, known: str = "", colour: bool = False
+    student: Student,
+    drawn: Rollout,
+    kinds: list[str],
+    *,
+    known: str = "",
+    reads: str = "",
+    colour: bool = False,
 ) -> str:
     """One line for each token: place, id, what the loss does with it, text. The middle of a
     long prompt is counted, not shown.
@@ -73,6 +81,7 @@ def token_table(
         kinds: for each token of the response: loss, masked (by the settings) or unknown
             (no usable row of a teacher with another tokenizer).
         known: what such a teacher knows of the response.
+        reads: the end of what the teacher reads in place of the prompt's tokens.
     """
     prompt, response = drawn.prompt.token_ids.tolist(), drawn.token_ids.tolist()
     end = "ends itself" if drawn.finished else f"shown up to token {len(response)}"
@@ -88,6 +97,8 @@ def token_table(
             lines.append(f"{'...':>7}  {hidden} more prompt tokens")
         if hidden <= 0 or not PROMPT_HEAD <= place < PROMPT_HEAD + hidden:
             lines.append(_line(student, place - len(prompt), token, "prompt", colour))
+    if reads:
+        lines.append(f"{'':>7}  the teacher reads here its own prompt, which ends with {reads!r}")
     for place, token in enumerate(response):
         lines.append(_line(student, place, token, kinds[place], colour))
     return "\n".join(lines)

@@ -142,13 +142,15 @@ def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
 def _show_first_example(
     config: TrainConfig, student: Student, prompts: PromptSets, teacher: TeacherLink
 ) -> None:
+    first = prompts.first(config.run.seed)
     text = first_example(
         student,
-        prompts.first(config.run.seed),
+        first,
         config.rollout,
         config.loss,
         config.run.seed,
         teacher=teacher if teacher.realigned else None,
+        reads=teacher.reading.ending(first),
         colour=wants_colour(sys.stderr),
     )
     log.info("%s", text)

@@ -4,13 +4,14 @@ clock, or a text with the tokens that begin a text."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.begin_tokens import begin_ids, missing_begin
 from teacher_proto.models.template_clock import CLOCK_NAME, clock
 from teacher_proto.types import ChatPrompt, Int32, Prompt, TextPrompt
 
@@ -73,7 +74,7 @@ class PromptReader:
         now: the run's clock (``run_clock``).
         names: what the chat templates read.
         reads_clock: whether one of them prints the date.
-        begin_ids: int32 [b], ids that the tokenizer itself puts before a text.
+        begin_ids: ids that belong before a text of this tokenizer.
     """
 
     def __init__(self, tokenizer: Any, settings: DataSettings, now: str) -> None:
@@ -86,20 +87,20 @@ class PromptReader:
         """
         self.now = now
         self.names = template_names(tokenizer)
-        self.begin_ids = begin_ids(tokenizer)
+        self.begin_ids = begin_ids(tokenizer, tokenizer_configuration(tokenizer))
         self._tokenizer = tokenizer
         self._add_bos = settings.add_bos
         self.reads_clock = CLOCK_NAME in self.names
         parameters = set(inspect.signature(tokenizer.apply_chat_template).parameters)
         self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
-        if settings.add_bos == "always" and not len(self.begin_ids):
+        if settings.add_bos == "always" and not self.begin_ids:
             if tokenizer.bos_token_id is None:
                 raise ConfigurationError(
                     "the student's tokenizer has no token that begins a text",
                     where="data.add_bos",
                     fix='set it to "auto" or "never"',
                 )
-            self.begin_ids = np.asarray([tokenizer.bos_token_id], np.int32)
+            self.begin_ids = (tokenizer.bos_token_id,)
 
     def read(self, source: TextPrompt | ChatPrompt, place: str) -> Reading:
         """
@@ -181,7 +182,7 @@ class PromptReader:
                 "changes by it (data.template_arguments, data.columns)"
             )
         bare = [type(source) for source, ids in prompts if self.lacks_begin(ids)]
-        begin = repr(self._tokenizer.decode(self.begin_ids.tolist()))
+        begin = repr(self._tokenizer.decode(list(self.begin_ids)))
         if TextPrompt in bare:
             notes.append(
                 f"{bare.count(TextPrompt)} text prompts are read without {begin}, which the "
@@ -198,8 +199,7 @@ class PromptReader:
 
     def lacks_begin(self, ids: Int32) -> bool:
         """Whether a prompt does not begin as the tokenizer itself begins a text."""
-        begin = self.begin_ids
-        return len(begin) > 0 and not np.array_equal(ids[: len(begin)], begin)
+        return len(missing_begin(self.begin_ids, ids[: len(self.begin_ids)].tolist())) > 0
 
     def _encode(self, text: str, place: str) -> Int32:
         ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -208,9 +208,10 @@ class PromptReader:
         return np.asarray(ids, np.int32)
 
     def _begun(self, ids: Int32, always: bool) -> Int32:
-        if not (always and self.lacks_begin(ids)):
+        if not always:
             return ids
-        return np.concatenate([self.begin_ids, ids])
+        begin = missing_begin(self.begin_ids, ids[: len(self.begin_ids)].tolist())
+        return np.concatenate([np.asarray(begin, np.int32), ids])
 
     def _thinking(self, source: ChatPrompt, text: str, place: str) -> str:
         """The thinking of the generation prompt: of what ``text`` has more than the same
@@ -221,10 +222,10 @@ class PromptReader:
         return thinking_tail(added_text(self.render(without, place), text))
 
 
-def begin_ids(tokenizer: Any) -> Int32:
-    """int32 [b]: ids that a tokenizer of transformers puts before a text by itself."""
-    plain: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
-    whole: list[int] = tokenizer("a")["input_ids"]
-    last = len(whole) - len(plain)
-    start = next((i for i in range(last + 1) if whole[i : i + len(plain)] == plain), 0)
-    return np.asarray(whole[:start], np.int32)
+def tokenizer_configuration(tokenizer: Any) -> Mapping[str, Any]:
+    """tokenizer_config.json of the folder or hub name that a tokenizer was loaded from; empty
+    for one that was made here."""
+    from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+    source = tokenizer.name_or_path
+    return dict(get_tokenizer_config(source)) if source else {}

@@ -15,6 +15,7 @@ from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.rows import TEMPERATURE, FullRows, Selection, full_rows
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.requests import prompts_digest
 
 ROWS = "teacher_rows.npy"
 OWNER = "teacher_rows.json"
@@ -25,8 +26,8 @@ def cached_rows(
 ) -> Iterator[FullRows]:
     """As ``full_rows``, but read from ``directory`` when it has exactly these rows.
 
-    Rows of another teacher, of other positions or of another vocabulary are requested
-    again.
+    Rows of another teacher, after other prompts, of other positions or of another vocabulary
+    are requested again.
 
     Args:
         digest: of the positions (``FrozenPositions.digest``).
@@ -37,6 +38,7 @@ def cached_rows(
         "positions": digest,
         "rows": count,
         "ids": ids,
+        "prompts": prompts_digest([teacher.wire_prompt(piece.prompt) for piece in pieces]),
     }
     table_path, owner_path = directory / ROWS, directory / OWNER
     if _owner(owner_path) == owner and table_path.exists():

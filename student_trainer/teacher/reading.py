@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import (
@@ -22,6 +23,7 @@ from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.teacher.prompts import AtTeacher, PromptsAtTeacher, own_source
 from student_trainer.teacher.renderings import Renderings, spread
 
+SHOWN = 60
 OLDER = "the teacher's service is of an earlier version"
 
 
@@ -83,6 +85,23 @@ class TeacherReading:
             LsmError: as ``TeacherClient.render``.
         """
         return PromptsAtTeacher(self._render, self._encode, realigned=self._realigned).read(prompts)
+
+    def ending(self, prompt: PromptItem) -> str:
+        """The last ``SHOWN`` characters of what the teacher reads of a prompt; empty where that
+        is the student's tokens, or where its service cannot be asked.
+
+        Raises:
+            LsmError: as ``TeacherClient.render``.
+        """
+        sent = self.wire_prompt(prompt)
+        if isinstance(sent, TokenPrompt):
+            if np.array_equal(sent.token_ids, prompt.token_ids):
+                return ""
+            return str(self._tokenizer.decode(sent.token_ids.tolist()))[-SHOWN:]
+        if self._info.chat is None:
+            return ""
+        (rendered,) = self._render([sent])
+        return (rendered.text or "")[-SHOWN:]
 
     def renderings(self) -> Renderings:
         """An empty count of how the teacher reads prompts."""

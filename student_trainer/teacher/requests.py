@@ -9,6 +9,7 @@ import numpy as np
 from teacher_proto.rows import Rows
 from teacher_proto.types import (
     ContinuationScores,
+    Prompt,
     ScoreRequest,
     ServerLimits,
     TeacherInfo,
@@ -76,6 +77,18 @@ def request_digest(request: ScoreRequest) -> str:
         digest.update(len(array).to_bytes(8, "little"))
         digest.update(array.astype("<i4").tobytes())
     return digest.hexdigest()[:32]
+
+
+def prompts_digest(prompts: Sequence[Prompt]) -> str:
+    """sha256 over what requests hold of prompts, hexadecimal."""
+    digest = hashlib.sha256()
+    for prompt in prompts:
+        if isinstance(prompt, TokenPrompt):
+            digest.update(len(prompt.token_ids).to_bytes(8, "little"))
+            digest.update(prompt.token_ids.astype("<i4").tobytes())
+        else:
+            digest.update(repr(prompt).encode())
+    return digest.hexdigest()
 
 
 def row_bytes(top_k: int, explicit: int = 0) -> int:
