@@ -99,7 +99,7 @@ class TrainingLoop:
             config=config.model_dump(mode="json"),
             now=now,
         )
-        self._rng = capture_rng()
+        self._rng = capture_rng(self.student.device)
         self._saved_step = 0
 
     def restore(self, path: Path) -> None:
@@ -137,7 +137,7 @@ class TrainingLoop:
 
     def run_steps(self, progress: Progress) -> None:
         """Makes steps until ``run.steps``. Whatever ends them early, the state is saved."""
-        restore_rng(self._rng)
+        restore_rng(self._rng, self.student.device)
         try:
             while self.state.step < self.config.run.steps:
                 with self.stopper.step():
@@ -191,7 +191,7 @@ class TrainingLoop:
         ended = time.perf_counter()
 
         self.pipeline.drop(batch)
-        self._rng = capture_rng()
+        self._rng = capture_rng(self.student.device)
         self.state = replace(
             self.state,
             step=number,

@@ -9,6 +9,7 @@ Shapes: T rows, K ids per row, N tiles of R rows, S = R * K slots, H hidden size
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -145,20 +146,21 @@ def project(hidden: Tensor, weight: Tensor, ids: Tensor) -> Tensor:
     slots = distinct.shape[1]
     compact = torch.empty(rows, slots, dtype=torch.float32, device=ids.device)
     grid = (len(counts), triton.cdiv(slots, BLOCK_IDS))
-    _project_kernel[grid](
-        hidden.to(weight.dtype).contiguous(),
-        weight.contiguous(),
-        distinct,
-        counts,
-        compact,
-        rows,
-        hidden.shape[1],
-        slots,
-        TILE_ROWS,
-        BLOCK_IDS,
-        BLOCK_HIDDEN,
-        _wide(weight),
-    )
+    with _launching_on(ids):
+        _project_kernel[grid](
+            hidden.to(weight.dtype).contiguous(),
+            weight.contiguous(),
+            distinct,
+            counts,
+            compact,
+            rows,
+            hidden.shape[1],
+            slots,
+            TILE_ROWS,
+            BLOCK_IDS,
+            BLOCK_HIDDEN,
+            _wide(weight),
+        )
     return compact.gather(1, slot_of)
 
 
@@ -170,20 +172,21 @@ def weighted_rows(weight: Tensor, ids: Tensor, coefficients: Tensor) -> Tensor:
     dense = torch.zeros(rows, slots, dtype=torch.float32, device=ids.device)
     dense.scatter_add_(1, slot_of, coefficients.float())
     out = torch.empty(rows, width, dtype=torch.float32, device=ids.device)
-    _hidden_gradient_kernel[(len(counts), triton.cdiv(width, BLOCK_HIDDEN))](
-        dense,
-        weight.contiguous(),
-        distinct,
-        counts,
-        out,
-        rows,
-        width,
-        slots,
-        TILE_ROWS,
-        BLOCK_IDS,
-        BLOCK_HIDDEN,
-        _wide(weight),
-    )
+    with _launching_on(ids):
+        _hidden_gradient_kernel[(len(counts), triton.cdiv(width, BLOCK_HIDDEN))](
+            dense,
+            weight.contiguous(),
+            distinct,
+            counts,
+            out,
+            rows,
+            width,
+            slots,
+            TILE_ROWS,
+            BLOCK_IDS,
+            BLOCK_HIDDEN,
+            _wide(weight),
+        )
     return out
 
 
@@ -199,18 +202,19 @@ def add_head_gradient(target: Tensor, hidden: Tensor, ids: Tensor, coefficients:
     distinct, counts = torch.unique_consecutive(flat[order], return_counts=True)
     ends = counts.cumsum(0)
     width = hidden.shape[1]
-    _head_gradient_kernel[(len(distinct), triton.cdiv(width, BLOCK_HIDDEN))](
-        hidden.contiguous(),
-        coefficients.reshape(-1)[order].float().contiguous(),
-        order // ids.shape[1],
-        distinct,
-        ends - counts,
-        ends,
-        target,
-        width,
-        BLOCK_PAIRS,
-        BLOCK_HIDDEN,
-    )
+    with _launching_on(ids):
+        _head_gradient_kernel[(len(distinct), triton.cdiv(width, BLOCK_HIDDEN))](
+            hidden.contiguous(),
+            coefficients.reshape(-1)[order].float().contiguous(),
+            order // ids.shape[1],
+            distinct,
+            ends - counts,
+            ends,
+            target,
+            width,
+            BLOCK_PAIRS,
+            BLOCK_HIDDEN,
+        )
 
 
 def _tiles(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -228,6 +232,11 @@ def _tiles(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     distinct = torch.zeros_like(ordered).scatter_(1, place, ordered.clamp_min(0))
     slot_of = torch.empty_like(place).scatter_(1, order, place)
     return distinct, place[:, -1] + 1, slot_of.view(-1, support)[:rows].contiguous()
+
+
+def _launching_on(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device, whatever device its arguments are on."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
 
 
 def _wide(weight: Tensor) -> bool:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from tests.losses.kernel_agreement import DTYPES, SIZES, agree
 
@@ -29,6 +33,43 @@ def test_the_interpreted_kernels_equal_the_eager_path() -> None:
     assert lines[-1] == "agree through autograd"
 
 
+def test_kernels_are_launched_on_the_device_of_their_tensors(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Triton itself launches on the current device. The launches are fakes here, and so is the
+    tensor on a GPU: this holds without one."""
+    from student_trainer.losses import gathered_triton
+
+    with FakeTensorMode():
+        chosen = gathered_triton._launching_on(torch.empty(1, device="cuda:1"))
+    assert isinstance(chosen, torch.cuda.device)
+    assert chosen.idx == 1
+    ids = torch.tensor([[0, 2], [1, 2], [2, 0]])
+    assert isinstance(gathered_triton._launching_on(ids), contextlib.nullcontext)
+    current: list[torch.Tensor] = []
+    launches: list[bool] = []
+
+    @contextlib.contextmanager
+    def using(tensor: torch.Tensor) -> Iterator[None]:
+        current.append(tensor)
+        yield
+        current.pop()
+
+    class Kernel:
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return lambda *arguments: launches.append([t is ids for t in current] == [True])
+
+    monkeypatch.setattr(gathered_triton, "_launching_on", using)
+    names = ("_project_kernel", "_hidden_gradient_kernel", "_head_gradient_kernel")
+    for name in names:
+        monkeypatch.setattr(gathered_triton, name, Kernel())
+    hidden, weight, coefficients = torch.ones(3, 8), torch.ones(4, 8), torch.ones(3, 2)
+    gathered_triton.project(hidden, weight, ids)
+    gathered_triton.weighted_rows(weight, ids, coefficients)
+    gathered_triton.add_head_gradient(weight, hidden, ids, coefficients)
+    assert launches == [True] * len(names)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", [*SIZES, (1024, 64, 1536, 151_936)])
@@ -38,3 +79,13 @@ def test_the_kernels_on_a_gpu_equal_the_eager_path(
     from student_trainer.losses import gathered_triton
 
     agree(gathered_triton, size, dtype, "cuda")
+
+
+@pytest.mark.gpu
+def test_the_kernels_work_on_a_gpu_that_is_not_the_current_one() -> None:
+    from student_trainer.losses import gathered_triton
+
+    if torch.cuda.device_count() < 2:
+        pytest.skip("it needs two GPUs")
+    with torch.cuda.device(0):
+        agree(gathered_triton, SIZES[0], torch.float32, "cuda:1")

@@ -240,3 +240,55 @@ def test_metrics_go_back_to_the_checkpoint(tmp_path: Path) -> None:
     prepare(run, 0)
     assert not run.metrics.exists()
     assert not run.evaluation.exists()
+
+
+class Gpus:
+    """As many GPUs as torch sees, of which only the generators matter."""
+
+    def __init__(self, count: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.states = [torch.full((16,), 10 + number, dtype=torch.uint8) for number in range(count)]
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+        monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: self.states[device.index])
+        monkeypatch.setattr(torch.cuda, "set_rng_state", self.set)
+        everything = lambda: [state.clone() for state in self.states]  # noqa: E731
+        monkeypatch.setattr(torch.cuda, "get_rng_state_all", everything)
+
+    def set(self, state: torch.Tensor, device: torch.device) -> None:
+        self.states[device.index or 0] = state
+
+
+GPU = torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_run_goes_on_where_there_are_more_or_fewer_gpus(
+    count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The generators of the GPUs are fakes here; the rule is which of them is set to what."""
+    with monkeypatch.context() as patch:
+        two = Gpus(2, patch)
+        saved = capture_rng(torch.device("cuda:1"))
+        assert torch.equal(saved["cuda"], two.states[1])
+    now = Gpus(count, monkeypatch)
+    restore_rng(saved, GPU)
+    assert now.states[0].tolist() == [11] * 16
+    assert [s[0].item() for s in now.states[1:]] == list(range(11, 10 + count))
+
+
+def test_a_checkpoint_of_every_gpus_generator_gives_the_students_device_its_own(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    earlier = {"torch": torch.get_rng_state()}
+    earlier |= {f"cuda{n}": torch.full((16,), 40 + n, dtype=torch.uint8) for n in range(2)}
+    one = Gpus(1, monkeypatch)
+    restore_rng(earlier, GPU)
+    assert one.states[0].tolist() == [40] * 16
+    assert caplog.text == ""
+    restore_rng(earlier, torch.device("cpu"))
+    other = Gpus(4, monkeypatch)
+    restore_rng(earlier, torch.device("cuda:3"))
+    assert [s[0].item() for s in other.states] == [10, 11, 12, 13]
+    assert "no state of the generator of cuda:3 (it has cuda0, cuda1)" in caplog.text
+    restore_rng({"torch": torch.get_rng_state()}, GPU)
+    assert "it has none of a GPU" in caplog.text
