@@ -3,7 +3,6 @@ teacher."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -45,9 +44,6 @@ FREE_KEYS = (
 )
 
 
-# What a run did before there was a setting for it, where that is not the setting's default.
-# A checkpoint that lacks such a key was written by a run that did this.
-BEFORE_THE_SETTING: Mapping[str, Any] = {}
 # Settings that a checkpoint of before there were any does not speak of: whether they change a
 # run's prompts is told by the digest of the prompts, and by how the teacher reads them.
 TOLD_BY_PROMPTS = ("data.now", "data.add_bos", "teacher.prompt")
@@ -65,21 +61,13 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 def with_later_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration of a checkpoint with the settings that there were not yet when it was
-    written: as ``BEFORE_THE_SETTING`` has them, otherwise at their defaults.
+    written, at their defaults. Where a run did otherwise before there was the setting, a step
+    of the start looks at what it did.
 
     A configuration that is none of these settings any more is returned as it is.
     """
-    known = flatten(config)
-    filled = copy.deepcopy(dict(config))
-    for key, value in BEFORE_THE_SETTING.items():
-        *sections, name = key.split(".")
-        inner: Any = filled
-        for section in sections:
-            inner = inner.get(section) if isinstance(inner, dict) else None
-        if key not in known and isinstance(inner, dict):
-            inner[name] = value
     try:
-        return TrainConfig.model_validate(filled).model_dump(mode="json")
+        return TrainConfig.model_validate(config).model_dump(mode="json")
     except ValidationError:
         return config
 
@@ -154,16 +142,59 @@ def check_prompts(state: TrainState, data_digest: str, allowed: Sequence[str] = 
         )
 
 
-def check_teacher(state: TrainState, teacher: TeacherIdentity) -> None:
-    """Raises ContractMismatchError when the teacher is not the one that scored so far."""
-    if teacher != state.teacher:
-        raise ContractMismatchError(
-            f"the teacher's identity is {teacher.digest}, the run was scored by "
-            f"{state.teacher.digest} so far",
-            where="teacher.name",
-            fix="serve the same teacher again, or start another run",
-            reason="IDENTITY_CHANGED",
+# The parts of a teacher's identity, for people.
+IDENTITY = {
+    "weights_digest": "weights",
+    "dtype": "data type",
+    "quantization": "quantization",
+    "adapter_digest": "adapter",
+    "tokenizer_hash": "tokenizer",
+    "chat_template_digest": "chat template",
+}
+
+
+def check_teacher(state: TrainState, teacher: TeacherIdentity) -> str:
+    """Refuses another teacher than the one that scored so far.
+
+    A checkpoint of an earlier version does not say everything that an identity holds now:
+    what it says has to be the same.
+
+    Returns:
+        What could not be compared, one sentence; empty when everything was.
+
+    Raises:
+        ContractMismatchError: a part differs; it is named.
+    """
+    before = state.teacher
+    if before == teacher:
+        return ""
+    parts = [name for name in IDENTITY if getattr(before, name) != getattr(teacher, name)]
+    incomparable = set()
+    if hash_version(before.tokenizer_hash) != hash_version(teacher.tokenizer_hash):
+        incomparable.add("tokenizer_hash")
+    if not state.now:  # of before an identity held the chat template
+        incomparable.add("chat_template_digest")
+    unknown = [name for name in parts if name in incomparable]
+    changed = [IDENTITY[name] for name in parts if name not in incomparable]
+    if not changed and unknown:
+        return (
+            "the checkpoint is of an earlier version, which identified a teacher otherwise: that "
+            f"its {' and '.join(IDENTITY[name] for name in unknown)} are the same could not be "
+            "compared, the rest is"
         )
+    raise ContractMismatchError(
+        f"the teacher's identity is {teacher.digest}, the run was scored by "
+        f"{before.digest} so far: another {', '.join(changed) or 'digest'}",
+        where="teacher.name",
+        fix="serve the same teacher again, or start another run",
+        reason="IDENTITY_CHANGED",
+    )
+
+
+def hash_version(fingerprint: str) -> str:
+    """The version that a tokenizer's fingerprint begins with; the first had none."""
+    version, found, _ = fingerprint.partition("-")
+    return version if found else ""
 
 
 def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_digest: str) -> bool:

@@ -26,14 +26,43 @@ def student(start: Start) -> str:
     """Loads the student, from the checkpoint where there is one.
 
     Raises:
-        ConfigurationError: it cannot be loaded or trained.
+        ConfigurationError: it cannot be loaded or trained, or as ``check_dropout``.
     """
     torch.manual_seed(start.config.run.seed)
     weights = start.checkpoint / "model" if start.checkpoint else None
     start.student = load_student(start.config.student, weights)
+    check_dropout(start)
     parameters = sum(p.numel() for p in start.student.module.parameters())
     ids = describe_vocabulary(start.student.head.undrawn, start.student.vocabulary_size)
     return f"{parameters / 1e6:.0f} M parameters, {ids}"
+
+
+def check_dropout(start: Start) -> None:
+    """Refuses to continue without the model's own dropout a run that was made with it: before
+    there was ``student.dropout``, updates had it.
+
+    Raises:
+        ConfigurationError: the checkpoint is of such a run.
+    """
+    if start.resumed is None or "dropout" in start.resumed.config["student"]:
+        return
+    if start.config.student.dropout or not has_own_dropout(start.student):
+        return
+    raise ConfigurationError(
+        "the checkpoint's updates were made with the model's own dropout on, as they were before "
+        "there was this setting, and it is off",
+        where="student.dropout",
+        fix="set it to true and name it in checkpoint.allow_changed, or start another run in "
+        "another run.output_dir",
+    )
+
+
+def has_own_dropout(student: Student) -> bool:
+    """Whether the model's configuration has a dropout (or layer dropping) above 0."""
+    values = student.causal_model.config.get_text_config().to_dict()
+    return any(
+        "drop" in name and isinstance(value, float) and value > 0 for name, value in values.items()
+    )
 
 
 def ids(start: Start) -> str:

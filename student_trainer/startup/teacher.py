@@ -30,7 +30,8 @@ def resume(start: Start) -> str:
         return "nothing to continue from"
     allowed = start.config.checkpoint.allow_changed
     check_prompts(start.resumed, start.prompts.digest, allowed)
-    check_teacher(start.resumed, start.info.identity)
+    if unknown := check_teacher(start.resumed, start.info.identity):
+        start.warn(unknown)
     return f"the prompts and the teacher are those of step {start.resumed.step}"
 
 

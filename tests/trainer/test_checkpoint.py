@@ -24,7 +24,7 @@ from student_trainer.run.directory import (
     find_checkpoint,
     prepare,
 )
-from student_trainer.run.resume import check_resumable, pending_batches_usable
+from student_trainer.run.resume import check_resumable, check_teacher, pending_batches_usable
 from student_trainer.run.retention import Goal, listing, step_of
 from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.settings.run import CheckpointSettings
@@ -220,6 +220,31 @@ def test_other_prompts_and_another_teacher_are_refused() -> None:
     check_resumable(state(1), CONFIG, "other", IDENTITY, ["data.train"])
     with pytest.raises(ContractMismatchError, match="identity"):
         check_resumable(state(1), CONFIG, "data", replace(IDENTITY, digest="e"))
+
+
+@pytest.mark.parametrize(
+    ("part", "named"),
+    [
+        ("weights_digest", "another weights"),
+        ("dtype", "another data type"),
+        ("tokenizer_hash", "another tokenizer"),
+        ("chat_template_digest", "another chat template"),
+    ],
+)
+def test_what_differs_of_a_teacher_is_named(part: str, named: str) -> None:
+    now = replace(IDENTITY, digest="e", **{part: "other"})
+    with pytest.raises(ContractMismatchError, match=named):
+        check_teacher(replace(state(1), now="2026-11-29T05:53:12"), now)
+
+
+def test_what_an_earlier_version_did_not_say_of_a_teacher_cannot_be_compared() -> None:
+    now = replace(IDENTITY, digest="e", tokenizer_hash="v2-t", chat_template_digest="c")
+    assert "its tokenizer and chat template are the same could not be compared" in check_teacher(
+        state(1), now
+    )
+    with pytest.raises(ContractMismatchError, match="so far: another weights"):
+        check_teacher(state(1), replace(now, weights_digest="other"))
+    assert check_teacher(state(1), IDENTITY) == ""
 
 
 def test_never_does_not_overwrite_a_run(tmp_path: Path) -> None:

@@ -219,8 +219,16 @@ EXPERTS: dict[str, tuple[dict[str, Any], list[str], list[str]]] = {
         ["3 gate", "3 shared_expert_gate"],
         ["3 gate_up_proj", "3 down_proj"],
     ),
-    "GraniteMoe": ({"num_local_experts": 4}, ["3 router"], ["experts that are no linear layers get none"]),
-    "Phimoe": ({"num_local_experts": 4}, ["3 router"], ["experts that are no linear layers get none"]),
+    "GraniteMoe": (
+        {"num_local_experts": 4},
+        ["3 router"],
+        ["experts that are no linear layers get none"],
+    ),
+    "Phimoe": (
+        {"num_local_experts": 4},
+        ["3 router"],
+        ["experts that are no linear layers get none"],
+    ),
 }
 
 
