@@ -40,8 +40,10 @@ def best_of(top_k: int, explicit: int, limit: int) -> int:
     return min(max(2 * width, width + 64), limit)
 
 
-def plan_continuation(continuation: Continuation, realigner: Realigner) -> PlannedContinuation:
-    """Lays a continuation out in the teacher's tokens."""
+def plan_continuation(
+    continuation: Continuation, realigner: Realigner, logits: int
+) -> PlannedContinuation:
+    """Lays a continuation out in the teacher's tokens, of which the model has ``logits``."""
     student = realigner.tables.student
     ids = continuation.token_ids
     nothing = np.zeros(0, np.int32)
@@ -57,6 +59,10 @@ def plan_continuation(continuation: Continuation, realigner: Realigner) -> Plann
         return PlannedContinuation(
             continuation, nothing, nothing, problem=f"the teacher cannot read it: {error}"
         )
+    beyond = layout.teacher_ids[layout.teacher_ids >= logits]
+    if len(beyond):
+        problem = f"the teacher's model has no embedding for its token {beyond[0]}"
+        return PlannedContinuation(continuation, nothing, nothing, problem=problem)
     needed = needed_rows(layout, positions.astype(np.int64))
     return PlannedContinuation(continuation, layout.teacher_ids, needed, layout)
 

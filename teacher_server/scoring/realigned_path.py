@@ -140,7 +140,7 @@ async def realigned_scores(
     size = await foreign.compute(partial(continuation_bytes, request, pair.tables.student))
     check_text(size, "continuations", limits)
     for continuation in request.continuations:
-        plan = partial(plan_continuation, continuation, pair.realigner)
+        plan = partial(plan_continuation, continuation, pair.realigner, facts.vocabulary_size)
         foreign.planned.append(await foreign.compute(plan))
     lengths = [len(one.teacher_ids) for one in foreign.planned]
     row_bytes = rows_bytes(foreign.planned, best)

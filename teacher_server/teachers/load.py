@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from teacher_proto.errors import ConfigurationError
+from teacher_proto.errors import ConfigurationError, LsmError
 
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.adapter_engine import AdapterEngine
@@ -96,27 +97,30 @@ async def load_teachers(
     loaded: dict[str, _Loaded] = {}
     try:
         for name, own_adapters in adapters.items():
-            settings = configured[name]
-            own = settings.engine(shared)
-            tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
-            # In a thread because the engine's imports take seconds.
-            engine = await asyncio.to_thread(ENGINES[own.name], settings.model, own)
-            loaded[name] = _Loaded(engine, tokenizer, own, name)
-            if own_adapters:
-                engine.hold_adapters(own_adapters)
-            await engine.start()
+            with named(name, len(configured)):
+                settings = configured[name]
+                own = settings.engine(shared)
+                tokenizer = await asyncio.to_thread(load_tokenizer, settings.model)
+                # In a thread because the engine's imports take seconds.
+                engine = await asyncio.to_thread(ENGINES[own.name], settings.model, own)
+                loaded[name] = _Loaded(engine, tokenizer, own, name)
+                if own_adapters:
+                    engine.hold_adapters(own_adapters)
+                await engine.start()
             for other, adapter in own_adapters.items():
-                directory = str(adapter.directory)
-                own_tokenizer = tokenizer
-                if (adapter.directory / "tokenizer.json").is_file():
-                    own_tokenizer = await asyncio.to_thread(
-                        load_tokenizer, directory, settings.model
-                    )
+                with named(other, len(configured)):
+                    directory = str(adapter.directory)
+                    own_tokenizer = tokenizer
+                    if (adapter.directory / "tokenizer.json").is_file():
+                        own_tokenizer = await asyncio.to_thread(
+                            load_tokenizer, directory, settings.model
+                        )
                 handle = AdapterEngine(engine, other, adapter, configured[other].model)
                 loaded[other] = _Loaded(handle, own_tokenizer, own, name)
             for each in (name, *own_adapters):
-                _check_fit(each, loaded[each].engine.description, loaded[each].tokenizer)
-                await self_score(loaded[each].engine)
+                with named(each, len(configured)):
+                    _check_fit(each, loaded[each].engine.description, loaded[each].tokenizer)
+                    await self_score(loaded[each].engine)
                 log.info("teacher %s is loaded from %s", each, configured[each].model)
     except BaseException:
         await asyncio.gather(*(one.engine.close() for one in loaded.values()))
@@ -143,6 +147,17 @@ async def load_teachers(
             for name in configured
         }
     )
+
+
+@contextlib.contextmanager
+def named(teacher: str, teachers: int) -> Iterator[None]:
+    """An error of the project that is raised inside says which of several teachers it is about."""
+    try:
+        yield
+    except LsmError as error:
+        if teachers > 1 and f"teachers.{teacher}" not in error.where:
+            error.where = f"teachers.{teacher}" + (f" ({error.where})" if error.where else "")
+        raise
 
 
 def make_admission(
