@@ -68,13 +68,16 @@ def chat_templates(source: Any) -> ChatTemplates:
 
 
 def render(source: Any, rows: list[dict[str, Any]], now: str, arguments: Mapping[str, Any]) -> str:
-    """The conversation as transformers renders it, at the time ``now``."""
-    text = source.get_chat_template(None, arguments.get("tools"))
-    follow_clock(_compiled(text))
+    """The conversation as text at the time ``now``."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    template = source.get_chat_template(None, arguments.get("tools"))
+    follow_clock(_compiled(template))
+    # Not apply_chat_template: in some versions it leaves out fields that are null.
+    given = {**source.special_tokens_map, **arguments}
     with clock(now):
-        rendered = source.apply_chat_template(rows, tokenize=False, **arguments)
-    assert isinstance(rendered, str)
-    return rendered
+        (text,), _ = render_jinja_template([rows], chat_template=template, **given)
+    return str(text)
 
 
 def _compiled(text: str) -> Any:
