@@ -7,13 +7,15 @@ import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.begin_tokens import begin_ids, missing_begin
 from teacher_proto.models.template_clock import CLOCK_NAME, clock
-from teacher_proto.types import ChatPrompt, Int32, Prompt, TextPrompt
+from teacher_proto.templates.tool_calls import may_vary, render_calls
+from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
 
 from student_trainer.data.templates import (
     added_text,
@@ -112,7 +114,7 @@ class PromptReader:
             ids = self._encode(source.text, place)
             begun = self._begun(ids, always=self._add_bos != "never")
             return Reading(source, begun, begun, len(begun) > len(ids))
-        source = replace(source, now=self.now)
+        source = self._in_form(replace(source, now=self.now))
         text = self.render(source, place)
         plain = self._encode(text, place)
         always = self._add_bos == "always"
@@ -146,25 +148,40 @@ class PromptReader:
                 fix="give only what the template itself reads (data.template_arguments, "
                 "data.columns.template_arguments)",
             )
-        messages = [m.as_read() for m in source.messages]
         try:
-            chosen = self._tokenizer.get_chat_template(tools=source.template_arguments.get("tools"))
-            compiled(chosen)
-            with clock(source.now):
-                return str(
-                    self._tokenizer.apply_chat_template(
-                        messages,
-                        add_generation_prompt=source.add_generation_prompt,
-                        tokenize=False,
-                        **source.template_arguments,
-                    )
-                )
+            return self._rendered(source, [m.as_read() for m in source.messages])
         except Exception as error:  # a template is a program: it raises what it likes
             raise TemplateRefusedError(
                 f"the chat template failed: {error}",
                 where=place,
                 fix='mend the row, or set data.refused = "drop"',
             ) from error
+
+    def _rendered(self, source: ChatPrompt, messages: list[dict[str, Any]]) -> str:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
+        chosen = self._tokenizer.get_chat_template(tools=source.template_arguments.get("tools"))
+        compiled(chosen)
+        # Not apply_chat_template: in some versions it leaves out fields that are null.
+        given = {
+            **self._tokenizer.special_tokens_map,
+            **source.template_arguments,
+            "add_generation_prompt": source.add_generation_prompt,
+        }
+        with clock(source.now):
+            (text,), _ = render_jinja_template([messages], chat_template=chosen, **given)
+        return str(text)
+
+    def _in_form(self, source: ChatPrompt) -> ChatPrompt:
+        """The conversation with its calls of tools in the form that the template reads."""
+        messages = [m.as_read() for m in source.messages]
+        if not may_vary(messages) or not self._tokenizer.chat_template:
+            return source
+        try:
+            _, form = render_calls(messages, partial(self._rendered, source))
+        except Exception:  # ``render`` says it, with its place
+            return source
+        return replace(source, messages=tuple(map(_as_message, form)))
 
     def notes(self, prompts: Sequence[tuple[Prompt, Int32]], arguments: Sequence[str]) -> list[str]:
         """What the student's templates and tokenizer leave out of what they are given, one
@@ -229,3 +246,8 @@ def tokenizer_configuration(tokenizer: Any) -> Mapping[str, Any]:
 
     source = tokenizer.name_or_path
     return dict(get_tokenizer_config(source)) if source else {}
+
+
+def _as_message(read: dict[str, Any]) -> ChatMessage:
+    extra = {name: value for name, value in read.items() if name not in ("role", "content")}
+    return ChatMessage(read["role"], read.get("content", ABSENT), extra)

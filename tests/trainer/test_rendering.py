@@ -184,7 +184,8 @@ def test_an_argument_that_the_template_does_not_read_is_said_once(
     tokenizer.chat_template = SWITCHED
     (note,) = read(tokenizer, *rows, columns=columns).notes
     assert "does not read zone:" in note
-    (note,) = read(
+    tools = {"messages": USER, "tools": [{"name": "f"}]}
+    (note,) = read(tokenizer, tools, columns={"tools": "tools"}).notes
         tokenizer, {"messages": USER, "tools": [{"name": "f"}]}, columns={"tools": "tools"}
     ).notes
     assert "does not read tools" in note

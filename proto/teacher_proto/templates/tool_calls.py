@@ -31,7 +31,7 @@ def render_calls(messages: Messages, render: Callable[[Messages], str]) -> tuple
     Raises:
         Exception: the template's for the messages as they are, when it fails in every form.
     """
-    if not any(map(_special, messages)):
+    if not may_vary(messages):
         return render(messages), messages
     rendered: tuple[str, Messages] | None = None
     failure: Exception | None = None
@@ -50,8 +50,9 @@ def render_calls(messages: Messages, render: Callable[[Messages], str]) -> tuple
     return rendered
 
 
-def _special(message: Message) -> bool:
-    return bool(_functions(message)) or _silent(message)
+def may_vary(messages: Messages) -> bool:
+    """Whether a conversation has other forms: it calls tools, or a turn says nothing."""
+    return any(_functions(message) or _silent(message) for message in messages)
 
 
 def _silent(message: Message) -> bool:
