@@ -16,13 +16,18 @@ import numpy as np
 from teacher_proto import codec
 from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import (
+    ChatInfo,
     ChatMessage,
     ChatPrompt,
     Continuation,
     ContinuationScores,
     Level,
     PositionClass,
+    Prompt,
     Realignment,
+    Refusal,
+    RenderedPrompt,
+    RenderRequest,
     Returns,
     ScoreReply,
     ScoreRequest,
@@ -30,6 +35,7 @@ from teacher_proto.types import (
     ServerInfo,
     ServerLimits,
     SpecialRole,
+    SpecialTokens,
     Status,
     TeacherIdentity,
     TeacherInfo,
@@ -37,6 +43,7 @@ from teacher_proto.types import (
     Timing,
     TokenizerUpload,
     TokenPrompt,
+    TokenText,
 )
 from teacher_proto.v1 import tokenizer_pb2
 
@@ -231,6 +238,51 @@ REPLY_REALIGNED = ScoreReply(
     ),
     timing=Timing(0.25, 0.75, 1.5, 4096),
 )
+REQUEST_CHAT_NOW = replace(
+    REQUEST_CHAT_PLAIN,
+    prompt=replace(REQUEST_CHAT_PLAIN.prompt, now="2026-11-29T05:53:12"),  # type: ignore[arg-type]
+    teacher_prompt=TextPrompt("Once upon a time", SpecialTokens.ADD),
+)
+SERVER_INFO_CHAT = ServerInfo(
+    teachers=(
+        replace(
+            SERVER_INFO.teachers[0],
+            identity=replace(IDENTITY, chat_template_digest="template"),
+            chat=ChatInfo(
+                template_digest="template",
+                reads_clock=True,
+                arguments=("enable_thinking", "tools"),
+                turn_ends=(TokenText(128009, "<|eot_id|>"), TokenText(128001, "é")),
+            ),
+            begin_tokens=(TokenText(128000, "<|begin_of_text|>"),),
+        ),
+        replace(
+            SERVER_INFO.teachers[0],
+            name="base",
+            chat=ChatInfo("", reads_clock=False, arguments=(), turn_ends=()),
+        ),
+    ),
+    limits=replace(SERVER_INFO.limits, max_text_bytes=1 << 22, max_render_prompts=1024),
+    server_version="0.2.0",
+)
+RENDER = (
+    RenderRequest("run-a", "mathématiques", text=True, token_ids=False),
+    (
+        REQUEST_CHAT.prompt,
+        REQUEST_CHAT_NOW.prompt,
+        TextPrompt("Once"),
+        TextPrompt("Once", SpecialTokens.ADD),
+        TokenPrompt(_ids(1, 2)),
+    ),
+)
+ASKED = RenderRequest("run-a", "default")
+RENDERED = (
+    RenderedPrompt(3, "Once é", _ids(5, 70000, 2)),
+    RenderedPrompt(
+        70000, refusal=Refusal("PROMPT_TOO_LONG", "the text is 70000 tokens", "prompt.text", "")
+    ),
+    RenderedPrompt(refusal=Refusal("INVALID_REQUEST", "no", "prompt.chat.messages", "say it")),
+)
 TOKENIZER = TokenizerUpload(
     run="run-c",
     tokenizer_hash="other",
@@ -265,6 +317,17 @@ def _assembled(data: bytes) -> TokenizerUpload:
     return assembler.finish()
 
 
+def _render(value: tuple[RenderRequest, tuple[Prompt, ...]]) -> bytes:
+    request, prompts = value
+    messages = [codec.encode_render_prompt(prompt) for prompt in prompts]
+    return codec.serialize(codec.encode_render(request, messages))
+
+
+def _asked(data: bytes) -> tuple[RenderRequest, tuple[Prompt, ...]]:
+    request, prompts = codec.decode_render(data)
+    return request, tuple(prompt.decode() for prompt in prompts)
+
+
 CASES = (
     Case("request_group", REQUEST_GROUP, _one(codec.encode_request), codec.decode_request),
     Case("request_chat", REQUEST_CHAT_STRUCTS, None, codec.decode_request),
@@ -275,6 +338,22 @@ CASES = (
     Case("reply", REPLY, _one(codec.encode_reply), codec.decode_reply),
     Case("reply_realigned", REPLY_REALIGNED, _one(codec.encode_reply), codec.decode_reply),
     Case("server_info", SERVER_INFO, _one(codec.encode_server_info), codec.decode_server_info),
+    Case("request_chat_now", REQUEST_CHAT_NOW, _one(codec.encode_request), codec.decode_request),
+    # As clients of other languages may send it, which write no JSON.
+    Case("request_chat_now_message", REQUEST_CHAT_NOW, None, codec.decode_request),
+    Case(
+        "server_info_chat",
+        SERVER_INFO_CHAT,
+        _one(codec.encode_server_info),
+        codec.decode_server_info,
+    ),
+    Case("render", RENDER, _render, _asked),
+    Case(
+        "rendered",
+        RENDERED,
+        _one(codec.encode_rendered),
+        lambda data: codec.decode_rendered(data, ASKED, 5),
+    ),
     Case("tokenizer", TOKENIZER, _stream, _assembled),
     Case(
         "tokenizer_levels",

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as npst
 from teacher_proto.rows import Rows
 from teacher_proto.types import (
     ABSENT,
+    ChatInfo,
     ChatMessage,
     ChatPrompt,
     Continuation,
@@ -17,6 +18,9 @@ from teacher_proto.types import (
     Level,
     PositionClass,
     Realignment,
+    Refusal,
+    RenderedPrompt,
+    RenderRequest,
     Returns,
     ScoreReply,
     ScoreRequest,
@@ -24,6 +28,7 @@ from teacher_proto.types import (
     ServerInfo,
     ServerLimits,
     SpecialRole,
+    SpecialTokens,
     Status,
     TeacherIdentity,
     TeacherInfo,
@@ -31,6 +36,7 @@ from teacher_proto.types import (
     Timing,
     TokenizerUpload,
     TokenPrompt,
+    TokenText,
 )
 
 sizes = st.integers(0, 5)
@@ -62,6 +68,7 @@ mapping = st.dictionaries(text, json_value, max_size=3)
 extra = st.dictionaries(
     text.filter(lambda key: key not in ("role", "content")), json_value, max_size=3
 )
+clocks = st.just("") | st.datetimes().map(lambda now: now.isoformat(timespec="seconds"))
 parts = st.lists(mapping, max_size=2)
 messages = st.one_of(
     st.builds(ChatMessage, text, st.one_of(text, parts), extra),
@@ -69,12 +76,13 @@ messages = st.one_of(
 )
 prompts = st.one_of(
     st.builds(TokenPrompt, vector),
-    st.builds(TextPrompt, text),
+    st.builds(TextPrompt, text, st.sampled_from(SpecialTokens)),
     st.builds(
         ChatPrompt,
         st.lists(messages, max_size=3).map(tuple),
         st.booleans(),
         mapping,
+        clocks,
     ),
 )
 continuations = st.builds(
@@ -133,7 +141,9 @@ def scores(draw: st.DrawFn) -> ContinuationScores:
     return ContinuationScores(draw(st.sampled_from(Status)), draw(text), Rows.of(arrays), block)
 
 
-identities = st.builds(TeacherIdentity, text, text, text, text, text, text)
+identities = st.builds(TeacherIdentity, text, text, text, text, text, text, text)
+token_texts = st.lists(st.builds(TokenText, int31, text), max_size=3).map(tuple)
+chats = st.builds(ChatInfo, text, st.booleans(), st.lists(text, max_size=3).map(tuple), token_texts)
 replies = st.builds(
     ScoreReply,
     text,
@@ -152,13 +162,45 @@ teachers = st.builds(
     deterministic=st.booleans(),
     tokenizers=st.dictionaries(text, st.sampled_from(Level), max_size=3),
     model=text,
+    chat=st.none() | chats,
+    begin_tokens=token_texts,
+)
+limits = st.builds(
+    ServerLimits,
+    *(int63, int63, int31, int31, int63, int63, int63),
+    max_text_bytes=st.none() | int63,
+    max_render_prompts=st.none() | int31,
 )
 server_infos = st.builds(
     ServerInfo,
     st.lists(teachers, max_size=3, unique_by=lambda teacher: teacher.name).map(tuple),
-    st.builds(ServerLimits, int63, int63, int31, int31, int63, int63, int63, st.none() | int63),
+    st.builds(
+        ServerLimits,
+        int63,
+        int63,
+        int31,
+        int31,
+        int63,
+        int63,
+        int63,
+        *(st.none() | n for n in (int63, int31)),
+    ),
     text,
 )
+render_requests = st.builds(RenderRequest, text, text, st.booleans(), st.booleans())
+refusals = st.builds(Refusal, text, text, text, text)
+
+
+@st.composite
+def rendered(draw: st.DrawFn, request: RenderRequest) -> RenderedPrompt:
+    if draw(st.booleans()):
+        return RenderedPrompt(draw(st.none() | int31), refusal=draw(refusals))
+    ids = draw(vector)
+    return RenderedPrompt(
+        len(ids), draw(text) if request.text else None, ids if request.token_ids else None
+    )
+
+
 uploads = st.builds(
     TokenizerUpload,
     text,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -11,11 +12,11 @@ from google.protobuf.message import Message
 from teacher_proto import codec
 from teacher_proto.client import AsyncTeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
-from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt
+from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, SpecialTokens, TextPrompt
 from teacher_proto.v1 import array_pb2, score_pb2, teacher_pb2
 
 from tests.support.compare import same
-from tests.support.replies import make_request
+from tests.support.replies import SERVER, make_request
 from tests.support.scripted_teacher import ScriptedTeacher, serving
 
 LONG = 60.0
@@ -128,11 +129,48 @@ def test_an_older_server_reads_what_its_schema_can_carry(values: dict[str, Any])
     assert same(codec.decode_request(read), codec.decode_request(sent(values)))
 
 
+def test_an_older_server_refuses_what_it_would_read_otherwise() -> None:
+    """A clock and a text's begin travel in forms that it does not see or refuses."""
+    kept = ChatPrompt((ChatMessage("user", "x"),))
+    for prompt, source in (
+        (kept, "chat"),
+        (dataclasses.replace(kept, now="2026-11-29T05:53:12"), "chat_json"),
+        (TextPrompt("x"), "text"),
+        (TextPrompt("x", SpecialTokens.ADD), "text_prompt"),
+    ):
+        message = codec.encode_request(make_request(prompt=prompt))
+        assert message.prompt.WhichOneof("source") == source
+
+
+def test_a_server_of_before_describes_no_chat() -> None:
+    message = codec.encode_server_info(SERVER)
+    assert not message.teachers[0].HasField("chat")
+    info = codec.decode_server_info(message)
+    assert info.teachers[0].chat is None
+    assert info.teachers[0].begin_tokens == ()
+    assert info.teachers[0].identity.chat_template_digest == ""
+    assert info.limits.max_render_prompts is None
+
+
+async def test_an_older_server_is_not_asked_to_render() -> None:
+    teacher = ScriptedTeacher()
+    async with serving(teacher) as address, AsyncTeacherClient(address, run="r") as client:
+        with pytest.raises(ContractMismatchError, match="older than this client") as caught:
+            await client.render([TextPrompt("x")], teacher="default", timeout=LONG)
+        assert caught.value.reason == "OLDER_SERVER"
+        # One that says it renders, and is replaced by an older one.
+        limits = dataclasses.replace(SERVER.limits, max_render_prompts=4)
+        teacher.info = dataclasses.replace(SERVER, limits=limits)
+        with pytest.raises(ContractMismatchError) as caught:
+            await client.render([TextPrompt("x")], teacher="default", timeout=LONG)
+
+
 async def test_the_client_says_that_the_server_is_older() -> None:
     teacher = ScriptedTeacher()
     refusals = [
         InvalidRequestError("holds no prompt", where="prompt", fix="set token_ids, chat or text"),
         InvalidRequestError("must be a text", where="prompt.chat_json.messages[2].content"),
+        InvalidRequestError("has a field 'now'", where="prompt.chat_json"),
         InvalidRequestError("there is no message", where="prompt.chat.messages"),
     ]
     teacher.script = [teacher.fail(error) for error in refusals]
@@ -140,8 +178,9 @@ async def test_the_client_says_that_the_server_is_older() -> None:
         with pytest.raises(ContractMismatchError, match="older than this client") as caught:
             await client.score(make_request(), timeout=LONG)
         assert (caught.value.where, caught.value.reason) == ("prompt", "OLDER_SERVER")
-        with pytest.raises(ContractMismatchError, match="older than this client"):
-            await client.score(make_request(), timeout=LONG)
+        for _ in range(2):
+            with pytest.raises(ContractMismatchError, match="older than this client"):
+                await client.score(make_request(), timeout=LONG)
         with pytest.raises(InvalidRequestError, match="no message"):
             await client.score(make_request(), timeout=LONG)
 

@@ -15,6 +15,7 @@ from teacher_proto.types import (
     ChatMessage,
     ChatPrompt,
     Continuation,
+    RenderRequest,
     ScoreRequest,
     Segment,
     TextPrompt,
@@ -24,7 +25,9 @@ from teacher_proto.types import (
 from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
 
 from tests.contract.golden_cases import (
+    ASKED,
     CASES,
+    RENDERED,
     REPLY,
     REQUEST_CHAT,
     REQUEST_GROUP,
@@ -274,6 +277,52 @@ def test_server_infos(edit: Edit, where: str) -> None:
     with pytest.raises(PoisonedReplyError) as caught:
         codec.decode_server_info(message)
     assert caught.value.where == where
+
+
+# Edits of an answer about three prompts, of which texts and ids were asked for, and where.
+RENDERED_EDITS: dict[str, tuple[Edit, str]] = {
+    "no text": (lambda reply: reply.prompts[0].ClearField("text"), "prompts[0].text"),
+    "no ids": (lambda reply: reply.prompts[0].ClearField("token_ids"), "prompts[0].token_ids"),
+    "no count": (
+        lambda reply: reply.prompts[0].ClearField("token_count"),
+        "prompts[0].token_count",
+    ),
+    "another count": (
+        lambda reply: setattr(reply.prompts[0], "token_count", 2),
+        "prompts[0].token_count",
+    ),
+    "a negative count": (
+        lambda reply: setattr(reply.prompts[1], "token_count", -1),
+        "prompts[1].token_count",
+    ),
+    "text of a refused one": (
+        lambda reply: setattr(reply.prompts[1], "text", "x"),
+        "prompts[1].text",
+    ),
+    "ids of a wrong length": (
+        lambda reply: setattr(reply.prompts[0].token_ids, "data", b"\0"),
+        "prompts[0].token_ids",
+    ),
+    "more than were sent": (lambda reply: reply.prompts.add(token_count=0), "prompts"),
+    "none": (lambda reply: reply.ClearField("prompts"), "prompts"),
+}
+
+
+@pytest.mark.parametrize("name", RENDERED_EDITS)
+def test_rendered_prompts(name: str) -> None:
+    edit, where = RENDERED_EDITS[name]
+    message = codec.encode_rendered(RENDERED)
+    assert len(codec.decode_rendered(message, ASKED, len(RENDERED))) == len(RENDERED)
+    edit(message)
+    with pytest.raises(PoisonedReplyError) as caught:
+        codec.decode_rendered(codec.serialize(message), ASKED, len(RENDERED))
+    assert caught.value.where == where
+
+
+def test_a_rendered_prompt_that_was_not_asked_for() -> None:
+    for asked in (RenderRequest("r", "t", text=False), RenderRequest("r", "t", token_ids=False)):
+        with pytest.raises(PoisonedReplyError, match="was not asked for"):
+            codec.decode_rendered(codec.encode_rendered(RENDERED), asked, len(RENDERED))
 
 
 def test_rows_of_a_wrong_dtype_never_leave_the_server() -> None:

@@ -13,6 +13,8 @@ from teacher_proto.codec.arrays import BITMAP, FLOAT32, INT32, Kind, decode_arra
 from teacher_proto.errors import InvalidRequestError, PoisonedReplyError, UnknownTeacherError
 from teacher_proto.types import (
     Level,
+    Prompt,
+    RenderRequest,
     ScoreReply,
     ScoreRequest,
     ServerInfo,
@@ -55,6 +57,27 @@ def test_server_infos(info: ServerInfo) -> None:
         for teacher in info.teachers
     )
     assert same(decoded, dataclasses.replace(info, teachers=ordered))
+
+
+@PROFILE
+@given(strategies.render_requests, st.lists(strategies.prompts, max_size=3))
+def test_requests_to_render(request_: RenderRequest, prompts: list[Prompt]) -> None:
+    messages = [codec.encode_render_prompt(prompt) for prompt in prompts]
+    data = codec.serialize(codec.encode_render(request_, messages))
+    decoded, undecoded = codec.decode_render(data)
+    assert decoded == request_
+    assert same([one.decode() for one in undecoded], prompts)
+    assert sum(one.size for one in undecoded) <= len(data)
+
+
+@PROFILE
+@given(st.data(), strategies.render_requests)
+def test_rendered_prompts(data_: st.DataObject, request_: RenderRequest) -> None:
+    found = data_.draw(st.lists(strategies.rendered(request_), min_size=1, max_size=3))
+    data = codec.serialize(codec.encode_rendered(found))
+    assert same(list(codec.decode_rendered(data, request_, len(found))), found)
+    one_by_one = b"".join(codec.serialize(codec.encode_rendered([one])) for one in found)
+    assert one_by_one == data
 
 
 @PROFILE

@@ -196,10 +196,10 @@ class AsyncTeacherClient:
         """
         clock = asyncio.get_running_loop().time
         deadline = clock() + timeout
-        if self._limits is None:
-            await self._describe(timeout)
         limits = self._limits
         if limits is None or limits.max_render_prompts is None:
+            limits = (await self._describe(timeout)).limits
+        if limits.max_render_prompts is None:
             raise codec.older_server("it does not render prompts for others (Render)", self.address)
         rendering = Rendering(
             RenderRequest(self.run, teacher, text, token_ids),

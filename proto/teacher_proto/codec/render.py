@@ -124,7 +124,8 @@ def _decode_one(
     ids = None
     if message.HasField("token_ids"):
         ids = decode_array(message.token_ids, INT32, 1, f"{where}.token_ids", PoisonedReplyError)
-    if (count is None and not refused) or (ids is not None and len(ids) != count):
+    missing = count is None and not refused
+    if missing or (count is not None and count < 0) or (ids is not None and len(ids) != count):
         raise PoisonedReplyError("is not the number of tokens", where=f"{where}.token_count")
     return RenderedPrompt(
         token_count=count,

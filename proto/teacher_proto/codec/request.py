@@ -127,7 +127,7 @@ def older_server(what: str, where: str) -> ContractMismatchError:
     return ContractMismatchError(
         f"the server is older than this client: {what}",
         where=where,
-        fix="update the server, or send the prompt in another form",
+        fix="update the server",
         reason="OLDER_SERVER",
     )
 
