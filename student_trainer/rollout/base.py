@@ -50,6 +50,9 @@ class Rollout:
         finished: False when the length limit cut the response.
         support_ids: int32 [n, K], the most likely ids of the student that drew the
             response, at every token; None when the loss does not need them.
+        nucleus_mass: float32 [n] in (0, 1], the probability, at the rollout's temperature, of
+            the nucleus that each token was drawn from (``rollout.top_p``); None where it is
+            not known, as in a checkpoint of before it was kept.
     """
 
     prompt: PromptItem
@@ -58,3 +61,4 @@ class Rollout:
     log_probs: Float32
     finished: bool
     support_ids: Int32 | None = None
+    nucleus_mass: Float32 | None = None

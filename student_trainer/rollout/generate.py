@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.sampling import rollout_uniforms, sample
+from student_trainer.rollout.sampling import rollout_uniforms, sample_with_mass
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student, not_finite
 
@@ -71,6 +71,7 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
 
     Attributes:
         tokens, log_probs: int64 and float32 [B, limit], what was drawn.
+        masses: float32 [B, limit], probabilities of the nuclei that it was drawn from.
         drawn: how many tokens were drawn for each row.
         open: bool [B], rows that have not ended.
     """
@@ -90,6 +91,7 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         self.ended = ended
         self.tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=uniforms.device)
         self.log_probs = torch.zeros(uniforms.shape, device=uniforms.device)
+        self.masses = torch.ones(uniforms.shape, device=uniforms.device)
         self.open = torch.ones(len(uniforms), dtype=torch.bool, device=uniforms.device)
         self.drawn = 0
 
@@ -98,7 +100,9 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         if self.undrawn is not None:
             logits = logits.index_fill(-1, self.undrawn, -torch.inf)
         log_probs = logits.log_softmax(-1)
-        tokens = sample(log_probs, self.uniforms[:, self.drawn], self.settings.top_p)
+        uniforms = self.uniforms[:, self.drawn]
+        tokens, masses = sample_with_mass(log_probs, uniforms, self.settings.top_p)
+        self.masses[:, self.drawn] = masses
         self.tokens[:, self.drawn] = tokens
         self.log_probs[:, self.drawn] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         self.drawn += 1
@@ -182,4 +186,5 @@ def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> R
     log_probs = sampler.log_probs[row, : sampler.drawn].cpu().numpy().copy()
     if not np.isfinite(log_probs).all():
         raise not_finite(f"rollout {index} of prompt {prompt.prompt_id}")
-    return Rollout(prompt, index, tokens, log_probs, finished)
+    masses = sampler.masses[row, : sampler.drawn].cpu().numpy().copy()
+    return Rollout(prompt, index, tokens, log_probs, finished, nucleus_mass=masses)

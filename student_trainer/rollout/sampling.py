@@ -59,6 +59,13 @@ def nucleus(
 
 
 def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
+    """int64 [B]: the tokens of ``sample_with_mass``."""
+    return sample_with_mass(log_probabilities, uniforms, top_p)[0]
+
+
+def sample_with_mass(
+    log_probabilities: Tensor, uniforms: Tensor, top_p: float
+) -> tuple[Tensor, Tensor]:
     """Draws one token per row by the inverse of the nucleus's distribution function.
 
     A row's token depends on that row alone. With ``top_p`` 1 the function is in the order
@@ -70,14 +77,16 @@ def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
         top_p: in (0, 1].
 
     Returns:
-        int64 [B].
+        The tokens, int64 [B], and the probability of the nucleus that each was drawn from,
+        float32 [B] in (0, 1]: a token was drawn with its own probability divided by that.
     """
     probabilities = log_probabilities.exp()
     if top_p >= 1:
         cumulative = probabilities.double().cumsum(-1)
         everything = torch.full_like(cumulative[:, 0], cumulative.shape[1], dtype=torch.int64)
-        return _draw(cumulative, everything, uniforms)
+        return _draw(cumulative, everything, uniforms), torch.ones_like(probabilities[:, 0])
     tokens = torch.empty(len(uniforms), dtype=torch.int64, device=uniforms.device)
+    masses = torch.empty_like(probabilities[:, 0])
     rows = torch.arange(len(uniforms), device=uniforms.device)
     candidates = min(FIRST_CANDIDATES, probabilities.shape[-1])
     while len(rows):
@@ -85,9 +94,11 @@ def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
         slots = _draw(cumulative, size, uniforms[rows])
         drawn = ids.gather(-1, slots.unsqueeze(-1)).squeeze(-1)
         tokens[rows[settled]] = drawn[settled]
+        mass = cumulative.gather(-1, (size - 1).unsqueeze(-1)).squeeze(-1)
+        masses[rows[settled]] = mass[settled].to(masses.dtype)
         rows = rows[~settled]
         candidates = min(candidates * 8, probabilities.shape[-1])
-    return tokens
+    return tokens, masses.clamp(max=1.0)
 
 
 def _draw(cumulative: Tensor, size: Tensor, uniforms: Tensor) -> Tensor:

@@ -33,8 +33,8 @@ def describe_batches(batches: Sequence[Batch]) -> tuple[PendingBatch, ...]:
 
 def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The batches' rollouts, by ``step/field``: tokens and log-probabilities of the
-    responses one after another, their supports if there are any, and for each response
-    its length, index and whether it finished."""
+    responses one after another, their supports and nuclei if they are known, and
+    for each response its length, index and whether it finished."""
     kept: dict[str, Tensor] = {}
     for batch in batches:
         rollouts = batch.rollouts
@@ -48,6 +48,9 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
         supports = [r.support_ids for r in rollouts if r.support_ids is not None]
         if supports:
             fields["support_ids"] = np.concatenate(supports)
+        masses = [r.nucleus_mass for r in rollouts if r.nucleus_mass is not None]
+        if masses:
+            fields["nucleus_mass"] = np.concatenate(masses)
         kept |= {f"{batch.step}/{name}": torch.from_numpy(v) for name, v in fields.items()}
     return kept
 
@@ -64,6 +67,7 @@ def restore_batches(
             for name in ("tokens", "log_probs", "lengths", "indices", "finished")
         )
         supports = kept.get(f"{entry.step}/support_ids")
+        masses = kept.get(f"{entry.step}/nucleus_mass")
         ends = np.cumsum(lengths)
         prompts = pipeline.prompts_at(entry.position)
         rollouts = [
@@ -74,6 +78,7 @@ def restore_batches(
                 log_probs[end - length : end].copy(),
                 bool(finished[place]),
                 None if supports is None else supports.numpy()[end - length : end].copy(),
+                None if masses is None else masses.numpy()[end - length : end].copy(),
             )
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]

@@ -3,6 +3,7 @@ teacher."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -48,6 +49,11 @@ FREE_KEYS = (
 # run's prompts is told by the digest of the prompts, and by how the teacher reads them.
 TOLD_BY_PROMPTS = ("data.now", "data.add_bos", "teacher.prompt")
 
+# What a run did before there was a setting for it, where that is not the setting's default.
+# A checkpoint that lacks such a key was written by a run that did this.
+NUCLEI = "loss.nucleus_weights"
+BEFORE_THE_SETTING: Mapping[str, Any] = {NUCLEI: False}
+
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Dotted keys whose values differ, with both values; a missing value is None."""
@@ -61,13 +67,22 @@ def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str,
 
 def with_later_settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The configuration of a checkpoint with the settings that there were not yet when it was
-    written, at their defaults. Where a run did otherwise before there was the setting, a step
-    of the start looks at what it did.
+    written: as ``BEFORE_THE_SETTING`` has them, otherwise at their defaults. Where what a run
+    did depends on more than its settings, a step of the start looks at that.
 
     A configuration that is none of these settings any more is returned as it is.
     """
+    known = flatten(config)
+    filled = copy.deepcopy(dict(config))
+    for key, value in BEFORE_THE_SETTING.items():
+        *sections, name = key.split(".")
+        inner: Any = filled
+        for section in sections:
+            inner = inner.get(section) if isinstance(inner, dict) else None
+        if key not in known and isinstance(inner, dict):
+            inner[name] = value
     try:
-        return TrainConfig.model_validate(config).model_dump(mode="json")
+        return TrainConfig.model_validate(filled).model_dump(mode="json")
     except ValidationError:
         return config
 
@@ -107,6 +122,8 @@ def check_settings(
         free.append("data.now")
     if config["optimizer"]["schedule"] == "constant":
         free.append("run.steps")
+    if not _learns_from_nuclei(config):
+        free.append(NUCLEI)
     changed = {
         key: values
         for key, values in changed_keys(with_later_settings(state.config), config).items()
@@ -204,6 +221,16 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     them.
     """
     changed = changed_keys(with_later_settings(state.config), config)
-    written_by = ("run.seed", "rollout.", "student.", "data.over_long", "data.refused")
-    same = not any(key.startswith(written_by) for key in changed)
+    written_by = ["run.seed", "rollout.", "student.", "data.over_long", "data.refused"]
+    if _learns_from_nuclei(config):
+        # Batches of before they were weighed do not say what their tokens were drawn from.
+        written_by.append(NUCLEI)
+    same = not any(key.startswith(tuple(written_by)) for key in changed)
     return same and same_prompts(state.data_digest, data_digest)
+
+
+def _learns_from_nuclei(config: Mapping[str, Any]) -> bool:
+    try:
+        return TrainConfig.model_validate(config).learns_from_nuclei
+    except ValidationError:
+        return True

@@ -80,6 +80,12 @@ class LossCommon(Settings):
         description="Across tokenizers, learn from masked positions too: a policy gradient on "
         "the likelihood of the chunk that holds them (docs/losses.md).",
     )
+    nucleus_weights: bool = Field(
+        default=True,
+        description="With `rollout.top_p` below 1, weigh what is learnt at drawn tokens "
+        "(`sampled_token`, `masked_chunks`) by the student's probability of the nucleus that "
+        "they were drawn from (docs/losses.md). Losses on a support do not depend on it.",
+    )
     chunk_clamp: Positive | None = Field(
         default=None,
         description="Bound on the absolute advantage of a chunk, in nats; unset, none.",

@@ -107,6 +107,13 @@ class TrainConfig(Settings):
         return self
 
     @property
+    def learns_from_nuclei(self) -> bool:
+        """Whether the run learns at tokens that were drawn from a nucleus: then only from
+        ids in it."""
+        at_draws = self.loss.policy_gradient or self.loss.masked_chunks
+        return at_draws and self.rollout.top_p < 1
+
+    @property
     def updates(self) -> int:
         """Number of optimiser updates of the whole run."""
         return self.run.steps * self.optimizer.updates_per_batch

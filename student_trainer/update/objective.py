@@ -29,7 +29,12 @@ from student_trainer.update.batching import (
     sequence_weights,
     student_input,
 )
-from student_trainer.update.importance import log_ratios, truncated_weights
+from student_trainer.update.importance import (
+    chunk_nucleus_weights,
+    log_ratios,
+    nucleus_weights,
+    truncated_weights,
+)
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.realigned import (
     add_realignment,
@@ -51,10 +56,12 @@ class RowsByChunk:
 
     Attributes:
         advantages: float32 [C], nats, of each row's chunk.
+        weights: float32 [C], of each row, for the nuclei that its chunk was drawn from.
     """
 
     batch: MicroBatch
     advantages: Float32
+    weights: Float32
 
 
 @dataclass(frozen=True)
@@ -100,6 +107,7 @@ class Objective:
         self._removed = removed
         self._realigned = realigned
         self._function = LOSSES[config.loss.kind]
+        self._nuclei = config.loss.nucleus_weights and config.learns_from_nuclei
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
 
     def leave_out_unusable(
@@ -124,7 +132,8 @@ class Objective:
         """
         loss = self.config.loss
         chunked = [np.zeros(len(rows), np.bool_) for rows in kept]
-        advantages: list[Float32] = []
+        none = np.zeros(0, np.float32)
+        advantages, weights = [none], [none]
         for member in members:
             rollout, before = rollouts[member], kept[member]
             refused = is_left_out(scores[member])
@@ -147,8 +156,16 @@ class Objective:
                 found, known = chunk_advantages(scores[member], rollout, excluded)
                 chunked[member] = before & ~usable & known
                 advantages.append(found[chunked[member]])
-        values = np.concatenate(advantages) if advantages else np.zeros(0, np.float32)
-        return RowsByChunk(micro_batch(members, rollouts, chunked), values)
+                weights.append(self._chunk_weights(rollout, scores[member])[chunked[member]])
+        batch = micro_batch(members, rollouts, chunked)
+        return RowsByChunk(batch, np.concatenate(advantages), np.concatenate(weights))
+
+    def _chunk_weights(self, rollout: Rollout, scores: ContinuationScores) -> Float32:
+        """float32 [n]: the weight of each row for the nuclei of its chunk."""
+        block = scores.realignment
+        if block is None or not self._nuclei:
+            return np.ones(len(rollout.token_ids), np.float32)
+        return chunk_nucleus_weights(rollout, block.chunk_index)
 
     def losses(
         self,
@@ -175,8 +192,9 @@ class Objective:
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
         by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
         advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
-        importance = self._importance(rows, totals) if stale else rows.weights
-        importance = torch.cat([importance, by_chunk.weights])
+        of_nuclei = torch.from_numpy(chunks.weights).to(hidden.device)
+        importance = self._importance(rows, batch, rollouts, totals, stale)
+        importance = torch.cat([importance, by_chunk.weights * of_nuclei])
         owners = torch.cat([batch.owners, chunks.batch.owners])
 
         def at(weights: Tensor) -> tuple[LossResult, LossResult]:
@@ -203,10 +221,27 @@ class Objective:
             own, of_chunks = at(sequence_weights(used, of_rows, members) * importance)
         return MicroBatchLosses(rows, owners, own, of_chunks, dropped, small)
 
-    def _importance(self, rows: LossBatch, totals: UpdateTotals) -> Tensor:
-        """float32 [R]: the weight of each row of a stale batch."""
+    def _importance(
+        self,
+        rows: LossBatch,
+        batch: MicroBatch,
+        rollouts: Sequence[Rollout],
+        totals: UpdateTotals,
+        stale: bool,
+    ) -> Tensor:
+        """float32 [R]: the weight of each row: for the nucleus that its token was drawn from,
+        where the loss is a policy gradient, which has the ratio to an older student in its
+        definition; otherwise for that student, where the batch is stale."""
         cap = self.config.pipeline.importance_cap
-        if cap is None or self.config.loss.policy_gradient:
+        if self.config.loss.policy_gradient:
+            if not self._nuclei:
+                return rows.weights
+            of_rows = [
+                nucleus_weights(rollouts[member])[batch.steps[batch.owners == place].numpy()]
+                for place, member in enumerate(batch.members)
+            ]
+            return torch.from_numpy(np.concatenate(of_rows)).to(rows.weights.device)
+        if cap is None or not stale:
             return rows.weights
         temperature = self.config.rollout.temperature
         ratio = log_ratios(rows, self._head, temperature, self.settings.chunk_rows)

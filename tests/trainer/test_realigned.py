@@ -197,6 +197,14 @@ def chunk_rows(case: CrossCase, extra: Sequence[int] = ()) -> list[Bool]:
     return found
 
 
+def chunk_weights(rollout: Rollout) -> np.ndarray:
+    """What a row counts: the probability of all nuclei that its chunk was drawn from."""
+    assert rollout.nucleus_mass is not None
+    masses = rollout.nucleus_mass.astype(np.float64).tolist()
+    products = [np.prod(masses[i : i + CHUNK]) for i in range(0, len(masses), CHUNK)]
+    return np.array([products[t // CHUNK] for t in range(len(masses))])
+
+
 @pytest.mark.parametrize("finished", [True, False])
 def test_chunks_whose_likelihood_both_sides_know(finished: bool) -> None:
     """Five chunks of one token, one of two; two tokens are special, one of them masked."""
@@ -268,7 +276,8 @@ def test_masked_rows_learn_from_their_chunk(
         log_pi = logits[len(rollout.prompt.token_ids) - 1 : -1].log_softmax(-1)
         sampled = torch.from_numpy(rollout.token_ids.astype(np.int64))[:, None]
         chunk = np.arange(len(chosen)) // CHUNK
-        advantage = torch.from_numpy(0.3 * np.bincount(chunk)[chunk])
+        of_chunk = 0.3 * np.bincount(chunk)[chunk] * chunk_weights(rollout)
+        advantage = torch.from_numpy(of_chunk)
         total = (
             total - (advantage * log_pi.gather(1, sampled)[:, 0])[torch.from_numpy(chosen)].sum()
         )
@@ -299,5 +308,6 @@ def test_chunk_rows_weigh_as_rows_of_their_response(
         of_rows = row_losses(case.student, rollout, whole[place])[~case.masked[place]]
         chunk = np.arange(len(rollout.token_ids)) // CHUNK
         advantage = np.minimum(0.3 * np.bincount(chunk)[chunk], 0.5)
-        means.append(np.concatenate([of_rows, -advantage[rows[place]]]).mean())
+        gained = (advantage * chunk_weights(rollout))[rows[place]]
+        means.append(np.concatenate([of_rows, -gained]).mean())
     assert losses[0] == pytest.approx(float(np.mean(means)), abs=1e-5)

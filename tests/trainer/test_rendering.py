@@ -186,8 +186,6 @@ def test_an_argument_that_the_template_does_not_read_is_said_once(
     assert "does not read zone:" in note
     tools = {"messages": USER, "tools": [{"name": "f"}]}
     (note,) = read(tokenizer, tools, columns={"tools": "tools"}).notes
-        tokenizer, {"messages": USER, "tools": [{"name": "f"}]}, columns={"tools": "tools"}
-    ).notes
     assert "does not read tools" in note
     assert (
         read(tokenizer, {"messages": USER}, template_arguments={"enable_thinking": 1}).notes == ()

@@ -1,0 +1,31 @@
+"""What the gradient of a run is an estimate of, where that is not the loss's own divergence."""
+
+from __future__ import annotations
+
+from student_trainer.settings.train import TrainConfig
+
+
+def estimator_notes(config: TrainConfig) -> list[str]:
+    """What these settings leave out of the gradient, a sentence each; often none.
+
+    A loss on a support is exact at every row, however its tokens were drawn. What is learnt
+    at drawn tokens alone is learnt from ids of the nucleus alone (docs/losses.md).
+    """
+    if not config.learns_from_nuclei:
+        return []
+    what = config.loss.kind if config.loss.policy_gradient else "loss.masked_chunks"
+    outside = round(1 - config.rollout.top_p, 9)
+    note = (
+        f"{what} learns at drawn tokens alone, and rollout.top_p = {config.rollout.top_p} never "
+        "draws the student's least likely ones: the gradient is that of the divergence on the "
+        f"nucleus, in which up to {outside:g} of the probability at each position has no part "
+    )
+    if not config.loss.nucleus_weights:
+        note += (
+            "and, without loss.nucleus_weights, a position counts the more the less probable its "
+            "nucleus is "
+        )
+    return [
+        note + "(docs/losses.md). rollout.top_p = 1 gives that of the whole divergence; a loss on "
+        "a support, such as lsm, does not depend on top_p"
+    ]
