@@ -11,6 +11,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
 from student_trainer.student.model import Student, load_student
 from student_trainer.student.vocabulary import describe_vocabulary
+from student_trainer.update.estimator import estimator_notes
 
 
 def data(start: Start) -> str:
@@ -20,6 +21,15 @@ def data(start: Start) -> str:
     for note in notes(start.prompts, start.config):
         start.warn(note)
     return describe_prompts(start.prompts, start.config.evaluation)
+
+
+def estimator(start: Start) -> str:
+    """Warns where the gradient is not that of the loss's whole divergence."""
+    config = start.config
+    for note in estimator_notes(config):
+        start.warn(note)
+    drawn = f"temperature {config.rollout.temperature:g} and top-p {config.rollout.top_p:g}"
+    return f"{config.loss.kind} on what the student writes at {drawn}"
 
 
 def student(start: Start) -> str:

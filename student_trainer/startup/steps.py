@@ -14,6 +14,7 @@ STEPS = (
     Step("hub", machine.hub),
     Step("teacher", teacher.teacher),
     Step("data", inputs.data, reads="inputs"),
+    Step("estimator", inputs.estimator, reads="machine"),
     Step("student", inputs.student, needs=("device",), reads="model"),
     Step("ids", inputs.ids, needs=("student", "data"), reads="model"),
     Step("lengths", inputs.lengths, needs=("student",), reads="model"),

@@ -16,7 +16,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses import LOSSES, Head, LossBatch, LossSettings, chunk_policy
+from student_trainer.losses import (
+    LOSSES,
+    Head,
+    LossBatch,
+    LossSettings,
+    choose_support,
+    chunk_policy,
+)
 
 V = 5
 # The first token's state, and one after each first token.
@@ -155,6 +162,13 @@ def reverse_kl(logits: Tensor, temperature: float) -> Tensor:
     return (log_p.exp() * (log_p - log_teacher(temperature))).sum(-1)
 
 
+def mean_divergence(logits: Tensor, temperature: float) -> Tensor:
+    """[STATES]: Jensen-Shannon."""
+    p, q = log_student(logits, temperature).exp(), log_teacher(temperature).exp()
+    half = 0.5 * (p + q)
+    return 0.5 * (p * (p / half).log() + q * (q / half).log()).sum(-1)
+
+
 def on_the_nucleus(logits: Tensor, sampler: Sampler) -> Tensor:
     """[STATES]: sum over the nucleus of p log (p / q) - p + q."""
     log_p, log_q = log_student(logits, sampler.temperature), log_teacher(sampler.temperature)
@@ -206,14 +220,36 @@ def test_losses_on_a_support_are_exact_whatever_the_sampler(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
-def test_a_loss_over_the_vocabulary_is_exact_whatever_the_sampler(sampler: Sampler) -> None:
+def test_with_the_sampled_token_it_is_the_mean_over_the_supports(sampler: Sampler) -> None:
+    settings = LossSettings(temperature=sampler.temperature)
+    rows = Written.by(sampler).batch(sampler.temperature)
+    chosen = choose_support(rows, "teacher+sampled")
+    found = mean_gradient(lambda head: LOSSES["lsm"](chosen, head, settings).total)
+    draws = sampler.visits()[:, None] * sampler.drawn()
+    q = log_teacher(sampler.temperature).exp()
+
+    def objective(logits: Tensor) -> Tensor:
+        p, total = log_student(logits, sampler.temperature).exp(), torch.zeros(())
+        for state, token in itertools.product(range(STATES), range(V)):
+            ids = sorted({token, *sorted(range(V), key=lambda v: -float(q[state, v]))[:TOP]})
+            ps, qs = p[state, ids] / p[state, ids].sum(), q[state, ids] / q[state, ids].sum()
+            total = total + draws[state, token] * (ps * (ps / qs).log()).sum()
+        return total
+
+    assert same(found, gradient(objective))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
+@pytest.mark.parametrize("name", ["full_reverse_kl", "full_jsd"])
+def test_a_loss_over_the_vocabulary_is_exact_whatever_the_sampler(
+    name: str, sampler: Sampler
+) -> None:
     settings = LossSettings(temperature=sampler.temperature)
     rows, visits = Written.by(sampler).batch(sampler.temperature), sampler.visits()
-    found = mean_gradient(lambda head: LOSSES["full_reverse_kl"](rows, head, settings).total)
-    assert same(
-        found,
-        gradient(lambda logits: (visits * reverse_kl(logits, sampler.temperature)).sum()),
-    )
+    found = mean_gradient(lambda head: LOSSES[name](rows, head, settings).total)
+    divergence = reverse_kl if name == "full_reverse_kl" else mean_divergence
+    expected = gradient(lambda logits: (visits * divergence(logits, sampler.temperature)).sum())
+    assert same(found, expected)
 
 
 def sampled_gradient(sampler: Sampler, weighed: bool, gamma: float = 0.0) -> Tensor:

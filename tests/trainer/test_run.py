@@ -82,6 +82,7 @@ KINDS = {
         "optimizer": {"updates_per_batch": 2, "schedule": "linear", "warmup_steps": 1}
     },
     "sampled_token": {"loss": {"kind": "sampled_token"}},
+    "sampled_token, stale": {"loss": {"kind": "sampled_token"}, "pipeline": {"staleness": 1}},
     "tail": {"loss": {"kind": "lsm", "tail": "bucket", "row_clamp": 20.0}},
     "student": {"loss": {"kind": "lsm", "support": "student"}},
     "union, tail": {"loss": {"kind": "topk_jsd", "support": "union", "tail": "bucket"}},
