@@ -70,7 +70,7 @@ class Teachers:
 
 
 def identity_of(
-    description: EngineDescription, tokenizer_hash: str, chat_template_digest: str
+    description: EngineDescription, tokenizer_hash: str, chat_template_digest: str = ""
 ) -> TeacherIdentity:
     """The identity of what an engine has loaded.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from teacher_proto.templates.tool_calls import render_calls
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
 
+from teacher_server.failures import is_ending
 from teacher_server.teachers.chat import chat_templates, render
 from teacher_server.teachers.text_bounds import longest_token
 from teacher_server.teachers.turn_ends import (
@@ -26,6 +28,8 @@ from teacher_server.teachers.turn_ends import (
     template_turn_end,
     turn_ends,
 )
+
+log = logging.getLogger(__name__)
 
 # Arguments of apply_chat_template that it passes to the template.
 TEMPLATE_OWN = {"tools", "documents"}
@@ -117,7 +121,7 @@ class TeacherTokenizer(TextTokenizer):
         self._source = source
         super().__init__(as_json)
         self.chat = chat_templates(source)
-        self.begin_ids = begin_ids(source, configuration or {})
+        self.begin_ids = _begin_ids(source, configuration or {})
         parameters = set(inspect.signature(source.apply_chat_template).parameters)
         self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
 
@@ -175,6 +179,17 @@ def _message(message: ChatMessage, where: str) -> dict[str, Any]:
             fix="leave it out of extra",
         )
     return message.as_read()
+
+
+def _begin_ids(source: Any, configuration: Mapping[str, Any]) -> tuple[int, ...]:
+    """``begin_ids``; empty for a tokenizer that cannot encode any text."""
+    try:
+        return begin_ids(source, configuration)
+    except BaseException as error:  # a panic of native code is no Exception
+        if is_ending(error):
+            raise
+        log.warning("the tokenizer cannot encode a text: %s", type(error).__name__)
+        return ()
 
 
 def _load_source(model: str) -> Any:
