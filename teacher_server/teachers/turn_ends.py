@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from teacher_proto.program.reply_end import reply_end
+
+from teacher_server.failures import is_ending
+
+log = logging.getLogger(__name__)
 
 
 def turn_ends(tokenizer_source: Any, generation_config: Any | None) -> tuple[int, ...]:
@@ -22,8 +27,15 @@ def turn_ends(tokenizer_source: Any, generation_config: Any | None) -> tuple[int
 
 def template_turn_end(tokenizer_source: Any, generation_config: Any | None) -> int | None:
     """The id that the chat template writes after a reply; None where there is no template, or
-    it writes text alone."""
-    return reply_end(tokenizer_source, named_ends(tokenizer_source, generation_config)).token_id
+    it writes text alone, or the tokenizer fails on every text."""
+    named = named_ends(tokenizer_source, generation_config)
+    try:
+        return reply_end(tokenizer_source, named).token_id
+    except BaseException as error:  # a panic of native code is no Exception
+        if is_ending(error):
+            raise
+        log.warning("the tokenizer cannot encode a text: %s", type(error).__name__)
+        return None
 
 
 def named_ends(tokenizer_source: Any, generation_config: Any | None) -> list[int]:
