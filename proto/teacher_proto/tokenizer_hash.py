@@ -1,23 +1,25 @@
-"""The fingerprint of a tokenizer: equal when two tokenizers give text the same ids."""
+"""The fingerprint of a tokenizer: equal where two tokenizers give every text the same ids
+(docs/fingerprint.md)."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
+import re
 
-from teacher_proto.errors import ConfigurationError
+from teacher_proto.fingerprint.parts import read_fingerprint
+
+VERSION = 2
+# The first version of the fingerprint had no number in its string.
+_VERSIONED = re.compile(r"v([1-9][0-9]{0,8})-[0-9a-f]{64}")
+_FIRST = re.compile(r"[0-9a-f]{64}")
 
 
 def tokenizer_hash(tokenizer_json: str | bytes) -> str:
-    """sha256, in hex, over what decides which ids a text gets.
+    """ "v2-" and a sha256, in hex, over what decides which ids a text gets.
 
-    That is the model (type, vocabulary, merges, byte fallback and its other
-    settings), the normaliser, the pre-tokenizer, and the added tokens as (id,
-    content). Truncation, padding, post-processor, decoder and the flags of added
-    tokens do not count; neither does how the file is written (order of keys,
-    merges as text or as pairs).
+    That is the model with its vocabulary and merges, the normalizer, the pre-tokenizer, and
+    the added tokens with the flags that change what they match. Truncation, padding,
+    post-processor and decoder do not count, nor whether an added token is special; neither
+    does how the file is written.
 
     Args:
         tokenizer_json: content of a tokenizer.json, as
@@ -25,93 +27,34 @@ def tokenizer_hash(tokenizer_json: str | bytes) -> str:
 
     Raises ConfigurationError for a file it cannot read.
     """
-    try:
-        document = json.loads(tokenizer_json)
-    except (ValueError, RecursionError) as failure:
-        raise _error(f"is not JSON: {failure}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
-        raise _error("has no model")
-    canonical = {
-        "model": _model(document["model"]),
-        "normalizer": document.get("normalizer"),
-        "pre_tokenizer": document.get("pre_tokenizer"),
-        "added_tokens": _added_tokens(document.get("added_tokens")),
-    }
-    text = json.dumps(canonical, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return versioned(read_fingerprint(tokenizer_json).digest)
 
 
-def _model(model: Mapping[str, Any]) -> dict[str, Any]:
-    settings = {
-        name: value
-        for name, value in model.items()
-        if name not in ("vocab", "merges") and not _means_absent(name, value)
-    }
-    settings["vocab"] = _vocabulary(model.get("vocab"))
-    if "merges" in model:
-        settings["merges"] = _merges(model["merges"])
-    return settings
+def versioned(digest: str) -> str:
+    """The fingerprint whose digest is ``digest``."""
+    return f"v{VERSION}-{digest}"
 
 
-def _means_absent(name: str, value: object) -> bool:
-    """Whether a setting of the model says the same as leaving it out."""
-    return value is None or value is False or value == "" or (name == "dropout" and value == 0)
+def hash_version(fingerprint: str) -> int | None:
+    """The version that a fingerprint's string carries; None for what is no fingerprint."""
+    found = _VERSIONED.fullmatch(fingerprint)
+    if found is not None:
+        return int(found[1])
+    return 1 if _FIRST.fullmatch(fingerprint) else None
 
 
-def _vocabulary(vocabulary: object) -> list[list[Any]]:
-    """[[id, token], ...] by id; for Unigram [[token, score], ...] in its own order."""
-    if isinstance(vocabulary, dict):
-        if not all(type(index) is int and index >= 0 for index in vocabulary.values()):
-            raise _error("has an id in model.vocab that is not a non-negative integer")
-        entries = [[index, token] for token, index in vocabulary.items()]
-        if len({index for index, _ in entries}) != len(entries):
-            raise _error("has two tokens of one id in model.vocab")
-        return sorted(entries)
-    if isinstance(vocabulary, list) and all(
-        isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)
-        for entry in vocabulary
-    ):
-        return vocabulary
-    raise _error("has no readable model.vocab")
+def other_version(fingerprint: str, *, here: str, there: str) -> tuple[str, str] | None:
+    """What is wrong and which side to upgrade, where a fingerprint that was computed
+    elsewhere is of another version than those computed here; None where it is not.
 
-
-def _merges(merges: object) -> list[list[str]]:
-    if not isinstance(merges, list):
-        raise _error("has no readable model.merges")
-    pairs = []
-    for index, merge in enumerate(merges):
-        pair = merge.split(" ") if isinstance(merge, str) else merge
-        if (
-            not isinstance(pair, list)
-            or len(pair) != 2
-            or not all(isinstance(part, str) for part in pair)
-        ):
-            raise _error(f"has a merge that is not a pair: model.merges[{index}]")
-        pairs.append(pair)
-    return pairs
-
-
-def _added_tokens(tokens: object) -> list[list[Any]]:
-    if tokens is None:
-        return []
-    if not isinstance(tokens, Sequence) or isinstance(tokens, str):
-        raise _error("has no readable added_tokens")
-    pairs = []
-    for index, token in enumerate(tokens):
-        if (
-            not isinstance(token, dict)
-            or type(token.get("id")) is not int
-            or not isinstance(token.get("content"), str)
-        ):
-            raise _error(f"has an added token without id or content: added_tokens[{index}]")
-        pairs.append([token["id"], token["content"]])
-    return sorted(pairs)
-
-
-def _error(what: str) -> ConfigurationError:
-    return ConfigurationError(
-        what,
-        where="tokenizer.json",
-        fix="give the tokenizer.json of a fast tokenizer "
-        "(tokenizer.backend_tokenizer.to_str() in transformers)",
+    Args:
+        here, there: names of the two sides, like "the server" and "the client".
+    """
+    version = hash_version(fingerprint)
+    if version is None or version == VERSION:
+        return None
+    what = (
+        f"{there} fingerprints tokenizers by version {version} of the fingerprint and {here} by "
+        f"version {VERSION}, so that they cannot tell whether two tokenizers are the same"
     )
+    return what, f"upgrade {there if version < VERSION else here} to the other side's release"

@@ -420,3 +420,19 @@ class TokenizerUpload:
     tokenizer_hash: str
     file: bytes
     special_tokens: Mapping[int, SpecialRole] = field(default_factory=dict)
+
+
+class TokenizerLevels(dict[str, Level]):
+    """How a registered tokenizer relates to each teacher's: its level by the teacher's name.
+
+    Attributes:
+        differences: teacher -> which parts of the two tokenizers differ, and whether a text
+            of the probe shows it (docs/fingerprint.md), the registered one's first. Those of
+            one fingerprint are left out; a server of an older release sends none.
+    """
+
+    def __init__(
+        self, levels: Mapping[str, Level], differences: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(levels)
+        self.differences = dict(differences or {})

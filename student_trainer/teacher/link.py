@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 from teacher_proto.client import AsyncTeacherClient, TeacherClient
 from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
+from teacher_proto.tokenizer_hash import other_version
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
@@ -60,6 +61,7 @@ class TeacherLink:
         info: the teacher as it was when the link was made.
         limits: of its server.
         level: how the student's tokenizer relates to the teacher's.
+        difference: which of their parts differ, as the server found; empty where none does.
         realigned: whether the teacher has another tokenizer, so that rows are realigned.
         reading: what the teacher reads of prompts.
         renders: whether it renders conversations itself.
@@ -70,6 +72,7 @@ class TeacherLink:
     info: TeacherInfo
     limits: ServerLimits
     level: Level
+    difference: str
     realigned: bool
     reading: TeacherReading
     renders: bool
@@ -86,7 +89,8 @@ class TeacherLink:
             ConfigurationError: the server has no teacher of this name, or one with another
                 tokenizer is to read the student's tokens.
             ContractMismatchError: its tokenizer is not the student's, and the service
-                cannot realign to the student's.
+                cannot realign to the student's; or the two programs fingerprint tokenizers
+                by different versions.
         """
         self.settings = settings
         self._run = run
@@ -100,6 +104,7 @@ class TeacherLink:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
             self.limits = server.limits
             self.info = find_teacher(server.teachers, settings)
+            self._check_version()
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
             self.reading = TeacherReading(
                 self.client, self.info, settings, student.tokenizer, realigned=self.realigned
@@ -108,10 +113,12 @@ class TeacherLink:
             self.id_limit = self._vocabulary_size
             if not self.realigned:
                 self.id_limit = min(self.id_limit, self.info.vocabulary_size)
-            self.level = Level.SAME
+            self.level, self.difference = Level.SAME, ""
             if self.realigned:
                 own, seconds = registration_of(student, run), settings.timeout_seconds
-                self.level = register(self.client, self.info, self.limits, own, timeout=seconds)
+                levels = register(self.client, self.info, self.limits, own, timeout=seconds)
+                self.level = levels[self.info.name]
+                self.difference = levels.differences.get(self.info.name, "")
         except BaseException:
             self.client.close()
             raise
@@ -264,7 +271,23 @@ class TeacherLink:
         return (
             f"the student's tokenizer ({own}) is not the teacher's ({theirs}): level "
             f"{self.level.name}, its rows are realigned"
+            + (
+                f"; {self.difference} (the student's, then the teacher's)"
+                if self.difference
+                else ""
+            )
         )
+
+    def _check_version(self) -> None:
+        theirs = self.info.identity.tokenizer_hash
+        outdated = other_version(theirs, here="the trainer", there="the server")
+        if outdated is not None:
+            raise ContractMismatchError(
+                outdated[0],
+                where="teacher.address",
+                fix=outdated[1],
+                reason="TOKENIZER_HASH_VERSION",
+            )
 
     def check_identity(self, reply: ScoreReply) -> None:
         """Raises ContractMismatchError when a reply is of another teacher than ``info``."""

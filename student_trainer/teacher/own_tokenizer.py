@@ -13,7 +13,13 @@ from typing import Any
 
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
-from teacher_proto.types import Level, ServerLimits, SpecialRole, TeacherInfo, TokenizerUpload
+from teacher_proto.types import (
+    ServerLimits,
+    SpecialRole,
+    TeacherInfo,
+    TokenizerLevels,
+    TokenizerUpload,
+)
 
 from student_trainer.student.model import Student
 
@@ -83,8 +89,8 @@ def register(
     tokenizer: TokenizerUpload,
     *,
     timeout: float,
-) -> Level:
-    """Registers the tokenizer; returns how it relates to the teacher's.
+) -> TokenizerLevels:
+    """Registers the tokenizer; returns how it relates to the teachers', this one's among them.
 
     Raises:
         ContractMismatchError: the service refuses it, or does not realign the rows of
@@ -102,7 +108,7 @@ def register(
         raise _refused(error.what, error.fix) from error
     if info.name not in levels:
         raise _refused(f"the server realigns no rows of teacher {info.name!r}", "")
-    return levels[info.name]
+    return levels
 
 
 def _refused(what: str, fix: str) -> ContractMismatchError:

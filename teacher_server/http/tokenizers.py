@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import Level, SpecialRole, TokenizerUpload
+from teacher_proto.types import SpecialRole, TokenizerLevels, TokenizerUpload
 
 from teacher_server.http.render import to_json
 from teacher_server.refusals.errors import refuse
@@ -38,7 +36,11 @@ def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
     return TokenizerUpload(run, digest, file, given)
 
 
-def render_levels(tokenizer: str, levels: Mapping[str, Level]) -> bytes:
+def render_levels(tokenizer: str, levels: TokenizerLevels) -> bytes:
     return to_json(
-        {"tokenizer_hash": tokenizer, "levels": {name: lv.name for name, lv in levels.items()}}
+        {
+            "tokenizer_hash": tokenizer,
+            "levels": {name: level.name for name, level in levels.items()},
+            "differences": levels.differences,
+        }
     )

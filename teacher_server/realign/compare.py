@@ -49,6 +49,8 @@ class Comparison:
         extendable_tokens: how many teacher tokens may be extended.
         trie_nodes: of the prefix trie.
         table_seconds: what building the tables took; 0 when they were in the cache.
+        difference: how the two tokenizers differ, the student's first; empty where they
+            have one fingerprint.
     """
 
     level: Level
@@ -66,6 +68,7 @@ class Comparison:
     trie_nodes: int
     table_seconds: float
     layout_microseconds_per_token: float
+    difference: str = ""
 
 
 def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableCache) -> Comparison:
@@ -140,6 +143,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
     """What ``--json`` prints."""
     return {
         "level": found.level.name,
+        "difference": found.difference,
         "student": {"tokenizer_hash": found.student_hash, "tokens": found.student_tokens},
         "teacher": {"tokenizer_hash": found.teacher_hash, "tokens": found.teacher_tokens},
         "roles": [
@@ -175,6 +179,7 @@ def as_text(found: Comparison) -> str:
         f"tables              {found.table_seconds:8.2f}  s",
         f"layout              {found.layout_microseconds_per_token:8.1f}  us a token",
         "",
+        *([found.difference, ""] if found.difference else []),
         f"{'role':<15} {'student':<28} teacher",
     ]
     for role, student, teacher in found.roles:

@@ -5,8 +5,14 @@ Field paths are those of ``teacher_proto/v1/score.proto``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
+from teacher_proto.tokenizer_hash import other_version
 from teacher_proto.types import ServerLimits
+
+Refusal = TypeVar("Refusal", InvalidRequestError, ContractMismatchError)
 
 
 def refuse(what: str, where: str, fix: str, reason: str = "") -> InvalidRequestError:
@@ -54,13 +60,20 @@ def empty_prompt(where: str) -> InvalidRequestError:
     )
 
 
-def unknown_tokenizer() -> ContractMismatchError:
-    return ContractMismatchError(
-        "the server does not know this tokenizer",
-        where="tokenizer_hash",
-        fix="register the tokenizer with RegisterTokenizer, then send the request again",
-        reason="UNKNOWN_TOKENIZER",
-    )
+def unknown_tokenizer(tokenizer_hash: str) -> ContractMismatchError:
+    what = "the server does not know this tokenizer"
+    fix = "register the tokenizer with RegisterTokenizer, then send the request again"
+    outdated = other_version(tokenizer_hash, here="the server", there="the client")
+    if outdated is not None:
+        what, fix = f"{what}: {outdated[0]}", f"{outdated[1]}, or {fix}"
+    return ContractMismatchError(what, where="tokenizer_hash", fix=fix, reason="UNKNOWN_TOKENIZER")
+
+
+def check_hash_version(tokenizer_hash: str, where: str) -> None:
+    """Raises InvalidRequestError for a fingerprint of another version than this server's."""
+    outdated = other_version(tokenizer_hash, here="the server", there="the client")
+    if outdated is not None:
+        raise refuse(outdated[0], where, outdated[1], "TOKENIZER_HASH_VERSION")
 
 
 def realignment_unavailable(what: str, where: str) -> ContractMismatchError:
@@ -71,3 +84,16 @@ def realignment_unavailable(what: str, where: str) -> ContractMismatchError:
         "has byte fallback (GetTeacher lists their tokenizer hashes)",
         reason="REALIGNMENT_UNAVAILABLE",
     )
+
+
+def compared(error: Refusal, differences: Mapping[str, str]) -> Refusal:
+    """The error for a student's tokenizer with what keeps it from being a teacher's.
+
+    Args:
+        differences: teacher -> how the two tokenizers differ, where that is known.
+    """
+    for name, found in differences.items():
+        if found:
+            what = f"{error.what}; compared with the tokenizer of teacher {name!r}, {found}"
+            return type(error)(what, where=error.where, fix=error.fix, reason=error.reason)
+    return error

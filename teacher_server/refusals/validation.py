@@ -24,6 +24,7 @@ from teacher_proto.types import (
 )
 
 from teacher_server.refusals.errors import (
+    check_hash_version,
     empty_prompt,
     over_limit,
     realignment_unavailable,
@@ -155,7 +156,7 @@ def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts, student: StudentFa
             "it is empty", "tokenizer_hash", "send the hash of the tokenizer whose ids these are"
         )
     if student is None:
-        raise unknown_tokenizer()
+        raise unknown_tokenizer(tokenizer_hash)
     if not student.realigned:
         raise realignment_unavailable(
             f"teacher {facts.name!r} has another tokenizer than the request, of a kind that "
@@ -166,6 +167,7 @@ def check_tokenizer(tokenizer_hash: str, facts: TeacherFacts, student: StudentFa
 
 def check_uploaded_hash(named: str, found: str) -> None:
     if named != found:
+        check_hash_version(named, "header.tokenizer_hash")
         raise refuse(
             f"the file's hash is {found}",
             "header.tokenizer_hash",

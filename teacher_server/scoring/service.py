@@ -17,10 +17,10 @@ from typing import TypeVar
 from teacher_proto import tracing
 from teacher_proto.errors import DeadlineError, LsmError
 from teacher_proto.types import (
-    Level,
     PositionClass,
     ServerInfo,
     ServerLimits,
+    TokenizerLevels,
     TokenizerUpload,
 )
 
@@ -114,7 +114,7 @@ class TeacherService:
 
     async def register(
         self, upload: TokenizerUpload, principal: Principal | None
-    ) -> dict[str, Level]:
+    ) -> TokenizerLevels:
         """Levels of a student's tokenizer by teacher; teachers it does not fit are left out.
 
         Raises:

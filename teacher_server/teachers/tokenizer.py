@@ -8,12 +8,14 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_line
+from teacher_proto.fingerprint.probe import Encode
+from teacher_proto.fingerprint.relation import loaded_otherwise
 from teacher_proto.models.begin_tokens import begin_ids
 from teacher_proto.models.special_ids import check_special_ids
 from teacher_proto.templates.tool_calls import render_calls
@@ -63,6 +65,11 @@ class TextTokenizer:
         if check is not None:
             check(len(encoding))
         return np.asarray(encoding.ids, np.int32)
+
+    def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, as ``encode`` has them."""
+        found = self._encoder.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def token_text(self, token_id: int) -> str | None:
         """The text of one id; None for an id that no token has."""
@@ -206,7 +213,7 @@ def _load_source(model: str) -> Any:
     transformers_logging.disable_progress_bar()
     try:
         source = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # tokenizers raises plain Exception for what it cannot read
         raise ConfigurationError(
             f"no tokenizer can be loaded: {first_line(error)}",
             where=model,
@@ -216,7 +223,9 @@ def _load_source(model: str) -> Any:
 
 
 def load_tokenizer(model: str, base: str | None = None) -> TeacherTokenizer:
-    """Loads the tokenizer of a model folder or hub name.
+    """Loads the tokenizer of a model folder or hub name, as transformers builds it.
+
+    Where that encodes otherwise than the model's tokenizer.json, a warning says so.
 
     Args:
         base: whose generation config counts, for an adapter's folder, which has none.
@@ -228,9 +237,34 @@ def load_tokenizer(model: str, base: str | None = None) -> TeacherTokenizer:
 
     source = _load_source(model)
     generation_config = load_generation_config(model if base is None else base)
-    return TeacherTokenizer(source, generation_config, get_tokenizer_config(model))
+    found = TeacherTokenizer(source, generation_config, get_tokenizer_config(model))
+    warning = _another_file(model, found)
+    if warning:
+        log.warning("%s: %s", model, warning)
+    return found
 
 
 def load_backend(model: str) -> str:
     """The tokenizer.json of a model folder or hub name; raises as ``load_tokenizer``."""
-    return TeacherTokenizer(_load_source(model)).file
+    return load_tokenizer(model).file
+
+
+def _another_file(model: str, loaded: TeacherTokenizer) -> str:
+    """What a warning says of a tokenizer.json that encodes otherwise; empty for none."""
+    from transformers.utils.hub import cached_file
+
+    file = cached_file(
+        model,
+        "tokenizer.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    published = b"" if file is None else Path(file).read_bytes()
+    if not published or tokenizer_hash(published) == loaded.hash:
+        return ""
+
+    def encodings() -> tuple[Encode, Encode]:
+        return loaded.encode_each, TextTokenizer(published).encode_each
+
+    return loaded_otherwise(loaded.file, published, encodings)

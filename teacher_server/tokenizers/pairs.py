@@ -15,20 +15,21 @@ from functools import partial
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import Level, SpecialRole, TokenizerUpload
+from teacher_proto.types import Level, SpecialRole, TokenizerLevels, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.lanes import SingleThread
-from teacher_server.realign.pair.cache import TableCache
+from teacher_server.realign.pair.cache import TableCache, student_of
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.refusals.errors import realignment_unavailable, unknown_tokenizer
+from teacher_server.refusals.errors import compared, realignment_unavailable, unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
 from teacher_server.teachers.teacher import Teacher
 from teacher_server.teachers.tokenizer import TextTokenizer
+from teacher_server.tokenizers.differences import Differences
 from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
 from teacher_server.tokenizers.vocabularies import (
     student_vocabulary,
@@ -89,6 +90,7 @@ class StudentTokenizers:
         self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
         self._parsed: tuple[str, Roles, Vocabulary] | None = None
         self._teachers = teacher_vocabularies({t.name: t.tokenizer for t in teachers})
+        self._differences = Differences()
         self._thread = SingleThread("tokenizers")
 
     def find(self, hash_: str) -> Entry | None:
@@ -114,11 +116,12 @@ class StudentTokenizers:
 
     async def register(
         self, upload: TokenizerUpload, run: str, teachers: Iterable[Teacher]
-    ) -> dict[str, Level]:
+    ) -> TokenizerLevels:
         """Keeps the tokenizer and builds its tables for these teachers.
 
         Returns:
-            Its level by the name of the teacher; teachers that it does not fit are left out.
+            Its level by the name of the teacher, with the differences of those that are not
+            SAME; teachers that it does not fit are left out.
 
         Raises:
             InvalidRequestError: the file is not the one named, broken, of a kind that
@@ -127,25 +130,49 @@ class StudentTokenizers:
         """
         asked = list(teachers)
         same = any(t.tokenizer.hash == upload.tokenizer_hash for t in asked)
-        entry = await self._thread.run(partial(self._accept, upload, run, same))
+        try:
+            entry = await self._thread.run(partial(self._accept, upload, run, same))
+        except InvalidRequestError as error:
+            if error.reason == "TOKENIZER_REFUSED":
+                error = compared(error, await self._different(upload, asked))
+            raise error from None
         levels = {t.name: Level.SAME for t in asked if t.tokenizer.hash == upload.tokenizer_hash}
         if entry is not None:
             levels |= {t.name: found for t in asked if (found := self.level(entry, t)) is not None}
         if not levels:
-            raise realignment_unavailable(
-                "no teacher of this server has this tokenizer", "header.tokenizer_hash"
+            raise compared(
+                realignment_unavailable(
+                    "no teacher of this server has this tokenizer", "header.tokenizer_hash"
+                ),
+                await self._different(upload, asked),
             )
         for teacher in asked:
             if levels.get(teacher.name, Level.SAME) is not Level.SAME:
                 assert entry is not None
                 await self.pair(entry, run, teacher)
+        differences = await self._different(upload, [t for t in asked if t.name in levels])
         log.info(
             "tokenizer %s (%d bytes): %s",
             upload.tokenizer_hash,
             len(upload.file),
-            ", ".join(f"{name} {level.name}" for name, level in levels.items()),
+            "; ".join(
+                f"{name} {level.name}, {differences.get(name) or 'one fingerprint'}"
+                for name, level in levels.items()
+            ),
         )
-        return levels
+        return TokenizerLevels(levels, differences)
+
+    async def _different(
+        self, upload: TokenizerUpload, teachers: Iterable[Teacher]
+    ) -> dict[str, str]:
+        """How the tokenizer differs from those teachers' that have another fingerprint."""
+
+        def describe() -> dict[str, str]:
+            file, named = upload.file, upload.tokenizer_hash
+            others = [t for t in teachers if t.tokenizer.hash != named]
+            return {t.name: self._differences.describe(named, file, t.tokenizer) for t in others}
+
+        return await self._thread.run(describe)
 
     async def pair(self, entry: Entry, run: str, teacher: Teacher) -> Pair:
         """The pair of a registered tokenizer and a teacher's; built unless it is known already.
@@ -176,7 +203,7 @@ class StudentTokenizers:
         entry = self._store.find(hash_)
         file = None if entry is None else self._store.read(entry)
         if file is None:
-            raise unknown_tokenizer()
+            raise unknown_tokenizer(hash_)
         found = self._texts[hash_] = TextTokenizer(file)
         while len(self._texts) > MAX_TEXTS:
             self._texts.popitem(last=False)
@@ -218,7 +245,7 @@ class StudentTokenizers:
         if parsed is None or parsed[:2] != (entry.tokenizer_hash, roles):
             file = self._store.read(entry)
             if file is None:
-                raise unknown_tokenizer()
+                raise unknown_tokenizer(entry.tokenizer_hash)
             parsed = (entry.tokenizer_hash, roles, student_vocabulary(file, roles))
             self._parsed = parsed
         try:
@@ -230,8 +257,9 @@ class StudentTokenizers:
 
     def _forget_tables(self, of: Callable[[str], bool]) -> None:
         """Deletes the tables on disk of students whose hash satisfies ``of``."""
-        for path in [] if self._tables is None else self._tables.glob("v*-*-*.npz"):
-            if of(path.stem.split("-")[1]):
+        for path in [] if self._tables is None else self._tables.glob("*.npz"):
+            student = student_of(path)
+            if student is not None and of(student):
                 path.unlink(missing_ok=True)
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.files import write_bytes
+from teacher_proto.tokenizer_hash import VERSION, hash_version
 from teacher_proto.types import SpecialRole
 
 log = logging.getLogger(__name__)
@@ -141,12 +142,23 @@ class TokenizerStore:
                 fix="give a folder that the server may write, or leave it out",
             ) from error
         found = sorted(folder.glob(f"*/{ENTRY}"), key=lambda path: path.stat().st_mtime)
+        others = 0
         for path in found:
+            if hash_version(path.parent.name) not in (None, VERSION):
+                others += 1
+                continue
             entry = _read_entry(path)
             if entry is None:
                 log.warning("%s is not an entry of a tokenizer; it is left alone", path)
             else:
                 self._entries[entry.tokenizer_hash] = entry
+        if others:
+            log.info(
+                "%s keeps %d tokenizers by another version of the fingerprint, for servers of "
+                "another release; they may be deleted when there is none",
+                folder,
+                others,
+            )
         self._make_room()
 
 

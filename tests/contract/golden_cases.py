@@ -41,6 +41,7 @@ from teacher_proto.types import (
     TeacherInfo,
     TextPrompt,
     Timing,
+    TokenizerLevels,
     TokenizerUpload,
     TokenPrompt,
     TokenText,
@@ -289,7 +290,11 @@ TOKENIZER = TokenizerUpload(
     file='{"model": {"type": "BPE"}, "né": 1}'.encode(),
     special_tokens={0: SpecialRole.OTHER, 5: SpecialRole.THINK_OPEN, 128009: SpecialRole.TURN_END},
 )
-LEVELS = {"default": Level.CROSS, "mathématiques": Level.SAME, "wide": Level.REMAP}
+LEVELS = TokenizerLevels({"default": Level.CROSS, "mathématiques": Level.SAME, "wide": Level.REMAP})
+DIFFERENCES = {
+    "levels": dict(LEVELS),
+    "differences": {"default": "they differ in the merges", "wide": "'é' is [1] and [2]"},
+}
 
 
 def _one(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
@@ -328,6 +333,15 @@ def _asked(data: bytes) -> tuple[RenderRequest, tuple[Prompt, ...]]:
     return request, tuple(prompt.decode() for prompt in prompts)
 
 
+def _encode_differences(value: dict[str, Any]) -> Any:
+    return codec.encode_levels("other", TokenizerLevels(**value))
+
+
+def _decode_differences(data: bytes) -> dict[str, Any]:
+    levels = codec.decode_levels(data, "other")
+    return {"levels": dict(levels), "differences": levels.differences}
+
+
 CASES = (
     Case("request_group", REQUEST_GROUP, _one(codec.encode_request), codec.decode_request),
     Case("request_chat", REQUEST_CHAT_STRUCTS, None, codec.decode_request),
@@ -361,6 +375,7 @@ CASES = (
         _one(lambda levels: codec.encode_levels("other", levels)),
         lambda data: codec.decode_levels(data, "other"),
     ),
+    Case("tokenizer_differences", DIFFERENCES, _one(_encode_differences), _decode_differences),
 )
 
 

@@ -26,7 +26,14 @@ def bpe_document(letters: str, merges: Sequence[tuple[str, str]], **changes: Any
     for token in [*letters, *("".join(pair) for pair in merges)]:
         vocab.setdefault(token, len(vocab))
     return {
-        "added_tokens": [{"id": len(vocab), "content": "</s>", "special": True}],
+        "added_tokens": [
+            {
+                "id": len(vocab),
+                "content": "</s>",
+                "special": True,
+                **dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False),
+            }
+        ],
         "normalizer": None,
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
         "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},

@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import random
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
 from functools import partial
@@ -20,7 +20,11 @@ from teacher_proto import codec, tracing
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_options
 from teacher_proto.client.credentials import ClientCredentials, Identification
 from teacher_proto.client.diagnosis import connection_problem
-from teacher_proto.client.registration import Registrations
+from teacher_proto.client.registration import (
+    Registrations,
+    explained_hash,
+    explained_unknown,
+)
 from teacher_proto.client.rendering import Rendering
 from teacher_proto.client.reply_check import check_reply
 from teacher_proto.client.retry import RetryPolicy
@@ -34,7 +38,6 @@ from teacher_proto.errors import (
 )
 from teacher_proto.status import from_rpc_error
 from teacher_proto.types import (
-    Level,
     Prompt,
     RenderedPrompt,
     RenderRequest,
@@ -43,6 +46,7 @@ from teacher_proto.types import (
     ServerInfo,
     ServerLimits,
     TeacherInfo,
+    TokenizerLevels,
     TokenizerUpload,
 )
 from teacher_proto.v1 import teacher_pb2
@@ -170,6 +174,8 @@ class AsyncTeacherClient:
                 data = await self._score(body, request.tokenizer_hash, timeout)
             except InvalidRequestError as error:
                 raise codec.explained_refusal(error) from None
+            except ContractMismatchError as error:
+                raise explained_unknown(error, self._teachers.get(request.teacher)) from None
             reply = codec.decode_reply(data)
         check_reply(request, reply, self._teachers.get(request.teacher))
         return reply
@@ -217,8 +223,9 @@ class AsyncTeacherClient:
         upload: TokenizerUpload,
         *,
         timeout: float,  # noqa: ASYNC109
-    ) -> Mapping[str, Level]:
-        """Registers a student's tokenizer; returns its level for each teacher by name.
+    ) -> TokenizerLevels:
+        """Registers a student's tokenizer; returns its level for each teacher by name, and
+        where the two tokenizers differ.
 
         Args:
             upload: kept, and sent again when a later request meets a server that does
@@ -235,7 +242,10 @@ class AsyncTeacherClient:
             reply: bytes = await method(iter(parts), timeout=seconds, metadata=metadata)
             return reply
 
-        reply = await self._until_deadline("RegisterTokenizer", send, timeout)
+        try:
+            reply = await self._until_deadline("RegisterTokenizer", send, timeout)
+        except InvalidRequestError as error:
+            raise explained_hash(error, upload.tokenizer_hash) from None
         levels = codec.decode_levels(reply, upload.tokenizer_hash)
         self._registrations.registered(upload)
         return levels

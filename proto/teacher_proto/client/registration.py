@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from teacher_proto.errors import ContractMismatchError, LsmError
-from teacher_proto.types import TokenizerUpload
+from teacher_proto.errors import ContractMismatchError, InvalidRequestError, LsmError
+from teacher_proto.tokenizer_hash import other_version
+from teacher_proto.types import TeacherInfo, TokenizerUpload
 
 UNKNOWN_TOKENIZER = "UNKNOWN_TOKENIZER"
+# How a server answers an upload under another fingerprint than the one it computes.
+_COMPUTED = re.compile(r"the file's hash is (\S+)")
 
 
 @dataclass
@@ -17,6 +21,32 @@ class _Kept:
     upload: TokenizerUpload
     times: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+
+def explained_hash(error: InvalidRequestError, tokenizer_hash: str) -> LsmError:
+    """A refused registration, as the side to upgrade where the server computes fingerprints
+    of another version than the upload's."""
+    computed = _COMPUTED.fullmatch(error.what)
+    if computed is None or computed[1] == tokenizer_hash:
+        return error
+    return _outdated(computed[1], error.where) or error
+
+
+def explained_unknown(error: ContractMismatchError, info: TeacherInfo | None) -> LsmError:
+    """A request that was refused for its tokenizer, as the side to upgrade where the
+    server's fingerprints are of another version."""
+    if info is None or error.reason != UNKNOWN_TOKENIZER:
+        return error
+    return _outdated(info.identity.tokenizer_hash, error.where) or error
+
+
+def _outdated(theirs: str, where: str) -> ContractMismatchError | None:
+    found = other_version(theirs, here="the client", there="the server")
+    if found is None:
+        return None
+    return ContractMismatchError(
+        found[0], where=where, fix=found[1], reason="TOKENIZER_HASH_VERSION"
+    )
 
 
 class Registrations:

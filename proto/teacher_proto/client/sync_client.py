@@ -6,7 +6,7 @@ import asyncio
 import concurrent.futures
 import os
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Self, TypeVar
 
 from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES
@@ -14,12 +14,12 @@ from teacher_proto.client.async_client import AsyncTeacherClient
 from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 from teacher_proto.types import (
-    Level,
     Prompt,
     RenderedPrompt,
     ScoreReply,
     ScoreRequest,
     ServerInfo,
+    TokenizerLevels,
     TokenizerUpload,
 )
 
@@ -129,7 +129,7 @@ class TeacherClient:
                 )
             return asyncio.run_coroutine_threadsafe(work(self._client), self._loop)
 
-    def register_tokenizer(self, upload: TokenizerUpload, *, timeout: float) -> Mapping[str, Level]:
+    def register_tokenizer(self, upload: TokenizerUpload, *, timeout: float) -> TokenizerLevels:
         return self._wait(
             self.start(lambda client: client.register_tokenizer(upload, timeout=timeout))
         )

@@ -9,7 +9,7 @@ from teacher_proto.codec.structs import check_text
 from teacher_proto.codec.teacher import decode_level, encode_level
 from teacher_proto.codec.wire import parse
 from teacher_proto.errors import InvalidRequestError, PoisonedReplyError
-from teacher_proto.types import Level, SpecialRole, TokenizerUpload
+from teacher_proto.types import Level, SpecialRole, TokenizerLevels, TokenizerUpload
 from teacher_proto.v1 import tokenizer_pb2
 
 CHUNK_BYTES = 1 << 20
@@ -111,11 +111,17 @@ class TokenizerAssembler:
 def encode_levels(
     tokenizer_hash: str, levels: Mapping[str, Level]
 ) -> tokenizer_pb2.RegisterTokenizerResponse:
-    """``levels``: realignment level by name of teacher."""
+    """``levels``: realignment level by name of teacher, with the differences that
+    ``TokenizerLevels`` has."""
+    differences = levels.differences if isinstance(levels, TokenizerLevels) else {}
     return tokenizer_pb2.RegisterTokenizerResponse(
         tokenizer_hash=tokenizer_hash,
         levels=[
-            tokenizer_pb2.TeacherLevel(teacher=name, level=encode_level(level))
+            tokenizer_pb2.TeacherLevel(
+                teacher=name,
+                level=encode_level(level),
+                difference=differences.get(name, ""),
+            )
             for name, level in sorted(levels.items())
         ],
     )
@@ -123,7 +129,7 @@ def encode_levels(
 
 def decode_levels(
     message: tokenizer_pb2.RegisterTokenizerResponse | bytes, tokenizer_hash: str
-) -> dict[str, Level]:
+) -> TokenizerLevels:
     """Level by name of teacher; raises PoisonedReplyError, also when the answer is
     about another tokenizer than ``tokenizer_hash``."""
     if isinstance(message, bytes):
@@ -131,8 +137,11 @@ def decode_levels(
     if message.tokenizer_hash != tokenizer_hash:
         raise PoisonedReplyError("is not the tokenizer that was sent", where="tokenizer_hash")
     levels: dict[str, Level] = {}
+    differences: dict[str, str] = {}
     for index, item in enumerate(message.levels):
         if item.teacher in levels:
             raise PoisonedReplyError("is listed twice", where=f"levels[{index}].teacher")
         levels[item.teacher] = decode_level(item.level, f"levels[{index}].level")
-    return levels
+        if item.difference:
+            differences[item.teacher] = item.difference
+    return TokenizerLevels(levels, differences)

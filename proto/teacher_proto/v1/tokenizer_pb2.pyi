@@ -137,17 +137,23 @@ class TeacherLevel(_message.Message):
 
     TEACHER_FIELD_NUMBER: _builtins.int
     LEVEL_FIELD_NUMBER: _builtins.int
+    DIFFERENCE_FIELD_NUMBER: _builtins.int
     teacher: _builtins.str
     level: _teacher_pb2.RealignmentLevel.ValueType
+    difference: _builtins.str
+    """Which parts of the two tokenizers differ, and whether any text of the probe has other
+    ids (docs/fingerprint.md); empty where they have one fingerprint.
+    """
     def __init__(
         self,
         *,
         teacher: _builtins.str = ...,
         level: _teacher_pb2.RealignmentLevel.ValueType = ...,
+        difference: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["level", b"level", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["difference", b"difference", "level", b"level", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

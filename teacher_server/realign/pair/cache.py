@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import zipfile
 from collections import OrderedDict
@@ -25,6 +26,15 @@ _SHAPES = {
     "first_teacher_token": (np.int32, "S"),
     "first_pairs": (np.int64, "p"),
 }
+
+
+_NAME = re.compile(r"v\d+-(v\d+-[0-9a-f]{64})-v\d+-[0-9a-f]{64}\.npz")
+
+
+def student_of(path: Path) -> str | None:
+    """The student's fingerprint of a file of tables; None for any other file."""
+    found = _NAME.fullmatch(path.name)
+    return None if found is None else found[1]
 
 
 class TableCache:

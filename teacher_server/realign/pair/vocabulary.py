@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.fingerprint.parts import read_fingerprint
+from teacher_proto.tokenizer_hash import versioned
 from teacher_proto.types import Bool, Int32, SpecialRole, UInt8
 
 from teacher_server.realign.pair.encoder import ByteEncoder
@@ -207,15 +207,15 @@ def read_vocabulary(
         ConfigurationError: broken, of a kind that cannot be realigned, or
             contradicting itself.
     """
-    digest = tokenizer_hash(file)
+    found = read_fingerprint(file)
     parsed = parse_tokenizer(file)
     roles = given_roles or {}
     unknown = sorted(set(roles) - set(parsed.specials))
     if unknown:
         raise refused(f"a role is given for id {unknown[0]}, which is no special token of it")
     return Vocabulary(
-        hash=digest,
-        ordinary_hash=tokenizer_hash(json.dumps({**parsed.document, "added_tokens": []})),
+        hash=versioned(found.digest),
+        ordinary_hash=versioned(found.without_added_tokens),
         kind=parsed.kind,
         token_bytes=parsed.token_bytes,
         specials=parsed.specials,

@@ -1,0 +1,103 @@
+"""The six parts of a tokenizer.json that decide ids, in their canonical form, and their
+digests (docs/fingerprint.md)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from teacher_proto.fingerprint import components, model
+from teacher_proto.fingerprint.failure import unreadable
+
+# Names of the parts as people read them.
+PARTS: Mapping[str, str] = {
+    "model": "the model's settings",
+    "vocabulary": "the vocabulary",
+    "merges": "the merges",
+    "normalizer": "the normalizer",
+    "pre_tokenizer": "the pre-tokenizer",
+    "added_tokens": "the added tokens",
+}
+# What of an added token decides ids, besides id and content. "special" does not.
+FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """Attributes:
+    digests: sha256, in hex, of each of ``PARTS``.
+    """
+
+    digests: Mapping[str, str]
+
+    @property
+    def digest(self) -> str:
+        """sha256, in hex, over all parts."""
+        return _sha256(self.digests)
+
+    @property
+    def without_added_tokens(self) -> str:
+        """``digest`` of the same tokenizer with no added token."""
+        return _sha256({**self.digests, "added_tokens": _sha256([])})
+
+
+def canonical_parts(tokenizer_json: str | bytes) -> dict[str, Any]:
+    """The value of each of ``PARTS``; raises ConfigurationError for a file it cannot read."""
+    try:
+        document = json.loads(tokenizer_json)
+    except (ValueError, RecursionError) as failure:
+        raise unreadable(f"is not JSON: {failure}") from None
+    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+        raise unreadable("has no model")
+    normalizers = components.normalizers(document.get("normalizer"))
+    pre = components.pre_tokenizers(document.get("pre_tokenizer"), normalizers)
+    return {
+        "model": model.settings(document["model"], components.ends_in_bytes(pre)),
+        "vocabulary": model.vocabulary(document["model"]),
+        "merges": model.merges(document["model"]),
+        "normalizer": normalizers,
+        "pre_tokenizer": pre,
+        "added_tokens": _added_tokens(document.get("added_tokens"), bool(normalizers)),
+    }
+
+
+def read_fingerprint(tokenizer_json: str | bytes) -> Fingerprint:
+    """Of the content of a tokenizer.json; raises ConfigurationError."""
+    parts = canonical_parts(tokenizer_json)
+    return Fingerprint({name: _sha256(value) for name, value in parts.items()})
+
+
+def _added_tokens(tokens: object, normalizes: bool) -> list[list[Any]]:
+    """[id, content, *FLAGS] by id. Of several entries of one content the last counts, as in
+    the tokenizers library, which leaves out tokens without content."""
+    if tokens is None:
+        return []
+    if not isinstance(tokens, Sequence) or isinstance(tokens, str):
+        raise unreadable("has no readable added_tokens")
+    rows: dict[str, list[Any]] = {}
+    for index, token in enumerate(tokens):
+        if (
+            not isinstance(token, dict)
+            or type(token.get("id")) is not int
+            or not isinstance(token.get("content"), str)
+        ):
+            raise unreadable(f"has an added token without id or content: added_tokens[{index}]")
+        flags = [token.get(flag) is True for flag in FLAGS]
+        rows[token["content"]] = [token["id"], token["content"], *flags]
+    rows.pop("", None)
+    found = sorted(rows.values())
+    if not normalizes and len({row[-1] for row in found}) == 1:
+        # Without a normalizer the flag only says which tokens are looked for first.
+        found = [[*row[:-1], False] for row in found]
+    return found
+
+
+def _sha256(value: object) -> str:
+    try:
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise unreadable("has a lone surrogate in a string") from None
+    return hashlib.sha256(text).hexdigest()
