@@ -3,9 +3,11 @@ server; judged by the template and a plain forward pass of the same models."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +19,19 @@ from teacher_proto.types import TokenPrompt
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from student_trainer.data import PromptSets, load_prompts
+from student_trainer.evaluation.cache import cached_rows
+from student_trainer.evaluation.rows import Selection
+from student_trainer.run import checkpoint
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup import start
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.prompts import AtTeacher, carried
+from student_trainer.train import train
 from tests.support.models import CHAT_TEMPLATE
 from tests.trainer.processes import Server, serve
+from tests.trainer.test_run import artefacts, in_directory, losses
 
 MakeConfig = Callable[..., TrainConfig]
 MONDAY = "2026-11-30T23:59:58"
@@ -295,3 +303,119 @@ def test_a_text_is_the_students_tokens_to_a_teacher_with_its_tokenizer(
     assert asked.text(found) == "The teacher reads"
     asked.check_scores(found, "The teacher reads")
     assert asked.notes() == []
+
+
+@pytest.fixture
+def conversations(
+    make_config: MakeConfig,
+    server: Server,
+    student_model_dir: Path,
+    tmp_path: Path,
+) -> Callable[..., TrainConfig]:
+    """A configuration over conversations: a student of one template at a teacher of another."""
+    rows = tmp_path / "conversations.jsonl"
+    asked = [[{"role": "user", "content": f"What is {n}?"}] for n in range(6)]
+    rows.write_text("".join(json.dumps({"messages": one}) + "\n" for one in asked))
+
+    def make(template: str, name: str, **sections: Any) -> TrainConfig:
+        model = tmp_path / f"student-{template}"
+        if not model.exists():
+            with_template(student_model_dir, TEMPLATES[template], model)
+        data = {"train": str(rows), "max_prompt_tokens": 128, "held_out_fraction": 0.5}
+        evaluation = {"prompts": 0, "max_new_tokens": 8, "samples": 0}
+        evaluation |= sections.pop("evaluation", {})
+        at = {"address": server.address, "name": name, **sections.pop("teacher", {})}
+        every = {"every": 1, **sections.pop("checkpoint", {})}
+        return make_config(
+            model, data=data, evaluation=evaluation, teacher=at, checkpoint=every, **sections
+        )
+
+    return make
+
+
+class Clock(datetime):
+    """A machine's clock that stands still."""
+
+    stands = datetime.fromisoformat(MONDAY)
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        assert tz is None
+        return cls.stands
+
+
+def test_a_run_of_templates_that_print_the_date_goes_on_tomorrow(
+    conversations: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(start, "datetime", Clock)
+    settings = conversations("dated", "dated", evaluation={"prompts": 2})
+    straight, broken = (tmp_path / name for name in ("straight", "broken"))
+    train(in_directory(settings, straight))
+    train(in_directory(settings, broken, steps=2))
+    monkeypatch.setattr(Clock, "stands", datetime.fromisoformat("2026-12-01T00:00:02"))
+    train(in_directory(settings, broken))
+    assert losses(broken) == losses(straight)
+    assert artefacts(broken, 3) == artefacts(straight, 3)
+    frozen = [(run / "evaluation" / "frozen.json").read_bytes() for run in (straight, broken)]
+    assert frozen[0] == frozen[1]
+    assert checkpoint.load_state(broken / "checkpoints" / "step-000003").now == MONDAY
+
+
+def as_of_an_earlier_version(run: Path) -> None:
+    """Takes from the run's checkpoints what versions without these settings did not keep."""
+    for folder in (run / "checkpoints").iterdir():
+        path = folder / "state.json"
+        state = json.loads(path.read_text())
+        del state["now"], state["config"]["teacher"]["prompt"]
+        del state["config"]["data"]["now"], state["config"]["data"]["add_bos"]
+        parts = dict(p.split("=") for p in state["data_digest"].removeprefix("source:").split(","))
+        state["data_digest"] = f"as-read:{parts['as-read']}"
+        path.write_text(json.dumps(state))
+        manifest = json.loads((folder / "manifest.json").read_text())
+        content = path.read_bytes()
+        manifest["files"]["state.json"] = {
+            "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(),
+        }  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_the_teacher_reads_the_same(
+    conversations: Callable[..., TrainConfig],
+) -> None:
+    settings = conversations("default", "default")
+    run = settings.run.output_dir
+    train(in_directory(settings, run, steps=1))
+    as_of_an_earlier_version(run)
+    train(in_directory(settings, run, steps=2))
+    assert [step for step, _ in losses(run)] == [1, 2]
+
+
+def test_a_run_of_an_earlier_version_is_refused_by_the_name_of_what_its_teacher_read(
+    conversations: Callable[..., TrainConfig],
+) -> None:
+    settings = conversations("default", "other", teacher={"prompt": "student"})
+    run = settings.run.output_dir
+    train(in_directory(settings, run, steps=1))
+    as_of_an_earlier_version(run)
+    own = conversations("default", "other")
+    with pytest.raises(ConfigurationError, match=r"3 train prompts would be read otherwise") as e:
+        train(in_directory(own, run, steps=2))
+    assert e.value.where == "teacher.prompt"
+    train(in_directory(settings, run, steps=2))
+    assert [step for step, _ in losses(run)] == [1, 2]
+    with pytest.raises(ConfigurationError, match=r"teacher\.prompt \('student' to 'own'\)"):
+        train(in_directory(own, run, steps=3))
+
+
+def test_frozen_rows_of_another_reading_are_asked_for_again(
+    ask: Callable[..., Asked], tmp_path: Path
+) -> None:
+    found = []
+    for prompt in ("own", "own", "student"):
+        asked = ask("default", "other", teacher={"prompt": prompt})
+        response = np.array([40, 41, 42], np.int32)
+        piece = Selection(asked.found().item, response, np.arange(3, dtype=np.int32))
+        (rows,) = cached_rows(asked.link, [piece], 320, "digest", tmp_path / "cache")
+        found.append(rows.log_probs)
+    assert np.array_equal(found[0], found[1])
+    assert not np.allclose(found[0], found[2], atol=1e-2)
