@@ -9,6 +9,7 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.program.checks import check_folder
 
+from student_trainer.commands import estimate
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start, Step
 from student_trainer.student.model import Student
@@ -95,4 +96,6 @@ EXAMINATION = (
     Step("clock", clock, needs=("teacher",)),
     Step("disk", disk, needs=("student",), reads="model"),
     Step("repeat", repeat, needs=("tokenizer", "limits", "readings")),
+    Step("memory", estimate.memory, needs=("student",), reads="model"),
+    Step("time", estimate.duration, needs=("limits", "lengths", "ids", "readings")),
 )
