@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.models.special_ids import check_special_ids
 from teacher_proto.models.text_model import describe_unused, max_length
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Int32
@@ -128,7 +129,10 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     module.eval()
     head = read_head(model)
     width = int(head.weight.shape[0])
-    ends = terminators(model, tokenizer, width)
+    rows = min(width, int(model.get_input_embeddings().weight.shape[0]))
+    ends = terminators(model, tokenizer, rows)
+    padding = padding_id(tokenizer, ends[0], rows)
+    check_special_ids(tokenizer, rows, MODEL)
     if settings.lora and settings.lora.merge_final:
         check_mergeable(model)
     student = Student(
@@ -140,7 +144,7 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
         device=device,
         vocabulary_size=width,
         terminators=ends,
-        padding_id=padding_id(tokenizer, ends[0], width),
+        padding_id=padding,
         max_length=max_length(model.config, settings.max_length, "student.max_length"),
         folder=folder,
         dropout=settings.dropout,
@@ -148,7 +152,7 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     )
     _probe_head(student)
     _probe_update(student)
-    undrawn = undrawn_ids(tokenizer, width)
+    undrawn = undrawn_ids(tokenizer, width, rows)
     if undrawn is None:
         return student
     return replace(student, head=replace(head, undrawn=undrawn.to(device)))

@@ -16,12 +16,12 @@ from torch import Tensor
 MODEL = "student.model"
 
 
-def undrawn_ids(tokenizer: Any, width: int) -> Tensor | None:
-    """int64 [M]: the ids of a head of ``width`` that no token has, ascending; None when
-    every id has one."""
+def undrawn_ids(tokenizer: Any, width: int, rows: int) -> Tensor | None:
+    """int64 [M]: the ids of a head of ``width`` that no token has, or no embedding of
+    ``rows``, ascending; None when every id has both."""
     known = np.fromiter(tokenizer.get_vocab().values(), np.int64)
     without = np.ones(width, np.bool_)
-    without[known[known < width]] = False
+    without[known[known < min(width, rows)]] = False
     return torch.from_numpy(np.flatnonzero(without)) if without.any() else None
 
 
@@ -73,7 +73,8 @@ def padding_id(tokenizer: Any, otherwise: int, width: int) -> int:
         return otherwise
     if padding >= width:
         raise ConfigurationError(
-            f"its tokenizer pads with id {padding}, and the model has {width} ids",
+            f"its tokenizer pads with id {padding}, and the model has {width} ids: the token is "
+            f"{tokenizer.pad_token!r}",
             where=MODEL,
             fix="set pad_token in tokenizer_config.json to a token of this model",
         )

@@ -31,7 +31,7 @@ async def load(**models: Path) -> None:
 async def test_an_added_token_beyond_the_logits_is_no_reason_to_refuse_a_model(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in Gemma 3 1B, whose tokenizer has a token for images and whose model has no row."""
+    """As in Gemma 3 1B: a token for images, for which the model has no row."""
     model = with_new_token(tiny_model_dir, tmp_path / "m")
     async with running({"default": model}, monkeypatch) as server:
         assert server.info.teachers[0].vocabulary_size == 320

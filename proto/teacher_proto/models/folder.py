@@ -47,7 +47,7 @@ def model_folder(model: str, files: Sequence[str] = MODEL_FILES, *, where: str) 
                 model, allow_patterns=list(files), ignore_patterns=list(SECOND_COPIES)
             )
         )
-    except (OSError, ValueError) as error:
+    except Exception as error:  # also those of the HTTP library that the hub uses
         raise ConfigurationError(
             f"{model!r} is neither a directory here nor a model the hub gives us: "
             f"{first_line(error)}",

@@ -98,6 +98,7 @@ def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -
     text = text_model(loaded)
     if text.unused:
         logger.info("model %s: %s", model, describe_unused(text.unused))
+    _check_rows(loaded, text, f"model {model}")
     text_config = loaded.config.get_text_config()
     quantization = getattr(config, "quantization_config", None) or {}
     if not isinstance(quantization, dict):
@@ -154,6 +155,18 @@ def _read_config(model: str, directory: Path) -> Any:
         ) from error
     weight_files(directory)
     return config
+
+
+def _check_rows(model: Any, text: TextModel, where: str) -> None:
+    """Refuses a model that has a logit for an id that it cannot read."""
+    rows = int(model.get_input_embeddings().weight.shape[0])
+    logits = int(getattr(getattr(text.head, "weight", None), "shape", (0,))[0])
+    if logits > rows:
+        raise ConfigurationError(
+            f"it has {logits} logits and only {rows} rows of its embedding",
+            where=where,
+            fix="resize its embedding (resize_token_embeddings) and save it",
+        )
 
 
 def has_plain_cache(config: Any) -> bool:
