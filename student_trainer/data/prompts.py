@@ -27,6 +27,7 @@ from student_trainer.data.rendering import PromptReader, Reading, TemplateRefuse
 from student_trainer.data.rows import read_rows
 from student_trainer.data.source import Source
 from student_trainer.data.templates import templates_as_json
+from student_trainer.data.unread import unread
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
 from student_trainer.settings.data import DataFile, DataSettings, files
@@ -114,6 +115,8 @@ def load_prompts(
     every = [(p.source, p.token_ids) for p in (*train, *held_out)]
     arguments = template_arguments([source for source, _ in every])
     notes += reader.notes(every, arguments)
+    chats = [source for source, _ in every if isinstance(source, ChatPrompt)]
+    notes += unread(chats, lambda chat: reader.render(chat, ""))
     return PromptSets(
         train,
         held_out,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 from collections import Counter
@@ -447,3 +448,34 @@ def test_text_prompts_stay_as_they_are(tokenizer: Any, tmp_path: Path) -> None:
     assert [p.source for p in load(tokenizer, path).train] == [
         TextPrompt('[{"role": "user"}]'), TextPrompt("  x \n"),
     ]  # fmt: skip
+
+
+QWEN_LIKE = (
+    "{% for m in messages %}{% if m['role'] in ['user', 'system', 'assistant', 'tool'] %}"
+    "[{{ m['role'] }}:{{ m['content'] }}]{% endif %}{% endfor %}{{ tools | tojson }}"
+)
+
+
+def test_what_a_template_has_no_branch_for_is_said_once(tokenizer: Any, tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "developer", "content": "be brief"}, USER]},
+        {"messages": [{"role": "developer", "content": "be long"}, USER]},
+        {"messages": [USER, {**CALLED, "content": ""}, {**RESULT, "name": "weather"}]},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    plain = copy.deepcopy(tokenizer)
+    plain.chat_template = QWEN_LIKE
+    notes = [note for note in load(plain, path).notes if "prints nothing" in note]
+    assert notes == [
+        "the student's chat template prints nothing of these fields of messages: "
+        "name (1 prompts), tool_calls (1 prompts)",
+        "the student's chat template prints nothing of messages of these roles: "
+        "developer (2 prompts)",
+    ]
+    assert [n for n in load(tokenizer, path).notes if "prints nothing" in n] == [
+        "the student's chat template prints nothing of these fields of messages: name (1 prompts)"
+    ]
+    tools = write(tmp_path / "b.jsonl", [{"messages": [USER], "tools": [TOOL]}] * 3)
+    plain.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (note,) = load(plain, tools, columns={"tools": "tools"}).notes
+    assert "does not read tools" in note
