@@ -28,6 +28,38 @@ COMMIT = "b700515c5952efc9304bfcf56eba9a50160f0905"
 PATIENCE = 120.0
 
 
+TRAIN = """
+import json, os, sys
+from student_trainer.cli import main
+codes = []
+for config, log in json.loads(sys.argv[1]):
+    sys.stderr.flush()
+    os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
+    try:
+        codes.append(main(["train", config]))
+    except SystemExit as end:
+        codes.append(end.code)
+sys.stderr.flush()
+print(json.dumps(codes))
+"""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a program ended: its exit code, and what it wrote to stderr."""
+
+    code: int
+    errors: str
+
+    @property
+    def error(self) -> str:
+        """The line that says why it ended; empty when it did what it was asked to."""
+        if self.code == 0:
+            return ""
+        (line,) = (each for each in self.errors.splitlines() if each.startswith("error: "))
+        return line
+
+
 @dataclass(frozen=True)
 class Tree:
     """A checkout whose programs can be run; ``path`` is its root."""
@@ -52,9 +84,15 @@ class Tree:
             check=False,
         )
 
-    def train(self, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """``student-trainer train CONFIG``, to its end."""
-        return self.run("-m", "student_trainer", "train", str(config), *arguments)
+    def train(self, *configs: Path) -> list[Ended]:
+        """``student-trainer train CONFIG`` for one after another, in one process, which has
+        imported the program once."""
+        logs = [config.with_suffix(".log") for config in configs]
+        order = [[str(config), str(log)] for config, log in zip(configs, logs, strict=True)]
+        done = self.run("-c", TRAIN, json.dumps(order))
+        assert done.returncode == 0, done.stderr
+        codes = json.loads(done.stdout.splitlines()[-1])
+        return [Ended(code, log.read_text()) for code, log in zip(codes, logs, strict=True)]
 
     @contextlib.contextmanager
     def serve(self, folder: Path, *arguments: str, **teachers: Path) -> Iterator[dict[str, Any]]:
