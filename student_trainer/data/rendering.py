@@ -3,6 +3,7 @@ clock, or a text with the tokens that begin a text."""
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -17,13 +18,7 @@ from teacher_proto.models.template_clock import CLOCK_NAME, clock
 from teacher_proto.templates.tool_calls import may_vary, render_calls
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
 
-from student_trainer.data.templates import (
-    added_text,
-    compiled,
-    marks_end,
-    template_names,
-    thinking_tail,
-)
+from student_trainer.data.templates import compiled, marks_end, opened_thinking, template_names
 from student_trainer.settings.data import DataSettings
 
 # Arguments of apply_chat_template that it passes to the template.
@@ -235,8 +230,10 @@ class PromptReader:
         conversation without one."""
         if not (source.add_generation_prompt and marks_end(text)):
             return ""
-        without = replace(source, add_generation_prompt=False)
-        return thinking_tail(added_text(self.render(without, place), text))
+        without = None
+        with contextlib.suppress(TemplateRefusedError):
+            without = self.render(replace(source, add_generation_prompt=False), place)
+        return opened_thinking(text, without, source.messages[-1].content)
 
 
 def tokenizer_configuration(tokenizer: Any) -> Mapping[str, Any]:

@@ -72,14 +72,20 @@ def marks_end(rendered: str) -> bool:
     return _MARK.search(rendered[-_FAR:]) is not None
 
 
-def added_text(without: str, text: str) -> str:
-    """The generation prompt: what a rendering has after the part that it shares with the one
-    of the same conversation without a generation prompt."""
-    shared = next(
-        (i for i, (a, b) in enumerate(zip(without, text, strict=False)) if a != b),
-        min(len(without), len(text)),
-    )
-    return text[shared:]
+def opened_thinking(text: str, without: str | None, last: object) -> str:
+    """What a generation prompt opens, or opens and closes, of thinking; as ``thinking_tail``.
+
+    Args:
+        text: the rendering of a conversation.
+        without: the same without a generation prompt; None where the template refuses that.
+            Where ``text`` does not go on from it, what follows ``last`` is taken.
+        last: content of the conversation's last turn, which may have marks itself.
+    """
+    if without is not None and without != text and text.startswith(without):
+        return thinking_tail(text.removeprefix(without))
+    said = str(last).strip()
+    _, _, after = text.rpartition(said) if said in text and said else ("", "", text)
+    return thinking_tail(after[-_FAR:])
 
 
 def thinking_tail(generation_prompt: str) -> str:

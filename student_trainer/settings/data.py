@@ -59,6 +59,8 @@ def _local_time(value: Any) -> Any:
         raise ValueError("give a date and a time, such as 2026-11-29T05:53:12")
     if value.tzinfo is not None:
         raise ValueError("give the local time, without a time zone")
+    if value.microsecond:
+        raise ValueError("give whole seconds")
     return value.isoformat(timespec="seconds")
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from teacher_proto.types import ChatPrompt, Prompt, Refusal, RenderedPrompt, TextPrompt, TokenPrompt
 
-from student_trainer.data.templates import THINKING, added_text, marks_end, thinking, thinking_tail
+from student_trainer.data.templates import THINKING, marks_end, opened_thinking, thinking
 from student_trainer.rollout.base import PromptItem
 
 BATCH = 256  # prompts whose renderings are in memory at a time
@@ -97,14 +97,14 @@ class PromptsAtTeacher:
         each prompt."""
         tails = [""] * len(prompts)
         near = [
-            (place, replace(prompt, add_generation_prompt=False), one.text)
+            (place, prompt, one.text)
             for place, (prompt, one) in enumerate(zip(prompts, rendered, strict=True))
             if isinstance(prompt, ChatPrompt) and one.text is not None and marks_end(one.text)
         ]
-        without = self._render([prompt for _, prompt, _ in near]) if near else []
-        for (place, _, text), bare in zip(near, without, strict=True):
-            if bare.text is not None:
-                tails[place] = thinking_tail(added_text(bare.text, text))
+        bare = [replace(prompt, add_generation_prompt=False) for _, prompt, _ in near]
+        without = self._render(bare) if near else []
+        for (place, prompt, text), one in zip(near, without, strict=True):
+            tails[place] = opened_thinking(text, one.text, prompt.messages[-1].content)
         return tails
 
     def _at_teacher(self, item: PromptItem, rendered: RenderedPrompt, tail: str) -> AtTeacher:

@@ -95,7 +95,12 @@ def test_the_clock_is_the_settings_or_that_of_the_first_start(tmp_path: Path) ->
     given = tomllib.loads("a = 2026-11-30T23:59:58\nb = 2026-11-30\nc = 2026-11-30T23:59:58Z")
     assert DataSettings(train="rows.jsonl", now=given["a"]).now == MONDAY
     assert DataSettings(train="rows.jsonl", now=given["b"]).now == "2026-11-30T00:00:00"
-    for wrong, what in ((given["c"], "time zone"), ("Monday", "isoformat"), (3, "date and a time")):
+    for wrong, what in (
+        (given["c"], "time zone"),
+        ("Monday", "isoformat"),
+        (3, "date and a time"),
+        (MONDAY + ".5", "whole seconds"),
+    ):
         with pytest.raises(ValidationError, match=what):
             DataSettings.model_validate({"train": "rows.jsonl", "now": wrong})
 
@@ -209,6 +214,11 @@ def test_arguments_that_are_not_the_templates_are_refused(
         (SWITCHED, {"enable_thinking": False}, "<think>\n\n</think>\n\n"),
         (OPENING.replace("<think>", "[THINK]"), {}, "[THINK]\n"),
         (OPENING.replace("<think>\\n", "</think>"), {}, "</think>"),
+        # A template that never asks whether there is to be a generation prompt.
+        (OPENING.replace("{% if add_generation_prompt %}", "{% if true %}"), {}, "<think>\n"),
+        # One that refuses conversations without.
+        (OPENING.replace("{% endif %}", "{% else %}{{ 1 / 0 }}{% endif %}"), {}, "<think>\n"),
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", {}, ""),
     ],
 )
 def test_thinking_is_what_the_generation_prompt_opens(
