@@ -58,6 +58,9 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
             if start.checkpoint:
                 loop.restore(start.checkpoint)
             prepare(run, loop.state.step)
+            if loop.state.step < config.run.steps and (run.evaluation / "after.json").is_file():
+                # Of the student before the steps that are made now.
+                (run.evaluation / "after.json").unlink()
             write_text(run.config, to_toml(config))
             if not start.checkpoint:
                 _show_first_example(config, student, prompts, teacher)

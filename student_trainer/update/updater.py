@@ -169,7 +169,10 @@ class Updater:
         totals.dropped_non_finite += non_finite
         totals.used += used_rows
         if non_finite > self.config.loss.max_non_finite_share * unmasked:
-            self._refuse(f"{non_finite} of {unmasked} rows are not finite")
+            self._refuse(
+                f"{non_finite} of {unmasked} rows are not finite",
+                ", or raise loss.max_non_finite_share if it is the teacher that has none for them",
+            )
         if used_rows == 0:
             self.optimizer.zero_grad()
             raise NothingUsableError(
@@ -180,12 +183,13 @@ class Updater:
             )
         return total, used_rows if self.config.loss.mean == "token" else used_responses
 
-    def _refuse(self, what: str) -> None:
+    def _refuse(self, what: str, otherwise: str = "") -> None:
         self.optimizer.zero_grad()
         raise LsmError(
             f"{what}: the update is refused, the student stays as it was",
             where=f"update {self.updates + 1}",
-            fix="look at the last metrics, lower optimizer.lr or the teacher's top_k, and resume",
+            fix="look at the last metrics, lower optimizer.lr or the teacher's top_k, and resume"
+            f"{otherwise}",
             reason="NON_FINITE",
         )
 
