@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from transformers import AutoModelForCausalLM
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from tests.support.models import ENGLISH, make_tiny_model
+from tests.support.models import CODE, ENGLISH, make_tiny_model
 from tests.trainer.local_teacher import LocalTeacher
+from tests.trainer.processes import Server, serve
 
 # Tiny models: more threads only wait for each other.
 torch.set_num_threads(1)
@@ -77,6 +79,36 @@ def foreign_student_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model.lm_head.weight[model.config.eos_token_id] *= 2.5
     model.save_pretrained(directory)
     return directory
+
+
+REFUSES = (
+    "{% for m in messages if 'secret' in m['content'] %}"
+    "{{ raise_exception('no secrets') }}{% endfor %}"
+)
+LONG = "{% for m in messages if 'long' in m['content'] %}{{ 'x1' * 400 }}{% endfor %}"
+
+
+@pytest.fixture(scope="session")
+def run_server(
+    tmp_path_factory: pytest.TempPathFactory,
+    tiny_model_dir: Path,
+    student_model_dir: Path,
+    other_tokenizer_model_dir: Path,
+) -> Iterator[Server]:
+    """A service for whole runs. Its teachers: ``default``; ``twin``, with the same tokenizer and
+    other weights; and with another tokenizer ``other``, ``strict``, whose template refuses a
+    text and makes another long, and ``short``, which reads few tokens."""
+    folder = tmp_path_factory.mktemp("run-server")
+    strict = Path(shutil.copytree(other_tokenizer_model_dir, folder / "strict"))
+    template = strict / "chat_template.jinja"
+    template.write_text(REFUSES + LONG + template.read_text())
+    short = make_tiny_model(
+        folder / "short", seed=1, texts=CODE, vocabulary_size=352, max_position_embeddings=56
+    )
+    own = {"default": tiny_model_dir, "twin": student_model_dir}
+    foreign = {"other": other_tokenizer_model_dir, "strict": strict, "short": short}
+    with serve(folder / "server", **own, **foreign) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

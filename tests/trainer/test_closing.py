@@ -4,7 +4,7 @@ that is started again makes the rest."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +17,13 @@ from transformers import AutoModelForCausalLM
 from student_trainer import cli
 from student_trainer.evaluation import load_evaluation
 from tests.trainer.conftest import settings, write_prompts
-from tests.trainer.processes import Server, serve
+from tests.trainer.processes import Server
 
 MakeRun = Callable[..., list[str]]
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("server"), default=tiny_model_dir) as running:
-        yield running
-
-
 @pytest.fixture
-def make_run(server: Server, student_model_dir: Path, tmp_path: Path) -> MakeRun:
+def make_run(run_server: Server, student_model_dir: Path, tmp_path: Path) -> MakeRun:
     """Arguments of a short run that is evaluated."""
 
     def make(**sections: dict[str, Any]) -> list[str]:
@@ -38,7 +32,7 @@ def make_run(server: Server, student_model_dir: Path, tmp_path: Path) -> MakeRun
         sections["data"] = {"held_out": str(held_out)}
         sections["evaluation"] = {"prompts": 2, "frozen_rows": 0, "max_new_tokens": 8}
         sections["run"] = {"steps": 2, **sections.get("run", {})}
-        teacher = {"address": server.address}
+        teacher = {"address": run_server.address}
         values = settings(student_model_dir, tmp_path, teacher=teacher, **sections)
         (tmp_path / "run.toml").write_text(tomli_w.dumps(values))
         return ["train", str(tmp_path / "run.toml")]
@@ -61,12 +55,13 @@ def test_what_fails_after_the_last_step_leaves_the_model_and_is_made_again(
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    run, arguments = tmp_path / "run", make_run(report={"html": True})
+    run, arguments = tmp_path / "run", make_run()
     assert run_program(cli.run, [*arguments, "--set", "run.steps=1"]) == 0
     before = (run / "model" / "model.safetensors").read_bytes()
-    (run / blocked).unlink()
-    (run / blocked).mkdir()
-    assert run_program(cli.run, arguments) == 1
+    (run / blocked).unlink(missing_ok=True)
+    (run / blocked).mkdir(parents=True)
+    report = f"report.html={what == 'the report'}".lower()
+    assert run_program(cli.run, [*arguments, "--set", report]) == 1
     assert f"run.output_dir: cannot write {run / blocked}" in capsys.readouterr().err
     assert f"the trained model is saved in {run / 'model'}; what failed is {what}" in caplog.text
     saved = (run / "model" / "model.safetensors").read_bytes()

@@ -5,61 +5,41 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from teacher_proto.errors import EngineError, InvalidRequestError
+from teacher_proto.program.checks import Checks
 from teacher_proto.types import ContinuationScores, ScoreReply, ScoreRequest, Status
 
-from student_trainer.commands.doctor import run_checks
+from student_trainer.commands.doctor import examine
 from student_trainer.data import PromptOrder, load_prompts
 from student_trainer.data.progress import told
 from student_trainer.loop import TrainingLoop
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.start import Start
+from student_trainer.startup.steps import STEPS
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.left_out import REFUSED, is_left_out
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.train import train
 from student_trainer.update.updater import NothingUsableError
-from tests.support.models import CODE, make_tiny_model
 from tests.support.replies import make_reply
 from tests.support.scripted_teacher import serving_in_thread
+from tests.trainer.conftest import REFUSES
 from tests.trainer.local_teacher import LocalTeacher
-from tests.trainer.processes import Server, serve
+from tests.trainer.processes import Server
 from tests.trainer.test_pipeline import of_scripted_teacher
 from tests.trainer.test_run import in_directory
 from tests.trainer.test_update import Case
 
 MakeConfig = Callable[..., TrainConfig]
-REFUSES = (
-    "{% for m in messages if 'secret' in m['content'] %}"
-    "{{ raise_exception('no secrets') }}{% endfor %}"
-)
-LONG = "{% for m in messages if 'long' in m['content'] %}{{ 'x1' * 400 }}{% endfor %}"
 PLAIN = "the sun", "a day was", "The capital", "user asks", "a sun"
-
-
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, other_tokenizer_model_dir: Path
-) -> Iterator[Server]:
-    """Teachers with another tokenizer: one whose template refuses a text and makes another
-    long, and one that reads few tokens."""
-    folder = tmp_path_factory.mktemp("models")
-    strict = Path(shutil.copytree(other_tokenizer_model_dir, folder / "strict"))
-    template = strict / "chat_template.jinja"
-    template.write_text(REFUSES + LONG + template.read_text())
-    short = make_tiny_model(
-        folder / "short", seed=1, texts=CODE, vocabulary_size=352, max_position_embeddings=56
-    )
-    with serve(tmp_path_factory.mktemp("server"), strict=strict, short=short) as running:
-        yield running
 
 
 def write_chats(path: Path, texts: Any) -> Path:
@@ -69,10 +49,10 @@ def write_chats(path: Path, texts: Any) -> Path:
 
 
 @pytest.fixture
-def config(make_config: MakeConfig, server: Server, tmp_path: Path) -> MakeConfig:
+def config(make_config: MakeConfig, run_server: Server, tmp_path: Path) -> MakeConfig:
     def make(*texts: str, **sections: dict[str, Any]) -> TrainConfig:
         write_chats(tmp_path / "prompts.jsonl", texts)
-        teacher = {"address": server.address, "name": "strict", **sections.pop("teacher", {})}
+        teacher = {"address": run_server.address, "name": "strict", **sections.pop("teacher", {})}
         every = {"every": 1, **sections.pop("checkpoint", {})}
         return make_config(teacher=teacher, checkpoint=every, **sections)
 
@@ -84,8 +64,14 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def finding(config: TrainConfig, name: str) -> tuple[str, str]:
-    """Status and detail of one of the doctor's checks."""
-    (found,) = [f for f in run_checks(lambda: config).findings if f.check == name]
+    """Status and detail of one of the doctor's checks; those after it are not made."""
+    checks = Checks()
+    with Start(config) as start:
+        for step in STEPS:
+            examine(checks, step, start)
+            if step.name == name:
+                break
+    found = checks.findings[-1]
     return found.status, f"{found.detail} {found.fix}"
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +16,19 @@ from student_trainer import cli
 from student_trainer.startup import steps
 from student_trainer.startup.start import Start, Step
 from tests.trainer.conftest import settings, write_prompts
-from tests.trainer.processes import Server, serve
+from tests.trainer.processes import Server
 
 Run = Callable[..., list[str]]
 
 
-@pytest.fixture(scope="module")
-def server(
-    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, other_tokenizer_model_dir: Path
-) -> Iterator[Server]:
-    teachers = {"default": tiny_model_dir, "other": other_tokenizer_model_dir}
-    with serve(tmp_path_factory.mktemp("server"), **teachers) as running:
-        yield running
-
-
 @pytest.fixture
-def run(server: Server, student_model_dir: Path, tmp_path: Path) -> Run:
+def run(run_server: Server, student_model_dir: Path, tmp_path: Path) -> Run:
     """Arguments of a command for a small run with these sections."""
 
     def make(model: Path = student_model_dir, **sections: dict[str, Any]) -> list[str]:
         if not (tmp_path / "prompts.jsonl").exists():
             write_prompts(tmp_path / "prompts.jsonl")
-        teacher = {"address": server.address, **sections.pop("teacher", {})}
+        teacher = {"address": run_server.address, **sections.pop("teacher", {})}
         values = settings(model, tmp_path, teacher=teacher, **sections)
         (tmp_path / "run.toml").write_text(tomli_w.dumps(values))
         return [str(tmp_path / "run.toml")]

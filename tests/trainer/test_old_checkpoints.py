@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from student_trainer.startup import inputs
 from student_trainer.startup.start import Start
 from student_trainer.train import train
 from tests.support.models import make_tiny_model
-from tests.support.old_tree import NEW, Tree
+from tests.support.old_tree import Tree
 from tests.trainer.conftest import settings, write_prompts
+from tests.trainer.processes import Server
 
 Values = dict[str, Any]
 
@@ -32,24 +32,19 @@ def chats(path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A teacher and a student of one tokenizer."""
-    folder = tmp_path_factory.mktemp("models")
-    return make_tiny_model(folder / "teacher"), make_tiny_model(folder / "student", seed=7)
-
-
-@pytest.fixture(scope="module")
 def old_run(
-    old_tree: Tree, models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory
+    old_tree: Tree,
+    tiny_model_dir: Path,
+    student_model_dir: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> tuple[Path, Values]:
     """The directory of a run that the old programs made, of three steps with a checkpoint
     each, and its settings."""
     folder = tmp_path_factory.mktemp("old-run")
     chats(folder / "prompts.jsonl")
-    teacher, student = models
-    values = settings(student, folder, checkpoint={"every": 1, "keep": 3})
+    values = settings(student_model_dir, folder, checkpoint={"every": 1, "keep": 3})
     values["pipeline"] = {"staleness": 1}
-    with old_tree.serve(folder / "server", default=teacher) as server:
+    with old_tree.serve(folder / "server", default=tiny_model_dir) as server:
         values["teacher"] = {"address": server["grpc_address"]}
         file = folder / "run.toml"
         file.write_text(tomli_w.dumps(values))
@@ -58,13 +53,10 @@ def old_run(
     return folder / "run", values
 
 
-@pytest.fixture(scope="module")
-def address(models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+@pytest.fixture
+def address(run_server: Server) -> str:
     """Of this tree's service, with the same teacher, and with another of its shape."""
-    folder = tmp_path_factory.mktemp("new-server")
-    teacher, student = models
-    with NEW.serve(folder, default=teacher, other=student) as server:
-        yield server["grpc_address"]
+    return run_server.address
 
 
 def resumed(
@@ -113,7 +105,7 @@ def test_an_old_checkpoint_is_resumed_as_the_old_trainer_would_have_gone_on(
 @pytest.mark.parametrize(
     ("sections", "error", "named"),
     [
-        ({"teacher": {"name": "other"}}, ContractMismatchError, "another weights"),
+        ({"teacher": {"name": "twin"}}, ContractMismatchError, "another weights"),
         ({"loss": {"top_k": 8}}, ConfigurationError, r"loss\.top_k \(16 to 8\)"),
         ({"student": {"dropout": True}}, ConfigurationError, r"student\.dropout"),
     ],
@@ -127,7 +119,7 @@ def test_an_old_checkpoint_is_refused_by_the_name_of_what_changed(
     named: str,
 ) -> None:
     settings = resumed(old_run, tmp_path, address, **sections)
-    if sections == {"teacher": {"name": "other"}}:
+    if sections == {"teacher": {"name": "twin"}}:
         allowed = settings.checkpoint.model_copy(update={"allow_changed": ("teacher.name",)})
         settings = settings.model_copy(update={"checkpoint": allowed})
     with pytest.raises(error, match=named):
@@ -153,7 +145,7 @@ def test_a_checkpoint_of_a_later_version_is_refused_by_its_fields(
 
 
 def test_a_run_that_had_the_models_own_dropout_does_not_lose_it_unsaid(
-    old_run: tuple[Path, Values], models: tuple[Path, Path], address: str, tmp_path: Path
+    old_run: tuple[Path, Values], address: str, tmp_path: Path
 ) -> None:
     student = make_tiny_model(tmp_path / "drops", seed=7, attention_dropout=0.1)
     config = resumed(old_run, tmp_path, address, student={"model": str(student)})
