@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +56,8 @@ def model_folder(model: str, files: Sequence[str] = MODEL_FILES, *, where: str) 
 
 
 def _hub_fix() -> str:
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
         return "give a directory, or unset HF_HUB_OFFLINE so that the model can be fetched"
     return "check the name, the network and HF_TOKEN, or give a directory"
