@@ -11,8 +11,9 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
@@ -23,17 +24,23 @@ from student_trainer.data.columns import Columns
 from student_trainer.data.conversations import row_prompt
 from student_trainer.data.order import PromptOrder
 from student_trainer.data.progress import told
-from student_trainer.data.rendering import PromptReader, Reading, TemplateRefusedError, run_clock
+from student_trainer.data.rendering import (
+    Draft,
+    PromptReader,
+    Reading,
+    TemplateRefusedError,
+    run_clock,
+)
 from student_trainer.data.rows import read_rows
 from student_trainer.data.source import Source
-from student_trainer.data.templates import templates_as_json
-from student_trainer.data.unread import unread
+from student_trainer.data.templates import templates_as_json, unread
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
 from student_trainer.settings.data import DataFile, DataSettings, files
 
 log = logging.getLogger(__name__)
 
+ENCODED_AT_ONCE = 1024
 # Begins a digest, so that one taken by another rule is recognised.
 DIGEST_RULE = digest.RULE
 
@@ -207,15 +214,21 @@ def _read(
 ) -> tuple[list[PromptItem], int, str]:
     prompts, dropped, refused = [], 0, 0
     columns = Columns(settings.columns, source.key)
-    for place, row in told(read_rows(source), f"rows of {source.name} are read"):
-        try:
-            reading = reader.read(row_prompt(row, place, settings, columns), place)
-        except TemplateRefusedError as error:
-            if settings.refused == "error":
-                raise
-            log.warning("left out, %s", error)
-            refused += 1
-            continue
+
+    def drafts() -> Iterator[Draft]:
+        nonlocal refused
+        for place, row in told(read_rows(source), f"rows of {source.name} are read"):
+            try:
+                draft = reader.draft(row_prompt(row, place, settings, columns), place)
+            except TemplateRefusedError as error:
+                if settings.refused == "error":
+                    raise
+                log.warning("left out, %s", error)
+                refused += 1
+                continue
+            yield draft
+
+    for place, reading in _readings(drafts(), reader):
         item = _item(reading, place, settings)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
@@ -247,6 +260,25 @@ def _read(
             source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
         )  # fmt: skip
     return prompts, dropped + refused, note
+
+
+def _readings(drafts: Iterator[Draft], reader: PromptReader) -> Iterator[tuple[str, Reading]]:
+    """The place and the reading of each prompt, many of them encoded at once. The error of a
+    row comes after the rows before it."""
+    chunk: list[Draft] = []
+    failure: ConfigurationError | None = None
+    while failure is None:
+        try:
+            for draft in islice(drafts, ENCODED_AT_ONCE):
+                chunk.append(draft)
+        except ConfigurationError as error:
+            failure = error
+        if not chunk:
+            break
+        yield from zip((draft.place for draft in chunk), reader.read(chunk), strict=True)
+        chunk = []
+    if failure is not None:
+        raise failure
 
 
 def _item(reading: Reading, place: str, settings: DataSettings) -> PromptItem:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -18,6 +18,7 @@ from teacher_proto.models.template_clock import CLOCK_NAME, clock
 from teacher_proto.templates.tool_calls import may_vary, render_calls
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
 
+from student_trainer.data.encoding import Encoder
 from student_trainer.data.templates import compiled, marks_end, opened_thinking, template_names
 from student_trainer.settings.data import DataSettings
 
@@ -64,6 +65,24 @@ class Reading:
     thinking: str = ""
 
 
+@dataclass(frozen=True)
+class Draft:
+    """A prompt as text, before it is encoded.
+
+    Attributes:
+        source: the prompt, at the run's clock.
+        place: of its row, for errors.
+        same_day: the text at ``REFERENCE``.
+        thinking: as of ``Reading``.
+    """
+
+    source: TextPrompt | ChatPrompt
+    place: str
+    text: str
+    same_day: str
+    thinking: str = ""
+
+
 class PromptReader:
     """Reads prompts as the student does.
 
@@ -86,6 +105,7 @@ class PromptReader:
         self.names = template_names(tokenizer)
         self.begin_ids = begin_ids(tokenizer, tokenizer_configuration(tokenizer))
         self._tokenizer = tokenizer
+        self._encoder = Encoder(tokenizer)
         self._add_bos = settings.add_bos
         self.reads_clock = CLOCK_NAME in self.names
         parameters = set(inspect.signature(tokenizer.apply_chat_template).parameters)
@@ -99,27 +119,41 @@ class PromptReader:
                 )
             self.begin_ids = (tokenizer.bos_token_id,)
 
-    def read(self, source: TextPrompt | ChatPrompt, place: str) -> Reading:
-        """
+    def draft(self, source: TextPrompt | ChatPrompt, place: str) -> Draft:
+        """The prompt as text.
+
         Raises:
-            ConfigurationError: as ``render``, or the prompt is empty.
+            ConfigurationError: as ``render``.
             TemplateRefusedError: the template failed.
         """
         if isinstance(source, TextPrompt):
-            ids = self._encode(source.text, place)
-            begun = self._begun(ids, always=self._add_bos != "never")
-            return Reading(source, begun, begun, len(begun) > len(ids))
+            return Draft(source, place, source.text, source.text)
         source = self._in_form(replace(source, now=self.now))
-        text = self.render(source, place)
-        plain = self._encode(text, place)
-        always = self._add_bos == "always"
-        ids = self._begun(plain, always)
-        reference = ids
+        text = same_day = self.render(source, place)
         if self.reads_clock:
             same_day = self.render(replace(source, now=REFERENCE), place)
-            reference = self._begun(self._encode(same_day, place), always)
-        thinking = self._thinking(source, text, place)
-        return Reading(source, ids, reference, len(ids) > len(plain), thinking)
+        return Draft(source, place, text, same_day, self._thinking(source, text, place))
+
+    def read(self, drafts: Sequence[Draft]) -> Iterator[Reading]:
+        """Each prompt as token ids, in order.
+
+        Raises:
+            ConfigurationError: a prompt is empty.
+        """
+        texts = list(dict.fromkeys(t for draft in drafts for t in (draft.text, draft.same_day)))
+        ids = dict(zip(texts, self._encoder.encode(texts), strict=True))
+        for draft in drafts:
+            if not ids[draft.text] or not ids[draft.same_day]:
+                raise ConfigurationError("the prompt is empty", where=draft.place)
+            plain = np.asarray(ids[draft.text], np.int32)
+            always = self._add_bos == "always" or (
+                isinstance(draft.source, TextPrompt) and self._add_bos != "never"
+            )
+            begun = self._begun(plain, always)
+            reference = begun
+            if draft.same_day != draft.text:
+                reference = self._begun(np.asarray(ids[draft.same_day], np.int32), always)
+            yield Reading(draft.source, begun, reference, len(begun) > len(plain), draft.thinking)
 
     def render(self, source: ChatPrompt, place: str) -> str:
         """The conversation as text, with the generation prompt where the prompt asks for it.
@@ -212,12 +246,6 @@ class PromptReader:
     def lacks_begin(self, ids: Int32) -> bool:
         """Whether a prompt does not begin as the tokenizer itself begins a text."""
         return len(missing_begin(self.begin_ids, ids[: len(self.begin_ids)].tolist())) > 0
-
-    def _encode(self, text: str, place: str) -> Int32:
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids:
-            raise ConfigurationError("the prompt is empty", where=place)
-        return np.asarray(ids, np.int32)
 
     def _begun(self, ids: Int32, always: bool) -> Int32:
         if not always:

@@ -1,15 +1,17 @@
-"""What a chat template reads, and which thinking it opens for the assistant."""
+"""What a chat template reads and leaves out, and which thinking it opens for the assistant."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jinja2
 from teacher_proto.models.template_clock import follow_clock
 from teacher_proto.models.template_names import names_read
+from teacher_proto.types import ChatMessage, ChatPrompt
 
 # What begins and ends thinking in the templates of published models.
 THINKING = (
@@ -23,6 +25,14 @@ THINKING = (
 )
 _MARK = re.compile("|".join(re.escape(mark) for pair in THINKING for mark in pair))
 _OPENERS = {closer: opener for opener, closer in THINKING}
+
+# Conversations that are rendered without a field or a role to see whether the template reads
+# it, and how many names are tried.
+TRIED, NAMES = 4, 32
+# A template that leaves these out leaves everything out.
+SPOKEN = ("user", "assistant")
+
+Render = Callable[[ChatPrompt], str]
 
 Thinking = Literal["none", "open", "closed"]
 
@@ -118,3 +128,55 @@ def thinking(tail: str) -> Thinking:
 
 # Characters at the end of a rendering in which a generation prompt's marks are looked for.
 _FAR = 400
+
+
+def unread(prompts: Sequence[ChatPrompt], render: Render) -> list[str]:
+    """Sentences on the fields of messages and the roles that the template prints nothing of.
+
+    Args:
+        render: the template; an error of it means that it reads what is missing.
+    """
+    fields: dict[str, list[ChatPrompt]] = {}
+    roles: dict[str, list[ChatPrompt]] = {}
+    for prompt in prompts:
+        for name in {name for message in prompt.messages for name in message.extra}:
+            fields.setdefault(name, []).append(prompt)
+        for role in {message.role for message in prompt.messages}.difference(SPOKEN):
+            roles.setdefault(role, []).append(prompt)
+    notes = []
+    for what, found, without in (
+        ("these fields of messages", fields, _without_field),
+        ("messages of these roles", roles, _without_role),
+    ):
+        ignored = [
+            f"{name} ({len(having)} prompts)"
+            for name, having in sorted(found.items())[:NAMES]
+            if all(_same(one, without(one, name), render) for one in having[:TRIED])
+        ]
+        if ignored:
+            notes.append(
+                f"the student's chat template prints nothing of {what}: {', '.join(ignored)}"
+            )
+    return notes
+
+
+def _same(prompt: ChatPrompt, other: ChatPrompt, render: Render) -> bool:
+    if not other.messages:
+        return False
+    try:
+        return render(prompt) == render(other)
+    except Exception:  # a template is a program: it raises what it likes
+        return False
+
+
+def _without_field(prompt: ChatPrompt, name: str) -> ChatPrompt:
+    def messages() -> Iterator[ChatMessage]:
+        for message in prompt.messages:
+            extra = {key: value for key, value in message.extra.items() if key != name}
+            yield replace(message, extra=extra)
+
+    return replace(prompt, messages=tuple(messages()))
+
+
+def _without_role(prompt: ChatPrompt, role: str) -> ChatPrompt:
+    return replace(prompt, messages=tuple(m for m in prompt.messages if m.role != role))

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, TextPrompt
+from transformers import PreTrainedTokenizerFast
 
 from student_trainer.data import PromptOrder, PromptSets, load_prompts
+from student_trainer.data.encoding import Encoder
 from student_trainer.settings.data import DataSettings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student.tokenizer import load_tokenizer
+from tests.realign.real_tokenizers import tokenizer_file
 
 USER = {"role": "user", "content": "hello there"}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": '{"city": "Ulm"}'}}
@@ -479,3 +482,54 @@ def test_what_a_template_has_no_branch_for_is_said_once(tokenizer: Any, tmp_path
     plain.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
     (note,) = load(plain, tools, columns={"tools": "tools"}).notes
     assert "does not read tools" in note
+
+
+def test_the_first_row_that_is_wrong_is_named_however_many_are_read_at_once(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    rows = [{"prompt": "a"}, {"prompt": "long " * 60}, {"prompt": 3}]
+    path = write(tmp_path / "a.jsonl", rows)
+    with pytest.raises(ConfigurationError, match="line 2: the prompt has"):
+        load(tokenizer, path, max_prompt_tokens=20)
+    with pytest.raises(ConfigurationError, match="line 3: a conversation"):
+        load(tokenizer, path)
+    with pytest.raises(ConfigurationError, match="line 1: the prompt is empty"):
+        load(tokenizer, write(path, [{"prompt": ""}, {"prompt": 3}]))
+    many = write(tmp_path / "b.jsonl", [{"prompt": f"prompt {n}"} for n in range(2500)])
+    sets = load(tokenizer, many)
+    assert [p.source for p in sets.train] == [TextPrompt(f"prompt {n}") for n in range(2500)]
+    for prompt in sets.train[::97]:
+        assert isinstance(prompt.source, TextPrompt)
+        alone = tokenizer(prompt.source.text, add_special_tokens=False)["input_ids"]
+        assert prompt.token_ids.tolist() == alone
+
+
+TEXTS = [
+    "hello", "", " two  spaces\n\n", "<|im_start|>user\nhi<|im_end|>",
+    "\ufeff\u200bZürich 東京 \U0001f324",
+    "def f(x):\n\treturn x ** 2", "1234567890 3.14", "</s><s>[INST]", "<think>", "a" * 3000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama2"])
+def test_many_texts_at_once_are_encoded_as_each_alone(name: str) -> None:
+    real = PreTrainedTokenizerFast(tokenizer_file=str(tokenizer_file(name)))
+    alone = [real(text, add_special_tokens=False)["input_ids"] for text in TEXTS]
+    real.backend_tokenizer.enable_truncation(2)
+    real.backend_tokenizer.enable_padding(length=5)
+    encoder = Encoder(real)
+    assert encoder.encode(TEXTS) == alone
+    assert encoder.encode(TEXTS * 40) == alone * 40
+    assert encoder.encode([]) == []
+
+
+def test_a_tokenizer_that_does_more_than_its_file_is_asked_itself(tokenizer: Any) -> None:
+    class Shouting:
+        backend_tokenizer = tokenizer.backend_tokenizer
+
+        def __call__(self, text: Any, **options: Any) -> Any:
+            texts = [t.upper() for t in text] if isinstance(text, list) else text.upper()
+            return tokenizer(texts, **options)
+
+    expected = [tokenizer(t.upper(), add_special_tokens=False)["input_ids"] for t in TEXTS[:4]]
+    assert Encoder(Shouting()).encode(TEXTS[:4]) == expected
