@@ -289,3 +289,33 @@ def test_a_dry_run_tells_every_origin(
     wrong = ["train", str(file), "--set", "rollout.topp=1"]
     assert run_program(run_cli, wrong) == 2
     assert "top_p" in capsys.readouterr().err
+
+
+def test_a_run_on_weighted_files_is_resumed_exactly(config: MakeConfig, tmp_path: Path) -> None:
+    asked = [{"question": text, "answer": "4"} for text in ("2 + 2?", "3 + 1?", "1 + 3?", "4?")]
+    lines, listed = tmp_path / "a.jsonl", tmp_path / "b.json"
+    lines.write_text("\ufeff" + "".join(json.dumps(row) + "\r\n" for row in asked))
+    listed.write_text(json.dumps([{"question": "The capital?"}, {"question": "The sun?"}]))
+    files = [{"file": str(lines), "weight": 1}, {"file": str(listed), "weight": 2}]
+    data = {"train": files, "columns": {"user": "question"}, "system": "Answer."}
+    run = resumed_exactly(config(data=data), tmp_path)
+    card = (run / "model" / "README.md").read_text()
+    assert "a.jsonl, b.json" in card
+
+
+@pytest.mark.parametrize("teacher", ["default", "foreign"])
+def test_a_run_on_rows_with_calls_of_tools(
+    config: MakeConfig, tmp_path: Path, teacher: str
+) -> None:
+    call = {"type": "function", "function": {"name": "sun", "arguments": '{"at": "noon"}'}}
+    user = {"role": "user", "content": [{"type": "text", "text": "Is it warm?"}]}
+    rows = [
+        {"messages": [user, {"role": "assistant", **content, "tool_calls": [call]}, result, user]}
+        for content in ({}, {"content": None}, {"content": ""})
+        for result in ({"role": "tool", "content": "yes"},)
+    ]
+    path = tmp_path / "tools.jsonl"
+    path.write_text("".join(json.dumps({**row, "tools": None}) + "\n" for row in rows))
+    data = {"train": str(path), "columns": {"tools": "tools"}}
+    settings = config(data=data, run={"steps": 1}, teacher={"name": teacher})
+    assert len(losses(train(settings))) == 1
