@@ -14,9 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 import tomli_w
+from teacher_proto import TeacherClient
 from teacher_proto.errors import LsmError
+from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
+    Continuation,
+    Prompt,
+    ScoreRequest,
+    Segment,
+    SpecialTokens,
+    TextPrompt,
+)
 
 from student_trainer.settings.train import TrainConfig
 from student_trainer.train import train
@@ -24,8 +36,9 @@ from tests.support.models import ENGLISH, make_tiny_model
 from tests.support.old_tree import NEW, Ended, Tree
 from tests.trainer.conftest import settings, write_prompts
 
+LONG = 60.0
 WHERE = "import teacher_proto; print(teacher_proto.__file__)"
-WHICH_SIDE = re.compile(r"upgrade the (teacher|server|service|trainer|client)")
+WHICH_SIDE = re.compile(r"(upgrade|update) the (teacher|server|service|trainer|client)")
 
 CLIENT = Path(__file__).with_name("either_client.py")
 
@@ -88,6 +101,45 @@ def test_clients_get_equal_rows_or_hear_which_side_to_upgrade(
         assert isinstance(found["new", "old"][case], list), found["new", "old"][case]
 
 
+ONLY_NEW: dict[str, Prompt] = {
+    "clock": ChatPrompt((ChatMessage("user", "Hi"),), now="2026-11-29T05:53:12"),
+    "no content": ChatPrompt(
+        (ChatMessage("user", "Hi"), ChatMessage("assistant", None), ChatMessage("user", "Go on"))
+    ),
+    "begin of a text": TextPrompt("The capital", SpecialTokens.ADD),
+}
+
+
+@pytest.mark.parametrize("case", ONLY_NEW)
+def test_what_an_old_server_would_read_otherwise_it_is_not_asked(
+    servers: dict[str, dict[str, Any]], case: str
+) -> None:
+    """And nothing is lost: the new server answers the same request."""
+    prompt = ONLY_NEW[case]
+    for server in ("new", "old"):
+        with TeacherClient(servers[server]["grpc_address"], run="run", max_attempts=1) as client:
+            info = client.get_teacher(timeout=LONG).teacher("default")
+            request = ScoreRequest(
+                request_id=case,
+                run="run",
+                teacher="default",
+                tokenizer_hash=info.identity.tokenizer_hash,
+                prompt=prompt,
+                continuations=(Continuation((Segment(np.array([30, 31], np.int32)),)),),
+                top_k=4,
+                temperature=1.0,
+            )
+            if server == "new":
+                assert client.score(request, timeout=LONG).results[0].rows.support is not None
+                (rendered,) = client.render([prompt], teacher="default", timeout=LONG)
+                assert rendered.refusal is None
+                continue
+            with pytest.raises(LsmError, match=WHICH_SIDE):
+                client.score(request, timeout=LONG)
+            with pytest.raises(LsmError, match=WHICH_SIDE):
+                client.render([prompt], teacher="default", timeout=LONG)
+
+
 def test_a_body_over_http_means_the_same_to_both(servers: dict[str, dict[str, Any]]) -> None:
     bodies = (
         {"prompt": {"token_ids": [5, 6, 7]}, "continuations": [{"token_ids": [30, 31]}]},
@@ -101,7 +153,7 @@ def test_a_body_over_http_means_the_same_to_both(servers: dict[str, dict[str, An
         answers = []
         for ready in servers.values():
             url = f"http://{ready['http_address']}/v1/score"
-            answer = httpx.post(url, json=body | {"top_k": 4, "temperature": 1.0}, timeout=60)
+            answer = httpx.post(url, json=body | {"top_k": 4, "temperature": 1.0}, timeout=LONG)
             assert answer.status_code == 200, answer.text
             answers.append(answer.json()["results"])
         assert answers[0] == answers[1], body
@@ -112,7 +164,7 @@ def losses(run: Path) -> list[float]:
 
 
 def train_here(file: Path) -> Ended:
-    """As ``Tree.train``, in this process."""
+    """As ``Tree.train_several``, in this process."""
     try:
         train(TrainConfig.model_validate(tomllib.loads(file.read_text())))
     except LsmError as error:
@@ -146,7 +198,7 @@ def runs(
             file.with_suffix("").mkdir()
             file.write_text(tomli_w.dumps(values))
     old = [file for (trainer, _), file in files.items() if trainer == "old"]
-    ended = dict(zip(old, old_tree.train(*old), strict=True))
+    ended = dict(zip(old, old_tree.train_several(*old), strict=True))
     return {
         case: (ended.get(file) or train_here(file), file.with_suffix("") / "run")
         for case, file in files.items()

@@ -84,7 +84,11 @@ class Tree:
             check=False,
         )
 
-    def train(self, *configs: Path) -> list[Ended]:
+    def train(self, config: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """``student-trainer train CONFIG``, to its end."""
+        return self.run("-m", "student_trainer", "train", str(config), *arguments)
+
+    def train_several(self, *configs: Path) -> list[Ended]:
         """``student-trainer train CONFIG`` for one after another, in one process, which has
         imported the program once."""
         logs = [config.with_suffix(".log") for config in configs]
