@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from teacher_server.scoring import prompts as prompts_module
 from tests.realign.real_tokenizers import tokenizer_file
+from tests.server.crossed import request, upload
 from tests.server.running import LONG, Running, running
 from tests.server.test_scoring import http_body
 from tests.support.models import END_OF_TEXT, IM_END, IM_START, make_tiny_model
@@ -177,6 +178,38 @@ async def test_a_text_is_read_with_the_begin_that_it_asks_for(teachers: Running)
             assert jobs[0].prompt_ids.tolist() == read[0]
             adds = name in BEGINNING and not text.startswith(END_OF_TEXT)
             assert read[1] == [0, *read[0]] if adds else read[1] == read[0]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_text_for_a_student_with_another_tokenizer_begins_as_the_teacher_s_do(
+    teachers: Running, student_file: bytes, student: Tokenizer
+) -> None:
+    await teachers.client.register_tokenizer(upload(student_file), timeout=LONG)
+    jobs = teachers.engines["begins"].jobs
+    read = []
+    for special in SpecialTokens:
+        jobs.clear()
+        asked = request(
+            teachers,
+            student_file,
+            student.encode(" upon a time").ids,
+            teacher="begins",
+            request_id=f"crossed {special}",
+            prompt=TextPrompt("Once", special),
+        )
+        (scores,) = (await teachers.score(asked)).results
+        assert scores.realignment is not None, scores.detail
+        (ids,) = {tuple(job.prompt_ids.tolist()) for job in jobs if len(job.prompt_ids) > 1}
+        read.append(list(ids))
+    assert read[1] == [0, *read[0]]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_over_http_a_teacher_says_how_it_reads(teachers: Running) -> None:
+    listed = (await teachers.http.get("/v1/teacher?teacher=begins")).json()["teachers"][0]
+    assert listed["begin_tokens"] == [{"token_id": 0, "text": END_OF_TEXT}]
+    assert listed["chat"]["template_digest"] == listed["identity"]["chat_template_digest"]
+    assert listed["chat"]["turn_ends"][0] == {"token_id": IDS[IM_END], "text": IM_END}
 
 
 def test_old_texts_keep_their_bytes() -> None:
