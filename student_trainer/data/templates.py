@@ -112,12 +112,6 @@ def thinking_tail(generation_prompt: str) -> str:
     return generation_prompt[last.start() :]
 
 
-def first_mark(tail: str) -> str:
-    """The first mark of a tail of ``thinking_tail``; empty where it has none."""
-    found = _MARK.search(tail)
-    return found.group() if found else ""
-
-
 def thinking(tail: str) -> Thinking:
     """Whether a tail of ``thinking_tail`` leaves thinking open."""
     marks = _MARK.findall(tail)

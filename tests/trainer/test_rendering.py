@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from student_trainer.data import PromptSets, load_prompts, run_clock
 from student_trainer.data.digest import difference, same_prompts
 from student_trainer.settings.data import DataSettings
+from tests.realign.real_tokenizers import chat_template
 from tests.support.models import CHAT_TEMPLATE, END_OF_TEXT, ENGLISH, train_tokenizer
 
 USER = [{"role": "user", "content": "hello there"}]
@@ -232,6 +233,18 @@ def test_thinking_is_what_the_generation_prompt_opens(
     quoting = [{"role": "user", "content": "what does <think>\n mean: <think>"}]
     sets = read(tokenizer, {"messages": USER}, {"messages": quoting}, template_arguments=arguments)
     assert [prompt.thinking for prompt in sets.train] == [thinking] * 2
+
+
+def test_thinking_of_a_published_template(
+    tokenizer: PreTrainedTokenizerFast, read: Callable[..., PromptSets]
+) -> None:
+    tokenizer.chat_template = chat_template("qwen3")
+    quoting = [{"role": "user", "content": "</think> ends <think>"}]
+    for value, thinking in ((True, ""), (False, "<think>\n\n</think>\n\n")):
+        arguments = {"enable_thinking": value}
+        sets = read(tokenizer, {"messages": quoting}, template_arguments=arguments)
+        assert sets.train[0].thinking == thinking
+        assert sets.notes == ()
 
 
 def test_a_text_begins_as_the_tokenizer_itself_begins_it_and_never_twice(
