@@ -187,12 +187,22 @@ WITH_IMAGES: dict[str, dict[str, Any]] = {
 
 
 def make_model_with_images(
-    family: str, directory: Path, *, tokenizer: PreTrainedTokenizerFast | None = None, seed: int = 0
+    family: str,
+    directory: Path,
+    *,
+    tokenizer: PreTrainedTokenizerFast | None = None,
+    seed: int = 0,
+    **text: Any,
 ) -> Path:
-    """A random ...ForConditionalGeneration of ``WITH_IMAGES``, saved."""
+    """A random ...ForConditionalGeneration of ``WITH_IMAGES``, saved.
+
+    ``text`` changes sizes of its language model.
+    """
     import transformers
 
-    config = getattr(transformers, f"{family}Config")(**WITH_IMAGES[family])
+    sizes = WITH_IMAGES[family]
+    sizes = sizes | {"text_config": sizes["text_config"] | text}
+    config = getattr(transformers, f"{family}Config")(**sizes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = getattr(transformers, f"{family}ForConditionalGeneration")(config)

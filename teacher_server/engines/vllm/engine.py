@@ -262,7 +262,7 @@ class VllmEngine:
             adapter_ranks=get_args(MaxLoRARanks),
         )
         try:
-            return AsyncEngineArgs(
+            config = AsyncEngineArgs(
                 **arguments,
                 worker_extension_cls=f"{HERE}.RowScoring",
                 # The class itself: its children import this file before they load anything.
@@ -270,6 +270,14 @@ class VllmEngine:
             ).create_engine_config()
         except Exception as error:
             raise refused(self._model, str(error)) from error
+        _, stated = config.model_config.model_arch_config.derived_max_model_len_and_key
+        if self._max_length is None and stated is None:
+            raise ConfigurationError(  # vLLM would take 2048
+                "the model does not state its maximum length",
+                where="max_length",
+                fix="set engine.max_length, in tokens",
+            )
+        return config
 
     def _launch(self, config: VllmConfig) -> AsyncMPClient:
         with collected_failures() as failures:

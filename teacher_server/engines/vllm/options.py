@@ -7,13 +7,17 @@ import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.text_model import stated_length
 
 from teacher_server.engines.adapter import Adapter
 
 WHERE = "engine.vllm"
+POSITIONS = "max_position_embeddings"
+TEXT_ONLY = "language_model_only"
 MAXIMUM_SEQUENCES = 256
 # Tokens of one block of keys and values: the fewest that vLLM allows on a CPU. Only whole
 # blocks of a prompt are shared, and with vLLM's own 128 every sequence would read up to 127
@@ -38,6 +42,7 @@ OURS = {
     "async_scheduling": "nothing: a scoring step leaves nothing to overlap",
     "generation_config": "nothing: the engine generates no text",
     "disable_log_stats": "the server's own metrics",
+    "language_model_only": "nothing: text alone is scored",
     "trust_remote_code": "a checkpoint of an architecture that vLLM knows by itself",
     "load_format": "a checkpoint in safetensors",
     "enable_lora": "a teacher whose model is the adapter's folder",
@@ -91,6 +96,10 @@ def engine_arguments(
         if not os.environ.get(CPU_CACHE_VARIABLE):
             defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
     arguments = defaults | dict(options)
+    arguments["hf_overrides"] = length_overrides(model) | options.get("hf_overrides", {})
+    if TEXT_ONLY in known:
+        # Of a model for text and images only the language model is loaded.
+        arguments[TEXT_ONLY] = True
     if deterministic:
         for name, value in (("enable_prefix_caching", False), ("max_num_seqs", 1)):
             if options.get(name, value) != value:
@@ -118,6 +127,18 @@ def engine_arguments(
         "generation_config": "vllm",
         "disable_log_stats": True,
     }
+
+
+def length_overrides(directory: str) -> dict[str, int]:
+    """What vLLM is told of a length that YaRN reaches and ``max_position_embeddings`` leaves
+    out; empty where the two agree."""
+    try:
+        config = SimpleNamespace(**json.loads((Path(directory) / "config.json").read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}  # vLLM says what is wrong with the file
+    own = getattr(config, POSITIONS, None)
+    reached, _ = stated_length(config)
+    return {} if reached is None or own is None or reached <= own else {POSITIONS: reached}
 
 
 def adapter_arguments(
