@@ -238,6 +238,12 @@ def load_tokenizer(model: str, base: str | None = None) -> TeacherTokenizer:
     source = _load_source(model)
     generation_config = load_generation_config(model if base is None else base)
     found = TeacherTokenizer(source, generation_config, get_tokenizer_config(model))
+    if source.split_special_tokens:
+        log.warning(
+            "%s: tokenizer_config.json sets split_special_tokens, by which the special tokens of "
+            "a chat template would be spelt out; they are read as tokens",
+            model,
+        )
     warning = _another_file(model, found)
     if warning:
         log.warning("%s: %s", model, warning)

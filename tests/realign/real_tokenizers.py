@@ -54,6 +54,38 @@ PLAIN_SHA256 = {
 TEMPLATES_SHA256 = {**CONFIG_SHA256, **CALLS_SHA256, **PLAIN_SHA256}
 
 
+# Of further tokenizers, by file.
+MORE_SHA256 = {
+    "claude": {
+        "tokenizer.json": "c241737df24b4e7f7c9af4fdcee29a0ca903dcb288a8b753bc346a3092911767",
+        "tokenizer_config.json": "d7f9a5431f271229922d6baf898832cb26a951140dd542e90eb6be7e51007241",
+    },
+    "gpt35turbo": {
+        "tokenizer.json": "1542d2ebccd8b9f7293d41f21b84b6dbc00780e467e5025b6b311f3aa97b3a20",
+        "tokenizer_config.json": "3814ca590c9c7b6152da3aa909ca022ed393e9e1d5b8f1fbe57dd35943d85a3f",
+    },
+}
+# Of the tokenizer_config.json of those whose chat template no test reads.
+LABEL_SHA256 = {
+    "gemma2": "fe5d3fb6a117764c66d7274b15df16660dcfe84795643fdbe512c502ab0cac9a",
+    "gpt2": "551e26ec611d8d0c8edc3ef72e518a38418cb71f40de1347dd486a595e1557d7",
+    "gpt4o": "71424d4750066a6f9bcfea0699576c4284327ff25d388d42419506bcfb5535ab",
+    "llama2": "747ec99bae3fd9d7bf9c3b9172e5ca0d82ca0d23d64a58ef1752b612f196817b",
+    "llama3": "c058e1ff967585f08c1c4dc1577c68a825a482b38bc0b2bff059ab113bf603bf",
+}
+
+
+def published_files(name: str) -> tuple[Path, Path]:
+    """tokenizer.json and tokenizer_config.json; skips the test when they cannot be had."""
+    labels = {**LABEL_SHA256, **CALLS_SHA256, **CONFIG_SHA256}
+    known = MORE_SHA256.get(name) or {
+        "tokenizer.json": SHA256[name],
+        "tokenizer_config.json": labels[name],
+    }
+    file, config = (_file(name, member, digest) for member, digest in known.items())
+    return file, config
+
+
 def tokenizer_file(name: str) -> Path:
     """The tokenizer.json; skips the test when it cannot be had."""
     return _file(name, "tokenizer.json", SHA256[name])
