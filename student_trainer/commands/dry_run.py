@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from teacher_proto.errors import LsmError
-from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.tokenizer_hash import other_version, tokenizer_hash
 
 from student_trainer.settings.train import TrainConfig
 from student_trainer.teacher.connection import connect, find_teacher
@@ -57,17 +57,23 @@ def not_here(config: TrainConfig) -> str:
 
 
 def compare_tokenizers(config: TrainConfig) -> str:
-    """One line on how the tokenizers relate, or on why they are not compared."""
+    """One line on how the tokenizers relate, the student's as a run loads it, or on why they
+    are not compared."""
+    from student_trainer.student.tokenizer import load_tokenizer
+
     file = Path(config.student.model) / "tokenizer.json"
     if not file.is_file():
         return "not compared (the student is no folder of this machine)"
     try:
-        own = tokenizer_hash(file.read_bytes())
+        own = tokenizer_hash(load_tokenizer(config.student).backend_tokenizer.to_str())
         with connect(config.teacher, config.run.name) as client:
             seconds = min(config.teacher.connect_timeout_seconds, PATIENCE)
             info = find_teacher(client.get_teacher(timeout=seconds).teachers, config.teacher)
     except LsmError as error:
         return f"not compared ({error.what})"
+    outdated = other_version(info.identity.tokenizer_hash, here="the trainer", there="the server")
+    if outdated is not None:
+        return f"not compared ({outdated[0]}; {outdated[1]})"
     if own == info.identity.tokenizer_hash:
         return "the student's is the teacher's"
     known = info.tokenizers.get(own)

@@ -84,17 +84,24 @@ def student_vocabulary(file: bytes, roles: Roles) -> Vocabulary:
 def with_roles(known: Entry, roles: Roles, run: str) -> Entry:
     """The known entry with the roles that this run gives its special ids.
 
+    Files of one fingerprint may flag other added tokens as special. Those without a role are
+    special or not as in the file that is known.
+
     Raises:
-        InvalidRequestError: the special ids are not the same, or too many runs differ.
+        InvalidRequestError: the special ids with a role are not the same, or too many runs
+            differ.
     """
-    if set(known.roles) != set(roles):
+    flagged = set(known.roles) ^ set(roles)
+    named = [t for t in flagged if {**known.roles, **roles}[t] is not SpecialRole.OTHER]
+    if named:
         raise refuse(
-            "a tokenizer of the same content is known with other special tokens: "
-            f"{sorted(set(known.roles) ^ set(roles))[:8]}",
+            "a tokenizer of the same fingerprint is known with other special tokens: "
+            f"{sorted(named)[:8]}",
             "tokenizer.json",
             "send the file with the flags of its added tokens as they were published",
             "TOKENIZER_CONTRADICTS",
         )
+    roles = {token: roles.get(token, role) for token, role in known.roles.items()}
     own = {name: given for name, given in known.own_roles.items() if name != run}
     if roles != known.roles:
         own[run] = roles

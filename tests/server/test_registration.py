@@ -11,6 +11,7 @@ import pytest
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import (
+    Level,
     PositionClass,
     ScoreReply,
     SpecialRole,
@@ -148,6 +149,29 @@ async def test_uploads_that_contradict_themselves_are_refused(
     with pytest.raises(InvalidRequestError) as found:
         await crossed.client.register_tokenizer(upload(other_flags), timeout=LONG)
     assert found.value.reason == "TOKENIZER_CONTRADICTS"
+
+
+async def test_files_of_one_fingerprint_may_flag_other_tokens_as_special(
+    teacher_dir: Path, student_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Like <mask> of Gemma, which is special only where transformers has loaded the file."""
+
+    def masked(special: bool) -> bytes:
+        def add(document: dict[str, Any]) -> None:
+            word, number = max(document["model"]["vocab"].items(), key=lambda one: one[1])
+            like = document["added_tokens"][0]
+            document["added_tokens"].append(
+                {**like, "id": number, "content": word, "special": special}
+            )
+
+        return changed(student_file, add)
+
+    plain, special = masked(False), masked(True)
+    assert tokenizer_hash(plain) == tokenizer_hash(special)
+    async with running({"default": teacher_dir}, monkeypatch) as server:
+        for run, file in (("first", plain), ("second", special), ("first", special)):
+            levels = await server.client.register_tokenizer(upload(file, run=run), timeout=LONG)
+            assert levels == {"default": Level.CROSS}
 
 
 async def test_a_file_over_the_limit_is_refused(

@@ -139,8 +139,11 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 
 def test_a_dry_run_tells_the_level_once_the_service_knows_it(config: MakeConfig) -> None:
     settings = config()
-    with TeacherLink(settings.teacher, load_student(settings.student), run="test"):
+    with TeacherLink(settings.teacher, load_student(settings.student), run="test") as link:
         assert compare_tokenizers(settings).endswith("level CROSS")
+        told = link.describe_tokenizers()
+        assert "level CROSS, its rows are realigned; they differ in the vocabulary (" in told
+        assert told.endswith("(the student's, then the teacher's)")
     nobody = config(teacher={"address": "127.0.0.1:1", "connect_timeout_seconds": 0.3})
     assert compare_tokenizers(nobody).startswith("not compared (no ")
 
