@@ -107,7 +107,7 @@ class TeacherLink:
             self._check_version()
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
             self.reading = TeacherReading(
-                self.client, self.info, settings, student.tokenizer, realigned=self.realigned
+                self.client, self.info, settings, student, realigned=self.realigned
             )
             self.renders = self.reading.renders
             self.id_limit = self._vocabulary_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import numpy as np
 from teacher_proto.client import TeacherClient
@@ -20,6 +19,7 @@ from teacher_proto.types import (
 
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.teacher import TeacherSettings
+from student_trainer.student.model import Student
 from student_trainer.teacher.prompts import AtTeacher, PromptsAtTeacher, own_source
 from student_trainer.teacher.renderings import Renderings, spread
 
@@ -40,13 +40,12 @@ class TeacherReading:
         client: TeacherClient,
         info: TeacherInfo,
         settings: TeacherSettings,
-        tokenizer: Any,
+        student: Student,
         *,
         realigned: bool,
     ) -> None:
         """
         Args:
-            tokenizer: the student's, of transformers.
             realigned: whether the teacher has another tokenizer.
 
         Raises:
@@ -63,7 +62,8 @@ class TeacherReading:
         self._client = client
         self._info = info
         self._settings = settings
-        self._tokenizer = tokenizer
+        self._tokenizer = student.tokenizer
+        self._terminators = student.terminators
         self._realigned = realigned
 
     def wire_prompt(self, prompt: PromptItem) -> Prompt:
@@ -146,13 +146,22 @@ class TeacherReading:
         if not chat.has_template:
             tokens = "it can read none" if self._realigned else "it reads the student's tokens"
             return [f"the teacher has no chat template for the conversations: {tokens}"]
+        notes = []
         unread = sorted(set(arguments) - set(chat.arguments))
-        if not unread:
-            return []
-        return [
-            f"the teacher's chat template does not read {', '.join(unread)}: no prompt changes by "
-            "it (data.template_arguments, data.columns)"
-        ]
+        if unread:
+            notes.append(
+                f"the teacher's chat template does not read {', '.join(unread)}: no prompt changes "
+                "by it (data.template_arguments, data.columns)"
+            )
+        ends = {token.token_id: token.text for token in chat.turn_ends}
+        if ends and not self._realigned and ends.keys().isdisjoint(self._terminators):
+            own = [self._tokenizer.decode([token]) for token in self._terminators]
+            notes.append(
+                f"the teacher ends its turns with {' or '.join(map(repr, ends.values()))} and the "
+                f"student with {' or '.join(map(repr, own))}: after its own prompts the teacher "
+                "hardly expects the student to end"
+            )
+        return notes
 
     def _notes_on_texts(self, prompts: Sequence[PromptItem]) -> list[str]:
         texts = [(p, p.source.text) for p in prompts if isinstance(p.source, TextPrompt)]

@@ -7,6 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import TokenPrompt
+from teacher_proto.types import TokenPrompt, TokenText
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from student_trainer.data import PromptSets, load_prompts
@@ -23,11 +24,13 @@ from student_trainer.evaluation.cache import cached_rows
 from student_trainer.evaluation.rows import Selection
 from student_trainer.run import checkpoint
 from student_trainer.settings.student import StudentSettings
+from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup import start
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.prompts import AtTeacher, carried
+from student_trainer.teacher.reading import TeacherReading
 from student_trainer.train import train
 from tests.support.models import CHAT_TEMPLATE
 from tests.trainer.processes import Server, serve
@@ -293,6 +296,18 @@ def test_an_argument_that_the_teachers_template_does_not_read_is_said(
     (teacher,) = asked.notes()
     assert "student's chat template does not read enable_thinking" in student
     assert "teacher's chat template does not read enable_thinking" in teacher
+
+
+def test_a_teacher_that_ends_its_turns_otherwise_is_said(ask: Callable[..., Asked]) -> None:
+    asked = ask("default", "other")
+    chat = asked.link.info.chat
+    assert chat is not None
+    info = replace(asked.link.info, chat=replace(chat, turn_ends=(TokenText(40, "E"),)))
+    settings = TeacherSettings()
+    reading = TeacherReading(asked.link.client, info, settings, asked.student, realigned=False)
+    (note,) = reading.notes(asked.prompts.train, ())
+    assert "ends its turns with 'E' and the student with '<|im_end|>'" in note
+    assert asked.link.reading.notes(asked.prompts.train, ()) == []
 
 
 def test_a_text_is_the_students_tokens_to_a_teacher_with_its_tokenizer(
