@@ -29,8 +29,21 @@ def run_directory(start: Start) -> str:
         ConfigurationError: the directory cannot be written, another run writes in it, or
             the checkpoint that was asked for cannot be used.
     """
-    check_folder(start.run.path, 0, "run.output_dir")
-    check_layout(start.run.path)
+    try:
+        if is_there(start.run.path) and not start.run.path.is_dir():
+            raise ConfigurationError(
+                f"{start.run.path} is no directory",
+                where="run.output_dir",
+                fix="move it away, or choose another directory",
+            )
+        check_folder(start.run.path, 0, "run.output_dir")
+        check_layout(start.run.path)
+    except OSError as error:  # a name that is too long, a file system that is gone
+        raise ConfigurationError(
+            f"{start.run.path} cannot be used: {error.strerror}",
+            where="run.output_dir",
+            fix="choose another directory",
+        ) from error
     if not start.holds_lock:
         check_free(start.run.path)
     start.checkpoint = find_checkpoint(start.run, start.config.checkpoint.resume)
@@ -58,6 +71,16 @@ def checkpoint(start: Start) -> str:
             "nothing is trained (run.steps)"
         )
     return f"of step {made} of {steps}, with these settings"
+
+
+def is_there(path: Path) -> bool:
+    """Whether something has this name, were it a link to nothing. Raises OSError for what
+    cannot be a name."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def check_layout(directory: Path) -> None:

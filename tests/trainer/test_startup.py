@@ -108,6 +108,18 @@ def test_the_students_own_support_is_checked_as_the_run_asks_for_it(
     assert told.partition(": ")[2] in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "dangling"])
+def test_an_output_dir_that_cannot_be_made_is_told(
+    run: Run, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere" / "at" / "all")
+    arguments = run(model=tmp_path, run={"output_dir": str(tmp_path / name)})
+    for command in (["train"], ["train", "--dry-run"]):
+        assert run_program(cli.run, [*command, *arguments]) == 2
+        assert "run.output_dir: " in capsys.readouterr().err
+    assert doctor(arguments, capsys)["run directory"]["status"] == "failed"
+
+
 @pytest.mark.parametrize(
     ("name", "kind"),
     [

@@ -92,7 +92,7 @@ def check_folder(folder: Path, needed_bytes: int, where: str) -> str:
         ConfigurationError: it is not, or has less than ``needed_bytes``.
     """
     ground = folder.absolute()
-    while not ground.exists():
+    while not os.path.exists(ground):  # False, too, for what cannot be a name
         ground = ground.parent
     if not ground.is_dir() or not os.access(ground, os.W_OK | os.X_OK):
         raise ConfigurationError(
