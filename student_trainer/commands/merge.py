@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_proto.errors import ConfigurationError, LsmError, first_line
+from teacher_proto.models.folder import read_tokenizer
 from teacher_proto.program.files import atomic_folder
 
 from student_trainer.commands.shared import check_output, probe_ids
@@ -84,8 +85,8 @@ def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
 
 def _load(adapter: Path, base: str | None) -> tuple[Any, Any, Path]:
     """The base with its adapters, their tokenizer, and the folder of the base."""
+    import transformers
     from peft import PeftModel
-    from transformers import AutoTokenizer
 
     from student_trainer.student.loading import load_network, student_folder
     from student_trainer.student.lora import BASE_FILE, base_weights_digest, check_base
@@ -99,7 +100,7 @@ def _load(adapter: Path, base: str | None) -> tuple[Any, Any, Path]:
         folder = student_folder(base)
         model, _ = load_network(folder, "auto", base)
         network = PeftModel.from_pretrained(model, str(adapter)).eval()
-        tokenizer = AutoTokenizer.from_pretrained(adapter)
+        tokenizer = read_tokenizer(transformers, adapter)
     except (OSError, ValueError, RuntimeError) as error:
         raise ConfigurationError(
             f"cannot load the base model {base!r} with these adapters: {first_line(error)}",

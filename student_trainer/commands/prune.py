@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_proto.errors import ConfigurationError, first_line
+from teacher_proto.models.folder import read_tokenizer
 from teacher_proto.program.files import atomic_folder
 
 from student_trainer.commands.shared import check_output, probe_ids
@@ -74,14 +75,14 @@ def prune(
 
 
 def _load(model: str) -> tuple[Any, Any, Path]:
-    from transformers import AutoTokenizer
+    import transformers
 
     from student_trainer.student.loading import load_network, student_folder
 
     try:
         folder = student_folder(model)
         network, _ = load_network(folder, "auto", model)
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(transformers, folder)
     except (OSError, ValueError, KeyError) as error:
         raise ConfigurationError(
             f"cannot load it as a causal language model: {first_line(error)}",

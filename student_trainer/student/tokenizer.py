@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import transformers
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.fingerprint.probe import Encode
 from teacher_proto.fingerprint.relation import loaded_otherwise
+from teacher_proto.models.folder import read_tokenizer
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from transformers import AutoTokenizer
 
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student.loading import cannot_load, student_folder
@@ -36,7 +37,7 @@ def load_tokenizer(settings: StudentSettings) -> Any:
     """
     folder = student_folder(settings.model)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = read_tokenizer(transformers, folder)
     except Exception as error:  # tokenizers raises plain Exception for what it cannot read
         raise cannot_load(settings.model, error) from error
     if not getattr(tokenizer, "is_fast", False):

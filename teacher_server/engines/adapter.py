@@ -17,6 +17,7 @@ from teacher_proto.models.weights import tensor_shapes, weights_digest
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
+BASE_FILE = "base_weights.json"
 PREFIX, A, B = "base_model.model.", ".lora_A.weight", ".lora_B.weight"
 # Settings of PEFT with which an adapter computes more than B @ A times its scale.
 NOT_PLAIN = (
@@ -48,6 +49,8 @@ class Adapter:
         base: the model that its configuration names, a path or a hub name; may be empty.
         modules: name of a changed module -> (input size, output size).
         digest: sha256 in hex over its tensors and its scale.
+        base_digest: of the weights of the base that it was trained on, where the trainer
+            wrote it down (``BASE_FILE``); empty otherwise.
     """
 
     directory: Path
@@ -55,6 +58,7 @@ class Adapter:
     rank: int
     modules: dict[str, tuple[int, int]]
     digest: str
+    base_digest: str = ""
 
 
 def is_adapter(model: str) -> bool:
@@ -105,7 +109,15 @@ def read_adapter(directory: Path) -> Adapter:
         rank=rank,
         modules=_modules(tensor_shapes([file]), rank, where),
         digest=digest.hexdigest(),
+        base_digest=_base_digest(directory / BASE_FILE),
     )
+
+
+def _base_digest(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["weights_digest"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def _modules(

@@ -115,6 +115,13 @@ async def load_teachers(
                         own_tokenizer = await asyncio.to_thread(
                             load_tokenizer, directory, settings.model
                         )
+                if adapter.base_digest not in ("", engine.description.weights_digest):
+                    log.warning(
+                        "teacher %s: its adapter was trained on other weights than those of its "
+                        "base %s, such as the same ones before they were quantised or changed",
+                        other,
+                        name,
+                    )
                 handle = AdapterEngine(engine, other, adapter, configured[other].model)
                 loaded[other] = _Loaded(handle, own_tokenizer, own, name)
             for each in (name, *own_adapters):

@@ -17,6 +17,7 @@ from teacher_proto.errors import ConfigurationError, InvalidRequestError, first_
 from teacher_proto.fingerprint.probe import Encode
 from teacher_proto.fingerprint.relation import loaded_otherwise
 from teacher_proto.models.begin_tokens import begin_ids
+from teacher_proto.models.folder import TOKENIZER_FILES, model_folder, read_tokenizer
 from teacher_proto.models.special_ids import check_special_ids
 from teacher_proto.templates.tool_calls import render_calls
 from teacher_proto.tokenizer_hash import tokenizer_hash
@@ -199,20 +200,24 @@ def _begin_ids(source: Any, configuration: Mapping[str, Any]) -> tuple[int, ...]
         return ()
 
 
-def _load_source(model: str) -> Any:
+def _folder(model: str) -> str:
     looks_like_path = model.startswith((".", "/", "~")) or model.count("/") > 1
-    if looks_like_path and not Path(model).is_dir():
+    if looks_like_path and not Path(model).expanduser().is_dir():
         raise ConfigurationError(
             "there is no such folder",
             where=model,
             fix="give the folder of a model (config.json, safetensors, tokenizer.json)",
         )
-    from transformers import AutoTokenizer
+    return str(model_folder(model, TOKENIZER_FILES, where=model))
+
+
+def _load_source(model: str) -> Any:
+    import transformers
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
     try:
-        source = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+        source = read_tokenizer(transformers, model)
     except Exception as error:  # tokenizers raises plain Exception for what it cannot read
         raise ConfigurationError(
             f"no tokenizer can be loaded: {first_line(error)}",
@@ -235,8 +240,9 @@ def load_tokenizer(model: str, base: str | None = None) -> TeacherTokenizer:
     """
     from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
+    model = _folder(model)
     source = _load_source(model)
-    generation_config = load_generation_config(model if base is None else base)
+    generation_config = load_generation_config(model if base is None else _folder(base))
     found = TeacherTokenizer(source, generation_config, get_tokenizer_config(model))
     if source.split_special_tokens:
         log.warning(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
+from teacher_proto.models.weights import weight_files, weights_digest
 from teacher_proto.types import Continuation, Segment, Status, TextPrompt, TokenPrompt
 from transformers import AutoTokenizer
 
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
+from teacher_server.engines.adapter import BASE_FILE
 from teacher_server.teachers.load import load_teachers
 from tests.server.crossed import request, upload
 from tests.server.running import LONG, continuation, running
+from tests.support.adapters import make_adapter
 from tests.support.models import ENGLISH, train_tokenizer
 
 CPU = EngineSettings(device="cpu")
@@ -128,3 +133,15 @@ async def test_across_tokenizers_a_token_beyond_the_logits_cannot_be_read(
         assert fine.status is Status.OK
         assert beyond.status is Status.NOT_REALIGNED
         assert "no embedding for its token 320" in beyond.detail
+
+
+async def test_an_adapter_on_another_base_than_it_was_trained_on_is_told(
+    tiny_model_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    adapter = make_adapter(tmp_path / "adapter", tiny_model_dir)
+    caplog.set_level(logging.WARNING, logger="teacher_server")
+    own = weights_digest(weight_files(tiny_model_dir))
+    for digest, told in ((own, False), ("of another", True)):
+        (adapter / BASE_FILE).write_text(json.dumps({"model": "m", "weights_digest": digest}))
+        await load(base=tiny_model_dir, adapted=adapter)
+        assert ("teacher adapted: its adapter was trained on other" in caplog.text) == told

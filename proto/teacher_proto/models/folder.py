@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from teacher_proto.errors import ConfigurationError, first_line
 
@@ -53,6 +54,22 @@ def model_folder(model: str, files: Sequence[str] = MODEL_FILES, *, where: str) 
             where=where,
             fix=_hub_fix(),
         ) from error
+
+
+def read_tokenizer(library: Any, folder: str | Path) -> Any:
+    """The tokenizer of a folder, as transformers builds it of its tokenizer.json.
+
+    Where mistral-common is installed and the folder holds its file too, transformers would
+    take that library's tokenizer, which encodes without tokenizer.json.
+
+    Args:
+        library: the module transformers. Whatever it raises is raised.
+    """
+    found = library.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    own = getattr(found, "backend_tokenizer", None)
+    if own is None and (Path(folder) / "tokenizer.json").is_file():
+        return library.PreTrainedTokenizerFast.from_pretrained(folder)
+    return found
 
 
 def _hub_fix() -> str:
