@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from student_trainer.data.source import PlacedRows, Source, unreadable
 
 # What Dataset.save_to_disk and DatasetDict.save_to_disk write.
 SAVED = ("state.json", "dataset_dict.json")
+HUB_SECONDS = 10.0
 
 
 def parquet_rows(source: Source) -> PlacedRows:
@@ -48,9 +51,10 @@ def dataset_rows(source: Source) -> PlacedRows:
                     raise ValueError(f"its splits are {', '.join(found)}, not {source.split}")
                 found = found[source.split]
         else:
-            found = datasets.load_dataset(
-                source.name, source.subset, split=source.split, revision=source.revision
-            )
+            with _one_try(source):
+                found = datasets.load_dataset(
+                    source.name, source.subset, split=source.split, revision=source.revision
+                )
     except Exception as error:  # the hub's and the reader's errors have no common root
         raise ConfigurationError(
             f"cannot load the dataset {source.name!r}: {first_line(error)}",
@@ -60,6 +64,31 @@ def dataset_rows(source: Source) -> PlacedRows:
         ) from error
     for number, row in enumerate(found, 1):
         yield f"{source.name}, {source.split} row {number}", _row(row)
+
+
+@contextlib.contextmanager
+def _one_try(source: Source) -> Iterator[None]:
+    """A hub that cannot be reached is asked once and not for half a minute: then only what was
+    fetched before is looked at."""
+    import datasets
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import HfHubHTTPError
+
+    reached = True
+    if not Path(source.name).exists():
+        try:
+            HfApi().dataset_info(source.name, revision=source.revision, timeout=HUB_SECONDS)
+        except (HfHubHTTPError, ValueError):
+            pass  # it answers, or would not be asked for such a name
+        except Exception:  # of the HTTP library that the hub uses
+            reached = False
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    if not reached:
+        constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE = before
 
 
 def _row(row: dict[str, Any]) -> dict[str, Any]:

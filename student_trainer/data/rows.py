@@ -90,7 +90,11 @@ def _parsed(text: bytes, place: str, unit: str) -> Any:
             "it is nested too deeply to be read", where=place, fix="leave the row out"
         ) from None
     except json.JSONDecodeError as error:
-        raise ConfigurationError(f"not JSON: {error}", where=place) from error
+        raise ConfigurationError(
+            f"not JSON: {error}",
+            where=place,
+            fix="write one JSON object a line, or one list of objects in a file that ends in .json",
+        ) from error
     except _TwiceError as error:
         raise ConfigurationError(
             f"an object has the key {error.args[0]!r} twice, and which value counts is not known",

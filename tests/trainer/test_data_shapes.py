@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import gzip
 import json
+import os
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -533,3 +536,23 @@ def test_a_tokenizer_that_does_more_than_its_file_is_asked_itself(tokenizer: Any
 
     expected = [tokenizer(t.upper(), add_special_tokens=False)["input_ids"] for t in TEXTS[:4]]
     assert Encoder(Shouting()).encode(TEXTS[:4]) == expected
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
+    code = (
+        "from student_trainer.data.rows import read_rows\n"
+        "from student_trainer.data.source import Source\n"
+        "try: list(read_rows(Source('owner/absent', 'data.train')))\n"
+        "except Exception as error: print(error)\n"
+    )
+    # Nobody listens on this port, and it is no port that a listener could be given.
+    changes = {"HF_ENDPOINT": "http://127.0.0.1:1", "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | changes,
+    )
+    assert "cannot load the dataset 'owner/absent'" in done.stdout
+    assert "Retry" not in done.stderr
