@@ -40,6 +40,7 @@ class Comparison:
 
     Attributes:
         roles: (role, student's token, teacher's token); None where a side has none.
+        spelt_by_teacher, spelt_by_student: added tokens that only the other side has.
         aligned: share of positions where the teacher's encoding has a boundary.
         inside: share of positions inside a teacher token.
         masked: share of positions that are masked whatever the teacher's rows hold.
@@ -59,6 +60,8 @@ class Comparison:
     student_tokens: int
     teacher_tokens: int
     roles: tuple[tuple[str, str | None, str | None], ...]
+    spelt_by_teacher: int
+    spelt_by_student: int
     aligned: float
     inside: float
     masked: float
@@ -83,6 +86,7 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
     started = time.perf_counter()
     tables = cache.get(student, teacher)
     build = time.perf_counter() - started
+    student, teacher = tables.student, tables.teacher
     ids = student.encoder.encode(text).ids
     started = time.perf_counter()
     layout = lay_out(ids, tables)
@@ -97,6 +101,8 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
         student_tokens=len(ids),
         teacher_tokens=len(layout.teacher_ids),
         roles=_roles(tables),
+        spelt_by_teacher=len(student.spelt),
+        spelt_by_student=len(teacher.spelt),
         aligned=float((meets & ~masked).mean()),
         inside=float((~meets & ~masked).mean()),
         masked=float(masked.mean()),
@@ -150,6 +156,7 @@ def as_json(found: Comparison) -> dict[str, Any]:
             {"role": role, "student": student, "teacher": teacher}
             for role, student, teacher in found.roles
         ],
+        "spelt": {"by_teacher": found.spelt_by_teacher, "by_student": found.spelt_by_student},
         "shares": {
             "aligned": found.aligned,
             "inside_a_teacher_token": found.inside,
@@ -174,6 +181,8 @@ def as_text(found: Comparison) -> str:
         f"inside a token      {found.inside:8.2%}  of the teacher",
         f"masked              {found.masked:8.2%}  whatever the teacher's rows hold",
         f"round-trip failures {found.round_trip_failures:8d}  bytes",
+        f"spelt added tokens  {found.spelt_by_teacher:8d}  of the student by the teacher, "
+        f"{found.spelt_by_student} the other way round",
         f"extendable tokens   {found.extendable_tokens:8d}  of the teacher "
         f"({found.trie_nodes} paths)",
         f"tables              {found.table_seconds:8.2f}  s",

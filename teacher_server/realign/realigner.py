@@ -136,7 +136,8 @@ class Realigner:
         masked |= layout.chunk_tokens[layout.chunk[positions]] > MAX_CHUNK_TOKENS
         masked |= ~aligned & (walked.total < LEAST_AGREEING)
         if self.tables.teacher.merges_spaces:
-            masked |= ~aligned
+            spelt = self.tables.teacher.is_spelt[layout.teacher_ids[np.maximum(at - 1, 0)]]
+            masked |= ~aligned & ~spelt
         masked |= certified.doubtful | (certified.counts < 1)
         few = certified.counts < min(2, certified.ids.shape[1])
         masked |= few & (certified.coverage < 1 - MAX_UNSETTLED)

@@ -1,10 +1,13 @@
 """Pairs that share their ordinary ids: nothing is walked, rows are gathered by id.
 
 SAME: every id is the same on both sides. REMAP: the added tokens differ; those with the
-same text, else with the same role, are each other's counterparts.
+same text, else with the same role, are each other's counterparts. Mass on one that the student
+lacks is that of the first token that the student spells it with.
 """
 
 from __future__ import annotations
+
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,24 +48,31 @@ class Remap:
         self._to_teacher = id_table(student, teacher, dict(tables.special_to_teacher))
         roles = {t: int(tables.special_to_student[t]) for t in teacher.specials}
         self._to_student = id_table(teacher, student, roles)
+        spelt = sorted(teacher.spelt)
+        self._to_student[spelt] = tables.first_student_token[spelt]
+        texts = [re.escape(teacher.token_bytes[token]) for token in spelt]
+        self._spelt_by_student = re.compile(b"|".join(texts)) if texts else None
 
     def lay_out(self, student_ids: Int32, level: Level) -> Layout | None:
-        """The rollout with its ids mapped; None where one of its tokens has no counterpart, so
-        that it has to be walked as CROSS."""
+        """The rollout with its ids mapped; None where one of its tokens has no counterpart, or
+        its text spells one of the teacher's, so that it has to be walked as CROSS."""
         teacher_ids = self._to_teacher[student_ids]
         if (teacher_ids < 0).any():
             return None
         student = self._tables.student
+        data = b"".join(
+            data if data else student.specials[token].encode()
+            for token in student_ids.tolist()
+            for data in [student.token_bytes[token]]
+        )
+        if self._spelt_by_student is not None and self._spelt_by_student.search(data):
+            return None
         count = len(student_ids)
         special = ~student.ordinary[student_ids]
         offsets = student_offsets(student_ids, student)
         places = np.arange(count + 1)
         return Layout(
-            data=b"".join(
-                data if data else student.specials[token].encode()
-                for token in student_ids.tolist()
-                for data in [student.token_bytes[token]]
-            ),
+            data=data,
             student_ids=student_ids,
             student_offsets=offsets,
             teacher_ids=teacher_ids.astype(np.int32),

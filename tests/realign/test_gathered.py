@@ -43,29 +43,34 @@ def test_ids_stay_and_specials_are_renamed() -> None:
     ids = np.array([*pieces, end], np.int32)
     layout = realigner.lay_out(ids)
     np.testing.assert_array_equal(layout.teacher_ids, [*pieces, special(teacher, "<|eot_id|>")])
-    without = next(t for t, s in teacher.specials.items() if s not in student.specials.values())
+    # One that the student lacks is what the student begins its text with.
+    without = min(teacher.spelt)
+    begins = int(student.encoder.encode(teacher.token_bytes[without]).ids[0])
     top = [pieces[1], special(teacher, "<|eot_id|>"), without, pieces[0]]
     rows = rows_over(layout.teacher_ids, top, [0.5, 0.3, 0.15, 0.05])
     got = realigner.realign(layout, np.arange(3), rows, top_k=8)
     assert (got.position_class == PositionClass.REMAP).all()
-    np.testing.assert_array_equal(got.certified.ids[1, :4], [pieces[1], end, pieces[0], -1])
-    np.testing.assert_allclose(np.exp(got.certified.log_probs[1, :3]), [0.5, 0.3, 0.05], rtol=1e-6)
-    np.testing.assert_allclose(got.certified.lost_mass, 0.15, rtol=1e-6)
+    expected = [pieces[1], end, begins, pieces[0], -1]
+    np.testing.assert_array_equal(got.certified.ids[1, :5], expected)
+    masses = np.exp(got.certified.log_probs[1, :4])
+    np.testing.assert_allclose(masses, [0.5, 0.3, 0.15, 0.05], rtol=1e-6)
+    np.testing.assert_allclose(got.certified.lost_mass, 0.0, atol=1e-6)
     np.testing.assert_allclose(np.exp(got.certified.sampled), [0.05, 0.5, 0.3], rtol=1e-6)
 
 
 def test_a_token_that_only_the_student_has_goes_the_long_way() -> None:
-    """Qwen 3 added <think>; Qwen 2.5 reads it as text."""
+    """Qwen 3 added <think>; Qwen 2.5 spells it."""
     realigner = Realigner(pair("qwen3", "qwen2_5"))
     student = realigner.tables.student
     assert realigner.level is Level.REMAP
     ordinary = student.encoder.encode(b"one two").ids
     assert realigner.lay_out(ordinary).level is Level.REMAP
-    think = np.array([special(student, "<think>")], np.int32)
+    think = np.array([student.by_bytes[b"<think>"]], np.int32)
     layout = realigner.lay_out(np.concatenate([ordinary, think, ordinary]))
     assert layout.level is Level.CROSS
-    assert layout.unrealignable[len(ordinary)]
-    assert not layout.unrealignable[0]
+    spelt = realigner.tables.teacher.encoder.encode(b"one two<think>one two").ids
+    np.testing.assert_array_equal(layout.teacher_ids, spelt)
+    assert not layout.unrealignable.any()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 import pytest_asyncio
 import torch
-from teacher_proto.types import ChatMessage, ChatPrompt, Level, PositionClass, SpecialRole
+from teacher_proto.types import (
+    ChatMessage,
+    ChatPrompt,
+    ContinuationScores,
+    Level,
+    PositionClass,
+    SpecialRole,
+)
 from tokenizers import AddedToken, Tokenizer
 from transformers import AutoTokenizer, LlamaForCausalLM
 
@@ -167,33 +174,46 @@ async def test_tokens_of_thinking_are_each_other_s_by_role(
     assert found.chunk_log_likelihood[chunk] == pytest.approx(own[0][inside, closes], abs=2e-4)
 
 
-async def test_a_teacher_without_them_masks_and_counts_them(
-    server: Running, thinker_file: bytes, thinker: Tokenizer
+async def test_a_teacher_without_them_reads_and_scores_their_text(
+    server: Running, teacher_dir: Path, thinker_file: bytes, thinker: Tokenizer
 ) -> None:
     tokens = thoughtful(thinker)
     places = [index for index, token in enumerate(tokens) if token >= 350]
     assert len(places) == 2
     asked = request(server, thinker_file, tokens, teacher="plain", request_id="none")
     scores = (await server.score(asked)).results[0]
-    assert (block(scores).position_class[places] == PositionClass.MASKED).all()
-    assert not given(scores.rows.support).counts[places].any()
-    assert not given(scores.rows.sampled).valid[places].any()
-    kept = block(scores).position_class != PositionClass.MASKED
-    assert kept.any()
+    job = [job for job in server.engines["plain"].jobs if job.want_sampled][-1]
+    spoken = job.spans[0].token_ids.tolist()
+    own = reference(teacher_dir, job.prompt_ids.tolist(), spoken)[range(len(spoken)), spoken]
+    teacher = Tokenizer.from_file(str(teacher_dir / "tokenizer.json"))
+    texts = ["[T]", TEXT, "[/T]", TEXT]
+    lengths = [len(teacher.encode(text).ids) for text in texts]
+    assert spoken == teacher.encode("".join(texts)).ids
+    assert len(spoken) == sum(lengths)
+    ends = np.cumsum([0, *lengths])
+    spelt = [float(own[ends[text] : ends[text + 1]].sum()) for text in (0, 2)]
+    found = block(scores)
+    np.testing.assert_allclose(
+        found.chunk_log_likelihood[found.chunk_index[places]], spelt, atol=1e-3
+    )
+    assert (found.position_class[places] == PositionClass.ALIGNED).all()
+    assert not found.lost_mass[places].any()
+    kept = found.position_class != PositionClass.MASKED
     metrics = (await server.http.get("/metrics")).text
-    (line,) = [
-        line
+    counted = [
+        float(line.split()[-1])
         for line in metrics.splitlines()
         if line.startswith("lsm_teacher_realigned_rows_total")
         and 'position_class="MASKED",teacher="plain"' in line
     ]
-    assert float(line.split()[-1]) == (~kept).sum()
+    assert sum(counted) == (~kept).sum()
 
 
-async def test_what_the_student_has_no_token_for_is_lost(
+async def test_what_the_student_has_no_token_for_is_spelt(
     server: Running, thinking_dir: Path, thinker_file: bytes, thinker: Tokenizer
 ) -> None:
-    """The mass of the teacher's two tokens, told apart by the same student without them."""
+    """The mass of the teacher's token is that of what the student begins its text with, and the
+    teacher reads the text that the student writes as its token."""
 
     def forget(document: dict[str, Any]) -> None:
         document["added_tokens"] = [t for t in document["added_tokens"] if t["id"] < 350]
@@ -209,5 +229,24 @@ async def test_what_the_student_has_no_token_for_is_lost(
     rows = reference(thinking_dir, job.prompt_ids.tolist(), job.spans[0].token_ids.tolist())
     teacher = Tokenizer.from_file(str(thinking_dir / "tokenizer.json"))
     both = [teacher.token_to_id(OPEN), teacher.token_to_id(CLOSE)]
-    lost = block(none).lost_mass[0] - block(with_).lost_mass[0]
-    assert lost == pytest.approx(float(rows[0, both].exp().sum()), abs=1e-5)
+    begins = {thinker.encode(text).ids[0] for text in (OPEN, CLOSE)}
+
+    def mass(scores: ContinuationScores) -> float:
+        support = given(scores.rows.support)
+        known = np.isin(support.ids[0], list(begins)) & (support.ids[0] >= 0)
+        return float(np.exp(support.log_probs[0][known]).sum())
+
+    spelt = float(rows[0, both].exp().sum())
+    assert mass(none) - mass(with_) == pytest.approx(spelt, rel=1e-2)
+    assert block(none).lost_mass[0] == pytest.approx(block(with_).lost_mass[0], abs=1e-6)
+    written = thinker.encode(OPEN + TEXT + CLOSE).ids
+    asked = request(server, without, written, top_k=8, request_id="spelt")
+    scores = (await server.score(asked)).results[0]
+    spoken = rollout_job(server).spans[0].token_ids.tolist()
+    assert spoken == [both[0], *teacher.encode(TEXT).ids, both[1]]
+    prompt = rollout_job(server).prompt_ids.tolist()
+    own = reference(thinking_dir, prompt, spoken)[range(len(spoken)), spoken]
+    found = block(scores)
+    assert found.chunk_log_likelihood[found.chunk_index[0]] == pytest.approx(
+        float(own[0]), abs=2e-4
+    )

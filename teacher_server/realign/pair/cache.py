@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import threading
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from teacher_proto.program.files import atomic_file
 
+from teacher_server.realign.pair.spelling import as_a_pair
 from teacher_server.realign.pair.static_tables import StaticTables, build_static
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 
 # Part of every file's name: changes when the tables mean something else.
-FORMAT = 6
+FORMAT = 7
 # Data type and shape of each array in a file: T and S ids of the teacher and the student,
 # n edges of three numbers, p pairs.
 _SHAPES = {
@@ -28,7 +31,7 @@ _SHAPES = {
 }
 
 
-_NAME = re.compile(r"v\d+-(v\d+-[0-9a-f]{64})-v\d+-[0-9a-f]{64}\.npz")
+_NAME = re.compile(r"v\d+-(v\d+-[0-9a-f]{64})-v\d+-[0-9a-f]{64}(?:-[0-9a-f]{16})?\.npz")
 
 
 def student_of(path: Path) -> str | None:
@@ -48,25 +51,30 @@ class TableCache:
     def __init__(self, folder: Path | None, max_pairs: int = 16) -> None:
         self._folder = folder
         self._max_pairs = max_pairs
-        self._pairs: OrderedDict[tuple[str, str], PairTables] = OrderedDict()
+        self._pairs: OrderedDict[tuple[str, str], tuple[Any, PairTables]] = OrderedDict()
         self._lock = threading.Lock()
 
     def get(self, student: Vocabulary, teacher: Vocabulary) -> PairTables:
         """The tables of a pair; built when neither memory nor disk has them."""
         key = (student.hash, teacher.hash)
+        roles = (student.roles, teacher.roles)
         with self._lock:
-            found = self._pairs.pop(key, None)
-            if found is None or found.student.roles != student.roles:
-                found = PairTables(student, teacher, self._static(student, teacher))
-            self._pairs[key] = found
+            known = self._pairs.pop(key, None)
+            if known is None or known[0] != roles:
+                pair = as_a_pair(student, teacher)
+                known = roles, PairTables(*pair, self._static(*pair))
+            self._pairs[key] = known
             while len(self._pairs) > self._max_pairs:
                 self._pairs.popitem(last=False)
-            return found
+            return known[1]
 
     def _static(self, student: Vocabulary, teacher: Vocabulary) -> StaticTables:
         if self._folder is None:
             return build_static(student, teacher)
-        path = self._folder / f"v{FORMAT}-{student.hash}-{teacher.hash}.npz"
+        # Which tokens are spelt depends on the roles, and those on the run.
+        spelt = repr((sorted(student.spelt), sorted(teacher.spelt)))
+        digest = hashlib.sha256(spelt.encode()).hexdigest()[:16]
+        path = self._folder / f"v{FORMAT}-{student.hash}-{teacher.hash}-{digest}.npz"
         loaded = _load(path, student, teacher)
         if loaded is None:
             loaded = build_static(student, teacher)

@@ -56,23 +56,14 @@ class ByteEncoder:
         token_bytes: Sequence[bytes],
         specials: Mapping[int, str],
     ) -> None:
-        from tokenizers import Tokenizer
-
         self._bytes = token_bytes
+        self._added: Mapping[bytes, int] = {}
+        self._find_added: re.Pattern[bytes] | None = None
         plain = _plain_document(document, kind, specials)
-        try:
-            self._tokenizer = Tokenizer.from_str(json.dumps(plain))
-            # BPE alone, without a pre-tokenizer, for bytes that are not UTF-8.
-            bpe_alone = plain | {"normalizer": None, "pre_tokenizer": None, "added_tokens": []}
-            self._bpe_alone = (
-                Tokenizer.from_str(json.dumps(bpe_alone)) if kind == "byte_level" else None
-            )
-        except Exception as error:  # tokenizers raises plain Exception for what it cannot read
-            raise ConfigurationError(
-                f"the tokenizer cannot be built: {error}",
-                where="tokenizer.json",
-                fix="give a file that the tokenizers library reads",
-            ) from error
+        self._tokenizer = _built(plain)
+        # BPE alone, without a pre-tokenizer, for bytes that are not UTF-8.
+        bpe_alone = plain | {"normalizer": None, "pre_tokenizer": None, "added_tokens": []}
+        self._bpe_alone = _built(bpe_alone) if kind == "byte_level" else None
         self._alphabet = [""] * 256
         for character, byte in byte_alphabet().items():
             self._alphabet[byte] = character
@@ -84,6 +75,29 @@ class ByteEncoder:
         unfit = _NOT_UTF8 + ("" if kind == "byte_level" else "\u2581")
         self._unfit = re.compile(f"([{unfit}]+)")
 
+    def recognising(self, token_bytes: Sequence[bytes], added: Mapping[bytes, int]) -> ByteEncoder:
+        """The same encoder, with ids for these texts, wherever one of them stands in a text:
+        the longest where several do. A tokenizer cuts what is between added tokens by itself.
+
+        Args:
+            token_bytes: with those of the new ids.
+        """
+        other = copy.copy(self)
+        other._bytes = token_bytes
+        other._added = {**self._added, **added}
+        texts = sorted(other._added, key=len, reverse=True)
+        # What they begin with rules out nearly every place at once.
+        first = b"".join(b"\\x%02x" % byte for byte in {text[0] for text in texts})
+        either = b"|".join(re.escape(text) for text in texts)
+        other._find_added = re.compile(b"((?=[%s])(?:%s))" % (first, either))
+        return other
+
+    def _apart(self, data: bytes) -> list[bytes]:
+        """The texts of added tokens and what is between them, none of it empty."""
+        if self._find_added is None:
+            return [data] if data else []
+        return [piece for piece in self._find_added.split(data) if piece]
+
     def decode(self, ids: Iterable[int]) -> bytes:
         """The bytes of ordinary ids, joined."""
         return b"".join(self._bytes[token] for token in ids)
@@ -94,7 +108,7 @@ class ByteEncoder:
         Raises:
             ValueError: the vocabulary has no token for one of the bytes.
         """
-        parts = list(self._parts(data))
+        parts = [part for piece in self._apart(data) for part in self._parts(piece)]
         return Encoded(
             np.concatenate([np.zeros(0, np.int32), *(p.ids for p in parts)]),
             np.concatenate([np.zeros(0, np.bool_), *(p.pretoken_starts for p in parts)]),
@@ -102,6 +116,10 @@ class ByteEncoder:
         )
 
     def _parts(self, data: bytes) -> Iterator[Encoded]:
+        added = self._added.get(data)
+        if added is not None:
+            yield Encoded(np.array([added], np.int32), np.ones(1, np.bool_), np.zeros(1, np.bool_))
+            return
         text = data.decode("utf-8", "surrogateescape")
         for piece in self._unfit.split(text):
             if not piece:
@@ -129,10 +147,23 @@ class ByteEncoder:
 
         Bytes that are not UTF-8 are merged by BPE alone, without a pre-tokenizer.
         """
+        find = self._find_added
+        if find is None or not any(map(find.search, texts)):
+            return self._encode_each(texts)
+        pieces = [self._apart(text) for text in texts]
+        parts = iter(self._encode_each([one for some in pieces for one in some]))
+        joined = [[next(parts) for _ in some] for some in pieces]
+        return [[t for part in some for t in part] if all(some) else [] for some in joined]
+
+    def _encode_each(self, texts: Sequence[bytes]) -> list[list[int]]:
+        """As ``encode_each``, of texts that are an added token's or hold none."""
         results: list[list[int]] = [[]] * len(texts)
         plain: list[tuple[int, str]] = []
         not_utf8: list[tuple[int, str]] = []
         for index, data in enumerate(texts):
+            if data in self._added:
+                results[index] = [self._added[data]]
+                continue
             try:
                 plain.append((index, data.decode()))
             except UnicodeDecodeError:
@@ -149,6 +180,19 @@ class ByteEncoder:
         return results
 
 
+def _built(document: Mapping[str, Any]) -> Any:
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_str(json.dumps(document))
+    except Exception as error:  # tokenizers raises plain Exception for what it cannot read
+        raise ConfigurationError(
+            f"the tokenizer cannot be built: {error}",
+            where="tokenizer.json",
+            fix="give a file that the tokenizers library reads",
+        ) from error
+
+
 def _fill(results: list[list[int]], tokenizer: Any, texts: list[tuple[int, str]]) -> None:
     """Puts the ids of each (index, text) into ``results`` at its index."""
     for start in range(0, len(texts), BATCH):
@@ -161,11 +205,14 @@ def _fill(results: list[list[int]], tokenizer: Any, texts: list[tuple[int, str]]
 def _plain_document(
     document: Mapping[str, Any], kind: str, specials: Mapping[int, str]
 ) -> dict[str, Any]:
-    """The tokenizer.json without what changes text or recognises special tokens."""
+    """The tokenizer.json without what changes text or recognises special tokens. The other
+    added tokens take their own text alone, and no white space beside it."""
     plain = {key: copy.copy(value) for key, value in document.items()}
     plain |= {"truncation": None, "padding": None, "post_processor": None, "decoder": None}
     plain["added_tokens"] = [
-        token for token in document.get("added_tokens") or () if token["id"] not in specials
+        token | {"lstrip": False, "rstrip": False}
+        for token in document.get("added_tokens") or ()
+        if token["id"] not in specials
     ]
     plain["normalizer"] = None
     if kind == "byte_fallback":

@@ -40,7 +40,8 @@ class Layout:
             text: it is spelt byte by byte, or is a special token without a counterpart.
         chunk: int64 [n], index of the position's chunk.
         chunk_teacher: int64 [C + 1], index of the first teacher token of each chunk.
-        chunk_tokens: int64 [C], tokens of the chunk on the side that has more.
+        chunk_tokens: int64 [C], tokens of the chunk on the side that has more; 1 where the
+            chunk holds an added token that the other side spells.
         level: CROSS where the two are encodings of the same bytes; else ids are mapped.
     """
 
@@ -86,6 +87,10 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
     for low, high in draft.unrealignable_spans(teacher_offsets):
         first = np.searchsorted(common, low, "right") - 1
         unrealignable[first : np.searchsorted(common, high, "left")] = True
+    chunk_tokens = np.maximum(np.diff(first_student), np.diff(first_teacher))
+    chunk_tokens[chunk[student.is_spelt[student_ids]]] = 1
+    spelt_by_student = teacher_offsets[:-1][tables.teacher.is_spelt[teacher_ids]]
+    chunk_tokens[np.searchsorted(common, spelt_by_student, "right") - 1] = 1
     return Layout(
         data=b"".join(draft.pieces),
         student_ids=student_ids,
@@ -98,7 +103,7 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
         unrealignable=unrealignable[chunk],
         chunk=chunk,
         chunk_teacher=first_teacher,
-        chunk_tokens=np.maximum(np.diff(first_student), np.diff(first_teacher)),
+        chunk_tokens=chunk_tokens,
     )
 
 

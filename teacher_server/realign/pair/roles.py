@@ -31,8 +31,12 @@ SPELLINGS: dict[str, SpecialRole] = {
         ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>"),
         SpecialRole.BEGIN_OF_TEXT,
     ),
-    **dict.fromkeys(("<think>", "[THINK]"), SpecialRole.THINK_OPEN),
-    **dict.fromkeys(("</think>", "[/THINK]"), SpecialRole.THINK_CLOSE),
+    **dict.fromkeys(
+        ("<think>", "[THINK]", "<seed:think>", "<|START_THINKING|>"), SpecialRole.THINK_OPEN
+    ),
+    **dict.fromkeys(
+        ("</think>", "[/THINK]", "</seed:think>", "<|END_THINKING|>"), SpecialRole.THINK_CLOSE
+    ),
     **dict.fromkeys(
         ("<pad>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
         SpecialRole.PADDING,

@@ -93,16 +93,17 @@ def extension_rates(
     """float32 [V_T]: frequency of the longer student tokens over that of the token itself.
 
     BPE adds the most frequent pairs first, so an id's place in the vocabulary is its rank
-    by frequency; frequency is taken to fall with the power ZIPF_POWER of the rank.
+    by frequency; frequency is taken to fall with the power ZIPF_POWER of the rank. Added
+    tokens have no such rank, and count as never written.
 
     Args:
         tokens, paths: ordinary student ids and their teacher encodings.
     """
-    place = np.cumsum(student.ordinary)
+    place = np.cumsum(student.ordinary & ~student.is_spelt)
     frequency = np.maximum(place, BYTE_TOKENS) ** -ZIPF_POWER
     longer = np.zeros(teacher.size)
     for token, path in zip(tokens.tolist(), paths, strict=True):
-        if len(path) > 1:
+        if len(path) > 1 and token not in student.spelt:
             longer[path[0]] += frequency[token]
     known = first_student_token >= 0
     own = np.where(known, frequency[np.maximum(first_student_token, 0)], 1.0)

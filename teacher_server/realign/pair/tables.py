@@ -17,6 +17,7 @@ from teacher_proto.types import Bool, Int32, Level
 
 from teacher_server.realign.pair.levels import pair_level
 from teacher_server.realign.pair.roles import TERMINATORS, counterpart
+from teacher_server.realign.pair.spelling import equal_text
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT, StaticTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 
@@ -31,7 +32,11 @@ EXTENSION_LIMIT = 0.05
 
 @dataclass(frozen=True)
 class PairTables:
-    """Static tables of a student and a teacher, with what follows from them."""
+    """Static tables of a student and a teacher, with what follows from them.
+
+    Attributes:
+        student, teacher: as ``spelling.as_a_pair`` gives them.
+    """
 
     student: Vocabulary
     teacher: Vocabulary
@@ -172,23 +177,35 @@ class PairTables:
         none."""
         table = np.full(self.teacher.size, -1, np.int32)
         for token, role in self.teacher.roles.items():
+            same = equal_text(token, self.teacher, self.student)
             if role in TERMINATORS:
                 # Every terminator of the teacher ends the student's turn.
-                found = turn_end(self.student)
+                ends = same is not None and role is self.student.roles[same] is TERMINATORS[0]
+                found = same if ends else turn_end(self.student)
             else:
                 found = counterpart(role, self.student.roles)
+                found = same if found is None else found
             table[token] = -1 if found is None else found
         return table
 
     @cached_property
     def special_to_teacher(self) -> Mapping[int, int]:
-        """The teacher's special id for a student's, where both have the role."""
+        """The teacher's special id for a student's, where both have the role or the text."""
         pairs = {}
         for token, role in self.student.roles.items():
             found = counterpart(role, self.teacher.roles)
+            same = equal_text(token, self.student, self.teacher)
+            if same is not None and (found is None or self.teacher.roles[same] is role):
+                found = same
             if found is not None:
                 pairs[token] = found
         return pairs
+
+    @cached_property
+    def longest_spelling(self) -> int:
+        """Teacher tokens of the longest added token that the teacher spells; 0 without any."""
+        texts = [self.student.token_bytes[token] for token in self.student.spelt]
+        return max((len(path) for path in self.teacher.encoder.encode_each(texts)), default=0)
 
 
 def turn_end(vocabulary: Vocabulary) -> int | None:

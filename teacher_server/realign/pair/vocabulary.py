@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -42,6 +42,37 @@ class Vocabulary:
     specials: Mapping[int, str]
     roles: Mapping[int, SpecialRole]
     encoder: ByteEncoder
+    unknown: str | None = None
+    spelt: frozenset[int] = frozenset()
+
+    def with_text(self, tokens: frozenset[int]) -> Vocabulary:
+        """The same with these special ids as ordinary ones, which stand for their text."""
+        if not tokens:
+            return self
+        table = list(self.token_bytes)
+        for token in tokens:
+            table[token] = self.specials[token].encode()
+        specials = {token: text for token, text in self.specials.items() if token not in tokens}
+        return replace(
+            self,
+            token_bytes=tuple(table),
+            specials=specials,
+            roles={token: self.roles[token] for token in specials},
+            encoder=self.encoder.recognising(table, {table[token]: token for token in tokens}),
+            spelt=self.spelt | tokens,
+        )
+
+    @cached_property
+    def special_ids(self) -> Mapping[str, int]:
+        """text -> special id."""
+        return {text: token for token, text in self.specials.items()}
+
+    @cached_property
+    def is_spelt(self) -> Bool:
+        """bool [V]: the id is one of ``spelt``."""
+        spelt = np.zeros(self.size, np.bool_)
+        spelt[list(self.spelt)] = True
+        return spelt
 
     @property
     def size(self) -> int:
@@ -221,4 +252,5 @@ def read_vocabulary(
         specials=parsed.specials,
         roles=role_table(parsed.specials, roles),
         encoder=ByteEncoder(parsed.document, parsed.kind, parsed.token_bytes, parsed.specials),
+        unknown=parsed.document["model"].get("unk_token"),
     )

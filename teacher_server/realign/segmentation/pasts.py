@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from teacher_server.realign.segmentation.added import AddedTexts
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.spaces import FOLLOWERS
@@ -23,10 +24,12 @@ MAX_TEXTS = 200_000
 
 class Past(NamedTuple):
     """One way to cut a text: ``path``, the teacher's tokens, and ``ranks`` [low, high) of the
-    student tokens that may follow it."""
+    student tokens that may follow it. ``begun``: bytes after the path, with which an added
+    token of the teacher begins."""
 
     path: list[int]
     ranks: tuple[int, int]
+    begun: int = 0
 
 
 class TeacherPasts:
@@ -45,6 +48,17 @@ class TeacherPasts:
     def of_texts(self, texts: list[bytes]) -> list[Past]:
         """The one past of each text, encoded by itself."""
         return [Past(path, self._every_rank) for path in self._encodings(texts)]
+
+    def of_begun(self, text: bytes) -> list[Past]:
+        """The past of a text whose end is the beginning of an added token that the student
+        spells, or none: the text before such a token is cut without it."""
+        begun = self._added.begun(text)
+        if not begun:
+            return []
+        whole, before = self._encodings([text, text[: len(text) - begun]])
+        if whole[: len(before)] == before:
+            return []  # its last row is on the way of the text by itself
+        return [Past(before, self._every_rank, begun)]
 
     def of_spaces(self, initial: int, text: bytes) -> list[Past]:
         """The pasts of a text that ends in several spaces.
@@ -73,6 +87,12 @@ class TeacherPasts:
         if not found:
             found[tuple(self._encodings([text])[0])] = self._every_rank
         return [Past(list(path), ranks) for path, ranks in found.items()]
+
+    @cached_property
+    def _added(self) -> AddedTexts:
+        """Of the teacher's added tokens that the student spells."""
+        teacher = self._tables.teacher
+        return AddedTexts(teacher.token_bytes[token] for token in teacher.spelt)
 
     @cached_property
     def _every_rank(self) -> tuple[int, int]:

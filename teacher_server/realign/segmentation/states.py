@@ -20,6 +20,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import incomplete_tail, is_symbol
+from teacher_server.realign.segmentation.added import AddedTexts
 from teacher_server.realign.segmentation.canonical import (
     CONTRADICTS,
     NO_CONTEXT,
@@ -44,7 +45,7 @@ _UNKNOWN = -1
 # Kinds of states: the text ends in several spaces; for initial states: in a symbol.
 _SYMBOL, _SPACES = 1, 2
 # What is known of a state: a row of the table each, since rows are read much faster.
-_ANSWER, _LAST, _INSIDE, _KIND, _LOW, _HIGH, _COVERED = range(7)
+_ANSWER, _LAST, _INSIDE, _KIND, _LOW, _HIGH, _COVERED, _BEGUN = range(8)
 
 
 class StudentStates:
@@ -63,6 +64,7 @@ class StudentStates:
         # How many of several spaces are one token depends on what follows them.
         self._solid = tables.teacher.ordinary & ~tables.teacher.begins_with_space
         self._ordinary = tables.teacher.ordinary
+        self._added = AddedTexts(student.token_bytes[token] for token in student.spelt)
         self.generation = 0  # counts how often the states' numbers began anew
         self.clear()
 
@@ -71,7 +73,7 @@ class StudentStates:
         self.generation += 1
         self._contexts: list[LeftContext] = []
         self._data: list[bytes] = []
-        self._known = np.zeros((7, 1024), np.int64)
+        self._known = np.zeros((8, 1024), np.int64)
         self._steps = Memo()
         self._initial: dict[LeftContext, int] = {}
         self._initial_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
@@ -124,6 +126,12 @@ class StudentStates:
         """bool [n]: the text ends inside a UTF-8 character."""
         inside: Bool = self._known[_INSIDE].take(state) > 0
         return inside
+
+    def begins_added(self, state: Int64) -> Bool:
+        """bool [n]: the text ends in what may become an added token of the student, which the
+        teacher spells, and the answer would then be another."""
+        begun: Bool = self._known[_BEGUN].take(state) > 0
+        return begun
 
     def answer_covers(self, state: Int64) -> Bool:
         """bool [n]: the answer takes all of the state's bytes, so that what follows may
@@ -253,6 +261,15 @@ class StudentStates:
         kinds = [_SPACES if ends_in_spaces(context.data + text) else 0 for context, text in both]
         return self._append(contexts, data, answers, kinds)
 
+    def _may_be_cut_short(self, answer: int, data: bytes) -> bool:
+        """Whether an added token of the student has begun at the end of a state's bytes, and
+        its answer reaches into it, or as white space up to it."""
+        begun = self._added.begun(data)
+        if not begun or answer < 0:
+            return begun > 0
+        text, apart = self._tables.student.token_bytes[answer], data[: len(data) - begun]
+        return len(text) > len(apart) or apart.isspace()
+
     def _append(
         self, contexts: list[LeftContext], data: list[bytes], answers: list[int], kinds: list[int]
     ) -> Int64:
@@ -271,6 +288,8 @@ class StudentStates:
         ]
         known[_INSIDE] = [incomplete_tail(one) for one in data]
         known[_KIND] = kinds
+        both = zip(answers, data, strict=True)
+        known[_BEGUN] = [self._may_be_cut_short(answer, text) for answer, text in both]
         known[_LOW : _HIGH + 1] = _UNKNOWN
         lengths = self._tables.student.lengths[known[_ANSWER]]
         known[_COVERED] = (known[_ANSWER] >= 0) & (lengths == [len(one) for one in data])

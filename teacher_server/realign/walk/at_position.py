@@ -47,7 +47,8 @@ def read_rows_at(walk: WalkContext, at: Starts) -> OpenPaths:
     joins = walk.pair.states.may_join(walk.initial[position], ids)
     may_extend = _may_extend(walk, position, ids, mass)
     after = np.full(ids.shape, NO_ROW)
-    line, place = true_places((kinds.has_extension[ids] | may_extend) & (mass >= SIGNIFICANT))
+    extends = kinds.has_extension[ids] | kinds.begins_added[ids] | may_extend
+    line, place = true_places(extends & (mass >= SIGNIFICANT))
     after.put(place, walk.rows.children(at.row[line], ids.take(place)))
     # A row that is there decides better than any estimate.
     unsettled = may_extend | (after != NO_ROW)

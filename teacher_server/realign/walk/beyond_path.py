@@ -39,6 +39,7 @@ def read_rows_beyond(walk: WalkContext, paths: OpenPaths) -> OpenPaths:
     implied, depends = walk.pair.implied_by_spaces(state, paths.token[line], token)
     implied[after != NO_ROW] = NOT_IMPLIED
     may_move = states.answer_covers(state) | states.end_in_spaces(state)
+    may_move |= states.begins_added(state)
     settles &= ~may_move | (after == NO_ROW)
     answers = states.answer(state)
     # Where the teacher's own tokenizer writes no such token after the path, that text is

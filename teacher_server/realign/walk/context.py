@@ -10,6 +10,7 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.segmentation.added import AddedTexts
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.walk.extensions import TokenExtensions
 from teacher_server.realign.walk.masses import MassLedger
@@ -32,6 +33,7 @@ class TokenKinds:
             that the student can express.
         asked: its context-free row may be asked for.
         single_space: it is one space, and has an extension.
+        begins_added: it ends in what may become an added token of the student.
         student_token: int64 [V_T], the student's token, if this one settles it.
     """
 
@@ -53,6 +55,10 @@ class TokenKinds:
         # A word takes its space along: a space by itself is written for what comes next.
         is_space = np.array([one == b" " for one in teacher.token_bytes])
         self.single_space = is_space & self.has_extension
+        student = tables.student
+        added = AddedTexts(student.token_bytes[token] for token in student.spelt)
+        begun = np.array([added.begun(one) > 0 for one in teacher.token_bytes])
+        self.begins_added = begun & expressible_text
         self.student_token = np.where(special, counterparts, first).astype(np.int64)
 
 

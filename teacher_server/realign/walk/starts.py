@@ -151,6 +151,11 @@ class StartFinder:
         inside = [one for one in np.flatnonzero(~aligned).tolist() if one not in known]
         texts = [asked.text_before(one) for one in inside]
         pasts += zip(inside, self._pasts.of_texts(texts), strict=True)
+        pasts += [
+            (index, past)
+            for index, text in zip(inside, texts, strict=True)
+            for past in self._pasts.of_begun(text)
+        ]
         starts = _Found()
         self._add_own_rows(np.flatnonzero(aligned), asked, starts)
         begun = set(np.flatnonzero(aligned).tolist())
@@ -205,7 +210,7 @@ class StartFinder:
         row, end = int(asked.sync[index]), int(asked.begin[index])
         offset = int(layout.teacher_offsets[row])
         weight = float(rows.log_likelihood[row] - rows.log_likelihood[int(asked.last[index])])
-        for token, then in zip(past.path, [*past.path[1:], -1], strict=True):
+        for token, then in zip(past.path, [*past.path[1:], -1][: len(past.path)], strict=True):
             if first or row >= len(rows.token_log_probs):
                 low, high = self._longer_range(layout.data[offset:end])
                 if low < high:
@@ -217,7 +222,11 @@ class StartFinder:
                 found.missing.add(index, row, token, then, float(np.exp(weight)), *past.ranks)
                 return
             row = after
-        found.at.add(index, row, weight, 0, 0, 0)
+        if past.begun:
+            ranks = self._longer_range(layout.data[offset:end])
+            found.before.add(index, row, weight, past.begun, *ranks)
+        else:
+            found.at.add(index, row, weight, 0, 0, 0)
 
 
 def _starts(parts: _Columns) -> Starts:

@@ -26,7 +26,7 @@ from teacher_server.realign.walk.rows import NO_ROW, TeacherRows
 from teacher_server.realign.walk.starts import StartFinder
 
 Int64 = NDArray[np.int64]
-# Teacher tokens that one student token can be spread over.
+# Teacher tokens that one student token of the model's own can be spread over.
 MAX_DEPTH = 8
 
 
@@ -37,6 +37,8 @@ class Walker:
         self.pair = PairSegmentation(tables)
         self._kinds = TokenKinds(tables)
         self._starts = StartFinder(self.pair)
+        # A spelling may begin and end inside other tokens.
+        self._depth = max(MAX_DEPTH, tables.longest_spelling + 2)
 
     def walk(
         self,
@@ -67,7 +69,7 @@ class Walker:
         paths = read_rows_at(walk, at)
         paths += read_rows_before(walk, before)
         leave_missing_open(walk, missing)
-        for _ in range(MAX_DEPTH):
+        for _ in range(self._depth):
             if not len(paths.mass):
                 break
             paths = read_rows_beyond(walk, paths)
