@@ -32,6 +32,7 @@ from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.run.signals import Stopped, Stopper
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
+from student_trainer.student.terminators import ends_of_before
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
@@ -98,6 +99,7 @@ class TrainingLoop:
             teacher=teacher.info.identity,
             config=config.model_dump(mode="json"),
             now=now,
+            terminators=student.terminators,
         )
         self._rng = capture_rng(self.student.device)
         self._saved_step = 0
@@ -123,7 +125,9 @@ class TrainingLoop:
         self.state = replace(
             self.state, step=before.step, updates=before.updates, position=before.position
         )
-        if pending_batches_usable(before, self.state.config, self.state.data_digest):
+        ends = ends_of_before(before.terminators, self.student, self.config.rollout.stop_ids)
+        usable = pending_batches_usable(before, self.state.config, self.state.data_digest)
+        if usable and ends == self.student.terminators:
             pending = restore_batches(before.pending_batches, saved.rollouts, self.pipeline)
             self.pipeline.restore(pending)
         elif before.pending_batches:

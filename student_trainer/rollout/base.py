@@ -44,7 +44,8 @@ class Rollout:
     Attributes:
         prompt: the prompt that it answers.
         index: which of the prompt's G responses it is.
-        token_ids: int32 [n], n >= 1, with the terminator when it was drawn.
+        token_ids: int32 [n], n >= 1, with the terminator when it was drawn, and up to the
+            token that completed a stop string.
         log_probs: float32 [n], the student's log-probability of each token at the
             rollout's temperature, over the ids that a token has, before top-p.
         finished: False when the length limit cut the response.

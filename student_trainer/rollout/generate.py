@@ -15,10 +15,16 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.sampling import rollout_uniforms, sample_with_mass
+from student_trainer.rollout.stopping import StopStrings, pieces_of
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student, not_finite
 
@@ -82,12 +88,14 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         settings: RolloutSettings,
         terminators: Tensor,
         undrawn: Tensor | None,
+        stop_strings: StopStrings | None,
         ended: Callable[[list[int]], None],
     ) -> None:
         self.uniforms = uniforms
         self.settings = settings
         self.terminators = terminators
         self.undrawn = undrawn
+        self.stop_strings = stop_strings
         self.ended = ended
         self.tokens = torch.zeros(uniforms.shape, dtype=torch.int64, device=uniforms.device)
         self.log_probs = torch.zeros(uniforms.shape, device=uniforms.device)
@@ -107,12 +115,19 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
         self.log_probs[:, self.drawn] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
         self.drawn += 1
         stops = torch.isin(tokens, self.terminators) & self.open
+        if self.stop_strings is not None:
+            writing = (self.open & ~stops).nonzero().squeeze(-1).tolist()
+            stops[self.stop_strings.completed(writing, tokens.tolist())] = True
         self.open &= ~stops
         rows = stops.nonzero().squeeze(-1).tolist()
         if rows:
             self.ended(rows)
         only = torch.full_like(scores, -torch.inf)
         return only.scatter_(-1, tokens.unsqueeze(-1), 0.0)
+
+    def closed(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """bool [B]: rows that have ended, by a token or by a text; a stopping criterion."""
+        return ~self.open
 
 
 @contextmanager
@@ -156,7 +171,9 @@ def _batch(
 
     terminators = torch.tensor(student.terminators, device=student.device)
     draws = torch.from_numpy(uniforms).to(student.device)
-    sampler = _Sampler(draws, settings, terminators, student.head.undrawn, take)
+    strings = settings.stop_strings
+    by_text = StopStrings(strings, pieces_of(student.tokenizer), len(keys)) if strings else None
+    sampler = _Sampler(draws, settings, terminators, student.head.undrawn, by_text, take)
     configuration = GenerationConfig(
         do_sample=False,
         max_new_tokens=limit,
@@ -172,6 +189,7 @@ def _batch(
             attention_mask=mask.to(student.device),
             generation_config=configuration,
             logits_processor=LogitsProcessorList([sampler]),
+            stopping_criteria=StoppingCriteriaList([sampler.closed]),
         )
     cut = sampler.open.nonzero().squeeze(-1).tolist()
     if cut:
@@ -180,7 +198,8 @@ def _batch(
 
 
 def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> Rollout:
-    """The row's tokens so far. The last one is the terminator when the row finished."""
+    """The row's tokens so far. The last one is the terminator, or completes a stop string,
+    when the row finished."""
     prompt, index = key
     tokens = sampler.tokens[row, : sampler.drawn].cpu().numpy().astype(np.int32)
     log_probs = sampler.log_probs[row, : sampler.drawn].cpu().numpy().copy()

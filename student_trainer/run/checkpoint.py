@@ -51,6 +51,8 @@ class TrainState:
         score: mean of the metric that ``checkpoint.best`` names, or None.
         now: the run's clock, local date and time in ISO 8601: what chat templates print.
             Empty in a checkpoint of before runs had one.
+        terminators: ids that ended the responses; None in a checkpoint of before they were
+            kept.
     """
 
     step: int
@@ -62,6 +64,7 @@ class TrainState:
     pending_batches: tuple[PendingBatch, ...] = ()
     score: float | None = None
     now: str = ""
+    terminators: tuple[int, ...] | None = None
 
 
 def save(
@@ -161,6 +164,8 @@ def load_state(checkpoint: Path) -> TrainState:
     try:
         teacher = TeacherIdentity(**values.pop("teacher"))
         pending = tuple(PendingBatch(**entry) for entry in values.pop(_PENDING))
+        if values.get("terminators") is not None:
+            values["terminators"] = tuple(values["terminators"])
         return TrainState(**values, teacher=teacher, pending_batches=pending)
     except (TypeError, KeyError) as error:
         raise ConfigurationError(

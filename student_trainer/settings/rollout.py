@@ -28,6 +28,17 @@ class RolloutSettings(Settings):
     batch_size: PositiveInt = Field(
         default=32, description="Responses that are generated together."
     )
+    stop_ids: tuple[Count, ...] = Field(
+        default=(),
+        description="Ids that end a response, besides those of the student's generation config, "
+        "tokenizer and chat template.",
+    )
+    stop_strings: tuple[Annotated[str, Field(min_length=1)], ...] = Field(
+        default=(),
+        description="Texts that end a response, also where they are spread over several tokens "
+        "or are a part of one. The token that completes one is the response's last: it is scored "
+        "and learnt from whole, as an id that ends a response is.",
+    )
 
 
 class PipelineSettings(Settings):

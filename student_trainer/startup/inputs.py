@@ -7,9 +7,15 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import run_clock
 from student_trainer.prompt_needs import check_ids, describe_prompts, notes, read_prompts
+from student_trainer.rollout.stopping import pieces_of
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
 from student_trainer.student.model import Student, load_student
+from student_trainer.student.terminators import (
+    STOP_IDS,
+    describe_terminators,
+    ends_of_before,
+)
 from student_trainer.student.vocabulary import describe_vocabulary
 from student_trainer.update.estimator import estimator_notes
 
@@ -40,7 +46,7 @@ def student(start: Start) -> str:
     """
     torch.manual_seed(start.config.run.seed)
     weights = start.checkpoint / "model" if start.checkpoint else None
-    start.student = load_student(start.config.student, weights)
+    start.student = load_student(start.config.student, weights, start.config.rollout.stop_ids)
     check_dropout(start)
     parameters = sum(p.numel() for p in start.student.module.parameters())
     ids = describe_vocabulary(start.student.head.undrawn, start.student.vocabulary_size)
@@ -73,6 +79,30 @@ def has_own_dropout(student: Student) -> bool:
     return any(
         "drop" in name and isinstance(value, float) and value > 0 for name, value in values.items()
     )
+
+
+def ends(start: Start) -> str:
+    """What ends a response, and that it is what ended the checkpoint's.
+
+    Raises:
+        ConfigurationError: responses ended with other ids before.
+    """
+    config, student = start.config, start.student
+    found, notes = describe_terminators(student, config.rollout)
+    for note in notes:
+        start.warn(note)
+    if config.rollout.stop_strings:
+        pieces_of(student.tokenizer)
+    if start.resumed is not None and STOP_IDS not in config.checkpoint.allow_changed:
+        before = ends_of_before(start.resumed.terminators, student, config.rollout.stop_ids)
+        if before != student.terminators:
+            raise ConfigurationError(
+                f"the checkpoint's responses ended with the ids {list(before)}, and now {found}",
+                where=STOP_IDS,
+                fix=f"restore the student's files, name {STOP_IDS} in checkpoint.allow_changed to "
+                "go on with these, or start another run in another run.output_dir",
+            )
+    return found
 
 
 def ids(start: Start) -> str:

@@ -16,6 +16,7 @@ STEPS = (
     Step("data", inputs.data, reads="inputs"),
     Step("estimator", inputs.estimator, reads="machine"),
     Step("student", inputs.student, needs=("device",), reads="model"),
+    Step("ends of responses", inputs.ends, needs=("student", "checkpoint"), reads="model"),
     Step("ids", inputs.ids, needs=("student", "data"), reads="model"),
     Step("lengths", inputs.lengths, needs=("student",), reads="model"),
     Step("tokenizer", teacher.tokenizer, needs=("teacher", "student")),

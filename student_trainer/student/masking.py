@@ -76,8 +76,15 @@ def token_mask(settings: MaskSettings, tokenizer: Any, vocabulary_size: int) -> 
     return TokenMask(literals, ids, np.asarray(support, np.int32), pieces)
 
 
-def token_bytes(tokenizer: Any) -> dict[int, bytes]:
+def token_bytes(
+    tokenizer: Any,
+    where: str = "loss.mask.strings",
+    fix: str = "set loss.mask.strings = [] and list ids in loss.mask.token_ids",
+) -> dict[int, bytes]:
     """The bytes of every id of a byte-level or SentencePiece-like tokenizer.
+
+    Args:
+        where, fix: of the error.
 
     Raises:
         ConfigurationError: the tokenizer is of another kind.
@@ -94,8 +101,8 @@ def token_bytes(tokenizer: Any) -> dict[int, bytes]:
     else:
         raise ConfigurationError(
             f"the bytes of this tokenizer's tokens are not known (decoder {sorted(kinds)})",
-            where="loss.mask.strings",
-            fix="set loss.mask.strings = [] and list ids in loss.mask.token_ids",
+            where=where,
+            fix=fix,
         )
     return plain | added
 

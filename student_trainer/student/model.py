@@ -36,8 +36,9 @@ from student_trainer.student.lora import (
     check_base,
     save_base,
 )
+from student_trainer.student.terminators import terminators
 from student_trainer.student.tokenizer import load_tokenizer
-from student_trainer.student.vocabulary import drawn_below, padding_id, terminators, undrawn_ids
+from student_trainer.student.vocabulary import drawn_below, padding_id, undrawn_ids
 
 log = logging.getLogger(__name__)
 
@@ -96,13 +97,16 @@ class Student:
         return self.causal_model is not self.module
 
 
-def load_student(settings: StudentSettings, weights: Path | None = None) -> Student:
+def load_student(
+    settings: StudentSettings, weights: Path | None = None, stop_ids: Sequence[int] = ()
+) -> Student:
     """Loads the student for training; ``module`` is in evaluation mode.
 
     Args:
         settings: what to load and how.
         weights: a saved state to continue from (``save_weights``). It replaces the model's
             own weights; when the student has adapters, it replaces these.
+        stop_ids: ``rollout.stop_ids``.
 
     Raises:
         ConfigurationError: the student cannot be loaded, has no terminator that it can
@@ -130,7 +134,7 @@ def load_student(settings: StudentSettings, weights: Path | None = None) -> Stud
     head = read_head(model)
     width = int(head.weight.shape[0])
     rows = min(width, int(model.get_input_embeddings().weight.shape[0]))
-    ends = terminators(model, tokenizer, rows)
+    ends = terminators(model, tokenizer, rows, stop_ids)
     padding = padding_id(tokenizer, ends[0], rows)
     check_special_ids(tokenizer, rows, MODEL)
     if settings.lora and settings.lora.merge_final:

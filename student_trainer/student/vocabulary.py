@@ -33,35 +33,6 @@ def drawn_below(undrawn: Tensor | None, width: int) -> int:
     return next((i + 1 for i in range(width - 1, -1, -1) if i not in without), 0)
 
 
-def terminators(model: Any, tokenizer: Any, width: int) -> tuple[int, ...]:
-    """The ids that end a response, ascending: of the generation config and the tokenizer.
-
-    Raises:
-        ConfigurationError: there are none, or the student can never draw one of them.
-    """
-    configured = model.generation_config.eos_token_id
-    ids = set(configured if isinstance(configured, list | tuple) else [configured])
-    ids.add(tokenizer.eos_token_id)
-    ids.discard(None)
-    fix = "set eos_token_id in generation_config.json"
-    if not ids:
-        raise ConfigurationError(
-            "neither its generation config nor its tokenizer names an end-of-text token",
-            where=MODEL,
-            fix=fix,
-        )
-    tokens = set(tokenizer.get_vocab().values())
-    for token in sorted(ids):
-        if token >= width or token not in tokens:
-            why = f"its head has {width} ids" if token >= width else "no token has this id"
-            raise ConfigurationError(
-                f"id {token} is to end a response and can never be drawn: {why}",
-                where=MODEL,
-                fix=f"{fix} and eos_token in tokenizer_config.json to tokens of this model",
-            )
-    return tuple(sorted(ids))
-
-
 def padding_id(tokenizer: Any, otherwise: int, width: int) -> int:
     """The tokenizer's padding id, or ``otherwise`` when it has none.
 

@@ -1,9 +1,8 @@
 """Registration of the student's tokenizer with a teacher that has another one: the file,
 and the roles of its special tokens, which the file alone does not contain.
 
-The roles come from what the student itself uses: its terminators (generation config and
-tokenizer), its chat template (which terminator ends an assistant's turn), and the
-tokenizer's own bos and padding tokens.
+The roles come from what the student itself uses: its terminators, its chat template (which
+of them ends an assistant's turn), and the tokenizer's own bos and padding tokens.
 """
 
 from __future__ import annotations
@@ -13,6 +12,7 @@ from typing import Any
 
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
+from teacher_proto.program.reply_end import reply_end
 from teacher_proto.types import (
     ServerLimits,
     SpecialRole,
@@ -28,8 +28,11 @@ THINKING = {
     "</think>": SpecialRole.THINK_CLOSE,
     "[THINK]": SpecialRole.THINK_OPEN,
     "[/THINK]": SpecialRole.THINK_CLOSE,
+    "<seed:think>": SpecialRole.THINK_OPEN,
+    "</seed:think>": SpecialRole.THINK_CLOSE,
+    "<|START_THINKING|>": SpecialRole.THINK_OPEN,
+    "<|END_THINKING|>": SpecialRole.THINK_CLOSE,
 }
-REPLY = "an assistant's reply"
 
 
 def registration_of(student: Student, run: str) -> TokenizerUpload:
@@ -46,7 +49,7 @@ def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, Speci
     Args:
         terminators: ids that end a response.
     """
-    turn_end = _turn_end(tokenizer, terminators)
+    turn_end = reply_end(tokenizer, terminators).token_id
     roles = {
         token: SpecialRole.TURN_END if token == turn_end else SpecialRole.END_OF_TEXT
         for token in terminators
@@ -65,21 +68,6 @@ def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, Speci
         if added.special or added.content not in ordinary
     }
     return {token: role for token, role in roles.items() if token in special}
-
-
-def _turn_end(tokenizer: Any, terminators: Sequence[int]) -> int | None:
-    """The terminator that the chat template writes after an assistant's reply, if any."""
-    if not tokenizer.chat_template:
-        return None
-    turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": REPLY}]
-    try:
-        text = str(tokenizer.apply_chat_template(turns, tokenize=False))
-    except Exception:  # a template is a program: it raises what it likes
-        return None
-    _, found, after = text.rpartition(REPLY)
-    written = tokenizer.convert_ids_to_tokens(list(terminators))
-    places = {after.find(t): i for t, i in zip(written, terminators, strict=True) if t in after}
-    return places[min(places)] if found and places else None
 
 
 def register(
