@@ -76,7 +76,7 @@ def load_model(model: str, *, dtype: str, device: str, max_length: int | None) -
     directory = resolve(model)
     config = _read_config(model, directory)
     loader = class_with_images(config, transformers, f"model {model}") or AutoModelForCausalLM
-    length = longest(config, max_length, "max_length")
+    length = longest(config, max_length, "engine.max_length")
     try:
         loaded = loader.from_pretrained(
             directory,

@@ -274,7 +274,7 @@ class VllmEngine:
         if self._max_length is None and stated is None:
             raise ConfigurationError(  # vLLM would take 2048
                 "the model does not state its maximum length",
-                where="max_length",
+                where="engine.max_length",
                 fix="set engine.max_length, in tokens",
             )
         return config
