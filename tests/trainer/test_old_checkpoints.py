@@ -48,8 +48,8 @@ def old_run(
         values["teacher"] = {"address": server["grpc_address"]}
         file = folder / "run.toml"
         file.write_text(tomli_w.dumps(values))
-        (ended,) = old_tree.train(file)
-    assert ended.code == 0, ended.errors
+        ended = old_tree.train(file)
+    assert ended.returncode == 0, ended.stderr
     return folder / "run", values
 
 
