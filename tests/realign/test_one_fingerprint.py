@@ -32,7 +32,7 @@ NAMES = (
 )
 FILE, PUBLISHED = "tokenizer.json", "as published"
 PLAIN = "PreTrainedTokenizerFast"
-LABELS = {"qwen3": (PUBLISHED, PLAIN, "Qwen2TokenizerFast", "no label")}
+LABELS = {"qwen3": (PUBLISHED, PLAIN, "Qwen2TokenizerFast")}
 # The classes that their tokenizer_config.json names build something else than the file has.
 REBUILT = {"gpt4o", "llama2"}
 
@@ -56,9 +56,7 @@ def load_each_way(file: Path, config: Path, folder: Path, labels: list[str]) -> 
     shutil.copyfile(file, folder / FILE)
     for label in labels:
         settings = json.loads(config.read_text(encoding="utf-8"))
-        if label == "no label":
-            del settings["tokenizer_class"]
-        elif label != PUBLISHED:
+        if label != PUBLISHED:
             settings["tokenizer_class"] = label
         (folder / config.name).write_text(json.dumps(settings), encoding="utf-8")
         backend = AutoTokenizer.from_pretrained(folder).backend_tokenizer
