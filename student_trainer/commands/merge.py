@@ -68,7 +68,7 @@ def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
             cannot be loaded or is another one.
         LsmError: the merged model gives other logits than the adapted one.
     """
-    from student_trainer.student.loading import save_processor_files
+    from student_trainer.student.loading import save_network, save_processor_files
 
     check_output(output)
     adapter = find_adapter(source)
@@ -76,7 +76,7 @@ def merge(source: Path, output: Path, *, base: str | None = None) -> Path:
     network, tokenizer, folder = _load(adapter, base or noted)
     adapted = _probe(network)
     with atomic_folder(output, readable=True) as work:
-        network.merge_and_unload().save_pretrained(work)
+        save_network(network.merge_and_unload(), work)
         tokenizer.save_pretrained(work)
         save_processor_files(folder, work)
         _check(adapted, work)

@@ -59,7 +59,7 @@ def prune(
             one when it is loaded again.
     """
     check_output(output)
-    from student_trainer.student.loading import save_processor_files
+    from student_trainer.student.loading import save_network, save_processor_files
 
     network, tokenizer, folder = _load(model)
     layers = int(network.config.get_text_config().num_hidden_layers)
@@ -67,7 +67,7 @@ def prune(
     before = network.num_parameters()
     drop_layers(network, dropped)
     with atomic_folder(output, readable=True) as work:
-        network.save_pretrained(work)
+        save_network(network, work)
         tokenizer.save_pretrained(work)
         save_processor_files(folder, work)
         _check_reload(network, work, model)

@@ -16,7 +16,7 @@ from teacher_proto.models.text_model import (
     class_with_images,
     text_model,
 )
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 MODEL = "student.model"
 ADAPTER = "adapter_config.json"
@@ -105,3 +105,21 @@ def _is_adapter(model: str, folder: Path) -> ConfigurationError:
         fix=f"merge it (student-trainer merge {model} --output FOLDER) and train FOLDER, or train "
         "new adapters on the base (student.lora)",
     )
+
+
+def save_network(network: Any, directory: Path) -> None:
+    """Saves a model with its generation settings as they were loaded.
+
+    Published settings may contradict themselves, such as a temperature without ``do_sample``.
+    transformers loads them, and some of its versions then refuse to save the model.
+    """
+    own = getattr(network, "generation_config", None)
+    if own is None or not network.can_generate():
+        network.save_pretrained(directory)
+        return
+    network.generation_config = GenerationConfig()
+    try:
+        network.save_pretrained(directory)
+    finally:
+        network.generation_config = own
+    own.to_json_file(directory / "generation_config.json")

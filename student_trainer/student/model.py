@@ -27,6 +27,7 @@ from student_trainer.student.head import check_mergeable, head_logits, read_head
 from student_trainer.student.loading import (
     MODEL,
     load_network,
+    save_network,
     save_processor_files,
     student_folder,
 )
@@ -235,7 +236,7 @@ def save_weights(student: Student, directory: Path) -> None:
         module.save_pretrained(directory, save_embedding_layers=False)
         save_base(directory, module.active_peft_config.base_model_name_or_path, student.base_digest)
     else:
-        module.save_pretrained(directory)
+        save_network(module, directory)
     _save_readers(student, directory)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from student_trainer.losses.base import Head
 from student_trainer.settings.student import LoraSettings, StudentSettings
 from student_trainer.student import model as model_module
 from student_trainer.student.head import head_logits
-from student_trainer.student.model import Student, hidden_states, load_student
+from student_trainer.student.model import Student, hidden_states, load_student, save_weights
 
 
 def test_hidden_states_do_not_depend_on_padding(student: Student) -> None:
@@ -127,3 +129,35 @@ def test_terminators_come_from_both_places(student_model_dir: Path, tmp_path: Pa
     file.write_text(json.dumps(values | {"eos_token_id": [5, 1]}))
     student = load_student(StudentSettings(model=str(copy), device="cpu"))
     assert student.terminators == (1, 2, 5)
+
+
+@pytest.mark.parametrize("changed", [False, True])
+def test_generation_settings_that_contradict_themselves_are_saved_as_they_are(
+    student_model_dir: Path, tmp_path: Path, changed: bool
+) -> None:
+    """transformers refuses to save some that it loads, and others once they were changed."""
+    folder = Path(shutil.copytree(student_model_dir, tmp_path / "model"))
+    file = folder / "generation_config.json"
+    published = json.loads(file.read_text()) | {"temperature": 0.6, "top_p": 0.9}
+    file.write_text(json.dumps(published))
+    student = load_student(StudentSettings(model=str(folder), device="cpu"))
+    if changed:
+        student.causal_model.generation_config.update(top_p=0.8)
+        published["top_p"] = 0.8
+    (tmp_path / "saved").mkdir()
+    save_weights(student, tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / file.name).read_text())
+    assert {k: v for k, v in published.items() if k != "transformers_version"}.items() <= (
+        saved.items()
+    )
+    again = load_student(StudentSettings(model=str(tmp_path / "saved"), device="cpu"))
+    assert again.terminators == student.terminators
+
+
+def test_generation_settings_are_saved_as_transformers_saves_them(
+    student: Student, tmp_path: Path
+) -> None:
+    student.causal_model.save_pretrained(tmp_path / "plain")
+    save_weights(student, tmp_path / "saved")
+    for file in sorted((tmp_path / "plain").iterdir()):
+        assert (tmp_path / "saved" / file.name).read_bytes() == file.read_bytes(), file.name
