@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.begin_tokens import begin_ids, missing_begin
-from teacher_proto.models.template_clock import CLOCK_NAME, clock
+from teacher_proto.templates.clock import CLOCK_NAME, clock
 from teacher_proto.templates.tool_calls import may_vary, render_calls
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import jinja2
-from teacher_proto.models.template_clock import follow_clock
-from teacher_proto.models.template_names import names_read
+from teacher_proto.templates.clock import follow_clock
+from teacher_proto.templates.names import names_read
 from teacher_proto.types import ChatMessage, ChatPrompt
 
 # What begins and ends thinking in the templates of published models.
@@ -38,7 +38,7 @@ Thinking = Literal["none", "open", "closed"]
 
 
 def compiled(template: str) -> Any:
-    """The template as transformers compiles it, with the clock of ``template_clock``.
+    """The template as transformers compiles it, with the clock of ``templates.clock``.
 
     Raises:
         jinja2.TemplateError: it is no template.

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.reply_end import ReplyEnd, reply_end
+from teacher_proto.templates.reply_end import ReplyEnd, reply_end
 
 from student_trainer.settings.rollout import RolloutSettings
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
-from teacher_proto.program.reply_end import reply_end
+from teacher_proto.templates.reply_end import reply_end
 from teacher_proto.types import (
     ServerLimits,
     SpecialRole,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import jinja2
-from teacher_proto.models.template_clock import CLOCK_NAME, clock, follow_clock
-from teacher_proto.models.template_names import names_read
+from teacher_proto.templates.clock import CLOCK_NAME, clock, follow_clock
+from teacher_proto.templates.names import names_read
 
 log = logging.getLogger(__name__)
 

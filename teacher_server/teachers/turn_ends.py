@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from teacher_proto.program.reply_end import reply_end
+from teacher_proto.templates.reply_end import reply_end
 
 from teacher_server.failures import is_ending
 

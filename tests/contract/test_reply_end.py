@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from teacher_proto.program.reply_end import ReplyEnd, reply_end
+from teacher_proto.templates.reply_end import ReplyEnd, reply_end
 
 from tests.support.models import CHAT_TEMPLATE, END_OF_TEXT, ENGLISH, IM_END, train_tokenizer
 

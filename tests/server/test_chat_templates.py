@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from teacher_proto import codec
-from teacher_proto.models.template_names import names_read
+from teacher_proto.templates.names import names_read
 from teacher_proto.types import TeacherIdentity
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
