@@ -32,7 +32,7 @@ from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.run.signals import Stopped, Stopper
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
-from student_trainer.student.terminators import ends_of_before
+from student_trainer.student.response_ends import ends_of_before
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage

@@ -11,11 +11,8 @@ from student_trainer.rollout.stopping import pieces_of
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
 from student_trainer.student.model import Student, load_student
-from student_trainer.student.terminators import (
-    STOP_IDS,
-    describe_terminators,
-    ends_of_before,
-)
+from student_trainer.student.response_ends import describe_terminators, ends_of_before
+from student_trainer.student.terminators import STOP_IDS
 from student_trainer.student.vocabulary import describe_vocabulary
 from student_trainer.update.estimator import estimator_notes
 

@@ -28,7 +28,7 @@ from student_trainer.startup.inputs import ends
 from student_trainer.startup.start import Start
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student, load_student
-from student_trainer.student.terminators import describe_terminators
+from student_trainer.student.response_ends import describe_terminators
 from student_trainer.teacher.own_tokenizer import special_roles
 
 # Of the tiny models' tokenizers.
