@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.program.settings_keys import flatten
+from teacher_proto.tokenizer_hash import hash_version
 from teacher_proto.types import TeacherIdentity
 
 from student_trainer.data.digest import difference, same_prompts
@@ -206,12 +207,6 @@ def check_teacher(state: TrainState, teacher: TeacherIdentity) -> str:
         fix="serve the same teacher again, or start another run",
         reason="IDENTITY_CHANGED",
     )
-
-
-def hash_version(fingerprint: str) -> str:
-    """The version that a tokenizer's fingerprint begins with; the first had none."""
-    version, found, _ = fingerprint.partition("-")
-    return version if found else ""
 
 
 def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_digest: str) -> bool:
