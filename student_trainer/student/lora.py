@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 BASE_FILE = "base_weights.json"
 TARGET_MODULES = "student.lora.target_modules"
 # Names of modules that choose among the experts of a mixture, or weigh one.
+# Dimensions of a parameter that holds the matrices of several experts, whatever its name.
+STACKED = 3
 ROUTERS = re.compile(r"(.*\.)?(router|gate|\w+_gate)(\.\w+)*")
 ELSEWHERE = re.compile(r"attn|attention")
 EXPERTS = re.compile(r"(^|[._])experts?([._]|$)")
@@ -110,16 +112,21 @@ def _suffix(name: str) -> str:
 
 def _left_out(decoder: nn.Module) -> LeftOut:
     """Routers and experts of a mixture; nothing where the decoder is none."""
+    modules = dict(decoder.named_modules())
+    convolutions = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
     experts = [
         (name, parameter)
         for name, parameter in decoder.named_parameters()
         if EXPERTS.search(name.rpartition(".")[0])
+        or (
+            parameter.dim() == STACKED
+            and not isinstance(modules[name.rpartition(".")[0]], convolutions)
+        )
     ]
     if not experts:
         return LeftOut()
     from transformers.pytorch_utils import Conv1D
 
-    modules = dict(decoder.named_modules())
     linear = {n for n, module in modules.items() if isinstance(module, nn.Linear | Conv1D)}
     routers = [
         name
@@ -142,7 +149,9 @@ def describe_adapters(adapted: Any, left_out: LeftOut) -> tuple[str, bool]:
     names = [getattr(m, "parameter_name", None) or n for n, m in layers]
     text = f"LoRA adapts {len(names)} modules ({_counted(names)})"
     if left_out.routers:
-        text += f"; routers get none ({_counted(left_out.routers)})"
+        # Some routers are modules around the linear layer that has the weight.
+        found = [match[2] for name in left_out.routers if (match := ROUTERS.fullmatch(name))]
+        text += f"; routers get none ({_counted(found)})"
     parameters = {m.parameter_name for _, m in layers if hasattr(m, "parameter_name")}
     experts = {n: size for n, size in left_out.experts if n.rpartition(".")[2] not in parameters}
     if experts:
