@@ -222,7 +222,7 @@ async def test_explicit_ids_and_no_support(
 async def test_turns_and_special_tokens(
     crossed: Running, student_file: bytes, student: Tokenizer
 ) -> None:
-    """The student's end of turn is the teacher's; what has no counterpart is masked."""
+    """The student's end of turn is the teacher's by its role, a token of the same text by that."""
     end, start = student.token_to_id("<|im_end|>"), student.token_to_id("<|im_start|>")
     first, second = student.encode(" the day").ids, student.encode(" user asks").ids
     turns = Continuation(
@@ -240,14 +240,13 @@ async def test_turns_and_special_tokens(
     assert found.position_class[scored - 1] == PositionClass.SPECIAL
     assert given(scores.rows.sampled).valid[scored - 1]
     alone = continuation(start, *second)
-    masked = (
-        await crossed.score(
-            request(crossed, student_file, [], continuations=(alone,), request_id="start")
-        )
-    ).results[0]
-    assert block(masked).position_class[0] == PositionClass.MASKED
-    assert given(masked.rows.support).counts[0] == 0
-    assert not given(masked.rows.sampled).valid[0]
+    asked = request(crossed, student_file, [], continuations=(alone,), request_id="start")
+    carried = (await crossed.score(asked)).results[0]
+    assert block(carried).position_class[0] == PositionClass.SPECIAL
+    assert given(carried.rows.sampled).valid[0]
+    job = [job for job in crossed.engines["default"].jobs if job.want_sampled][-1]
+    teacher = crossed.server.service.teachers.get("default").tokenizer
+    assert teacher.token_text(int(job.spans[0].token_ids[0])) == "<|im_start|>"
 
 
 async def test_what_cannot_be_realigned_says_so(
