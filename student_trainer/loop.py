@@ -127,13 +127,15 @@ class TrainingLoop:
         )
         ends = ends_of_before(before.terminators, self.student, self.config.rollout.stop_ids)
         usable = pending_batches_usable(before, self.state.config, self.state.data_digest)
+        pending: list[Batch] = []
         if usable and ends == self.student.terminators:
             pending = restore_batches(before.pending_batches, saved.rollouts, self.pipeline)
             self.pipeline.restore(pending)
-        elif before.pending_batches:
+        if anew := len(before.pending_batches) - len(pending):
             log.warning(
-                "writing %d batches in flight anew: prompts or rollout settings changed",
-                len(before.pending_batches),
+                "writing %d batches in flight anew: prompts, what is left out of them or rollout "
+                "settings changed",
+                anew,
             )
         self.recent.restore(self.run.metrics, before.step)
         self._saved_step = before.step

@@ -163,7 +163,7 @@ def load_state(checkpoint: Path) -> TrainState:
     values = json.loads((checkpoint / "state.json").read_text())
     try:
         teacher = TeacherIdentity(**values.pop("teacher"))
-        pending = tuple(PendingBatch(**entry) for entry in values.pop(_PENDING))
+        pending = tuple(_pending_batch(entry) for entry in values.pop(_PENDING))
         if values.get("terminators") is not None:
             values["terminators"] = tuple(values["terminators"])
         return TrainState(**values, teacher=teacher, pending_batches=pending)
@@ -204,6 +204,11 @@ _PENDING = "in_flight"  # key of the pending batches in state.json
 def _to_json(state: TrainState) -> dict[str, Any]:
     values = asdict(state)
     return {_PENDING if k == "pending_batches" else k: v for k, v in values.items()}
+
+
+def _pending_batch(values: Mapping[str, Any]) -> PendingBatch:
+    ids = values.get("prompt_ids")
+    return PendingBatch(**{**values, "prompt_ids": None if ids is None else tuple(ids)})
 
 
 def _entry(path: Path) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """Batches that wait for their update, as a checkpoint keeps them.
 
 With staleness s a checkpoint between two steps holds s batches. Their tokens are saved,
-because the weights that wrote them are gone. Their scores are requested again, because
-the teacher gives the same ones again.
+because the weights that wrote them are gone, and the ids of their prompts, because which
+prompts a step takes depends on what the teacher can read. Their scores are requested again,
+because the teacher gives the same ones again.
 """
 
 from __future__ import annotations
@@ -15,20 +16,27 @@ import torch
 from torch import Tensor
 
 from student_trainer.pipeline import Batch, Pipeline
-from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.base import PromptItem, Rollout
 
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """A batch without its rollouts; attributes as in ``Batch``."""
+    """A batch without its rollouts; attributes as in ``Batch``, and ``prompt_ids`` of its
+    responses, which is None in a checkpoint of before they were kept."""
 
     step: int
     position: int
     written_after: int
+    prompt_ids: tuple[str, ...] | None = None
 
 
 def describe_batches(batches: Sequence[Batch]) -> tuple[PendingBatch, ...]:
-    return tuple(PendingBatch(b.step, b.position, b.written_after) for b in batches)
+    return tuple(
+        PendingBatch(
+            b.step, b.position, b.written_after, tuple(r.prompt.prompt_id for r in b.rollouts)
+        )
+        for b in batches
+    )
 
 
 def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
@@ -58,9 +66,10 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
 def restore_batches(
     described: Sequence[PendingBatch], kept: Mapping[str, Tensor], pipeline: Pipeline
 ) -> list[Batch]:
-    """The batches that ``describe_batches`` and ``rollout_tensors`` were given."""
-    size = pipeline.config.rollout.group_size
-    found = []
+    """The batches that ``describe_batches`` and ``rollout_tensors`` were given, up to the first
+    with a response whose prompt no step takes any more: it and those after it have to be
+    written anew."""
+    found: list[Batch] = []
     for entry in described:
         tokens, log_probs, lengths, indices, finished = (
             kept[f"{entry.step}/{name}"].numpy()
@@ -69,10 +78,12 @@ def restore_batches(
         supports = kept.get(f"{entry.step}/support_ids")
         masses = kept.get(f"{entry.step}/nucleus_mass")
         ends = np.cumsum(lengths)
-        prompts = pipeline.prompts_at(entry.position)
+        prompts = _prompts(entry, pipeline)
+        if prompts is None:
+            break
         rollouts = [
             Rollout(
-                prompts[place // size],
+                prompts[place],
                 int(indices[place]),
                 tokens[end - length : end].copy(),
                 log_probs[end - length : end].copy(),
@@ -84,3 +95,21 @@ def restore_batches(
         ]
         found.append(Batch(entry.step, entry.position, entry.written_after, rollouts))
     return found
+
+
+def _prompts(entry: PendingBatch, pipeline: Pipeline) -> list[PromptItem] | None:
+    """The prompt of each response; None where one is not trained on any more, or is not known."""
+    size, left_out = pipeline.config.rollout.group_size, pipeline.order.left_out
+    placed = [prompt for prompt in pipeline.prompts_at(entry.position) for _ in range(size)]
+    if entry.prompt_ids is None:
+        return None if left_out else placed
+    if entry.prompt_ids == tuple(prompt.prompt_id for prompt in placed):
+        return placed
+    taken = {
+        prompt.prompt_id: prompt
+        for index, prompt in enumerate(pipeline.prompts)
+        if index not in left_out
+    }
+    if not taken.keys() >= set(entry.prompt_ids):
+        return None
+    return [taken[prompt_id] for prompt_id in entry.prompt_ids]

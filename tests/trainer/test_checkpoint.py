@@ -24,6 +24,7 @@ from student_trainer.run.directory import (
     find_checkpoint,
     prepare,
 )
+from student_trainer.run.pending_batches import PendingBatch
 from student_trainer.run.resume import check_resumable, check_teacher, pending_batches_usable
 from student_trainer.run.retention import Goal, listing, step_of
 from student_trainer.run.rng import capture_rng, restore_rng
@@ -40,7 +41,8 @@ CONFIG: dict[str, Any] = {
 
 
 def state(step: int) -> TrainState:
-    return TrainState(step, step, 3 * step, "data", IDENTITY, CONFIG)
+    waits = PendingBatch(step + 1, 3 * step, step, ("a", "b"))
+    return TrainState(step, step, 3 * step, "data", IDENTITY, CONFIG, (waits,))
 
 
 def save_model(directory: Path) -> None:

@@ -65,11 +65,13 @@ class Recorder:
 def make(
     make_config: MakeConfig, student: Student, teacher: LocalTeacher
 ) -> Callable[..., tuple[Pipeline, Recorder]]:
-    def build(**sections: dict[str, Any]) -> tuple[Pipeline, Recorder]:
+    def build(
+        left_out: frozenset[int] = frozenset(), **sections: dict[str, Any]
+    ) -> tuple[Pipeline, Recorder]:
         config = make_config(**sections)
         prompts = load_prompts(config.data, student.tokenizer).train
         recorder: Any = Recorder(teacher)
-        return Pipeline(config, student, recorder, prompts), recorder
+        return Pipeline(config, student, recorder, prompts, left_out), recorder
 
     return build
 
@@ -128,6 +130,36 @@ def test_batches_in_flight_are_kept_to_the_byte(make: Any) -> None:
             assert (x.index, x.finished) == (y.index, y.finished)
             assert x.token_ids.tobytes() == y.token_ids.tobytes()
             assert x.log_probs.tobytes() == y.log_probs.tobytes()
+
+
+def test_batches_in_flight_keep_their_prompts_whatever_else_is_left_out(make: Any) -> None:
+    stale = {"pipeline": {"staleness": 1}, "rollout": {"prompts_per_step": 1}}
+    pipeline, _ = make(**stale)
+    pipeline.fill(1, 0)
+    first, second = pipeline.order.take(0, 2)
+    kept = pending_batches.rollout_tensors(pipeline.batches)
+    described = pending_batches.describe_batches(pipeline.batches)
+
+    def restored(left_out: set[int], entries: Any = described) -> list[tuple[str, bytes]]:
+        other, _ = make(frozenset(left_out), **stale)
+        found = pending_batches.restore_batches(entries, kept, other)
+        return [(r.prompt.prompt_id, r.token_ids.tobytes()) for b in found for r in b.rollouts]
+
+    whole = [(r.prompt.prompt_id, r.token_ids.tobytes())
+             for b in pipeline.batches for r in b.rollouts]  # fmt: skip
+    assert restored({max({*range(4)} - {first, second})}) == whole
+    assert restored({second}) == whole[: len(whole) // 2], "the second is written anew"
+    assert restored({first}) == [], "one that follows on a missing one is written anew, too"
+    # Left out when they were written, and taken now.
+    before, _ = make(frozenset({first}), **stale)
+    before.fill(1, 0)
+    kept = pending_batches.rollout_tensors(before.batches)
+    later = pending_batches.describe_batches(before.batches)
+    assert restored(set(), later) == [
+        (r.prompt.prompt_id, r.token_ids.tobytes()) for b in before.batches for r in b.rollouts
+    ]
+    old = [replace(entry, prompt_ids=None) for entry in described]
+    assert restored({first}, old) == [], "of before the ids were kept"
 
 
 def test_importance_weights_are_the_ratio_up_to_the_cap() -> None:
