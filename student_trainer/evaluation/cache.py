@@ -14,6 +14,7 @@ import numpy as np
 from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.rows import TEMPERATURE, FullRows, Selection, full_rows
+from student_trainer.teacher.left_out import is_left_out
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.requests import prompts_digest
 
@@ -42,7 +43,7 @@ def cached_rows(
     }
     table_path, owner_path = directory / ROWS, directory / OWNER
     if _owner(owner_path) == owner and table_path.exists():
-        _ask_one(teacher, pieces[0])
+        _ask_one(teacher, pieces)
         table = np.load(table_path, mmap_mode="r", allow_pickle=False)
         start = 0
         for piece in pieces:
@@ -62,9 +63,14 @@ def cached_rows(
     write_text(owner_path, json.dumps(owner) + "\n")
 
 
-def _ask_one(teacher: TeacherLink, piece: Selection) -> None:
-    """Makes one small request, which fails unless the teacher is still the same."""
-    teacher.score_rows(piece.prompt, piece.response[:1], np.zeros(1, np.int32), 1, TEMPERATURE)
+def _ask_one(teacher: TeacherLink, pieces: Sequence[Selection]) -> None:
+    """Makes one small request, which fails unless the teacher is still the same. Where it is
+    refused, whichever teacher it is, the next piece is asked for."""
+    first = np.zeros(1, np.int32)
+    for piece in pieces:
+        found = teacher.score_rows(piece.prompt, piece.response[:1], first, 1, TEMPERATURE)
+        if not is_left_out(found):
+            return
 
 
 def _owner(path: Path) -> object:

@@ -81,7 +81,8 @@ def full_divergence(
         raise LsmError(
             f"none of the teacher's {dropped} rows is finite over the whole vocabulary",
             where="evaluation",
-            fix="look at the teacher: its logits are not finite, or it forbids some ids",
+            fix="look at the teacher: its logits are not finite, it forbids some ids, or it "
+            "refuses the responses, which is warned of",
         )
     count = len(reverse)
     return FullDivergence(

@@ -59,8 +59,9 @@ class FullDivergence:
 
     Attributes:
         rows: rows in the means.
-        dropped_rows: rows left out because the teacher's row is not finite, or gives an
-            id a probability of 0, which makes a divergence infinite.
+        dropped_rows: rows left out because the teacher refuses the response, or because its
+            row is not finite or gives an id a probability of 0, which makes a divergence
+            infinite.
         ids: number of compared ids: those of a token that both vocabularies have.
         reverse_kl: KL(pi || q) over the whole vocabulary, nats.
         forward_kl: KL(q || pi) over the whole vocabulary, nats.

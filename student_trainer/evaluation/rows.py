@@ -7,6 +7,7 @@ applied to the hidden state of the token before it.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -21,7 +22,10 @@ from torch import Tensor
 
 from student_trainer.rollout.base import PromptItem
 from student_trainer.student.model import Student, hidden_states
+from student_trainer.teacher.left_out import is_left_out
 from student_trainer.teacher.link import TeacherLink
+
+log = logging.getLogger(__name__)
 
 BLOCK_ROWS = 64
 CONCURRENT_REQUESTS = 4
@@ -90,7 +94,8 @@ def compared_ids(student: Student, ids: int) -> Tensor:
 
 
 def full_rows(teacher: TeacherLink, pieces: Sequence[Selection], ids: int) -> Iterator[FullRows]:
-    """The teacher's rows of each piece, in order. A few requests are sent at a time.
+    """The teacher's rows of each piece, in order. A few requests are sent at a time. Rows of
+    responses that the teacher refuses are not finite; how many they are is logged.
 
     Args:
         pieces: of at most ``BLOCK_ROWS`` positions each.
@@ -105,16 +110,24 @@ def full_rows(teacher: TeacherLink, pieces: Sequence[Selection], ids: int) -> It
         response = piece.response[: int(piece.rows[-1]) + 1]
         return teacher.score_rows(piece.prompt, response, piece.rows, ids, TEMPERATURE)
 
+    refused, why = 0, ""
     with ThreadPoolExecutor(CONCURRENT_REQUESTS, thread_name_prefix="teacher-rows") as pool:
         under_way: deque[Future[ContinuationScores]] = deque()
         try:
             for place in range(len(pieces)):
                 while len(under_way) < CONCURRENT_REQUESTS and place + len(under_way) < len(pieces):
                     under_way.append(pool.submit(score, pieces[place + len(under_way)]))
-                yield dense(under_way.popleft().result(), len(pieces[place].rows), ids)
+                scores, count = under_way.popleft().result(), len(pieces[place].rows)
+                if is_left_out(scores):
+                    refused, why = refused + count, why or scores.detail
+                yield dense(scores, count, ids)
         finally:
             for future in under_way:
                 future.cancel()
+    if refused:
+        log.warning(
+            "evaluation: %d rows are left out (dropped_rows), the first because %s", refused, why
+        )
 
 
 def dense(scores: ContinuationScores, rows: int, ids: int) -> FullRows:

@@ -246,11 +246,12 @@ class TeacherLink:
             top_k: K, up to the whole vocabulary.
 
         Returns:
-            Supports and log-probabilities of the sampled tokens of the R rows.
+            Supports and log-probabilities of the sampled tokens of the R rows; ``left_out``
+            where the teacher refuses the response.
 
         Raises:
             ContractMismatchError: a reply is of another teacher than ``info``.
-            LsmError: as ``TeacherClient.score``.
+            LsmError: as ``TeacherClient.score``, of what is not of this response alone.
         """
         most = max((self.limits.max_reply_bytes - MESSAGE_BYTES) // row_bytes(top_k), 1)
         parts = []
@@ -258,7 +259,12 @@ class TeacherLink:
             chosen = rows[start : start + most].astype(np.int32)
             continuation = Continuation((Segment(response),), rows=chosen)
             request = self._request(prompt, (continuation,), top_k, temperature)
-            reply = self.client.score(request, timeout=self.settings.timeout_seconds)
+            try:
+                reply = self.client.score(request, timeout=self.settings.timeout_seconds)
+            except LsmError as error:
+                if not is_of_a_row(error):
+                    raise
+                return left_out(error)
             self.check_identity(reply)
             parts.append(reply.results[0])
         return concatenate(parts)

@@ -40,6 +40,7 @@ class Through:
     def __init__(self, link: TeacherLink, change: Any = None) -> None:
         self.link, self.change = link, change
         self.info, self.realigned = link.info, link.realigned
+        self.wire_prompt = link.wire_prompt
         self.rows_asked: list[tuple[int, int]] = []
 
     def score_rows(
@@ -219,6 +220,36 @@ def test_rows_without_a_full_distribution_are_counted_and_left_out(
 
     with pytest.raises(LsmError, match="none of the teacher's 256 rows"):
         run(noisy_student, Through(link, all_fail), frozen, held_out, tmp_path / "c", settings)
+
+
+def test_rows_of_a_response_that_the_teacher_refuses_are_counted_and_left_out(
+    noisy_student: Student,
+    link: TeacherLink,
+    held_out: list[PromptItem],
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Such as one with an id that has no row at the teacher."""
+    settings = SETTINGS.model_copy(update={"rollouts": False, "samples": 0})
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+
+    def beyond(
+        real: TeacherLink, prompt: PromptItem, response: Int32, *rest: Any
+    ) -> ContinuationScores:
+        if prompt.prompt_id == held_out[0].prompt_id:
+            response = np.full_like(response, 357)
+        return real.score_rows(prompt, response, *rest)
+
+    refuses = Through(link, beyond)
+    lost = sum(len(c.rows) for c in frozen.continuations if c.prompt_id == held_out[0].prompt_id)
+    for _ in range(2):  # the second time from the cache
+        found = run(noisy_student, refuses, frozen, held_out, tmp_path, settings).frozen
+        assert found is not None
+        assert (found.rows, found.dropped_rows) == (256 - lost, lost)
+        assert lost > 0
+    assert refuses.rows_asked[-2:] == [(1, 1), (1, 1)], "of the first piece that is not refused"
+    assert f"{lost} rows are left out (dropped_rows)" in caplog.text
+    assert "357" in caplog.text
 
 
 def test_a_student_that_is_not_finite_is_an_error(
