@@ -36,7 +36,8 @@ def resume(start: Start) -> str:
 
 
 def tokenizer(start: Start) -> str:
-    """Connects to the teacher, and registers the student's tokenizer where it is another.
+    """Connects to the teacher, and registers the student's tokenizer where it is another. Warns
+    where the student can draw tokens that the teacher has no row for.
 
     Raises:
         LsmError: as ``TeacherLink`` and ``check_realigned``.
@@ -45,6 +46,13 @@ def tokenizer(start: Start) -> str:
     link = TeacherLink(config.teacher, start.student, run=config.run.name)
     start.teacher = start.stack.enter_context(link)
     check_realigned(config, link)
+    drawn, theirs = start.student.drawn_below, link.info.vocabulary_size
+    if not link.realigned and drawn > theirs:
+        start.warn(
+            f"the student's tokens go up to id {drawn - 1} and the teacher has rows for those up "
+            f"to {theirs - 1}: it refuses prompts and responses with one beyond, which are left "
+            "out (refused_rollouts, dropped_rows)"
+        )
     return link.describe_tokenizers()
 
 

@@ -30,6 +30,8 @@ from student_trainer.rollout.generate import generate
 from student_trainer.run import pending_batches
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.start import Start
+from student_trainer.startup.teacher import tokenizer
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.update.importance import log_ratios, truncated_weights
@@ -249,6 +251,25 @@ def test_requests_of_a_group_give_its_scores_in_order_whichever_is_answered_firs
     assert [len(found.rows.support.ids) for found in scores] == [len(r.token_ids) for r in rollouts]
     for request, rollout in zip(sent, rollouts, strict=True):
         np.testing.assert_array_equal(request.continuations[0].token_ids, rollout.token_ids)
+
+
+def test_a_student_with_more_tokens_than_the_teacher_has_rows_is_warned_of(
+    make_config: MakeConfig, student: Student
+) -> None:
+    _, _, server = of_scripted_teacher(make_config, student)
+    said = []
+    for ids in (VOCABULARY, student.drawn_below):
+        teachers = (replace(server.teachers[0], vocabulary_size=ids),)
+        with serving_in_thread() as (teacher, address):
+            teacher.info = replace(server, teachers=teachers)
+            with Start(make_config(teacher={"address": address})) as start:
+                start.student = student
+                tokenizer(start)
+                said.append(start.warnings)
+    assert len(said[0]) == 1
+    assert f"up to id {student.drawn_below - 1}" in said[0][0]
+    assert f"up to {VOCABULARY - 1}" in said[0][0]
+    assert said[1] == []
 
 
 def test_one_request_that_fails_fails_its_group_and_no_other(
