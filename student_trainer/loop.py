@@ -24,7 +24,7 @@ from student_trainer.data import PromptSets
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
-from student_trainer.run.directory import RunDirectory, append_metrics
+from student_trainer.run.directory import RunDirectory, append_metrics, read_metrics
 from student_trainer.run.pending_batches import describe_batches, restore_batches, rollout_tensors
 from student_trainer.run.progress import Progress
 from student_trainer.run.resume import check_resumable, pending_batches_usable
@@ -138,6 +138,7 @@ class TrainingLoop:
                 anew,
             )
         self.recent.restore(self.run.metrics, before.step)
+        self._empty_steps = empty_steps(self.run.metrics, before.step)
         self._saved_step = before.step
         log.info("resuming after step %d from %s", before.step, path)
 
@@ -178,6 +179,7 @@ class TrainingLoop:
                 self._scores(batch, place, times)
 
         totals = metrics.UpdateTotals()
+        empty: list[NothingUsableError] = []
         for part in parts:
 
             def scores(member: int, first: int = part.start) -> ContinuationScores:
@@ -187,13 +189,14 @@ class TrainingLoop:
             try:
                 self.updater.update(batch.rollouts[part], scores, totals, number, stale)
             except NothingUsableError as error:
-                self._skip(number, error, totals)
+                self.updater.skip(totals)
+                empty.append(error)
+        self._judge_empty(number, empty, whole=not totals.losses)
         if totals.refused:
             log.warning(
                 "step %d: %d of %d responses are left out (refused_rollouts), the first because %s",
                 number, totals.refused, len(batch.rollouts), totals.refusal,
             )  # fmt: skip
-        self._empty_steps = 0 if totals.losses else self._empty_steps + 1
         ended = time.perf_counter()
 
         self.pipeline.drop(batch)
@@ -215,12 +218,15 @@ class TrainingLoop:
             "time": datetime.now(UTC).isoformat(),
         }
 
-    def _skip(self, number: int, error: NothingUsableError, totals: metrics.UpdateTotals) -> None:
-        """Leaves an update out, unless the steps before it had none either."""
-        if self._empty_steps + 1 >= min(EMPTY_STEPS, self.config.run.steps):
-            raise error
-        log.warning("step %d: an update is left out (empty_updates): %s", number, error)
-        self.updater.skip(totals)
+    def _judge_empty(self, number: int, empty: list[NothingUsableError], *, whole: bool) -> None:
+        """Says which updates of a step are left out. Raises the first of their errors when all
+        are (``whole``) and the steps before it had none either."""
+        if whole and self._empty_steps + 1 >= min(EMPTY_STEPS, self.config.run.steps):
+            self.updater.updates = self.state.updates  # none was made: the state is clean
+            raise empty[0]
+        self._empty_steps = self._empty_steps + 1 if whole else 0
+        for error in empty:
+            log.warning("step %d: an update is left out (empty_updates): %s", number, error)
 
     def _warn(self, line: dict[str, Any]) -> None:
         """Warns when realignment becomes poor, once until it is better again."""
@@ -264,3 +270,11 @@ class TrainingLoop:
         clean = self.updater.updates == self.state.updates
         if clean and self.state.step > self._saved_step:
             self.save()
+
+
+def empty_steps(metrics: Path, step: int) -> int:
+    """How many steps in a row, the last of them ``step``, had no usable row."""
+    lines = read_metrics(metrics) if metrics.exists() else []
+    losses = [line["loss"] for line in lines if line["step"] <= step]
+    used = [place for place, loss in enumerate(losses, 1) if loss is not None]
+    return len(losses) - max(used, default=0)

@@ -19,7 +19,7 @@ from student_trainer.commands.doctor import examine
 from student_trainer.data import PromptOrder, load_prompts
 from student_trainer.data.progress import told
 from student_trainer.loop import TrainingLoop
-from student_trainer.run.directory import RunDirectory
+from student_trainer.run.directory import RunDirectory, append_metrics
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
@@ -237,6 +237,48 @@ def test_a_step_without_a_usable_row_changes_nothing_and_is_counted(
     assert made[empty]["loss"] is None
     assert made[empty]["grad_norm"] is None
     assert loop.state.updates == 3, "the learning rate goes on"
+
+
+def test_steps_without_a_usable_row_are_counted_over_a_resume(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    settings = config(
+        "my secret", "a secret", rollout={"prompts_per_step": 1}, run={"steps": 3}
+    )  # fmt: skip
+    student = load_student(settings.student)
+    prompts = load_prompts(settings.data, student.tokenizer)
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    with TeacherLink(settings.teacher, student, run="test") as link:
+        loop = TrainingLoop(settings, student, link, prompts, run)
+        for _ in range(2):
+            append_metrics(run.metrics, loop.step())
+        with pytest.raises(NothingUsableError):
+            loop.step()
+        assert loop.updater.updates == loop.state.updates == 2
+        loop.save_unless_saved()
+        again = TrainingLoop(settings, student, link, prompts, run)
+        again.restore(run.checkpoints / "step-000002")
+        with pytest.raises(NothingUsableError):
+            again.step()
+
+
+def test_a_step_is_empty_when_all_its_updates_are(config: MakeConfig, tmp_path: Path) -> None:
+    texts = ["the sun", "the sun"]
+    texts[PromptOrder(0, 2).take(0, 1)[0]] = "my secret"
+    settings = config(
+        *texts,
+        rollout={"prompts_per_step": 2},
+        run={"steps": 1, "seed": 0},
+        optimizer={"updates_per_batch": 2},
+    )
+    student = load_student(settings.student)
+    prompts = load_prompts(settings.data, student.tokenizer)
+    with TeacherLink(settings.teacher, student, run="test") as link:
+        loop = TrainingLoop(settings, student, link, prompts, RunDirectory(tmp_path / "run"))
+        line = loop.step()
+    assert (line["empty_updates"], loop.state.updates) == (1, 2)
+    assert line["loss"] is not None
 
 
 def test_a_row_that_the_students_template_refuses_is_an_error_or_left_out(
