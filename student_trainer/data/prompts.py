@@ -229,7 +229,7 @@ def _read(
             yield draft
 
     for place, reading in _readings(drafts(), reader):
-        item = _item(reading, place, settings)
+        item = _item(reading, place, settings, reader)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
             read.setdefault(item.prompt_id, reading)
@@ -281,7 +281,7 @@ def _readings(drafts: Iterator[Draft], reader: PromptReader) -> Iterator[tuple[s
         raise failure
 
 
-def _item(reading: Reading, place: str, settings: DataSettings) -> PromptItem:
+def _item(reading: Reading, place: str, settings: DataSettings, reader: PromptReader) -> PromptItem:
     bare = settings.add_bos == "never"
     return PromptItem(
         prompt_identity(reading.reference_ids),
@@ -290,6 +290,7 @@ def _item(reading: Reading, place: str, settings: DataSettings) -> PromptItem:
         place=place,
         thinking=reading.thinking,
         special_tokens=SpecialTokens.AS_WRITTEN if bare else SpecialTokens.ADD,
+        begin_ids=reader.begin_ids if settings.add_bos == "always" else (),
     )
 
 

@@ -25,6 +25,8 @@ class PromptItem:
         at_teacher: what a teacher reads that renders prompts itself, once it was asked
             (teacher/prompts.py); None where that is ``source``.
         special_tokens: those that a teacher with another tokenizer is to read a text with.
+        begin_ids: ids of the student that begin every prompt, whatever a chat template
+            writes, on both sides; empty where the template decides.
     """
 
     prompt_id: str
@@ -35,6 +37,7 @@ class PromptItem:
     thinking: str = ""
     special_tokens: SpecialTokens = SpecialTokens.AS_WRITTEN
     at_teacher: Prompt | None = None
+    begin_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

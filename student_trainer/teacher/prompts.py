@@ -20,7 +20,16 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from teacher_proto.types import ChatPrompt, Prompt, Refusal, RenderedPrompt, TextPrompt, TokenPrompt
+from teacher_proto.models.begin_tokens import missing_begin
+from teacher_proto.types import (
+    ChatPrompt,
+    Prompt,
+    Refusal,
+    RenderedPrompt,
+    SpecialTokens,
+    TextPrompt,
+    TokenPrompt,
+)
 
 from student_trainer.data.templates import THINKING, marks_end, opened_thinking, thinking
 from student_trainer.rollout.base import PromptItem
@@ -41,6 +50,9 @@ class AtTeacher:
         refusal: why the teacher cannot read it; None where it can.
         left_out: thinking that the teacher's generation prompt has, and its prompt has not.
         added: thinking of the student's that its prompt has, and its generation prompt has not.
+        begun: whether the tokens that its tokenizer puts before a text were added to what its
+            chat template writes.
+        bare: whether it reads a conversation without them.
     """
 
     item: PromptItem
@@ -48,6 +60,13 @@ class AtTeacher:
     refusal: Refusal | None = None
     left_out: str = ""
     added: str = ""
+    begun: bool = False
+    bare: bool = False
+
+    @property
+    def rewritten(self) -> bool:
+        """Whether the teacher reads anything but what its template prints."""
+        return bool(self.left_out or self.added or self.begun)
 
 
 class PromptsAtTeacher:
@@ -56,15 +75,17 @@ class PromptsAtTeacher:
     Args:
         render: prompts to what the teacher reads, with its text.
         encode: a text to ids of the student, none of them added.
-        realigned: whether the teacher has another tokenizer.
+        begin: of a teacher that has another tokenizer, the text of the tokens that this puts
+            before a text; None for one that has the student's.
     """
 
     def __init__(
-        self, render: Render, encode: Callable[[str], Sequence[int]], *, realigned: bool
+        self, render: Render, encode: Callable[[str], Sequence[int]], begin: str | None
     ) -> None:
         self._render = render
         self._encode = encode
-        self._realigned = realigned
+        self._realigned = begin is not None
+        self._begin = begin or ""
         self._marks: dict[str, str] | None = None
 
     def read(self, prompts: Sequence[PromptItem]) -> Iterator[AtTeacher]:
@@ -117,16 +138,27 @@ class PromptsAtTeacher:
         left_out = tail if leave_out else ""
         read = text.removesuffix(left_out) + added
         if not self._realigned:
-            ids = np.asarray(self._encode(read), np.int32)
-            item = replace(item, at_teacher=TokenPrompt(ids))
-            return AtTeacher(item, len(ids), left_out=left_out, added=added)
-        if left_out or added:
-            item = replace(item, at_teacher=TextPrompt(read))
-        return AtTeacher(item, rendered.token_count, left_out=left_out, added=added)
+            ids = self._encode(read)
+            begin = missing_begin(item.begin_ids, ids[: len(item.begin_ids)])
+            item = replace(item, at_teacher=TokenPrompt(np.asarray([*begin, *ids], np.int32)))
+            return AtTeacher(item, len(begin) + len(ids), left_out=left_out, added=added)
+        always, bare = bool(item.begin_ids), not read.startswith(self._begin)
+        found = AtTeacher(
+            item,
+            rendered.token_count,
+            left_out=left_out,
+            added=added,
+            begun=bare and always,
+            bare=bare and not always,
+        )
+        if not found.rewritten:
+            return found
+        special = SpecialTokens.ADD if always else SpecialTokens.AS_WRITTEN
+        return replace(found, item=replace(item, at_teacher=TextPrompt(read, special)))
 
     def _counted(self, found: Sequence[AtTeacher]) -> list[AtTeacher]:
         """With the tokens of what the teacher reads in place of what its template printed."""
-        changed = [place for place, one in enumerate(found) if one.left_out or one.added]
+        changed = [place for place, one in enumerate(found) if one.rewritten]
         if not (changed and self._realigned):
             return list(found)
         counted = list(found)

@@ -65,6 +65,8 @@ class TeacherReading:
         self._tokenizer = student.tokenizer
         self._terminators = student.terminators
         self._realigned = realigned
+        # What the teacher's tokenizer itself puts before a text.
+        self._begin = "".join(token.text for token in info.begin_tokens)
 
     def wire_prompt(self, prompt: PromptItem) -> Prompt:
         """What a request holds of a prompt: for a teacher that renders it what it was found
@@ -84,7 +86,8 @@ class TeacherReading:
         Raises:
             LsmError: as ``TeacherClient.render``.
         """
-        return PromptsAtTeacher(self._render, self._encode, realigned=self._realigned).read(prompts)
+        begin = self._begin if self._realigned else None
+        return PromptsAtTeacher(self._render, self._encode, begin).read(prompts)
 
     def ending(self, prompt: PromptItem) -> str:
         """The last ``SHOWN`` characters of what the teacher reads of a prompt; empty where that
@@ -105,7 +108,7 @@ class TeacherReading:
 
     def renderings(self) -> Renderings:
         """An empty count of how the teacher reads prompts."""
-        return Renderings(self._tokenizer.decode)
+        return Renderings(self._tokenizer.decode, self._begin)
 
     def notes(self, prompts: Sequence[PromptItem], arguments: Sequence[str]) -> list[str]:
         """What the teacher leaves out of what it is given, one sentence each.
@@ -167,7 +170,7 @@ class TeacherReading:
         texts = [(p, p.source.text) for p in prompts if isinstance(p.source, TextPrompt)]
         if self._info.chat is None:
             return [f"{OLDER}: it puts no token that begins a text before texts"] if texts else []
-        begin = "".join(token.text for token in self._info.begin_tokens)
+        begin = self._begin
         bare = [
             prompt
             for prompt, text in texts

@@ -23,10 +23,13 @@ class Renderings:
 
     Args:
         decode: ids of the student to text.
+        begin: what the teacher's tokenizer puts before a text.
     """
 
-    def __init__(self, decode: Decode) -> None:
+    def __init__(self, decode: Decode, begin: str = "") -> None:
         self._decode = decode
+        self._begin = begin
+        self._bare = 0
         self._conversations = 0
         self._other = 0
         self._first = ""
@@ -38,6 +41,7 @@ class Renderings:
         if found.refusal is not None or not isinstance(item.source, ChatPrompt):
             return
         self._conversations += 1
+        self._bare += found.bare
         self._left_out.update([found.left_out] if found.left_out else [])
         self._added.update([found.added] if found.added else [])
         read = item.at_teacher
@@ -81,6 +85,12 @@ class Renderings:
                 f"the student's chat template begins the answer with {tail!r} and the teacher's "
                 f"does not ({many} of {self._conversations} conversations): the teacher reads it "
                 "too, so that both begin in the same place"
+            )
+        if self._bare:
+            notes.append(
+                f"the teacher's chat template writes no {self._begin!r}, which its tokenizer "
+                f"itself puts before a text, for {self._bare} of {self._conversations} "
+                'conversations; data.add_bos = "always" adds it, where the student has one too'
             )
         return notes
 

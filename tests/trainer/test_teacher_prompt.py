@@ -17,6 +17,7 @@ import pytest
 import torch
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import TokenPrompt, TokenText
+from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from student_trainer.data import PromptSets, load_prompts
@@ -32,7 +33,7 @@ from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.prompts import AtTeacher, carried
 from student_trainer.teacher.reading import TeacherReading
 from student_trainer.train import train
-from tests.support.models import CHAT_TEMPLATE
+from tests.support.models import CHAT_TEMPLATE, END_OF_TEXT
 from tests.trainer.processes import Server, serve
 from tests.trainer.test_run import artefacts, in_directory, losses
 
@@ -56,14 +57,22 @@ TEMPLATES: dict[str, str | None] = {
         "{% if add_generation_prompt %}assistant: {% endif %}"
     ),
     "bare": None,
+    # Of a tokenizer that puts a token before texts.
+    "begins": CHAT_TEMPLATE,
+    "writes": "{{ bos_token }}" + CHAT_TEMPLATE,
 }
 
 
-def with_template(model: Path, template: str | None, folder: Path) -> Path:
+def with_template(model: Path, name: str, folder: Path) -> Path:
     shutil.copytree(model, folder)
     (folder / "chat_template.jinja").unlink(missing_ok=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
+    tokenizer.chat_template = TEMPLATES[name]
+    if name in ("begins", "writes"):
+        tokenizer.bos_token = END_OF_TEXT
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single=f"{END_OF_TEXT} $A", special_tokens=[(END_OF_TEXT, tokenizer.bos_token_id)]
+        )
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -72,9 +81,7 @@ def with_template(model: Path, template: str | None, folder: Path) -> Path:
 def folders(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> dict[str, Path]:
     """Teachers by the name of their template."""
     root = tmp_path_factory.mktemp("teachers")
-    return {
-        name: with_template(tiny_model_dir, text, root / name) for name, text in TEMPLATES.items()
-    }
+    return {name: with_template(tiny_model_dir, name, root / name) for name in TEMPLATES}
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +157,7 @@ def ask(
     ) -> Asked:
         if (template, across) not in students:
             source = foreign_student_dir if across else student_model_dir
-            folder = with_template(source, TEMPLATES[template], tmp_path / f"{template}{across}")
+            folder = with_template(source, template, tmp_path / f"{template}{across}")
             loaded = load_student(StudentSettings(model=str(folder), device="cpu"))
             students[template, across] = loaded
         student = students[template, across]
@@ -320,6 +327,29 @@ def test_a_text_is_the_students_tokens_to_a_teacher_with_its_tokenizer(
     assert asked.notes() == []
 
 
+@pytest.mark.parametrize("across", [False, True])
+@pytest.mark.parametrize("teacher", ["begins", "writes"])
+def test_a_token_that_begins_every_prompt_begins_the_teachers_once(
+    ask: Callable[..., Asked], teacher: str, across: bool
+) -> None:
+    asked = ask("begins", teacher, data={"add_bos": "always"}, across=across)
+    found = asked.found()
+    text = END_OF_TEXT + rendered(asked.teacher, "begins")
+    assert asked.student.tokenizer.decode(asked.prompts.train[0].token_ids) == text
+    assert asked.text(found) == text
+    assert found.tokens == len(asked.teacher(text, add_special_tokens=False)["input_ids"])
+    assert asked.notes() == []
+
+
+def test_a_teachers_template_that_writes_no_begin_is_said(ask: Callable[..., Asked]) -> None:
+    asked = ask("writes", "begins", across=True)
+    assert asked.text(asked.found()) == rendered(asked.teacher, "begins")
+    (note,) = asked.notes()
+    assert f"the teacher's chat template writes no {END_OF_TEXT!r}" in note
+    assert "for 1 of 1 conversations" in note
+    assert ask("writes", "writes", across=True).notes() == []
+
+
 @pytest.fixture
 def conversations(
     make_config: MakeConfig,
@@ -335,7 +365,7 @@ def conversations(
     def make(template: str, name: str, **sections: Any) -> TrainConfig:
         model = tmp_path / f"student-{template}"
         if not model.exists():
-            with_template(student_model_dir, TEMPLATES[template], model)
+            with_template(student_model_dir, template, model)
         data = {"train": str(rows), "max_prompt_tokens": 128, "held_out_fraction": 0.5}
         evaluation = {"prompts": 0, "max_new_tokens": 8, "samples": 0}
         evaluation |= sections.pop("evaluation", {})
