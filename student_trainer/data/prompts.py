@@ -28,7 +28,7 @@ from student_trainer.data.rendering import (
     Draft,
     PromptReader,
     Reading,
-    TemplateRefusedError,
+    RowRefusedError,
     run_clock,
 )
 from student_trainer.data.rows import read_rows
@@ -50,8 +50,8 @@ class PromptSets:
     """Prompts to train on and prompts never trained on.
 
     Attributes:
-        dropped: how many prompts were left out because of ``max_prompt_tokens``, or because
-            the student's chat template refused them.
+        dropped: how many prompts were left out because of ``max_prompt_tokens``, because the
+            student's chat template refused them, or because they are empty.
         shares: of each train file in the prompts of a run; empty where none is set.
         notes: what is in the data and not used, one sentence each.
         left_out: indices of the train prompts that the teacher cannot read. They keep their
@@ -212,23 +212,30 @@ def _read_files(
 def _read(
     source: Source, settings: DataSettings, reader: PromptReader, read: dict[str, Reading]
 ) -> tuple[list[PromptItem], int, str]:
-    prompts, dropped, refused = [], 0, 0
+    prompts: list[PromptItem] = []
+    dropped = refused = 0
     columns = Columns(settings.columns, source.key)
 
-    def drafts() -> Iterator[Draft]:
+    def leave_out(error: RowRefusedError) -> None:
         nonlocal refused
+        if settings.refused == "error":
+            raise error
+        log.warning("left out, %s", error)
+        refused += 1
+
+    def drafts() -> Iterator[Draft]:
         for place, row in told(read_rows(source), f"rows of {source.name} are read"):
             try:
                 draft = reader.draft(row_prompt(row, place, settings, columns), place)
-            except TemplateRefusedError as error:
-                if settings.refused == "error":
-                    raise
-                log.warning("left out, %s", error)
-                refused += 1
+            except RowRefusedError as error:
+                leave_out(error)
                 continue
             yield draft
 
     for place, reading in _readings(drafts(), reader):
+        if isinstance(reading, RowRefusedError):
+            leave_out(reading)
+            continue
         item = _item(reading, place, settings, reader)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
@@ -246,12 +253,14 @@ def _read(
     if not prompts:
         all_of_them = "" if refused and dropped else "all "
         whys = [f"{all_of_them}{dropped} are longer than data.max_prompt_tokens"] * bool(dropped)
-        whys += [f"the chat template refuses {all_of_them}{refused}"] * bool(refused)
+        whys += [f"{all_of_them}{refused} are empty or refused by the chat template"] * bool(
+            refused
+        )
         why = f": {', '.join(whys)}" if whys else ""
         raise ConfigurationError(f"{source.name} holds no prompt to use{why}", where=source.key)
     if refused:
         log.warning(
-            "%s: left out %d of %d prompts, which the student's chat template refuses",
+            "%s: left out %d of %d prompts, which are empty or the student's template refuses",
             source.name, refused, refused + dropped + len(prompts),
         )  # fmt: skip
     if dropped:
@@ -262,7 +271,9 @@ def _read(
     return prompts, dropped + refused, note
 
 
-def _readings(drafts: Iterator[Draft], reader: PromptReader) -> Iterator[tuple[str, Reading]]:
+def _readings(
+    drafts: Iterator[Draft], reader: PromptReader
+) -> Iterator[tuple[str, Reading | RowRefusedError]]:
     """The place and the reading of each prompt, many of them encoded at once. The error of a
     row comes after the rows before it."""
     chunk: list[Draft] = []

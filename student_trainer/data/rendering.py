@@ -24,9 +24,14 @@ from student_trainer.settings.data import DataSettings
 
 # Arguments of apply_chat_template that it passes to the template.
 TEMPLATE_OWN = {"tools", "documents"}
+MEND = 'mend the row, or set data.refused = "drop"'
 
 
-class TemplateRefusedError(ConfigurationError):
+class RowRefusedError(ConfigurationError):
+    """A row cannot be read, and others can: ``data.refused`` says what happens to it."""
+
+
+class TemplateRefusedError(RowRefusedError):
     """A chat template raised an error for one conversation."""
 
 
@@ -134,17 +139,14 @@ class PromptReader:
             same_day = self.render(replace(source, now=REFERENCE), place)
         return Draft(source, place, text, same_day, self._thinking(source, text, place))
 
-    def read(self, drafts: Sequence[Draft]) -> Iterator[Reading]:
-        """Each prompt as token ids, in order.
-
-        Raises:
-            ConfigurationError: a prompt is empty.
-        """
+    def read(self, drafts: Sequence[Draft]) -> Iterator[Reading | RowRefusedError]:
+        """Each prompt as token ids, in order; for one that is empty what is wrong with it."""
         texts = list(dict.fromkeys(t for draft in drafts for t in (draft.text, draft.same_day)))
         ids = dict(zip(texts, self._encoder.encode(texts), strict=True))
         for draft in drafts:
             if not ids[draft.text] or not ids[draft.same_day]:
-                raise ConfigurationError("the prompt is empty", where=draft.place)
+                yield RowRefusedError("the prompt is empty", where=draft.place, fix=MEND)
+                continue
             plain = np.asarray(ids[draft.text], np.int32)
             always = self._add_bos == "always" or (
                 isinstance(draft.source, TextPrompt) and self._add_bos != "never"
@@ -183,7 +185,7 @@ class PromptReader:
             raise TemplateRefusedError(
                 f"the chat template failed: {error}",
                 where=place,
-                fix='mend the row, or set data.refused = "drop"',
+                fix=MEND,
             ) from error
 
     def _rendered(self, source: ChatPrompt, messages: list[dict[str, Any]]) -> str:

@@ -144,8 +144,9 @@ class DataSettings(Settings):
     )
     refused: Literal["error", "drop"] = Field(
         default="error",
-        description="What happens to a prompt that a chat template refuses, the student's or that "
-        "of a teacher that renders prompts itself: it is an error, or it is left out and counted.",
+        description="What happens to a prompt that is empty or that a chat template refuses, the "
+        "student's or that of a teacher that renders prompts itself: it is an error, or it is left "
+        "out and counted.",
     )
     final_assistant: Literal["error", "drop"] = Field(
         default="error",

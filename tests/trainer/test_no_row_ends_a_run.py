@@ -297,6 +297,25 @@ def test_a_row_that_the_students_template_refuses_is_an_error_or_left_out(
     assert "5 prompts to train on, 0 held out, 1 dropped" in detail
 
 
+def test_an_empty_prompt_is_an_error_or_left_out_and_counted(
+    config: MakeConfig, tmp_path: Path, student_model_dir: Path
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}{% endfor %}")
+    own = {"chat_template": str(template)}
+    texts = (*PLAIN[:2], "", *PLAIN[2:])
+    status, detail = finding(config(*texts, student=own), "data")
+    assert status == "failed"
+    assert "line 3: the prompt is empty" in detail
+    assert 'data.refused = "drop"' in detail
+    dropping = {"refused": "drop"}
+    settings = config(*texts, student=own, data=dropping, run={"steps": 1})
+    status, detail = finding(settings, "data")
+    assert "5 prompts to train on, 0 held out, 1 dropped" in detail
+    status, detail = finding(config("", "", student=own, data=dropping), "data")
+    assert "all 2 are empty or refused by the chat template" in detail
+
+
 def test_leaving_prompts_out_moves_no_other_prompt() -> None:
     every = PromptOrder(3, 7).take(0, 21)
     some = PromptOrder(3, 7, left_out=frozenset({2, 5})).take(0, 21)
