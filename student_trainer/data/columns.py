@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +19,11 @@ OPTIONAL = ("system", "template_arguments", "tools")
 
 
 class Columns:
-    """The columns of one dataset's rows: which are asked for, and which were seen."""
+    """The columns of one dataset's rows: which are asked for, and which were seen.
+
+    Attributes:
+        ignored: sentences on what nothing reads of a row, and of how many rows: TEXT, SYSTEM.
+    """
 
     def __init__(self, settings: ColumnSettings, key: str) -> None:
         """
@@ -27,6 +32,7 @@ class Columns:
         """
         self.settings = settings
         self.key = key
+        self.ignored: Counter[str] = Counter()
         self._used: set[str] = set()
         self._seen: dict[str, None] = {}  # in order
 
@@ -68,9 +74,9 @@ class Columns:
         self._used.add(column)
         return row[column]
 
-    def finish(self) -> str:
-        """Once every row was seen: one sentence on the columns that nothing uses, empty when
-        there are none.
+    def finish(self) -> list[str]:
+        """Once every row was seen: one sentence on the columns that nothing uses, and one on
+        each thing in the others that nothing reads.
 
         Raises:
             ConfigurationError: a setting names a column that no row has.
@@ -83,18 +89,24 @@ class Columns:
                     where=self.key,
                     fix=f"{_nearest(self._seen, (column,))}name the column in data.columns.{name}",
                 )
+        notes = [f"{self.key}: {many} {what}" for what, many in self.ignored.items()]
         unused = [name for name in self._seen if name not in self._used]
         if not unused:
-            return ""
+            return notes
         hints = [
             f"data.columns.{setting} names the one of {what}"
             for setting, what, names in HINTS
             if getattr(self.settings, setting) is None and set(names) & set(unused)
         ]
         more = f" ({'; '.join(hints)})" if hints else ""
-        return f"{self.key}: columns that are not used: {_listed(unused)}{more}"
+        return [f"{self.key}: columns that are not used: {_listed(unused)}{more}", *notes]
 
 
+TEXT = "text prompts have template arguments or tools, which only a conversation reads"
+SYSTEM = (
+    "conversations have a system prompt of their own, and another one in the column of "
+    "data.columns.system, which is left out"
+)
 # Settings that people may have meant, by the names that such columns have.
 HINTS = (
     ("tools", "the tools", ("tools", "functions")),

@@ -16,7 +16,7 @@ from teacher_proto.codec.structs import plain_content, plain_mapping
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, TextPrompt
 
-from student_trainer.data.columns import Columns, own_arguments
+from student_trainer.data.columns import SYSTEM, TEXT, Columns, own_arguments
 from student_trainer.settings.data import DataSettings
 
 # Roles by ShareGPT's names for who speaks.
@@ -63,9 +63,13 @@ def row_prompt(
                 fix=f'set data.columns.user = "{column}" in place of data.columns.prompt, so that '
                 "the text is the user's turn, or unset the system prompt",
             )
+        if own or settings.template_arguments:
+            columns.ignored[TEXT] += 1
         return TextPrompt(value)
     messages = [_message(one, n, place) for n, one in enumerate(_listed(value, place))]
     messages = _before_answer(messages, place, settings)
+    if system and messages[0].role in SYSTEM_ROLES and messages[0].content != system:
+        columns.ignored[SYSTEM] += 1
     messages = _begun(messages, system, settings, place)
     arguments = {**settings.template_arguments, **own}
     return ChatPrompt(

@@ -198,20 +198,21 @@ def _read_files(
     if held_out:
         key, split = "data.held_out", settings.held_out_split
     prompts: list[PromptItem] = []
-    dropped, notes = 0, []
+    dropped = 0
+    notes: list[str] = []
     for number, one in enumerate(chosen):
         where = f"{key}[{number}]" if len(chosen) > 1 else key
         source = Source(one.file, where, settings.subset, split, settings.revision)
-        found, too_long, note = _read(source, settings, reader, read)
+        found, too_long, more = _read(source, settings, reader, read)
         prompts += [replace(prompt, file=number) for prompt in found]
         dropped += too_long
-        notes += [note] if note else []
+        notes += more
     return prompts, dropped, notes
 
 
 def _read(
     source: Source, settings: DataSettings, reader: PromptReader, read: dict[str, Reading]
-) -> tuple[list[PromptItem], int, str]:
+) -> tuple[list[PromptItem], int, list[str]]:
     prompts: list[PromptItem] = []
     dropped = refused = 0
     columns = Columns(settings.columns, source.key)
@@ -249,7 +250,7 @@ def _read(
                 where=place,
                 fix='raise data.max_prompt_tokens, or set data.over_long = "drop"',
             )
-    note = columns.finish()
+    notes = columns.finish()
     if not prompts:
         all_of_them = "" if refused and dropped else "all "
         whys = [f"{all_of_them}{dropped} are longer than data.max_prompt_tokens"] * bool(dropped)
@@ -268,7 +269,7 @@ def _read(
             "%s: left out %d of %d prompts, longer than data.max_prompt_tokens (%d)",
             source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
         )  # fmt: skip
-    return prompts, dropped + refused, note
+    return prompts, dropped + refused, notes
 
 
 def _readings(

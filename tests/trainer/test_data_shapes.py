@@ -449,6 +449,35 @@ def test_columns_that_are_not_used_are_said_once(tokenizer: Any, tmp_path: Path)
         assert f"did you mean 'tools'? name the column in data.columns.{name}" in caught.value.fix
 
 
+def test_what_no_text_and_no_second_system_prompt_can_use_is_said_once(
+    tokenizer: Any, tmp_path: Path
+) -> None:
+    own = {"role": "system", "content": "own"}
+    rows: list[Any] = [
+        {"prompt": "a", "tools": [TOOL]},
+        {"prompt": "b", "tools": None, "kwargs": {"n": 1}},
+        {"prompt": "c", "tools": "[]"},
+        {"prompt": [own, USER], "tools": [TOOL], "kwargs": {"m": 1}},
+    ]
+    path = write(tmp_path / "a.jsonl", rows)
+    names = {"tools": "tools", "template_arguments": "kwargs"}
+    notes = load(tokenizer, path, columns=names).notes
+    (note,) = [n for n in notes if "text prompts have template arguments or tools" in n]
+    assert note.startswith("data.train: 2 text prompts")
+    every = load(tokenizer, path, columns=names, template_arguments={"n": 2}).notes
+    assert any(n.startswith("data.train: 3 text prompts") for n in every)
+    given = ["mine", "own", None, "", "mine"]
+    chats = [{"messages": [own, USER], "s": one} for one in given] + [
+        {"messages": [USER], "s": "x"}
+    ]
+    path = write(tmp_path / "b.jsonl", chats)
+    notes = load(tokenizer, path, columns={"system": "s"}).notes
+    (note,) = [n for n in notes if "system prompt" in n]
+    assert note.startswith("data.train: 2 conversations have a system prompt of their own")
+    same = write(tmp_path / "c.jsonl", chats[1:2])
+    assert load(tokenizer, same, columns={"system": "s"}).notes == ()
+
+
 def test_text_prompts_stay_as_they_are(tokenizer: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"prompt": '[{"role": "user"}]'}, {"prompt": "  x \n"}])
     assert [p.source for p in load(tokenizer, path).train] == [
