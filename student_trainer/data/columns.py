@@ -14,6 +14,10 @@ from teacher_proto.errors import ConfigurationError
 from student_trainer.settings.data import ColumnSettings
 
 COLUMNS = ("messages", "prompt", "conversations")
+USER_OR_PROMPT = (
+    "data.columns.user if it holds the user's text, or in data.columns.prompt if it holds a "
+    "conversation, or a text that is used without the chat template"
+)
 # Columns that a row may lack, or hold null in.
 OPTIONAL = ("system", "template_arguments", "tools")
 
@@ -64,7 +68,11 @@ class Columns:
                 fix="say which in data.columns.prompt",
             )
         needed = 'either "messages" or "prompt" or "conversations"'
-        raise _no_column(row, needed, COLUMNS, "data.columns.prompt", place)
+        lower = [name.lower() for name in row]
+        key = USER_OR_PROMPT
+        if difflib.get_close_matches("prompt", lower, cutoff=0.8):
+            key = "data.columns.prompt, or in data.columns.user if it holds the user's text"
+        raise _no_column(row, needed, COLUMNS, key, place)
 
     def optional(self, row: Mapping[str, Any], name: str) -> Any:
         """The value in the column that ``data.columns.NAME`` names; None where there is none."""

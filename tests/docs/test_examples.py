@@ -38,7 +38,7 @@ def test_the_configuration_is_one_the_trainer_takes() -> None:
 def test_the_data_example_is_one_the_trainer_takes() -> None:
     (text,) = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/data.md").read_text(), re.DOTALL)
     settings = DataSettings.model_validate(tomllib.loads(text)["data"])
-    assert settings.columns.prompt == "question"
+    assert settings.columns.user == "question"
 
 
 def test_every_recipe_is_in_the_documents() -> None:

@@ -76,6 +76,11 @@ def test_a_missing_column_names_those_there_and_the_nearest(
     assert "did you mean 'Prompts'? name the column in data.columns.prompt" in str(caught.value)
     (item,) = read(student, path, columns={"prompt": "Prompts"}).train
     assert item.source == TextPrompt("x")
+    maths = write(tmp_path / "c.jsonl", [{"question": "1 + 1?", "answer": "2"}])
+    with pytest.raises(ConfigurationError) as caught:
+        read(student, maths)
+    assert "name the column in data.columns.user if it holds the user's text" in caught.value.fix
+    assert "data.columns.prompt if it holds a conversation" in caught.value.fix
     with pytest.raises(ConfigurationError, match=r"needs the column 'answers'.*mean 'answer'"):
         read(student, path, columns={"prompt": "answers"})
     both = write(tmp_path / "b.jsonl", [{"messages": USER, "prompt": "text"}])
