@@ -72,8 +72,9 @@ class ColumnSettings(Settings):
 
     prompt: Name | None = Field(
         default=None,
-        description="Column of the prompt, a text or a conversation; unset, `messages` or "
-        "`prompt`, whichever a row has.",
+        description="Column of the prompt: a conversation, or a text that is used as it is, "
+        "without the chat template; unset, `messages`, `prompt` or `conversations`, whichever a "
+        "row has.",
     )
     user: Name | None = Field(
         default=None,
@@ -120,9 +121,11 @@ class DataSettings(Settings):
         "unset.",
     )
     subset: Name | None = Field(default=None, description="Configuration of the hub dataset.")
-    train_split: Name = Field(default="train", description="Split of the hub dataset to train on.")
+    train_split: Name = Field(
+        default="train", description="Split of the hub dataset or folder to train on."
+    )
     held_out_split: Name = Field(
-        default="test", description="Split of the hub dataset that `data.held_out` names."
+        default="test", description="Split of the hub dataset or folder that `data.held_out` names."
     )
     revision: Name | None = Field(
         default=None, description="Revision of the hub datasets: a branch, a tag or a commit."
