@@ -43,7 +43,10 @@ def student(start: Start) -> str:
     """
     torch.manual_seed(start.config.run.seed)
     weights = start.checkpoint / "model" if start.checkpoint else None
-    start.student = load_student(start.config.student, weights, start.config.rollout.stop_ids)
+    config = start.config
+    start.student = load_student(
+        config.student, weights, config.rollout.stop_ids, config.data.template_arguments
+    )
     check_dropout(start)
     parameters = sum(p.numel() for p in start.student.module.parameters())
     ids = describe_vocabulary(start.student.head.undrawn, start.student.vocabulary_size)

@@ -7,8 +7,8 @@ be exactly what the model itself applies; ``load_student`` checks that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ class Student:
         dropout: whether the model's own dropout is on in updates.
         base_digest: of the weights under adapters (``lora.base_weights_digest``); empty
             for a student without adapters.
+        template_arguments: ``data.template_arguments``, which can change how a turn ends.
     """
 
     module: nn.Module
@@ -82,6 +83,7 @@ class Student:
     folder: Path
     dropout: bool = False
     base_digest: str = ""
+    template_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def causal_model(self) -> Any:
@@ -99,7 +101,10 @@ class Student:
 
 
 def load_student(
-    settings: StudentSettings, weights: Path | None = None, stop_ids: Sequence[int] = ()
+    settings: StudentSettings,
+    weights: Path | None = None,
+    stop_ids: Sequence[int] = (),
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> Student:
     """Loads the student for training; ``module`` is in evaluation mode.
 
@@ -108,6 +113,7 @@ def load_student(
         weights: a saved state to continue from (``save_weights``). It replaces the model's
             own weights; when the student has adapters, it replaces these.
         stop_ids: ``rollout.stop_ids``.
+        template_arguments: ``data.template_arguments``.
 
     Raises:
         ConfigurationError: the student cannot be loaded, has no terminator that it can
@@ -135,7 +141,8 @@ def load_student(
     head = read_head(model)
     width = int(head.weight.shape[0])
     rows = min(width, int(model.get_input_embeddings().weight.shape[0]))
-    ends = terminators(model, tokenizer, rows, stop_ids)
+    arguments = template_arguments or {}
+    ends = terminators(model, tokenizer, rows, stop_ids, arguments)
     padding = padding_id(tokenizer, ends[0], rows)
     check_special_ids(tokenizer, rows, MODEL)
     if settings.lora and settings.lora.merge_final:
@@ -154,6 +161,7 @@ def load_student(
         folder=folder,
         dropout=settings.dropout,
         base_digest=base_digest,
+        template_arguments=arguments,
     )
     _probe_head(student)
     _probe_update(student)

@@ -30,7 +30,7 @@ def describe_terminators(student: Student, settings: RolloutSettings) -> tuple[s
     a turn that ends with text alone, a template that cannot be asked."""
     model, tokenizer = student.causal_model, student.tokenizer
     named = named_ends(model, tokenizer, settings.stop_ids)
-    end = template_end(model, tokenizer, settings.stop_ids)
+    end = template_end(model, tokenizer, settings.stop_ids, student.template_arguments)
     if end.token_id is not None:
         named.setdefault(end.token_id, []).append(TEMPLATE)
     shown = [

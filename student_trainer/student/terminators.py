@@ -7,7 +7,7 @@ the next turn, and learns from it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
@@ -19,10 +19,17 @@ CONFIG, TOKENIZER, TEMPLATE = "generation config", "tokenizer", "chat template"
 
 
 def terminators(
-    model: Any, tokenizer: Any, width: int, stop_ids: Sequence[int] = ()
+    model: Any,
+    tokenizer: Any,
+    width: int,
+    stop_ids: Sequence[int] = (),
+    arguments: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
     """The ids that end a response, ascending: those of the generation config and the
     tokenizer, the one that the chat template writes after a reply, and ``stop_ids``.
+
+    Args:
+        arguments: of the template.
 
     Raises:
         ConfigurationError: there are none, or the student can never draw one that is named.
@@ -42,7 +49,7 @@ def terminators(
             if of_settings
             else f"{fix} and eos_token in tokenizer_config.json to tokens of this model",
         )
-    own = template_end(model, tokenizer, stop_ids).token_id
+    own = template_end(model, tokenizer, stop_ids, arguments).token_id
     # One that the head has no row for is never written, in prompts as in responses.
     ids = named.keys() | ({own} if own is not None and own < width else set())
     if not ids:
@@ -55,9 +62,14 @@ def terminators(
     return tuple(sorted(ids))
 
 
-def template_end(model: Any, tokenizer: Any, stop_ids: Sequence[int] = ()) -> ReplyEnd:
+def template_end(
+    model: Any,
+    tokenizer: Any,
+    stop_ids: Sequence[int] = (),
+    arguments: Mapping[str, Any] | None = None,
+) -> ReplyEnd:
     """What the student's chat template writes after a reply."""
-    return reply_end(tokenizer, named_ends(model, tokenizer, stop_ids))
+    return reply_end(tokenizer, named_ends(model, tokenizer, stop_ids), arguments)
 
 
 def named_ends(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> dict[int, list[str]]:

@@ -7,7 +7,7 @@ of them ends an assistant's turn), and the tokenizer's own bos and padding token
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teacher_proto.client import TeacherClient
@@ -38,18 +38,21 @@ THINKING = {
 def registration_of(student: Student, run: str) -> TokenizerUpload:
     """What has to be registered of the student's tokenizer."""
     file = student.tokenizer.backend_tokenizer.to_str().encode()
-    roles = special_roles(student.tokenizer, student.terminators)
+    roles = special_roles(student.tokenizer, student.terminators, student.template_arguments)
     return TokenizerUpload(run, student.tokenizer_hash, file, roles)
 
 
-def special_roles(tokenizer: Any, terminators: Sequence[int]) -> dict[int, SpecialRole]:
+def special_roles(
+    tokenizer: Any, terminators: Sequence[int], arguments: Mapping[str, Any] | None = None
+) -> dict[int, SpecialRole]:
     """Roles of the special tokens whose use is known, by id. A token has one role, the
     first of: turn end, end of text, begin of text, thinking, padding.
 
     Args:
         terminators: ids that end a response.
+        arguments: of the chat template.
     """
-    turn_end = reply_end(tokenizer, terminators).token_id
+    turn_end = reply_end(tokenizer, terminators, arguments).token_id
     roles = {
         token: SpecialRole.TURN_END if token == turn_end else SpecialRole.END_OF_TEXT
         for token in terminators

@@ -25,11 +25,12 @@ from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.inputs import ends
+from student_trainer.startup.inputs import student as load
 from student_trainer.startup.start import Start
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student, load_student
 from student_trainer.student.response_ends import describe_terminators
-from student_trainer.teacher.own_tokenizer import special_roles
+from student_trainer.teacher.own_tokenizer import registration_of, special_roles
 
 # Of the tiny models' tokenizers.
 TEXT_END, START, TURN_END = 0, 1, 2
@@ -87,6 +88,27 @@ def test_a_base_student_ends_its_turns_as_its_chat_template_does(
     student = base(base_dir, NEXT_TURN, tmp_path)
     assert student.terminators == (TEXT_END, START)
     assert special_roles(student.tokenizer, student.terminators)[START] is SpecialRole.TURN_END
+
+
+def test_the_run_s_template_arguments_say_how_a_turn_ends(
+    base_dir: Path, tmp_path: Path, make_config: Callable[..., TrainConfig]
+) -> None:
+    template = tmp_path / "template.jinja"
+    template.write_text(
+        "{% for message in messages %}{{ message['content'] }}"
+        "{% if enable_thinking is defined and not enable_thinking %}<|im_end|>"
+        "{% else %}<|im_start|>{% endif %}{% endfor %}"
+    )
+    for arguments, end in (({}, START), ({"enable_thinking": False}, TURN_END)):
+        settings = {"chat_template": str(template)}
+        config = make_config(base_dir, student=settings, data={"template_arguments": arguments})
+        start = Start(config)
+        load(start)
+        student = start.student
+        assert student.terminators == (TEXT_END, end)
+        found, _ = describe_terminators(student, config.rollout)
+        assert f"({end}: chat template)" in found
+        assert registration_of(student, "run").special_tokens[end] is SpecialRole.TURN_END
 
 
 def test_a_base_student_learns_nothing_from_what_follows_its_turn(
