@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from teacher_proto.templates.reply_end import ReplyEnd, reply_end
+from transformers import PreTrainedTokenizerFast
 
+from tests.realign.real_tokenizers import chat_template, tokenizer_file
 from tests.support.models import CHAT_TEMPLATE, END_OF_TEXT, ENGLISH, IM_END, train_tokenizer
 
 END = {"whole": "<|end|>", "user": "<|user|>", "assistant": "<|assistant|>", "close": "<|close|>"}
@@ -68,6 +70,26 @@ def looped(after_message: str, after_all: str = "", message: str = ROLES) -> str
             looped("<|close|>\n<|end|>"), ["<|end|>"], "<|end|>", id="two tokens, one known"
         ),
         pytest.param(
+            CHAT_TEMPLATE.replace("<|im_end|>\\n", "<|im_end|>")
+            .replace("{% if add_generation_prompt %}", "")
+            .replace("{% endif %}", ""),
+            [END_OF_TEXT],
+            IM_END,
+            id="a generation prompt after every reply",
+        ),
+        pytest.param(
+            looped("<|end|>") + "<|assistant|>",
+            [],
+            "<|end|>",
+            id="the same, turns begin with roles",
+        ),
+        pytest.param(
+            looped("") + "<|assistant|>",
+            [],
+            "<|user|>",
+            id="the same, nothing ends a turn",
+        ),
+        pytest.param(
             looped(
                 "<|end|>",
                 message=(
@@ -123,3 +145,24 @@ def test_a_template_s_arguments(tokenizer: Any) -> None:
     tokenizer.chat_template = looped("{% if closed %}<|end|>{% else %}<|close|>{% endif %}")
     ends = [reply_end(tokenizer, arguments={"closed": one}).token_id for one in (True, False)]
     assert tokenizer.convert_ids_to_tokens(ends) == ["<|end|>", "<|close|>"]
+
+
+# Of published tokenizers: the token that begins a text, the one that ends it, and the end of
+# a turn, which nothing but the template names.
+REAL = {
+    "gemma3": ("<bos>", "<eos>", "<end_of_turn>"),
+    "llama3": ("<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"),
+    "mistral_nemo": ("<s>", "</s>", "</s>"),
+    "qwen3": (None, "<|endoftext|>", "<|im_end|>"),
+}
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_the_end_of_a_published_template_is_found_without_a_generation_config(name: str) -> None:
+    bos, eos, end = REAL[name]
+    file = str(tokenizer_file(name))
+    found = PreTrainedTokenizerFast(
+        tokenizer_file=file, bos_token=bos, eos_token=eos, chat_template=chat_template(name)
+    )
+    for known in ([], [found.eos_token_id]):
+        assert found.convert_ids_to_tokens(reply_end(found, known).token_id) == end

@@ -18,6 +18,25 @@ QUESTION, REPLY, FOLLOW_UP = "Which word?", "A reply of words", "And the next on
 BEFORE = (("user",), ("system", "user"), ())
 
 
+# (place, id) of added tokens among the tokens of a text.
+Places = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Around:
+    """What a template writes around the texts of a conversation.
+
+    Attributes:
+        opening: before the first turn's own text.
+        before_reply: between the question's own text and the reply's.
+        after: after the reply, up to the next question's own text where there is one.
+    """
+
+    opening: str
+    before_reply: str
+    after: str
+
+
 @dataclass(frozen=True)
 class ReplyEnd:
     """The end of an assistant's turn.
@@ -43,7 +62,8 @@ def reply_end(
 
     The end is what follows a reply both at the end of a conversation and within it; else what
     follows it at the end; else what follows it within, which may be how the next turn begins:
-    a model that writes no end of its turn goes on with that.
+    a model that writes no end of its turn goes on with that. Behind an end, the beginning of
+    another turn does not count: some templates write a generation prompt after every reply.
 
     Args:
         known: ids that are known to end a response. Among several added tokens these count
@@ -56,28 +76,28 @@ def reply_end(
     for before in BEFORE:
         for as_parts in (False, True):
             try:
-                last = _after_reply(tokenizer, before, as_parts, False, arguments)
+                last = _around_reply(tokenizer, before, as_parts, False, arguments)
             except Exception as error:  # a template is a program: it raises what it likes
                 refusal = str(error).strip().partition("\n")[0] or type(error).__name__
                 continue
             if last is None:
                 continue
             try:
-                within = _after_reply(tokenizer, before, as_parts, True, arguments)
+                within = _around_reply(tokenizer, before, as_parts, True, arguments)
             except Exception:  # it may take no second question
                 within = None
             return _chosen(tokenizer, known, last, within)
     return ReplyEnd(refusal=refusal)
 
 
-def _after_reply(
+def _around_reply(
     tokenizer: Any,
     before: Sequence[str],
     as_parts: bool,
     followed: bool,
     arguments: Mapping[str, Any] | None,
-) -> str | None:
-    """The text after the reply, up to the next question's own text when it is ``followed`` by
+) -> Around | None:
+    """The conversation with the reply, and with another question when it is ``followed`` by
     one; None where the rendered conversation lacks them."""
     turns = [(role, QUESTION) for role in before] + [("assistant", REPLY)]
     turns += [("user", FOLLOW_UP)] if followed else []
@@ -86,14 +106,21 @@ def _after_reply(
         for role, text in turns
     ]
     text = str(tokenizer.apply_chat_template(conversation, tokenize=False, **(arguments or {})))
-    _, found, after = text.rpartition(REPLY)
+    until, found, after = text.rpartition(REPLY)
     if not found or (followed and FOLLOW_UP not in after):
         return None
-    return after.partition(FOLLOW_UP)[0] if followed else after
+    opening, _, before_reply = until.partition(QUESTION)
+    return Around(
+        opening,
+        before_reply.rpartition(QUESTION)[2],
+        after.partition(FOLLOW_UP)[0] if followed else after,
+    )
 
 
-def _chosen(tokenizer: Any, known: Collection[int], last: str, within: str | None) -> ReplyEnd:
-    at_end, between = _added(tokenizer, last), _added(tokenizer, within or "")
+def _chosen(
+    tokenizer: Any, known: Collection[int], last: Around, within: Around | None
+) -> ReplyEnd:
+    at_end, between = _ends(tokenizer, last, within)
     ids_at_end, ids_between = [[t for _, t in found] for found in (at_end, between)]
     both = at_end[: _agreeing(ids_at_end, ids_between)]
     for places, of_next in ((both, False), (at_end, False), (between, True)):
@@ -107,15 +134,41 @@ def _chosen(tokenizer: Any, known: Collection[int], last: str, within: str | Non
         while end + 1 < len(places) and places[end + 1][0] == places[end][0] + 1:
             end += 1
         return ReplyEnd(ids[end])
-    always = last if within is None else last[: _agreeing(last, within)]
-    return ReplyEnd(text=always if always.strip() else within or last)
+    if within is None:
+        return ReplyEnd(text=last.after)
+    always = last.after[: _agreeing(last.after, within.after)]
+    return ReplyEnd(text=always if always.strip() else within.after or last.after)
 
 
-def _added(tokenizer: Any, text: str) -> list[tuple[int, int]]:
-    """(place, id) of the added tokens among the tokens of a text."""
+def _ends(tokenizer: Any, last: Around, within: Around | None) -> tuple[Places, Places]:
+    """The added tokens that may end a reply, where it is the last turn and where it is not:
+    those before the beginning of another turn, or that beginning itself where it is the
+    first and no generation prompt."""
+    at_end = _added(tokenizer, last.after)
+    between = _added(tokenizer, within.after) if within else []
+    after = {token for _, token in (*at_end, *between)} - {tokenizer.bos_token_id}
+    opens = [token for _, token in _added(tokenizer, last.opening) if token in after][:1]
+    prompts: set[int] = set()
+    if within:
+        before_reply = {token for _, token in _added(tokenizer, last.before_reply)}
+        prompts = before_reply.difference(token for _, token in between)
+    at_end = list(takewhile(lambda one: one[1] not in prompts, at_end))
+    return _until(opens, at_end), _until(opens, between)
+
+
+def _until(opens: Collection[int], places: Places) -> Places:
+    return places[:1] + list(takewhile(lambda one: one[1] not in opens, places[1:]))
+
+
+def _added(tokenizer: Any, text: str) -> Places:
+    """The added tokens of a text that are not white space."""
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     added = tokenizer.added_tokens_decoder
-    return [(place, token) for place, token in enumerate(ids) if token in added]
+    return [
+        (place, token)
+        for place, token in enumerate(ids)
+        if token in added and added[token].content.strip()
+    ]
 
 
 def _agreeing(one: Sequence[Any], other: Sequence[Any]) -> int:
