@@ -11,11 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.named_ends import named_ends as ends_of_files
 from teacher_proto.templates.reply_end import ReplyEnd, reply_end
 
 MODEL = "student.model"
 STOP_IDS = "rollout.stop_ids"
-CONFIG, TOKENIZER, TEMPLATE = "generation config", "tokenizer", "chat template"
+TEMPLATE = "chat template"
 
 
 def terminators(
@@ -74,14 +75,4 @@ def template_end(
 
 def named_ends(model: Any, tokenizer: Any, stop_ids: Sequence[int]) -> dict[int, list[str]]:
     """id -> who names it, for every id that anything but the template names."""
-    configured = model.generation_config.eos_token_id
-    of_config = configured if isinstance(configured, list | tuple) else [configured]
-    named: dict[int, list[str]] = {}
-    for token, reason in (
-        *((token, CONFIG) for token in of_config),
-        (tokenizer.eos_token_id, TOKENIZER),
-        *((token, STOP_IDS) for token in stop_ids),
-    ):
-        if token is not None and reason not in named.get(token, []):
-            named.setdefault(token, []).append(reason)
-    return named
+    return ends_of_files(tokenizer, model.generation_config, (STOP_IDS, stop_ids))

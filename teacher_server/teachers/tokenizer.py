@@ -29,7 +29,7 @@ from teacher_server.teachers.text_bounds import longest_token
 from teacher_server.teachers.turn_ends import (
     load_generation_config,
     template_turn_end,
-    turn_ends,
+    with_named_ends,
 )
 
 log = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ class TeacherTokenizer(TextTokenizer):
         self.hash = tokenizer_hash(as_json)
         self.longest_token = longest_token(json.loads(as_json))
         own_end = template_turn_end(source, generation_config)
-        self.turn_ends = turn_ends(source, generation_config)
+        self.turn_ends = with_named_ends(own_end, source, generation_config)
         named = [
             (own_end, SpecialRole.TURN_END),
             *((token, SpecialRole.END_OF_TEXT) for token in self.turn_ends),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from typing import Any
 
+from teacher_proto.models.named_ends import named_ends
 from teacher_proto.templates.reply_end import reply_end
 
 from teacher_server.failures import is_ending
@@ -20,8 +21,15 @@ def turn_ends(tokenizer_source: Any, generation_config: Any | None) -> tuple[int
         tokenizer_source: a transformers tokenizer.
         generation_config: of transformers; None where the model has none.
     """
-    named = named_ends(tokenizer_source, generation_config)
     own = template_turn_end(tokenizer_source, generation_config)
+    return with_named_ends(own, tokenizer_source, generation_config)
+
+
+def with_named_ends(
+    own: int | None, tokenizer_source: Any, generation_config: Any | None
+) -> tuple[int, ...]:
+    """``turn_ends`` where the chat template is known to write ``own``."""
+    named = sorted(named_ends(tokenizer_source, generation_config))
     return tuple(named) if own is None else (own, *(one for one in named if one != own))
 
 
@@ -36,14 +44,6 @@ def template_turn_end(tokenizer_source: Any, generation_config: Any | None) -> i
             raise
         log.warning("the tokenizer cannot encode a text: %s", type(error).__name__)
         return None
-
-
-def named_ends(tokenizer_source: Any, generation_config: Any | None) -> list[int]:
-    """The ids that the generation config and the tokenizer name, ascending."""
-    configured = getattr(generation_config, "eos_token_id", None)
-    ids = set(configured if isinstance(configured, list | tuple) else [configured])
-    ids.add(tokenizer_source.eos_token_id)
-    return sorted(ids - {None})
 
 
 def load_generation_config(model: str) -> Any | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from teacher_proto.types import PositionClass, SpecialRole
 from transformers import GenerationConfig, LlamaForCausalLM
 
+from teacher_server.teachers.tokenizer import TeacherTokenizer
 from teacher_server.teachers.turn_ends import load_generation_config, turn_ends
 from tests.server.crossed import block, given, request, upload
 from tests.server.running import LONG, running
@@ -42,6 +44,23 @@ def test_turn_ends_are_those_of_template_generation_config_and_tokenizer(tokeniz
     assert turn_ends(tokenizer, GenerationConfig(eos_token_id=[start, text])) == (text, start)
     tokenizer.eos_token = None
     assert turn_ends(tokenizer, None) == ()
+
+
+def test_a_loaded_tokenizer_asks_its_template_once(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rendered, render = [], tokenizer.apply_chat_template
+
+    @wraps(render)
+    def counted(conversation: Any, **arguments: Any) -> Any:
+        rendered.append([turn["role"] for turn in conversation])
+        return render(conversation, **arguments)
+
+    monkeypatch.setattr(tokenizer, "apply_chat_template", counted)
+    loaded = TeacherTokenizer(tokenizer)
+    assert loaded.turn_ends == turn_ends(tokenizer, None)
+    # Once for the tokenizer and once for the comparison: without and with another question.
+    assert rendered == [["user", "assistant"], ["user", "assistant", "user"]] * 2
 
 
 def test_a_folder_s_generation_config(tiny_model_dir: Path, tmp_path: Path) -> None:
