@@ -11,7 +11,6 @@ from teacher_proto.types import Bool, Continuation, Int32, ScoreRequest
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import Realigner
-from teacher_server.realign.walk.walker import MAX_DEPTH
 
 Int64 = NDArray[np.int64]
 
@@ -63,7 +62,7 @@ def plan_continuation(
     if len(beyond):
         problem = f"the teacher's model has no embedding for its token {beyond[0]}"
         return PlannedContinuation(continuation, nothing, nothing, problem=problem)
-    needed = needed_rows(layout, positions.astype(np.int64))
+    needed = needed_rows(layout, positions.astype(np.int64), realigner.tables.walk_depth)
     return PlannedContinuation(continuation, layout.teacher_ids, needed, layout)
 
 
@@ -86,15 +85,16 @@ def has_token(student: Vocabulary) -> Bool:
     return there
 
 
-def needed_rows(layout: Layout, positions: Int64) -> Int32:
-    """int32, ascending: the teacher rows that the walk of these positions can look at.
+def needed_rows(layout: Layout, positions: Int64, depth: int) -> Int32:
+    """int32, ascending: the teacher rows that the walk of these positions can look at, which
+    follows a path over ``depth`` rows.
 
     They are all rows up to the last one of the positions and of their chunks, since what
     the rollout has shown earlier counts too.
     """
     begin = np.searchsorted(layout.teacher_offsets, layout.student_offsets[positions])
     last = max(
-        int(begin.max()) + MAX_DEPTH + 2,
+        int(begin.max()) + depth + 2,
         int(layout.chunk_teacher[layout.chunk[positions] + 1].max()),
     )
     return np.arange(min(last, len(layout.teacher_ids)), dtype=np.int32)

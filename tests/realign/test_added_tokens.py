@@ -16,6 +16,7 @@ from teacher_server.realign.pair.spelling import as_a_pair
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.rows import teacher_rows
+from teacher_server.scoring.planned import needed_rows
 from tests.realign.real_tokenizers import pair, tokenizer_file
 from tests.realign.toys import bpe_document
 
@@ -131,6 +132,17 @@ def test_a_token_that_one_side_lacks_is_the_text_that_the_other_spells(
             assert known[0], text
             # Of the teacher's token the student's first one is certain, wherever it stands.
             assert known.sum() >= len(known) - 1, text
+
+
+def test_every_row_that_a_long_spelling_is_followed_over_is_asked_for() -> None:
+    """The student begins to type what it has a token for: the teacher may mean that token."""
+    token = "<" + "x" * 30 + ">"
+    realigner = realigner_of(toy({token: False}), toy({}))
+    typed = b"<" + b"x" * 29
+    layout = realigner.lay_out(realigner.tables.student.encoder.encode(typed).ids)
+    walked = len(realigner.tables.teacher.encoder.encode(token.encode()).ids)
+    rows = needed_rows(layout, np.array([0]), realigner.tables.walk_depth)
+    assert len(rows) == len(layout.teacher_ids) == walked - 2 > 25
 
 
 def test_ends_beginnings_and_padding_are_never_spelt() -> None:

@@ -28,6 +28,8 @@ MAX_UNSETTLED = 0.05
 # A teacher token that is extended in at most this share of its occurrences counts as never
 # extended: by itself it settles which student token comes.
 EXTENSION_LIMIT = 0.05
+# Teacher tokens that one student token of the model's own can be spread over.
+MAX_DEPTH = 8
 
 
 @dataclass(frozen=True)
@@ -202,10 +204,12 @@ class PairTables:
         return pairs
 
     @cached_property
-    def longest_spelling(self) -> int:
-        """Teacher tokens of the longest added token that the teacher spells; 0 without any."""
+    def walk_depth(self) -> int:
+        """How many teacher rows after the one that it starts from a path is followed over."""
         texts = [self.student.token_bytes[token] for token in self.student.spelt]
-        return max((len(path) for path in self.teacher.encoder.encode_each(texts)), default=0)
+        longest = max((len(path) for path in self.teacher.encoder.encode_each(texts)), default=0)
+        # A spelling may begin and end inside other tokens.
+        return max(MAX_DEPTH, longest + 2)
 
 
 def turn_end(vocabulary: Vocabulary) -> int | None:

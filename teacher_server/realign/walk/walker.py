@@ -26,8 +26,6 @@ from teacher_server.realign.walk.rows import NO_ROW, TeacherRows
 from teacher_server.realign.walk.starts import StartFinder
 
 Int64 = NDArray[np.int64]
-# Teacher tokens that one student token of the model's own can be spread over.
-MAX_DEPTH = 8
 
 
 class Walker:
@@ -37,8 +35,7 @@ class Walker:
         self.pair = PairSegmentation(tables)
         self._kinds = TokenKinds(tables)
         self._starts = StartFinder(self.pair)
-        # A spelling may begin and end inside other tokens.
-        self._depth = max(MAX_DEPTH, tables.longest_spelling + 2)
+        self._depth = tables.walk_depth
 
     def walk(
         self,
