@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.models.begin_tokens import begin_ids, missing_begin
+from teacher_proto.models.begin_tokens import begin_ids, begin_text, missing_begin
 from teacher_proto.templates.clock import CLOCK_NAME, clock
 from teacher_proto.templates.tool_calls import may_vary, render_calls
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
@@ -250,10 +250,7 @@ class PromptReader:
         return len(missing_begin(self.begin_ids, ids[: len(self.begin_ids)].tolist())) > 0
 
     def _begun(self, ids: Int32, always: bool) -> Int32:
-        if not always:
-            return ids
-        begin = missing_begin(self.begin_ids, ids[: len(self.begin_ids)].tolist())
-        return np.concatenate([np.asarray(begin, np.int32), ids])
+        return begin_text(self.begin_ids, ids) if always else ids
 
     def _thinking(self, source: ChatPrompt, text: str, place: str) -> str:
         """The thinking of the generation prompt: of what ``text`` has more than the same

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from functools import cache, partial
 from typing import Any
 
-import numpy as np
-from teacher_proto.models.begin_tokens import missing_begin
+from teacher_proto.models.begin_tokens import begin_text, missing_begin
 from teacher_proto.types import (
     ChatPrompt,
     Int32,
@@ -70,7 +69,7 @@ def with_begin(
     if not missing:
         return ids
     if prompt.special_tokens == SpecialTokens.ADD:
-        return np.concatenate([np.asarray(missing, np.int32), ids])
+        return begin_text(tokenizer.begin_ids, ids)
     names = " ".join(one.text for one in tokenizer.token_texts(missing))
     _say_missing(facts.name, tokenizer.hash, names)
     return ids

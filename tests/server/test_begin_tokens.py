@@ -7,11 +7,12 @@ import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from teacher_proto import codec
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.models.begin_tokens import begin_ids, missing_begin
+from teacher_proto.models.begin_tokens import begin_ids, begin_text, missing_begin
 from teacher_proto.types import SpecialTokens, TextPrompt, TokenText
 from tokenizers import Tokenizer, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
@@ -95,10 +96,14 @@ def test_what_a_text_begins_with_is_not_put_before_it_again() -> None:
         ([], [5], []),
         ([3, 1], [1, 5], [3]),
         ([3, 1], [3, 1, 5], []),
-        ([3, 1], [3, 5], [3, 1]),
+        ([3, 1], [3, 5], [1]),
+        ([3, 1, 2], [3, 1, 5], [2]),
         ([1, 1], [1, 5], [1]),
     ):
         assert list(missing_begin(begin, ids)) == missing, (begin, ids)
+        whole = begin_text(begin, np.array(ids, np.int32)).tolist()
+        assert whole[: len(begin)] == begin
+        assert len(whole) == len(missing) + len(ids)
 
 
 # Of real tokenizers. DeepSeek's names its token in tokenizer_config.json alone.

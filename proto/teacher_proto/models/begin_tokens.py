@@ -6,6 +6,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from teacher_proto.types import Int32
+
 
 def begin_ids(tokenizer: Any, configuration: Mapping[str, Any]) -> tuple[int, ...]:
     """Ids that belong before a text: those that the tokenizer's post-processor puts there,
@@ -27,8 +31,18 @@ def begin_ids(tokenizer: Any, configuration: Mapping[str, Any]) -> tuple[int, ..
 
 
 def missing_begin(begin: Sequence[int], ids: Sequence[int]) -> Sequence[int]:
-    """The part of ``begin`` that is to be put before ``ids``: all but what they begin with."""
+    """The part of ``begin`` that ``ids`` lack at their beginning: all but its end that they
+    begin with, else all but its beginning that they begin with."""
     for there in range(min(len(begin), len(ids)), 0, -1):
         if list(begin[-there:]) == list(ids[:there]):
             return begin[:-there]
-    return begin
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(begin, ids, strict=False))
+    return begin[sum(1 for _ in same) :]
+
+
+def begin_text(begin: Sequence[int], ids: Int32) -> Int32:
+    """``ids``, int32 [L], after those of ``begin`` that they lack (``missing_begin``): a part
+    of it that is there already is not there twice."""
+    missing = missing_begin(begin, ids[: len(begin)].tolist())
+    there = len(begin) - len(missing)
+    return np.concatenate([np.asarray(begin, np.int32), ids[there:]])
