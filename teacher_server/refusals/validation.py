@@ -19,6 +19,7 @@ from teacher_proto.types import (
     Prompt,
     ScoreRequest,
     ServerLimits,
+    SpecialTokens,
     TextPrompt,
     TokenPrompt,
 )
@@ -233,7 +234,8 @@ def check_prompt(prompt: Prompt, where: str, vocabulary_size: int) -> None:
             raise empty_prompt(f"{where}.token_ids")
         check_ids(prompt.token_ids, f"{where}.token_ids", vocabulary_size)
     elif isinstance(prompt, TextPrompt):
-        if not prompt.text:
+        # With ADD, what the tokenizer begins a text with may be a prompt by itself.
+        if not prompt.text and prompt.special_tokens != SpecialTokens.ADD:
             raise empty_prompt(f"{where}.text")
     elif isinstance(prompt, ChatPrompt) and not prompt.messages:
         raise refuse("there is no message", f"{where}.chat.messages", "send at least one")

@@ -153,6 +153,27 @@ async def teachers(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ru
             yield found
 
 
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_empty_text_is_read_where_the_tokenizer_begins_it(teachers: Running) -> None:
+    for name in SINGLES:
+        jobs, prompt = teachers.engines[name].jobs, TextPrompt("", SpecialTokens.ADD)
+        jobs.clear()
+        asked = teachers.request(teacher=name, request_id=f"empty {name}", prompt=prompt)
+        (rendered,) = await teachers.client.render(
+            [prompt], teacher=name, token_ids=True, timeout=LONG
+        )
+        if name in BEGINNING:
+            await teachers.score(asked)
+            assert rendered.token_ids is not None
+            assert jobs[0].prompt_ids.tolist() == rendered.token_ids.tolist() == [0]
+            continue
+        assert rendered.refusal is not None
+        assert rendered.refusal.where == "prompt.text"
+        with pytest.raises(InvalidRequestError) as raised:
+            await teachers.score(asked)
+        assert raised.value.what == rendered.refusal.what
+
+
 TEXTS = {"Once": [], f"{END_OF_TEXT}Once": [0], f"{IM_START}Once": [1], f"x{END_OF_TEXT}": []}
 
 
