@@ -11,18 +11,9 @@ from typing import Any, Literal
 import jinja2
 from teacher_proto.templates.clock import follow_clock
 from teacher_proto.templates.names import names_read
+from teacher_proto.templates.thinking import THINKING
 from teacher_proto.types import ChatMessage, ChatPrompt
 
-# What begins and ends thinking in the templates of published models.
-THINKING = (
-    ("<think>", "</think>"),
-    ("[THINK]", "[/THINK]"),
-    ("<thinking>", "</thinking>"),
-    ("<thought>", "</thought>"),
-    ("<reasoning>", "</reasoning>"),
-    ("<seed:think>", "</seed:think>"),
-    ("<|START_THINKING|>", "<|END_THINKING|>"),
-)
 _MARK = re.compile("|".join(re.escape(mark) for pair in THINKING for mark in pair))
 _OPENERS = {closer: opener for opener, closer in THINKING}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
+from teacher_proto.templates.thinking import THINKING
 
 from student_trainer.settings.base import Count, Positive, PositiveInt, Settings, Share
 
@@ -27,7 +28,7 @@ class MaskSettings(Settings):
     """Positions that are left out of the loss, by their sampled token."""
 
     strings: tuple[str, ...] = Field(
-        default=("<think>", "</think>"),
+        default=THINKING[0],
         description="Literal texts whose tokens are left out, whether one token spells them or "
         "several.",
     )

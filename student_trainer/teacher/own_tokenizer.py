@@ -12,6 +12,7 @@ from typing import Any
 
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError
+from teacher_proto.templates import thinking
 from teacher_proto.templates.reply_end import reply_end
 from teacher_proto.types import (
     ServerLimits,
@@ -22,17 +23,6 @@ from teacher_proto.types import (
 )
 
 from student_trainer.student.model import Student
-
-THINKING = {
-    "<think>": SpecialRole.THINK_OPEN,
-    "</think>": SpecialRole.THINK_CLOSE,
-    "[THINK]": SpecialRole.THINK_OPEN,
-    "[/THINK]": SpecialRole.THINK_CLOSE,
-    "<seed:think>": SpecialRole.THINK_OPEN,
-    "</seed:think>": SpecialRole.THINK_CLOSE,
-    "<|START_THINKING|>": SpecialRole.THINK_OPEN,
-    "<|END_THINKING|>": SpecialRole.THINK_CLOSE,
-}
 
 
 def registration_of(student: Student, run: str) -> TokenizerUpload:
@@ -60,8 +50,8 @@ def special_roles(
     if tokenizer.bos_token_id is not None:
         roles.setdefault(tokenizer.bos_token_id, SpecialRole.BEGIN_OF_TEXT)
     for token, added in tokenizer.added_tokens_decoder.items():
-        if added.content in THINKING:
-            roles.setdefault(token, THINKING[added.content])
+        if added.content in thinking.ROLES:
+            roles.setdefault(token, thinking.ROLES[added.content])
     if tokenizer.pad_token_id is not None:
         roles.setdefault(tokenizer.pad_token_id, SpecialRole.PADDING)
     ordinary = tokenizer.backend_tokenizer.get_vocab(with_added_tokens=False)

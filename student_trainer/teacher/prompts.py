@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 from teacher_proto.models.begin_tokens import missing_begin
+from teacher_proto.templates.thinking import THINKING
 from teacher_proto.types import (
     ChatPrompt,
     Prompt,
@@ -31,7 +32,7 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from student_trainer.data.templates import THINKING, marks_end, opened_thinking, thinking
+from student_trainer.data.templates import marks_end, opened_thinking, thinking
 from student_trainer.rollout.base import PromptItem
 
 BATCH = 256  # prompts whose renderings are in memory at a time

@@ -164,5 +164,13 @@ def test_thinking_goes_by_its_role_where_both_have_it_and_is_spelt_where_one_has
     )
     assert tables.special_to_teacher[mine] == theirs
     assert tables.special_to_student[theirs] == mine
+    # With two marks of one role on both sides, each is the one of its own text.
+    names = ("<think>", "<thought>")
+    both = as_a_pair(toy(dict.fromkeys(names, True)), toy(dict.fromkeys(reversed(names), True)))
+    tables = TableCache(None).get(*both)
+    for name in names:
+        mine, theirs = (side.special_ids[name] for side in both)
+        assert tables.special_to_teacher[mine] == theirs
+        assert tables.special_to_student[theirs] == mine
     alone, _ = as_a_pair(toy({"<think>": False}), toy({}))
     assert len(alone.spelt) == 1

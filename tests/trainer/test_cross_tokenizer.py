@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 import torch
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.templates.thinking import THINKING
 from teacher_proto.types import Level, PositionClass, SpecialRole, Status
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from student_trainer.commands.dry_run import compare_tokenizers
 from student_trainer.data import load_prompts
+from student_trainer.data.templates import thinking, thinking_tail
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
@@ -29,7 +31,8 @@ from student_trainer.teacher.own_tokenizer import special_roles
 from student_trainer.train import train
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.updater import Updater
-from tests.support.models import ENGLISH
+from teacher_server.realign.pair.roles import role_table
+from tests.support.models import ENGLISH, IM_START, train_tokenizer
 from tests.support.replies import with_arrays
 from tests.trainer.processes import Server, serve
 from tests.trainer.test_run import (
@@ -219,9 +222,21 @@ def test_what_cannot_be_realigned_is_refused_before_the_first_step(
         train(config(loss={"tail": "bucket"}))
 
 
-def test_roles_are_read_where_the_student_keeps_them() -> None:
-    from tests.support.models import IM_START, train_tokenizer
+@pytest.mark.parametrize(("opens", "closes"), THINKING)
+def test_all_marks_of_thinking_are_known_everywhere(opens: str, closes: str) -> None:
+    assert thinking_tail(f"assistant: {opens}\n") == f"{opens}\n"
+    assert thinking(f"{opens}\n\n{closes}") == "closed"
+    of_server = role_table({1: opens, 2: closes}, {})
+    tokenizer = train_tokenizer(ENGLISH, 300)
+    tokenizer.add_special_tokens({"additional_special_tokens": [opens, closes]})
+    of_trainer = special_roles(tokenizer, [tokenizer.eos_token_id])
+    marks = ((1, opens, SpecialRole.THINK_OPEN), (2, closes, SpecialRole.THINK_CLOSE))
+    for token, mark, role in marks:
+        assert of_server[token] is role
+        assert of_trainer[tokenizer.convert_tokens_to_ids(mark)] is role
 
+
+def test_roles_are_read_where_the_student_keeps_them() -> None:
     tokenizer = train_tokenizer(ENGLISH, 300)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     assert special_roles(tokenizer, [end]) == {

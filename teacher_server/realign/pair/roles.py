@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from teacher_proto.templates import thinking
 from teacher_proto.types import SpecialRole
 
 # Spellings in use by the model families of 2024-2026. A tokenizer file names its special
@@ -31,12 +32,7 @@ SPELLINGS: dict[str, SpecialRole] = {
         ("<|begin_of_text|>", "<s>", "<bos>", "<｜begin▁of▁sentence｜>"),
         SpecialRole.BEGIN_OF_TEXT,
     ),
-    **dict.fromkeys(
-        ("<think>", "[THINK]", "<seed:think>", "<|START_THINKING|>"), SpecialRole.THINK_OPEN
-    ),
-    **dict.fromkeys(
-        ("</think>", "[/THINK]", "</seed:think>", "<|END_THINKING|>"), SpecialRole.THINK_CLOSE
-    ),
+    **thinking.ROLES,
     **dict.fromkeys(
         ("<pad>", "<|finetune_right_pad_id|>", "<｜▁pad▁｜>"),
         SpecialRole.PADDING,

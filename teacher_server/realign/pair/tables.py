@@ -186,7 +186,8 @@ class PairTables:
                 found = same if ends else turn_end(self.student)
             else:
                 found = counterpart(role, self.student.roles)
-                found = same if found is None else found
+                if same is not None and (found is None or self.student.roles[same] is role):
+                    found = same
             table[token] = -1 if found is None else found
         return table
 
