@@ -14,7 +14,8 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.named_ends import named_ends as ends_of_files
 from teacher_proto.templates.reply_end import ReplyEnd, reply_end
 
-MODEL = "student.model"
+from student_trainer.student.loading import MODEL
+
 STOP_IDS = "rollout.stop_ids"
 TEMPLATE = "chat template"
 

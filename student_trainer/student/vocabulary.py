@@ -13,7 +13,7 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from torch import Tensor
 
-MODEL = "student.model"
+from student_trainer.student.loading import MODEL
 
 
 def undrawn_ids(tokenizer: Any, width: int, rows: int) -> Tensor | None:
