@@ -50,7 +50,7 @@ def run_directory(start: Start) -> str:
     if start.checkpoint is None:
         return f"{start.run.path}, starts from the beginning"
     start.resumed = load_state(start.checkpoint)
-    start.now = start.resumed.now or start.now
+    start.now = start.resumed.now
     return f"continues from {start.checkpoint}"
 
 

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
@@ -37,7 +36,8 @@ class Start:
         checkpoint: the checkpoint that the run resumes from, or None.
         resumed: its state, or None.
         now: the run's clock, local date and time in ISO 8601 without a zone: what chat
-            templates print. It is that of the first start, also when the run resumes.
+            templates print. It is that of the first start, also when the run resumes; empty
+            until the prompts are read of a run that begins.
         info: the teacher, as the service describes it.
         prompts: the prompts, as the student reads them.
         student: the student, with the checkpoint's weights where there is one.
@@ -60,7 +60,6 @@ class Start:
 
     def __post_init__(self) -> None:
         self.run = RunDirectory(self.config.run.output_dir)
-        self.now = self.now or datetime.now().replace(microsecond=0).isoformat()
 
     def __enter__(self) -> Start:
         return self

@@ -20,14 +20,13 @@ from teacher_proto.types import TokenPrompt, TokenText
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
-from student_trainer.data import PromptSets, load_prompts
+from student_trainer.data import PromptSets, load_prompts, rendering
 from student_trainer.evaluation.cache import cached_rows
 from student_trainer.evaluation.rows import Selection
 from student_trainer.run import checkpoint
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
-from student_trainer.startup import start
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.prompts import AtTeacher, carried
@@ -392,7 +391,7 @@ class Clock(datetime):
 def test_a_run_of_templates_that_print_the_date_goes_on_tomorrow(
     conversations: Callable[..., TrainConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(start, "datetime", Clock)
+    monkeypatch.setattr(rendering, "datetime", Clock)
     settings = conversations("dated", "dated", evaluation={"prompts": 2})
     straight, broken = (tmp_path / name for name in ("straight", "broken"))
     train(in_directory(settings, straight))
