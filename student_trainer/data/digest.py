@@ -21,8 +21,19 @@ from typing import Any
 
 from teacher_proto.types import Int32, Prompt
 
+# Begins a digest, so that one taken by another rule is recognised.
 RULE = "source:"
 EARLIER_RULE = "as-read:"
+
+
+def prompt_identity(reference_ids: Int32) -> str:
+    """16 hexadecimal digits that depend only on the tokens the student reads, int32 [P], with
+    the date that a template prints held fixed: the same on every day of a run.
+
+    Rows that differ in a dropped answer, in their columns or in their file have the same
+    identity.
+    """
+    return hashlib.sha256(reference_ids.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def prompts_digest(

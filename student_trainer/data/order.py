@@ -1,4 +1,4 @@
-"""The order in which prompts are trained on."""
+"""Which prompts are trained on, and in which order."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.errors import ConfigurationError
 
 from student_trainer.rollout.base import PromptItem
 from student_trainer.rollout.sampling import stream
@@ -112,3 +113,33 @@ class PromptOrder:
 @lru_cache(maxsize=64)
 def _permutation(count: int, *key: int) -> NDArray[np.int64]:
     return stream("order", *key).permutation(count)
+
+
+def held_out_of(
+    prompts: Sequence[PromptItem], fraction: float, seed: int
+) -> tuple[list[PromptItem], list[PromptItem]]:
+    """(the prompts to train on, those held out): a share of the distinct prompts is held out.
+    Equal prompts stay together.
+
+    Raises:
+        ConfigurationError: the share is none of them, or all.
+    """
+    unique = sorted({p.prompt_id for p in prompts})
+    count = round(fraction * len(unique))
+    if fraction > 0 and count == 0:
+        raise ConfigurationError(
+            f"{fraction} of {len(unique)} prompts is none",
+            where="data.held_out_fraction",
+            fix="raise it, or give data.held_out",
+        )
+    if count == len(unique) > 0:
+        raise ConfigurationError(
+            f"{fraction} of {len(unique)} prompts is all of them, and none is left to train on",
+            where="data.held_out_fraction",
+            fix="lower it, or give more prompts",
+        )
+    chosen = set(stream("held out", seed).permutation(unique)[:count].tolist())
+    return (
+        [p for p in prompts if p.prompt_id not in chosen],
+        [p for p in prompts if p.prompt_id in chosen],
+    )

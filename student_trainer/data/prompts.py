@@ -8,7 +8,6 @@ a text. ``data.columns`` names other columns; the further ones are ignored, and 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,12 +16,12 @@ from itertools import islice
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import ChatPrompt, Int32, Prompt, SpecialTokens, TextPrompt
+from teacher_proto.types import ChatPrompt, Prompt, SpecialTokens, TextPrompt
 
 from student_trainer.data import digest
 from student_trainer.data.columns import Columns
 from student_trainer.data.conversations import row_prompt
-from student_trainer.data.order import PromptOrder
+from student_trainer.data.order import PromptOrder, held_out_of
 from student_trainer.data.progress import told
 from student_trainer.data.rendering import (
     Draft,
@@ -35,14 +34,11 @@ from student_trainer.data.rows import read_rows
 from student_trainer.data.source import Source
 from student_trainer.data.templates import templates_as_json, unread
 from student_trainer.rollout.base import PromptItem
-from student_trainer.rollout.sampling import stream
 from student_trainer.settings.data import DataFile, DataSettings, files
 
 log = logging.getLogger(__name__)
 
 ENCODED_AT_ONCE = 1024
-# Begins a digest, so that one taken by another rule is recognised.
-DIGEST_RULE = digest.RULE
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def load_prompts(
                 fix="remove them from one of the files",
             )
     else:
-        train, held_out = _split(train, settings.held_out_fraction, seed)
+        train, held_out = held_out_of(train, settings.held_out_fraction, seed)
     if not train:
         raise ConfigurationError("no prompt is left to train on", where="data.train")
     left = {prompt.file for prompt in train}
@@ -158,31 +154,6 @@ def template_arguments(prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """Names of the template arguments that any of the prompts has, sorted."""
     chats = [source for source in prompts if isinstance(source, ChatPrompt)]
     return tuple(sorted({name for chat in chats for name in chat.template_arguments}))
-
-
-def _split(
-    prompts: Sequence[PromptItem], fraction: float, seed: int
-) -> tuple[list[PromptItem], list[PromptItem]]:
-    """Holds out a share of the distinct prompts. Equal prompts stay together."""
-    unique = sorted({p.prompt_id for p in prompts})
-    count = round(fraction * len(unique))
-    if fraction > 0 and count == 0:
-        raise ConfigurationError(
-            f"{fraction} of {len(unique)} prompts is none",
-            where="data.held_out_fraction",
-            fix="raise it, or give data.held_out",
-        )
-    if count == len(unique) > 0:
-        raise ConfigurationError(
-            f"{fraction} of {len(unique)} prompts is all of them, and none is left to train on",
-            where="data.held_out_fraction",
-            fix="lower it, or give more prompts",
-        )
-    chosen = set(stream("held out", seed).permutation(unique)[:count].tolist())
-    return (
-        [p for p in prompts if p.prompt_id not in chosen],
-        [p for p in prompts if p.prompt_id in chosen],
-    )
 
 
 def _read_files(
@@ -296,7 +267,7 @@ def _readings(
 def _item(reading: Reading, place: str, settings: DataSettings, reader: PromptReader) -> PromptItem:
     bare = settings.add_bos == "never"
     return PromptItem(
-        prompt_identity(reading.reference_ids),
+        digest.prompt_identity(reading.reference_ids),
         reading.token_ids,
         reading.source,
         place=place,
@@ -304,16 +275,6 @@ def _item(reading: Reading, place: str, settings: DataSettings, reader: PromptRe
         special_tokens=SpecialTokens.AS_WRITTEN if bare else SpecialTokens.ADD,
         begin_ids=reader.begin_ids if settings.add_bos == "always" else (),
     )
-
-
-def prompt_identity(reference_ids: Int32) -> str:
-    """16 hexadecimal digits that depend only on the tokens the student reads, int32 [P], with
-    the date that a template prints held fixed: the same on every day of a run.
-
-    Rows that differ in a dropped answer, in their columns or in their file have the same
-    identity.
-    """
-    return hashlib.sha256(reference_ids.astype("<i4").tobytes()).hexdigest()[:16]
 
 
 def _show(prompts: Sequence[PromptItem], shared: set[str]) -> str:

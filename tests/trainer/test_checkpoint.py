@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
 from teacher_proto.types import TeacherIdentity
 
-from student_trainer.data.prompts import DIGEST_RULE
+from student_trainer.data.digest import RULE
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
 from student_trainer.run.checkpoint import TrainState, damage, newest_good
@@ -214,11 +214,11 @@ def test_the_length_of_a_falling_schedule_may_not_change() -> None:
 
 
 def test_other_prompts_and_another_teacher_are_refused() -> None:
-    told = replace(state(1), data_digest=f"{DIGEST_RULE}data")
+    told = replace(state(1), data_digest=f"{RULE}data")
     with pytest.raises(ConfigurationError, match="train prompts differ"):
-        check_resumable(told, CONFIG, f"{DIGEST_RULE}other", IDENTITY)
+        check_resumable(told, CONFIG, f"{RULE}other", IDENTITY)
     with pytest.raises(ConfigurationError, match="by an earlier rule"):
-        check_resumable(state(1), CONFIG, f"{DIGEST_RULE}data", IDENTITY)
+        check_resumable(state(1), CONFIG, f"{RULE}data", IDENTITY)
     check_resumable(state(1), CONFIG, "other", IDENTITY, ["data.train"])
     with pytest.raises(ContractMismatchError, match="identity"):
         check_resumable(state(1), CONFIG, "data", replace(IDENTITY, digest="e"))
