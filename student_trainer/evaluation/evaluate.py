@@ -201,7 +201,7 @@ def response_lengths(fresh: Sequence[Rollout]) -> Lengths:
 
 def _sample(student: Student, rollout: Rollout) -> Sample:
     ids = rollout.token_ids.tolist()
-    if rollout.finished:
+    if rollout.ended_by_token(student.terminators):
         ids = ids[:-1]
     return Sample(
         prompt_id=rollout.prompt.prompt_id,

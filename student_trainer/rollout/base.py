@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from teacher_proto.types import Float32, Int32, Prompt, SpecialTokens
@@ -66,3 +67,8 @@ class Rollout:
     finished: bool
     support_ids: Int32 | None = None
     nucleus_mass: Float32 | None = None
+
+    def ended_by_token(self, terminators: Collection[int]) -> bool:
+        """Whether its last token is one of ``terminators``; False for a response that the
+        length limit cut, and for one that a stop string ended, whose text could go on."""
+        return self.finished and int(self.token_ids[-1]) in terminators

@@ -153,7 +153,9 @@ class Objective:
             totals.unusable += int((before & ~usable).sum())
             if loss.masked_chunks:
                 excluded = ~before | np.isin(rollout.token_ids, self._special)
-                found, known = chunk_advantages(scores[member], rollout, excluded)
+                found, known = chunk_advantages(
+                    scores[member], rollout, excluded, self._student.terminators
+                )
                 chunked[member] = before & ~usable & known
                 advantages.append(found[chunked[member]])
                 weights.append(self._chunk_weights(rollout, scores[member])[chunked[member]])

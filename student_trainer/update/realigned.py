@@ -4,7 +4,7 @@ chunks add."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 from teacher_proto.errors import PoisonedReplyError
@@ -112,31 +112,32 @@ def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
     return f"level {teacher.level.name}, coverage {coverage:.2f}, open {open_mass:.2f}"
 
 
-def chunks_known(block: Realignment, excluded: Bool, finished: bool) -> Bool:
+def chunks_known(block: Realignment, excluded: Bool, ended: bool) -> Bool:
     """bool [C]: the chunks whose likelihood is known on both sides.
 
     Two kinds are left out: a chunk with a token that is both ``excluded`` (bool [n]) and
     masked, such as a special token without a counterpart; and the last chunk of a response
-    that was cut, because its text would have continued.
+    that no token ``ended``, because its text would have continued.
     """
     count = len(block.chunk_log_likelihood)
     known = np.zeros(count, np.bool_)
     known[block.chunk_index] = True
     masked = block.position_class == PositionClass.MASKED
     known[block.chunk_index[masked & excluded]] = False
-    if not finished:
+    if not ended:
         known[block.chunk_index[-1]] = False
     return known
 
 
 def chunk_advantages(
-    scores: ContinuationScores, rollout: Rollout, excluded: Bool
+    scores: ContinuationScores, rollout: Rollout, excluded: Bool, terminators: Collection[int]
 ) -> tuple[Float32, Bool]:
     """The advantage of each position's chunk: log q(chunk) - log pi_old(chunk).
 
     Args:
         scores: of every row of the response.
         excluded: bool [n], see ``chunks_known``.
+        terminators: the ids that end a response.
 
     Returns:
         float32 [n], nats, and bool [n], whether it is known.
@@ -147,5 +148,5 @@ def chunk_advantages(
         return np.zeros(count, np.float32), np.zeros(count, np.bool_)
     chunk, theirs = block.chunk_index, block.chunk_log_likelihood
     own = np.bincount(chunk, rollout.log_probs.astype(np.float64), len(theirs))
-    known = chunks_known(block, excluded, rollout.finished)
+    known = chunks_known(block, excluded, rollout.ended_by_token(terminators))
     return (theirs - own)[chunk].astype(np.float32), known[chunk]

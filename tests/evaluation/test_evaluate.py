@@ -262,6 +262,20 @@ def test_a_student_that_is_not_finite_is_an_error(
         run(noisy_student, link, frozen, held_out, tmp_path)
 
 
+def test_a_sample_shows_the_token_that_completed_a_stop_string(
+    same_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
+) -> None:
+    settings = SETTINGS.model_copy(update={"frozen_rows": 0, "max_new_tokens": 60})
+    rollout = ROLLOUT.model_copy(update={"stop_strings": ("e", "t", "a", " ")})
+    frozen = freeze_continuations(same_student, held_out, settings, rollout, 0)
+    found = evaluate(
+        same_student, link, frozen, held_out, settings, rollout, seed=0, cache=tmp_path
+    )
+    ended = [sample.response for sample in found.samples if sample.finished]
+    assert ended
+    assert all(any(string in response for string in rollout.stop_strings) for response in ended)
+
+
 def test_a_service_without_full_distributions_is_refused(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:

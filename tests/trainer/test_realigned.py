@@ -224,6 +224,31 @@ def test_chunks_whose_likelihood_both_sides_know(finished: bool) -> None:
     np.testing.assert_array_equal(known, [True, True, True, True, False, finished])
 
 
+def test_the_last_chunk_of_a_response_that_a_stop_string_ended_is_not_known(
+    make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    """As in one that the limit cut, its text would have continued; a token ends both sides."""
+    case = CrossCase(make_config(), teacher)
+    terminators = case.student.terminators
+    plain = next(n for n in range(320) if n not in terminators)
+    for last, finished, known in (
+        (terminators[0], True, True), (plain, True, False), (plain, False, False),
+    ):  # fmt: skip
+        ids = case.rollouts[0].token_ids.copy()
+        ids[-1] = last
+        rollout = replace(case.rollouts[0], token_ids=ids, finished=finished)
+        none = np.zeros(len(ids), np.bool_)
+        found = realigned.chunk_advantages(case.scores[0], rollout, none, terminators)[1]
+        assert (bool(found[-1]), bool(found[0])) == (known, True)
+    ended = [replace(r, token_ids=np.append(r.token_ids[:-1], plain).astype(np.int32),
+                     finished=True) for r in case.rollouts]  # fmt: skip
+    cut = [replace(r, finished=False) for r in ended]
+    by_string, by_limit = (
+        chunk_likelihood(case.student, some, case.scores, batch_size=2) for some in (ended, cut)
+    )
+    assert by_string == by_limit is not None
+
+
 def test_bits_per_byte_of_an_answer(make_config: MakeConfig, teacher: LocalTeacher) -> None:
     case = CrossCase(make_config(), teacher)
     found = chunk_likelihood(case.student, case.rollouts, case.scores, batch_size=2)
