@@ -171,7 +171,11 @@ def frozen_selections(frozen: FrozenPositions, prompts: Sequence[PromptItem]) ->
     """The frozen positions with their prompts' tokens."""
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     return [
-        Selection(by_id[c.prompt_id], np.array(c.token_ids, np.int32), np.array(c.rows, np.int32))
+        Selection(
+            by_id[c.prompt_id] if c.place is None else prompts[c.place],
+            np.array(c.token_ids, np.int32),
+            np.array(c.rows, np.int32),
+        )
         for c in frozen.continuations
     ]
 

@@ -34,7 +34,12 @@ def load_frozen(path: Path) -> FrozenPositions:
     raw = _read(path)
     try:
         continuations = tuple(
-            FrozenContinuation(str(c["prompt_id"]), _integers(c["token_ids"]), _integers(c["rows"]))
+            FrozenContinuation(
+                str(c["prompt_id"]),
+                _integers(c["token_ids"]),
+                _integers(c["rows"]),
+                None if c.get("place") is None else int(c["place"]),
+            )
             for c in raw["continuations"]
         )
         return FrozenPositions(

@@ -68,8 +68,13 @@ def freeze_continuations(
     return FrozenPositions(
         prompts=tuple(p.prompt_id for p in prompts),
         continuations=tuple(
-            FrozenContinuation(r.prompt.prompt_id, tuple(r.token_ids.tolist()), tuple(c.tolist()))
-            for r, c in zip(rollouts, rows, strict=True)
+            FrozenContinuation(
+                r.prompt.prompt_id,
+                tuple(r.token_ids.tolist()),
+                tuple(c.tolist()),
+                place % len(prompts),
+            )
+            for place, (r, c) in enumerate(zip(rollouts, rows, strict=True))
             if len(c)
         ),
         seed=seed,

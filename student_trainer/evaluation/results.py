@@ -18,11 +18,14 @@ class FrozenContinuation:
         prompt_id: of the held-out prompt it continues.
         token_ids: its n >= 1 tokens.
         rows: indices in [0, n) of the evaluated positions, strictly increasing.
+        place: of the prompt in ``FrozenPositions.prompts``: prompts of one id can be different
+            ones at the teacher. None in a file of before it was kept.
     """
 
     prompt_id: str
     token_ids: tuple[int, ...]
     rows: tuple[int, ...]
+    place: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +52,13 @@ class FrozenPositions:
 
     @property
     def digest(self) -> str:
-        """sha256 over everything above, hexadecimal."""
-        return hashlib.sha256(json.dumps(asdict(self)).encode()).hexdigest()
+        """sha256 over everything above, hexadecimal. It is what it was before there were
+        places, where there are none."""
+        values = asdict(self)
+        for continuation in values["continuations"]:
+            if continuation["place"] is None:
+                del continuation["place"]
+        return hashlib.sha256(json.dumps(values).encode()).hexdigest()
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import TextPrompt
 
 from student_trainer.evaluation import freeze_continuations, load_frozen, save_frozen
+from student_trainer.evaluation.evaluate import frozen_selections
 from student_trainer.evaluation.frozen import spread_rows
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.evaluation import EvaluationSettings
@@ -59,6 +63,29 @@ def test_more_answers_are_drawn_until_the_positions_suffice(
     assert len({c.token_ids for c in frozen.continuations}) == len(frozen.continuations)
     assert freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0) == frozen
     assert freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 1) != frozen
+
+
+def test_prompts_that_are_the_same_to_the_student_alone_keep_their_continuations(
+    noisy_student: Student, held_out: list[PromptItem]
+) -> None:
+    first = held_out[0]
+    prompts = [first, dataclasses.replace(first, source=TextPrompt("another at the teacher"))]
+    settings = SETTINGS.model_copy(update={"prompts": 2, "frozen_rows": 16})
+    frozen = freeze_continuations(noisy_student, prompts, settings, ROLLOUT, 0)
+    found = frozen_selections(frozen, prompts)
+    sources = [prompt.source for prompt in prompts]
+    assert [s.prompt.source for s in found] == (sources * len(found))[: len(found)]
+    assert len(found) > 1
+    # A file of before: each is of the last prompt of its id, and the digest is the same.
+    old = dataclasses.replace(
+        frozen,
+        continuations=tuple(dataclasses.replace(c, place=None) for c in frozen.continuations),
+    )
+    values = dataclasses.asdict(old)
+    for continuation in values["continuations"]:
+        del continuation["place"]
+    assert old.digest == hashlib.sha256(json.dumps(values).encode()).hexdigest()
+    assert {s.prompt.source for s in frozen_selections(old, prompts)} == {prompts[1].source}
 
 
 def test_too_few_positions_are_an_error(noisy_student: Student, held_out: list[PromptItem]) -> None:
