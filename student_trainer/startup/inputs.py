@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from teacher_proto.errors import ConfigurationError
+from torch import nn
 
 from student_trainer.data import run_clock
 from student_trainer.prompt_needs import check_ids, describe_prompts, notes, read_prompts
@@ -74,10 +75,16 @@ def check_dropout(start: Start) -> None:
 
 
 def has_own_dropout(student: Student) -> bool:
-    """Whether the model's configuration has a dropout (or layer dropping) above 0."""
-    values = student.causal_model.config.get_text_config().to_dict()
+    """Whether a layer of the model has a dropout (or layer dropping) above 0, as its updates
+    would have it; a configuration also names dropouts of heads that are not there. Those of
+    adapters do not count."""
+    modules = student.causal_model.named_modules()
+    layers = [module for name, module in modules if "lora_dropout" not in name]
     return any(
-        "drop" in name and isinstance(value, float) and value > 0 for name, value in values.items()
+        isinstance(value, float) and value > 0
+        for module in layers
+        for name, value in vars(module).items()
+        if "drop" in name or (name == "p" and isinstance(module, nn.modules.dropout._DropoutNd))
     )
 
 

@@ -11,13 +11,16 @@ from typing import Any
 import pytest
 import tomli_w
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from student_trainer.run.checkpoint import load_state
+from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup import inputs
 from student_trainer.startup.start import Start
+from student_trainer.student.model import load_student
 from student_trainer.train import train
-from tests.support.models import make_tiny_model
+from tests.support.models import ENGLISH, make_tiny_model, save_model, train_tokenizer
 from tests.support.old_tree import Tree
 from tests.trainer.conftest import settings, write_prompts
 from tests.trainer.processes import Server
@@ -155,3 +158,16 @@ def test_a_run_that_had_the_models_own_dropout_does_not_lose_it_unsaid(
     shutil.copy(student / "config.json", start.checkpoint / "model" / "config.json")
     with pytest.raises(ConfigurationError, match="the model's own dropout on"):
         inputs.student(start)
+
+
+@pytest.mark.parametrize("place", [None, "resid_pdrop", "attn_pdrop"])
+def test_only_dropout_of_a_layer_that_is_there_counts(tmp_path: Path, place: str | None) -> None:
+    """GPT-2's configuration names, with 0.1, the dropout of a head that a student has not."""
+    drops = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+    sizes = {"vocab_size": 320, "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 64}
+    changed = drops if place is None else drops | {place: 0.1}
+    config = GPT2Config(**sizes, **changed, bos_token_id=0, eos_token_id=1)
+    assert config.summary_first_dropout == 0.1
+    save_model(GPT2LMHeadModel(config), tmp_path, train_tokenizer(ENGLISH, 320))
+    student = load_student(StudentSettings(model=str(tmp_path), device="cpu"))
+    assert inputs.has_own_dropout(student) == (place is not None)
