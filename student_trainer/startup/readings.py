@@ -194,7 +194,9 @@ def _read(
 
 def _warn_of_long_responses(start: Start, found: Judgement, room: int) -> None:
     """Warns when responses would not fit that become longer in the teacher's tokens as the
-    prompts do."""
+    prompts do. With one tokenizer they are as long on both sides."""
+    if not start.teacher.realigned:
+        return
     ratio = found.teacher_tokens / max(found.student_tokens, 1)
     longest = start.config.rollout.max_new_tokens
     if ratio > 1 and found.longest + ratio * longest > room:

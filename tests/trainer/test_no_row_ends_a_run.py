@@ -22,8 +22,10 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.run.directory import RunDirectory, append_metrics
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.readings import Judgement, _warn_of_long_responses
 from student_trainer.startup.start import Start
 from student_trainer.startup.steps import STEPS
+from student_trainer.startup.teacher import tokenizer
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.left_out import REFUSED, is_left_out
 from student_trainer.teacher.link import TeacherLink
@@ -164,6 +166,20 @@ def test_a_response_that_is_too_long_in_the_teachers_tokens_is_left_out_and_coun
     assert lines(run)[0]["tokens_used"] > 0
     assert "engine.max_length" in caplog.text
     assert "times as long in the teacher's tokens" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["short", "default"])
+def test_responses_are_as_long_on_both_sides_of_one_tokenizer(
+    config: MakeConfig, name: str
+) -> None:
+    """Prompts that the teacher's template makes longer say nothing of them."""
+    with Start(config(*PLAIN, teacher={"name": name})) as start:
+        start.student = load_student(start.config.student)
+        tokenizer(start)
+        longer = Judgement(longest=20, student_tokens=10, teacher_tokens=20)
+        _warn_of_long_responses(start, longer, room=24)
+        assert start.teacher.realigned == (name == "short")
+        assert len([w for w in start.warnings if "2.00 times as long" in w]) == (name == "short")
 
 
 @pytest.mark.parametrize(
