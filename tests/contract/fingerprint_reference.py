@@ -57,7 +57,7 @@ def parts(file: str) -> dict[str, Any]:
     normalizer = [n for one in members(tokenizer.get("normalizer")) for n in normalizers(one)]
     pre_tokenizer = pre_tokenizers(members(tokenizer.get("pre_tokenizer")), normalizer)
     return {
-        "added_tokens": added_tokens(tokenizer.get("added_tokens", []), normalizer),
+        "added_tokens": added_tokens(tokenizer.get("added_tokens", []), model["vocab"], normalizer),
         "normalizer": normalizer,
         "pre_tokenizer": pre_tokenizer,
         "model": settings(model, pre_tokenizer),
@@ -81,12 +81,26 @@ def members(node: Any) -> list[dict[str, Any]]:
     return [dict(node)]
 
 
-def added_tokens(tokens: list[dict[str, Any]], normalizer: list[Any]) -> list[list[Any]]:
-    by_content = {}
+def added_tokens(
+    tokens: list[dict[str, Any]], vocab: Any, normalizer: list[Any]
+) -> list[list[Any]]:
+    words = [entry[0] for entry in vocab] if isinstance(vocab, list) else list(vocab)
+    new: list[str] = []
+    by_id = {}
     for token in tokens:
+        content = token["content"]
+        if content == "":
+            continue
+        if content in words:
+            last = len(words) - 1 - words[::-1].index(content)
+            number = last if isinstance(vocab, list) else vocab[content]
+        else:
+            if content not in new:
+                new.append(content)
+            number = len(words) + new.index(content)
         flags = [token.get(f, False) for f in ("single_word", "lstrip", "rstrip", "normalized")]
-        by_content[token["content"]] = [token["id"], token["content"], *flags]
-    rows = sorted((row for content, row in by_content.items() if content), key=lambda row: row[0])
+        by_id[number] = [number, content, *flags]
+    rows = [by_id[number] for number in sorted(by_id)]
     if normalizer == [] and all(row[5] is True for row in rows):
         for row in rows:
             row[5] = False

@@ -12,7 +12,14 @@ from typing import Any
 from teacher_proto.fingerprint.parts import canonical_parts, read_fingerprint
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
-from tests.contract.toy_tokenizers import GPT2_REGEX, NO_ID_CHANGES, QWEN_REGEX, TOYS, edited
+from tests.contract.toy_tokenizers import (
+    GPT2_REGEX,
+    ID_CHANGES,
+    NO_ID_CHANGES,
+    QWEN_REGEX,
+    TOYS,
+    edited,
+)
 
 FILE = Path(__file__).parents[2] / "docs" / "fingerprint_vectors.json"
 C = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
@@ -28,15 +35,23 @@ EXPRESSIONS = [
 ]
 # Larger parts are in the vectors by their digest alone.
 SHORT = 700
-# Of each toy: some of the edits that change no id, which have its fingerprint.
-EDITS = {"ByteLevel's own expression in a Split", "unk_token", "the last bit of a score"}
+# Of each toy: some of the edits that change no id, which have its fingerprint, and some that do.
+EDITS = {
+    "ByteLevel's own expression in a Split",
+    "unk_token",
+    "the last bit of a score",
+    "an id that the file states",
+    "order of the file",
+    "of two with one id the last",
+}
 
 
 def vectors() -> dict[str, Any]:
     documents = dict(TOYS)
-    for toy, what, edit, start in NO_ID_CHANGES:
-        if what in EDITS and start is None:
-            documents[f"{toy}, {what}"] = edited(TOYS[toy], edit)
+    for toy, what, edit, start, *_ in (*NO_ID_CHANGES, *ID_CHANGES):
+        if what in EDITS:
+            base = TOYS[toy] if start is None else edited(TOYS[toy], start)
+            documents[f"{toy}, {what}"] = edited(base, edit)
     return {
         "expressions": EXPRESSIONS,
         "vectors": [_vector(name, json.dumps(found)) for name, found in documents.items()],

@@ -267,6 +267,7 @@ NO_ID_CHANGES: list[tuple[str, str, Edit, Edit | None]] = [
     ("byte_level", "not special", token(1, special=True), None),
     ("byte_level", "order", reordered, None),
     ("byte_level", "normalized", without_normalizer(True, True), without_normalizer(False, False)),
+    ("byte_level", "an id that the file states", token(1, id=900), None),
     ("byte_level", "twice", lambda d: d["added_tokens"].append(d["added_tokens"][0]), None),
     ("byte_level", "nameless", lambda d: d["added_tokens"].append(added(900, "")), None),
     ("byte_level", "merges as text", model(merges=[" ".join(pair) for pair in MERGES]), None),
@@ -376,6 +377,25 @@ ID_CHANGES: list[tuple[str, str, Edit, Edit | None, str]] = [
         "a<think>",
     ),
     ("byte_level", "content", token(0, content="<|stop|>"), None, "<|end|>"),
+    ("byte_level", "order of the file", lambda d: d["added_tokens"].reverse(), None, "<|end|>"),
+    (
+        "byte_level",
+        "of two with one id the last",
+        lambda d: d["added_tokens"].reverse(),
+        # 264 is the id of "z", and the next one after as many as there are tokens.
+        both(
+            lambda d: d["model"]["vocab"].update(z=264),
+            part("added_tokens", [added(264, "z"), added(264, "<think>")]),
+        ),
+        "<think>",
+    ),
+    (
+        "unigram",
+        "order of the file",
+        lambda d: d["added_tokens"].reverse(),
+        part("added_tokens", [added(2, "a"), added(7, "<m>"), added(8, "<n>")]),
+        "<m>",
+    ),
     ("byte_level", "no added token", part("added_tokens", []), None, "<|end|>"),
     ("byte_level", "no normalizer", part("normalizer", None), None, "e\u0301"),
     ("byte_level", "NFKC", part("normalizer", {"type": "NFKC"}), None, "ﬁ"),

@@ -82,6 +82,9 @@ def changed(**changes: Any) -> str:
         (changed(added_tokens=[{"id": 9, "content": "a", "special": True}]), "in the model"),
         (changed(added_tokens=[{"id": 2**30, "content": "x"}]), "ids go up to"),
         (changed(model={"merges": [["a", "zzz"]]}), "cannot be built"),
+        # The tokenizers library numbers them in the order of the file.
+        (changed(added_tokens=[{"id": 4, "content": "x"}, {"id": 3, "content": "y"}]), "states id"),
+        (changed(added_tokens=[{"id": 8, "content": "x"}]), "states id 8"),
     ],
 )
 def test_what_cannot_be_realigned_is_refused(file: str, says: str) -> None:

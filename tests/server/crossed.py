@@ -54,7 +54,7 @@ def changed(file: bytes, change: Any) -> bytes:
 def extra_token(document: dict[str, Any]) -> None:
     size = len(document["model"]["vocab"])
     document["added_tokens"].append(
-        {**document["added_tokens"][0], "id": size + 5, "content": "<think>"}
+        {**document["added_tokens"][0], "id": size, "content": "<think>"}
     )
 
 

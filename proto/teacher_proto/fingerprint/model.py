@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from operator import itemgetter
 from typing import Any
@@ -12,6 +12,8 @@ from typing import Any
 from teacher_proto.fingerprint.failure import unreadable
 from teacher_proto.program.byte_alphabet import byte_alphabet
 
+# The "vocab" of a model: token -> id, or of a Unigram (token, score) in the order of the ids.
+Vocab = Mapping[str, int] | Sequence[tuple[str, float]]
 # Settings of BPE with the value that they have when a file leaves them out, or at null.
 BPE = {
     "unk_token": None,
@@ -57,6 +59,27 @@ def vocabulary(model: Mapping[str, Any]) -> list[tuple[Any, Any]]:
     ):
         return [(token, binary32(score, "model.vocab")) for token, score in entries]
     raise unreadable("has no readable model.vocab")
+
+
+def added_ids(vocab: Vocab, contents: Iterable[str]) -> dict[str, int]:
+    """content -> the id that the tokenizers library gives an added token, whatever id the file
+    states: that of the vocabulary, or the next one after as many as it has entries.
+
+    Args:
+        contents: of all added tokens, in the order of the file.
+    """
+    if not isinstance(vocab, Mapping):
+        vocab = {token: place for place, (token, _) in enumerate(vocab)}
+        size = max(vocab.values(), default=-1) + 1
+    else:
+        size = len(vocab)
+    found: dict[str, int] = {}
+    for content in dict.fromkeys(contents):
+        if content:
+            known = vocab.get(content)
+            found[content] = size if known is None else known
+            size += known is None
+    return found
 
 
 def merges(model: Mapping[str, Any]) -> list[list[str]] | None:

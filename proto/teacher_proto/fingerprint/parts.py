@@ -60,7 +60,9 @@ def canonical_parts(tokenizer_json: str | bytes) -> dict[str, Any]:
         "merges": model.merges(document["model"]),
         "normalizer": normalizers,
         "pre_tokenizer": pre,
-        "added_tokens": _added_tokens(document.get("added_tokens"), bool(normalizers)),
+        "added_tokens": _added_tokens(
+            document.get("added_tokens"), document["model"]["vocab"], bool(normalizers)
+        ),
     }
 
 
@@ -70,14 +72,13 @@ def read_fingerprint(tokenizer_json: str | bytes) -> Fingerprint:
     return Fingerprint({name: _sha256(value) for name, value in parts.items()})
 
 
-def _added_tokens(tokens: object, normalizes: bool) -> list[list[Any]]:
-    """[id, content, *FLAGS] by id. Of several entries of one content the last counts, as in
-    the tokenizers library, which leaves out tokens without content."""
+def _added_tokens(tokens: object, vocab: model.Vocab, normalizes: bool) -> list[list[Any]]:
+    """[id, content, *FLAGS] by id. Of several entries of one id the last counts, as in the
+    tokenizers library, which leaves out tokens without content."""
     if tokens is None:
         return []
     if not isinstance(tokens, Sequence) or isinstance(tokens, str):
         raise unreadable("has no readable added_tokens")
-    rows: dict[str, list[Any]] = {}
     for index, token in enumerate(tokens):
         if (
             not isinstance(token, dict)
@@ -85,10 +86,13 @@ def _added_tokens(tokens: object, normalizes: bool) -> list[list[Any]]:
             or not isinstance(token.get("content"), str)
         ):
             raise unreadable(f"has an added token without id or content: added_tokens[{index}]")
-        flags = [token.get(flag) is True for flag in FLAGS]
-        rows[token["content"]] = [token["id"], token["content"], *flags]
-    rows.pop("", None)
-    found = sorted(rows.values())
+    ids = model.added_ids(vocab, (token["content"] for token in tokens))
+    rows = {
+        ids[token["content"]]: [token["content"], *(token.get(flag) is True for flag in FLAGS)]
+        for token in tokens
+        if token["content"]
+    }
+    found = [[number, *row] for number, row in sorted(rows.items())]
     if not normalizes and len({row[-1] for row in found}) == 1:
         # Without a normalizer the flag only says which tokens are looked for first.
         found = [[*row[:-1], False] for row in found]

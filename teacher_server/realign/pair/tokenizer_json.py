@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.fingerprint.model import added_ids
 from teacher_proto.program.byte_alphabet import byte_alphabet
 
 # byte_level: tokens are spelt in the byte alphabet. byte_fallback: tokens are text, with
@@ -55,6 +56,7 @@ def parse_tokenizer(file: bytes | str) -> ParsedTokenizer:
             table[token] = _token_bytes(text, kind)
         elif specials[token] != text:
             raise refused(f"id {token} is {specials[token]!r} and another token, {text!r}")
+    _check_numbers(added, vocab)
     return ParsedTokenizer(document, kind, tuple(table), specials)
 
 
@@ -93,6 +95,19 @@ def _specials(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int]) -> d
         if token.get("special") or in_model is None:
             specials[number] = text
     return specials
+
+
+def _check_numbers(added: Sequence[Mapping[str, Any]], vocab: Mapping[str, int]) -> None:
+    """Raises ConfigurationError where the library gives an added token another id."""
+    given = added_ids(vocab, (token["content"] for token in added))
+    for token in added:
+        text, number = token["content"], token["id"]
+        if given[text] != number:
+            raise refused(
+                f"its added token {text!r} states id {number}; the tokenizers library, which "
+                f"numbers them in the order of the file, gives it {given[text]}. What the library "
+                "writes, after reading this file, can be"
+            )
 
 
 def _token_bytes(text: str, kind: Kind) -> bytes:
