@@ -99,8 +99,8 @@ def merges(model: Mapping[str, Any]) -> list[list[str]] | None:
 
 
 def binary32(number: object, where: str) -> str:
-    """The number's IEEE 754 binary32, big end first, as 8 hex digits. A file that is read
-    and written again may have other last bits of its numbers in binary64."""
+    """The number's IEEE 754 binary32, big end first, as 8 hex digits. The tokenizers library
+    computes in binary64, but what it reads and writes again has other last bits."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         raise unreadable(f"has something other than a number in {where}")
     try:
