@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
-from teacher_proto.fingerprint.probe import Encode
+from teacher_proto.fingerprint.probe import PROBE, Encode, probe_texts
 from teacher_proto.fingerprint.relation import EQUAL, difference
 from tokenizers import Tokenizer
 
@@ -112,3 +112,10 @@ def test_every_edit_that_changes_ids_is_described_and_no_other_is() -> None:
     for toy, what, edit, start in NO_ID_CHANGES:
         base = TOYS[toy] if start is None else edited(TOYS[toy], start)
         assert described(base, edited(base, edit)) == "", what
+
+
+def test_the_probe_is_bounded_whatever_is_added() -> None:
+    assert probe_texts(["<x>"])[len(PROBE) :] == ["<x>", "a<x>b", "a  <x>  b"]
+    assert probe_texts(["x" * 129, "<x>"])[len(PROBE) :] == probe_texts(["<x>"])[len(PROBE) :]
+    many = [f"{number:0128}" for number in range(10_000)]
+    assert probe_texts(many)[len(PROBE) :] == probe_texts(many[:2048])[len(PROBE) :]

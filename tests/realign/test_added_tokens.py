@@ -154,6 +154,13 @@ def test_ends_beginnings_and_padding_are_never_spelt() -> None:
     assert set(teacher.specials.values()) == {"</s>", "<bos>", "<pad>", "<|im_end|>"}
 
 
+def test_very_long_tokens_are_never_spelt() -> None:
+    longest, longer = "<" + "x" * 126 + ">", "<" + "x" * 127 + ">"
+    one = toy({longest: True, longer: True, "<" + "\u00e9" * 64: True})
+    for spelt in (as_a_pair(toy({}), one)[1], as_a_pair(one, toy({}))[0]):
+        assert spelt.spelt == {one.special_ids[longest]}
+
+
 def test_thinking_goes_by_its_role_where_both_have_it_and_is_spelt_where_one_has() -> None:
     both = as_a_pair(toy({"<think>": False}), toy({"[THINK]": True}))
     assert not any(side.spelt for side in both)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 # From texts to the ids of each, without special tokens that no text spells out.
 Encode = Callable[[Sequence[str]], Sequence[Sequence[int]]]
@@ -64,8 +65,9 @@ PROBE: tuple[str, ...] = (
     "<s>[INST] Hi [/INST]</s> <bos><start_of_turn>user\nHi<end_of_turn>",
     "<unk> <pad> <mask> <s> </s> [UNK] [MASK] <0x0A> <think>x</think> <tool_call>",
 )
-# Added tokens that are spelt out besides, of a tokenizer that has more of them.
-MAX_ADDED = 20_000
+# Bounds of the added tokens that are spelt out besides: how many, characters of one, and
+# characters of all.
+MAX_ADDED, MAX_LENGTH, MAX_CHARACTERS = 20_000, 128, 2**18
 SHOWN_TEXT, SHOWN_IDS = 60, 6
 
 
@@ -95,8 +97,11 @@ class EncodesOtherwise:
 
 
 def probe_texts(added: Iterable[str]) -> list[str]:
-    """``PROBE``, and the text of each added token alone, between letters and between spaces."""
-    chosen = list(dict.fromkeys(added))[:MAX_ADDED]
+    """``PROBE``, and the text of each added token alone, between letters and between spaces;
+    of very long and very many tokens only some."""
+    short = [token for token in dict.fromkeys(added) if len(token) <= MAX_LENGTH][:MAX_ADDED]
+    until = accumulate(map(len, short))
+    chosen = [token for token, end in zip(short, until, strict=True) if end <= MAX_CHARACTERS]
     spelt = [text for token in chosen for text in (token, f"a{token}b", f"a  {token}  b")]
     return [*PROBE, *spelt]
 

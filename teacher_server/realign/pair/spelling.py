@@ -15,6 +15,8 @@ from teacher_server.realign.pair.vocabulary import Vocabulary
 
 # What these are for cannot be written down: without a counterpart they stay special.
 NEVER_SPELT = (*TERMINATORS, SpecialRole.BEGIN_OF_TEXT, SpecialRole.PADDING)
+# Bytes of a token. A longer one stays special too: the tables grow with what is spelt.
+MAX_SPELT = 128
 
 
 def as_a_pair(student: Vocabulary, teacher: Vocabulary) -> tuple[Vocabulary, Vocabulary]:
@@ -35,6 +37,7 @@ def _lacked(own: Vocabulary, other: Vocabulary) -> frozenset[int]:
         for token, role in own.roles.items()
         if role not in NEVER_SPELT
         and own.specials[token] != own.unknown
+        and len(own.specials[token].encode()) <= MAX_SPELT
         and equal_text(token, own, other) is None
         and (role not in MAPPED or counterpart(role, other.roles) is None)
     )
