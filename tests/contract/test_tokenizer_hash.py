@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.fingerprint import parts
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
 BASE: dict[str, Any] = {
@@ -159,3 +160,23 @@ def test_a_real_tokenizer_on_disk_and_in_memory(
     assert tokenizer_hash(loaded.backend_tokenizer.to_str()) == tokenizer_hash(file)
     loaded.add_tokens(["<think>"])
     assert tokenizer_hash(loaded.backend_tokenizer.to_str()) != tokenizer_hash(file)
+
+
+def test_one_content_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A registration asks for the fingerprint of its file more than once."""
+    read: list[str | bytes] = []
+    real = parts.canonical_parts
+
+    def counting(content: str | bytes) -> dict[str, Any]:
+        read.append(content)
+        return real(content)
+
+    monkeypatch.setattr(parts, "canonical_parts", counting)
+    file = json.dumps({**BASE, "version": "read once"})
+    assert tokenizer_hash(file) == tokenizer_hash(file.encode()) == fingerprint(lambda d: None)
+    assert [one for one in read if "read once" in str(one)] == [file]
+    for number in range(parts.MAX_KEPT + 1):
+        tokenizer_hash(json.dumps({**UNIGRAM, "version": number}))
+    assert len(parts._kept) == parts.MAX_KEPT
+    tokenizer_hash(file)
+    assert [one for one in read if "read once" in str(one)] == [file, file]

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +25,8 @@ PARTS: Mapping[str, str] = {
 }
 # What of an added token decides ids, besides id and content. "special" does not.
 FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
+# Fingerprints that are kept, by the sha256 of the content.
+MAX_KEPT = 64
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class Fingerprint:
     def without_added_tokens(self) -> str:
         """``digest`` of the same tokenizer with no added token."""
         return _sha256({**self.digests, "added_tokens": _sha256([])})
+
+
+_kept: OrderedDict[bytes, Fingerprint] = OrderedDict()
+_lock = threading.Lock()
 
 
 def canonical_parts(tokenizer_json: str | bytes) -> dict[str, Any]:
@@ -67,9 +75,21 @@ def canonical_parts(tokenizer_json: str | bytes) -> dict[str, Any]:
 
 
 def read_fingerprint(tokenizer_json: str | bytes) -> Fingerprint:
-    """Of the content of a tokenizer.json; raises ConfigurationError."""
-    parts = canonical_parts(tokenizer_json)
-    return Fingerprint({name: _sha256(value) for name, value in parts.items()})
+    """Of the content of a tokenizer.json; raises ConfigurationError. Those of the last few
+    contents are kept: a large file takes seconds."""
+    written = tokenizer_json
+    if isinstance(written, str):
+        written = written.encode("utf-8", "surrogatepass")
+    key = hashlib.sha256(written).digest()
+    found = _kept.get(key)
+    if found is None:
+        parts = canonical_parts(tokenizer_json)
+        found = Fingerprint({name: _sha256(value) for name, value in parts.items()})
+        with _lock:
+            _kept[key] = found
+            while len(_kept) > MAX_KEPT:
+                _kept.popitem(last=False)
+    return found
 
 
 def _added_tokens(tokens: object, vocab: model.Vocab, normalizes: bool) -> list[list[Any]]:
