@@ -17,6 +17,7 @@ from teacher_server.engines.adapter import Adapter
 
 WHERE = "engine.vllm"
 POSITIONS = "max_position_embeddings"
+TEXT_CONFIG = "text_config"
 TEXT_ONLY = "language_model_only"
 MAXIMUM_SEQUENCES = 256
 # Tokens of one block of keys and values: the fewest that vLLM allows on a CPU. Only whole
@@ -96,7 +97,7 @@ def engine_arguments(
         if not os.environ.get(CPU_CACHE_VARIABLE):
             defaults["kv_cache_memory_bytes"] = CPU_CACHE_BYTES
     arguments = defaults | dict(options)
-    arguments["hf_overrides"] = length_overrides(model) | options.get("hf_overrides", {})
+    arguments["hf_overrides"] = _merged(length_overrides(model), options.get("hf_overrides", {}))
     if TEXT_ONLY in known:
         # Of a model for text and images only the language model is loaded.
         arguments[TEXT_ONLY] = True
@@ -129,16 +130,31 @@ def engine_arguments(
     }
 
 
-def length_overrides(directory: str) -> dict[str, int]:
+def length_overrides(directory: str) -> dict[str, Any]:
     """What vLLM is told of a length that YaRN reaches and ``max_position_embeddings`` leaves
-    out; empty where the two agree."""
+    out, where config.json has it: of a model with images in ``text_config``. Empty where the
+    two agree."""
     try:
-        config = SimpleNamespace(**json.loads((Path(directory) / "config.json").read_text()))
-    except (OSError, ValueError, TypeError):
+        document = json.loads((Path(directory) / "config.json").read_text())
+        nested = document.get(TEXT_CONFIG)
+        config = SimpleNamespace(**(document if nested is None else nested))
+    except (OSError, ValueError, TypeError, AttributeError):
         return {}  # vLLM says what is wrong with the file
     own = getattr(config, POSITIONS, None)
     reached, _ = stated_length(config)
-    return {} if reached is None or own is None or reached <= own else {POSITIONS: reached}
+    if reached is None or own is None or reached <= own:
+        return {}
+    return {POSITIONS: reached} if nested is None else {TEXT_CONFIG: {POSITIONS: reached}}
+
+
+def _merged(ours: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Both, where ``given`` counts; of objects in both, each field."""
+    both = {
+        name: _merged(ours[name], given[name])
+        for name in ours.keys() & given.keys()
+        if isinstance(ours[name], Mapping) and isinstance(given[name], Mapping)
+    }
+    return {**ours, **given, **both}
 
 
 def adapter_arguments(
@@ -226,7 +242,7 @@ def checkpoint_dtype(directory: str) -> str:
         config = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot be read: {error}", where=str(path)) from error
-    for part in (config.get("text_config") or {}, config):
+    for part in (config.get(TEXT_CONFIG) or {}, config):
         for key in ("dtype", "torch_dtype"):
             if isinstance(part.get(key), str):
                 return str(part[key])
