@@ -4,7 +4,6 @@ clock, or a text with the tokens that begin a text."""
 from __future__ import annotations
 
 import contextlib
-import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.begin_tokens import begin_ids, begin_text, missing_begin
+from teacher_proto.templates.arguments import no_text, reserved_names
 from teacher_proto.templates.clock import CLOCK_NAME, clock
 from teacher_proto.templates.tool_calls import may_vary, render_calls
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, Int32, Prompt, TextPrompt
@@ -22,8 +22,6 @@ from student_trainer.data.encoding import Encoder
 from student_trainer.data.templates import compiled, marks_end, opened_thinking, template_names
 from student_trainer.settings.data import DataSettings
 
-# Arguments of apply_chat_template that it passes to the template.
-TEMPLATE_OWN = {"tools", "documents"}
 MEND = 'mend the row, or set data.refused = "drop"'
 
 
@@ -106,6 +104,8 @@ class PromptReader:
         Raises:
             ConfigurationError: a token is to begin every prompt, and the tokenizer has none.
         """
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         self.now = now
         self.names = template_names(tokenizer)
         self.begin_ids = begin_ids(tokenizer, tokenizer_configuration(tokenizer))
@@ -113,8 +113,7 @@ class PromptReader:
         self._encoder = Encoder(tokenizer)
         self._add_bos = settings.add_bos
         self.reads_clock = CLOCK_NAME in self.names
-        parameters = set(inspect.signature(tokenizer.apply_chat_template).parameters)
-        self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
+        self._reserved = reserved_names(tokenizer.apply_chat_template, render_jinja_template)
         if settings.add_bos == "always" and not self.begin_ids:
             if tokenizer.bos_token_id is None:
                 raise ConfigurationError(
@@ -178,6 +177,13 @@ class PromptReader:
                 where=place,
                 fix="give only what the template itself reads (data.template_arguments, "
                 "data.columns.template_arguments)",
+            )
+        no_texts = no_text(self._tokenizer, source.template_arguments)
+        if no_texts:
+            raise ConfigurationError(
+                f"{', '.join(no_texts)} is the text of a special token, and no text is given",
+                where=place,
+                fix="give text, or leave it out for the tokenizer's own",
             )
         try:
             return self._rendered(source, [m.as_read() for m in source.messages])

@@ -5,7 +5,6 @@ Encoding never adds special tokens, truncates or pads, whatever tokenizer.json a
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,6 +18,7 @@ from teacher_proto.fingerprint.relation import loaded_otherwise
 from teacher_proto.models.begin_tokens import begin_ids
 from teacher_proto.models.folder import TOKENIZER_FILES, model_folder, read_tokenizer
 from teacher_proto.models.special_ids import check_special_ids
+from teacher_proto.templates.arguments import no_text, reserved_names
 from teacher_proto.templates.tool_calls import render_calls
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import ChatMessage, ChatPrompt, Int32, SpecialRole, TokenText
@@ -33,9 +33,6 @@ from teacher_server.teachers.turn_ends import (
 )
 
 log = logging.getLogger(__name__)
-
-# Arguments of apply_chat_template that it passes to the template.
-TEMPLATE_OWN = {"tools", "documents"}
 
 
 class TextTokenizer:
@@ -103,6 +100,7 @@ class TeacherTokenizer(TextTokenizer):
     ) -> None:
         """``configuration``: tokenizer_config.json, of which ``begin_ids`` reads."""
         from tokenizers import Tokenizer
+        from transformers.utils.chat_template_utils import render_jinja_template
 
         backend = getattr(source, "backend_tokenizer", None)
         if not isinstance(backend, Tokenizer):
@@ -130,8 +128,7 @@ class TeacherTokenizer(TextTokenizer):
         super().__init__(as_json)
         self.chat = chat_templates(source)
         self.begin_ids = _begin_ids(source, configuration or {})
-        parameters = set(inspect.signature(source.apply_chat_template).parameters)
-        self._reserved = parameters - TEMPLATE_OWN - {"kwargs"}
+        self._reserved = reserved_names(source.apply_chat_template, render_jinja_template)
 
     def token_texts(self, ids: Iterable[int]) -> tuple[TokenText, ...]:
         return tuple(TokenText(one, self.token_text(one) or "") for one in ids)
@@ -159,6 +156,13 @@ class TeacherTokenizer(TextTokenizer):
                 f"{', '.join(reserved)} cannot be set by a request",
                 where=f"{where}.template_arguments",
                 fix="send only what the template itself reads",
+            )
+        no_texts = no_text(self._source, prompt.template_arguments)
+        if no_texts:
+            raise InvalidRequestError(
+                f"{', '.join(no_texts)} is the text of a special token, and no text is given",
+                where=f"{where}.template_arguments",
+                fix="send text, or leave it out for the tokenizer's own",
             )
         rows = [_message(m, f"{where}.messages[{i}]") for i, m in enumerate(prompt.messages)]
         arguments = {

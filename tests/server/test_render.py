@@ -190,11 +190,18 @@ BAD: dict[str, tuple[Prompt, str, str]] = {
         "INVALID_REQUEST",
         "prompt.chat.template_arguments",
     ),
-    "the template's own name": (
-        chat("x", template_arguments={"messages": []}),
-        "INVALID_REQUEST",
-        "prompt.chat.messages",
-    ),
+    **{
+        f"reserved, {name}": (
+            chat("x", template_arguments={name: value}),
+            "INVALID_REQUEST",
+            "prompt.chat.template_arguments",
+        )
+        for name, value in {
+            **{key: [] for key in ("messages", "conversations")},
+            **dict.fromkeys(("strftime_now", "raise_exception", "self"), "x"),
+            "bos_token": ["x"],
+        }.items()
+    },
     "no date": (chat("x", now="yesterday"), "INVALID_REQUEST", "prompt.chat.now"),
     "no JSON": (
         chat("x", template_arguments={"x": float("nan")}),

@@ -201,9 +201,15 @@ def test_an_argument_that_the_template_does_not_read_is_said_once(
 def test_arguments_that_are_not_the_templates_are_refused(
     tokenizer: PreTrainedTokenizerFast, read: Callable[..., PromptSets]
 ) -> None:
-    for name in ("truncation", "add_generation_prompt", "tokenize"):
+    for name in (
+        *("truncation", "add_generation_prompt", "tokenize", "messages", "conversations"),
+        *("strftime_now", "raise_exception", "self"),
+    ):
         with pytest.raises(ConfigurationError, match=rf"line 1: {name} is no argument"):
             read(tokenizer, {"messages": USER}, template_arguments={name: True})
+    for name in ("eos_token", "bos_token"):
+        with pytest.raises(ConfigurationError, match=f"line 1: {name} is the text of a special"):
+            read(tokenizer, {"messages": USER}, template_arguments={name: ["x"]})
 
 
 @pytest.mark.parametrize(
