@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from teacher_proto.models.begin_tokens import missing_begin
+from teacher_proto.models.begin_tokens import begin_text
 from teacher_proto.templates.thinking import THINKING
 from teacher_proto.types import (
     ChatPrompt,
@@ -140,9 +140,9 @@ class PromptsAtTeacher:
         read = text.removesuffix(left_out) + added
         if not self._realigned:
             ids = self._encode(read)
-            begin = missing_begin(item.begin_ids, ids[: len(item.begin_ids)])
-            item = replace(item, at_teacher=TokenPrompt(np.asarray([*begin, *ids], np.int32)))
-            return AtTeacher(item, len(begin) + len(ids), left_out=left_out, added=added)
+            begun = begin_text(item.begin_ids, np.asarray(ids, np.int32))
+            item = replace(item, at_teacher=TokenPrompt(begun))
+            return AtTeacher(item, len(begun), left_out=left_out, added=added)
         always, bare = bool(item.begin_ids), not read.startswith(self._begin)
         found = AtTeacher(
             item,
