@@ -117,8 +117,9 @@ class Renderer:
         self._encode = encode
         most = request.text * (limits.max_text_bytes or limits.max_request_bytes)
         most += request.token_ids * BYTES_PER_ID * teacher.facts.max_length
-        # What one more prompt may add to the reply: where less is left none is rendered, so
-        # that none is rendered in vain.
+        # What one more prompt usually adds to the reply at most: where less is left, none is
+        # rendered. One may still come out larger, by the escapes of JSON and above the half,
+        # and is then rendered again for the next request.
         self._room = min(most, limits.max_reply_bytes // 2)
         self._left = limits.max_reply_bytes
         self.parts: list[bytes] = []
