@@ -88,6 +88,26 @@ def test_arguments_that_a_template_prints_as_python_does_are_given_as_text() -> 
     assert "None" not in text
 
 
+def test_a_rendering_is_searched_for_a_bounded_part_of_many_calls() -> None:
+    """Each search reads the whole rendering: with every call searched for, time grows with the
+    square of their number."""
+    searched: list[str] = []
+
+    class Rendering(str):
+        def __contains__(self, key: str) -> bool:
+            searched.append(key)
+            return super().__contains__(key)
+
+    messages = [USER]
+    for day in range(500):
+        messages += called({"city": "Zürich", "days": day}, "")[1:]
+    plain = renderer(PRINTS)
+    text, form = render_calls(messages, lambda form: Rendering(plain(form)))
+    assert len(searched) <= 200
+    assert text.count(TEXT[:-2]) == 500
+    assert isinstance(form[-2]["tool_calls"][0]["function"]["arguments"], str)
+
+
 def test_no_arguments_are_an_empty_object() -> None:
     render = renderer("{{ messages[1]['tool_calls'][0]['function']['arguments'] | tojson }}")
     for nothing in ("", "{}", {}):
