@@ -23,13 +23,13 @@ from teacher_server.http.body import parse_score_body, read_body, read_bounded
 from teacher_server.http.convert import choose_teacher, score_request
 from teacher_server.http.docs_page import docs_page
 from teacher_server.http.errors import error_response, install_error_handlers
-from teacher_server.http.render import render_info, render_reply, to_json
-from teacher_server.http.rendering import (
+from teacher_server.http.render import (
     parse_render_body,
     raw_prompts,
     render_request,
     rendered_json,
 )
+from teacher_server.http.replies import render_info, render_reply, to_json
 from teacher_server.http.schema import (
     ERRORS,
     RENDER_BODY,

@@ -22,7 +22,7 @@ from teacher_proto.errors import (
     UnknownTeacherError,
 )
 
-from teacher_server.http.render import to_json
+from teacher_server.http.replies import to_json
 
 log = logging.getLogger(__name__)
 

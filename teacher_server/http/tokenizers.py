@@ -6,7 +6,7 @@ from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import SpecialRole, TokenizerLevels, TokenizerUpload
 
-from teacher_server.http.render import to_json
+from teacher_server.http.replies import to_json
 from teacher_server.refusals.errors import refuse
 
 
