@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from tests.support.old_tree import Tree
 
+# How long an example takes says nothing where other work runs beside the tests.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tiny models gain nothing from threads, and threads of several processes that share
 # few cores wait for each other. Set before torch is imported; subprocesses inherit it.
