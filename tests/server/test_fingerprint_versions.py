@@ -93,6 +93,29 @@ async def test_a_new_client_says_that_an_old_server_has_to_be_upgraded(
     one_line(found.value, "the server")
 
 
+async def test_a_new_client_does_not_read_how_an_old_server_words_it(
+    old_server: Running, student_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse_it(named: str, found: str) -> None:
+        if named != found:
+            raise InvalidRequestError("another", where="header.tokenizer_hash", fix="another")
+
+    monkeypatch.setattr("teacher_server.tokenizers.pairs.check_uploaded_hash", refuse_it)
+    with pytest.raises(ContractMismatchError) as found:
+        await old_server.client.register_tokenizer(upload(student_file), timeout=LONG)
+    assert found.value.reason == "TOKENIZER_HASH_VERSION"
+    one_line(found.value, "the server")
+
+
+async def test_a_wrong_fingerprint_of_the_server_s_version_is_answered_as_it_is(
+    shared: Running, student_file: bytes
+) -> None:
+    wrong = upload(student_file, tokenizer_hash="v2-" + "a" * 64)
+    with pytest.raises(InvalidRequestError, match="the file's hash is") as found:
+        await shared.client.register_tokenizer(wrong, timeout=LONG)
+    assert found.value.where == "header.tokenizer_hash"
+
+
 async def test_tokenizers_kept_by_an_old_server_are_left_alone(
     tiny_model_dir: Path, student_file: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

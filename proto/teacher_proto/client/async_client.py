@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from email.utils import parsedate_to_datetime
@@ -21,6 +22,7 @@ from teacher_proto.channel import MAX_REPLY_BYTES, MAX_REQUEST_BYTES, client_opt
 from teacher_proto.client.credentials import ClientCredentials, Identification
 from teacher_proto.client.diagnosis import connection_problem
 from teacher_proto.client.registration import (
+    FINGERPRINT_FIELD,
     Registrations,
     explained_hash,
     explained_unknown,
@@ -234,6 +236,7 @@ class AsyncTeacherClient:
         """
         if not upload.run:
             upload = replace(upload, run=self.run)
+        until = time.monotonic() + timeout
         parts = [codec.serialize(message) for message in codec.encode_tokenizer(upload)]
 
         async def send(channel: grpc.aio.Channel, seconds: float) -> bytes:
@@ -245,10 +248,20 @@ class AsyncTeacherClient:
         try:
             reply = await self._until_deadline("RegisterTokenizer", send, timeout)
         except InvalidRequestError as error:
-            raise explained_hash(error, upload.tokenizer_hash) from None
+            if error.where != FINGERPRINT_FIELD:
+                raise
+            teachers = await self._teachers_within(until - time.monotonic())
+            raise explained_hash(error, teachers) from None
         levels = codec.decode_levels(reply, upload.tokenizer_hash)
         self._registrations.registered(upload)
         return levels
+
+    async def _teachers_within(self, seconds: float) -> Sequence[TeacherInfo]:
+        """The server's teachers; empty where they cannot be had in time."""
+        try:
+            return (await self._describe(seconds)).teachers if seconds > 0 else ()
+        except LsmError:
+            return ()
 
     async def close(self) -> None:
         """Cancels what is in flight (it raises TeacherUnavailableError) and disconnects."""

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError, LsmError
@@ -12,8 +11,8 @@ from teacher_proto.tokenizer_hash import other_version
 from teacher_proto.types import TeacherInfo, TokenizerUpload
 
 UNKNOWN_TOKENIZER = "UNKNOWN_TOKENIZER"
-# How a server answers an upload under another fingerprint than the one it computes.
-_COMPUTED = re.compile(r"the file's hash is (\S+)")
+# Where a server finds fault with an upload whose fingerprint is not the one it computes.
+FINGERPRINT_FIELD = "header.tokenizer_hash"
 
 
 @dataclass
@@ -23,13 +22,11 @@ class _Kept:
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
 
-def explained_hash(error: InvalidRequestError, tokenizer_hash: str) -> LsmError:
-    """A refused registration, as the side to upgrade where the server computes fingerprints
-    of another version than the upload's."""
-    computed = _COMPUTED.fullmatch(error.what)
-    if computed is None or computed[1] == tokenizer_hash:
-        return error
-    return _outdated(computed[1], error.where) or error
+def explained_hash(error: InvalidRequestError, teachers: Iterable[TeacherInfo]) -> LsmError:
+    """A registration that was refused for its fingerprint, as the side to upgrade where the
+    server's fingerprints, like those of its teachers, are of another version."""
+    found = (_outdated(one.identity.tokenizer_hash, error.where) for one in teachers)
+    return next((one for one in found if one is not None), error)
 
 
 def explained_unknown(error: ContractMismatchError, info: TeacherInfo | None) -> LsmError:
