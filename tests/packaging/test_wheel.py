@@ -27,6 +27,7 @@ DATA = {
     "student_trainer/report/report.html.j2",
     "teacher_proto/py.typed",
     "teacher_proto/v1/array.proto",
+    "teacher_proto/v1/render.proto",
     "teacher_proto/v1/score.proto",
     "teacher_proto/v1/service.proto",
     "teacher_proto/v1/teacher.proto",
