@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.sampling import rollout_uniforms, sample_with_mass
+from student_trainer.rollout.sampling import rollout_uniforms, sample
 from student_trainer.rollout.stopping import StopStrings, pieces_of
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student, not_finite
@@ -109,7 +109,7 @@ class _Sampler(LogitsProcessor):  # type: ignore[misc]
             logits = logits.index_fill(-1, self.undrawn, -torch.inf)
         log_probs = logits.log_softmax(-1)
         uniforms = self.uniforms[:, self.drawn]
-        tokens, masses = sample_with_mass(log_probs, uniforms, self.settings.top_p)
+        tokens, masses = sample(log_probs, uniforms, self.settings.top_p)
         self.masses[:, self.drawn] = masses
         self.tokens[:, self.drawn] = tokens
         self.log_probs[:, self.drawn] = log_probs.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)

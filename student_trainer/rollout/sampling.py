@@ -58,14 +58,7 @@ def nucleus(
     return ids, cumulative, size, (cumulative[:, -1] >= top_p) & (last > values[:, -1])
 
 
-def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> Tensor:
-    """int64 [B]: the tokens of ``sample_with_mass``."""
-    return sample_with_mass(log_probabilities, uniforms, top_p)[0]
-
-
-def sample_with_mass(
-    log_probabilities: Tensor, uniforms: Tensor, top_p: float
-) -> tuple[Tensor, Tensor]:
+def sample(log_probabilities: Tensor, uniforms: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
     """Draws one token per row by the inverse of the nucleus's distribution function.
 
     A row's token depends on that row alone. With ``top_p`` 1 the function is in the order

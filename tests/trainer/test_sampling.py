@@ -48,7 +48,7 @@ def test_a_row_that_needs_every_token_settles_with_every_token() -> None:
     counts = (256, 2048, 5000)
     assert [bool(sampling.nucleus(flat, 0.9, c)[3]) for c in counts] == [False, False, True]
     draws = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    tokens = sampling.sample(flat.log().expand(3, -1), draws, 0.9)
+    tokens = sampling.sample(flat.log().expand(3, -1), draws, 0.9)[0]
     assert tokens.tolist()[0] == 0
     assert abs(tokens.tolist()[1] - 2250) <= 1
     assert abs(tokens.tolist()[2] - 4499) <= 1
@@ -59,7 +59,7 @@ def test_without_top_p_draws_follow_the_whole_distribution() -> None:
     log_probs = torch.from_numpy(probabilities).float().log()[None]
     draws = 40_000
     uniforms = torch.from_numpy(sampling.stream("test", 2).random(draws))
-    tokens = sampling.sample(log_probs.expand(draws, -1), uniforms, 1.0).numpy()
+    tokens = sampling.sample(log_probs.expand(draws, -1), uniforms, 1.0)[0].numpy()
     counts = np.bincount(tokens, minlength=4)
     chi_square = ((counts - draws * probabilities) ** 2 / (draws * probabilities)).sum()
     assert chi_square < 3 + 5 * np.sqrt(2 * 3)
@@ -75,7 +75,7 @@ def test_draws_follow_the_renormalised_nucleus() -> None:
     expected /= expected.sum()
     draws = 40_000
     uniforms = torch.from_numpy(sampling.stream("test", 1).random(draws))
-    tokens = sampling.sample(log_probs.expand(draws, -1), uniforms, 0.8).numpy()
+    tokens = sampling.sample(log_probs.expand(draws, -1), uniforms, 0.8)[0].numpy()
     counts = np.bincount(tokens, minlength=30)
     assert counts[expected == 0].sum() == 0
     chi_square = ((counts - draws * expected)[kept] ** 2 / (draws * expected[kept])).sum()
@@ -86,9 +86,9 @@ def test_draws_follow_the_renormalised_nucleus() -> None:
 
 def test_the_largest_draw_stays_inside_the_nucleus() -> None:
     log_probs = torch.tensor([[0.5, 0.3, 0.2]]).log()
-    token = sampling.sample(log_probs, torch.tensor([1 - 2**-53], dtype=torch.float64), 0.7)
+    token = sampling.sample(log_probs, torch.tensor([1 - 2**-53], dtype=torch.float64), 0.7)[0]
     assert token.tolist() == [1]
-    assert sampling.sample(log_probs, torch.zeros(1, dtype=torch.float64), 0.7).tolist() == [0]
+    assert sampling.sample(log_probs, torch.zeros(1, dtype=torch.float64), 0.7)[0].tolist() == [0]
 
 
 def test_every_rollout_has_a_stream_of_its_own() -> None:

@@ -108,8 +108,8 @@ def test_rounding_draws_nothing_without_probability() -> None:
     log_probs = torch.tensor([[0.5, 0.0, 0.5, 0.0, 0.0]]).log()
     last = torch.tensor([1 - 2**-53], dtype=torch.float64)
     for top_p in (1.0, 1 - 1e-9):
-        assert sampling.sample(log_probs, last, top_p).tolist() == [2]
-    assert sampling.sample(log_probs.flip(-1), torch.zeros(1).double(), 1.0).tolist() == [2]
+        assert sampling.sample(log_probs, last, top_p)[0].tolist() == [2]
+    assert sampling.sample(log_probs.flip(-1), torch.zeros(1).double(), 1.0)[0].tolist() == [2]
 
 
 KINDS: dict[str, dict[str, Any]] = {
