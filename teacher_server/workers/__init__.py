@@ -1,0 +1,1 @@
+"""Students' tokenizers, each in a process of its own."""
