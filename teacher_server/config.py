@@ -164,14 +164,43 @@ class LimitSettings(Settings):
     max_render_prompts: int = Field(
         default=1024, ge=1, le=INT32_MAX, description="Prompts of one request to render."
     )
+    max_connections: int | None = Field(
+        default=None,
+        ge=1,
+        description="Connections of each of the two ports; unset, as many as the files allow "
+        "that the process may have open (docs/service.md).",
+    )
+    max_connections_per_address: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of these, connections from one address, or from one /64 of IPv6; unset, "
+        "half of them.",
+    )
+    header_seconds: float = Field(
+        default=10.0,
+        gt=0,
+        description="Seconds in which a new connection must ask for something: TLS handshake "
+        "and headers must each be complete within them.",
+    )
+    body_seconds: float = Field(
+        default=30.0, gt=0, description="Seconds in which some of a request's body must arrive."
+    )
+    write_seconds: float = Field(
+        default=30.0, gt=0, description="Seconds in which a caller must read some of its reply."
+    )
 
     @model_validator(mode="after")
-    def _the_queue_holds_a_request(self) -> Self:
+    def _limits_fit_each_other(self) -> Self:
         if self.max_queue_tokens < self.max_request_tokens:
             raise ValueError(
                 f"max_queue_tokens={self.max_queue_tokens} is less than "
                 f"max_request_tokens={self.max_request_tokens}: the largest request could "
                 "never wait"
+            )
+        total, one = self.max_connections, self.max_connections_per_address
+        if total is not None and one is not None and one > total:
+            raise ValueError(
+                f"max_connections_per_address={one} is more than max_connections={total}"
             )
         return self
 

@@ -28,6 +28,7 @@ from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
 from teacher_proto.program.distribution import VERSION
 from teacher_proto.tracing import export_traces
 
+from teacher_server.access.descriptors import connection_bounds, raise_descriptor_limit
 from teacher_server.access.guard import Guard, make_guard
 from teacher_server.commands.ready_file import prepare_ready_file, ready_file
 from teacher_server.config import ServeConfig
@@ -106,6 +107,7 @@ class Server:
             server_version=VERSION,
             policies={run: own.policy(run) for run, own in config.runs.items()},
         )
+        self.bounds = connection_bounds(config.limits, raise_descriptor_limit())
         self.ready = asyncio.Event()
         self._stopped: asyncio.Queue[int] = asyncio.Queue()
         self._signal: int | None = None
