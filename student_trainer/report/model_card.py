@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from teacher_proto.models.folder import public_name
 from teacher_proto.program.files import write_text
 from teacher_proto.types import TeacherInfo
 
@@ -100,12 +101,6 @@ def write_card(
     path = folder / "README.md"
     write_text(path, text)
     return path
-
-
-def public_name(name: str) -> str:
-    """A name on the hub unchanged; of a path, its last part."""
-    path = Path(name)
-    return path.name if path.is_absolute() or path.exists() or len(path.parts) > 2 else name
 
 
 def _header(config: TrainConfig) -> list[str]:

@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from teacher_proto.models.folder import public_name
 from teacher_proto.types import ChatInfo, Level, TeacherIdentity, TeacherInfo
 
 from teacher_server.access.rules import Principal, authorize, authorize_any, may_use
@@ -116,7 +117,7 @@ def make_teacher(
             engine=description.engine,
             deterministic=description.deterministic,
             tokenizers={tokenizer.hash: Level.SAME},
-            model=description.model,
+            model=public_name(description.model),
             chat=ChatInfo(
                 template_digest=tokenizer.chat.digest,
                 reads_clock=tokenizer.chat.reads_clock,

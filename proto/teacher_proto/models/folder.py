@@ -11,6 +11,8 @@ from teacher_proto.errors import ConfigurationError, first_line
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.txt")
 WEIGHT_FILES = ("*.safetensors", "*.json")
 MODEL_FILES = (*TOKENIZER_FILES, *WEIGHT_FILES)
+# How the hub's cache names the folder of a model: models--ORGANISATION--NAME.
+HUB_CACHE = "models--"
 # Weights once more, in formats that nothing here reads.
 SECOND_COPIES = ("consolidated*", "original/*", "onnx/*")
 
@@ -54,6 +56,18 @@ def model_folder(model: str, files: Sequence[str] = MODEL_FILES, *, where: str) 
             where=where,
             fix=_hub_fix(),
         ) from error
+
+
+def public_name(name: str) -> str:
+    """What others may read of a model's or a file's name: a name on the hub as it is; of a
+    path its last part, or the hub's name where it is a snapshot in the hub's cache."""
+    path = Path(name).expanduser()
+    if not (path.is_absolute() or path.exists() or len(path.parts) > 2):
+        return name
+    path = path if path.name.strip(".") else path.resolve()
+    if path.parent.name == "snapshots" and path.parent.parent.name.startswith(HUB_CACHE):
+        return "/".join(path.parent.parent.name.removeprefix(HUB_CACHE).split("--"))
+    return path.name
 
 
 def read_tokenizer(library: Any, folder: str | Path) -> Any:

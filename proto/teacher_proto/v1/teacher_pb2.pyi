@@ -200,7 +200,7 @@ class TeacherInfo(_message.Message):
     deterministic: _builtins.bool
     """Equal requests give equal bytes, whatever the neighbours."""
     model: _builtins.str
-    """Model name or path as configured; for people."""
+    """For people: the model's name on the hub, or the last part of its path."""
     @_builtins.property
     def identity(self) -> Global___TeacherIdentity: ...
     @_builtins.property
