@@ -6,11 +6,11 @@ import asyncio
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection
 from teacher_proto.channel import MIB, server_options
 
 from teacher_server.access.guard import Guard
-from teacher_server.grpc.interceptors import AccessInterceptor, ErrorInterceptor
+from teacher_server.grpc.interceptors import HEALTH, AccessInterceptor, ErrorInterceptor
+from teacher_server.grpc.reflection import reflection_handlers
 from teacher_server.grpc.servicer import SERVICE, Servicer
 from teacher_server.listen import address, check_free, port_in_use
 from teacher_server.scoring.service import TeacherService
@@ -37,13 +37,8 @@ class GrpcServer:
         self._server.add_generic_rpc_handlers((Servicer(service).handlers(),))
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(
-            (
-                SERVICE,
-                health_pb2.DESCRIPTOR.services_by_name["Health"].full_name,
-                reflection.SERVICE_NAME,
-            ),
-            self._server,
+        self._server.add_generic_rpc_handlers(
+            reflection_handlers(SERVICE, HEALTH.full_name),
         )
 
     async def start(self, host: str, port: int) -> str:

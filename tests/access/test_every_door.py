@@ -136,7 +136,8 @@ def services() -> dict[str, list[str]]:
         health_pb2.DESCRIPTOR.services_by_name["Health"],
         reflection_pb2.DESCRIPTOR.services_by_name["ServerReflection"],
     ]
-    return {service.full_name: list(service.methods_by_name) for service in found}
+    listed = {service.full_name: list(service.methods_by_name) for service in found}
+    return listed | {"grpc.reflection.v1.ServerReflection": ["ServerReflectionInfo"]}
 
 
 METHODS = [f"/{service}/{name}" for service, names in services().items() for name in names]

@@ -12,7 +12,6 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from teacher_proto import codec
 from teacher_proto.errors import DeadlineError, OverloadedError, TeacherUnavailableError
 
@@ -40,15 +39,6 @@ async def test_a_ready_server_says_so_everywhere(server: Running) -> None:
     assert await healthy(server, SERVICE)
     assert (await server.http.get("/readyz")).status_code == 200
     assert (await server.http.get("/livez")).status_code == 200
-
-
-async def test_reflection_lists_the_service(server: Running) -> None:
-    async with grpc.aio.insecure_channel(server.server.grpc_address) as channel:
-        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
-        request = reflection_pb2.ServerReflectionRequest(list_services="")
-        async for reply in stub.ServerReflectionInfo(iter([request]), timeout=LONG):
-            names = {service.name for service in reply.list_services_response.service}
-            assert SERVICE in names
 
 
 async def test_overload_answers_at_once_and_says_when_to_come_back(
