@@ -1,0 +1,172 @@
+"""A student's tokenizer in its process: everything that reads its file or runs it.
+
+The messages that are answered, each with one of its own kind or ``error``:
+
+    open        the file and the given roles -> what is known of it (``Facts`` in ``facts``)
+    pair        the tables with a teacher's vocabulary are built, unless they are there
+    forget      the tables with a teacher's vocabulary are dropped
+    difference  how it differs from a teacher's tokenizer, in a sentence
+    encode      texts -> the ids of each
+    texts       ids -> the text of each
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from teacher_proto.errors import ConfigurationError, InvalidRequestError, LsmError
+from teacher_proto.fingerprint.parts import read_fingerprint
+from teacher_proto.fingerprint.relation import difference
+from teacher_proto.tokenizer_hash import versioned
+from teacher_proto.types import SpecialRole
+
+from teacher_server.frames import Frame, texts_array, texts_of
+from teacher_server.realign.pair.cache import TableCache
+from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.paired import Pair
+from teacher_server.teachers.tokenizer import TextTokenizer
+from teacher_server.workers.components import check_components
+from teacher_server.workers.errors import error_frame
+from teacher_server.workers.vocabularies import student_vocabulary
+
+# What of a tokenizer.json changes no text of its own accord, and is left out of what runs.
+NOT_NEEDED = ("post_processor", "truncation", "padding")
+# Bytes of the text of one id: an added token's is at most as long.
+MAX_TEXT_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class TeacherSide:
+    """A teacher's tokenizer as a student's process has it from the fork.
+
+    Attributes:
+        vocabulary: None where no other tokenizer can be realigned to it.
+        side: a number of the vocabulary; teachers whose vocabularies are equal share it.
+    """
+
+    hash: str
+    file: str
+    vocabulary: Vocabulary | None
+    side: int
+    text: TextTokenizer
+
+
+class Student:
+    """One tokenizer, after ``open``."""
+
+    def __init__(self, teachers: Mapping[str, TeacherSide]) -> None:
+        self._teachers = teachers
+        self._file = b""
+        self._document: Mapping[str, Any] | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._tables: Path | None = None
+        self._pairs: dict[int, Pair] = {}
+
+    def answer(self, frame: Frame) -> Frame:
+        """The answer to a message of one of the kinds above; raises whatever goes wrong."""
+        handlers: Mapping[str, Callable[[Frame], Frame]] = {
+            "open": self._open,
+            "pair": self._build,
+            "forget": self._forget,
+            "difference": self._difference,
+            "encode": self._encode,
+            "texts": self._texts,
+        }
+        return handlers[frame.kind](frame)
+
+    def pair(self, teacher: str) -> Pair:
+        """With this teacher's tokenizer; its tables are built where they are not there."""
+        known = self._teachers[teacher]
+        assert known.vocabulary is not None
+        assert self._vocabulary is not None
+        if known.side not in self._pairs:
+            try:
+                tables = TableCache(self._tables).get(self._vocabulary, known.vocabulary)
+            except OSError:  # the folder is full, or gone
+                tables = TableCache(None).get(self._vocabulary, known.vocabulary)
+            self._pairs[known.side] = Pair(tables)
+        return self._pairs[known.side]
+
+    def _open(self, frame: Frame) -> Frame:
+        self._file = frame.array("file", np.uint8, None).tobytes()
+        folder = frame.text("tables")
+        self._tables = Path(folder) if folder else None
+        roles = {int(token): SpecialRole[name] for token, name in frame.header["roles"].items()}
+        try:
+            found = versioned(read_fingerprint(self._file).digest)
+        except ConfigurationError as error:
+            unreadable = InvalidRequestError(error.what, where="chunk", fix=error.fix)
+            return error_frame(unreadable)
+        try:
+            self._document = json.loads(self._file)
+            check_components(self._document)
+            own = self._vocabulary = student_vocabulary(self._file, roles)
+        except BaseException as error:
+            refusal = error_frame(error)
+            return Frame("error", {**refusal.header, "hash": found})
+        self._pairs.clear()
+        return Frame(
+            "opened",
+            {
+                "hash": found,
+                "ordinary_hash": own.ordinary_hash,
+                "vocabulary_size": own.size,
+            },
+            {
+                "special_ids": np.array(list(own.roles), np.int32),
+                "roles": np.array([int(role) for role in own.roles.values()], np.int32),
+            },
+        )
+
+    def _build(self, frame: Frame) -> Frame:
+        self.pair(frame.text("teacher"))
+        return Frame("pair")
+
+    def _forget(self, frame: Frame) -> Frame:
+        self._pairs.pop(self._teachers[frame.text("teacher")].side, None)
+        return Frame("forget")
+
+    def _difference(self, frame: Frame) -> Frame:
+        teacher = self._teachers[frame.text("teacher")]
+        try:
+            found = difference(
+                self._file, teacher.file, lambda: (self._text.encode_each, teacher.text.encode_each)
+            )
+        except LsmError:
+            found = None
+        return Frame("difference", {"text": "" if found is None else found.describe()})
+
+    @cached_property
+    def _text(self) -> TextTokenizer:
+        """For texts, in which special tokens are recognised. Raises InvalidRequestError for a
+        file that was refused before the library has seen it."""
+        assert self._document is not None
+        check_components(self._document)
+        return TextTokenizer(json.dumps({**self._document, **dict.fromkeys(NOT_NEEDED)}))
+
+    def _encode(self, frame: Frame) -> Frame:
+        ids = [self._text.encode(text) for text in texts_of(frame)]
+        lengths = np.array([len(one) for one in ids], np.int64)
+        joined = np.concatenate([np.zeros(0, np.int32), *ids])
+        return Frame("encode", {}, {"ids": joined, "lengths": lengths})
+
+    def _texts(self, frame: Frame) -> Frame:
+        found = [self._text.token_text(token) for token in frame.array("ids", np.int32, None)]
+        known = [text is not None for text in found]
+        texts = [text or "" for text in found]
+        if max((len(text.encode("utf-8", "surrogatepass")) for text in texts), default=0) > (
+            MAX_TEXT_BYTES
+        ):
+            raise InvalidRequestError(
+                f"a token's text has more than {MAX_TEXT_BYTES} bytes",
+                where="tokenizer_hash",
+                fix="ask over gRPC, whose replies hold ids alone",
+                reason="TOKENIZER_REFUSED",
+            )
+        return Frame("texts", {}, {**texts_array(texts), "known": np.array(known, np.bool_)})
