@@ -229,10 +229,42 @@ class TokenizerSettings(Settings):
     max_count: int = Field(
         default=64,
         ge=1,
-        description="Tokenizers that are kept; the least recently used are removed first.",
+        description="Tokenizers that are kept, equal ones of several runs counted once; the "
+        "least recently used of runs that are idle are removed first.",
     )
     max_bytes: int = Field(
         default=1024 * MIB, ge=1, description="Bytes of all tokenizers that are kept."
+    )
+    max_registrations: int = Field(
+        default=4096,
+        ge=1,
+        description="Registrations that are kept: each of a run and a tokenizer, also where "
+        "several runs have the same one.",
+    )
+    max_per_run: int = Field(
+        default=8,
+        ge=1,
+        description="Tokenizers of one run; its own least recently used goes first.",
+    )
+    max_bytes_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes of the tokenizers of one run; a single one is taken whatever its "
+        "size. Unset, a quarter of max_bytes.",
+    )
+    active_seconds: float = Field(
+        default=600.0,
+        ge=0.0,
+        le=86_400.0,
+        description="A run that registered or used a tokenizer since so long ago is active: no "
+        "registration of another run removes its tokenizers.",
+    )
+    max_idle_seconds: float = Field(
+        default=7 * 86_400.0,
+        gt=0.0,
+        le=10 * 365 * 86_400.0,
+        description="A registration that was not used for so long is removed, its roles of "
+        "special ids with it; clients register again by themselves.",
     )
     max_pairs: int = Field(
         default=8,
@@ -264,6 +296,10 @@ class TokenizerSettings(Settings):
         if self.folder is not None and not self.folder.is_absolute():
             raise ValueError(f"folder={self.folder} is not an absolute path")
         return self
+
+    @property
+    def bytes_per_run(self) -> int:
+        return self.max_bytes // 4 if self.max_bytes_per_run is None else self.max_bytes_per_run
 
 
 class RunSettings(Settings):

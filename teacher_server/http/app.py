@@ -18,6 +18,7 @@ from teacher_proto.errors import DeadlineError, InvalidRequestError
 from teacher_proto.types import RenderedPrompt, ScoreReply, ScoreRequest
 
 from teacher_server.access.guard import Guard
+from teacher_server.access.rules import run_of
 from teacher_server.http.access import AccessMiddleware, caller_of
 from teacher_server.http.body import parse_score_body, read_body, read_bounded
 from teacher_server.http.convert import choose_teacher, score_request
@@ -96,15 +97,16 @@ class _ScoreCall(_Posted):
     def decode(self, body: bytes, teachers: Teachers) -> Received:
         parsed = parse_score_body(body)
         teacher = choose_teacher(parsed.teacher, teachers)
+        run = run_of(self.caller.principal, parsed.run or self.default_run)
         tokenizer = self._service.text_tokenizer(
-            parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
+            run, parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
         )
         request = score_request(parsed, teacher, tokenizer, self._limits, self.default_run)
         deadline = self.deadline(parsed.timeout_seconds)
         return Received(request, deadline, len(body), hashlib.sha256(body).digest())
 
     def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
-        tokenizer = self._service.text_tokenizer(request.tokenizer_hash, teacher)
+        tokenizer = self._service.text_tokenizer(request.run, request.tokenizer_hash, teacher)
         return render_reply(request, reply, tokenizer)
 
 

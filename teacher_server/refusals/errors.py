@@ -61,8 +61,8 @@ def empty_prompt(where: str) -> InvalidRequestError:
 
 
 def unknown_tokenizer(tokenizer_hash: str) -> ContractMismatchError:
-    what = "the server does not know this tokenizer"
-    fix = "register the tokenizer with RegisterTokenizer, then send the request again"
+    what = "the server does not know this tokenizer: the run of the request has not registered it"
+    fix = "register the tokenizer for this run with RegisterTokenizer, then send the request again"
     outdated = other_version(tokenizer_hash, here="the server", there="the client")
     if outdated is not None:
         what, fix = f"{what}: {outdated[0]}", f"{outdated[1]}, or {fix}"

@@ -99,12 +99,12 @@ async def _foreign_scores(
 ) -> tuple[tuple[ContinuationScores, ...], RealignmentTotals]:
     """Scores of a request in a tokenizer that has to be registered."""
     request, students = context.request, context.students
-    entry = students.find(request.tokenizer_hash)
+    entry = students.find(request.run, request.tokenizer_hash)
     facts = None if entry is None else students.facts(entry, context.teacher)
     prepare = partial(_checked_prompt, context, facts)
     prompt = await context.lanes.run(prepare, size=context.size, owner=request.run)
     assert entry is not None  # an unknown tokenizer was refused
-    pair = await students.pair(entry, request.run, context.teacher)
+    pair = await students.pair(entry, context.teacher)
     return await realigned_scores(context, prompt, pair, students.settings, runner)
 
 

@@ -104,9 +104,12 @@ class TeacherService:
         teachers = self.teachers.for_principal(principal)
         chosen = [teachers.get(name)] if name else list(teachers)
         students = self.lifecycle.served.students
+        # Where runs have credentials, what another one registered is none of the caller's.
+        run = None if principal is None else principal.run
         return ServerInfo(
             teachers=tuple(
-                replace(teacher.info, tokenizers=students.levels(teacher)) for teacher in chosen
+                replace(teacher.info, tokenizers=students.levels(teacher, run))
+                for teacher in chosen
             ),
             limits=self.limits,
             server_version=self.version,
@@ -135,11 +138,15 @@ class TeacherService:
         self.lifecycle.check_takes_work()
         self.teachers.usable_by(principal)
 
-    def text_tokenizer(self, hash_: str, teacher: Teacher) -> TextTokenizer:
-        """The tokenizer of a request's ids; raises ContractMismatchError when it is unknown."""
+    def text_tokenizer(self, run: str, hash_: str, teacher: Teacher) -> TextTokenizer:
+        """The tokenizer of a request's ids.
+
+        Raises:
+            ContractMismatchError: it is not the teacher's, and the run did not register it.
+        """
         if hash_ == teacher.tokenizer.hash:
             return teacher.tokenizer
-        return self.lifecycle.served.students.text_tokenizer(hash_)
+        return self.lifecycle.served.students.text_tokenizer(run, hash_)
 
     async def compute(self, work: Callable[[], T], size: int, principal: Principal | None) -> T:
         """``work`` on ``size`` bytes for this caller, in another thread."""

@@ -28,7 +28,7 @@ class Differences:
         cannot be compared.
 
         Args:
-            student: fingerprint of ``file``, the student's tokenizer.json.
+            student: sha256 of ``file``, the student's tokenizer.json.
         """
         key = student, teacher.hash
         found = self._kept.pop(key, None)

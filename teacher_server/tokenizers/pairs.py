@@ -10,12 +10,12 @@ import asyncio
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import Level, SpecialRole, TokenizerLevels, TokenizerUpload
+from teacher_proto.types import Level, TokenizerLevels, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.lanes import SingleThread
@@ -30,11 +30,11 @@ from teacher_server.refusals.validation import check_uploaded_hash
 from teacher_server.teachers.teacher import Teacher
 from teacher_server.teachers.tokenizer import TextTokenizer
 from teacher_server.tokenizers.differences import Differences
-from teacher_server.tokenizers.store import Entry, Roles, TokenizerStore
+from teacher_server.tokenizers.entry import Entry
+from teacher_server.tokenizers.store import TokenizerStore
 from teacher_server.tokenizers.vocabularies import (
     student_vocabulary,
     teacher_vocabularies,
-    with_roles,
 )
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ log = logging.getLogger(__name__)
 MAX_CONTEXT_FREE = 32
 # Parsed for the texts of HTTP requests and replies.
 MAX_TEXTS = 8
-# The student's hash and roles, and which of the teachers' vocabularies.
-PairKey = tuple[str, tuple[tuple[int, SpecialRole], ...], int]
+# The student's content, and which of the teachers' vocabularies.
+PairKey = tuple[str, int]
 
 
 class Pair:
@@ -71,7 +71,7 @@ class Pair:
 
 
 class StudentTokenizers:
-    """Every tokenizer that was registered, and the pairs in use.
+    """The tokenizers that runs registered, each run's its own, and the pairs in use.
 
     Raises:
         ConfigurationError: the store's folder cannot be used.
@@ -79,30 +79,32 @@ class StudentTokenizers:
 
     def __init__(self, settings: TokenizerSettings, teachers: Iterable[Teacher]) -> None:
         self.settings = settings
-        self._store = TokenizerStore(
-            settings.folder, max_count=settings.max_count, max_bytes=settings.max_bytes
-        )
+        self._store = TokenizerStore(settings)
         self._tables = None if settings.folder is None else settings.folder / "tables"
-        known = {entry.tokenizer_hash for entry in self._store}
-        self._forget_tables(lambda student: student not in known)
+        self._forget_tables()
         self._cache = TableCache(self._tables, max_pairs=0)
         self._pairs: OrderedDict[PairKey, asyncio.Task[Pair]] = OrderedDict()
         self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
-        self._parsed: tuple[str, Roles, Vocabulary] | None = None
+        self._parsed: tuple[str, Vocabulary] | None = None
         self._teachers = teacher_vocabularies({t.name: t.tokenizer for t in teachers})
         self._differences = Differences()
         self._thread = SingleThread("tokenizers")
 
-    def find(self, hash_: str) -> Entry | None:
-        return self._store.find(hash_)
+    def find(self, run: str, hash_: str) -> Entry | None:
+        """What this run registered; it counts as used."""
+        return self._store.find(run, hash_)
 
     def facts(self, entry: Entry, teacher: Teacher) -> StudentFacts:
         return StudentFacts(entry.vocabulary_size, self.level(entry, teacher) is not None)
 
-    def levels(self, teacher: Teacher) -> dict[str, Level]:
-        """Level of every known tokenizer by its hash, the teacher's own included."""
-        levels = {e.tokenizer_hash: self.level(e, teacher) for e in self._store}
-        found = {name: level for name, level in levels.items() if level is not None}
+    def levels(self, teacher: Teacher, run: str | None) -> dict[str, Level]:
+        """Level of every tokenizer of a run by its hash, the teacher's own included; without
+        a run, of all runs."""
+        found: dict[str, Level] = {}
+        for one, entry in self._store.registrations(run):
+            level = self.level(entry, teacher)
+            if level is not None:
+                found.setdefault(one.tokenizer_hash, level)
         return found | {teacher.tokenizer.hash: Level.SAME}
 
     def level(self, entry: Entry, teacher: Teacher) -> Level | None:
@@ -125,8 +127,9 @@ class StudentTokenizers:
 
         Raises:
             InvalidRequestError: the file is not the one named, broken, of a kind that
-                cannot be realigned or contradicting itself or an earlier one.
+                cannot be realigned or contradicting itself.
             ContractMismatchError: none of the teachers' tokenizers can be realigned to.
+            OverloadedError, TeacherUnavailableError: see ``TokenizerStore.put``.
         """
         asked = list(teachers)
         same = any(t.tokenizer.hash == upload.tokenizer_hash for t in asked)
@@ -149,7 +152,7 @@ class StudentTokenizers:
         for teacher in asked:
             if levels.get(teacher.name, Level.SAME) is not Level.SAME:
                 assert entry is not None
-                await self.pair(entry, run, teacher)
+                await self.pair(entry, teacher)
         differences = await self._different(upload, [t for t in asked if t.name in levels])
         log.info(
             "tokenizer %s (%d bytes): %s",
@@ -170,24 +173,24 @@ class StudentTokenizers:
         def describe() -> dict[str, str]:
             file, named = upload.file, upload.tokenizer_hash
             others = [t for t in teachers if t.tokenizer.hash != named]
-            return {t.name: self._differences.describe(named, file, t.tokenizer) for t in others}
+            own = hashlib.sha256(file).hexdigest()
+            return {t.name: self._differences.describe(own, file, t.tokenizer) for t in others}
 
         return await self._thread.run(describe)
 
-    async def pair(self, entry: Entry, run: str, teacher: Teacher) -> Pair:
+    async def pair(self, entry: Entry, teacher: Teacher) -> Pair:
         """The pair of a registered tokenizer and a teacher's; built unless it is known already.
 
         Raises:
             ContractMismatchError: the tokenizer's file is gone.
         """
-        roles = entry.roles_of(run)
         side = self._teachers[teacher.name]
         assert side is not None
-        key = (entry.tokenizer_hash, tuple(sorted(roles.items())), id(side))
+        key = (entry.content, id(side))
         task = self._pairs.get(key)
         if task is None or (task.done() and (task.cancelled() or task.exception())):
             # A task of its own: others may wait for it when one caller gives up.
-            build = partial(self._build, entry, roles, side)
+            build = partial(self._build, entry, side)
             task = self._pairs[key] = asyncio.create_task(self._thread.run(build))
             task.add_done_callback(_seen)
         self._pairs.move_to_end(key)
@@ -195,16 +198,19 @@ class StudentTokenizers:
             self._pairs.popitem(last=False)
         return await asyncio.shield(task)
 
-    def text_tokenizer(self, hash_: str) -> TextTokenizer:
-        """For texts in a student's tokens; raises ContractMismatchError when it is unknown."""
-        found = self._texts.get(hash_)
+    def text_tokenizer(self, run: str, hash_: str) -> TextTokenizer:
+        """For texts in a run's tokens; raises ContractMismatchError when it registered none
+        of this hash."""
+        entry = self._store.find(run, hash_)
+        if entry is None:
+            raise unknown_tokenizer(hash_)
+        found = self._texts.get(entry.file_sha256)
         if found is not None:
             return found
-        entry = self._store.find(hash_)
-        file = None if entry is None else self._store.read(entry)
+        file = self._store.read(entry)
         if file is None:
             raise unknown_tokenizer(hash_)
-        found = self._texts[hash_] = TextTokenizer(file)
+        found = self._texts[entry.file_sha256] = TextTokenizer(file)
         while len(self._texts) > MAX_TEXTS:
             self._texts.popitem(last=False)
         return found
@@ -222,44 +228,40 @@ class StudentTokenizers:
             if same:
                 return None
             raise
-        known = self._store.find(digest)
         entry = Entry(
             tokenizer_hash=digest,
             file_sha256=hashlib.sha256(upload.file).hexdigest(),
             file_bytes=len(upload.file),
             ordinary_hash=vocabulary.ordinary_hash,
             vocabulary_size=vocabulary.size,
-            roles=dict(vocabulary.roles),
-            own_roles={},
+            roles=dict(upload.special_tokens),
         )
-        if known is not None:
-            entry = with_roles(known, entry.roles, run)
-        for gone in self._store.put(entry, upload.file):
-            log.warning("tokenizer %s had to go: the store is full", gone.tokenizer_hash)
-            self._forget_tables(gone.tokenizer_hash.__eq__)
-        self._parsed = (digest, dict(vocabulary.roles), vocabulary)
+        if self._store.put(run, entry, upload.file):
+            self._forget_tables()
+        self._parsed = (entry.content, vocabulary)
         return entry
 
-    def _build(self, entry: Entry, roles: Roles, side: Vocabulary) -> Pair:
+    def _build(self, entry: Entry, side: Vocabulary) -> Pair:
         parsed = self._parsed
-        if parsed is None or parsed[:2] != (entry.tokenizer_hash, roles):
+        if parsed is None or parsed[0] != entry.content:
             file = self._store.read(entry)
             if file is None:
                 raise unknown_tokenizer(entry.tokenizer_hash)
-            parsed = (entry.tokenizer_hash, roles, student_vocabulary(file, roles))
+            parsed = (entry.content, student_vocabulary(file, entry.roles))
             self._parsed = parsed
         try:
-            tables = self._cache.get(parsed[2], side)
+            tables = self._cache.get(parsed[1], side)
         except OSError as error:
             log.warning("tables cannot be kept in %s: %s", self._tables, error.strerror)
-            tables = TableCache(None).get(parsed[2], side)
+            tables = TableCache(None).get(parsed[1], side)
         return Pair(tables)
 
-    def _forget_tables(self, of: Callable[[str], bool]) -> None:
-        """Deletes the tables on disk of students whose hash satisfies ``of``."""
+    def _forget_tables(self) -> None:
+        """Deletes the tables on disk of students that no run has registered."""
+        known = {entry.tokenizer_hash for entry in self._store.entries()}
         for path in [] if self._tables is None else self._tables.glob("*.npz"):
             student = student_of(path)
-            if student is not None and of(student):
+            if student is not None and student not in known:
                 path.unlink(missing_ok=True)
 
 

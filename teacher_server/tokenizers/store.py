@@ -1,210 +1,285 @@
-"""Students' tokenizer files, kept by the fingerprint of their content.
+"""Students' tokenizers by the run that registered them.
 
-In a folder each tokenizer has one of its own, each file of it whole or not there:
-
-    HASH/tokenizer.json    the file as it was sent
-    HASH/entry.json        what is known of it (``Entry``)
-
-Several servers may share a folder: what another one removed is unknown here too.
+A run uses what it registered itself, and nothing that another run does changes it: what one
+run sends under a fingerprint is not what another run sent, even where the fingerprint is the
+same. Equal contents are kept once. ``room`` decides what goes when there is too much.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import shutil
-import tempfile
 import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
-from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.files import write_bytes
-from teacher_proto.tokenizer_hash import VERSION, hash_version
-from teacher_proto.types import SpecialRole
+from teacher_proto.errors import OverloadedError, TeacherUnavailableError
+
+from teacher_server.config import TokenizerSettings
+from teacher_server.tokenizers.entry import Entry, Registration
+from teacher_server.tokenizers.folder import Folder
+from teacher_server.tokenizers.room import Bounds, leaving, next_idle
 
 log = logging.getLogger(__name__)
 
-FILE, ENTRY = "tokenizer.json", "entry.json"
-Roles = Mapping[int, SpecialRole]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """What is known of a tokenizer without parsing it again.
-
-    Attributes:
-        file_sha256, file_bytes: of tokenizer.json.
-        ordinary_hash: ``Vocabulary.ordinary_hash``.
-        vocabulary_size: one above the highest id.
-        roles: of special ids, as the first registration has them.
-        own_roles: run -> roles, for runs that registered others.
-    """
-
-    tokenizer_hash: str
-    file_sha256: str
-    file_bytes: int
-    ordinary_hash: str
-    vocabulary_size: int
-    roles: Roles
-    own_roles: Mapping[str, Roles]
-
-    def roles_of(self, run: str) -> Roles:
-        return self.own_roles.get(run, self.roles)
+# Times of use are written to the folder so often, and what other servers removed is noticed.
+SYNC_SECONDS = 60.0
+# A refused registration may come again after at least and at most so many seconds.
+SOONEST, LATEST = 1.0, 60.0
 
 
 class TokenizerStore:
-    """At most ``max_count`` tokenizers of ``max_bytes`` together; the least recently used
-    are removed first. ``put`` is called from one thread only, everything else from any.
+    """What runs have registered, within the bounds of the settings. Thread-safe.
+
+    ``find``, ``registrations`` and ``entries`` answer from memory alone.
 
     Args:
-        folder: None keeps them in memory only.
+        clock: seconds since the epoch.
 
     Raises:
         ConfigurationError: the folder cannot be used.
     """
 
-    def __init__(self, folder: Path | None, *, max_count: int, max_bytes: int) -> None:
-        self._folder = folder
-        self._max_count = max_count
-        self._max_bytes = max_bytes
-        self._entries: OrderedDict[str, Entry] = OrderedDict()
+    def __init__(self, settings: TokenizerSettings, clock: Callable[[], float] = time.time) -> None:
+        self._bounds = Bounds(
+            per_run=settings.max_per_run,
+            bytes_per_run=settings.bytes_per_run,
+            contents=settings.max_count,
+            bytes=settings.max_bytes,
+            registrations=settings.max_registrations,
+            active_seconds=settings.active_seconds,
+        )
+        self._max_idle = settings.max_idle_seconds
+        self._clock = clock
+        self._folder = None if settings.folder is None else Folder(settings.folder)
+        self._entries: dict[str, Entry] = {}
         self._files: dict[str, bytes] = {}
+        self._registrations: dict[tuple[str, str], Registration] = {}
         self._lock = threading.Lock()
-        if folder is not None:
-            self._read_folder(folder)
+        # One thread at a time changes files; taken before ``_lock``.
+        self._changing = threading.Lock()
+        self._synced = clock()
+        self._background = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-uses")
+        if self._folder is not None:
+            self._entries, found = self._folder.load(self._synced)
+            self._registrations = {one.key: one for one in found}
+            self.sweep()
 
-    def __iter__(self) -> Iterator[Entry]:
+    def find(self, run: str, tokenizer_hash: str) -> Entry | None:
+        """What this run registered under a fingerprint, which counts as a use."""
+        now = self._clock()
         with self._lock:
-            return iter(tuple(self._entries.values()))
+            known = self._registrations.get((run, tokenizer_hash))
+            if known is None or self._is_old(known, now):
+                return None
+            self._registrations[known.key] = replace(known, used=max(now, known.used))
+            entry = self._entries[known.content]
+            due = self._folder is not None and now - self._synced > SYNC_SECONDS
+            if due:
+                self._synced = now
+        if due:
+            self._background.submit(self.sync)
+        return entry
 
-    def find(self, tokenizer_hash: str) -> Entry | None:
-        """The entry, which counts as used."""
+    def registrations(self, run: str | None = None) -> list[tuple[Registration, Entry]]:
+        """Those of a run, or of all runs, the last used ones first; no use is counted."""
+        now = self._clock()
         with self._lock:
-            entry = self._entries.get(tokenizer_hash)
-            if entry is not None:
-                self._entries.move_to_end(tokenizer_hash)
-            return entry
+            found = [
+                (one, self._entries[one.content])
+                for one in self._registrations.values()
+                if (run is None or one.run == run) and not self._is_old(one, now)
+            ]
+        return sorted(found, key=lambda pair: -pair[0].used)
+
+    def idle_seconds(self, registration: Registration) -> float:
+        return max(0.0, self._clock() - registration.used)
+
+    def entries(self) -> list[Entry]:
+        """Each content that some run has registered."""
+        with self._lock:
+            return list(self._entries.values())
 
     def read(self, entry: Entry) -> bytes | None:
-        """The file; None, and the entry is forgotten, when it is gone or damaged."""
+        """The file; None, and every registration of it is forgotten, when it is gone or
+        damaged.
+
+        Raises:
+            TeacherUnavailableError: it cannot be read.
+        """
         if self._folder is None:
-            return self._files.get(entry.tokenizer_hash)
+            with self._lock:
+                return self._files.get(entry.file_sha256)
         try:
-            data = (self._folder / entry.tokenizer_hash / FILE).read_bytes()
-        except OSError:
-            data = b""
-        if hashlib.sha256(data).hexdigest() == entry.file_sha256:
+            data = self._folder.read(entry)
+        except OSError as error:
+            raise _failed("read", self._folder, error) from error
+        if data is not None:
             return data
-        log.warning("the file of tokenizer %s is gone or damaged", entry.tokenizer_hash)
-        with self._lock:
-            self._entries.pop(entry.tokenizer_hash, None)
+        with self._changing:
+            with self._lock:
+                of_it = [
+                    one
+                    for one in self._registrations.values()
+                    if self._entries[one.content].file_sha256 == entry.file_sha256
+                ]
+            if of_it:
+                log.warning("the file of tokenizer %s is gone or damaged", entry.tokenizer_hash)
+            self._remove(of_it)
         return None
 
-    def put(self, entry: Entry, file: bytes) -> list[Entry]:
-        """Keeps an entry, new or changed; returns those that were removed to make room."""
-        if self._folder is not None:
-            _write(self._folder / entry.tokenizer_hash, entry, file)
-        with self._lock:
-            if self._folder is None:
-                self._files.setdefault(entry.tokenizer_hash, file)
-            self._entries[entry.tokenizer_hash] = entry
-            self._entries.move_to_end(entry.tokenizer_hash)
-            return self._make_room()
+    def put(self, run: str, entry: Entry, file: bytes) -> list[Entry]:
+        """Registers a tokenizer for a run; what the run had under its fingerprint is replaced.
 
-    def _make_room(self) -> list[Entry]:
-        gone = []
-        total = sum(entry.file_bytes for entry in self._entries.values())
-        while len(self._entries) > 1 and (
-            len(self._entries) > self._max_count or total > self._max_bytes
-        ):
-            _, entry = self._entries.popitem(last=False)
-            total -= entry.file_bytes
-            self._files.pop(entry.tokenizer_hash, None)
-            if self._folder is not None:
-                shutil.rmtree(self._folder / entry.tokenizer_hash, ignore_errors=True)
-            gone.append(entry)
+        Returns:
+            The entries that no run has any more.
+
+        Raises:
+            OverloadedError: there is no room, and all that is kept is of runs that are active.
+            TeacherUnavailableError: the folder cannot be written; nothing has changed.
+        """
+        with self._changing:
+            now = self._clock()
+            removed = self._forget_old(now)
+            new = Registration(run, entry.tokenizer_hash, entry.content, now, now)
+            with self._lock:
+                entries = {**self._entries, entry.content: entry}
+                before = self._registrations.get(new.key)
+                others = [one for one in self._registrations.values() if one.key != new.key]
+            if before is not None and before.content == new.content:
+                new = replace(new, registered=before.registered)
+            going = leaving(new, others, entries, self._bounds, now)
+            if going is None:
+                raise _full(next_idle(others, self._bounds, now))
+            self._write(entry, file, new, before)
+            with self._lock:
+                if self._folder is None:
+                    self._files[entry.file_sha256] = file
+                self._entries[entry.content] = entry
+                self._registrations[new.key] = new
+            if going:
+                log.info("%d registrations of tokenizers made room for one more", len(going))
+            return removed + self._remove(going)
+
+    def drop(self, run: str, tokenizer_hash: str) -> list[Entry] | None:
+        """Forgets what a run registered under a fingerprint.
+
+        Returns:
+            The entries that no run has any more; None where the run has registered none.
+        """
+        with self._changing:
+            with self._lock:
+                known = self._registrations.get((run, tokenizer_hash))
+            return None if known is None else self._remove([known])
+
+    def sweep(self) -> list[Entry]:
+        """Forgets what was not used for too long; returns the entries that no run has any
+        more."""
+        with self._changing:
+            return self._forget_old(self._clock())
+
+    def sync(self) -> list[Entry]:
+        """Notes in the folder what was used, and learns what other servers that share it used
+        and removed; returns the entries that no run has any more."""
+        if self._folder is None:
+            return []
+        with self._changing:
+            with self._lock:
+                known = list(self._registrations.values())
+            gone = []
+            for one in known:
+                used = self._folder.mark_used(one)
+                if used is None:
+                    gone.append(one)
+                elif used > one.used:
+                    self._note_use(one.key, min(used, self._clock()))
+            return self._remove(gone) + self._forget_old(self._clock())
+
+    def _note_use(self, key: tuple[str, str], used: float) -> None:
+        with self._lock:
+            one = self._registrations[key]
+            self._registrations[key] = replace(one, used=max(used, one.used))
+
+    def _is_old(self, one: Registration, now: float) -> bool:
+        return now - one.used > self._max_idle
+
+    def _forget_old(self, now: float) -> list[Entry]:
+        with self._lock:
+            old = [one for one in self._registrations.values() if self._is_old(one, now)]
+        if self._folder is not None:
+            # Another server that shares the folder may have used it meanwhile.
+            old = [one for one in old if not self._is_used_elsewhere(one, now)]
+        if old:
+            log.info("%d registrations of tokenizers were not used for too long", len(old))
+        return self._remove(old)
+
+    def _is_used_elsewhere(self, one: Registration, now: float) -> bool:
+        assert self._folder is not None
+        used = self._folder.mark_used(one)
+        if used is None or now - used > self._max_idle:
+            return False
+        self._note_use(one.key, min(used, now))
+        return True
+
+    def _write(
+        self, entry: Entry, file: bytes, new: Registration, before: Registration | None
+    ) -> None:
+        folder = self._folder
+        if folder is None:
+            return
+        if before is not None and before.content == new.content and folder.holds(entry, new):
+            folder.mark_used(new)
+            return
+        try:
+            folder.write(entry, file, new)
+        except OSError as error:
+            raise _failed("keep", folder, error) from error
+
+    def _remove(self, going: Iterable[Registration]) -> list[Entry]:
+        """Forgets registrations, and the entries and files that no run has any more."""
+        going = list(going)
+        if not going:
+            return []
+        with self._lock:
+            for one in going:
+                self._registrations.pop(one.key, None)
+            kept = {one.content for one in self._registrations.values()}
+            gone = [entry for content, entry in self._entries.items() if content not in kept]
+            for entry in gone:
+                del self._entries[entry.content]
+            files = {entry.file_sha256 for entry in self._entries.values()}
+            lost = {entry.file_sha256 for entry in gone} - files
+            for sha256 in lost:
+                self._files.pop(sha256, None)
+        if self._folder is not None:
+            for one in going:
+                self._folder.forget(one)
+            for entry in gone:
+                self._folder.forget_entry(entry)
+            for sha256 in lost:
+                self._folder.forget_file(sha256)
         return gone
 
-    def _read_folder(self, folder: Path) -> None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=folder):
-                pass
-        except OSError as error:
-            raise ConfigurationError(
-                f"it cannot be written: {error.strerror}",
-                where=f"tokenizers.folder={folder}",
-                fix="give a folder that the server may write, or leave it out",
-            ) from error
-        found = sorted(folder.glob(f"*/{ENTRY}"), key=lambda path: path.stat().st_mtime)
-        others = 0
-        for path in found:
-            if hash_version(path.parent.name) not in (None, VERSION):
-                others += 1
-                continue
-            entry = _read_entry(path)
-            if entry is None:
-                log.warning("%s is not an entry of a tokenizer; it is left alone", path)
-            else:
-                self._entries[entry.tokenizer_hash] = entry
-        if others:
-            log.info(
-                "%s keeps %d tokenizers by another version of the fingerprint, for servers of "
-                "another release; they may be deleted when there is none",
-                folder,
-                others,
-            )
-        self._make_room()
+
+def _full(seconds: float) -> OverloadedError:
+    return OverloadedError(
+        "the server keeps as many tokenizers as it may, all of runs that are active",
+        where="tokenizers",
+        fix="come back later, drop what is not needed (DropTokenizer), or raise "
+        "tokenizers.max_count, tokenizers.max_bytes or tokenizers.max_registrations on the server",
+        reason="TOKENIZERS_FULL",
+        retry_after=min(max(seconds, SOONEST), LATEST),
+    )
 
 
-def _write(folder: Path, entry: Entry, file: bytes) -> None:
-    """Both files; the entry last, so that no folder with one lacks the other."""
-    folder.mkdir(parents=True, exist_ok=True)
-    if _sha256(folder / FILE) != entry.file_sha256:
-        write_bytes(folder / FILE, file, mode=0o600)
-    write_bytes(folder / ENTRY, json.dumps(_as_json(entry), indent=1).encode(), mode=0o600)
-
-
-def _sha256(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except OSError:
-        return ""
-
-
-def _as_json(entry: Entry) -> dict[str, Any]:
-    def plain(roles: Roles) -> dict[str, str]:
-        return {str(token): role.name for token, role in sorted(roles.items())}
-
-    return {
-        "file_sha256": entry.file_sha256,
-        "file_bytes": entry.file_bytes,
-        "ordinary_hash": entry.ordinary_hash,
-        "vocabulary_size": entry.vocabulary_size,
-        "roles": plain(entry.roles),
-        "own_roles": {run: plain(roles) for run, roles in entry.own_roles.items()},
-    }
-
-
-def _read_entry(path: Path) -> Entry | None:
-    def roles(found: Mapping[str, str]) -> Roles:
-        return {int(token): SpecialRole[role] for token, role in found.items()}
-
-    try:
-        known = json.loads(path.read_text())
-        return Entry(
-            tokenizer_hash=path.parent.name,
-            file_sha256=str(known["file_sha256"]),
-            file_bytes=int(known["file_bytes"]),
-            ordinary_hash=str(known["ordinary_hash"]),
-            vocabulary_size=int(known["vocabulary_size"]),
-            roles=roles(known["roles"]),
-            own_roles={run: roles(own) for run, own in known["own_roles"].items()},
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+def _failed(verb: str, folder: Folder, error: OSError) -> TeacherUnavailableError:
+    log.error("cannot %s a tokenizer in %s: %s", verb, folder.path, error.strerror)
+    return TeacherUnavailableError(
+        f"the server cannot {verb} the tokenizer: {error.strerror}",
+        where="tokenizers.folder",
+        fix="make room on the server's disk, and let the server read and write its folder; the "
+        "call may be sent again",
+        reason="TOKENIZERS_FOLDER_FAILED",
+        retry_after=SOONEST,
+    )

@@ -13,12 +13,9 @@ from teacher_server.realign.pair.roles import TERMINATORS, role_table
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.refusals.errors import refuse
 from teacher_server.teachers.tokenizer import TeacherTokenizer
-from teacher_server.tokenizers.store import Entry, Roles
+from teacher_server.tokenizers.entry import Roles
 
 log = logging.getLogger(__name__)
-
-# Runs that give the special ids of one tokenizer other roles than its first run did.
-MAX_OWN_ROLES = 64
 
 
 def teacher_vocabularies(
@@ -79,37 +76,3 @@ def student_vocabulary(file: bytes, roles: Roles) -> Vocabulary:
             "give the file as the tokenizers library itself writes it",
             "TOKENIZER_REFUSED",
         ) from None
-
-
-def with_roles(known: Entry, roles: Roles, run: str) -> Entry:
-    """The known entry with the roles that this run gives its special ids.
-
-    Files of one fingerprint may flag other added tokens as special. Those without a role are
-    special or not as in the file that is known.
-
-    Raises:
-        InvalidRequestError: the special ids with a role are not the same, or too many runs
-            differ.
-    """
-    flagged = set(known.roles) ^ set(roles)
-    named = [t for t in flagged if {**known.roles, **roles}[t] is not SpecialRole.OTHER]
-    if named:
-        raise refuse(
-            "a tokenizer of the same fingerprint is known with other special tokens: "
-            f"{sorted(named)[:8]}",
-            "tokenizer.json",
-            "send the file with the flags of its added tokens as they were published",
-            "TOKENIZER_CONTRADICTS",
-        )
-    roles = {token: roles.get(token, role) for token, role in known.roles.items()}
-    own = {name: given for name, given in known.own_roles.items() if name != run}
-    if roles != known.roles:
-        own[run] = roles
-    if len(own) > MAX_OWN_ROLES:
-        raise refuse(
-            f"{MAX_OWN_ROLES} runs have given its special ids other roles already",
-            "header.special_tokens",
-            "register the roles that most runs have",
-            "LIMIT_EXCEEDED",
-        )
-    return replace(known, own_roles=own)

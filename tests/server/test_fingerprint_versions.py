@@ -3,6 +3,7 @@ side to upgrade."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -131,8 +132,12 @@ async def test_tokenizers_kept_by_an_old_server_are_left_alone(
                 assert len(before.teacher("default").tokenizers) == 1
                 mine = upload(student_file, tokenizer_hash=hash_of(student_file))
                 await server.client.register_tokenizer(mine, timeout=LONG)
-    for fingerprint in (fingerprint_v1(student_file), tokenizer_hash(student_file)):
-        assert (tmp_path / fingerprint / "entry.json").is_file()
+    kept = [json.loads(path.read_bytes()) for path in (tmp_path / "contents").iterdir()]
+    assert {one["tokenizer_hash"] for one in kept} == {
+        fingerprint_v1(student_file),
+        tokenizer_hash(student_file),
+    }
+    assert len(list((tmp_path / "runs").iterdir())) == 2
 
 
 async def test_versions() -> None:

@@ -292,6 +292,7 @@ async def test_http_gives_the_same_numbers_in_the_student_s_tokens(
 ) -> None:
     by_grpc = await crossed.score(request(crossed, student_file, student.encode(TEXT).ids))
     body = {
+        "run": "run",
         "prompt": {"messages": [{"role": "user", "content": "Hi"}]},
         "continuations": [{"text": TEXT}],
         "top_k": 8,

@@ -78,7 +78,7 @@ async def test_registered_tokenizers_survive_a_restart(
         replies[0].results[0].rows.support.ids, replies[1].results[0].rows.support.ids
     )
     monkeypatch.undo()
-    (stored,) = (tmp_path / "tokenizers").glob("*/tokenizer.json")
+    (stored,) = (tmp_path / "tokenizers" / "files").iterdir()
     stored.write_bytes(student_file[:1000])
     async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
         with pytest.raises(ContractMismatchError) as damaged:
@@ -91,8 +91,8 @@ async def test_registered_tokenizers_survive_a_restart(
         with pytest.raises(ContractMismatchError):
             await server.score(request(server, student_file, tokens, request_id="gone"))
         await server.score(request(server, other, tokens, request_id="other"))
-    assert stored.parent.exists() is False
-    assert len(list((tmp_path / "tokenizers").glob("*/tokenizer.json"))) == 1
+    assert not stored.exists()
+    assert len(list((tmp_path / "tokenizers" / "files").iterdir())) == 1
 
 
 def _two_ids(document: dict[str, Any]) -> None:
@@ -144,11 +144,6 @@ async def test_uploads_that_contradict_themselves_are_refused(
     ):
         with pytest.raises(InvalidRequestError):
             await crossed.client.register_tokenizer(wrong, timeout=LONG)
-    other_flags = changed(student_file, lambda d: d["added_tokens"][0].update(special=False))
-    assert tokenizer_hash(other_flags) == tokenizer_hash(student_file)
-    with pytest.raises(InvalidRequestError) as found:
-        await crossed.client.register_tokenizer(upload(other_flags), timeout=LONG)
-    assert found.value.reason == "TOKENIZER_CONTRADICTS"
 
 
 async def test_files_of_one_fingerprint_may_flag_other_tokens_as_special(

@@ -31,7 +31,7 @@ _SHAPES = {
 }
 
 
-_NAME = re.compile(r"v\d+-(v\d+-[0-9a-f]{64})-v\d+-[0-9a-f]{64}(?:-[0-9a-f]{16})?\.npz")
+_NAME = re.compile(r"v\d+-(v\d+-[0-9a-f]{64})-v\d+-[0-9a-f]{64}(?:-[0-9a-f]{16,64})?\.npz")
 
 
 def student_of(path: Path) -> str | None:
@@ -57,7 +57,7 @@ class TableCache:
     def get(self, student: Vocabulary, teacher: Vocabulary) -> PairTables:
         """The tables of a pair; built when neither memory nor disk has them."""
         key = (student.hash, teacher.hash)
-        roles = (student.roles, teacher.roles)
+        roles = (student.kind, student.roles, teacher.kind, teacher.roles)
         with self._lock:
             known = self._pairs.pop(key, None)
             if known is None or known[0] != roles:
@@ -71,9 +71,10 @@ class TableCache:
     def _static(self, student: Vocabulary, teacher: Vocabulary) -> StaticTables:
         if self._folder is None:
             return build_static(student, teacher)
-        # Which tokens are spelt depends on the roles, and those on the run.
-        spelt = repr((sorted(student.spelt), sorted(teacher.spelt)))
-        digest = hashlib.sha256(spelt.encode()).hexdigest()[:16]
+        # Not all of it is in the fingerprint: which tokens are spelt depends on the roles that
+        # a run gives, what is special on the file's flags, and the kind on its decoder.
+        sides = [(v.kind, sorted(v.spelt), sorted(v.specials)) for v in (student, teacher)]
+        digest = hashlib.sha256(repr(sides).encode()).hexdigest()
         path = self._folder / f"v{FORMAT}-{student.hash}-{teacher.hash}-{digest}.npz"
         loaded = _load(path, student, teacher)
         if loaded is None:

@@ -1,0 +1,255 @@
+"""Registered tokenizers on disk. Each file of it is whole or not there:
+
+    files/SHA256            a tokenizer.json as it was sent
+    contents/CONTENT.json   what is known of it (``Entry``)
+    runs/KEY.json           that a run registered it; its time of modification is that of
+                            the last use
+
+KEY is a digest of the run's name and the fingerprint: a name is any text, and never a path.
+Several servers may share a folder; what another one removed is gone for all of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.files import file_sha256, write_bytes
+from teacher_proto.tokenizer_hash import VERSION, hash_version
+
+from teacher_server.tokenizers.entry import Entry, Registration, as_json, entry_of
+
+log = logging.getLogger(__name__)
+
+FILES, CONTENTS, RUNS = "files", "contents", "runs"
+# A file of no registration that is older was left behind; a younger one may be about to get
+# its registration from another server.
+LEFT_BEHIND_SECONDS = 3600.0
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+
+
+class Folder:
+    """The files of one folder.
+
+    Raises:
+        ConfigurationError: it cannot be used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            for name in (FILES, CONTENTS, RUNS):
+                (path / name).mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+        except OSError as error:
+            raise ConfigurationError(
+                f"it cannot be written: {error.strerror}",
+                where=f"tokenizers.folder={path}",
+                fix="give a folder that the server may write, or leave it out",
+            ) from error
+
+    def load(self, now: float) -> tuple[dict[str, Entry], list[Registration]]:
+        """The entries by content, and the registrations of them, as the files have them.
+
+        What is no such file, or of another version of the fingerprint, is left alone.
+        """
+        found = {path: _read_entry(path) for path in self._documents(CONTENTS)}
+        runs = {path: _read_registration(path, now) for path in self._documents(RUNS)}
+        others = [one for one in found.values() if one is not None and _is_other(one)]
+        ours = {one.content: one for one in found.values() if one and not _is_other(one)}
+        registrations = [one for one in runs.values() if one and one.content in ours]
+        used = {one.content for one in registrations}
+        entries = {content: entry for content, entry in ours.items() if content in used}
+        unreadable = [path for path, one in (*found.items(), *runs.items()) if one is None]
+        for path in unreadable:
+            log.warning("%s cannot be read; it is left alone", path)
+        if not unreadable:
+            contents = {*used, *(one.content for one in others)}
+            kept = {one.file_sha256 for one in (*entries.values(), *others)}
+            left = [path for path in found if path.stem not in contents]
+            left += [path for path, one in runs.items() if one and one.content not in contents]
+            left += [path for path in self._files() if path.name not in kept]
+            _remove_left_behind(left, now)
+        self._mention(len(others))
+        return entries, registrations
+
+    def write(self, entry: Entry, file: bytes, registration: Registration) -> None:
+        """Keeps all three files; the registration last, so that none lacks the others.
+
+        Raises:
+            OSError: they cannot be written; what was begun is removed.
+        """
+        written: list[Path] = []
+
+        def write_new(path: Path, data: bytes) -> None:
+            write_bytes(path, data, mode=0o600)
+            written.append(path)
+
+        try:
+            path = self.path / FILES / entry.file_sha256
+            if not _holds(path, entry.file_sha256):
+                write_new(path, file)
+            path = self.path / CONTENTS / f"{entry.content}.json"
+            if _read_entry(path) != entry:
+                write_new(path, _json(as_json(entry)))
+            path = self._registration(registration)
+            write_bytes(path, _json(_document(registration)), mode=0o600)
+        except OSError:
+            for path in written:
+                _unlink(path)
+            raise
+        with contextlib.suppress(OSError):
+            os.utime(path, (registration.used, registration.used))
+
+    def holds(self, entry: Entry, registration: Registration) -> bool:
+        """Whether all three files are there and whole."""
+        known = _read_registration(self._registration(registration), registration.used)
+        return (
+            known is not None
+            and known.content == entry.content
+            and _read_entry(self.path / CONTENTS / f"{entry.content}.json") == entry
+            and _holds(self.path / FILES / entry.file_sha256, entry.file_sha256)
+        )
+
+    def read(self, entry: Entry) -> bytes | None:
+        """The tokenizer.json; None when it is gone or damaged. Raises OSError when it cannot
+        be read."""
+        try:
+            data = (self.path / FILES / entry.file_sha256).read_bytes()
+        except FileNotFoundError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == entry.file_sha256 else None
+
+    def mark_used(self, registration: Registration) -> float | None:
+        """Notes its time of use; returns the latest that any server noted, None when another
+        one removed it."""
+        path = self._registration(registration)
+        try:
+            noted = path.stat().st_mtime
+            if noted < registration.used:
+                os.utime(path, (registration.used, registration.used))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            log.warning("a use of a tokenizer cannot be noted: %s", error)
+            return registration.used
+        return max(noted, registration.used)
+
+    def forget(self, registration: Registration) -> None:
+        _unlink(self._registration(registration))
+
+    def forget_entry(self, entry: Entry) -> None:
+        _unlink(self.path / CONTENTS / f"{entry.content}.json")
+
+    def forget_file(self, sha256: str) -> None:
+        _unlink(self.path / FILES / sha256)
+
+    def _registration(self, one: Registration) -> Path:
+        return self.path / RUNS / f"{_key(one.run, one.tokenizer_hash)}.json"
+
+    def _documents(self, name: str) -> Iterator[Path]:
+        for path in (self.path / name).glob("*.json"):
+            if _DIGEST.fullmatch(path.stem):
+                yield path
+
+    def _files(self) -> Iterator[Path]:
+        return (p for p in (self.path / FILES).iterdir() if _DIGEST.fullmatch(p.name))
+
+    def _mention(self, others: int) -> None:
+        """Logs what is in the folder and of no use here."""
+        if others:
+            log.info(
+                "%s keeps %d tokenizers by another version of the fingerprint, for servers of "
+                "another release; they may be deleted when there is none",
+                self.path,
+                others,
+            )
+        before = sum(1 for path in self.path.glob("*/entry.json") if path.is_file())
+        if before:
+            log.info(
+                "%s keeps %d tokenizers of an earlier release, which belong to no run and are "
+                "left alone: clients register theirs again by themselves; their folders may be "
+                "deleted when no server of that release uses them",
+                self.path,
+                before,
+            )
+
+
+def _remove_left_behind(paths: Iterable[Path], now: float) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            if now - path.stat().st_mtime > LEFT_BEHIND_SECONDS:
+                path.unlink()
+
+
+def _is_other(entry: Entry) -> bool:
+    return hash_version(entry.tokenizer_hash) not in (None, VERSION)
+
+
+def _key(run: str, tokenizer_hash: str) -> str:
+    return hashlib.sha256(json.dumps([run, tokenizer_hash]).encode()).hexdigest()
+
+
+def _json(document: Mapping[str, Any]) -> bytes:
+    return json.dumps(document, indent=1).encode()
+
+
+def _document(one: Registration) -> dict[str, Any]:
+    return {
+        "run": one.run,
+        "tokenizer_hash": one.tokenizer_hash,
+        "content": one.content,
+        "registered": one.registered,
+    }
+
+
+def _read_entry(path: Path) -> Entry | None:
+    """None when there is none, or what is there does not have this content."""
+    try:
+        entry = entry_of(json.loads(path.read_bytes()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    is_file = _DIGEST.fullmatch(entry.file_sha256) is not None
+    return entry if is_file and entry.content == path.stem else None
+
+
+def _read_registration(path: Path, now: float) -> Registration | None:
+    try:
+        known = json.loads(path.read_bytes())
+        used = path.stat().st_mtime
+        one = Registration(
+            run=str(known["run"]),
+            tokenizer_hash=str(known["tokenizer_hash"]),
+            content=str(known["content"]),
+            registered=float(known["registered"]),
+            used=used,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    # A clock that was ahead must not keep it active for ever.
+    return replace(one, used=min(used, now)) if _key(*one.key) == path.stem else None
+
+
+def _holds(path: Path, sha256: str) -> bool:
+    try:
+        return file_sha256(path) == sha256
+    except OSError:
+        return False
+
+
+def _unlink(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        log.warning("%s cannot be removed: %s", path, error.strerror)
