@@ -1,122 +1,74 @@
 """The path of a request in another tokenizer than the teacher's.
 
-Its continuations are laid out in the teacher's tokens, scored as one job, and their rows
-realigned to the student's tokens; further jobs may follow for what is left open.
+What the teacher reads of it, and what its rows are in the student's tokens, is found where the
+student's tokenizer runs (``realign.requests``). Here its sizes are checked, what it asks is run
+as jobs, and what it says is not believed until it is checked.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import numpy as np
-from teacher_proto.rows import Rows, required
-from teacher_proto.types import ContinuationScores, Int32, PositionClass, ScoreRequest, Status
+from teacher_proto.client.reply_check import check_reply
+from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
+from teacher_proto.types import (
+    ContinuationScores,
+    Int32,
+    PositionClass,
+    ScoreReply,
+    Status,
+    TeacherIdentity,
+    Timing,
+)
 
 from teacher_server.config import TokenizerSettings
-from teacher_server.engines.base import Job, JobResult, ScoredSpan
-from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.rows import TeacherRows
+from teacher_server.engines.base import Job, ScoredSpan
+from teacher_server.frames import Frame, FrameError
+from teacher_server.realign.requests.messages import (
+    Asked,
+    AskedContextFree,
+    AskedContinuation,
+    AskedPaths,
+    AskedRollouts,
+    Pause,
+    Plan,
+    Realigned,
+    RealignRequest,
+    Step,
+    TextSize,
+)
+from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of
+from teacher_server.realign.requests.request_frames import GO, rows_frame, start_frame
+from teacher_server.realign.requests.step_frames import StepReader
+from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.sizes import check_row_bytes, check_sizes, check_text
 from teacher_server.scoring.context import RequestContext
-from teacher_server.scoring.further_rows import (
-    context_free_prompt,
-    context_free_span,
-    learn_context_free,
-    open_paths,
-    path_span,
-    wanted_tokens,
-    with_paths,
-)
 from teacher_server.scoring.jobs import JobRunner
-from teacher_server.scoring.planned import (
-    PlannedContinuation,
-    best_of,
-    continuation_bytes,
-    plan_continuation,
-    rows_bytes,
-)
-from teacher_server.scoring.realigned import (
-    RealignedContinuation,
-    realign_engine_rows,
-    realign_rows,
-)
-from teacher_server.scoring.without_rows import not_finite, not_realigned
+from teacher_server.scoring.without_rows import not_finite
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
-from teacher_server.tokenizers.pairs import Pair
 
 T = TypeVar("T")
-# Context-free rows in one job, and ids of each.
-CONTEXT_FREE_ROWS = 256
-CONTEXT_FREE_BEST = 128
+# What the check of a reply compares with what is expected, of which nothing is here.
+NO_IDENTITY = TeacherIdentity("", "", "", "", "", "")
 
 
-@dataclass
-class _ForeignRequest:
-    """One request in another tokenizer, and what its realignment has taken so far.
+class Session(Protocol):
+    """One request where the student's tokenizer runs."""
 
-    Attributes:
-        prompt: int32 [P], as the teacher reads it.
-        best: M, the teacher ids to ask for per row.
-        limit: only teacher ids below it are asked for.
-        context_free: of this teacher and temperature; None to go without.
-        seconds: of the pair's thread.
-        planned: every continuation, in order.
-        realigned: by index, the continuations that the teacher can read.
-    """
-
-    request: ScoreRequest
-    prompt: Int32
-    pair: Pair
-    best: int
-    limit: int
-    context_free: ContextFreeRows | None
-    runner: JobRunner
-    extra_rows: int = 0
-    context_free_rows: int = 0
-    seconds: float = 0.0
-    planned: list[PlannedContinuation] = field(default_factory=list)
-    realigned: dict[int, RealignedContinuation] = field(default_factory=dict)
-
-    async def compute(self, work: Callable[[], T]) -> T:
-        """In the pair's thread, and timed there."""
-        result, seconds = await self.pair.thread.timed(work)
-        self.seconds += seconds
-        return result
-
-    async def run_spans(self, spans: Iterable[ScoredSpan], *, sampled: bool) -> JobResult:
-        """Runs these spans after the prompt as one job."""
-        job = Job(
-            prompt_ids=self.prompt,
-            spans=tuple(spans),
-            top_k=self.best,
-            temperature=self.request.temperature,
-            vocabulary_limit=self.limit,
-            want_sampled=sampled,
-        )
-        return await self.runner.run(job)
-
-    async def realign(self, index: int, rows: Rows | None) -> None:
-        """Realigns a continuation's rows as the engine gave them."""
-        planned, realigner = self.planned[index], self.pair.realigner
-        self.realigned[index] = await self.compute(
-            partial(realign_engine_rows, planned, rows, realigner, self.request, self.context_free)
-        )
-
-    async def realign_again(self, index: int, rows: TeacherRows) -> None:
-        """Realigns a continuation once more, after more rows are known."""
-        planned, realigner = self.planned[index], self.pair.realigner
-        self.realigned[index] = await self.compute(
-            partial(realign_rows, planned, rows, realigner, self.request, self.context_free)
-        )
+    async def ask(self, frame: Frame) -> Frame:
+        """What it says after ``frame``; raises LsmError when it cannot go on."""
+        ...
 
 
 async def realigned_scores(
     context: RequestContext,
     prompt: Int32,
-    pair: Pair,
+    session: Session,
+    student: StudentFacts,
     settings: TokenizerSettings,
     runner: JobRunner,
 ) -> tuple[tuple[ContinuationScores, ...], RealignmentTotals]:
@@ -124,113 +76,132 @@ async def realigned_scores(
 
     Args:
         prompt: int32 [P], as the teacher reads it.
-        pair: of the request's tokenizer and the teacher's.
+        session: of the request's tokenizer and the teacher's.
+        student: what is known of the request's tokenizer.
 
     Raises:
         InvalidRequestError: the continuations are too long for the teacher, or the rows
             to realign are too large.
+        FrameError: what the session says cannot be.
+        LsmError: see ``JobRunner.run`` and ``Session.ask``.
     """
-    request, facts, limits = context.request, context.teacher.facts, context.limits
-    limit = min(facts.vocabulary_size, pair.tables.teacher.size)
-    best = best_of(request.top_k, request.explicit_width, limit)
-    context_free = (
-        pair.context_free(facts.name, request.temperature) if settings.context_free_rows else None
+
+    async def compute(work: Callable[[], T], size: int) -> T:
+        return await context.lanes.run(work, size=size, owner=context.request.run)
+
+    asked = await compute(partial(_realign_request, context, len(prompt), settings), context.size)
+    reader = StepReader(asked)
+    frame = start_frame(asked)
+    while True:
+        said = await session.ask(frame)
+        step = await compute(partial(_read, context, student, reader, said), _size(said))
+        match step:
+            case Realigned():
+                return _as_asked(step, context), _totals(step, reader)
+            case TextSize():
+                check_text(step.text_bytes, "continuations", context.limits)
+                frame = GO
+            case Plan():
+                _check_plan(step, context, len(prompt), best_of(asked, step.limit))
+                frame = GO
+            case Pause():
+                frame = GO
+            case AskedRollouts() | AskedContextFree() | AskedPaths():
+                job = _job(step, prompt, asked, reader.plan.limit)
+                rows = (await runner.run(job)).rows
+                frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
+
+
+def _realign_request(
+    context: RequestContext, prompt_tokens: int, settings: TokenizerSettings
+) -> RealignRequest:
+    request, facts = context.request, context.teacher.facts
+    return RealignRequest(
+        teacher=facts.name,
+        continuations=tuple(
+            AskedContinuation(c.token_ids, c.selected_positions, c.explicit_ids)
+            for c in request.continuations
+        ),
+        top_k=request.top_k,
+        temperature=request.temperature,
+        student_vocabulary_size=request.student_vocabulary_size,
+        sampled=request.returns.sampled,
+        log_tail=request.returns.log_tail,
+        vocabulary_size=facts.vocabulary_size,
+        prompt_tokens=prompt_tokens,
+        max_length=facts.max_length,
+        context_free_rows=settings.context_free_rows,
+        extra_rounds=settings.extra_rounds,
+        extra_rows=settings.extra_rows,
+        extra_least_open=settings.extra_least_open,
     )
-    foreign = _ForeignRequest(request, prompt, pair, best, limit, context_free, runner)
-    size = await foreign.compute(partial(continuation_bytes, request, pair.tables.student))
-    check_text(size, "continuations", limits)
-    for continuation in request.continuations:
-        plan = partial(plan_continuation, continuation, pair.realigner, facts.vocabulary_size)
-        foreign.planned.append(await foreign.compute(plan))
-    lengths = [len(one.teacher_ids) for one in foreign.planned]
-    row_bytes = rows_bytes(foreign.planned, best)
+
+
+def _size(frame: Frame) -> int:
+    return sum(array.nbytes for array in frame.arrays.values())
+
+
+def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, best: int) -> None:
+    facts, limits = context.teacher.facts, context.limits
     bytes_per_entry = context.call.surface.bytes_per_entry
-    check_sizes(request, len(prompt), facts, limits, bytes_per_entry, lengths)
-    check_row_bytes(row_bytes, limits)
-    readable = {index: one for index, one in enumerate(foreign.planned) if not one.problem}
-    if readable:
-        spans = [ScoredSpan(one.teacher_ids, one.needed) for one in readable.values()]
-        found = await foreign.run_spans(spans, sampled=True)
-        for index, rows in zip(readable, found.rows, strict=True):
-            await foreign.realign(index, rows)
-        await _ask_context_free_rows(foreign)
-    for _ in range(settings.extra_rounds):
-        if not await _extra_round(foreign, settings, facts.max_length):
-            break
-        await _ask_context_free_rows(foreign)
-    scores = [
-        not_realigned(one.problem) if one.problem else foreign.realigned[index].scores
-        for index, one in enumerate(foreign.planned)
-    ]
-    return tuple(_asked_for(one, request) for one in scores), _totals(scores, foreign)
+    check_sizes(context.request, prompt_tokens, facts, limits, bytes_per_entry, plan.lengths)
+    check_row_bytes(plan.row_bytes(best), limits)
 
 
-async def _ask_context_free_rows(foreign: _ForeignRequest) -> None:
-    """Asks for the context-free rows that are not known yet, and realigns again with them.
+def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Job:
+    """What is asked as a job of the engine; only ids below ``limit`` are in its rows."""
+    best = best_of(request, limit)
+    match asked:
+        case AskedRollouts():
+            spans = [ScoredSpan(span.token_ids, span.positions) for span in asked.spans]
+        case AskedContextFree():
+            prompt, best = asked.before, min(CONTEXT_FREE_BEST, limit)
+            # A row does not depend on its own token.
+            each = asked.tokens[:, None].repeat(2, axis=1)
+            spans = [ScoredSpan(ids, np.array([1], np.int32)) for ids in each]
+        case AskedPaths():
+            spans = [ScoredSpan(ids, np.array([len(ids) - 1], np.int32)) for ids in asked.sequences]
+    return Job(
+        prompt_ids=prompt,
+        spans=tuple(spans),
+        top_k=best,
+        temperature=request.temperature,
+        vocabulary_limit=limit,
+        want_sampled=isinstance(asked, AskedRollouts),
+    )
 
-    They depend on nothing of the request but its temperature.
-    """
-    if foreign.context_free is None:
-        return
-    wanted = {index: wanted_tokens(one) for index, one in foreign.realigned.items()}
-    asking = [index for index, tokens in wanted.items() if len(tokens)]
-    if not asking:
-        return
-    tokens = np.unique(np.concatenate([wanted[index] for index in asking]))
-    before = await foreign.compute(partial(context_free_prompt, foreign.pair.tables.teacher))
-    for some in np.split(tokens, range(CONTEXT_FREE_ROWS, len(tokens), CONTEXT_FREE_ROWS)):
-        job = Job(
-            prompt_ids=before,
-            spans=tuple(context_free_span(token) for token in some.tolist()),
-            top_k=min(CONTEXT_FREE_BEST, foreign.limit),
-            temperature=foreign.request.temperature,
-            vocabulary_limit=foreign.limit,
-            want_sampled=False,
+
+def _read(
+    context: RequestContext, student: StudentFacts, reader: StepReader, frame: Frame
+) -> Step | Realigned:
+    """What the message says; a result keeps the contract as a reply does."""
+    step = reader.read(frame)
+    if isinstance(step, Realigned):
+        request = context.request
+        sizes = (request.student_vocabulary_size, student.vocabulary_size)
+        everything = replace(
+            request,
+            expected_identity="",
+            student_vocabulary_size=min(size for size in sizes if size is not None),
+            returns=replace(request.returns, realignment=True),
         )
-        rows = (await foreign.runner.run(job)).rows
-        foreign.context_free_rows += len(rows)
-        realigner = foreign.pair.realigner
-        learn = partial(learn_context_free, some, rows, realigner, foreign.context_free)
-        await foreign.compute(learn)
-    for index in asking:
-        await foreign.realign_again(index, required(foreign.realigned[index].rows, "rows"))
+        reply = ScoreReply(request.request_id, NO_IDENTITY, step.scores, Timing())
+        try:
+            check_reply(everything, reply)
+        except (PoisonedReplyError, ContractMismatchError) as error:
+            raise FrameError(f"{error.where} {error.what}") from None
+    return step
 
 
-async def _extra_round(
-    foreign: _ForeignRequest, settings: TokenizerSettings, max_length: int
-) -> bool:
-    """One more job for the rows that leave most mass open; whether there were any."""
-    share = max(1, settings.extra_rows // max(1, len(foreign.realigned)))
-    asked: list[tuple[int, tuple[int, int]]] = []
-    spans: list[ScoredSpan] = []
-    for index, one in foreign.realigned.items():
-        paths = await foreign.compute(partial(open_paths, one, share, settings.extra_least_open))
-        for path in paths[: settings.extra_rows - len(asked)]:
-            span = path_span(one, foreign.planned[index], path)
-            if len(foreign.prompt) + len(span.token_ids) <= max_length:
-                asked.append((index, path))
-                spans.append(span)
-    if not asked:
-        return False
-    found = (await foreign.run_spans(spans, sampled=False)).rows
-    foreign.extra_rows += len(asked)
-    for index in dict.fromkeys(index for index, _ in asked):
-        places = [place for place, (of, _) in enumerate(asked) if of == index]
-        paths = [asked[place][1] for place in places]
-        rows = with_paths(foreign.realigned[index], paths, [found[place] for place in places])
-        if rows is None:
-            foreign.realigned[index] = RealignedContinuation(not_finite())
-        else:
-            await foreign.realign_again(index, rows)
-    return True
+def _as_asked(result: Realigned, context: RequestContext) -> tuple[ContinuationScores, ...]:
+    scores = [not_finite() if s.status is Status.NON_FINITE else s for s in result.scores]
+    if not context.request.returns.realignment:
+        scores = [replace(one, realignment=None) for one in scores]
+    return tuple(scores)
 
 
-def _asked_for(scores: ContinuationScores, request: ScoreRequest) -> ContinuationScores:
-    return scores if request.returns.realignment else replace(scores, realignment=None)
-
-
-def _totals(scores: list[ContinuationScores], foreign: _ForeignRequest) -> RealignmentTotals:
-    blocks = [one.realignment for one in scores if one.realignment is not None]
+def _totals(result: Realigned, reader: StepReader) -> RealignmentTotals:
+    blocks = [one.realignment for one in result.scores if one.realignment is not None]
     classes = np.concatenate([np.zeros(0, np.uint8), *(block.position_class for block in blocks)])
     counts = np.bincount(classes, minlength=max(PositionClass) + 1).tolist()
 
@@ -246,8 +217,8 @@ def _totals(scores: list[ContinuationScores], foreign: _ForeignRequest) -> Reali
         coverage=total("coverage"),
         open_mass=total("open_mass"),
         lost_mass=total("lost_mass"),
-        not_realigned=sum(one.status is Status.NOT_REALIGNED for one in scores),
-        extra_rows=foreign.extra_rows,
-        context_free_rows=foreign.context_free_rows,
-        seconds=foreign.seconds,
+        not_realigned=sum(one.status is Status.NOT_REALIGNED for one in result.scores),
+        extra_rows=reader.extra_rows,
+        context_free_rows=reader.context_free_rows,
+        seconds=reader.seconds,
     )

@@ -103,9 +103,11 @@ async def _foreign_scores(
     facts = None if entry is None else students.facts(entry, context.teacher)
     prepare = partial(_checked_prompt, context, facts)
     prompt = await context.lanes.run(prepare, size=context.size, owner=request.run)
-    assert entry is not None  # an unknown tokenizer was refused
-    pair = await students.pair(entry, context.teacher)
-    return await realigned_scores(context, prompt, pair, students.settings, runner)
+    # An unknown tokenizer was refused.
+    assert entry is not None
+    assert facts is not None
+    async with students.session(entry, context.teacher) as session:
+        return await realigned_scores(context, prompt, session, facts, students.settings, runner)
 
 
 def _own_job(context: RequestContext) -> Job:

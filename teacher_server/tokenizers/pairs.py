@@ -7,10 +7,11 @@ tokenizers has a thread of its own for its rollouts: a ``Realigner`` serves one 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Generator, Iterable
 from functools import partial
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
@@ -18,12 +19,13 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, TokenizerLevels, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
+from teacher_server.frames import Frame
 from teacher_server.lanes import SingleThread
 from teacher_server.realign.pair.cache import TableCache, student_of
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.realigner import Realigner
-from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.paired import Pair
+from teacher_server.realign.requests.serve import serve
 from teacher_server.refusals.errors import compared, realignment_unavailable, unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
@@ -39,35 +41,43 @@ from teacher_server.tokenizers.vocabularies import (
 
 log = logging.getLogger(__name__)
 
-# Teachers and temperatures of one pair whose context-free rows are kept.
-MAX_CONTEXT_FREE = 32
 # Parsed for the texts of HTTP requests and replies.
 MAX_TEXTS = 8
 # The student's content, and which of the teachers' vocabularies.
 PairKey = tuple[str, int]
 
 
-class Pair:
-    """A student's and a teacher's tokenizer.
-
-    Attributes:
-        thread: of its own, for its rollouts: a ``Realigner`` serves one at once.
-    """
+class PairInUse:
+    """A pair and the thread of its own in which its requests are realigned."""
 
     def __init__(self, tables: PairTables) -> None:
-        self.tables = tables
-        self.realigner = Realigner(tables)
-        self._context_free: OrderedDict[tuple[str, float], ContextFreeRows] = OrderedDict()
+        self.pair = Pair(tables)
         self.thread = SingleThread("realign")
 
-    def context_free(self, teacher: str, temperature: float) -> ContextFreeRows:
-        """This teacher's context-free rows at this temperature; the caller adds to them."""
-        key = teacher, temperature
-        found = self._context_free.pop(key, None) or ContextFreeRows(self.tables)
-        self._context_free[key] = found
-        while len(self._context_free) > MAX_CONTEXT_FREE:
-            self._context_free.popitem(last=False)
-        return found
+
+class Session:
+    """One request that is realigned in its pair's thread."""
+
+    def __init__(self, used: PairInUse) -> None:
+        self._used = used
+        self._work: Generator[Frame, Frame, None] | None = None
+
+    async def ask(self, frame: Frame) -> Frame:
+        """What it says after ``frame``."""
+        return await self._used.thread.run(partial(self._next, frame))
+
+    def _next(self, frame: Frame) -> Frame:
+        if self._work is None:
+            self._work = serve(self._used.pair, frame)
+            return next(self._work)
+        return self._work.send(frame)
+
+    async def close(self) -> None:
+        await self._used.thread.run(self._drop)
+
+    def _drop(self) -> None:
+        if self._work is not None:
+            self._work.close()
 
 
 class StudentTokenizers:
@@ -83,7 +93,7 @@ class StudentTokenizers:
         self._tables = None if settings.folder is None else settings.folder / "tables"
         self._forget_tables()
         self._cache = TableCache(self._tables, max_pairs=0)
-        self._pairs: OrderedDict[PairKey, asyncio.Task[Pair]] = OrderedDict()
+        self._pairs: OrderedDict[PairKey, asyncio.Task[PairInUse]] = OrderedDict()
         self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
         self._parsed: tuple[str, Vocabulary] | None = None
         self._teachers = teacher_vocabularies({t.name: t.tokenizer for t in teachers})
@@ -178,7 +188,7 @@ class StudentTokenizers:
 
         return await self._thread.run(describe)
 
-    async def pair(self, entry: Entry, teacher: Teacher) -> Pair:
+    async def pair(self, entry: Entry, teacher: Teacher) -> PairInUse:
         """The pair of a registered tokenizer and a teacher's; built unless it is known already.
 
         Raises:
@@ -197,6 +207,15 @@ class StudentTokenizers:
         while len(self._pairs) > self.settings.max_pairs:
             self._pairs.popitem(last=False)
         return await asyncio.shield(task)
+
+    @contextlib.asynccontextmanager
+    async def session(self, entry: Entry, teacher: Teacher) -> AsyncIterator[Session]:
+        """One request of this tokenizer to realign; see ``pair`` for what it raises."""
+        session = Session(await self.pair(entry, teacher))
+        try:
+            yield session
+        finally:
+            await asyncio.shield(session.close())
 
     def text_tokenizer(self, run: str, hash_: str) -> TextTokenizer:
         """For texts in a run's tokens; raises ContractMismatchError when it registered none
@@ -241,7 +260,7 @@ class StudentTokenizers:
         self._parsed = (entry.content, vocabulary)
         return entry
 
-    def _build(self, entry: Entry, side: Vocabulary) -> Pair:
+    def _build(self, entry: Entry, side: Vocabulary) -> PairInUse:
         parsed = self._parsed
         if parsed is None or parsed[0] != entry.content:
             file = self._store.read(entry)
@@ -254,7 +273,7 @@ class StudentTokenizers:
         except OSError as error:
             log.warning("tables cannot be kept in %s: %s", self._tables, error.strerror)
             tables = TableCache(None).get(parsed[1], side)
-        return Pair(tables)
+        return PairInUse(tables)
 
     def _forget_tables(self) -> None:
         """Deletes the tables on disk of students that no run has registered."""
@@ -265,7 +284,7 @@ class StudentTokenizers:
                 path.unlink(missing_ok=True)
 
 
-def _seen(task: asyncio.Task[Pair]) -> None:
+def _seen(task: asyncio.Task[PairInUse]) -> None:
     """Marks a failure as seen: the caller that it was for may have left."""
     if not task.cancelled():
         task.exception()

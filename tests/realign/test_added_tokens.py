@@ -15,8 +15,8 @@ from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.spelling import as_a_pair
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.requests.planned import needed_rows
 from teacher_server.realign.walk.rows import teacher_rows
-from teacher_server.scoring.planned import needed_rows
 from tests.realign.real_tokenizers import pair, tokenizer_file
 from tests.realign.toys import bpe_document
 

@@ -15,20 +15,22 @@ from tokenizers import Tokenizer
 
 from teacher_server.config import LimitSettings, TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, ScoredSpan
+from teacher_server.lanes import Lanes
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import read_vocabulary
+from teacher_server.realign.paired import Pair
 from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.requests.further_rows import context_free_prompt, learn_context_free
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.refusals.facts import TeacherFacts
+from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.scoring.context import GRPC, RequestContext
-from teacher_server.scoring.further_rows import context_free_prompt, learn_context_free
 from teacher_server.scoring.jobs import JobRunner
 from teacher_server.scoring.realigned_path import realigned_scores
-from teacher_server.tokenizers.pairs import Pair
 from tests.realign.toys import SPACE, toy
 from tests.server.crossed import TEXT, block, file_of, given, request, upload
 from tests.server.running import LONG, continuation, ids, running
+from tests.support.realigning import InProcess
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 OTHER = "A teacher that writes def loss(x): return 9 * x; nothing else is judged."
@@ -175,14 +177,15 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         teacher=SimpleNamespace(facts=TeacherFacts("toy", teacher.size, 4, 64, "", "")),
         policy=nothing,
         limits=LimitSettings().server_limits(),
-        lanes=nothing,
+        lanes=Lanes(),
         students=nothing,
         seen=nothing,
     )
     await realigned_scores(
         context,
         ids(len(teacher.token_bytes) - 1),
-        Pair(tables),
+        InProcess(Pair(tables)),
+        StudentFacts(student.size, realigned=True),
         TokenizerSettings(extra_rounds=1),
         Toy(context.teacher, nothing, nothing),
     )

@@ -13,7 +13,7 @@ import pytest
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ChatMessage, ChatPrompt, Continuation, Segment, TextPrompt
 
-from teacher_server.scoring import realigned_path
+from teacher_server.realign.requests import request as realigned_request
 from teacher_server.teachers.tokenizer import TextTokenizer
 from tests.server.crossed import upload
 from tests.server.running import LONG, Running, ids, running
@@ -160,7 +160,7 @@ async def test_ids_of_another_tokenizer_are_bounded_before_they_are_encoded(
         await server.client.register_tokenizer(registered, timeout=LONG)
         planned: list[object] = []
         monkeypatch.setattr(
-            realigned_path, "plan_continuation", lambda *given: planned.append(given)
+            realigned_request, "plan_continuation", lambda *given: planned.append(given)
         )
         for tokens, name in ((1200, "max_text_bytes"), (1600, "max_request_tokens")):
             long = Continuation((Segment(np.full(tokens, 97, np.int32)),))

@@ -1,4 +1,4 @@
-"""Scores of a continuation in another tokenizer, out of the teacher's rows. Pure.
+"""Scores of a continuation in another tokenizer, out of the teacher's rows.
 
 Where that cannot be done the continuation is NOT_REALIGNED and its detail is the reason.
 """
@@ -14,14 +14,14 @@ from teacher_proto.types import (
     Float32,
     Int32,
     Realignment,
-    ScoreRequest,
+    Status,
 )
 
 from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.requests.messages import RealignRequest
+from teacher_server.realign.requests.planned import PlannedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import Float64, TeacherRows, teacher_rows
-from teacher_server.scoring.planned import PlannedContinuation
-from teacher_server.scoring.without_rows import not_finite, not_realigned
 
 # Below it, 1 - coverage is rounding and not mass.
 LEAST_TAIL = 1e-6
@@ -42,11 +42,21 @@ class RealignedContinuation:
     realigned_rows: RealignedRows | None = None
 
 
+def not_finite() -> ContinuationScores:
+    """The teacher's rows are not finite."""
+    return ContinuationScores(status=Status.NON_FINITE)
+
+
+def not_realigned(detail: str) -> ContinuationScores:
+    """The continuation cannot be read in the teacher's tokens; ``detail`` gives the reason."""
+    return ContinuationScores(status=Status.NOT_REALIGNED, detail=detail)
+
+
 def realign_engine_rows(
     planned: PlannedContinuation,
     rows: Rows | None,
     realigner: Realigner,
-    request: ScoreRequest,
+    request: RealignRequest,
     context_free: ContextFreeRows | None,
 ) -> RealignedContinuation:
     """One continuation's scores out of the engine's rows; None: they are not finite."""
@@ -69,13 +79,13 @@ def realign_rows(
     planned: PlannedContinuation,
     rows: TeacherRows,
     realigner: Realigner,
-    request: ScoreRequest,
+    request: RealignRequest,
     context_free: ContextFreeRows | None,
 ) -> RealignedContinuation:
     """One continuation's scores out of the teacher's rows as the walk reads them."""
     layout = required(planned.layout, "layout")
     continuation = planned.continuation
-    positions = continuation.selected_positions.astype(np.int64)
+    positions = continuation.positions.astype(np.int64)
     width = request.top_k
     if continuation.explicit_ids is not None:
         # Every id that the rows can certify, to look the explicit ones up among them.
@@ -115,7 +125,7 @@ def realign_rows(
 
 
 def _scores(
-    request: ScoreRequest,
+    request: RealignRequest,
     support: Support,
     sampled: Float64,
     explicit: Float64 | None,
@@ -133,11 +143,10 @@ def _scores(
     rest = 1.0 - coverage
     tail_valid = rest > LEAST_TAIL
     tail = np.log(np.where(tail_valid, rest, 1.0)).astype(np.float32)
-    returns = request.returns
     rows = Rows(
         support=support if request.top_k else None,
-        sampled=_values(sampled) if returns.sampled else None,
-        log_tail=Values(tail, tail_valid) if returns.log_tail else None,
+        sampled=_values(sampled) if request.sampled else None,
+        log_tail=Values(tail, tail_valid) if request.log_tail else None,
         explicit=None if explicit is None else _values(explicit),
     )
     return ContinuationScores(

@@ -1,4 +1,4 @@
-"""What the teacher reads of a request in another tokenizer. Pure."""
+"""What the teacher reads of a request in another tokenizer."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Bool, Continuation, Int32, ScoreRequest
+from teacher_proto.types import Bool, Int32
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.requests.messages import AskedContinuation, Plan, RealignRequest
 
 Int64 = NDArray[np.int64]
 
@@ -26,7 +27,7 @@ class PlannedContinuation:
         problem: why the teacher cannot read the continuation; empty when it can.
     """
 
-    continuation: Continuation
+    continuation: AskedContinuation
     teacher_ids: Int32
     needed: Int32
     layout: Layout | None = None
@@ -40,7 +41,7 @@ def best_of(top_k: int, explicit: int, limit: int) -> int:
 
 
 def plan_continuation(
-    continuation: Continuation, realigner: Realigner, logits: int
+    continuation: AskedContinuation, realigner: Realigner, logits: int
 ) -> PlannedContinuation:
     """Lays a continuation out in the teacher's tokens, of which the model has ``logits``."""
     student = realigner.tables.student
@@ -51,7 +52,6 @@ def plan_continuation(
         first = int(missing[0])
         problem = f"id {ids[first]} at index {first} has no token in the student's tokenizer"
         return PlannedContinuation(continuation, nothing, nothing, problem=problem)
-    positions = continuation.selected_positions
     try:
         layout = realigner.lay_out(ids)
     except ValueError as error:
@@ -62,19 +62,19 @@ def plan_continuation(
     if len(beyond):
         problem = f"the teacher's model has no embedding for its token {beyond[0]}"
         return PlannedContinuation(continuation, nothing, nothing, problem=problem)
-    needed = needed_rows(layout, positions.astype(np.int64), realigner.tables.walk_depth)
+    positions = continuation.positions.astype(np.int64)
+    needed = needed_rows(layout, positions, realigner.tables.walk_depth)
     return PlannedContinuation(continuation, layout.teacher_ids, needed, layout)
 
 
-def continuation_bytes(request: ScoreRequest, student: Vocabulary) -> int:
+def continuation_bytes(request: RealignRequest, student: Vocabulary) -> int:
     """Bytes of the text of all continuations; ids that no token has count as 0."""
     lengths = np.append(student.lengths, 0)
     for token, text in student.specials.items():
         lengths[token] = len(text.encode())
     return sum(
-        int(lengths[np.minimum(segment.token_ids, student.size)].sum())
+        int(lengths[np.minimum(continuation.token_ids, student.size)].sum())
         for continuation in request.continuations
-        for segment in continuation.segments
     )
 
 
@@ -100,8 +100,10 @@ def needed_rows(layout: Layout, positions: Int64, depth: int) -> Int32:
     return np.arange(min(last, len(layout.teacher_ids)), dtype=np.int32)
 
 
-def rows_bytes(planned: list[PlannedContinuation], best: int) -> int:
-    """Bytes of the teacher's rows: those asked for, and those of one rollout during its walk."""
-    asked = sum(len(one.needed) for one in planned) * best * 8
-    largest = max((len(one.teacher_ids) for one in planned if one.layout is not None), default=0)
-    return asked + largest * best * 12
+def plan_of(planned: list[PlannedContinuation], limit: int) -> Plan:
+    return Plan(
+        lengths=tuple(len(one.teacher_ids) for one in planned),
+        needed=tuple(len(one.needed) for one in planned),
+        problems=tuple(one.problem for one in planned),
+        limit=limit,
+    )

@@ -1,4 +1,4 @@
-"""Rows that are asked of the teacher beyond the rollout's own, to settle more mass. Pure.
+"""Rows that are asked of the teacher beyond the rollout's own, to settle more mass.
 
 A *context-free row* follows a single token that stands alone; a *path* is a row of the
 rollout and a token that leaves the rollout there.
@@ -6,19 +6,20 @@ rollout and a token that leaves the rollout there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.rows import Rows, required
 from teacher_proto.types import Int32, SpecialRole
 
-from teacher_server.engines.base import ScoredSpan
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.requests.planned import PlannedContinuation
+from teacher_server.realign.requests.realigned import RealignedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, with_extra_rows
 from teacher_server.realign.walk.walker import unsettled_paths
-from teacher_server.scoring.planned import PlannedContinuation
-from teacher_server.scoring.realigned import RealignedContinuation
 
 Int64 = NDArray[np.int64]
 
@@ -42,14 +43,9 @@ def context_free_prompt(teacher: Vocabulary) -> Int32:
     return teacher.encoder.encode(b"\n").ids[:1]
 
 
-def context_free_span(token: int) -> ScoredSpan:
-    """The row after a token; the last id is never read."""
-    return ScoredSpan(np.array([token, token], np.int32), np.array([1], np.int32))
-
-
 def learn_context_free(
     tokens: Int64,
-    rows: tuple[Rows | None, ...],
+    rows: Sequence[Rows | None],
     realigner: Realigner,
     context_free: ContextFreeRows,
 ) -> None:
@@ -77,15 +73,14 @@ def open_paths(realigned: RealignedContinuation, most: int, least: float) -> lis
     return [path for path in unsettled_paths(walked, least) if path not in known][:most]
 
 
-def path_span(
+def path_ids(
     realigned: RealignedContinuation, planned: PlannedContinuation, path: tuple[int, int]
-) -> ScoredSpan:
-    """The one row after a path: the rollout up to where the path leaves it, then the path."""
+) -> Int32:
+    """int32 [L]: the rollout up to where the path leaves it, the path, and one id more, which
+    is never read: a row does not depend on its own token."""
     row, token = path
     kept, tokens = required(realigned.rows, "rows").path(row)
-    # The last id is never read: a row does not depend on its own token.
-    ids = np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
-    return ScoredSpan(ids, np.array([len(ids) - 1], np.int32))
+    return np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)
 
 
 def with_paths(

@@ -1,0 +1,12 @@
+"""A whole request in a student's tokenizer, realigned: what is asked of the teacher, and when.
+
+Read in this order:
+
+    messages.py      what a request asks, and what is said while it is realigned
+    request.py       the request as a generator: it yields what it asks, and is sent rows
+    planned.py       what the teacher reads of it
+    realigned.py     scores of a continuation out of the teacher's rows
+    further_rows.py  rows beyond the rollout's own
+
+No engine, no wire and no torch: whoever runs the generator has the rows.
+"""

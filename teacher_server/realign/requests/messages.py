@@ -1,0 +1,156 @@
+"""What a request in a student's tokenizer asks, and what is said while it is realigned.
+
+G continuations, of which continuation g has R_g rows. Ids are the student's in a request and
+in its result, the teacher's in between.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from teacher_proto.rows import Rows
+from teacher_proto.types import ContinuationScores, Int32
+
+
+@dataclass(frozen=True)
+class AskedContinuation:
+    """One continuation.
+
+    Attributes:
+        token_ids: int32 [L], scored or not.
+        positions: int32 [R], ascending indices into ``token_ids``: the rows asked for.
+        explicit_ids: int32 [R, E] or None; -1 marks an empty slot.
+    """
+
+    token_ids: Int32
+    positions: Int32
+    explicit_ids: Int32 | None = None
+
+
+@dataclass(frozen=True)
+class RealignRequest:
+    """A request in a student's tokenizer, and how far the teacher may be asked for it.
+
+    Attributes:
+        teacher: its name: context-free rows are kept for each teacher.
+        student_vocabulary_size: only ids below it are returned; None: all.
+        sampled, log_tail: the parts to return.
+        vocabulary_size: of the teacher's model.
+        prompt_tokens: that the teacher reads before each continuation.
+        max_length: tokens of a sequence that the teacher can read.
+        context_free_rows: whether to ask for context-free rows.
+        extra_rounds: how often to ask for rows after paths.
+        extra_rows: of one round, at most.
+        extra_least_open: open mass from which a row is worth one.
+    """
+
+    teacher: str
+    continuations: tuple[AskedContinuation, ...]
+    top_k: int
+    temperature: float
+    student_vocabulary_size: int | None
+    sampled: bool
+    log_tail: bool
+    vocabulary_size: int
+    prompt_tokens: int
+    max_length: int
+    context_free_rows: bool
+    extra_rounds: int
+    extra_rows: int
+    extra_least_open: float
+
+    @property
+    def explicit_width(self) -> int:
+        """E of the continuation that has most; 0 where none has any."""
+        explicit = [c.explicit_ids for c in self.continuations if c.explicit_ids is not None]
+        return max((ids.shape[1] for ids in explicit), default=0)
+
+
+@dataclass(frozen=True)
+class TextSize:
+    """Bytes of the text of all continuations, said before any of it is encoded."""
+
+    text_bytes: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the teacher would read, said before it reads any of it.
+
+    Attributes:
+        lengths: [G], teacher tokens of each continuation; 0 where there is a problem.
+        needed: [G], teacher rows of each that will be asked for.
+        problems: [G], why the teacher cannot read a continuation; empty where it can.
+        limit: only teacher ids below it may be in a row.
+    """
+
+    lengths: tuple[int, ...]
+    needed: tuple[int, ...]
+    problems: tuple[str, ...]
+    limit: int
+
+    def row_bytes(self, best: int) -> int:
+        """Bytes of the teacher's rows of ``best`` ids: those asked for, and those of one
+        rollout during its walk."""
+        asked = sum(self.needed) * best * 8
+        return asked + max(self.lengths, default=0) * best * 12
+
+
+@dataclass(frozen=True)
+class AskedSpan:
+    """Teacher ids after the prompt, and the positions whose rows are asked for, as in
+    ``engines.base.ScoredSpan``: int32 [L], int32 [R]."""
+
+    token_ids: Int32
+    positions: Int32
+
+
+@dataclass(frozen=True)
+class AskedRollouts:
+    """Rows along the continuations that the teacher can read, with the tokens' own
+    log-probabilities: the first that is asked, and once."""
+
+    spans: tuple[AskedSpan, ...]
+
+
+@dataclass(frozen=True)
+class AskedContextFree:
+    """The rows after single tokens.
+
+    Attributes:
+        before: int32 [1], the prompt instead of the request's own.
+        tokens: int32 [n], ascending.
+    """
+
+    before: Int32
+    tokens: Int32
+
+
+@dataclass(frozen=True)
+class AskedPaths:
+    """One row after each of these sequences, int32 [L]: the one before the sequence's last
+    token."""
+
+    sequences: tuple[Int32, ...]
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Nothing is asked; other work may have its turn."""
+
+
+Asked = AskedRollouts | AskedContextFree | AskedPaths
+Step = TextSize | Plan | Pause | Asked
+# Of the spans that were asked; None for one whose rows are not finite. Nothing follows on
+# what is not asked.
+Answer = tuple[Rows | None, ...]
+
+
+@dataclass(frozen=True)
+class Realigned:
+    """The result: the scores of each continuation, with their realignment.
+
+    NON_FINITE: the teacher's rows are not finite. NOT_REALIGNED: ``detail`` gives the reason.
+    """
+
+    scores: tuple[ContinuationScores, ...]
