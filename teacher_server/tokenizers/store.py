@@ -60,6 +60,8 @@ class TokenizerStore:
         # One thread at a time changes files; taken before ``_lock``.
         self._changing = threading.Lock()
         self._synced = clock()
+        # Entries that went while nobody asked; the next ``put`` returns them.
+        self._gone: list[Entry] = []
         self._background = ThreadPoolExecutor(1, thread_name_prefix="tokenizer-uses")
         if self._folder is not None:
             self._entries, found = self._folder.load(self._synced)
@@ -79,7 +81,7 @@ class TokenizerStore:
             if due:
                 self._synced = now
         if due:
-            self._background.submit(self.sync)
+            self._background.submit(self._sync_aside)
         return entry
 
     def registrations(self, run: str | None = None) -> list[tuple[Registration, Entry]]:
@@ -91,7 +93,7 @@ class TokenizerStore:
                 for one in self._registrations.values()
                 if (run is None or one.run == run) and not self._is_old(one, now)
             ]
-        return sorted(found, key=lambda pair: -pair[0].used)
+        return sorted(found, key=lambda pair: (-pair[0].used, pair[0].key))
 
     def idle_seconds(self, registration: Registration) -> float:
         return max(0.0, self._clock() - registration.used)
@@ -141,7 +143,7 @@ class TokenizerStore:
         """
         with self._changing:
             now = self._clock()
-            removed = self._forget_old(now)
+            self._gone += self._forget_old(now)
             new = Registration(run, entry.tokenizer_hash, entry.content, now, now)
             with self._lock:
                 entries = {**self._entries, entry.content: entry}
@@ -160,7 +162,8 @@ class TokenizerStore:
                 self._registrations[new.key] = new
             if going:
                 log.info("%d registrations of tokenizers made room for one more", len(going))
-            return removed + self._remove(going)
+            removed, self._gone = self._gone + self._remove(going), []
+            return removed
 
     def drop(self, run: str, tokenizer_hash: str) -> list[Entry] | None:
         """Forgets what a run registered under a fingerprint.
@@ -195,6 +198,11 @@ class TokenizerStore:
                 elif used > one.used:
                     self._note_use(one.key, min(used, self._clock()))
             return self._remove(gone) + self._forget_old(self._clock())
+
+    def _sync_aside(self) -> None:
+        gone = self.sync()
+        with self._changing:
+            self._gone += gone
 
     def _note_use(self, key: tuple[str, str], used: float) -> None:
         with self._lock:
@@ -239,8 +247,6 @@ class TokenizerStore:
     def _remove(self, going: Iterable[Registration]) -> list[Entry]:
         """Forgets registrations, and the entries and files that no run has any more."""
         going = list(going)
-        if not going:
-            return []
         with self._lock:
             for one in going:
                 self._registrations.pop(one.key, None)
