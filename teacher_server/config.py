@@ -23,6 +23,7 @@ from pydantic import (
 from teacher_proto.program.files import expand_home
 from teacher_proto.types import ServerLimits
 
+from teacher_server.queue.budget import PARTS
 from teacher_server.queue.policy import RunPolicy
 
 MIB = 1024 * 1024
@@ -164,6 +165,19 @@ class LimitSettings(Settings):
     max_render_prompts: int = Field(
         default=1024, ge=1, le=INT32_MAX, description="Prompts of one request to render."
     )
+    max_bytes_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="Bytes of request bodies and replies that the server holds at once; unset, "
+        "512 MiB, or twice what the largest request and its reply take.",
+    )
+    max_bytes_in_flight_per_run: int | None = Field(
+        default=None,
+        ge=1,
+        description="Of these, bytes of one run, or of one peer where no run is known before "
+        "the body is read; unset, a quarter of them, or what the largest request and its reply "
+        "take.",
+    )
     max_connections: int | None = Field(
         default=None,
         ge=1,
@@ -197,12 +211,45 @@ class LimitSettings(Settings):
                 f"max_request_tokens={self.max_request_tokens}: the largest request could "
                 "never wait"
             )
+        largest = self._largest_in_flight
+        for name, given in (
+            ("max_bytes_in_flight", self.bytes_in_flight),
+            ("max_bytes_in_flight_per_run", self.bytes_in_flight_per_run),
+        ):
+            if given < largest:
+                raise ValueError(
+                    f"{name}={given} is less than {largest}, which the largest request "
+                    "(max_request_bytes or max_tokenizer_bytes) and its reply (max_reply_bytes) "
+                    "take with a sixteenth that is kept for small ones"
+                )
+        if self.bytes_in_flight_per_run > self.bytes_in_flight:
+            raise ValueError(
+                f"max_bytes_in_flight_per_run={self.bytes_in_flight_per_run} is more than "
+                f"max_bytes_in_flight={self.bytes_in_flight}"
+            )
         total, one = self.max_connections, self.max_connections_per_address
         if total is not None and one is not None and one > total:
             raise ValueError(
                 f"max_connections_per_address={one} is more than max_connections={total}"
             )
         return self
+
+    @property
+    def bytes_in_flight(self) -> int:
+        """``max_bytes_in_flight``, or what stands for it where it is unset."""
+        given = self.max_bytes_in_flight
+        return max(512 * MIB, 2 * self._largest_in_flight) if given is None else given
+
+    @property
+    def bytes_in_flight_per_run(self) -> int:
+        given = self.max_bytes_in_flight_per_run
+        quarter = self.bytes_in_flight // 4
+        return max(quarter, self._largest_in_flight) if given is None else given
+
+    @property
+    def _largest_in_flight(self) -> int:
+        body = max(self.max_request_bytes, self.max_tokenizer_bytes)
+        return -(-(body + self.max_reply_bytes) * PARTS // (PARTS - 1))
 
     def server_limits(self) -> ServerLimits:
         return ServerLimits(

@@ -15,6 +15,7 @@ from teacher_server.access.certificates import Certificates, check_tls
 from teacher_server.access.rules import Principal, authenticate
 from teacher_server.access.store import CredentialStore
 from teacher_server.config import ServeConfig
+from teacher_server.queue.budget import Owner
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +39,11 @@ class Caller:
     peer: str
     principal: Principal | None = None
     request_id: str = ""
+
+    @property
+    def owner(self) -> Owner:
+        """Whose the bytes of its body and reply are, before the body is read."""
+        return Owner("", self.peer) if self.principal is None else Owner(self.principal.run)
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from teacher_server.http.server import HttpServer
 from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.listen import address, check_exposure, listen
+from teacher_server.queue.budget import ByteBudget
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.load import load_teachers
@@ -104,6 +105,11 @@ class Server:
                 max_seconds=config.replay.max_seconds,
             ),
             metrics=Metrics(),
+            budget=ByteBudget(
+                config.limits.bytes_in_flight,
+                config.limits.bytes_in_flight_per_run,
+                config.limits.max_reply_bytes,
+            ),
             server_version=VERSION,
             policies={run: own.policy(run) for run, own in config.runs.items()},
         )

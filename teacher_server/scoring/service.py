@@ -27,6 +27,7 @@ from teacher_proto.types import (
 from teacher_server.access.rules import Principal, policy_of, run_of
 from teacher_server.lanes import Lanes
 from teacher_server.lifecycle import Lifecycle, Served
+from teacher_server.queue.budget import ByteBudget
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.validation import check_name, is_name
@@ -63,6 +64,7 @@ class TeacherService:
     """Everything that both wires offer besides health and readiness.
 
     Args:
+        budget: of the bytes that the bodies and replies of both wires hold.
         policies: run -> its share, priority and quota, where no credentials name the run.
     """
 
@@ -73,17 +75,20 @@ class TeacherService:
         limits: ServerLimits,
         replay: ReplayWindow,
         metrics: Metrics,
+        budget: ByteBudget,
         server_version: str,
         policies: Mapping[str, RunPolicy] | None = None,
     ) -> None:
         self.lifecycle = lifecycle
         self.limits = limits
         self.metrics = metrics
+        self.budget = budget
         self.version = server_version
         self._lanes = Lanes()
         self._replay = replay
         self._policies = policies or {}
         metrics.watch_ready(lambda: lifecycle.ready)
+        metrics.watch_bytes(budget)
 
     def become_ready(self, teachers: Teachers, students: StudentTokenizers) -> None:
         """Takes the loaded teachers; from now on the server is ready."""

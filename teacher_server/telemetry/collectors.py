@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 from teacher_server.engines.base import CountsPasses, Engine
 from teacher_server.queue.admission import Admission
+from teacher_server.queue.budget import ByteBudget
 
 
 class RunQueues(Collector):
@@ -40,6 +41,29 @@ class RunQueues(Collector):
             age_of.add_metric((name,), age)
         yield tokens_of
         yield age_of
+
+
+class BytesInFlight(Collector):
+    """What bodies and replies hold now, by run."""
+
+    def __init__(self, budget: ByteBudget, label: Callable[[str], str]) -> None:
+        self._budget = budget
+        self._label = label
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        held: dict[str, int] = {}
+        for run, size in self._budget.by_run().items():
+            name = self._label(run)
+            held[name] = held.get(name, 0) + size
+        family = GaugeMetricFamily(
+            "lsm_teacher_run_bytes_in_flight",
+            "Bytes that request bodies and replies of the run hold; those of callers without "
+            "credentials are under the empty name.",
+            labels=("run",),
+        )
+        for name, size in held.items():
+            family.add_metric((name,), size)
+        yield family
 
 
 class EnginePasses(Collector):

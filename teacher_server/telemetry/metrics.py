@@ -11,7 +11,8 @@ from teacher_proto.types import PositionClass, ScoreRequest
 
 from teacher_server.engines.base import Engine
 from teacher_server.queue.admission import Admission
-from teacher_server.telemetry.collectors import EnginePasses, RunQueues
+from teacher_server.queue.budget import ByteBudget
+from teacher_server.telemetry.collectors import BytesInFlight, EnginePasses, RunQueues
 from teacher_server.telemetry.cost import Cost
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 
@@ -185,6 +186,10 @@ class Metrics:
     def watch_runs(self, admissions: Sequence[Admission]) -> None:
         """Reads what each run has waiting, over all teachers, when the metrics are asked for."""
         self.registry.register(RunQueues(admissions, self._run_label))
+
+    def watch_bytes(self, budget: ByteBudget) -> None:
+        """Reads what bodies and replies hold whenever the metrics are asked for."""
+        self.registry.register(BytesInFlight(budget, self._run_label))
 
     @contextlib.contextmanager
     def rejections(self, run: str) -> Iterator[None]:

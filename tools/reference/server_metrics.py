@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from prometheus_client.core import Metric
 
+from teacher_server.queue.budget import ByteBudget
 from teacher_server.telemetry.metrics import Metrics
 from tools.reference.markdown import code, section, table
 
@@ -29,6 +30,7 @@ def sections() -> list[str]:
     metrics = Metrics()
     metrics.watch_passes({})
     metrics.watch_runs([])
+    metrics.watch_bytes(ByteBudget(1, 1))
     rows: list[tuple[str, ...]] = []
     labels: set[str] = set()
     for family in metrics.registry.collect():
