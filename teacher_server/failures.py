@@ -1,11 +1,15 @@
-"""Failures that are no ``Exception``: a panic of native code is a ``BaseException``.
+"""Failures of the server itself: what a caller is told of them, and those that are no
+``Exception``.
 
-A future that only expects an ``Exception`` would never be settled by one.
+A panic of native code is a ``BaseException``; a future that only expects an ``Exception``
+would never be settled by one.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import secrets
 
 
 class NativeFailureError(RuntimeError):
@@ -32,3 +36,17 @@ def as_exception(error: BaseException) -> Exception:
         return error
     failure = NativeFailureError(f"{type(error).__name__} was raised")
     return failure.with_traceback(error.__traceback__)
+
+
+def reported(error: BaseException, event: str, log: logging.Logger) -> str:
+    """Logs a failure, and returns what a caller is told of it: its kind and a reference to
+    the line of the log. The text of a failure is for operators alone.
+
+    Args:
+        error: anything for which ``is_ending`` is false.
+        event: of the line in the log.
+    """
+    reference = secrets.token_hex(4)
+    fields = {"fields": {"reference": reference}}
+    log.error(event, exc_info=as_exception(error), extra=fields)
+    return f"{type(error).__name__} (reference {reference} in the server's log)"

@@ -32,7 +32,7 @@ from teacher_server.access.descriptors import connection_bounds, raise_descripto
 from teacher_server.access.guard import Guard, make_guard
 from teacher_server.commands.ready_file import prepare_ready_file, ready_file
 from teacher_server.config import ServeConfig
-from teacher_server.failures import is_ending
+from teacher_server.failures import as_exception, is_ending
 from teacher_server.grpc.server import GrpcServer
 from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
@@ -195,7 +195,7 @@ class Server:
         }
 
     def _engine_died(self, error: BaseException) -> None:
-        log.error("an engine died: %s", error)
+        log.error("an engine died", exc_info=as_exception(error))
         self.lifecycle.die()
         self._stopped.put_nowait(EXIT_RUNTIME)
 

@@ -9,15 +9,18 @@ from teacher_proto.errors import TeacherUnavailableError
 def unavailable(cause: BaseException | None) -> TeacherUnavailableError:
     """The error of every job that a closed or dead engine cannot score.
 
+    It names the kind of the cause; the text is for the log, where the engine's death is one
+    line.
+
     Args:
         cause: what the engine died of; None for an engine that was closed.
     """
     if cause is None:
         return TeacherUnavailableError("the engine is closed", where="engine")
     return TeacherUnavailableError(
-        f"the engine died: {type(cause).__name__}: {cause}",
+        f"the engine died of {type(cause).__name__}",
         where="engine",
-        fix="restart the teacher server",
+        fix="restart the teacher server; its log says why under 'an engine died'",
     )
 
 

@@ -34,6 +34,9 @@ from teacher_server.teachers.turn_ends import (
 
 log = logging.getLogger(__name__)
 
+# Of a template's own words, in the refusal of a conversation.
+REFUSAL_CHARACTERS = 500
+
 
 class TextTokenizer:
     """A tokenizer.json; it is never changed, so several threads may use it.
@@ -176,10 +179,18 @@ class TeacherTokenizer(TextTokenizer):
             return text
         except Exception as error:  # a template is a program and may raise anything
             raise InvalidRequestError(
-                f"the chat template refuses the conversation: {error}",
+                f"the chat template refuses the conversation: {_shortened(str(error))}",
                 where=f"{where}.messages",
                 fix="send the roles and fields that the teacher's template expects",
             ) from error
+
+
+def _shortened(text: str) -> str:
+    """The text of a template's refusal, which may quote a conversation of any length."""
+    left_out = len(text) - REFUSAL_CHARACTERS
+    if left_out <= 0:
+        return text
+    return f"{text[:REFUSAL_CHARACTERS]}... ({left_out} more characters)"
 
 
 def _message(message: ChatMessage, where: str) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from transformers import AutoTokenizer
 from teacher_server.grpc.form import MAX_MESSAGES
 from teacher_server.lanes import LIGHT_BYTES, Lanes
 from teacher_server.scoring.render import RawPrompt, ReceivedRender, Renderer, slices
-from teacher_server.teachers.tokenizer import TeacherTokenizer
+from teacher_server.teachers.tokenizer import TeacherTokenizer, load_tokenizer
 from tests.server.running import LONG, SCORE, Running, running
 from tests.server.test_scoring import http_body
 from tests.support.models import END_OF_TEXT, IM_END, make_tiny_model
@@ -235,6 +235,15 @@ async def test_a_prompt_that_cannot_be_read_is_one_refusal(teacher: Running) -> 
                 await teacher.score(teacher.request(request_id=name, prompt=prompt))
             if reason not in ("PROMPT_TOO_LONG", "MESSAGE_TOO_LARGE"):
                 assert raised.value.what == one.refusal.what, name
+
+
+async def test_a_refusal_quotes_a_bounded_part_of_a_conversation(tmp_path: Path) -> None:
+    model = make_model(tmp_path / "model", "{{ raise_exception(messages[0]['content']) }}")
+    asked = ChatPrompt((ChatMessage("user", "b" + "a" * 100_000),))
+    with pytest.raises(InvalidRequestError, match="refuses the conversation: baaa") as found:
+        load_tokenizer(str(model)).render(asked, "prompt.chat")
+    assert len(found.value.what) < 1000
+    assert "(99501 more characters)" in found.value.what
 
 
 async def test_a_prompt_that_is_too_long_says_how_long_and_the_limit(teacher: Running) -> None:

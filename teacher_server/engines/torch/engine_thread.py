@@ -24,7 +24,7 @@ from teacher_server.engines.torch.packing import (
     pass_tokens,
 )
 from teacher_server.engines.torch.scorer import Scorer, SpanResult, Unit
-from teacher_server.failures import as_exception, is_ending
+from teacher_server.failures import as_exception, is_ending, reported
 
 logger = logging.getLogger(__name__)
 
@@ -128,7 +128,6 @@ class EngineThread:
             pass
         except BaseException as error:
             self._dead = error
-            logger.exception("the engine died")
             self._fail_all(unavailable(error))
             self._on_death(error)
             return
@@ -183,15 +182,13 @@ class EngineThread:
                 raise
             failure = as_exception(error)
             out_of_memory = is_out_of_memory(failure)
-            message = f"{type(failure).__name__}: {failure}"
-            if not out_of_memory:
-                logger.error("a batch failed", exc_info=failure)
+            told = "" if out_of_memory else reported(failure, "a batch failed", logger)
             del failure
         # Not inside the handler, where the traceback keeps the tensors of the batch alive.
         left = self._still_waiting(batch.items)
         if not out_of_memory:
             for item in left:
-                self._fail(item.key, EngineError(f"scoring failed: {message}"))
+                self._fail(item.key, EngineError(f"scoring failed: {told}", where="engine"))
             return
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import logging
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from teacher_proto.errors import LsmError
 
 from teacher_server.engines.faults import unavailable
-from teacher_server.failures import is_ending
+from teacher_server.failures import as_exception, is_ending
+
+log = logging.getLogger(__name__)
 
 
 class CoreClient(Protocol):
@@ -76,6 +79,7 @@ class PendingRequests:
         except BaseException as error:
             if is_ending(error):
                 raise
+            log.error("vLLM took no request", exc_info=as_exception(error))
             raise unavailable(error) from error
         finally:
             self._load[rank] -= tokens
