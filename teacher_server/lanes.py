@@ -1,8 +1,8 @@
 """Threads for what a request makes the server compute outside of its engine.
 
 Reading a body, rendering a conversation, tokenizing and writing a reply take seconds for
-a large request. None of it is done on the event loop, and a small piece of work never
-waits for a large one.
+a large request. None of it is done on the event loop, a small piece of work never waits
+for a large one, and threads are shared fairly between the runs that they work for.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import contextvars
 import os
 import sys
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from teacher_server.failures import as_exception, is_ending
@@ -25,6 +26,8 @@ T = TypeVar("T")
 LIGHT_BYTES = 64 * 1024
 LIGHT_THREADS = 2
 HEAVY_THREADS = 2
+# Owners whose time is remembered at most, beside those who have work.
+MAX_OWNERS = 1024
 # Of an integer in a body; reading one takes the square of its digits. The least that
 # Python lets one set.
 INTEGER_DIGITS = 640
@@ -84,17 +87,134 @@ class SingleThread:
         return await self.run(measured)
 
 
-class Lanes:
-    """Light work in order of arrival; heavy work fairly between its owners.
+@dataclass(eq=False)
+class _Owner:
+    """Whose work it is.
 
-    An owner has one piece of heavy work at a time; owners that wait take turns.
+    Attributes:
+        used: processor seconds that its work has taken; those of an owner who comes back
+            are at least what the owner had who was served last.
+        working: pieces that have a thread.
+    """
+
+    used: float = 0.0
+    working: int = 0
+    waiting: deque[asyncio.Future[None]] = field(default_factory=deque)
+
+    @property
+    def busy(self) -> bool:
+        return bool(self.working or self.waiting)
+
+
+class FairThreads:
+    """Threads shared fairly by time between the owners of what they work on.
+
+    Of the owners that wait, the one whose work has taken the least processor time is next
+    (start-time fair queueing): one large piece counts as much as many small ones. Having
+    been away earns nothing. The work of one owner begins in the order of arrival.
+
+    Args:
+        each: pieces of one owner that are worked on at once, at most.
+    """
+
+    def __init__(self, name: str, threads: int, each: int) -> None:
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
+        self._free = threads
+        self._each = each
+        self._virtual = 0.0  # what the owner had used who was served last
+        self._sweep_at = MAX_OWNERS
+        self._owners: dict[str, _Owner] = {}
+        self._waiting: dict[str, _Owner] = {}
+
+    async def run(self, call: Callable[[], T], owner: str) -> T:
+        """The result of ``call``; it is dropped when its caller is cancelled before its turn."""
+        await self._turn(owner)
+        loop = asyncio.get_running_loop()
+        used = 0.0
+
+        def timed() -> T:
+            nonlocal used
+            begun = time.thread_time()
+            try:
+                return call()
+            finally:
+                used = time.thread_time() - begun
+
+        def ended(_: Future[T]) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended before the work
+                loop.call_soon_threadsafe(self._leave, owner, used)
+
+        running = self._pool.submit(timed)
+        running.add_done_callback(ended)
+        return await asyncio.wrap_future(running)
+
+    async def _turn(self, owner: str) -> None:
+        """Returns when a thread is kept for ``owner``."""
+        one = self._owners.get(owner)
+        if one is None:
+            self._forget_idle()
+            one = self._owners[owner] = _Owner()
+        if not one.busy:
+            one.used = max(one.used, self._virtual)
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        one.waiting.append(turn)
+        self._waiting[owner] = one
+        self._advance()
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self._leave(owner, 0.0)  # it was its turn just now
+            raise
+
+    def _leave(self, owner: str, used: float) -> None:
+        one = self._owners[owner]
+        one.used += used
+        one.working -= 1
+        self._free += 1
+        self._advance()
+
+    def _advance(self) -> None:
+        """Gives the free threads to those who are next."""
+        while self._free:
+            ready = [name for name, o in self._waiting.items() if o.working < self._each]
+            if not ready:
+                return
+            owner = min(ready, key=lambda name: self._waiting[name].used)
+            one = self._waiting[owner]
+            turn = one.waiting.popleft()
+            if not one.waiting:
+                del self._waiting[owner]
+            if turn.done():
+                continue  # it is not wanted any more
+            self._virtual = max(self._virtual, one.used)
+            one.working += 1
+            self._free -= 1
+            turn.set_result(None)
+
+    def _forget_idle(self) -> None:
+        """Forgets owners without work: first those who would begin anew where they are, and
+        where that is not enough the half of the others who have used least."""
+        if len(self._owners) < self._sweep_at:
+            return
+        used = sorted(one.used for one in self._owners.values() if not one.busy)
+        if len(used) >= MAX_OWNERS:
+            self._virtual = max(self._virtual, used[len(used) // 2])
+        self._owners = {
+            name: one for name, one in self._owners.items() if one.busy or one.used > self._virtual
+        }
+        self._sweep_at = max(MAX_OWNERS, 2 * len(self._owners))
+
+
+class Lanes:
+    """Light and heavy work, each with threads of its own that its owners share.
+
+    An owner has one piece of heavy work at a time, so that another finds a thread at once.
     """
 
     def __init__(self) -> None:
-        self._light = ThreadPoolExecutor(LIGHT_THREADS, thread_name_prefix="light")
-        self._heavy = ThreadPoolExecutor(HEAVY_THREADS, thread_name_prefix="heavy")
-        self._working: set[str] = set()
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._light = FairThreads("light", LIGHT_THREADS, LIGHT_THREADS)
+        self._heavy = FairThreads("heavy", HEAVY_THREADS, 1)
 
     async def run(self, work: Callable[[], T], *, size: int, owner: str) -> T:
         """The result of ``work``, computed in another thread.
@@ -104,55 +224,8 @@ class Lanes:
 
         Args:
             size: bytes that the work reads or writes.
-            owner: the run it is for; empty when nobody is known.
+            owner: the run it is for, or the address it came from while no run is known.
         """
-        call = guarded(work)
         context = contextvars.copy_context()
-        if size <= LIGHT_BYTES:
-            return await asyncio.wrap_future(self._light.submit(context.run, call))
-        await self._turn(owner)
-        loop = asyncio.get_running_loop()
-        running = self._heavy.submit(context.run, call)
-
-        def ended(_: Future[T]) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop has ended before the work
-                loop.call_soon_threadsafe(self._leave, owner)
-
-        running.add_done_callback(ended)
-        return await asyncio.wrap_future(running)
-
-    async def _turn(self, owner: str) -> None:
-        """Returns when a thread is kept for ``owner``."""
-        if owner not in self._working and len(self._working) < HEAVY_THREADS:
-            self._working.add(owner)
-            return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.setdefault(owner, deque()).append(turn)
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._leave(owner)  # it was its turn just now
-            raise
-
-    def _leave(self, owner: str) -> None:
-        self._working.discard(owner)
-        if owner in self._waiting:
-            self._waiting.move_to_end(owner)  # after the owners that waited meanwhile
-        for other in list(self._waiting):
-            if len(self._working) == HEAVY_THREADS:
-                return
-            if other not in self._working and self._give(other):
-                self._working.add(other)
-
-    def _give(self, owner: str) -> bool:
-        """Wakes the first of the owner's work that is still wanted; whether there is one."""
-        queue = self._waiting[owner]
-        given = False
-        while queue and not given:
-            turn = queue.popleft()
-            if given := not turn.done():
-                turn.set_result(None)
-        if not queue:
-            del self._waiting[owner]
-        return given
+        lane = self._light if size <= LIGHT_BYTES else self._heavy
+        return await lane.run(lambda: context.run(guarded(work)), owner)

@@ -45,6 +45,11 @@ class Caller:
         """Whose the bytes of its body and reply are, before the body is read."""
         return Owner("", self.peer) if self.principal is None else Owner(self.principal.run)
 
+    @property
+    def work_owner(self) -> str:
+        """Whose the work for this call is: the run of the credentials, else the address."""
+        return self.peer.rpartition(":")[0] if self.principal is None else self.principal.run
+
 
 @dataclass(frozen=True)
 class Guard:

@@ -112,15 +112,16 @@ class Servicer:
         return await self._service.render(call)
 
     async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
-        principal = CALLER.get().principal
+        caller = CALLER.get()
+        principal = caller.principal
         with self._service.observe(GRPC.name, "RegisterTokenizer"):
             self._service.check_caller(principal)
             assembler = codec.TokenizerAssembler(self._service.limits.max_tokenizer_bytes)
             async for part in parts:
                 add = partial(_add_part, assembler, part)
-                await self._service.compute(add, len(part), principal)
+                await self._service.compute(add, len(part), caller)
             size = assembler.received_bytes
-            upload = await self._service.compute(assembler.finish, size, principal)
+            upload = await self._service.compute(assembler.finish, size, caller)
             levels = await self._service.register(upload, principal)
             return codec.serialize(codec.encode_levels(upload.tokenizer_hash, levels))
 

@@ -166,7 +166,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
             file = await read_bounded(request, check)
             named = run or (DEFAULT_RUN if principal is None else principal.run)
             make = partial(make_upload, file, named, role)
-            upload = await service.compute(make, len(file), principal)
+            upload = await service.compute(make, len(file), caller_of(request))
             levels = await service.register(upload, principal)
             return Response(render_levels(upload.tokenizer_hash, levels), media_type=JSON)
 

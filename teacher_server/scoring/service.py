@@ -24,6 +24,7 @@ from teacher_proto.types import (
     TokenizerUpload,
 )
 
+from teacher_server.access.guard import Caller
 from teacher_server.access.rules import Principal, policy_of, run_of
 from teacher_server.lanes import Lanes
 from teacher_server.lifecycle import Lifecycle, Served
@@ -153,10 +154,9 @@ class TeacherService:
             return teacher.tokenizer
         return self.lifecycle.served.students.text_tokenizer(run, hash_)
 
-    async def compute(self, work: Callable[[], T], size: int, principal: Principal | None) -> T:
+    async def compute(self, work: Callable[[], T], size: int, caller: Caller) -> T:
         """``work`` on ``size`` bytes for this caller, in another thread."""
-        owner = "" if principal is None else principal.run
-        return await self._lanes.run(work, size=size, owner=owner)
+        return await self._lanes.run(work, size=size, owner=caller.work_owner)
 
     def observe(self, surface: str, method: str) -> AbstractContextManager[Observation]:
         """Counts and logs one request, however it ends."""
@@ -184,8 +184,7 @@ class TeacherService:
             served = everything.usable_by(principal)
             body = await call.read()
             decode = partial(call.decode, body, served.teachers)
-            owner = "" if principal is None else principal.run
-            received = await self._lanes.run(decode, size=len(body), owner=owner)
+            received = await self.compute(decode, len(body), call.caller)
             async with _until(received.deadline, call.started):
                 return await self._answer(call, received, served, seen)
 
@@ -206,7 +205,7 @@ class TeacherService:
             served = everything.usable_by(principal)
             body = await call.read()
             decode = partial(call.decode, body, served.teachers)
-            received = await self.compute(decode, len(body), principal)
+            received = await self.compute(decode, len(body), call.caller)
             async with _until(received.deadline, call.started):
                 named = received.request
                 if principal is None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator
 
 import pytest
 
-from teacher_server.lanes import HEAVY_THREADS, LIGHT_BYTES, Lanes
+from teacher_server.lanes import HEAVY_THREADS, LIGHT_BYTES, MAX_OWNERS, Lanes
 from tests.server.running import LONG
 
 HEAVY = LIGHT_BYTES + 1
@@ -133,3 +134,58 @@ async def test_a_turn_that_is_given_to_who_has_just_gone_goes_on(hall: Hall) -> 
     assert await third_done == "a3"
     with contextlib.suppress(asyncio.CancelledError):
         await gone
+
+
+def spend(seconds: float) -> None:
+    """Keeps the processor busy for so long, in this thread."""
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+@pytest.mark.parametrize("size", [HEAVY, LIGHT_BYTES])
+async def test_time_is_shared_and_not_the_number_of_pieces(hall: Hall, size: int) -> None:
+    """An owner of long pieces waits until one of short pieces has had as much time."""
+    held = [hall.start(f"before {n}", f"before {n}", size) for n in range(HEAVY_THREADS)]
+    for work, _ in held:
+        await work.has_begun()
+    order: list[str] = []
+
+    def piece(owner: str, seconds: float) -> asyncio.Task[None]:
+        def work() -> None:
+            order.append(owner)
+            spend(seconds)
+
+        return asyncio.create_task(hall.lanes.run(work, size=size, owner=owner))
+
+    waiting = [piece("long", 0.05) for _ in range(3)] + [piece("short", 0.001) for _ in range(10)]
+    await asyncio.sleep(0)
+    held[0][0].end()  # one thread is free: one after the other
+    await asyncio.gather(*waiting)
+    assert order == ["long", *["short"] * 10, "long", "long"]
+
+
+async def test_having_been_away_earns_nothing(hall: Hall) -> None:
+    held, _ = hall.start("before", "before")
+    await held.has_begun()
+    order: list[str] = []
+
+    def piece(owner: str) -> asyncio.Task[None]:
+        def work() -> None:
+            order.append(owner)
+            spend(0.01)
+
+        return asyncio.create_task(hall.lanes.run(work, size=HEAVY, owner=owner))
+
+    for _ in range(8):
+        await piece("old")
+    order.clear()
+    await asyncio.gather(*[piece(owner) for owner in ("late", "old") for _ in range(6)])
+    assert order[0] == "late", "who has used less is not first"
+    assert order[:6].count("old") >= 2, "the newcomer makes up for what it never asked for"
+
+
+async def test_owners_without_work_are_forgotten(hall: Hall) -> None:
+    for number in range(3 * MAX_OWNERS):
+        await hall.lanes.run(lambda: spend(1e-5), size=1, owner=f"run {number}")
+    assert len(hall.lanes._light._owners) <= 2 * MAX_OWNERS
