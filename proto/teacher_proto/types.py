@@ -182,6 +182,8 @@ class ScoreRequest:
     teacher_prompt: Prompt | None = None
     student_vocabulary_size: int | None = None
     expected_identity: str = ""
+    # Of the reply, as the caller reads it; None: the server's limit.
+    max_reply_bytes: int | None = None
 
     @property
     def prompt_to_read(self) -> tuple[Prompt, str]:
@@ -359,12 +361,14 @@ class RenderRequest:
 
     Attributes:
         text, token_ids: whether these are returned, besides the number of tokens.
+        max_reply_bytes: what the caller reads of a reply; None: the server's limit.
     """
 
     run: str
     teacher: str
     text: bool = True
     token_ids: bool = True
+    max_reply_bytes: int | None = None
 
 
 @dataclass(frozen=True)

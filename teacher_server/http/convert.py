@@ -95,6 +95,7 @@ def score_request(
         ),
         student_vocabulary_size=body.student_vocabulary_size,
         expected_identity=body.expected_identity,
+        max_reply_bytes=body.max_reply_bytes,
     )
 
 

@@ -7,9 +7,16 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
+Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 # One wrong item is enough to refuse a list: the rest is not looked at.
 FAIL_FAST = Field(fail_fast=True)
 Ids = Annotated[list[Int32], FAIL_FAST]
+
+
+MAX_REPLY_BYTES = Field(
+    default=None,
+    description="Bytes of the largest reply that the caller reads; absent: the server's limit.",
+)
 
 
 class Body(BaseModel):
@@ -127,6 +134,7 @@ class ScoreBody(Body):
         default=None,
         description="Equal ids with equal bodies get the same reply; absent: a new one.",
     )
+    max_reply_bytes: Int64 | None = MAX_REPLY_BYTES
     timeout_seconds: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Absent: the server's default."
     )
@@ -147,6 +155,7 @@ class RenderBody(Body):
     run: str | None = Field(
         default=None, description="Who asks; the credentials' run, or 'http' without."
     )
+    max_reply_bytes: Int64 | None = MAX_REPLY_BYTES
     timeout_seconds: float | None = Field(
         default=None, gt=0, allow_inf_nan=False, description="Absent: the server's default."
     )

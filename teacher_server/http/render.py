@@ -22,7 +22,7 @@ def parse_render_body(body: bytes) -> RenderBody:
 
 def render_request(body: RenderBody, teacher: str, default_run: str) -> RenderRequest:
     run = default_run if body.run is None else body.run
-    return RenderRequest(run, teacher, body.text, body.token_ids)
+    return RenderRequest(run, teacher, body.text, body.token_ids, body.max_reply_bytes)
 
 
 def raw_prompts(body: RenderBody, size: int) -> tuple[RawPrompt, ...]:

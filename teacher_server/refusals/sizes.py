@@ -7,16 +7,24 @@ from collections.abc import Sequence
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreRequest, ServerLimits
 
-from teacher_server.refusals.errors import empty_prompt, over_limit
+from teacher_server.refusals.errors import empty_prompt, over_limit, refuse
 from teacher_server.refusals.facts import TeacherFacts
 
 # Bytes of a reply besides its supports: per row (valid count, sampled
-# log-probability, tail, bitmaps) and per continuation (shapes, tags).
+# log-probability, tail, bitmaps), per continuation (shapes, tags) and per reply (identity,
+# request id, times).
 ROW_BYTES = 16
 CONTINUATION_BYTES = 256
+REPLY_BYTES = 2048
+# More, where realignment is asked for: per row, per token (its chunk's likelihood) and per
+# continuation.
+REALIGNED_ROW_BYTES = 17
+CHUNK_BYTES = 4
+REALIGNED_BYTES = 192
 # Times the limit of a reply: what the teacher's rows may take, of which a realigned reply
 # keeps a part.
 ROWS_PER_REPLY = 4
+SMALLER_REPLY = "ask for fewer rows or a smaller top_k, or split the group"
 
 
 def check_sizes(
@@ -38,7 +46,6 @@ def check_sizes(
     if prompt_tokens == 0:
         raise empty_prompt(request.prompt_to_read[1])
     total = prompt_tokens
-    reply = 0
     for index, continuation in enumerate(request.continuations):
         tokens = len(continuation.token_ids) if lengths is None else lengths[index]
         total += tokens
@@ -51,18 +58,41 @@ def check_sizes(
                 facts.max_length,
                 "shorten the prompt or the continuation",
             )
-        explicit = continuation.explicit_ids
-        per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
-        rows = continuation.row_count
-        reply += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
     check_request_tokens(total, limits)
+    reply = reply_bytes(request, bytes_per_entry)
     if reply > limits.max_reply_bytes:
         raise over_limit(
             f"the reply would take {reply} bytes",
             "continuations",
             "limits.max_reply_bytes",
             limits.max_reply_bytes,
-            "ask for fewer rows or a smaller top_k, or split the group",
+            SMALLER_REPLY,
+        )
+    check_reply(reply, request.max_reply_bytes)
+
+
+def reply_bytes(request: ScoreRequest, bytes_per_entry: int) -> int:
+    """The most bytes that a reply takes, of arrays; as text it is an estimate."""
+    size = REPLY_BYTES
+    for continuation in request.continuations:
+        explicit = continuation.explicit_ids
+        per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
+        rows = continuation.row_count
+        size += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
+        if request.returns.realignment:
+            size += REALIGNED_BYTES + rows * REALIGNED_ROW_BYTES
+            size += len(continuation.token_ids) * CHUNK_BYTES
+    return size
+
+
+def check_reply(size: int, readable: int | None) -> None:
+    """Refuses a reply of more bytes than its caller says that it reads."""
+    if readable is not None and size > readable:
+        raise refuse(
+            f"the reply would take {size} bytes, and the caller reads {readable}",
+            "max_reply_bytes",
+            f"{SMALLER_REPLY}, or let the client read more and say so",
+            "REPLY_TOO_LARGE",
         )
 
 
@@ -123,7 +153,7 @@ def check_row_bytes(size: int, limits: ServerLimits) -> None:
             "continuations",
             f"{ROWS_PER_REPLY} times limits.max_reply_bytes",
             limit,
-            "ask for fewer rows or a smaller top_k, or split the group",
+            SMALLER_REPLY,
         )
 
 

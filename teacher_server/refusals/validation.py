@@ -87,6 +87,7 @@ def check_request(
     check_name(request.request_id, "request_id")
     check_tokenizer(request.tokenizer_hash, facts, student)
     check_identity(request.expected_identity, facts)
+    check_readable(request.max_reply_bytes)
     if student is not None and request.tokenizer_hash != facts.tokenizer_hash:
         check_foreign_prompt(request)
         facts = in_student_ids(facts, student, request.student_vocabulary_size)
@@ -184,6 +185,15 @@ def check_identity(expected: str, facts: TeacherFacts) -> None:
             where="expected_identity",
             fix="ask GetTeacher for the identity and decide whether to go on with this teacher",
             reason="IDENTITY_MISMATCH",
+        )
+
+
+def check_readable(reply_bytes: int | None) -> None:
+    if reply_bytes is not None and reply_bytes < 1:
+        raise refuse(
+            f"{reply_bytes} is below 1",
+            "max_reply_bytes",
+            "send how many bytes of a reply the client reads, or leave it out",
         )
 
 

@@ -120,8 +120,10 @@ class Renderer:
         # What one more prompt usually adds to the reply at most: where less is left, none is
         # rendered. One may still come out larger, by the escapes of JSON and above the half,
         # and is then rendered again for the next request.
-        self._room = min(most, limits.max_reply_bytes // 2)
-        self._left = limits.max_reply_bytes
+        self._whole = self._left = min(
+            limits.max_reply_bytes, request.max_reply_bytes or limits.max_reply_bytes
+        )
+        self._room = min(most, self._whole // 2)
         self.parts: list[bytes] = []
         self.refused = 0
 
@@ -144,21 +146,31 @@ class Renderer:
             if len(part) > self._left:
                 if self.parts:
                     return False
-                refusal = _refusal(
-                    over_limit(
-                        f"the reply would take {len(part)} bytes",
-                        FIELD,
-                        "limits.max_reply_bytes",
-                        self._limits.max_reply_bytes,
-                        "ask for text or token ids alone, or for neither",
-                    )
-                )
-                rendered = RenderedPrompt(rendered.token_count, refusal=refusal)
+                refusal = self._too_much(len(part))
+                rendered = RenderedPrompt(rendered.token_count, refusal=_refusal(refusal))
                 part = self._encode(rendered)
             self.refused += rendered.refusal is not None
             self._left -= len(part)
             self.parts.append(part)
         return True
+
+    def _too_much(self, size: int) -> LsmError:
+        """The refusal of a prompt about which a whole reply cannot tell."""
+        what, fix = f"the reply would take {size} bytes", "ask for text or token ids alone"
+        if self._whole < self._limits.max_reply_bytes:
+            return refuse(
+                f"{what}, and the caller reads {self._whole}",
+                "max_reply_bytes",
+                f"{fix}, or let the client read more and say so",
+                "REPLY_TOO_LARGE",
+            )
+        return over_limit(
+            what,
+            FIELD,
+            "limits.max_reply_bytes",
+            self._limits.max_reply_bytes,
+            f"{fix}, or for neither",
+        )
 
     def _rendered(self, raw: RawPrompt) -> RenderedPrompt:
         """Whatever is wrong with a prompt is the refusal of this one alone."""

@@ -31,7 +31,8 @@ from teacher_server.lifecycle import Lifecycle, Served
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
-from teacher_server.refusals.validation import check_name, is_name
+from teacher_server.refusals.sizes import check_reply
+from teacher_server.refusals.validation import check_name, check_readable, is_name
 from teacher_server.scoring.context import Call, Received, RequestContext
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
 from teacher_server.scoring.replay import ReplayWindow
@@ -217,6 +218,7 @@ class TeacherService:
                     teacher = served.teachers.get(request.teacher)
                     seen.fields["teacher"] = teacher.name
                     check_prompt_count(len(received.prompts), self.limits)
+                    check_readable(request.max_reply_bytes)
                     renderer = Renderer(request, teacher, self.limits, call.encode)
                     await renderer.run(received, self._lanes)
                 seen.fields |= {"rendered": len(renderer.parts), "refused": renderer.refused}
@@ -283,4 +285,6 @@ class TeacherService:
         entries = request.top_k + request.explicit_width
         size = scored.rows * entries * call.surface.bytes_per_entry
         encode = partial(call.encode, request, scored.reply, context.teacher)
-        return await self._lanes.run(encode, size=size, owner=request.run)
+        reply = await self._lanes.run(encode, size=size, owner=request.run)
+        check_reply(len(reply), request.max_reply_bytes)  # text may be more than its estimate
+        return reply

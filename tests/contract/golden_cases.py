@@ -344,6 +344,12 @@ def _decode_differences(data: bytes) -> dict[str, Any]:
 
 CASES = (
     Case("request_group", REQUEST_GROUP, _one(codec.encode_request), codec.decode_request),
+    Case(
+        "request_bounded",
+        replace(REQUEST_GROUP, max_reply_bytes=4 << 20),
+        _one(codec.encode_request),
+        codec.decode_request,
+    ),
     Case("request_chat", REQUEST_CHAT_STRUCTS, None, codec.decode_request),
     Case("request_chat_json", REQUEST_CHAT, _one(codec.encode_request), codec.decode_request),
     Case(
@@ -362,6 +368,12 @@ CASES = (
         codec.decode_server_info,
     ),
     Case("render", RENDER, _render, _asked),
+    Case(
+        "render_bounded",
+        (replace(RENDER[0], max_reply_bytes=4 << 20), RENDER[1]),
+        _render,
+        _asked,
+    ),
     Case(
         "rendered",
         RENDERED,

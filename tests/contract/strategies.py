@@ -105,6 +105,7 @@ requests = st.builds(
     teacher_prompt=st.none() | prompts,
     student_vocabulary_size=st.none() | st.integers(-(2**31), 2**31 - 1),
     expected_identity=text,
+    max_reply_bytes=st.none() | int63,
 )
 
 
@@ -187,7 +188,9 @@ server_infos = st.builds(
     ),
     text,
 )
-render_requests = st.builds(RenderRequest, text, text, st.booleans(), st.booleans())
+render_requests = st.builds(
+    RenderRequest, text, text, st.booleans(), st.booleans(), st.none() | int63
+)
 refusals = st.builds(Refusal, text, text, text, text)
 
 

@@ -23,6 +23,7 @@ from teacher_proto.types import (
 from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.refusals.sizes import (
     CONTINUATION_BYTES,
+    REPLY_BYTES,
     ROW_BYTES,
     ROWS_PER_REPLY,
     check_request_bytes,
@@ -172,7 +173,7 @@ REPLY_LIMIT = LIMITS.max_reply_bytes
 
 def _reply_of(excess: int) -> tuple[ServerLimits, ScoreRequest]:
     """A request whose reply is estimated at max_reply_bytes + excess."""
-    size = CONTINUATION_BYTES + 2 * (5 * 8 + ROW_BYTES)
+    size = REPLY_BYTES + CONTINUATION_BYTES + 2 * (5 * 8 + ROW_BYTES)
     return replace(LIMITS, max_reply_bytes=size - excess), VALID
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from teacher_proto.codec.arrays import INT32, decode_array, encode_array
-from teacher_proto.codec.request import decode_prompt, encode_prompt
+from teacher_proto.codec.request import decode_prompt, encode_prompt, int64
 from teacher_proto.codec.structs import check_text
 from teacher_proto.codec.wire import parse
 from teacher_proto.errors import InvalidRequestError, PoisonedReplyError
@@ -36,6 +36,11 @@ def encode_render(
         prompts=prompts,
         return_text=request.text,
         return_token_ids=request.token_ids,
+        max_reply_bytes=(
+            None
+            if request.max_reply_bytes is None
+            else int64(request.max_reply_bytes, "max_reply_bytes")
+        ),
     )
 
 
@@ -53,6 +58,7 @@ def decode_render(
         teacher=message.teacher,
         text=message.return_text,
         token_ids=message.return_token_ids,
+        max_reply_bytes=message.max_reply_bytes if message.HasField("max_reply_bytes") else None,
     )
     return request, tuple(map(UndecodedPrompt, message.prompts))
 

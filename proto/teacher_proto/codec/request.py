@@ -34,6 +34,7 @@ from teacher_proto.v1 import score_pb2
 
 Error = InvalidRequestError
 INT32_RANGE = range(-(2**31), 2**31)
+INT64_RANGE = range(-(2**63), 2**63)
 # What a server answers to a source of prompts that it does not know.
 NO_PROMPT = "holds no prompt"
 # And to a clock in chat_json.
@@ -63,6 +64,8 @@ def encode_request(request: ScoreRequest) -> score_pb2.ScoreRequest:
         message.student_vocabulary_size = _int32(
             request.student_vocabulary_size, "student_vocabulary_size"
         )
+    if request.max_reply_bytes is not None:
+        message.max_reply_bytes = int64(request.max_reply_bytes, "max_reply_bytes")
     for index, continuation in enumerate(request.continuations):
         _encode_continuation(continuation, message.continuations.add(), f"continuations[{index}]")
     return message
@@ -106,6 +109,7 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
             message.student_vocabulary_size if message.HasField("student_vocabulary_size") else None
         ),
         expected_identity=message.expected_identity,
+        max_reply_bytes=message.max_reply_bytes if message.HasField("max_reply_bytes") else None,
     )
 
 
@@ -308,6 +312,13 @@ def _decode_continuation(message: score_pb2.Continuation, where: str) -> Continu
 def _int32(value: int, where: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value not in INT32_RANGE:
         raise Error(f"is {value!r}, must be an integer of 32 bits", where=where)
+    return value
+
+
+def int64(value: int, where: str) -> int:
+    """The value; raises InvalidRequestError naming its field when it has more than 64 bits."""
+    if not isinstance(value, int) or isinstance(value, bool) or value not in INT64_RANGE:
+        raise Error(f"is {value!r}, must be an integer of 64 bits", where=where)
     return value
 
 

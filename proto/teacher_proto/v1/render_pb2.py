@@ -26,7 +26,7 @@ from teacher_proto.v1 import array_pb2 as teacher__proto_dot_v1_dot_array__pb2
 from teacher_proto.v1 import score_pb2 as teacher__proto_dot_v1_dot_score__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dteacher_proto/v1/render.proto\x12\x10teacher_proto.v1\x1a\x1cteacher_proto/v1/array.proto\x1a\x1cteacher_proto/v1/score.proto\"\x87\x01\n\rRenderRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\x12)\n\x07prompts\x18\x03 \x03(\x0b\x32\x18.teacher_proto.v1.Prompt\x12\x13\n\x0breturn_text\x18\x04 \x01(\x08\x12\x18\n\x10return_token_ids\x18\x05 \x01(\x08\"C\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\r\n\x05where\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\"\xd2\x01\n\x0eRenderedPrompt\x12\x18\n\x0btoken_count\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\tH\x01\x88\x01\x01\x12/\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.teacher_proto.v1.ArrayH\x02\x88\x01\x01\x12/\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.teacher_proto.v1.RefusalH\x03\x88\x01\x01\x42\x0e\n\x0c_token_countB\x07\n\x05_textB\x0c\n\n_token_idsB\n\n\x08_refusal\"C\n\x0eRenderResponse\x12\x31\n\x07prompts\x18\x01 \x03(\x0b\x32 .teacher_proto.v1.RenderedPromptb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dteacher_proto/v1/render.proto\x12\x10teacher_proto.v1\x1a\x1cteacher_proto/v1/array.proto\x1a\x1cteacher_proto/v1/score.proto\"\xb9\x01\n\rRenderRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07teacher\x18\x02 \x01(\t\x12)\n\x07prompts\x18\x03 \x03(\x0b\x32\x18.teacher_proto.v1.Prompt\x12\x13\n\x0breturn_text\x18\x04 \x01(\x08\x12\x18\n\x10return_token_ids\x18\x05 \x01(\x08\x12\x1c\n\x0fmax_reply_bytes\x18\x06 \x01(\x03H\x00\x88\x01\x01\x42\x12\n\x10_max_reply_bytes\"C\n\x07Refusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\r\n\x05where\x18\x03 \x01(\t\x12\x0b\n\x03\x66ix\x18\x04 \x01(\t\"\xd2\x01\n\x0eRenderedPrompt\x12\x18\n\x0btoken_count\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x11\n\x04text\x18\x02 \x01(\tH\x01\x88\x01\x01\x12/\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x17.teacher_proto.v1.ArrayH\x02\x88\x01\x01\x12/\n\x07refusal\x18\x04 \x01(\x0b\x32\x19.teacher_proto.v1.RefusalH\x03\x88\x01\x01\x42\x0e\n\x0c_token_countB\x07\n\x05_textB\x0c\n\n_token_idsB\n\n\x08_refusal\"C\n\x0eRenderResponse\x12\x31\n\x07prompts\x18\x01 \x03(\x0b\x32 .teacher_proto.v1.RenderedPromptb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teacher_proto.v1.render_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_RENDERREQUEST']._serialized_start=112
-  _globals['_RENDERREQUEST']._serialized_end=247
-  _globals['_REFUSAL']._serialized_start=249
-  _globals['_REFUSAL']._serialized_end=316
-  _globals['_RENDEREDPROMPT']._serialized_start=319
-  _globals['_RENDEREDPROMPT']._serialized_end=529
-  _globals['_RENDERRESPONSE']._serialized_start=531
-  _globals['_RENDERRESPONSE']._serialized_end=598
+  _globals['_RENDERREQUEST']._serialized_end=297
+  _globals['_REFUSAL']._serialized_start=299
+  _globals['_REFUSAL']._serialized_end=366
+  _globals['_RENDEREDPROMPT']._serialized_start=369
+  _globals['_RENDEREDPROMPT']._serialized_end=579
+  _globals['_RENDERRESPONSE']._serialized_start=581
+  _globals['_RENDERRESPONSE']._serialized_end=648
 # @@protoc_insertion_point(module_scope)

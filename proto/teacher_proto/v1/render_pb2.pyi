@@ -31,6 +31,7 @@ class RenderRequest(_message.Message):
     PROMPTS_FIELD_NUMBER: _builtins.int
     RETURN_TEXT_FIELD_NUMBER: _builtins.int
     RETURN_TOKEN_IDS_FIELD_NUMBER: _builtins.int
+    MAX_REPLY_BYTES_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     """The training run that asks."""
     teacher: _builtins.str
@@ -38,6 +39,10 @@ class RenderRequest(_message.Message):
     return_text: _builtins.bool
     """What to return besides the number of tokens."""
     return_token_ids: _builtins.bool
+    max_reply_bytes: _builtins.int
+    """Bytes of the largest reply that the caller can read (ScoreRequest.max_reply_bytes): the
+    reply is about as many of the first prompts as fit. Absent: ServerLimits.max_reply_bytes.
+    """
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[_score_pb2.Prompt]:
         """At most ServerLimits.max_render_prompts, each text or a conversation."""
@@ -50,12 +55,15 @@ class RenderRequest(_message.Message):
         prompts: _abc.Iterable[_score_pb2.Prompt] | None = ...,
         return_text: _builtins.bool = ...,
         return_token_ids: _builtins.bool = ...,
+        max_reply_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_reply_bytes", b"_max_reply_bytes", "max_reply_bytes", b"max_reply_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["prompts", b"prompts", "return_text", b"return_text", "return_token_ids", b"return_token_ids", "run", b"run", "teacher", b"teacher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_reply_bytes", b"_max_reply_bytes", "max_reply_bytes", b"max_reply_bytes", "prompts", b"prompts", "return_text", b"return_text", "return_token_ids", b"return_token_ids", "run", b"run", "teacher", b"teacher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__max_reply_bytes: _TypeAlias = _typing.Literal["max_reply_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_reply_bytes: _TypeAlias = _typing.Literal["_max_reply_bytes", b"_max_reply_bytes"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_reply_bytes) -> _WhichOneofReturnType__max_reply_bytes | None: ...
 
 Global___RenderRequest: _TypeAlias = RenderRequest  # noqa: Y015
 
@@ -150,7 +158,7 @@ class RenderResponse(_message.Message):
     @_builtins.property
     def prompts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RenderedPrompt]:
         """Of the first prompts, in the request's order: at least one, and fewer than were sent
-        where more would pass ServerLimits.max_reply_bytes. The others are to be sent again.
+        where more would pass max_reply_bytes. The others are to be sent again.
         """
 
     def __init__(

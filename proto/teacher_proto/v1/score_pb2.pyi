@@ -378,6 +378,7 @@ class ScoreRequest(_message.Message):
     RETURNS_FIELD_NUMBER: _builtins.int
     STUDENT_VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
     EXPECTED_IDENTITY_FIELD_NUMBER: _builtins.int
+    MAX_REPLY_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
     """Chosen by the caller, unique per piece of work. The same id with the same
     content is the same work, and is answered with the same bytes.
@@ -406,6 +407,13 @@ class ScoreRequest(_message.Message):
     """When set, the request is refused unless it equals the digest of the
     teacher's identity.
     """
+    max_reply_bytes: _builtins.int
+    """Bytes of the largest reply that the caller can read, at least 1. gRPC libraries read 4 MiB
+    (4194304) unless they are told otherwise, and end a call whose reply is larger with a
+    RESOURCE_EXHAUSTED of their own, after it was computed. With this field the request is
+    refused before (INVALID_ARGUMENT, REPLY_TOO_LARGE, with the size). Absent:
+    ServerLimits.max_reply_bytes. Servers before it do not read it.
+    """
     @_builtins.property
     def prompt(self) -> Global___Prompt: ...
     @_builtins.property
@@ -433,11 +441,14 @@ class ScoreRequest(_message.Message):
         returns: Global___ReturnOptions | None = ...,
         student_vocabulary_size: _builtins.int | None = ...,
         expected_identity: _builtins.str = ...,
+        max_reply_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_student_vocabulary_size", b"_student_vocabulary_size", "_teacher_prompt", b"_teacher_prompt", "_temperature", b"_temperature", "_top_k", b"_top_k", "prompt", b"prompt", "returns", b"returns", "student_vocabulary_size", b"student_vocabulary_size", "teacher_prompt", b"teacher_prompt", "temperature", b"temperature", "top_k", b"top_k"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_reply_bytes", b"_max_reply_bytes", "_student_vocabulary_size", b"_student_vocabulary_size", "_teacher_prompt", b"_teacher_prompt", "_temperature", b"_temperature", "_top_k", b"_top_k", "max_reply_bytes", b"max_reply_bytes", "prompt", b"prompt", "returns", b"returns", "student_vocabulary_size", b"student_vocabulary_size", "teacher_prompt", b"teacher_prompt", "temperature", b"temperature", "top_k", b"top_k"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_student_vocabulary_size", b"_student_vocabulary_size", "_teacher_prompt", b"_teacher_prompt", "_temperature", b"_temperature", "_top_k", b"_top_k", "continuations", b"continuations", "expected_identity", b"expected_identity", "prompt", b"prompt", "request_id", b"request_id", "returns", b"returns", "run", b"run", "student_vocabulary_size", b"student_vocabulary_size", "teacher", b"teacher", "teacher_prompt", b"teacher_prompt", "temperature", b"temperature", "tokenizer_hash", b"tokenizer_hash", "top_k", b"top_k"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_reply_bytes", b"_max_reply_bytes", "_student_vocabulary_size", b"_student_vocabulary_size", "_teacher_prompt", b"_teacher_prompt", "_temperature", b"_temperature", "_top_k", b"_top_k", "continuations", b"continuations", "expected_identity", b"expected_identity", "max_reply_bytes", b"max_reply_bytes", "prompt", b"prompt", "request_id", b"request_id", "returns", b"returns", "run", b"run", "student_vocabulary_size", b"student_vocabulary_size", "teacher", b"teacher", "teacher_prompt", b"teacher_prompt", "temperature", b"temperature", "tokenizer_hash", b"tokenizer_hash", "top_k", b"top_k"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_reply_bytes: _TypeAlias = _typing.Literal["max_reply_bytes"]  # noqa: Y015
+    _WhichOneofArgType__max_reply_bytes: _TypeAlias = _typing.Literal["_max_reply_bytes", b"_max_reply_bytes"]  # noqa: Y015
     _WhichOneofReturnType__student_vocabulary_size: _TypeAlias = _typing.Literal["student_vocabulary_size"]  # noqa: Y015
     _WhichOneofArgType__student_vocabulary_size: _TypeAlias = _typing.Literal["_student_vocabulary_size", b"_student_vocabulary_size"]  # noqa: Y015
     _WhichOneofReturnType__teacher_prompt: _TypeAlias = _typing.Literal["teacher_prompt"]  # noqa: Y015
@@ -446,6 +457,8 @@ class ScoreRequest(_message.Message):
     _WhichOneofArgType__temperature: _TypeAlias = _typing.Literal["_temperature", b"_temperature"]  # noqa: Y015
     _WhichOneofReturnType__top_k: _TypeAlias = _typing.Literal["top_k"]  # noqa: Y015
     _WhichOneofArgType__top_k: _TypeAlias = _typing.Literal["_top_k", b"_top_k"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_reply_bytes) -> _WhichOneofReturnType__max_reply_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__student_vocabulary_size) -> _WhichOneofReturnType__student_vocabulary_size | None: ...
     @_typing.overload
