@@ -26,8 +26,9 @@ async def test_a_caller_sees_no_path_of_the_server(
     tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "registered"
-    settings = {"tokenizers": {"folder": str(folder)}}
-    async with running({"default": tiny_model_dir}, monkeypatch, **settings) as server:
+    tokenizers = {"folder": str(folder)}
+    models = {"default": tiny_model_dir}
+    async with running(models, monkeypatch, tokenizers=tokenizers) as server:
         seen = [(await server.http.get(route)).text for route in ROUTES]
         for body in ("{", '{"model":{}}', (tiny_model_dir / "tokenizer.json").read_text()):
             seen.append((await server.http.post("/v1/tokenizers", content=body)).text)

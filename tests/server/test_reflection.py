@@ -73,7 +73,7 @@ async def test_the_service_is_called_with_nothing_but_its_schema(
     async with grpc.aio.insecure_channel(shared.server.grpc_address) as channel:
         call: Any = channel.unary_unary(f"/{SERVICE}/{method.name}")
         reply = await call(GetMessageClass(method.input_type)().SerializeToString(), timeout=LONG)
-    found = GetMessageClass(method.output_type).FromString(reply)
+    found: Any = GetMessageClass(method.output_type).FromString(reply)
     assert found == GetMessageClass(method.output_type).FromString(
         teacher_pb2.GetTeacherResponse.FromString(reply).SerializeToString()
     )

@@ -37,9 +37,12 @@ READ_BY_LIBRARIES = 4 << 20
 def full_reply(rows: int, tokens: int, k: int, explicit: int) -> ScoreReply:
     """A reply in which every part that there can be is there, as large as it gets."""
     values = Values(np.ones(rows, np.float32), np.ones(rows, bool))
-    identity = TeacherIdentity(*["f" * 64] * 2, "bfloat16", "q" * 64, *["f" * 64] * 3)
+    digest, mass = "f" * 64, np.ones(rows, np.float32)
+    identity = TeacherIdentity(digest, digest, "bfloat16", "q" * 64, digest, digest, digest)
     block = Realignment(
-        *(np.ones(rows, np.float32) for _ in range(3)),
+        mass,
+        mass,
+        mass,
         np.ones(rows, np.uint8),
         np.ones(rows, np.int32),
         np.ones(tokens, np.float32),
