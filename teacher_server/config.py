@@ -314,9 +314,28 @@ class TokenizerSettings(Settings):
         "special ids with it; clients register again by themselves.",
     )
     max_pairs: int = Field(
-        default=8,
+        default=64,
         ge=1,
-        description="Pairs of a student's and a teacher's tokenizer whose tables stay in memory.",
+        description="Pairs of a student's and a teacher's tokenizer whose tables stay in memory "
+        "at most; max_memory_bytes bounds them too.",
+    )
+    worker_memory_bytes: int = Field(
+        default=2048 * MIB,
+        ge=128 * MIB,
+        description="Memory of the process in which one student's tokenizer runs; what takes "
+        "more is refused.",
+    )
+    max_memory_bytes: int = Field(
+        default=4096 * MIB,
+        ge=128 * MIB,
+        description="Memory of all these processes together; the least recently used one that "
+        "no request needs is ended first.",
+    )
+    worker_seconds: float = Field(
+        default=120.0,
+        gt=0.0,
+        description="Seconds of a processor for reading one student's tokenizer, and for "
+        "building its tables with a teacher's; what takes more is refused.",
     )
     context_free_rows: bool = Field(
         default=True,

@@ -91,7 +91,7 @@ def pack(frame: Frame) -> bytes:
         raise FrameError(f"{frame.kind}: {described} has a type that is not sent")
     header = json.dumps([frame.kind, frame.header, described], allow_nan=False).encode()
     header += b" " * (-len(header) % 8)
-    parts = [header]
+    parts: list[bytes | memoryview] = [header]
     for array in arrays.values():
         parts += [array.reshape(-1).view(np.uint8).data, bytes(-array.nbytes % 8)]
     length = sum(len(part) for part in parts)

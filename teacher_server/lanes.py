@@ -86,6 +86,10 @@ class SingleThread:
 
         return await self.run(measured)
 
+    def close(self) -> None:
+        """Ends the thread after the work that it has."""
+        self._thread.shutdown(wait=False)
+
 
 @dataclass(eq=False)
 class _Owner:

@@ -163,6 +163,19 @@ class Server:
         students = await asyncio.to_thread(
             StudentTokenizers, self._config.tokenizers, list(teachers)
         )
+        try:
+            return await self._ready(teachers, students, grpc_server, stopping)
+        finally:
+            await students.close()
+
+    async def _ready(
+        self,
+        teachers: Teachers,
+        students: StudentTokenizers,
+        grpc_server: GrpcServer,
+        stopping: asyncio.Task[int],
+    ) -> int:
+        """Serves until ``stopping`` is done, and drains; returns the exit code."""
         # The collector need not look through models and libraries again: each time it
         # does, nothing is answered for a quarter of a second.
         gc.collect()

@@ -14,16 +14,17 @@ from email.utils import formatdate
 from functools import partial
 
 import grpc
+import numpy as np
 from teacher_proto import codec
 from teacher_proto.codec.wire_counts import WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.types import RenderedPrompt, ScoreReply, ScoreRequest, ServerLimits
+from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest, ServerLimits
 from teacher_proto.v1 import render_pb2, score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
 
 from teacher_server.grpc.form import render_bounds, score_bounds, teacher_bounds, tokenizer_bounds
 from teacher_server.grpc.interceptors import CALLER
 from teacher_server.refusals.sizes import check_request_bytes
-from teacher_server.scoring.context import GRPC, Received
+from teacher_server.scoring.context import GRPC, Received, TokenTexts
 from teacher_server.scoring.render import RawPrompt, ReceivedRender
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
@@ -60,7 +61,12 @@ class _ScoreCall(_Unary):
         request = codec.decode_request(body)
         return Received(request, self._deadline, len(body), hashlib.sha256(body).digest())
 
-    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
+    def shown_ids(self, request: ScoreRequest, reply: ScoreReply) -> Int32:
+        return np.zeros(0, np.int32)
+
+    def encode(
+        self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher, texts: TokenTexts | None
+    ) -> bytes:
         return codec.serialize(codec.encode_reply(reply))
 
 
@@ -122,8 +128,8 @@ class Servicer:
                 await self._service.compute(add, len(part), caller)
             size = assembler.received_bytes
             upload = await self._service.compute(assembler.finish, size, caller)
-            levels = await self._service.register(upload, principal)
-            return codec.serialize(codec.encode_levels(upload.tokenizer_hash, levels))
+            found = await self._service.register(upload, principal)
+            return codec.serialize(codec.encode_levels(found.tokenizer_hash, found.levels))
 
     def handlers(self) -> grpc.GenericRpcHandler:
         methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from functools import partial
 from typing import Annotated, Any
 
@@ -15,13 +15,19 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from teacher_proto.errors import DeadlineError, InvalidRequestError
-from teacher_proto.types import RenderedPrompt, ScoreReply, ScoreRequest
+from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest
 
 from teacher_server.access.guard import Guard
 from teacher_server.access.rules import run_of
 from teacher_server.http.access import AccessMiddleware, caller_of
 from teacher_server.http.body import parse_score_body, read_body, read_bounded
-from teacher_server.http.convert import choose_teacher, score_request
+from teacher_server.http.convert import (
+    Encode,
+    choose_teacher,
+    continuation_texts,
+    known_ids,
+    score_request,
+)
 from teacher_server.http.docs_page import docs_page
 from teacher_server.http.errors import error_response, install_error_handlers
 from teacher_server.http.render import (
@@ -30,7 +36,13 @@ from teacher_server.http.render import (
     render_request,
     rendered_json,
 )
-from teacher_server.http.replies import render_info, render_reply, to_json
+from teacher_server.http.replies import (
+    check_text_bytes,
+    render_info,
+    render_reply,
+    shown_ids,
+    to_json,
+)
 from teacher_server.http.schema import (
     ERRORS,
     RENDER_BODY,
@@ -42,7 +54,7 @@ from teacher_server.http.schema import (
 )
 from teacher_server.http.tokenizers import make_upload, render_levels
 from teacher_server.refusals.sizes import check_tokenizer_bytes
-from teacher_server.scoring.context import HTTP, Received
+from teacher_server.scoring.context import HTTP, Received, TextReceived, TokenTexts
 from teacher_server.scoring.render import ReceivedRender
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
@@ -94,20 +106,36 @@ class _Posted:
 
 
 class _ScoreCall(_Posted):
-    def decode(self, body: bytes, teachers: Teachers) -> Received:
+    def decode(self, body: bytes, teachers: Teachers) -> Received | TextReceived:
         parsed = parse_score_body(body)
         teacher = choose_teacher(parsed.teacher, teachers)
-        run = run_of(self.caller.principal, parsed.run or self.default_run)
-        tokenizer = self._service.text_tokenizer(
-            run, parsed.tokenizer_hash or teacher.tokenizer.hash, teacher
-        )
-        request = score_request(parsed, teacher, tokenizer, self._limits, self.default_run)
+        hash_ = parsed.tokenizer_hash or teacher.tokenizer.hash
         deadline = self.deadline(parsed.timeout_seconds)
-        return Received(request, deadline, len(body), hashlib.sha256(body).digest())
+        texts = continuation_texts(parsed, self._limits)
 
-    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
-        tokenizer = self._service.text_tokenizer(request.run, request.tokenizer_hash, teacher)
-        return render_reply(request, reply, tokenizer)
+        def finish(encode: Encode) -> Received:
+            request = score_request(parsed, teacher, encode, self._limits, self.default_run)
+            return Received(request, deadline, len(body), hashlib.sha256(body).digest())
+
+        if not texts or hash_ == teacher.tokenizer.hash:
+            return finish(teacher.tokenizer.encode)
+
+        def finish_with(ids: Sequence[Int32]) -> Received:
+            return finish(known_ids(texts, ids))
+
+        run = run_of(self.caller.principal, parsed.run or self.default_run)
+        return TextReceived(run, hash_, tuple(texts), deadline, finish_with)
+
+    def shown_ids(self, request: ScoreRequest, reply: ScoreReply) -> Int32:
+        return shown_ids(request, reply)
+
+    def encode(
+        self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher, texts: TokenTexts | None
+    ) -> bytes:
+        if texts is None:
+            return render_reply(request, reply, teacher.tokenizer.token_text)
+        check_text_bytes(request, reply, texts, self._limits)
+        return render_reply(request, reply, texts.get)
 
 
 class _RenderCall(_Posted):
@@ -167,8 +195,9 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
             named = run or (DEFAULT_RUN if principal is None else principal.run)
             make = partial(make_upload, file, named, role)
             upload = await service.compute(make, len(file), caller_of(request))
-            levels = await service.register(upload, principal)
-            return Response(render_levels(upload.tokenizer_hash, levels), media_type=JSON)
+            found = await service.register(upload, principal, named=False)
+            body = render_levels(found.tokenizer_hash, found.levels)
+            return Response(body, media_type=JSON)
 
     @app.get("/livez")
     async def livez() -> Response:

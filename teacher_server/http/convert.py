@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -38,9 +38,10 @@ from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_tokens, check_text
 from teacher_server.refusals.validation import check_continuation_count, exactly_one
 from teacher_server.teachers.teacher import Teacher, Teachers
-from teacher_server.teachers.tokenizer import TextTokenizer
 
-Encode = Callable[[str], Int32]
+# Text -> ids, int32 [L]; the check is called with L and may raise to refuse them.
+Encode = Callable[[str, Callable[[int], None] | None], Int32]
+IdsOf = Callable[[str], Int32]
 MESSAGES_ONLY = ("add_generation_prompt", "template_arguments", "now")
 TEXT_ONLY = ("special_tokens",)
 SPECIAL_TOKENS = {
@@ -65,14 +66,17 @@ def choose_teacher(name: str | None, teachers: Teachers) -> Teacher:
 def score_request(
     body: ScoreBody,
     teacher: Teacher,
-    tokenizer: TextTokenizer,
+    encode: Encode,
     limits: ServerLimits,
     default_run: str,
 ) -> ScoreRequest:
-    """``tokenizer``: of the continuations; raises InvalidRequestError naming the field."""
-    check_continuation_count(len(body.continuations), limits)
-    check_text(sum(map(_text_bytes, body.continuations)), "continuations", limits)
-    encode = partial(tokenizer.encode, check=partial(check_request_tokens, limits=limits))
+    """``encode``: of the tokenizer of the continuations, whose texts were checked by
+    ``continuation_texts``; raises InvalidRequestError naming the field."""
+    check = partial(check_request_tokens, limits=limits)
+
+    def ids_of(text: str) -> Int32:
+        return encode(text, check)
+
     return ScoreRequest(
         request_id=body.request_id if body.request_id is not None else uuid.uuid4().hex,
         run=default_run if body.run is None else body.run,
@@ -82,7 +86,7 @@ def score_request(
         ),
         prompt=read_prompt(body.prompt, "prompt"),
         continuations=tuple(
-            _continuation(item, encode, f"continuations[{index}]")
+            _continuation(item, ids_of, f"continuations[{index}]")
             for index, item in enumerate(body.continuations)
         ),
         top_k=body.top_k,
@@ -97,6 +101,26 @@ def score_request(
         expected_identity=body.expected_identity,
         max_reply_bytes=body.max_reply_bytes,
     )
+
+
+def continuation_texts(body: ScoreBody, limits: ServerLimits) -> list[str]:
+    """Each text of the continuations, once; raises InvalidRequestError for too much of it."""
+    check_continuation_count(len(body.continuations), limits)
+    texts = [text for one in body.continuations for text in _texts(one)]
+    check_text(sum(len(text.encode()) for text in texts), "continuations", limits)
+    return list(dict.fromkeys(texts))
+
+
+def known_ids(texts: Sequence[str], ids: Sequence[Int32]) -> Encode:
+    """The encoding of these texts alone, whose ids are known."""
+    known = dict(zip(texts, ids, strict=True))
+
+    def encode(text: str, check: Callable[[int], None] | None = None) -> Int32:
+        if check is not None:
+            check(len(known[text]))
+        return known[text]
+
+    return encode
 
 
 def read_prompt(body: PromptBody, where: str) -> Prompt:
@@ -142,12 +166,12 @@ def _plain(values: dict[str, Any] | None, where: str) -> dict[str, Any]:
     return plain_mapping(values or {}, where, InvalidRequestError)
 
 
-def _text_bytes(body: ContinuationBody) -> int:
+def _texts(body: ContinuationBody) -> list[str]:
     texts = [body.text, *(segment.text for segment in body.segments or ())]
-    return sum(len(text.encode()) for text in texts if text is not None)
+    return [text for text in texts if text is not None]
 
 
-def _continuation(body: ContinuationBody, encode: Encode, where: str) -> Continuation:
+def _continuation(body: ContinuationBody, encode: IdsOf, where: str) -> Continuation:
     sources = {"text": body.text, "token_ids": body.token_ids, "segments": body.segments}
     exactly_one(sources, where)
     if body.segments is not None:
@@ -165,7 +189,7 @@ def _continuation(body: ContinuationBody, encode: Encode, where: str) -> Continu
     )
 
 
-def _segment(body: SegmentBody, encode: Encode, where: str) -> Segment:
+def _segment(body: SegmentBody, encode: IdsOf, where: str) -> Segment:
     exactly_one({"text": body.text, "token_ids": body.token_ids}, where)
     ids = encode(body.text) if body.text is not None else _ids(body.token_ids)
     return Segment(ids, body.scored)

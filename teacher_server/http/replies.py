@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 from teacher_proto.rows import required
 from teacher_proto.types import (
     Continuation,
@@ -17,28 +18,73 @@ from teacher_proto.types import (
     ScoreReply,
     ScoreRequest,
     ServerInfo,
+    ServerLimits,
     Status,
 )
 
-from teacher_server.teachers.tokenizer import TextTokenizer
+from teacher_server.refusals.errors import over_limit
+
+# The text of an id; None for one that no token has.
+TokenText = Callable[[int], str | None]
 
 
 def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def render_reply(request: ScoreRequest, reply: ScoreReply, tokenizer: TextTokenizer) -> bytes:
-    """The reply in the form of ``models.ScoreReplyBody``.
+def render_reply(request: ScoreRequest, reply: ScoreReply, token_text: TokenText) -> bytes:
+    """The reply in the form of ``models.ScoreReplyBody``; ``token_text``: of each id.
 
     It is written row by row, since other threads wait while one document is written.
     """
-    texts = _Texts(tokenizer)
+    texts = _Texts(token_text)
     identity = dataclasses.asdict(reply.identity)
     head = {"request_id": reply.request_id, "teacher": request.teacher, "identity": identity}
     answered = zip(request.continuations, reply.results, strict=True)
     results = [_result(continuation, scores, texts) for continuation, scores in answered]
     timing = {"timing": dataclasses.asdict(reply.timing)}
     return _joined(to_json(head), _list("results", results), to_json(timing))
+
+
+def shown_ids(request: ScoreRequest, reply: ScoreReply) -> Int32:
+    """int32 [n], ascending: the ids whose texts a reply shows."""
+    return np.unique(_all_shown(request, reply))
+
+
+def check_text_bytes(
+    request: ScoreRequest, reply: ScoreReply, texts: Mapping[int, str | None], limits: ServerLimits
+) -> None:
+    """Raises InvalidRequestError where the tokens' texts alone make the reply too large."""
+    ids, times = np.unique(_all_shown(request, reply), return_counts=True)
+    size = sum(
+        count * len(to_json(texts.get(token)))
+        for token, count in zip(ids.tolist(), times.tolist(), strict=True)
+    )
+    if size > limits.max_reply_bytes:
+        raise over_limit(
+            f"the texts of the reply's tokens are {size} bytes",
+            "top_k",
+            "limits.max_reply_bytes",
+            limits.max_reply_bytes,
+            "send fewer continuations or a smaller top_k",
+        )
+
+
+def _all_shown(request: ScoreRequest, reply: ScoreReply) -> Int32:
+    """int32 [n]: each id whose text a reply shows, as often as it does."""
+    found = [np.zeros(0, np.int32)]
+    for continuation, scores in zip(request.continuations, reply.results, strict=True):
+        if scores.status is not Status.OK:
+            continue
+        found.append(continuation.token_ids[continuation.selected_positions])
+        support, explicit = scores.rows.support, scores.rows.explicit
+        if support is not None:
+            valid = np.arange(support.ids.shape[1]) < support.counts[:, None]
+            found.append(support.ids[valid])
+        if explicit is not None:
+            asked = required(continuation.explicit_ids, "explicit_ids")
+            found.append(asked[explicit.valid])
+    return np.concatenate(found).astype(np.int32)
 
 
 def _result(continuation: Continuation, scores: ContinuationScores, texts: _Texts) -> bytes:
@@ -67,13 +113,13 @@ def render_info(info: ServerInfo) -> bytes:
 class _Texts:
     """Token texts of one reply; the same ids come again and again."""
 
-    def __init__(self, tokenizer: TextTokenizer) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, token_text: TokenText) -> None:
+        self._text = token_text
         self._known: dict[int, str | None] = {}
 
     def __call__(self, token_id: int) -> str | None:
         if token_id not in self._known:
-            self._known[token_id] = self._tokenizer.token_text(token_id)
+            self._known[token_id] = self._text(token_id)
         return self._known[token_id]
 
     def entries(self, ids: Int32, log_probs: Float32) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from teacher_proto.errors import ConfigurationError, InvalidRequestError
-from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import SpecialRole, TokenizerLevels, TokenizerUpload
 
 from teacher_server.http.replies import to_json
@@ -11,7 +9,7 @@ from teacher_server.refusals.errors import refuse
 
 
 def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
-    """The upload of a tokenizer.json.
+    """The upload of a tokenizer.json, which names no fingerprint.
 
     Args:
         roles: of special ids, each as ``ID:ROLE``, such as 151645:TURN_END.
@@ -29,11 +27,7 @@ def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
                 f"write 151645:TURN_END; roles are {', '.join(SpecialRole.__members__)}",
             )
         given[int(number)] = SpecialRole[name]
-    try:
-        digest = tokenizer_hash(file)
-    except ConfigurationError as error:
-        raise InvalidRequestError(error.what, where="the request's body", fix=error.fix) from error
-    return TokenizerUpload(run, digest, file, given)
+    return TokenizerUpload(run, "", file, given)
 
 
 def render_levels(tokenizer: str, levels: TokenizerLevels) -> bytes:

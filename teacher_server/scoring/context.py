@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from teacher_proto.types import ScoreReply, ScoreRequest, ServerLimits
+from teacher_proto.types import Int32, ScoreReply, ScoreRequest, ServerLimits
 
 from teacher_server.access.guard import Caller
 from teacher_server.lanes import Lanes
@@ -14,6 +14,9 @@ from teacher_server.queue.policy import RunPolicy
 from teacher_server.teachers.teacher import Teacher, Teachers
 from teacher_server.telemetry.observation import Observation
 from teacher_server.tokenizers.pairs import StudentTokenizers
+
+# The text of an id; None for one that no token has.
+TokenTexts = Mapping[int, str | None]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,23 @@ class Received:
     digest: bytes
 
 
+@dataclass(frozen=True)
+class TextReceived:
+    """A request with texts in a student's tokens, of which only that tokenizer knows the ids.
+
+    Attributes:
+        run, tokenizer_hash: whose tokenizer, and which.
+        deadline: as in ``Received``.
+        finish: the request, given the ids of each of ``texts``; runs in another thread.
+    """
+
+    run: str
+    tokenizer_hash: str
+    texts: tuple[str, ...]
+    deadline: float
+    finish: Callable[[Sequence[Int32]], Received]
+
+
 class Call(Protocol):
     """One call of a wire's method Score."""
 
@@ -68,12 +88,25 @@ class Call(Protocol):
         """The body; raises InvalidRequestError or DeadlineError when it cannot be had."""
         ...
 
-    def decode(self, body: bytes, teachers: Teachers) -> Received:
+    def decode(self, body: bytes, teachers: Teachers) -> Received | TextReceived:
         """The request in the body. Runs in another thread."""
         ...
 
-    def encode(self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher) -> bytes:
-        """The reply in the wire's format. Runs in another thread."""
+    def shown_ids(self, request: ScoreRequest, reply: ScoreReply) -> Int32:
+        """The ids whose texts ``encode`` needs, int32 [n]. Runs in another thread."""
+        ...
+
+    def encode(
+        self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher, texts: TokenTexts | None
+    ) -> bytes:
+        """The reply in the wire's format. Runs in another thread.
+
+        Args:
+            texts: of ``shown_ids``, where they are not the teacher's tokens.
+
+        Raises:
+            InvalidRequestError: the texts make the reply too large.
+        """
         ...
 
 

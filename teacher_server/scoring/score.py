@@ -106,7 +106,8 @@ async def _foreign_scores(
     # An unknown tokenizer was refused.
     assert entry is not None
     assert facts is not None
-    async with students.session(entry, context.teacher) as session:
+    tokens = known_tokens(request)
+    async with students.session(entry, request.run, context.teacher, tokens) as session:
         return await realigned_scores(context, prompt, session, facts, students.settings, runner)
 
 

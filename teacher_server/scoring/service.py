@@ -18,9 +18,9 @@ from teacher_proto import tracing
 from teacher_proto.errors import DeadlineError, LsmError
 from teacher_proto.types import (
     PositionClass,
+    ScoreReply,
     ServerInfo,
     ServerLimits,
-    TokenizerLevels,
     TokenizerUpload,
 )
 
@@ -33,16 +33,15 @@ from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.sizes import check_reply
 from teacher_server.refusals.validation import check_name, check_readable, is_name
-from teacher_server.scoring.context import Call, Received, RequestContext
+from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import score
-from teacher_server.teachers.teacher import Teacher, Teachers
-from teacher_server.teachers.tokenizer import TextTokenizer
+from teacher_server.teachers.teacher import Teachers
 from teacher_server.telemetry.log import bind
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.telemetry.observation import Observation, observed
-from teacher_server.tokenizers.pairs import StudentTokenizers
+from teacher_server.tokenizers.pairs import Registered, StudentTokenizers
 
 T = TypeVar("T")
 
@@ -123,9 +122,12 @@ class TeacherService:
         )
 
     async def register(
-        self, upload: TokenizerUpload, principal: Principal | None
-    ) -> TokenizerLevels:
-        """Levels of a student's tokenizer by teacher; teachers it does not fit are left out.
+        self, upload: TokenizerUpload, principal: Principal | None, *, named: bool = True
+    ) -> Registered:
+        """The levels of a student's tokenizer by teacher; teachers it does not fit are left out.
+
+        Args:
+            named: whether the upload says which fingerprint its file has.
 
         Raises:
             InvalidRequestError, ContractMismatchError: see ``StudentTokenizers.register``.
@@ -133,7 +135,8 @@ class TeacherService:
         run = run_of(principal, upload.run, "header.run")
         check_name(run, "header.run")
         served = self.lifecycle.served
-        return await served.students.register(upload, run, served.teachers.for_principal(principal))
+        teachers = served.teachers.for_principal(principal)
+        return await served.students.register(upload, run, teachers, named=named)
 
     def check_caller(self, principal: Principal | None) -> None:
         """Refuses before a body is read what can be refused then.
@@ -144,16 +147,6 @@ class TeacherService:
         """
         self.lifecycle.check_takes_work()
         self.teachers.usable_by(principal)
-
-    def text_tokenizer(self, run: str, hash_: str, teacher: Teacher) -> TextTokenizer:
-        """The tokenizer of a request's ids.
-
-        Raises:
-            ContractMismatchError: it is not the teacher's, and the run did not register it.
-        """
-        if hash_ == teacher.tokenizer.hash:
-            return teacher.tokenizer
-        return self.lifecycle.served.students.text_tokenizer(run, hash_)
 
     async def compute(self, work: Callable[[], T], size: int, caller: Caller) -> T:
         """``work`` on ``size`` bytes for this caller, in another thread."""
@@ -184,10 +177,19 @@ class TeacherService:
         ):
             served = everything.usable_by(principal)
             body = await call.read()
-            decode = partial(call.decode, body, served.teachers)
-            received = await self.compute(decode, len(body), call.caller)
+            received = await self._received(call, body, served)
             async with _until(received.deadline, call.started):
                 return await self._answer(call, received, served, seen)
+
+    async def _received(self, call: Call, body: bytes, served: Served) -> Received:
+        """The request in a body; texts in a student's tokens are tokenized."""
+        decode = partial(call.decode, body, served.teachers)
+        found = await self.compute(decode, len(body), call.caller)
+        if isinstance(found, Received):
+            return found
+        async with _until(found.deadline, call.started):
+            ids = await served.students.encode(found.run, found.tokenizer_hash, found.texts)
+            return await self.compute(partial(found.finish, ids), len(body), call.caller)
 
     async def render(self, call: RenderCall) -> bytes:
         """Answers how a teacher reads prompts; nothing is scored and no quota is used.
@@ -284,7 +286,22 @@ class TeacherService:
         }
         entries = request.top_k + request.explicit_width
         size = scored.rows * entries * call.surface.bytes_per_entry
-        encode = partial(call.encode, request, scored.reply, context.teacher)
+        texts = await self._shown_texts(context, scored.reply, size)
+        encode = partial(call.encode, request, scored.reply, context.teacher, texts)
         reply = await self._lanes.run(encode, size=size, owner=request.run)
         check_reply(len(reply), request.max_reply_bytes)  # text may be more than its estimate
         return reply
+
+    async def _shown_texts(
+        self, context: RequestContext, reply: ScoreReply, size: int
+    ) -> TokenTexts | None:
+        """The texts that a reply in a student's tokens shows; None where it shows none, or
+        the teacher's."""
+        request = context.request
+        if request.tokenizer_hash == context.teacher.tokenizer.hash:
+            return None
+        shown = partial(context.call.shown_ids, request, reply)
+        ids = await self._lanes.run(shown, size=size, owner=request.run)
+        if not len(ids):
+            return None
+        return await context.students.token_texts(request.run, request.tokenizer_hash, ids)

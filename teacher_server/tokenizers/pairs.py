@@ -1,90 +1,67 @@
-"""Students' tokenizers, each registered once, and the pairs they form with the teachers'.
+"""Students' tokenizers: each registered by the runs that use it, and run in a process of its own.
 
-Files are parsed and tables built in one thread, one after the other. Each pair of
-tokenizers has a thread of its own for its rollouts: a ``Realigner`` serves one at once.
+Nothing here parses a student's file or runs its tokenizer: that is what the processes of the
+room ``workers`` are for.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import hashlib
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Generator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
 from functools import partial
 
-from teacher_proto.errors import ConfigurationError, InvalidRequestError
-from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import Level, TokenizerLevels, TokenizerUpload
+import numpy as np
+from teacher_proto.errors import InvalidRequestError, LsmError, TeacherUnavailableError
+from teacher_proto.types import Int32, Level, TokenizerLevels, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
-from teacher_server.frames import Frame
+from teacher_server.frames import Frame, FrameError, texts_array, texts_of
 from teacher_server.lanes import SingleThread
-from teacher_server.realign.pair.cache import TableCache, student_of
-from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.paired import Pair
-from teacher_server.realign.requests.serve import serve
+from teacher_server.realign.pair.cache import student_of
 from teacher_server.refusals.errors import compared, realignment_unavailable, unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
 from teacher_server.teachers.teacher import Teacher
-from teacher_server.teachers.tokenizer import TextTokenizer
-from teacher_server.tokenizers.differences import Differences
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.store import TokenizerStore
-from teacher_server.tokenizers.vocabularies import (
-    student_vocabulary,
-    teacher_vocabularies,
-)
+from teacher_server.workers.forks import ForkServer
+from teacher_server.workers.inside.vocabularies import TeacherFile
+from teacher_server.workers.pool import Pool, key_of
+from teacher_server.workers.process import Facts, StudentProcess
+from teacher_server.workers.session import Session, open_session
 
 log = logging.getLogger(__name__)
 
-# Parsed for the texts of HTTP requests and replies.
-MAX_TEXTS = 8
-# The student's content, and which of the teachers' vocabularies.
-PairKey = tuple[str, int]
+# Sentences that are kept, of pairs of a student's file and a teacher's tokenizer.
+MAX_DIFFERENCES = 256
+# Seconds of a processor for texts: in any case, and for each megabyte.
+TEXT_SECONDS, SECONDS_PER_MEGABYTE = 10.0, 5.0
 
 
-class PairInUse:
-    """A pair and the thread of its own in which its requests are realigned."""
+@dataclass(frozen=True)
+class Registered:
+    """Attributes:
+    tokenizer_hash: fingerprint of the file.
+    levels: by the name of the teacher, with the differences of those that are not SAME;
+        teachers that it does not fit are left out.
+    """
 
-    def __init__(self, tables: PairTables) -> None:
-        self.pair = Pair(tables)
-        self.thread = SingleThread("realign")
-
-
-class Session:
-    """One request that is realigned in its pair's thread."""
-
-    def __init__(self, used: PairInUse) -> None:
-        self._used = used
-        self._work: Generator[Frame, Frame, None] | None = None
-
-    async def ask(self, frame: Frame) -> Frame:
-        """What it says after ``frame``."""
-        return await self._used.thread.run(partial(self._next, frame))
-
-    def _next(self, frame: Frame) -> Frame:
-        if self._work is None:
-            self._work = serve(self._used.pair, frame)
-            return next(self._work)
-        return self._work.send(frame)
-
-    async def close(self) -> None:
-        await self._used.thread.run(self._drop)
-
-    def _drop(self) -> None:
-        if self._work is not None:
-            self._work.close()
+    tokenizer_hash: str
+    levels: TokenizerLevels
 
 
 class StudentTokenizers:
-    """The tokenizers that runs registered, each run's its own, and the pairs in use.
+    """The tokenizers that runs registered, each run's its own, and their processes.
+
+    Making one takes seconds: the teachers' tokenizers are read by the process that the
+    students' are forked from.
 
     Raises:
-        ConfigurationError: the store's folder cannot be used.
+        ConfigurationError: the store's folder cannot be used, or no process started.
     """
 
     def __init__(self, settings: TokenizerSettings, teachers: Iterable[Teacher]) -> None:
@@ -92,13 +69,22 @@ class StudentTokenizers:
         self._store = TokenizerStore(settings)
         self._tables = None if settings.folder is None else settings.folder / "tables"
         self._forget_tables()
-        self._cache = TableCache(self._tables, max_pairs=0)
-        self._pairs: OrderedDict[PairKey, asyncio.Task[PairInUse]] = OrderedDict()
-        self._texts: OrderedDict[str, TextTokenizer] = OrderedDict()
-        self._parsed: tuple[str, Vocabulary] | None = None
-        self._teachers = teacher_vocabularies({t.name: t.tokenizer for t in teachers})
-        self._differences = Differences()
         self._thread = SingleThread("tokenizers")
+        self._differences: OrderedDict[tuple[str, str], str] = OrderedDict()
+        self._forks = ForkServer(
+            {
+                t.name: TeacherFile(t.tokenizer.hash, t.tokenizer.file, t.tokenizer.named_specials)
+                for t in teachers
+            }
+        )
+        self._forks.start()
+        self._pool = Pool(self._forks, settings, str(self._tables or ""))
+
+    async def close(self) -> None:
+        """Ends the processes."""
+        await self._pool.close()
+        await self._thread.run(self._forks.close)
+        self._thread.close()
 
     def find(self, run: str, hash_: str) -> Entry | None:
         """What this run registered; it counts as used."""
@@ -119,161 +105,196 @@ class StudentTokenizers:
 
     def level(self, entry: Entry, teacher: Teacher) -> Level | None:
         """None where the teacher's tokenizer cannot be realigned to."""
-        if entry.tokenizer_hash == teacher.tokenizer.hash:
+        return self._level(entry.tokenizer_hash, entry.ordinary_hash, teacher)
+
+    def _level(self, hash_: str, ordinary_hash: str, teacher: Teacher) -> Level | None:
+        if hash_ == teacher.tokenizer.hash:
             return Level.SAME
-        side = self._teachers[teacher.name]
-        if side is None:
+        of_teacher = self._forks.sides[teacher.name].ordinary_hash
+        if not of_teacher or not ordinary_hash:
             return None
-        return Level.REMAP if entry.ordinary_hash == side.ordinary_hash else Level.CROSS
+        return Level.REMAP if ordinary_hash == of_teacher else Level.CROSS
 
     async def register(
-        self, upload: TokenizerUpload, run: str, teachers: Iterable[Teacher]
-    ) -> TokenizerLevels:
+        self, upload: TokenizerUpload, run: str, teachers: Iterable[Teacher], *, named: bool = True
+    ) -> Registered:
         """Keeps the tokenizer and builds its tables for these teachers.
 
-        Returns:
-            Its level by the name of the teacher, with the differences of those that are not
-            SAME; teachers that it does not fit are left out.
+        Args:
+            named: whether the upload says which fingerprint its file has.
 
         Raises:
-            InvalidRequestError: the file is not the one named, broken, of a kind that
-                cannot be realigned or contradicting itself.
+            InvalidRequestError: the file is not the one named, broken, of a kind that cannot
+                be realigned, contradicting itself, or takes too much time or memory.
             ContractMismatchError: none of the teachers' tokenizers can be realigned to.
-            OverloadedError, TeacherUnavailableError: see ``TokenizerStore.put``.
+            OverloadedError, TeacherUnavailableError: see ``TokenizerStore.put`` and
+                ``Pool.hold``; or its process was lost.
         """
-        asked = list(teachers)
-        same = any(t.tokenizer.hash == upload.tokenizer_hash for t in asked)
-        try:
-            entry = await self._thread.run(partial(self._accept, upload, run, same))
-        except InvalidRequestError as error:
-            if error.reason == "TOKENIZER_REFUSED":
-                error = compared(error, await self._different(upload, asked))
-            raise error from None
-        levels = {t.name: Level.SAME for t in asked if t.tokenizer.hash == upload.tokenizer_hash}
-        if entry is not None:
-            levels |= {t.name: found for t in asked if (found := self.level(entry, t)) is not None}
-        if not levels:
-            raise compared(
-                realignment_unavailable(
-                    "no teacher of this server has this tokenizer", "header.tokenizer_hash"
-                ),
-                await self._different(upload, asked),
-            )
-        for teacher in asked:
-            if levels.get(teacher.name, Level.SAME) is not Level.SAME:
-                assert entry is not None
-                await self.pair(entry, teacher)
-        differences = await self._different(upload, [t for t in asked if t.name in levels])
+        asked, roles = list(teachers), upload.special_tokens
+        sha256 = await self._thread.run(lambda: hashlib.sha256(upload.file).hexdigest())
+        async with self._pool.hold(key_of(sha256, roles), run) as process:
+            facts = await self._pool.open(process, roles, lambda: upload.file)
+            if named:
+                check_uploaded_hash(upload.tokenizer_hash, facts.hash)
+            levels = {
+                teacher.name: level
+                for teacher in asked
+                if (level := self._level(facts.hash, facts.ordinary_hash, teacher)) is not None
+            }
+            if not levels:
+                raise await self._unusable(process, sha256, facts, asked)
+            if facts.refusal is None:
+                await self._keep(upload, run, sha256, facts)
+            for teacher in asked:
+                if levels.get(teacher.name, Level.SAME) is not Level.SAME:
+                    side = self._forks.sides[teacher.name].number
+                    await self._pool.build(process, teacher.name, side)
+            known = [teacher for teacher in asked if teacher.name in levels]
+            differences = await self._different(process, sha256, facts.hash, known)
         log.info(
             "tokenizer %s (%d bytes): %s",
-            upload.tokenizer_hash,
+            facts.hash,
             len(upload.file),
             "; ".join(
                 f"{name} {level.name}, {differences.get(name) or 'one fingerprint'}"
                 for name, level in levels.items()
             ),
         )
-        return TokenizerLevels(levels, differences)
+        return Registered(facts.hash, TokenizerLevels(levels, differences))
+
+    async def _keep(self, upload: TokenizerUpload, run: str, sha256: str, facts: Facts) -> None:
+        entry = Entry(
+            tokenizer_hash=facts.hash,
+            file_sha256=sha256,
+            file_bytes=len(upload.file),
+            ordinary_hash=facts.ordinary_hash,
+            vocabulary_size=facts.vocabulary_size,
+            roles=dict(upload.special_tokens),
+        )
+
+        def put() -> None:
+            if self._store.put(run, entry, upload.file):
+                self._forget_tables()
+
+        await self._thread.run(put)
+
+    async def _unusable(
+        self, process: StudentProcess, sha256: str, facts: Facts, teachers: list[Teacher]
+    ) -> LsmError:
+        """The error for a tokenizer that none of these teachers can be asked for."""
+        refusal = facts.refusal
+        if refusal is not None and refusal.reason != "TOKENIZER_REFUSED":
+            return refusal
+        differences = await self._different(process, sha256, facts.hash, teachers)
+        if isinstance(refusal, InvalidRequestError):
+            return compared(refusal, differences)
+        return compared(
+            realignment_unavailable(
+                "no teacher of this server has this tokenizer", "header.tokenizer_hash"
+            ),
+            differences,
+        )
 
     async def _different(
-        self, upload: TokenizerUpload, teachers: Iterable[Teacher]
+        self, process: StudentProcess, sha256: str, hash_: str, teachers: Iterable[Teacher]
     ) -> dict[str, str]:
-        """How the tokenizer differs from those teachers' that have another fingerprint."""
+        """How the tokenizer differs from those teachers' that have another fingerprint; empty
+        where that cannot be said."""
+        found: dict[str, str] = {}
+        for teacher in teachers:
+            if teacher.tokenizer.hash == hash_:
+                continue
+            key = sha256, teacher.tokenizer.hash
+            known = self._differences.pop(key, None)
+            if known is None:
+                frame = Frame("difference", {"teacher": teacher.name})
+                try:
+                    answer = await self._pool.ask(process, frame, self.settings.worker_seconds)
+                    known = answer.text("text", 1 << 16)
+                except TeacherUnavailableError:
+                    raise
+                except LsmError:
+                    known = ""
+            found[teacher.name] = self._differences[key] = known
+            while len(self._differences) > MAX_DIFFERENCES:
+                self._differences.popitem(last=False)
+        return found
 
-        def describe() -> dict[str, str]:
-            file, named = upload.file, upload.tokenizer_hash
-            others = [t for t in teachers if t.tokenizer.hash != named]
-            own = hashlib.sha256(file).hexdigest()
-            return {t.name: self._differences.describe(own, file, t.tokenizer) for t in others}
+    @contextlib.asynccontextmanager
+    async def session(
+        self, entry: Entry, run: str, teacher: Teacher, tokens: int
+    ) -> AsyncIterator[Session]:
+        """One request of this tokenizer to realign.
 
-        return await self._thread.run(describe)
-
-    async def pair(self, entry: Entry, teacher: Teacher) -> PairInUse:
-        """The pair of a registered tokenizer and a teacher's; built unless it is known already.
+        Args:
+            tokens: that the request has.
 
         Raises:
             ContractMismatchError: the tokenizer's file is gone.
+            LsmError: see ``Pool``.
         """
-        side = self._teachers[teacher.name]
-        assert side is not None
-        key = (entry.content, id(side))
-        task = self._pairs.get(key)
-        if task is None or (task.done() and (task.cancelled() or task.exception())):
-            # A task of its own: others may wait for it when one caller gives up.
-            build = partial(self._build, entry, side)
-            task = self._pairs[key] = asyncio.create_task(self._thread.run(build))
-            task.add_done_callback(_seen)
-        self._pairs.move_to_end(key)
-        while len(self._pairs) > self.settings.max_pairs:
-            self._pairs.popitem(last=False)
-        return await asyncio.shield(task)
+        async with self._opened(entry, run) as process:
+            await self._pool.build(process, teacher.name, self._forks.sides[teacher.name].number)
+            async with open_session(self._pool, process, teacher.name, tokens) as session:
+                yield session
 
-    @contextlib.asynccontextmanager
-    async def session(self, entry: Entry, teacher: Teacher) -> AsyncIterator[Session]:
-        """One request of this tokenizer to realign; see ``pair`` for what it raises."""
-        session = Session(await self.pair(entry, teacher))
-        try:
-            yield session
-        finally:
-            await asyncio.shield(session.close())
+    async def encode(self, run: str, hash_: str, texts: Sequence[str]) -> list[Int32]:
+        """The ids of each text, int32 [L], in the tokenizer that this run registered.
 
-    def text_tokenizer(self, run: str, hash_: str) -> TextTokenizer:
-        """For texts in a run's tokens; raises ContractMismatchError when it registered none
-        of this hash."""
+        Raises:
+            ContractMismatchError: it registered none of this hash.
+            LsmError: see ``Pool``.
+        """
+        entry = self._registered(run, hash_)
+        frame = Frame("encode", {}, dict(texts_array(list(texts))))
+        async with self._opened(entry, run) as process:
+            answer = await self._pool.ask(process, frame, _text_seconds(frame))
+            try:
+                ids = answer.array("ids", np.int32, None)
+                lengths = answer.array("lengths", np.int64, len(texts))
+                if (lengths < 0).any() or int(lengths.sum()) != len(ids):
+                    raise FrameError("ids of another number than it says")
+                if ids.min(initial=0) < 0 or ids.max(initial=0) >= entry.vocabulary_size:
+                    raise FrameError("an id that the tokenizer has not")
+            except FrameError:
+                raise self._pool.distrust(process) from None
+        return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
+
+    async def token_texts(self, run: str, hash_: str, ids: Int32) -> dict[int, str | None]:
+        """The text of each id in the tokenizer that this run registered; None for an id that no
+        token has. Raises as ``encode``."""
+        entry = self._registered(run, hash_)
+        frame = Frame("texts", {}, {"ids": ids})
+        async with self._opened(entry, run) as process:
+            answer = await self._pool.ask(process, frame, _text_seconds(frame))
+            try:
+                texts, known = texts_of(answer), answer.array("known", np.bool_, len(ids))
+                if len(texts) != len(ids):
+                    raise FrameError("texts of another number than was asked for")
+            except FrameError:
+                raise self._pool.distrust(process) from None
+        each = zip(ids.tolist(), texts, known.tolist(), strict=True)
+        return {token: text if has else None for token, text, has in each}
+
+    def _registered(self, run: str, hash_: str) -> Entry:
         entry = self._store.find(run, hash_)
         if entry is None:
             raise unknown_tokenizer(hash_)
-        found = self._texts.get(entry.file_sha256)
-        if found is not None:
-            return found
-        file = self._store.read(entry)
-        if file is None:
-            raise unknown_tokenizer(hash_)
-        found = self._texts[entry.file_sha256] = TextTokenizer(file)
-        while len(self._texts) > MAX_TEXTS:
-            self._texts.popitem(last=False)
-        return found
-
-    def _accept(self, upload: TokenizerUpload, run: str, same: bool) -> Entry | None:
-        """Checks and keeps a file; None for one that only its own teacher can use."""
-        try:
-            digest = tokenizer_hash(upload.file)
-        except ConfigurationError as error:
-            raise InvalidRequestError(error.what, where="chunk", fix=error.fix) from error
-        check_uploaded_hash(upload.tokenizer_hash, digest)
-        try:
-            vocabulary = student_vocabulary(upload.file, upload.special_tokens)
-        except InvalidRequestError:
-            if same:
-                return None
-            raise
-        entry = Entry(
-            tokenizer_hash=digest,
-            file_sha256=hashlib.sha256(upload.file).hexdigest(),
-            file_bytes=len(upload.file),
-            ordinary_hash=vocabulary.ordinary_hash,
-            vocabulary_size=vocabulary.size,
-            roles=dict(upload.special_tokens),
-        )
-        if self._store.put(run, entry, upload.file):
-            self._forget_tables()
-        self._parsed = (entry.content, vocabulary)
         return entry
 
-    def _build(self, entry: Entry, side: Vocabulary) -> PairInUse:
-        parsed = self._parsed
-        if parsed is None or parsed[0] != entry.content:
-            file = self._store.read(entry)
-            if file is None:
-                raise unknown_tokenizer(entry.tokenizer_hash)
-            parsed = (entry.content, student_vocabulary(file, entry.roles))
-            self._parsed = parsed
-        try:
-            tables = self._cache.get(parsed[1], side)
-        except OSError as error:
-            log.warning("tables cannot be kept in %s: %s", self._tables, error.strerror)
-            tables = TableCache(None).get(parsed[1], side)
-        return PairInUse(tables)
+    @contextlib.asynccontextmanager
+    async def _opened(self, entry: Entry, run: str) -> AsyncIterator[StudentProcess]:
+        """The process of a registered tokenizer."""
+        key = key_of(entry.file_sha256, entry.roles)
+        async with self._pool.hold(key, run) as process:
+            await self._pool.open(process, entry.roles, partial(self._read, entry))
+            yield process
+
+    def _read(self, entry: Entry) -> bytes:
+        file = self._store.read(entry)
+        if file is None:
+            raise unknown_tokenizer(entry.tokenizer_hash)
+        return file
 
     def _forget_tables(self) -> None:
         """Deletes the tables on disk of students that no run has registered."""
@@ -284,7 +305,6 @@ class StudentTokenizers:
                 path.unlink(missing_ok=True)
 
 
-def _seen(task: asyncio.Task[PairInUse]) -> None:
-    """Marks a failure as seen: the caller that it was for may have left."""
-    if not task.cancelled():
-        task.exception()
+def _text_seconds(frame: Frame) -> float:
+    size = sum(array.nbytes for array in frame.arrays.values())
+    return TEXT_SECONDS + SECONDS_PER_MEGABYTE * size / 2**20

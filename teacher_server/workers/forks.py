@@ -1,7 +1,7 @@
 """The fork server as the server sees it: started, watched, started again, and asked.
 
-``ForkServer`` here starts ``python -m teacher_server.workers.fork_server``. The server itself
-never forks: it has threads, and a fork would copy none of them.
+``ForkServer`` here starts ``inside.fork_server``. The server itself never forks: it has threads,
+and a fork would copy none of them.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ import numpy as np
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 
 from teacher_server.frames import Frame, FrameError, pack, receive, send
-from teacher_server.workers.vocabularies import TeacherFile
+from teacher_server.workers.inside.vocabularies import TeacherFile
 
 log = logging.getLogger(__name__)
 
+MODULE = "teacher_server.workers.inside.fork_server"
 # Seconds for the teachers' tokenizers to be read, and for everything else that is asked.
 START_SECONDS, ANSWER_SECONDS = 600.0, 30.0
 # Seconds between one start and the next: at first, and at most.
@@ -159,7 +160,13 @@ class ForkServer:
         environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         with its:
             self._process = process = subprocess.Popen(
-                [sys.executable, "-m", "teacher_server.workers.fork_server", str(its.fileno())],
+                [
+                    sys.executable,
+                    "-P",
+                    "-m",
+                    "teacher_server.workers.inside.fork_server",
+                    str(its.fileno()),
+                ],
                 pass_fds=[its.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -4,8 +4,10 @@ side to upgrade."""
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -13,6 +15,7 @@ from teacher_proto.errors import ContractMismatchError, InvalidRequestError, Lsm
 from teacher_proto.tokenizer_hash import hash_version, other_version, tokenizer_hash
 from tokenizers import Tokenizer
 
+from teacher_server.workers.process import Facts, StudentProcess, open_tokenizer
 from tests.server.crossed import request, upload
 from tests.server.running import LONG, Running, running
 from tests.support.fingerprint_v1 import fingerprint_v1
@@ -20,12 +23,21 @@ from tests.support.fingerprint_v1 import fingerprint_v1
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
+def fingerprints_by(hash_of: Callable[[str | bytes], str], patch: pytest.MonkeyPatch) -> None:
+    """A server started now fingerprints tokenizers so."""
+
+    async def opened(process: StudentProcess, file: bytes, *rest: Any) -> Facts:
+        return replace(await open_tokenizer(process, file, *rest), hash=hash_of(file))
+
+    patch.setattr("teacher_server.teachers.tokenizer.tokenizer_hash", hash_of)
+    patch.setattr("teacher_server.workers.pool.open_tokenizer", opened)
+
+
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def old_server(tiny_model_dir: Path) -> AsyncIterator[Running]:
     """A server whose fingerprints are of the first version."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("teachers.tokenizer", "tokenizers.pairs", "http.tokenizers"):
-            patch.setattr(f"teacher_server.{module}.tokenizer_hash", fingerprint_v1)
+        fingerprints_by(fingerprint_v1, patch)
         async with running({"default": tiny_model_dir}, patch) as found:
             yield found
 
@@ -124,8 +136,7 @@ async def test_tokenizers_kept_by_an_old_server_are_left_alone(
     for old in (True, False):
         with pytest.MonkeyPatch.context() as patch:
             hash_of = fingerprint_v1 if old else tokenizer_hash
-            for module in ("teachers.tokenizer", "tokenizers.pairs"):
-                patch.setattr(f"teacher_server.{module}.tokenizer_hash", hash_of)
+            fingerprints_by(hash_of, patch)
             models = {"default": tiny_model_dir}
             async with running(models, patch, tokenizers=settings) as server:
                 before = await server.client.get_teacher(timeout=LONG)

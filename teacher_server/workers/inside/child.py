@@ -11,8 +11,8 @@ from collections.abc import Generator, Mapping
 
 from teacher_server.frames import Frame, FrameError, receive, send
 from teacher_server.realign.requests.serve import serve
-from teacher_server.workers.errors import error_frame
-from teacher_server.workers.student import Student, TeacherSide
+from teacher_server.workers.inside.errors import error_frame
+from teacher_server.workers.inside.student import Student, TeacherSide
 
 # Requests that are realigned at once.
 MAX_SESSIONS = 1024

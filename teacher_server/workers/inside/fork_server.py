@@ -2,7 +2,7 @@
 
 It has read the teachers' tokenizers, which the processes it forks share, and stays single-
 threaded. It obeys the server over a socket and ends when that closes, its children with it.
-``python -m teacher_server.workers.fork_server DESCRIPTOR`` is for the server alone to call.
+``python -m teacher_server.workers.inside.fork_server DESCRIPTOR`` is for the server alone to call.
 
     teachers  the teachers' tokenizers -> what is known of their vocabularies
     fork      a socket, and bounds -> the number of the process that answers on it
@@ -24,10 +24,10 @@ from teacher_proto.types import SpecialRole
 from teacher_server.frames import PREFIX, Frame, check_prefix, send, unpack
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.teachers.tokenizer import TextTokenizer
-from teacher_server.workers import child
-from teacher_server.workers.confinement import close_all_but, confine, ignore_the_terminal
-from teacher_server.workers.student import TeacherSide
-from teacher_server.workers.vocabularies import TeacherFile, teacher_vocabularies
+from teacher_server.workers.inside import child
+from teacher_server.workers.inside.confinement import close_all_but, confine, ignore_the_terminal
+from teacher_server.workers.inside.student import TeacherSide
+from teacher_server.workers.inside.vocabularies import TeacherFile, teacher_vocabularies
 
 # Of what a child wrote to its standard error before it ended, in bytes.
 LAST_WORDS = 1 << 16

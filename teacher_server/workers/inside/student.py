@@ -31,9 +31,9 @@ from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.paired import Pair
 from teacher_server.teachers.tokenizer import TextTokenizer
-from teacher_server.workers.components import check_components
-from teacher_server.workers.errors import error_frame
-from teacher_server.workers.vocabularies import student_vocabulary
+from teacher_server.workers.inside.components import check_components
+from teacher_server.workers.inside.errors import error_frame
+from teacher_server.workers.inside.vocabularies import student_vocabulary
 
 # What of a tokenizer.json changes no text of its own accord, and is left out of what runs.
 NOT_NEEDED = ("post_processor", "truncation", "padding")
@@ -101,7 +101,7 @@ class Student:
         try:
             found = versioned(read_fingerprint(self._file).digest)
         except ConfigurationError as error:
-            unreadable = InvalidRequestError(error.what, where="chunk", fix=error.fix)
+            unreadable = InvalidRequestError(error.what, where=error.where, fix=error.fix)
             return error_frame(unreadable)
         try:
             self._document = json.loads(self._file)

@@ -1,0 +1,1 @@
+"""What runs in the processes: the fork server, and the students' that are forked from it."""
