@@ -22,18 +22,20 @@ import logging
 import os
 import signal
 from collections.abc import Coroutine
+from functools import partial
 from typing import Any, NoReturn, TypeVar
 
-from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError
+from teacher_proto.errors import EXIT_OK, EXIT_RUNTIME, ConfigurationError, LsmError
 from teacher_proto.program.distribution import VERSION
 from teacher_proto.tracing import export_traces
 
 from teacher_server.access.descriptors import connection_bounds, raise_descriptor_limit
-from teacher_server.access.guard import Guard, make_guard
+from teacher_server.access.guard import UNKNOWN, Guard, make_guard
 from teacher_server.commands.ready_file import prepare_ready_file, ready_file
 from teacher_server.config import ServeConfig
 from teacher_server.failures import as_exception, is_ending
 from teacher_server.grpc.server import GrpcServer
+from teacher_server.http.access import record_unrouted
 from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
 from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
@@ -134,7 +136,16 @@ class Server:
             stack.push_async_callback(grpc_server.stop, FLUSH_SECONDS)
             self.http_address = address(config.host, listener.getsockname()[1])
             app = make_app(self.service, self.guard, timeout_seconds=config.http_timeout_seconds)
-            http_server = HttpServer(app, listener, self.guard.certificates)
+            http_server = HttpServer(
+                app,
+                listener,
+                self.guard.certificates,
+                self.bounds,
+                config.limits,
+                cut=partial(self.service.metrics.connection_cut, "http"),
+                refused=self._refused_http,
+            )
+            self.service.metrics.watch_connections("http", http_server.table)
             http_server.start()
             stack.push_async_callback(http_server.stop)
             self._watch_signals()
@@ -211,6 +222,10 @@ class Server:
         log.error("an engine died", exc_info=as_exception(error))
         self.lifecycle.die()
         self._stopped.put_nowait(EXIT_RUNTIME)
+
+    def _refused_http(self, peer: tuple[str, int] | None, error: LsmError) -> None:
+        self.service.metrics.request("http", UNKNOWN, "refused", error.reason, 0.0)
+        record_unrouted(self.guard, peer, error)
 
     async def _end_of(self, server: Coroutine[Any, Any, None], name: str) -> None:
         try:

@@ -11,13 +11,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from teacher_proto.errors import LsmError
 
 from teacher_server.access.guard import UNKNOWN, Caller, Guard
-from teacher_server.http.errors import error_response, status_of
+from teacher_server.http.connection.scope import CALLER_KEY, NAMES_KEY
+from teacher_server.http.errors import REASON_KEY, error_response, status_of
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
-# Where a connection's certificate names and a call's caller are in the scope.
-NAMES_KEY = "lsm.certificate_names"
-CALLER_KEY = "lsm.caller"
 
 
 class AccessMiddleware:
@@ -44,13 +42,13 @@ class AccessMiddleware:
             await error_response(error)(scope, receive, send)
             return
         scope[CALLER_KEY] = caller
+        scope[REASON_KEY] = []
         await self._app(scope, receive, _Recording(self._guard, caller, scope, receive, send))
 
     def _caller(self, scope: Scope) -> Caller:
         verb = scope["method"] if scope["method"] in METHODS else UNKNOWN
         path = scope["path"] if scope["path"] in self._paths else UNKNOWN
-        client = scope.get("client")
-        return Caller("http", f"{verb} {path}", f"{client[0]}:{client[1]}" if client else "")
+        return Caller("http", f"{verb} {path}", _peer(scope.get("client")))
 
 
 class _Recording:
@@ -69,12 +67,24 @@ class _Recording:
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             try:
-                self._guard.record(self._caller, str(message["status"]))
+                reason = next(iter(self._scope[REASON_KEY]), "")
+                self._guard.record(self._caller, str(message["status"]), reason)
             except LsmError as error:
                 self._replaced = True
                 await error_response(error)(self._scope, self._receive, self._send)
         if not self._replaced:
             await self._send(message)
+
+
+def record_unrouted(guard: Guard, peer: tuple[str, int] | None, error: LsmError) -> None:
+    """Records a refusal that came before any route: of what is no request, or has no room."""
+    caller = Caller("http", UNKNOWN, _peer(peer))
+    with contextlib.suppress(LsmError):
+        guard.record(caller, str(status_of(error)), error.reason)
+
+
+def _peer(client: tuple[str, int] | None) -> str:
+    return f"{client[0]}:{client[1]}" if client else ""
 
 
 def caller_of(request: Request) -> Caller:

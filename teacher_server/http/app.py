@@ -11,10 +11,10 @@ from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from teacher_proto.errors import DeadlineError, InvalidRequestError
+from teacher_proto.errors import DeadlineError
 from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest
 
 from teacher_server.access.guard import Guard
@@ -29,7 +29,12 @@ from teacher_server.http.convert import (
     score_request,
 )
 from teacher_server.http.docs_page import docs_page
-from teacher_server.http.errors import error_response, install_error_handlers
+from teacher_server.http.errors import (
+    CLIENT_CLOSED,
+    error_response,
+    install_error_handlers,
+    tell_reason,
+)
 from teacher_server.http.render import (
     parse_render_body,
     raw_prompts,
@@ -63,8 +68,6 @@ JSON = "application/json"
 # The run of a request that names none, where no credentials do.
 DEFAULT_RUN = "http"
 NO_ROLES: list[str] = []
-# Nobody reads this status: the caller is gone.
-CLIENT_CLOSED = 499
 
 
 class _Posted:
@@ -88,10 +91,6 @@ class _Posted:
         except TimeoutError:
             raise DeadlineError(
                 f"the body did not arrive within {self._timeout} s", fix="send it faster"
-            ) from None
-        except ClientDisconnect:
-            raise InvalidRequestError(
-                "the connection ended before the body did", reason="CLIENT_CLOSED"
             ) from None
         self.body_read.set()
         return body
@@ -220,6 +219,8 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     async def docs() -> Response:
         return HTMLResponse(docs_page(app.openapi()))
 
+    for path, check in (("/livez", livez), ("/readyz", readyz)):
+        app.add_api_route(path, check, methods=["HEAD"], include_in_schema=False)
     install_schema(app)
     paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.add_middleware(AccessMiddleware, guard=guard, paths=paths)
@@ -241,6 +242,7 @@ async def _answer_unless_gone(
     try:
         await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
+            tell_reason(request, "CLIENT_CLOSED")
             return Response(status_code=CLIENT_CLOSED)
         return Response(working.result(), media_type=JSON)
     finally:

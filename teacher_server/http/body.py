@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import InvalidRequestError
@@ -53,7 +53,7 @@ async def read_bounded(request: Request, check: Callable[[int], None]) -> bytes:
         check: refuses a number of bytes; reading stops there.
 
     Raises:
-        InvalidRequestError: compressed, or refused by ``check``.
+        InvalidRequestError: compressed, cut off, or refused by ``check``.
     """
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         raise refuse(
@@ -66,9 +66,14 @@ async def read_bounded(request: Request, check: Callable[[int], None]) -> bytes:
     if declared.isascii() and declared.isdigit():
         check(int(declared))
     body = bytearray()
-    async for chunk in request.stream():
-        check(len(body) + len(chunk))
-        body += chunk
+    try:
+        async for chunk in request.stream():
+            check(len(body) + len(chunk))
+            body += chunk
+    except ClientDisconnect:
+        raise InvalidRequestError(
+            "the connection ended before the body did", reason="CLIENT_CLOSED"
+        ) from None
     return bytes(body)
 
 

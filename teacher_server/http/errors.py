@@ -26,7 +26,17 @@ from teacher_server.http.replies import to_json
 
 log = logging.getLogger(__name__)
 
-BY_REASON = {"REQUEST_TOO_LARGE": 413, "UNSUPPORTED_MEDIA_TYPE": 415}
+# Where the audit log finds why a call was refused, in the scope.
+REASON_KEY = "lsm.reason"
+# Nobody reads this status: the caller is gone.
+CLIENT_CLOSED = 499
+BY_REASON = {
+    "REQUEST_TOO_LARGE": 413,
+    "UNSUPPORTED_MEDIA_TYPE": 415,
+    "HEADERS_TOO_LARGE": 431,
+    "CLIENT_CLOSED": CLIENT_CLOSED,
+    "TOO_MANY_CONNECTIONS": 503,
+}
 BY_CLASS: tuple[tuple[type[LsmError], int], ...] = (
     (InvalidRequestError, 400),
     (UnauthenticatedError, 401),
@@ -64,16 +74,25 @@ def error_response(error: LsmError) -> Response:
     return _json(status_of(error), detail, headers)
 
 
+def tell_reason(request: Request, reason: str) -> None:
+    """Keeps the reason of a refusal for the call's audit line."""
+    reasons = request.scope.get(REASON_KEY)
+    if reasons is not None:
+        reasons.append(reason)
+
+
 def install_error_handlers(app: FastAPI) -> None:
     """Every error of every route leaves as the same JSON."""
 
     @app.exception_handler(LsmError)
     async def known(request: Request, error: LsmError) -> Response:
+        tell_reason(request, error.reason)
         return error_response(error)
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
         reason = {404: "NOT_FOUND", 405: "METHOD_NOT_ALLOWED"}.get(error.status_code, "HTTP")
+        tell_reason(request, reason)
         detail = {
             "reason": reason,
             "what": str(error.detail),
@@ -85,6 +104,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("a handler failed with %s", type(error).__name__, exc_info=error)
+        tell_reason(request, "INTERNAL")
         detail = {
             "reason": "INTERNAL",
             "what": "the server failed on this request",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from teacher_proto.errors import EngineError, LsmError
@@ -168,6 +168,26 @@ class Metrics:
             ("teacher",),
             registry=self.registry,
         )
+
+        self._connections = Gauge(
+            "lsm_teacher_connections",
+            "Open connections, of HTTP.",
+            ("surface",),
+            registry=self.registry,
+        )
+        self._connections_cut = Counter(
+            "lsm_teacher_connections_cut",
+            "Connections that the server ended or had no room for, by reason.",
+            ("surface", "reason"),
+            registry=self.registry,
+        )
+
+    def watch_connections(self, surface: str, table: Sized) -> None:
+        """Counts the table's connections whenever the metrics are asked for."""
+        self._connections.labels(surface).set_function(lambda: len(table))
+
+    def connection_cut(self, surface: str, reason: str) -> None:
+        self._connections_cut.labels(surface, reason).inc()
 
     def watch_ready(self, ready: Callable[[], bool]) -> None:
         self._ready.set_function(ready)

@@ -43,7 +43,9 @@ def observed(metrics: Metrics, surface: str, method: str) -> Iterator[Observatio
         raise
     except LsmError as error:
         fault = isinstance(error, EngineError)
-        outcome, reason = "failed" if fault else "refused", error.reason
+        gone = error.reason == "CLIENT_CLOSED"
+        outcome = "failed" if fault else "cancelled" if gone else "refused"
+        reason = error.reason
         raise
     except BaseException as error:
         outcome, reason = "failed", "INTERNAL"

@@ -80,4 +80,4 @@ async def test_a_connection_that_ends_inside_the_body_is_no_failure(server: Runn
     writer.close()
     await eventually(lambda: server.server.lifecycle.active == 0)
     metrics = (await server.http.get("/metrics")).text
-    assert 'outcome="refused",reason="CLIENT_CLOSED"' in metrics
+    assert 'outcome="cancelled",reason="CLIENT_CLOSED"' in metrics

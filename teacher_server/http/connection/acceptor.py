@@ -1,0 +1,177 @@
+"""Takes connections from a listening socket, within the table's bounds and the system's files."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import logging
+import os
+import socket
+import ssl
+from functools import partial
+
+from teacher_server.http.connection.connection import LINGER_SECONDS, Host, HttpConnection
+from teacher_server.http.connection.notices import Notice
+from teacher_server.http.connection.table import Entry
+
+log = logging.getLogger(__name__)
+
+# Connections that are taken before the loop does something else.
+TURN = 32
+OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
+NOTHING_WAITS = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR}
+# Idle connections that give way at once when there are no files left.
+FREED = 8
+# Before accepting again, when some gave way and when none could.
+SOON, LATER = 0.1, 0.5
+
+
+class Acceptor:
+    """Accepts until ``close``; ``ended`` then has a result, or why it could not go on."""
+
+    def __init__(self, listener: socket.socket, host: Host, context: ssl.SSLContext | None) -> None:
+        """``context``: of TLS; None for plain text."""
+        self._listener = listener
+        self._host = host
+        self._context = context
+        self._loop = asyncio.get_running_loop()
+        self._connections: dict[Entry, HttpConnection] = {}
+        self._opening: dict[Entry, asyncio.Task[None]] = {}
+        self._left = asyncio.Event()
+        self._spare = _spare()
+        self._retry: asyncio.TimerHandle | None = None
+        self._out_of_files = Notice(
+            log, "no file was left to accept connections with, %d times: idle ones give way"
+        )
+        self._gave_way = Notice(
+            log, "%d connections gave way to newer ones (limits.max_connections and its like)"
+        )
+        self.ended: asyncio.Future[None] = self._loop.create_future()
+        listener.setblocking(False)
+        self._loop.add_reader(listener, self._accept)
+
+    async def close(self, seconds: float) -> None:
+        """Accepts no more, lets what is in progress end within ``seconds``, and ends the rest."""
+        self._loop.remove_reader(self._listener)
+        if self._retry is not None:
+            self._retry.cancel()
+        self._listener.close()
+        self._host.draining = True
+        for task in self._opening.values():
+            task.cancel()
+        for entry, connection in list(self._connections.items()):
+            if entry not in self._opening:
+                connection.drain()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self._connections:
+                    self._left.clear()
+                    await self._left.wait()
+                await asyncio.gather(*self._host.tasks, return_exceptions=True)
+        for task in (tasks := list(self._host.tasks)):
+            task.cancel()
+        for entry in list(self._connections):
+            self._end(entry)
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._out_of_files.close()
+        self._gave_way.close()
+        if self._spare is not None:
+            os.close(self._spare)
+        if not self.ended.done():
+            self.ended.set_result(None)
+
+    def _accept(self) -> None:
+        try:
+            for _ in range(TURN):
+                connection, peer = self._listener.accept()
+                self._enter(connection, str(peer[0]))
+        except OSError as error:
+            if error.errno in OUT_OF_FILES:
+                self._make_room()
+            elif error.errno not in NOTHING_WAITS:
+                # The network's error of one connection, such as ECONNABORTED.
+                log.debug("a connection was not accepted: %s", error.strerror)
+        except Exception as error:
+            self._loop.remove_reader(self._listener)
+            self.ended.set_exception(error)
+
+    def _enter(self, accepted: socket.socket, address: str) -> None:
+        entry, gone = self._host.table.enter(address)
+        if gone is not None:
+            self._gave_way.count()
+            self._host.cut("gave_way")
+            self._end(gone)
+        self._connections[entry] = HttpConnection(self._host, entry, self._leave)
+        task = self._loop.create_task(self._open(accepted, self._connections[entry]))
+        self._opening[entry] = task
+        task.add_done_callback(partial(self._opened, entry, accepted))
+
+    async def _open(self, accepted: socket.socket, protocol: HttpConnection) -> None:
+        """Ends when the protocol has its transport, after the TLS handshake."""
+        accepted.setblocking(False)
+        tls = self._context is not None
+        await self._loop.connect_accepted_socket(
+            lambda: protocol,
+            accepted,
+            ssl=self._context,
+            ssl_handshake_timeout=self._host.times.head if tls else None,
+            ssl_shutdown_timeout=LINGER_SECONDS if tls else None,
+        )
+
+    def _opened(self, entry: Entry, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+        del self._opening[entry]
+        if task.cancelled() or task.exception() is not None:
+            if not task.cancelled():
+                self._host.cut("no_handshake")
+            accepted.close()
+            self._leave(entry)
+
+    def _end(self, entry: Entry) -> None:
+        """Ends a connection that has left the table."""
+        if entry in self._opening:
+            self._opening[entry].cancel()
+        elif entry in self._connections:
+            self._connections[entry].give_way()
+
+    def _leave(self, entry: Entry) -> None:
+        self._host.table.leave(entry)
+        self._connections.pop(entry, None)
+        self._left.set()
+
+    def _make_room(self) -> None:
+        """No file is left: idle connections give way, else those that wait are turned away."""
+        self._out_of_files.count()
+        freed = 0
+        while freed < FREED and (entry := self._host.table.idlest()) is not None:
+            self._host.table.leave(entry)
+            self._host.cut("out_of_files")
+            self._end(entry)
+            freed += 1
+        if not freed:
+            self._turn_away()
+        self._loop.remove_reader(self._listener)
+        self._retry = self._loop.call_later(SOON if freed else LATER, self._again)
+
+    def _turn_away(self) -> None:
+        """Closes what waits to be accepted, with the file that was kept for it."""
+        if self._spare is None:
+            return
+        os.close(self._spare)
+        with contextlib.suppress(OSError):
+            for _ in range(TURN):
+                self._listener.accept()[0].close()
+                self._host.cut("out_of_files")
+        self._spare = _spare()
+
+    def _again(self) -> None:
+        self._retry = None
+        if self._spare is None:
+            self._spare = _spare()
+        self._loop.add_reader(self._listener, self._accept)
+
+
+def _spare() -> int | None:
+    with contextlib.suppress(OSError):
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    return None

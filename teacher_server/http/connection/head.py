@@ -1,0 +1,77 @@
+"""The head of a request: where it ends, how large it may be, and what it may not say."""
+
+from __future__ import annotations
+
+import re
+
+from teacher_proto.errors import InvalidRequestError, LsmError
+
+MAX_HEAD_BYTES = 16 * 1024
+MAX_HEADERS = 100
+WHERE = "the request's head"
+NO_REQUEST = "its first line is no request of HTTP/1.0 or HTTP/1.1"
+
+_END = re.compile(rb"\n\r?\n")
+_FOLDED = re.compile(rb"\n[ \t]")
+_LENGTH = re.compile(rb"(?i)\ncontent-length[ \t]*:([^\r\n]*)")
+_ENCODED = re.compile(rb"(?i)\ntransfer-encoding[ \t]*:")
+_VERSION = re.compile(rb"^[^\n]* HTTP/1\.([01])\r?\n")
+
+
+def malformed(what: str, where: str = WHERE) -> LsmError:
+    return InvalidRequestError(
+        what, where=where, fix="send HTTP/1.1 as RFC 9112 has it", reason="MALFORMED_HTTP"
+    )
+
+
+def head_end(data: bytearray, searched: int) -> int | None:
+    """Where the head ends in ``data``; None while the rest of it is missing.
+
+    Args:
+        searched: bytes that were looked at before.
+
+    Raises:
+        InvalidRequestError: it is larger than a head may be, or begins as no request does:
+            so whoever speaks another protocol learns it at once.
+    """
+    if data and not 0x21 <= data[0] <= 0x7E:
+        raise malformed("it begins with what is no method")
+    found = _END.search(data, max(0, searched - 2))
+    end = len(data) if found is None else found.end()
+    if end > MAX_HEAD_BYTES:
+        raise _too_large(f"it has more than {MAX_HEAD_BYTES} bytes")
+    if found is None and b"\n" in data and not _VERSION.match(data):
+        raise malformed(NO_REQUEST)
+    return None if found is None else end
+
+
+def check_head(head: bytes) -> None:
+    """Refuses what two readers of HTTP may read differently, before it is parsed.
+
+    Raises:
+        InvalidRequestError: too many headers, a folded header, Content-Length twice or
+            with Transfer-Encoding, another version than 1.0 and 1.1.
+    """
+    if head.count(b"\n") - 2 > MAX_HEADERS:
+        raise _too_large(f"it has more than {MAX_HEADERS} headers")
+    version = _VERSION.match(head)
+    if version is None:
+        raise malformed(NO_REQUEST)
+    if _FOLDED.search(head):
+        raise malformed("a header is continued on another line")
+    lengths, encoded = _LENGTH.findall(head), _ENCODED.search(head)
+    if len(lengths) > 1 or (lengths and b"," in lengths[0]):
+        raise malformed("it has more than one Content-Length", "Content-Length")
+    if lengths and encoded:
+        raise malformed("it has both Content-Length and Transfer-Encoding", "Transfer-Encoding")
+    if encoded and version[1] == b"0":
+        raise malformed("HTTP/1.0 has no Transfer-Encoding", "Transfer-Encoding")
+
+
+def _too_large(what: str) -> LsmError:
+    return InvalidRequestError(
+        what,
+        where=WHERE,
+        fix="send fewer and shorter headers",
+        reason="HEADERS_TOO_LARGE",
+    )
