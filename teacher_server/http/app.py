@@ -14,13 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
-from teacher_proto.errors import DeadlineError
 from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest
 
 from teacher_server.access.guard import Guard
 from teacher_server.access.rules import run_of
 from teacher_server.http.access import AccessMiddleware, caller_of
-from teacher_server.http.body import parse_score_body, read_body, read_bounded
+from teacher_server.http.body import arrived, parse_score_body, read_body, read_bounded
 from teacher_server.http.convert import (
     Encode,
     choose_teacher,
@@ -85,13 +84,7 @@ class _Posted:
         self._timeout = timeout
 
     async def read(self) -> bytes:
-        try:
-            async with asyncio.timeout(self._timeout):
-                body = await read_body(self._request, self._limits)
-        except TimeoutError:
-            raise DeadlineError(
-                f"the body did not arrive within {self._timeout} s", fix="send it faster"
-            ) from None
+        body = await arrived(read_body(self._request, self._limits), self._timeout)
         self.body_read.set()
         return body
 
@@ -190,7 +183,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
             principal = caller_of(request).principal
             service.check_caller(principal)
             check = partial(check_tokenizer_bytes, limits=service.limits)
-            file = await read_bounded(request, check)
+            file = await arrived(read_bounded(request, check), timeout_seconds)
             named = run or (DEFAULT_RUN if principal is None else principal.run)
             make = partial(make_upload, file, named, role)
             upload = await service.compute(make, len(file), caller_of(request))

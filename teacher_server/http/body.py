@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
-from teacher_proto.errors import InvalidRequestError
+from teacher_proto.errors import DeadlineError, InvalidRequestError, LsmError
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import Body, ScoreBody
@@ -75,6 +76,19 @@ async def read_bounded(request: Request, check: Callable[[int], None]) -> bytes:
             "the connection ended before the body did", reason="CLIENT_CLOSED"
         ) from None
     return bytes(body)
+
+
+async def arrived(reading: Awaitable[bytes], seconds: float) -> bytes:
+    """The body, read as a whole within ``seconds``; raises DeadlineError when it was not."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except LsmError:  # some are TimeoutErrors as well
+        raise
+    except TimeoutError:
+        raise DeadlineError(
+            f"the body did not arrive within {seconds} s", fix="send it faster"
+        ) from None
 
 
 def parse_body(body: bytes) -> Any:

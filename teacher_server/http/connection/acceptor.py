@@ -53,6 +53,8 @@ class Acceptor:
 
     async def close(self, seconds: float) -> None:
         """Accepts no more, lets what is in progress end within ``seconds``, and ends the rest."""
+        if self._host.draining:
+            return
         self._loop.remove_reader(self._listener)
         if self._retry is not None:
             self._retry.cancel()

@@ -31,8 +31,8 @@ def head_end(data: bytearray, searched: int) -> int | None:
         searched: bytes that were looked at before.
 
     Raises:
-        InvalidRequestError: it is larger than a head may be, or begins as no request does:
-            so whoever speaks another protocol learns it at once.
+        InvalidRequestError: it is larger than a head may be, has too many headers, or
+            begins as no request does: so whoever speaks another protocol learns it at once.
     """
     if data and not 0x21 <= data[0] <= 0x7E:
         raise malformed("it begins with what is no method")
@@ -40,6 +40,8 @@ def head_end(data: bytearray, searched: int) -> int | None:
     end = len(data) if found is None else found.end()
     if end > MAX_HEAD_BYTES:
         raise _too_large(f"it has more than {MAX_HEAD_BYTES} bytes")
+    if data.count(b"\n", 0, end) - 2 > MAX_HEADERS:
+        raise _too_large(f"it has more than {MAX_HEADERS} headers")
     if found is None and b"\n" in data and not _VERSION.match(data):
         raise malformed(NO_REQUEST)
     return None if found is None else end
@@ -49,11 +51,9 @@ def check_head(head: bytes) -> None:
     """Refuses what two readers of HTTP may read differently, before it is parsed.
 
     Raises:
-        InvalidRequestError: too many headers, a folded header, Content-Length twice or
-            with Transfer-Encoding, another version than 1.0 and 1.1.
+        InvalidRequestError: a folded header, Content-Length twice or with
+            Transfer-Encoding, another version than 1.0 and 1.1.
     """
-    if head.count(b"\n") - 2 > MAX_HEADERS:
-        raise _too_large(f"it has more than {MAX_HEADERS} headers")
     version = _VERSION.match(head)
     if version is None:
         raise malformed(NO_REQUEST)

@@ -1,0 +1,238 @@
+"""Connections of HTTP: how many may be open, which gives way, and how long each may take."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from typing import Any
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.config import LimitSettings
+from teacher_server.http.connection.stream import MOST_UNREAD
+from teacher_server.http.connection.table import RESERVE, Rank, Table, neighbourhood
+from tests.server.raw_http import Alone, alone, ask, connected
+from tests.server.running import LONG, eventually
+
+LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+OTHER = b"GET /v1/teacher HTTP/1.1\r\nHost: x\r\n\r\n"
+POST = b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n"
+PATIENT = LimitSettings()
+HASTY = LimitSettings(header_seconds=0.2, body_seconds=0.2, write_seconds=0.2)
+LARGE = 20 * 1024 * 1024
+
+
+class App:
+    """Reads a body, and answers with as many bytes as the path says, once the gate is open."""
+
+    def __init__(self) -> None:
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.begun = self.ended = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.begun += 1
+        try:
+            if scope["path"] != "/livez":
+                await self.gate.wait()
+            while (message := await receive())["type"] == "http.request" and message["more_body"]:
+                pass
+            size = int(scope["path"][1:]) if scope["path"][1:].isdigit() else 2
+            length = (b"content-length", b"%d" % size)
+            await send({"type": "http.response.start", "status": 200, "headers": [length]})
+            await send({"type": "http.response.body", "body": bytes(size)})
+        finally:
+            self.ended += 1
+
+
+@contextlib.asynccontextmanager
+async def idle(server: Alone, count: int) -> Any:
+    """Connections that send nothing."""
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [await stack.enter_async_context(connected(server.address)) for _ in range(count)]
+        yield peers
+
+
+async def test_a_connection_that_asks_nothing_ends() -> None:
+    async with alone(App(), HASTY) as server, connected(server.address) as peer:
+        assert await peer.rest() == b""
+        assert server.cut == ["silent"]
+
+
+async def test_headers_that_do_not_end_end_the_connection() -> None:
+    async with alone(App(), HASTY) as server, connected(server.address) as peer:
+        await peer.send(LIVE)
+        assert (await peer.answer()).status == 200
+        sending = asyncio.create_task(drip(peer, b"GET /livez HTTP/1.1\r\nX: " + b"a" * 4000))
+        assert await peer.rest() == b""
+        sending.cancel()
+        assert server.cut == ["slow_headers"]
+
+
+async def drip(peer: Any, data: bytes) -> None:
+    """A byte each time that the loop comes round: slow, and never idle."""
+    for byte in data:
+        with contextlib.suppress(OSError):
+            await peer.send(bytes([byte]))
+        await asyncio.sleep(0.001)
+    await asyncio.Event().wait()
+
+
+async def test_an_idle_connection_is_kept_for_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("teacher_server.http.server.KEEP_ALIVE_SECONDS", 0.2)
+    async with alone(App(), PATIENT) as server, connected(server.address) as peer:
+        for _ in range(2):
+            await peer.send(LIVE)
+            assert (await peer.answer()).status == 200
+        assert await peer.rest() == b""
+        assert server.cut == []
+
+
+async def test_a_reply_that_nobody_reads_ends_with_its_connection() -> None:
+    app = App()
+    async with alone(app, HASTY) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port))) as peer:
+            peer.sendall(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % LARGE)
+            await eventually(lambda: app.ended == 1)
+            assert server.cut == ["unread_reply"]
+            await eventually(lambda: len(server.server.table) == 0)
+
+
+async def test_a_reply_that_is_read_slowly_arrives_whole() -> None:
+    async with alone(App(), HASTY) as server, connected(server.address) as peer:
+        await peer.send(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % LARGE)
+        assert len((await peer.answer()).body) == LARGE
+
+
+async def test_idle_connections_keep_nobody_out() -> None:
+    bounds = ConnectionBounds(8, 6)
+    async with alone(App(), PATIENT, bounds) as server, idle(server, 20) as peers:
+        assert (await ask(server.address, OTHER)).status == 200
+        await eventually(lambda: len(server.server.table) <= 6)
+        assert server.cut.count("gave_way") >= 14
+        assert await peers[0].rest() == b""
+
+
+async def test_slow_bodies_keep_nobody_out() -> None:
+    bounds = ConnectionBounds(4, 4)
+    async with alone(App(), PATIENT, bounds) as server, idle(server, 4) as peers:
+        for peer in peers:
+            await peer.send(POST)
+        await eventually(lambda: len(waiting(server)) == 4)
+        assert (await ask(server.address, OTHER)).status == 200
+        assert await peers[0].rest() == b""
+
+
+def waiting(server: Alone) -> list[Any]:
+    groups = server.server.table._groups.values()
+    return [entry for group in groups for entry in group.ranks[Rank.WAITS]]
+
+
+async def test_health_is_answered_when_every_connection_is_busy() -> None:
+    app = App()
+    app.gate.clear()
+    bounds = ConnectionBounds(4, 4)
+    async with alone(app, PATIENT, bounds) as server, idle(server, 4) as peers:
+        for peer in peers:
+            await peer.send(OTHER)
+        await eventually(lambda: app.begun == 4)
+        for _ in range(2 * RESERVE):
+            assert (await ask(server.address, LIVE)).status == 200
+        refused = await ask(server.address, OTHER)
+        assert (refused.status, refused.error["reason"]) == (503, "TOO_MANY_CONNECTIONS")
+        assert refused.headers["connection"] == "close"
+        assert "limits.max_connections" in refused.error["where"]
+        assert server.refused == ["TOO_MANY_CONNECTIONS"]
+        async with idle(server, RESERVE):
+            assert (await ask(server.address, LIVE)).status == 200
+        app.gate.set()
+        for peer in peers:
+            assert (await peer.answer()).status == 200
+        assert (await ask(server.address, OTHER)).status == 200
+
+
+async def test_requests_sent_at_once_are_answered_in_their_order() -> None:
+    async with alone(App(), PATIENT) as server, connected(server.address) as peer:
+        await peer.send(b"".join(b"GET /%d HTTP/1.1\r\nHost: x\r\n\r\n" % n for n in range(200)))
+        assert [len((await peer.answer()).body) for _ in range(200)] == list(range(200))
+
+
+async def test_no_more_than_a_little_is_read_before_it_is_asked_for() -> None:
+    app = App()
+    app.gate.clear()
+    async with alone(app, PATIENT) as server, connected(server.address) as peer:
+        await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE)
+        await eventually(lambda: app.begun == 1)
+        sending = asyncio.create_task(peer.send(bytes(LARGE)))
+        acceptor = server.server._acceptor
+        assert acceptor is not None
+        (connection,) = acceptor._connections.values()
+        await eventually(lambda: not connection._transport.is_reading())
+        assert len(connection._stream.unread) <= MOST_UNREAD + 256 * 1024
+        app.gate.set()
+        assert (await peer.answer()).status == 200
+        await sending
+
+
+async def test_stopping_lets_a_request_end_and_closes_idle_connections() -> None:
+    app = App()
+    app.gate.clear()
+    async with alone(app, PATIENT) as server, idle(server, 2) as (busy, unused):
+        await busy.send(OTHER)
+        await eventually(lambda: app.begun == 1)
+        stopping = asyncio.create_task(server.server.stop())
+        assert await unused.rest() == b""
+        app.gate.set()
+        answer = await busy.answer()
+        assert (answer.status, answer.headers["connection"]) == (200, "close")
+        assert await busy.rest() == b""
+        await asyncio.wait_for(stopping, LONG)
+
+
+def test_the_address_with_most_connections_gives_way() -> None:
+    table = Table(ConnectionBounds(4, 3))
+    mine, _ = table.enter("10.0.0.1")
+    theirs = [table.enter("10.0.0.2")[0] for _ in range(3)]
+    assert table.enter("10.0.0.3")[1] is theirs[0]
+    assert table.enter("10.0.0.2")[1] is theirs[1]  # two of its own, and no room in all
+    table.move(mine, Rank.BUSY)
+    assert not mine.reserved
+
+
+def test_strangers_give_way_first_and_the_busy_never() -> None:
+    table = Table(ConnectionBounds(3, 3))
+    known, stranger, busy = (table.enter("a")[0] for _ in range(3))
+    known.known = True
+    table.rest(known)
+    table.move(busy, Rank.BUSY)
+    newest, gone = table.enter("b")
+    assert gone is stranger
+    table.move(newest, Rank.BUSY)
+    later, gone = table.enter("b")
+    assert gone is known
+    table.move(later, Rank.BUSY)
+    reserved, gone = table.enter("c")
+    assert (reserved.reserved, gone) == (True, None)
+    assert not table.promote(reserved)
+    table.leave(busy)
+    table.leave(busy)
+    assert table.promote(reserved)
+    assert len(table) == 3
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_an_address_of_ipv6_stands_for_its_network(address: str, counted: str) -> None:
+    assert neighbourhood(address) == counted
