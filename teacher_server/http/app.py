@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import time
 from collections.abc import Coroutine, Sequence
@@ -19,7 +20,7 @@ from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest
 from teacher_server.access.guard import Guard
 from teacher_server.access.rules import run_of
 from teacher_server.http.access import AccessMiddleware, caller_of
-from teacher_server.http.body import arrived, parse_score_body, read_body, read_bounded
+from teacher_server.http.body import Charge, parse_score_body
 from teacher_server.http.convert import (
     Encode,
     choose_teacher,
@@ -82,11 +83,15 @@ class _Posted:
         self._service = service
         self._limits = service.limits
         self._timeout = timeout
+        self.charge = Charge(service.budget, self.caller.owner, self.started + timeout)
 
     async def read(self) -> bytes:
-        body = await arrived(read_body(self._request, self._limits), self._timeout)
+        body = await self.charge.read_json(self._request, self._limits)
         self.body_read.set()
         return body
+
+    async def expect(self, size: int) -> None:
+        await self.charge.expect(size)
 
     @property
     def default_run(self) -> str:
@@ -180,14 +185,17 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     ) -> Response:
         """Registers a student's tokenizer.json; each ``role`` is ID:ROLE of a special id."""
         with service.observe(HTTP.name, "RegisterTokenizer"):
-            principal = caller_of(request).principal
+            caller = caller_of(request)
+            principal = caller.principal
             service.check_caller(principal)
-            check = partial(check_tokenizer_bytes, limits=service.limits)
-            file = await arrived(read_bounded(request, check), timeout_seconds)
-            named = run or (DEFAULT_RUN if principal is None else principal.run)
-            make = partial(make_upload, file, named, role)
-            upload = await service.compute(make, len(file), caller_of(request))
-            found = await service.register(upload, principal, named=False)
+            charge = Charge(service.budget, caller.owner, time.monotonic() + timeout_seconds)
+            async with contextlib.aclosing(charge):
+                check = partial(check_tokenizer_bytes, limits=service.limits)
+                file = await charge.read(request, check)
+                named = run or (DEFAULT_RUN if principal is None else principal.run)
+                make = partial(make_upload, file, named, role)
+                upload = await service.compute(make, len(file), caller)
+                found = await service.register(upload, principal, named=False)
             body = render_levels(found.tokenizer_hash, found.levels)
             return Response(body, media_type=JSON)
 
@@ -230,6 +238,7 @@ async def _answer_unless_gone(
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
+    answered: Response | None = None
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(gone())
     try:
@@ -237,8 +246,11 @@ async def _answer_unless_gone(
         if not working.done():
             tell_reason(request, "CLIENT_CLOSED")
             return Response(status_code=CLIENT_CLOSED)
-        return Response(working.result(), media_type=JSON)
+        answered = await call.charge.answer(working.result())
+        return answered
     finally:
         leaving.cancel()
         working.cancel()
         await asyncio.gather(working, leaving, return_exceptions=True)
+        if answered is None:
+            await call.charge.aclose()

@@ -1,26 +1,32 @@
-"""Reads a JSON body: size enforced while it arrives, nothing lenient."""
+"""Reads a JSON body: charged and bounded while it arrives, nothing lenient."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import DeadlineError, InvalidRequestError, LsmError
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import Body, ScoreBody
+from teacher_server.queue.budget import ByteBudget, Hold, Owner
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_bytes
 
 # Of one body. A parser makes an object out of two bytes and holds the interpreter while it
 # does; as many values as 131,072 ids have are the most that neighbours can wait for.
 MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**17 + 2**13)
+# What a body without a length is charged with at first; twice as much each time it is more.
+UNDECLARED = 64 * 1024
 # With more errors than these in a body none of them is written out.
 MAX_ERRORS = 1000
 BODY = "the request's body"
@@ -29,66 +35,119 @@ DESCRIBED = "send what /openapi.json describes; /docs shows it"
 B = TypeVar("B", bound=Body)
 
 
-async def read_body(request: Request, limits: ServerLimits) -> bytes:
-    """The body's bytes.
+class Charge:
+    """What one call holds of the bytes in flight, from its body until its reply has left.
 
-    Raises:
-        InvalidRequestError: not declared as JSON, compressed, or over
-            limits.max_request_bytes; reading stops there.
+    A body is charged before it is read: at once where its length is declared, as it
+    arrives where it is not. ``aclose`` frees everything.
     """
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if kind != "application/json":
-        raise refuse(
-            f"the content type is {kind[:100]!r}",
-            "Content-Type",
-            "send application/json",
-            "UNSUPPORTED_MEDIA_TYPE",
-        )
-    return await read_bounded(request, partial(check_request_bytes, limits=limits))
 
+    def __init__(self, budget: ByteBudget, owner: Owner, deadline: float) -> None:
+        """``deadline``: of whatever waits for room, ``time.monotonic``."""
+        self._budget = budget
+        self._owner = owner
+        self._deadline = deadline
+        self._stack = AsyncExitStack()
+        self._hold: Hold | None = None
 
-async def read_bounded(request: Request, check: Callable[[int], None]) -> bytes:
-    """The body's bytes, as they are.
+    async def read(self, request: Request, check: Callable[[int], None]) -> bytes:
+        """The body's bytes, as they are.
 
-    Args:
-        check: refuses a number of bytes; reading stops there.
+        Args:
+            check: refuses a number of bytes; reading stops there.
 
-    Raises:
-        InvalidRequestError: compressed, cut off, or refused by ``check``.
-    """
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise refuse(
-            "compressed bodies are not read",
-            "Content-Encoding",
-            "send the body as it is",
-            "UNSUPPORTED_MEDIA_TYPE",
-        )
-    declared = request.headers.get("content-length", "")
-    if declared.isascii() and declared.isdigit():
-        check(int(declared))
-    body = bytearray()
-    try:
+        Raises:
+            InvalidRequestError: compressed, cut off, or refused by ``check``.
+            DeadlineError: there was no room, or the body did not arrive in time.
+            OverloadedError: there is no room for more of a body without a length.
+        """
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise refuse(
+                "compressed bodies are not read",
+                "Content-Encoding",
+                "send the body as it is",
+                "UNSUPPORTED_MEDIA_TYPE",
+            )
+        declared = request.headers.get("content-length", "")
+        size = int(declared) if declared.isascii() and declared.isdigit() else None
+        check(size or 0)
+        hold = self._hold = await self._enter(UNDECLARED if size is None else size)
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                body = await self._arrive(request, hold, check)
+        except LsmError:  # some are TimeoutErrors as well
+            raise
+        except TimeoutError:
+            raise DeadlineError(
+                "the body did not arrive within the time of the request", fix="send it faster"
+            ) from None
+        except ClientDisconnect:
+            raise InvalidRequestError(
+                "the connection ended before the body did", reason="CLIENT_CLOSED"
+            ) from None
+        await hold.resize(len(body))
+        return body
+
+    async def read_json(self, request: Request, limits: ServerLimits) -> bytes:
+        """As ``read``, of a body that is declared as JSON and within the limits."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":
+            raise refuse(
+                f"the content type is {kind[:100]!r}",
+                "Content-Type",
+                "send application/json",
+                "UNSUPPORTED_MEDIA_TYPE",
+            )
+        return await self.read(request, partial(check_request_bytes, limits=limits))
+
+    async def expect(self, size: int) -> None:
+        """Waits until there is room for a reply of ``size`` bytes beside the request.
+
+        Raises:
+            DeadlineError: there was none until the deadline.
+        """
+        assert self._hold is not None
+        await self._hold.resize(self._hold.size + size, self._deadline)
+
+    async def answer(self, reply: bytes) -> Response:
+        """The response, which holds the reply's bytes, and they alone, until it has left."""
+        assert self._hold is not None
+        await self._hold.resize(len(reply), self._deadline)
+        return _Held(reply, self)
+
+    async def aclose(self) -> None:
+        await self._stack.aclose()
+
+    async def _enter(self, size: int) -> Hold:
+        hold = self._budget.hold(self._owner, size, self._deadline)
+        return await self._stack.enter_async_context(hold)
+
+    @staticmethod
+    async def _arrive(request: Request, hold: Hold, check: Callable[[int], None]) -> bytes:
+        body = bytearray()
         async for chunk in request.stream():
-            check(len(body) + len(chunk))
+            size = len(body) + len(chunk)
+            check(size)
+            if size > hold.size:
+                hold.enlarge(max(size, 2 * hold.size))
             body += chunk
-    except ClientDisconnect:
-        raise InvalidRequestError(
-            "the connection ended before the body did", reason="CLIENT_CLOSED"
-        ) from None
-    return bytes(body)
+        return bytes(body)
 
 
-async def arrived(reading: Awaitable[bytes], seconds: float) -> bytes:
-    """The body, read as a whole within ``seconds``; raises DeadlineError when it was not."""
-    try:
-        async with asyncio.timeout(seconds):
-            return await reading
-    except LsmError:  # some are TimeoutErrors as well
-        raise
-    except TimeoutError:
-        raise DeadlineError(
-            f"the body did not arrive within {seconds} s", fix="send it faster"
-        ) from None
+class _Held(Response):
+    """A JSON document whose bytes are freed when it has left, or cannot leave any more."""
+
+    media_type = "application/json"
+
+    def __init__(self, body: bytes, charge: Charge) -> None:
+        super().__init__(body)
+        self._charge = charge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._charge.aclose()
 
 
 def parse_body(body: bytes) -> Any:

@@ -158,13 +158,13 @@ async def test_a_body_that_does_not_come_is_waited_for_so_long(
     async with connected(server.server.http_address) as peer:
         await peer.send(head + b'{"prompt":')
         answer = await peer.answer()
-        assert (answer.status, answer.error["reason"]) == (504, "BODY_STALLED")
+        assert (answer.status, answer.error["reason"]) == (504, "BODY_TOO_SLOW")
         assert "limits.body_seconds" in answer.error["what"]
         assert await peer.rest() == b""
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     line = lines[-1]
     assert (line["method"], line["status"]) == (f"POST {path.decode()}", "504")
-    assert (line["run"], line["reason"]) == ("alice", "BODY_STALLED")
+    assert (line["run"], line["reason"]) == ("alice", "BODY_TOO_SLOW")
 
 
 async def test_a_body_is_asked_for_after_its_caller_is_let_in(

@@ -161,7 +161,7 @@ class Exchange:
                     f"no more of it arrived for {seconds:g} s (limits.body_seconds)",
                     where=WHERE,
                     fix="send the body without pauses",
-                    reason="BODY_STALLED",
+                    reason="BODY_TOO_SLOW",
                 )
             ) from None
 
