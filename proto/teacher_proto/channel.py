@@ -26,8 +26,13 @@ LOCAL_SUBCHANNELS = "grpc.use_local_subchannel_pool"
 HTTP_PROXY = "grpc.enable_http_proxy"
 USER_AGENT = "grpc.primary_user_agent"
 REUSE_PORT = "grpc.so_reuseport"
+MAX_CONNECTIONS = "grpc.max_allowed_incoming_connections"
+MAX_STREAMS = "grpc.max_concurrent_streams"
+HANDSHAKE_TIMEOUT = "grpc.server_handshake_timeout_ms"
+MAX_IDLE = "grpc.max_connection_idle_ms"
 
 MIB = 1 << 20
+INT32_MAX = 2**31 - 1
 # The client's own bounds; the server's limits are usually below them.
 MAX_REQUEST_BYTES = 256 * MIB
 MAX_REPLY_BYTES = 1024 * MIB
@@ -36,6 +41,11 @@ PING_EVERY = 20_000
 PING_TIMEOUT = 20_000
 # What a server tolerates; below PING_EVERY, so that our own client never offends.
 PING_AT_MOST_EVERY = 10_000
+# A server ends connections without a call after this time; gRPC clients open another one
+# when they have to.
+IDLE = 300_000
+# Calls of one connection at once; a client lets further ones wait.
+STREAMS = 1024
 
 
 def client_options(
@@ -70,11 +80,18 @@ def client_options(
     return tuple(options)
 
 
-def server_options(max_request_bytes: int, max_reply_bytes: int) -> Options:
+def server_options(
+    max_request_bytes: int,
+    max_reply_bytes: int,
+    max_connections: int = INT32_MAX,
+    handshake_timeout: int = 120_000,
+) -> Options:
     """Options of the server.
 
     A port in use is an error, never shared. A message above ``max_request_bytes``
-    is refused by gRPC itself with RESOURCE_EXHAUSTED.
+    is refused by gRPC itself with RESOURCE_EXHAUSTED. Connections beyond
+    ``max_connections`` are ended at once, and those that speak no HTTP/2 within
+    ``handshake_timeout``.
     """
     return (
         (MAX_RECEIVE, max_request_bytes),
@@ -85,6 +102,10 @@ def server_options(max_request_bytes: int, max_reply_bytes: int) -> Options:
         (PINGS_WITHOUT_DATA, 0),
         (MIN_PING_INTERVAL, PING_AT_MOST_EVERY),
         (REUSE_PORT, 0),
+        (MAX_CONNECTIONS, max_connections),
+        (MAX_STREAMS, STREAMS),
+        (HANDSHAKE_TIMEOUT, handshake_timeout),
+        (MAX_IDLE, IDLE),
     )
 
 

@@ -131,7 +131,7 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.guard.close)
             listener = stack.enter_context(listen(config.host, config.http_port, "http_port"))
-            grpc_server = GrpcServer(self.service, self.guard)
+            grpc_server = GrpcServer(self.service, self.guard, config.limits, self.bounds)
             self.grpc_address = await grpc_server.start(config.host, config.grpc_port)
             stack.push_async_callback(grpc_server.stop, FLUSH_SECONDS)
             self.http_address = address(config.host, listener.getsockname()[1])

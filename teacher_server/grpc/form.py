@@ -21,6 +21,8 @@ MAX_FIELDS = 2**20
 FIELDS_PER_CONTINUATION = 16
 # Of one tokenizer.
 MAX_SPECIAL_TOKENS = 65_536
+# Bytes of a request that holds names alone.
+MAX_NAMES = 65_536
 
 
 def score_bounds(limits: ServerLimits) -> WireBounds:
@@ -66,6 +68,17 @@ def tokenizer_bounds() -> WireBounds:
 def teacher_bounds() -> WireBounds:
     """Of a GetTeacherRequest."""
     return WireBounds(fields=_bound("fields", "the request", 64), messages={})
+
+
+def check_names(size: int) -> None:
+    """Refuses a request that holds names alone and is too large for that."""
+    if size > MAX_NAMES:
+        raise refuse(
+            f"the request is {size} bytes, of {MAX_NAMES} at most",
+            "the request's body",
+            "send the name alone",
+            "REQUEST_TOO_LARGE",
+        )
 
 
 def _bound(what: str, where: str, most: int) -> Bound:

@@ -5,76 +5,34 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextvars import ContextVar
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, TypeAlias, cast
 
 import grpc
-from grpc_health.v1 import health_pb2
 from teacher_proto.client.credentials import AUTHORIZATION, RUN
-from teacher_proto.errors import LsmError, UnauthenticatedError
+from teacher_proto.errors import InvalidRequestError, LsmError, UnauthenticatedError
 from teacher_proto.status import DETAILS_KEY, to_rpc_status
 
 from teacher_server.access.guard import UNKNOWN, Caller, Guard
 from teacher_server.access.rules import run_of
 from teacher_server.failures import as_exception, is_ending
+from teacher_server.grpc import health
+from teacher_server.grpc.exchange import Exchange
+from teacher_server.grpc.servicer import SERVICE, Method
 
 log = logging.getLogger(__name__)
 
-HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
-PUBLIC_METHODS = frozenset(f"/{HEALTH.full_name}/{name}" for name in HEALTH.methods_by_name)
-# Who makes the call that the current task answers; a method without one cannot run.
-CALLER: ContextVar[Caller] = ContextVar("caller")
+PUBLIC_METHODS = frozenset(f"/{health.NAME}/{name}" for name in health.DESCRIPTOR.methods_by_name)
+OWN = f"/{SERVICE}/"
+# Bytes of a message to another service than ours: it holds names.
+MOST_ELSEWHERE = 4096
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
-Method = Callable[[Any, Any], Awaitable[Any]]
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]"
-
-
-class ErrorInterceptor(grpc.aio.ServerInterceptor):
-    """Ends a call with the status of the error its handler raised.
-
-    Unexpected exceptions become INTERNAL without their text, which may quote a
-    request; the traceback goes to the log. Cancellation passes through.
-    """
-
-    async def intercept_service(
-        self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
-    ) -> RpcHandler | None:
-        handler = await continuation(handler_call_details)
-        if handler is None or handler.response_streaming:
-            return handler  # unknown methods, reflection and health watching
-        method: Any = handler.stream_unary or handler.unary_unary
-        return _handler(_answered(method), handler)
-
-
-def _handler(behaviour: Any, of: RpcHandler) -> RpcHandler:
-    """``behaviour`` in the place of a handler's own."""
-    form = {
-        (False, False): grpc.unary_unary_rpc_method_handler,
-        (True, False): grpc.stream_unary_rpc_method_handler,
-        (False, True): grpc.unary_stream_rpc_method_handler,
-        (True, True): grpc.stream_stream_rpc_method_handler,
-    }[bool(of.request_streaming), bool(of.response_streaming)]
-    made: RpcHandler = form(behaviour, of.request_deserializer, of.response_serializer)
-    return made
-
-
-def _answered(method: Method) -> Method:
-    async def call(request: Any, context: Any) -> Any:
-        try:
-            return await method(request, context)
-        except grpc.aio.AbortError:
-            raise
-        except LsmError as error:
-            await abort(context, error)
-        except BaseException as error:
-            if is_ending(error):
-                raise
-            failure = as_exception(error)
-            log.error("a handler failed with %s", type(error).__name__, exc_info=failure)
-            await abort(context, failure)
-
-    return call
+# Makes the exchange of a call.
+Exchanges = Callable[[Caller, Any], Exchange]
+# Lets a call in, given its context; raises LsmError for one that may not be made.
+Begin = Callable[[Any], None]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
@@ -86,12 +44,12 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -
 class AccessInterceptor(grpc.aio.ServerInterceptor):
     """Lets calls in: every method but health needs credentials where there are any.
 
-    Where client certificates are asked for they are looked at when the call begins; a
-    call elsewhere is refused before its message is read.
+    Who is not let in is refused before a message is read.
     """
 
-    def __init__(self, guard: Guard) -> None:
+    def __init__(self, guard: Guard, exchanges: Exchanges) -> None:
         self._guard = guard
+        self._exchanges = exchanges
         certificates = guard.certificates
         self._asks_certificates = certificates is not None and certificates.client_ca is not None
 
@@ -113,7 +71,10 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
                 return self._refusing(caller, error)
         if handler is None:
             return self._unknown(caller, shown)
-        return self._guarded(handler, caller, shown, runs)
+        begin = partial(self._enter, caller, shown, runs)
+        if method.startswith(OWN):
+            return self._exchanged(cast(Method, handler.stream_stream), caller, begin)
+        return self._streamed(handler, caller, begin)
 
     def _enter(self, caller: Caller, shown: list[str], runs: Iterable[bytes], context: Any) -> None:
         caller.peer = context.peer()
@@ -121,7 +82,6 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             self._guard.admit(caller, shown, _names(context.auth_context()))
         for run in runs:
             run_of(caller.principal, run.decode("utf-8", "replace"))
-        CALLER.set(caller)
 
     def _refusing(self, caller: Caller, error: LsmError) -> RpcHandler:
         async def refuse(requests: Any, context: Any) -> None:
@@ -134,42 +94,75 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
         async def answer(requests: Any, context: Any) -> None:
             try:
                 self._enter(caller, shown, (), context)
+                self._guard.record(caller, grpc.StatusCode.UNIMPLEMENTED.name)
             except LsmError as error:
-                await abort(context, self._recorded(caller, error))
-            self._guard.record(caller, grpc.StatusCode.UNIMPLEMENTED.name)
+                await self._fail(caller, context, error)
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
         return grpc.stream_stream_rpc_method_handler(answer)
 
-    def _guarded(
-        self, handler: RpcHandler, caller: Caller, shown: list[str], runs: list[bytes]
-    ) -> RpcHandler:
-        async def unary(request: Any, context: Any) -> Any:
-            method: Any = handler.stream_unary or handler.unary_unary
+    def _exchanged(self, method: Method, caller: Caller, begin: Begin) -> RpcHandler:
+        """One of the service's own methods: a message or several, and one reply."""
+
+        async def call(requests: Any, context: Any) -> None:
+            recorded = False
             try:
-                self._enter(caller, shown, runs, context)
-                reply = await method(request, context)
+                begin(context)
+                async with self._exchanges(caller, context) as exchange:
+                    reply = await method(exchange)
+                    self._guard.record(caller, "OK")
+                    recorded = True
+                    await exchange.send(reply)
             except asyncio.CancelledError:
-                self._cancelled(caller)
+                if not recorded:
+                    self._cancelled(caller)
                 raise
             except BaseException as error:
                 if is_ending(error):
                     raise
-                raise self._recorded(caller, as_exception(error)) from None
-            self._guard.record(caller, "OK")
-            return reply
+                await self._fail(caller, context, as_exception(error))
 
-        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
-            method: Any = handler.stream_stream or handler.unary_stream
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    def _streamed(self, handler: RpcHandler, caller: Caller, begin: Begin) -> RpcHandler:
+        """A method of another service: messages of names, and replies in turn."""
+        parse: Any = handler.request_deserializer
+        method: Any = handler.stream_stream
+
+        async def parsed(requests: Any) -> AsyncIterator[Any]:
+            async for message in requests:
+                if len(message) > MOST_ELSEWHERE:
+                    raise InvalidRequestError(
+                        f"the message is {len(message)} bytes, of {MOST_ELSEWHERE} at most",
+                        fix="ask for less at once",
+                        reason="REQUEST_TOO_LARGE",
+                    )
+                yield parse(message)
+
+        async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
             try:
-                self._enter(caller, shown, runs, context)
-                async for reply in method(request, context):
+                begin(context)
+                async for reply in method(parsed(requests), context):
                     yield reply
                 self._guard.record(caller, "OK")
-            except LsmError as error:
-                await abort(context, self._recorded(caller, error))
+            except BaseException as error:
+                if is_ending(error):
+                    raise
+                await self._fail(caller, context, as_exception(error))
 
-        return _handler(stream if handler.response_streaming else unary, handler)
+        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+
+    async def _fail(self, caller: Caller, context: Any, error: Exception) -> None:
+        """Ends the call with the error's status.
+
+        Unexpected exceptions become INTERNAL without their text, which may quote a
+        request; the traceback goes to the log.
+        """
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if not isinstance(error, LsmError):
+            log.error("a handler failed with %s", type(error).__name__, exc_info=error)
+        await abort(context, self._recorded(caller, error))
 
     def _recorded(self, caller: Caller, error: Exception) -> Exception:
         """The error to answer with: this one, or that its record cannot be written."""

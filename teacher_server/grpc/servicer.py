@@ -7,11 +7,10 @@ other wrong request and equal work can be answered with equal bytes.
 from __future__ import annotations
 
 import hashlib
-import math
-import time
-from collections.abc import AsyncIterator
+from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import partial
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -21,8 +20,14 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest, ServerLimits
 from teacher_proto.v1 import render_pb2, score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
 
-from teacher_server.grpc.form import render_bounds, score_bounds, teacher_bounds, tokenizer_bounds
-from teacher_server.grpc.interceptors import CALLER
+from teacher_server.grpc.exchange import Exchange
+from teacher_server.grpc.form import (
+    check_names,
+    render_bounds,
+    score_bounds,
+    teacher_bounds,
+    tokenizer_bounds,
+)
 from teacher_server.refusals.sizes import check_request_bytes
 from teacher_server.scoring.context import GRPC, Received, TokenTexts
 from teacher_server.scoring.render import RawPrompt, ReceivedRender
@@ -31,28 +36,27 @@ from teacher_server.teachers.teacher import Teacher, Teachers
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_name
 
-Context = grpc.aio.ServicerContext[bytes, bytes]
+Method = Callable[[Exchange], Awaitable[bytes]]
 
 
 class _Unary:
     """A call that came with one message: what both methods below need of it."""
 
-    def __init__(
-        self, body: bytes, context: Context, limits: ServerLimits, bounds: WireBounds
-    ) -> None:
+    def __init__(self, exchange: Exchange, limits: ServerLimits, bounds: WireBounds) -> None:
         self.surface = GRPC
-        self.caller = CALLER.get()
-        self.started = time.monotonic()
-        self.headers = context.invocation_metadata() or ()
-        self._body = body
+        self.caller = exchange.caller
+        self.started = exchange.started
+        self.headers = exchange.context.invocation_metadata() or ()
+        self.expect = exchange.expect
+        self._exchange = exchange
         self._limits = limits
         self._bounds = bounds
-        remaining = context.time_remaining()
-        self._deadline = math.inf if remaining is None else self.started + max(0.0, remaining)
+        self._deadline = exchange.deadline
 
     async def read(self) -> bytes:
-        check_request_bytes(len(self._body), self._limits)
-        return self._body
+        body = await self._exchange.read()
+        check_request_bytes(len(body), self._limits)
+        return body
 
 
 class _ScoreCall(_Unary):
@@ -71,6 +75,11 @@ class _ScoreCall(_Unary):
 
 
 class _RenderCall(_Unary):
+    async def read(self) -> bytes:
+        body = await super().read()
+        await self.expect(0)  # the reply's size shows when it is there
+        return body
+
     def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
         check_wire(body, render_pb2.RenderRequest.DESCRIPTOR, self._bounds)
         request, prompts = codec.decode_render(body)
@@ -97,33 +106,37 @@ class Servicer:
         self._score_bounds = score_bounds(service.limits)
         self._render_bounds = render_bounds(service.limits)
 
-    async def get_teacher(self, body: bytes, context: Context) -> bytes:
+    async def get_teacher(self, exchange: Exchange) -> bytes:
         # As every HTTP reply has it: clients compare clocks.
-        await context.send_initial_metadata((("date", formatdate(usegmt=True)),))
+        await exchange.context.send_initial_metadata((("date", formatdate(usegmt=True)),))
         with self._service.observe(GRPC.name, "GetTeacher"):
+            body = await exchange.read()
+            check_names(len(body))
             check_wire(body, teacher_pb2.GetTeacherRequest.DESCRIPTOR, teacher_bounds())
             message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
+            principal = exchange.caller.principal
             return codec.serialize(
-                codec.encode_server_info(
-                    self._service.describe(message.teacher, CALLER.get().principal)
-                )
+                codec.encode_server_info(self._service.describe(message.teacher, principal))
             )
 
-    async def score(self, body: bytes, context: Context) -> bytes:
-        call = _ScoreCall(body, context, self._service.limits, self._score_bounds)
-        return await self._service.score(call)
+    async def score(self, exchange: Exchange) -> bytes:
+        return await self._service.score(
+            _ScoreCall(exchange, self._service.limits, self._score_bounds)
+        )
 
-    async def render(self, body: bytes, context: Context) -> bytes:
-        call = _RenderCall(body, context, self._service.limits, self._render_bounds)
-        return await self._service.render(call)
+    async def render(self, exchange: Exchange) -> bytes:
+        return await self._service.render(
+            _RenderCall(exchange, self._service.limits, self._render_bounds)
+        )
 
-    async def register_tokenizer(self, parts: AsyncIterator[bytes], context: Context) -> bytes:
-        caller = CALLER.get()
+    async def register_tokenizer(self, exchange: Exchange) -> bytes:
+        caller = exchange.caller
         principal = caller.principal
         with self._service.observe(GRPC.name, "RegisterTokenizer"):
             self._service.check_caller(principal)
-            assembler = codec.TokenizerAssembler(self._service.limits.max_tokenizer_bytes)
-            async for part in parts:
+            most = self._service.limits.max_tokenizer_bytes
+            assembler = codec.TokenizerAssembler(most)
+            async for part in exchange.parts(most):
                 add = partial(_add_part, assembler, part)
                 await self._service.compute(add, len(part), caller)
             size = assembler.received_bytes
@@ -132,12 +145,17 @@ class Servicer:
             return codec.serialize(codec.encode_levels(found.tokenizer_hash, found.levels))
 
     def handlers(self) -> grpc.GenericRpcHandler:
-        methods: dict[str, grpc.RpcMethodHandler[bytes, bytes]] = {
-            "GetTeacher": grpc.unary_unary_rpc_method_handler(self.get_teacher),
-            "Score": grpc.unary_unary_rpc_method_handler(self.score),
-            "Render": grpc.unary_unary_rpc_method_handler(self.render),
-            "RegisterTokenizer": grpc.stream_unary_rpc_method_handler(self.register_tokenizer),
+        methods: dict[str, Method] = {
+            "GetTeacher": self.get_teacher,
+            "Score": self.score,
+            "Render": self.render,
+            "RegisterTokenizer": self.register_tokenizer,
         }
         declared = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].methods_by_name
         assert set(methods) == set(declared)
-        return grpc.method_handlers_generic_handler(SERVICE, methods)
+        # The interceptor hands each of them an Exchange.
+        handlers: dict[str, Any] = {
+            name: grpc.stream_stream_rpc_method_handler(cast(Any, method))
+            for name, method in methods.items()
+        }
+        return grpc.method_handlers_generic_handler(SERVICE, handlers)

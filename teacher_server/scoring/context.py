@@ -88,6 +88,10 @@ class Call(Protocol):
         """The body; raises InvalidRequestError or DeadlineError when it cannot be had."""
         ...
 
+    async def expect(self, size: int) -> None:
+        """Waits until there is room for a reply of ``size`` bytes; raises DeadlineError."""
+        ...
+
     def decode(self, body: bytes, teachers: Teachers) -> Received | TextReceived:
         """The request in the body. Runs in another thread."""
         ...

@@ -31,7 +31,7 @@ from teacher_server.lifecycle import Lifecycle, Served
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
-from teacher_server.refusals.sizes import check_reply
+from teacher_server.refusals.sizes import check_reply, reply_bytes
 from teacher_server.refusals.validation import check_name, check_readable, is_name
 from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
@@ -257,6 +257,8 @@ class TeacherService:
                 students=served.students,
                 seen=seen,
             )
+            most = reply_bytes(request, call.surface.bytes_per_entry)
+            await call.expect(min(most, self.limits.max_reply_bytes))
             key = (request.run, request.request_id, received.digest)
             work = partial(self._work, context)
             reply, replayed = await self._replay.answer(key, received.deadline, work)

@@ -1,0 +1,194 @@
+"""The connections of gRPC's port, as the system shows them.
+
+gRPC's core bounds their number, and ends those that speak no HTTP/2 within
+limits.header_seconds and those that are idle for minutes. It neither counts them by address
+nor keeps room for a new caller while idle ones fill the bound, nor lets go of a reply that
+its caller does not take. Here the process looks at its own sockets and ends such ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ipaddress
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from teacher_server.access.descriptors import ConnectionBounds
+
+log = logging.getLogger(__name__)
+
+DESCRIPTORS = "/dev/fd"
+# Seconds between two looks at how many connections there are.
+LOOK_EVERY = 0.25
+# Seconds between two lines of the log.
+REPORT_EVERY = 60.0
+IPV6_PREFIX = 64
+
+
+class Peer(NamedTuple):
+    """The far end of a connection, by its plain IP address."""
+
+    host: str
+    port: int
+
+    @property
+    def address(self) -> str:
+        """What is counted as one: the address, or the /64 of IPv6."""
+        found = ipaddress.ip_address(self.host)
+        if found.version == 4:
+            return self.host
+        return str(ipaddress.ip_network((int(found), IPV6_PREFIX), strict=False))
+
+
+@dataclass
+class _Seen:
+    """When a connection was first seen or last made a call, and its calls in progress."""
+
+    since: float
+    calls: int = 0
+    called: bool = False
+
+
+class Connections:
+    """Which connections there are, and which of them are ended.
+
+    Beyond a bound those go that never made a call of the service, the oldest first, so
+    that a new one has its time; then, by address, those without a call in progress. One
+    that made a call stays however many others come.
+    """
+
+    def __init__(self, bounds: ConnectionBounds) -> None:
+        self._bounds = bounds
+        # Room that is kept for those who come next.
+        self._most = bounds.total - max(1, bounds.total // 8)
+        self._seen: dict[Peer, _Seen] = {}
+        self._port = 0
+        self._ended = 0
+        self._reported = -REPORT_EVERY
+
+    @contextlib.contextmanager
+    def calling(self, name: str) -> Iterator[None]:
+        """A call of the service, by one who may make it, from this peer of gRPC's."""
+        peer = peer_of(name)
+        if peer is None:  # no connection of the network
+            yield
+            return
+        seen = self._seen.setdefault(peer, _Seen(time.monotonic()))
+        seen.called = True
+        seen.calls += 1
+        try:
+            yield
+        finally:
+            seen.calls -= 1
+            seen.since = time.monotonic()
+
+    def cut(self, name: str) -> None:
+        """Ends the connection of this peer of gRPC's, and every call over it."""
+        peer = peer_of(name)
+        if peer is not None:
+            self._end({peer})
+
+    async def watch(self, port: int) -> None:
+        """Ends what is beyond the bounds, for ever."""
+        self._port = port
+        least = min(self._most, self._bounds.per_address)
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            if len(os.listdir(DESCRIPTORS)) > least or len(self._seen) > self._bounds.total:
+                self._end(self._beyond(set(await asyncio.to_thread(self._peers))))
+            self._report()
+
+    def _beyond(self, peers: set[Peer]) -> set[Peer]:
+        """Those of the connections that have to go."""
+        now = time.monotonic()
+        for peer in [peer for peer, seen in self._seen.items() if not seen.calls]:
+            if peer not in peers:
+                del self._seen[peer]
+        by_address: dict[str, list[Peer]] = {}
+        for peer in peers:
+            self._seen.setdefault(peer, _Seen(now))
+            by_address.setdefault(peer.address, []).append(peer)
+        ended: set[Peer] = set()
+        for found in by_address.values():
+            idle = [peer for peer in self._ranked(found) if not self._seen[peer].calls]
+            ended.update(idle[: max(0, len(found) - self._bounds.per_address)])
+        silent = [peer for peer in self._ranked(peers - ended) if not self._seen[peer].called]
+        ended.update(silent[: max(0, len(peers) - len(ended) - self._most)])
+        return ended
+
+    def _ranked(self, peers: set[Peer] | list[Peer]) -> list[Peer]:
+        """Those that go first come first."""
+        return sorted(peers, key=lambda peer: (self._seen[peer].called, self._seen[peer].since))
+
+    def _peers(self) -> list[Peer]:
+        return [peer for _, peer in self._sockets()]
+
+    def _sockets(self) -> Iterator[tuple[int, Peer]]:
+        """(descriptor, its peer) of every connection to the port."""
+        for name in os.listdir(DESCRIPTORS):
+            peer = self._peer(int(name))
+            if peer is not None:
+                yield int(name), peer
+
+    def _peer(self, descriptor: int) -> Peer | None:
+        """None for what is no connection to the port, or is none any more."""
+        try:
+            found = socket.socket(fileno=descriptor)
+        except OSError:
+            return None
+        try:
+            if found.family not in (socket.AF_INET, socket.AF_INET6):
+                return None
+            if found.getsockname()[1] != self._port:
+                return None
+            host, port = found.getpeername()[:2]
+            return Peer(_plain(host), port)
+        except OSError:
+            return None
+        finally:
+            found.detach()
+
+    def _end(self, peers: set[Peer]) -> None:
+        if not peers:
+            return
+        for descriptor, peer in self._sockets():
+            if peer not in peers:
+                continue
+            # A copy stays the same connection, whatever gRPC does with its own.
+            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+                host, port = copy.getpeername()[:2]
+                if Peer(_plain(host), port) == peer:
+                    copy.shutdown(socket.SHUT_RDWR)
+                    self._ended += 1
+
+    def _report(self) -> None:
+        now = time.monotonic()
+        if self._ended and now - self._reported >= REPORT_EVERY:
+            log.warning(
+                "ended %d gRPC connections that were beyond limits.max_connections, or did "
+                "not read their replies",
+                self._ended,
+            )
+            self._ended, self._reported = 0, now
+
+
+def peer_of(name: str) -> Peer | None:
+    """The peer that gRPC names ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
+    kind, _, rest = unquote(name).partition(":")
+    host, _, port = rest.rpartition(":")
+    if kind not in ("ipv4", "ipv6") or not port.isdigit():
+        return None
+    return Peer(_plain(host.strip("[]")), int(port))
+
+
+def _plain(host: str) -> str:
+    found = ipaddress.ip_address(host.partition("%")[0])
+    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
+    return str(mapped or found)
