@@ -48,6 +48,7 @@ from teacher_server.teachers.load import load_teachers
 from teacher_server.teachers.teacher import Teachers
 from teacher_server.telemetry.log import configure_logging
 from teacher_server.telemetry.metrics import Metrics
+from teacher_server.telemetry.stderr import json_stderr, log_failures_of
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
 log = logging.getLogger(__name__)
@@ -69,16 +70,22 @@ def serve(config: ServeConfig) -> int:
     check_has_teacher(config)
     prepare_ready_file(config.ready_file)
     guard = make_guard(config)
-    configure_logging(config.log_level)
-    share_the_interpreter()
-    engines = {teacher.engine(config.engine).name for teacher in config.teachers.values()}
-    if engines == {"transformers"}:  # vLLM brings its own settings of threads
-        let_waiting_threads_sleep()
-    flush_traces = export_traces("teacher-server")
-    try:
-        return asyncio.run(Server(config, guard).run())
-    finally:
-        flush_traces()
+    with json_stderr() as stream:
+        configure_logging(config.log_level, stream)
+        share_the_interpreter()
+        engines = {teacher.engine(config.engine).name for teacher in config.teachers.values()}
+        if engines == {"transformers"}:  # vLLM brings its own settings of threads
+            let_waiting_threads_sleep()
+        flush_traces = export_traces("teacher-server")
+        try:
+            return asyncio.run(Server(config, guard).run())
+        except (LsmError, KeyboardInterrupt):
+            raise
+        except Exception:
+            log.exception("the server failed")
+            return EXIT_RUNTIME
+        finally:
+            flush_traces()
 
 
 def check_has_teacher(config: ServeConfig) -> None:
@@ -128,6 +135,7 @@ class Server:
             ConfigurationError: an address cannot be bound, or a model not loaded.
         """
         config = self._config
+        log_failures_of(asyncio.get_running_loop())
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.guard.close)
             listener = stack.enter_context(listen(config.host, config.http_port, "http_port"))

@@ -1,4 +1,4 @@
-"""Logs of the server: one JSON object per line on stderr.
+"""Logs of the server: one JSON object per line on stderr (``stderr``).
 
 A request is one line at info. Whatever else is logged while it is in progress carries its
 run and request id, and its trace id where there is a trace. Contents (token ids, text,
@@ -11,9 +11,8 @@ from __future__ import annotations
 import contextvars
 import json
 import logging
-import sys
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TextIO
 
 from teacher_proto import tracing
 
@@ -44,9 +43,9 @@ def bind(**names: str) -> None:
     _names.set(names | {"trace_id": trace_id} if trace_id else names)
 
 
-def configure_logging(level: str) -> None:
-    """Sends this process's logs to stderr; those of libraries from warning on."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure_logging(level: str, stream: TextIO) -> None:
+    """Sends this process's logs to ``stream``; those of libraries from warning on."""
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())
     root = logging.getLogger()
     root.handlers = [handler]
