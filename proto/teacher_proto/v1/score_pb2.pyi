@@ -380,8 +380,9 @@ class ScoreRequest(_message.Message):
     EXPECTED_IDENTITY_FIELD_NUMBER: _builtins.int
     MAX_REPLY_BYTES_FIELD_NUMBER: _builtins.int
     request_id: _builtins.str
-    """Chosen by the caller, unique per piece of work. The same id with the same
-    content is the same work, and is answered with the same bytes.
+    """Chosen by the caller, unique per piece of work; 1 to 256 printable characters. The same
+    bytes of a request from the same run are the same work, and are answered with the same
+    bytes for a while.
     """
     run: _builtins.str
     """The training run that asks; shares and metrics are kept by run."""
@@ -389,7 +390,7 @@ class ScoreRequest(_message.Message):
     """Name of the teacher as GetTeacher lists it."""
     tokenizer_hash: _builtins.str
     """Fingerprint of the tokenizer whose ids the request holds, as GetTeacher
-    reports it for the teacher's own.
+    reports it for the teacher's own; docs/fingerprint.md defines it.
     """
     top_k: _builtins.int
     """0 returns no supports (ask for sampled or explicit ids then); at most the

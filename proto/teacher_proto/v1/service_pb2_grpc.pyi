@@ -30,15 +30,44 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class TeacherScoringServiceStub:
-    """Errors carry google.rpc.ErrorInfo (domain "lsm-distill", a reason, and
-    metadata with what, where and fix) and, when a retry can help,
-    google.rpc.RetryInfo:
-      INVALID_ARGUMENT     the request is wrong, or over a size limit
-      FAILED_PRECONDITION  tokenizer or identity does not match
-      NOT_FOUND            no such teacher
-      RESOURCE_EXHAUSTED   overload or quota; always with RetryInfo
-      UNAVAILABLE          draining, or the engine is gone
-      DEADLINE_EXCEEDED    the caller's deadline passed
+    """FOR CLIENTS IN ANY LANGUAGE. docs/contract.md says more; examples/node is such a client.
+
+    Metadata of a call:
+      authorization: Bearer TOKEN   where the server has credentials, unless a client
+                                    certificate stands for the run (docs/access.md). A call
+                                    counts for the run of its credentials; run may be empty.
+      lsm-run-bin: UTF-8 bytes      optional: the run that the caller takes itself for. The call
+                                    is refused (RUN_MISMATCH) where the credentials' is another.
+      traceparent                   optional, of W3C: the server's spans join the trace.
+    A deadline (grpc-timeout) holds in the queue and in the engine; without one a call waits.
+
+    Sizes: ServerLimits has the largest request and reply, bytes. A request a little larger is
+    refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
+    they are told otherwise: raise that (max_receive_message_length) to
+    ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
+    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+
+    Retries: Score is pure. The same bytes again with the same run within the server's window
+    get the same reply and are computed once; so keep the serialized request, since maps of a
+    Struct may be written in another order the next time.
+
+    Errors: the trailing metadata grpc-status-details-bin is a google.rpc.Status with a
+    google.rpc.ErrorInfo (domain "lsm-distill"; reason; metadata what, where and fix) and, where
+    a retry can help, a google.rpc.RetryInfo. Act on the reason; texts may change. A status
+    without them is of a gRPC library or a proxy. docs/errors.md says when each is given:
+      INVALID_ARGUMENT: INVALID_REQUEST, LIMIT_EXCEEDED, REQUEST_TOO_LARGE, REPLY_TOO_LARGE,
+        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED, TOKENIZER_CONTRADICTS
+      UNAUTHENTICATED: UNAUTHENTICATED, TOKEN_EXPIRED
+      PERMISSION_DENIED: RUN_MISMATCH, TEACHER_FORBIDDEN
+      NOT_FOUND: UNKNOWN_TEACHER
+      FAILED_PRECONDITION: IDENTITY_MISMATCH, UNKNOWN_TOKENIZER, REALIGNMENT_UNAVAILABLE
+      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED; always with RetryInfo
+      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED
+      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+      INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
+
+    The same port has grpc.health.v1.Health, which needs no credentials, and
+    grpc.reflection.v1 and v1alpha, which do.
     """
 
     @_typing.overload
@@ -46,39 +75,127 @@ class TeacherScoringServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TeacherScoringServiceAsyncStub: ...
     GetTeacher: _grpc.UnaryUnaryMultiCallable[_teacher_pb2.GetTeacherRequest, _teacher_pb2.GetTeacherResponse]
+    """The teachers that the caller may ask, and the server's limits.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    """
     Score: _grpc.UnaryUnaryMultiCallable[_score_pb2.ScoreRequest, _score_pb2.ScoreResponse]
+    """Scores one group.
+    Statuses: all of the above.
+    """
     Render: _grpc.UnaryUnaryMultiCallable[_render_pb2.RenderRequest, _render_pb2.RenderResponse]
+    """How a teacher reads prompts; nothing is scored. What is wrong with one prompt is the
+    refusal of this prompt alone, with the reasons of Score and PROMPT_TOO_LONG.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE,
+    DEADLINE_EXCEEDED, INTERNAL.
+    """
     RegisterTokenizer: _grpc.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]
+    """Registers a student's tokenizer: the header, then the file in chunks.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
+    UNAVAILABLE, INTERNAL.
+    """
 
 @_typing.type_check_only
 class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
-    """Errors carry google.rpc.ErrorInfo (domain "lsm-distill", a reason, and
-    metadata with what, where and fix) and, when a retry can help,
-    google.rpc.RetryInfo:
-      INVALID_ARGUMENT     the request is wrong, or over a size limit
-      FAILED_PRECONDITION  tokenizer or identity does not match
-      NOT_FOUND            no such teacher
-      RESOURCE_EXHAUSTED   overload or quota; always with RetryInfo
-      UNAVAILABLE          draining, or the engine is gone
-      DEADLINE_EXCEEDED    the caller's deadline passed
+    """FOR CLIENTS IN ANY LANGUAGE. docs/contract.md says more; examples/node is such a client.
+
+    Metadata of a call:
+      authorization: Bearer TOKEN   where the server has credentials, unless a client
+                                    certificate stands for the run (docs/access.md). A call
+                                    counts for the run of its credentials; run may be empty.
+      lsm-run-bin: UTF-8 bytes      optional: the run that the caller takes itself for. The call
+                                    is refused (RUN_MISMATCH) where the credentials' is another.
+      traceparent                   optional, of W3C: the server's spans join the trace.
+    A deadline (grpc-timeout) holds in the queue and in the engine; without one a call waits.
+
+    Sizes: ServerLimits has the largest request and reply, bytes. A request a little larger is
+    refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
+    they are told otherwise: raise that (max_receive_message_length) to
+    ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
+    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+
+    Retries: Score is pure. The same bytes again with the same run within the server's window
+    get the same reply and are computed once; so keep the serialized request, since maps of a
+    Struct may be written in another order the next time.
+
+    Errors: the trailing metadata grpc-status-details-bin is a google.rpc.Status with a
+    google.rpc.ErrorInfo (domain "lsm-distill"; reason; metadata what, where and fix) and, where
+    a retry can help, a google.rpc.RetryInfo. Act on the reason; texts may change. A status
+    without them is of a gRPC library or a proxy. docs/errors.md says when each is given:
+      INVALID_ARGUMENT: INVALID_REQUEST, LIMIT_EXCEEDED, REQUEST_TOO_LARGE, REPLY_TOO_LARGE,
+        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED, TOKENIZER_CONTRADICTS
+      UNAUTHENTICATED: UNAUTHENTICATED, TOKEN_EXPIRED
+      PERMISSION_DENIED: RUN_MISMATCH, TEACHER_FORBIDDEN
+      NOT_FOUND: UNKNOWN_TEACHER
+      FAILED_PRECONDITION: IDENTITY_MISMATCH, UNKNOWN_TOKENIZER, REALIGNMENT_UNAVAILABLE
+      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED; always with RetryInfo
+      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED
+      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+      INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
+
+    The same port has grpc.health.v1.Health, which needs no credentials, and
+    grpc.reflection.v1 and v1alpha, which do.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTeacher: _aio.UnaryUnaryMultiCallable[_teacher_pb2.GetTeacherRequest, _teacher_pb2.GetTeacherResponse]  # type: ignore[assignment]
+    """The teachers that the caller may ask, and the server's limits.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    """
     Score: _aio.UnaryUnaryMultiCallable[_score_pb2.ScoreRequest, _score_pb2.ScoreResponse]  # type: ignore[assignment]
+    """Scores one group.
+    Statuses: all of the above.
+    """
     Render: _aio.UnaryUnaryMultiCallable[_render_pb2.RenderRequest, _render_pb2.RenderResponse]  # type: ignore[assignment]
+    """How a teacher reads prompts; nothing is scored. What is wrong with one prompt is the
+    refusal of this prompt alone, with the reasons of Score and PROMPT_TOO_LONG.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE,
+    DEADLINE_EXCEEDED, INTERNAL.
+    """
     RegisterTokenizer: _aio.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]  # type: ignore[assignment]
+    """Registers a student's tokenizer: the header, then the file in chunks.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
+    UNAVAILABLE, INTERNAL.
+    """
 
 class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Errors carry google.rpc.ErrorInfo (domain "lsm-distill", a reason, and
-    metadata with what, where and fix) and, when a retry can help,
-    google.rpc.RetryInfo:
-      INVALID_ARGUMENT     the request is wrong, or over a size limit
-      FAILED_PRECONDITION  tokenizer or identity does not match
-      NOT_FOUND            no such teacher
-      RESOURCE_EXHAUSTED   overload or quota; always with RetryInfo
-      UNAVAILABLE          draining, or the engine is gone
-      DEADLINE_EXCEEDED    the caller's deadline passed
+    """FOR CLIENTS IN ANY LANGUAGE. docs/contract.md says more; examples/node is such a client.
+
+    Metadata of a call:
+      authorization: Bearer TOKEN   where the server has credentials, unless a client
+                                    certificate stands for the run (docs/access.md). A call
+                                    counts for the run of its credentials; run may be empty.
+      lsm-run-bin: UTF-8 bytes      optional: the run that the caller takes itself for. The call
+                                    is refused (RUN_MISMATCH) where the credentials' is another.
+      traceparent                   optional, of W3C: the server's spans join the trace.
+    A deadline (grpc-timeout) holds in the queue and in the engine; without one a call waits.
+
+    Sizes: ServerLimits has the largest request and reply, bytes. A request a little larger is
+    refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
+    they are told otherwise: raise that (max_receive_message_length) to
+    ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
+    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+
+    Retries: Score is pure. The same bytes again with the same run within the server's window
+    get the same reply and are computed once; so keep the serialized request, since maps of a
+    Struct may be written in another order the next time.
+
+    Errors: the trailing metadata grpc-status-details-bin is a google.rpc.Status with a
+    google.rpc.ErrorInfo (domain "lsm-distill"; reason; metadata what, where and fix) and, where
+    a retry can help, a google.rpc.RetryInfo. Act on the reason; texts may change. A status
+    without them is of a gRPC library or a proxy. docs/errors.md says when each is given:
+      INVALID_ARGUMENT: INVALID_REQUEST, LIMIT_EXCEEDED, REQUEST_TOO_LARGE, REPLY_TOO_LARGE,
+        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED, TOKENIZER_CONTRADICTS
+      UNAUTHENTICATED: UNAUTHENTICATED, TOKEN_EXPIRED
+      PERMISSION_DENIED: RUN_MISMATCH, TEACHER_FORBIDDEN
+      NOT_FOUND: UNKNOWN_TEACHER
+      FAILED_PRECONDITION: IDENTITY_MISMATCH, UNKNOWN_TOKENIZER, REALIGNMENT_UNAVAILABLE
+      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED; always with RetryInfo
+      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED
+      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+      INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
+
+    The same port has grpc.health.v1.Health, which needs no credentials, and
+    grpc.reflection.v1 and v1alpha, which do.
     """
 
     @_abc_1.abstractmethod
@@ -86,27 +203,42 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         self,
         request: _teacher_pb2.GetTeacherRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_teacher_pb2.GetTeacherResponse, _abc.Awaitable[_teacher_pb2.GetTeacherResponse]]: ...
+    ) -> _typing.Union[_teacher_pb2.GetTeacherResponse, _abc.Awaitable[_teacher_pb2.GetTeacherResponse]]:
+        """The teachers that the caller may ask, and the server's limits.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        """
 
     @_abc_1.abstractmethod
     def Score(
         self,
         request: _score_pb2.ScoreRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_score_pb2.ScoreResponse, _abc.Awaitable[_score_pb2.ScoreResponse]]: ...
+    ) -> _typing.Union[_score_pb2.ScoreResponse, _abc.Awaitable[_score_pb2.ScoreResponse]]:
+        """Scores one group.
+        Statuses: all of the above.
+        """
 
     @_abc_1.abstractmethod
     def Render(
         self,
         request: _render_pb2.RenderRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_render_pb2.RenderResponse, _abc.Awaitable[_render_pb2.RenderResponse]]: ...
+    ) -> _typing.Union[_render_pb2.RenderResponse, _abc.Awaitable[_render_pb2.RenderResponse]]:
+        """How a teacher reads prompts; nothing is scored. What is wrong with one prompt is the
+        refusal of this prompt alone, with the reasons of Score and PROMPT_TOO_LONG.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE,
+        DEADLINE_EXCEEDED, INTERNAL.
+        """
 
     @_abc_1.abstractmethod
     def RegisterTokenizer(
         self,
         request_iterator: _MaybeAsyncIterator[_tokenizer_pb2.RegisterTokenizerRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_tokenizer_pb2.RegisterTokenizerResponse, _abc.Awaitable[_tokenizer_pb2.RegisterTokenizerResponse]]: ...
+    ) -> _typing.Union[_tokenizer_pb2.RegisterTokenizerResponse, _abc.Awaitable[_tokenizer_pb2.RegisterTokenizerResponse]]:
+        """Registers a student's tokenizer: the header, then the file in chunks.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
+        UNAVAILABLE, INTERNAL.
+        """
 
 def add_TeacherScoringServiceServicer_to_server(servicer: TeacherScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -55,7 +55,9 @@ class TeacherIdentity(_message.Message):
     TOKENIZER_HASH_FIELD_NUMBER: _builtins.int
     CHAT_TEMPLATE_DIGEST_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
-    """sha256 over the other fields, hexadecimal."""
+    """sha256 over the other fields, hexadecimal; docs/contract.md defines it and the other
+    digests, docs/identity_vectors.json has vectors.
+    """
     weights_digest: _builtins.str
     """sha256 over the weights, hexadecimal."""
     dtype: _builtins.str
@@ -65,6 +67,7 @@ class TeacherIdentity(_message.Message):
     adapter_digest: _builtins.str
     """sha256 over the adapter's weights; empty without an adapter."""
     tokenizer_hash: _builtins.str
+    """Fingerprint of the tokenizer, defined in docs/fingerprint.md."""
     chat_template_digest: _builtins.str
     """Of the chat template, as ChatInfo has it; empty when there is none, and then no part
     of the digest.
@@ -257,6 +260,7 @@ class ServerLimits(_message.Message):
     MAX_RENDER_PROMPTS_FIELD_NUMBER: _builtins.int
     max_request_bytes: _builtins.int
     max_reply_bytes: _builtins.int
+    """Of the largest reply; see ScoreRequest.max_reply_bytes."""
     max_continuations: _builtins.int
     max_explicit_ids: _builtins.int
     max_request_tokens: _builtins.int

@@ -81,7 +81,9 @@ class TokenizerHeader(_message.Message):
     SPECIAL_TOKENS_FIELD_NUMBER: _builtins.int
     run: _builtins.str
     tokenizer_hash: _builtins.str
-    """Fingerprint of the tokenizer (what ScoreRequest.tokenizer_hash holds)."""
+    """Fingerprint of the tokenizer (what ScoreRequest.tokenizer_hash holds), defined in
+    docs/fingerprint.md.
+    """
     file_sha256: _builtins.str
     """sha256 and length of the tokenizer.json that the chunks add up to."""
     file_bytes: _builtins.int
