@@ -56,13 +56,15 @@ class TeacherScoringServiceStub:
     a retry can help, a google.rpc.RetryInfo. Act on the reason; texts may change. A status
     without them is of a gRPC library or a proxy. docs/errors.md says when each is given:
       INVALID_ARGUMENT: INVALID_REQUEST, LIMIT_EXCEEDED, REQUEST_TOO_LARGE, REPLY_TOO_LARGE,
-        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED, TOKENIZER_CONTRADICTS
+        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED
       UNAUTHENTICATED: UNAUTHENTICATED, TOKEN_EXPIRED
       PERMISSION_DENIED: RUN_MISMATCH, TEACHER_FORBIDDEN
       NOT_FOUND: UNKNOWN_TEACHER
       FAILED_PRECONDITION: IDENTITY_MISMATCH, UNKNOWN_TOKENIZER, REALIGNMENT_UNAVAILABLE
-      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED; always with RetryInfo
-      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED
+      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED, TOO_MANY_BYTES,
+        TOKENIZERS_FULL; always with RetryInfo
+      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
+        TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
       DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
       INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
@@ -85,13 +87,13 @@ class TeacherScoringServiceStub:
     Render: _grpc.UnaryUnaryMultiCallable[_render_pb2.RenderRequest, _render_pb2.RenderResponse]
     """How a teacher reads prompts; nothing is scored. What is wrong with one prompt is the
     refusal of this prompt alone, with the reasons of Score and PROMPT_TOO_LONG.
-    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE,
-    DEADLINE_EXCEEDED, INTERNAL.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+    RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
     RegisterTokenizer: _grpc.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]
     """Registers a student's tokenizer: the header, then the file in chunks.
     Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-    UNAVAILABLE, INTERNAL.
+    RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
     """
 
 @_typing.type_check_only
@@ -122,13 +124,15 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     a retry can help, a google.rpc.RetryInfo. Act on the reason; texts may change. A status
     without them is of a gRPC library or a proxy. docs/errors.md says when each is given:
       INVALID_ARGUMENT: INVALID_REQUEST, LIMIT_EXCEEDED, REQUEST_TOO_LARGE, REPLY_TOO_LARGE,
-        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED, TOKENIZER_CONTRADICTS
+        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED
       UNAUTHENTICATED: UNAUTHENTICATED, TOKEN_EXPIRED
       PERMISSION_DENIED: RUN_MISMATCH, TEACHER_FORBIDDEN
       NOT_FOUND: UNKNOWN_TEACHER
       FAILED_PRECONDITION: IDENTITY_MISMATCH, UNKNOWN_TOKENIZER, REALIGNMENT_UNAVAILABLE
-      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED; always with RetryInfo
-      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED
+      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED, TOO_MANY_BYTES,
+        TOKENIZERS_FULL; always with RetryInfo
+      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
+        TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
       DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
       INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
@@ -148,13 +152,13 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     Render: _aio.UnaryUnaryMultiCallable[_render_pb2.RenderRequest, _render_pb2.RenderResponse]  # type: ignore[assignment]
     """How a teacher reads prompts; nothing is scored. What is wrong with one prompt is the
     refusal of this prompt alone, with the reasons of Score and PROMPT_TOO_LONG.
-    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE,
-    DEADLINE_EXCEEDED, INTERNAL.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+    RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
     RegisterTokenizer: _aio.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]  # type: ignore[assignment]
     """Registers a student's tokenizer: the header, then the file in chunks.
     Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-    UNAVAILABLE, INTERNAL.
+    RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
     """
 
 class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -184,13 +188,15 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     a retry can help, a google.rpc.RetryInfo. Act on the reason; texts may change. A status
     without them is of a gRPC library or a proxy. docs/errors.md says when each is given:
       INVALID_ARGUMENT: INVALID_REQUEST, LIMIT_EXCEEDED, REQUEST_TOO_LARGE, REPLY_TOO_LARGE,
-        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED, TOKENIZER_CONTRADICTS
+        TOKENIZER_HASH_VERSION, TOKENIZER_REFUSED
       UNAUTHENTICATED: UNAUTHENTICATED, TOKEN_EXPIRED
       PERMISSION_DENIED: RUN_MISMATCH, TEACHER_FORBIDDEN
       NOT_FOUND: UNKNOWN_TEACHER
       FAILED_PRECONDITION: IDENTITY_MISMATCH, UNKNOWN_TOKENIZER, REALIGNMENT_UNAVAILABLE
-      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED; always with RetryInfo
-      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED
+      RESOURCE_EXHAUSTED: OVERLOADED, RUN_QUEUE_FULL, QUOTA_EXCEEDED, TOO_MANY_BYTES,
+        TOKENIZERS_FULL; always with RetryInfo
+      UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
+        TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
       DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
       INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
@@ -226,8 +232,8 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_render_pb2.RenderResponse, _abc.Awaitable[_render_pb2.RenderResponse]]:
         """How a teacher reads prompts; nothing is scored. What is wrong with one prompt is the
         refusal of this prompt alone, with the reasons of Score and PROMPT_TOO_LONG.
-        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE,
-        DEADLINE_EXCEEDED, INTERNAL.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+        RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
         """
 
     @_abc_1.abstractmethod
@@ -238,7 +244,7 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tokenizer_pb2.RegisterTokenizerResponse, _abc.Awaitable[_tokenizer_pb2.RegisterTokenizerResponse]]:
         """Registers a student's tokenizer: the header, then the file in chunks.
         Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-        UNAVAILABLE, INTERNAL.
+        RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
         """
 
 def add_TeacherScoringServiceServicer_to_server(servicer: TeacherScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
