@@ -35,12 +35,20 @@ class TimedEngine:
     Args:
         rate: tokens per second.
         pass_tokens: tokens of the largest job, which is one indivisible pass.
+        began: called in the engine's thread with each job as its computing starts.
     """
 
     def __init__(
-        self, *, rate: float, pass_tokens: int, vocabulary_size: int, max_length: int
+        self,
+        *,
+        rate: float,
+        pass_tokens: int,
+        vocabulary_size: int,
+        max_length: int,
+        began: Callable[[Job], None] = lambda job: None,
     ) -> None:
         self._rate = rate
+        self._began = began
         self.description = EngineDescription(
             engine="timed",
             model=f"{rate:g} tokens/s",
@@ -83,6 +91,7 @@ class TimedEngine:
         while (task := self._tasks.get()) is not None:
             if task.dropped:
                 continue
+            self._began(task.job)
             begin = time.monotonic()
             time.sleep(task.job.tokens / self._rate)
             rows = tuple(self._rows(task.job, span) for span in task.job.spans)

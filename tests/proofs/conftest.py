@@ -1,15 +1,39 @@
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from tests.proofs.ledger import Proof
 from tests.proofs.runs import Room
 from tests.support.programs import TEACHER, TRAINER, Teacher, Zygote
 from tests.trainer.conftest import student_model_dir
 
 __all__ = ["student_model_dir"]
+FAILURE: pytest.StashKey[str] = pytest.StashKey()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    outcome: Any = yield
+    report = outcome.get_result()
+    if report.when == "call" and not report.passed:
+        value = call.excinfo.value if call.excinfo else None
+        item.stash[FAILURE] = f"{type(value).__name__}: {value}"[:500]
+
+
+@pytest.fixture
+def proof(request: pytest.FixtureRequest) -> Iterator[Proof]:
+    """The proof of a test named ``test_proof_NN_...``; its entry is written whatever happens."""
+    found = re.match(r"test_proof_(\d\d)_", request.node.name)
+    assert found is not None
+    proof = Proof(int(found[1]))
+    proof.say(request.node.name)
+    yield proof
+    proof.write(request.node.stash.get(FAILURE, ""))
 
 
 @pytest.fixture(scope="session")

@@ -1,8 +1,9 @@
 """Faults at exact places of a program, for runs under tests.support.zygote.
 
 A fault is {"target": "module:Class.function", "call": n} with either "signal"
-(sent to the own process before the n-th call, or after it with "after") or
-"poison" (of the teacher: replies from the n-th request on of the run with this name).
+(sent to the own process before the n-th call, or after it with "after"),
+"poison" (of the teacher: replies from the n-th request on of the run with this name) or
+"disabled" (it does nothing and gives None, as if the check had never been written).
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ def killed(
     return [{"target": target, "call": call, "after": after, "signal": int(number)}]
 
 
+def disabled(target: str) -> list[Fault]:
+    return [{"target": target, "disabled": True}]
+
+
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
     """The kernel refuses to let a file of this process grow beyond it."""
@@ -47,7 +52,11 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 def install(faults: list[Fault]) -> None:
     for fault in faults:
-        (_poison if "poison" in fault else _signal)(fault)
+        if "disabled" in fault:
+            owner, name = _find(fault["target"])
+            setattr(owner, name, lambda *arguments, **named: None)
+        else:
+            (_poison if "poison" in fault else _signal)(fault)
 
 
 def _signal(fault: Fault) -> None:

@@ -88,10 +88,19 @@ class TokenizerAssembler:
         return TokenizerUpload(self._header.run, self._header.tokenizer_hash, data, self._roles)
 
     def _accept_header(self, header: tokenizer_pb2.TokenizerHeader) -> None:
-        if not 0 < header.file_bytes <= self._max_bytes:
+        if header.file_bytes < 1:
             raise InvalidRequestError(
-                f"is {header.file_bytes}, must be in 1..{self._max_bytes} (max_tokenizer_bytes)",
+                f"is {header.file_bytes}, and a file has at least one byte",
                 where="header.file_bytes",
+            )
+        if header.file_bytes > self._max_bytes:
+            raise InvalidRequestError(
+                f"the file is {header.file_bytes} bytes; the limit is {self._max_bytes} "
+                "(limits.max_tokenizer_bytes)",
+                where="header.file_bytes",
+                fix="send a smaller tokenizer.json, or raise limits.max_tokenizer_bytes on the "
+                "server",
+                reason="REQUEST_TOO_LARGE",
             )
         for index, item in enumerate(header.special_tokens):
             where = f"header.special_tokens[{index}]"
