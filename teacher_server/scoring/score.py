@@ -100,7 +100,7 @@ async def _foreign_scores(
     """Scores of a request in a tokenizer that has to be registered."""
     request, students = context.request, context.students
     entry = students.find(request.run, request.tokenizer_hash)
-    facts = None if entry is None else students.facts(entry, context.teacher)
+    facts = None if entry is None else await students.facts(entry, context.teacher)
     prepare = partial(_checked_prompt, context, facts)
     prompt = await context.lanes.run(prepare, size=context.size, owner=request.run)
     # An unknown tokenizer was refused.

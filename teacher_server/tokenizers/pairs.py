@@ -6,6 +6,7 @@ room ``workers`` are for.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import logging
@@ -15,7 +16,12 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
-from teacher_proto.errors import InvalidRequestError, LsmError, TeacherUnavailableError
+from teacher_proto.errors import (
+    ConfigurationError,
+    InvalidRequestError,
+    LsmError,
+    TeacherUnavailableError,
+)
 from teacher_proto.types import Int32, Level, TokenizerLevels, TokenizerUpload
 
 from teacher_server.config import TokenizerSettings
@@ -40,6 +46,7 @@ log = logging.getLogger(__name__)
 MAX_DIFFERENCES = 256
 # Seconds of a processor for texts: in any case, and for each megabyte.
 TEXT_SECONDS, SECONDS_PER_MEGABYTE = 10.0, 5.0
+RETRY_HINT = 5.0
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,12 @@ class Registered:
 class StudentTokenizers:
     """The tokenizers that runs registered, each run's its own, and their processes.
 
-    Making one takes seconds: the teachers' tokenizers are read by the process that the
-    students' are forked from.
+    The process that they are forked from is started with the first of them, which takes as long
+    as it takes to read the teachers' tokenizers.
 
     Raises:
-        ConfigurationError: the store's folder cannot be used, or no process started.
+        ConfigurationError: the store's folder cannot be used, or no process can be started
+            for the tokenizers that it holds.
     """
 
     def __init__(self, settings: TokenizerSettings, teachers: Iterable[Teacher]) -> None:
@@ -77,7 +85,9 @@ class StudentTokenizers:
                 for t in teachers
             }
         )
-        self._forks.start()
+        self._starting = asyncio.Lock()
+        if self._store.entries():
+            self._forks.start()
         self._pool = Pool(self._forks, settings, str(self._tables or ""))
 
     async def close(self) -> None:
@@ -90,7 +100,9 @@ class StudentTokenizers:
         """What this run registered; it counts as used."""
         return self._store.find(run, hash_)
 
-    def facts(self, entry: Entry, teacher: Teacher) -> StudentFacts:
+    async def facts(self, entry: Entry, teacher: Teacher) -> StudentFacts:
+        """Raises TeacherUnavailableError where no process can be started."""
+        await self._started()
         return StudentFacts(entry.vocabulary_size, self.level(entry, teacher) is not None)
 
     def levels(self, teacher: Teacher, run: str | None) -> dict[str, Level]:
@@ -110,10 +122,23 @@ class StudentTokenizers:
     def _level(self, hash_: str, ordinary_hash: str, teacher: Teacher) -> Level | None:
         if hash_ == teacher.tokenizer.hash:
             return Level.SAME
-        of_teacher = self._forks.sides[teacher.name].ordinary_hash
-        if not of_teacher or not ordinary_hash:
+        side = self._forks.sides.get(teacher.name)
+        if side is None or not side.ordinary_hash or not ordinary_hash:
             return None
-        return Level.REMAP if ordinary_hash == of_teacher else Level.CROSS
+        return Level.REMAP if ordinary_hash == side.ordinary_hash else Level.CROSS
+
+    async def _started(self) -> None:
+        """Returns once students' processes can be forked."""
+        async with self._starting:
+            if self._forks.sides:
+                return
+            try:
+                await self._thread.run(self._forks.start)
+            except ConfigurationError as error:
+                log.error("%s", error)
+                raise TeacherUnavailableError(
+                    error.what, where=error.where, fix=error.fix, retry_after=RETRY_HINT
+                ) from None
 
     async def register(
         self, upload: TokenizerUpload, run: str, teachers: Iterable[Teacher], *, named: bool = True
@@ -130,6 +155,7 @@ class StudentTokenizers:
             OverloadedError, TeacherUnavailableError: see ``TokenizerStore.put`` and
                 ``Pool.hold``; or its process was lost.
         """
+        await self._started()
         asked, roles = list(teachers), upload.special_tokens
         sha256 = await self._thread.run(lambda: hashlib.sha256(upload.file).hexdigest())
         async with self._pool.hold(key_of(sha256, roles), run) as process:
@@ -143,12 +169,12 @@ class StudentTokenizers:
             }
             if not levels:
                 raise await self._unusable(process, sha256, facts, asked)
-            if facts.refusal is None:
-                await self._keep(upload, run, sha256, facts)
             for teacher in asked:
                 if levels.get(teacher.name, Level.SAME) is not Level.SAME:
                     side = self._forks.sides[teacher.name].number
                     await self._pool.build(process, teacher.name, side)
+            if facts.refusal is None:
+                await self._keep(upload, run, sha256, facts)
             known = [teacher for teacher in asked if teacher.name in levels]
             differences = await self._different(process, sha256, facts.hash, known)
         log.info(
@@ -285,6 +311,7 @@ class StudentTokenizers:
     @contextlib.asynccontextmanager
     async def _opened(self, entry: Entry, run: str) -> AsyncIterator[StudentProcess]:
         """The process of a registered tokenizer."""
+        await self._started()
         key = key_of(entry.file_sha256, entry.roles)
         async with self._pool.hold(key, run) as process:
             await self._pool.open(process, entry.roles, partial(self._read, entry))

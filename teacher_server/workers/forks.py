@@ -81,7 +81,6 @@ class ForkServer:
         try:
             self._start()
         except (OSError, FrameError) as error:
-            self.close()
             raise ConfigurationError(
                 f"the process for students' tokenizers does not start: {error}",
                 where="tokenizers",
@@ -92,13 +91,14 @@ class ForkServer:
     def close(self) -> None:
         """Ends the process and its children."""
         self._closed.set()
-        control, self._control = self._control, None
-        if control is not None:
-            control.close()
-        process = self._process
-        if process is not None:
-            process.kill()
-            process.wait()
+        if self._process is not None:
+            self._process.kill()  # who waits for an answer of it is told so
+        with self._asking:
+            control, self._control = self._control, None
+            if control is not None:
+                control.close()
+        if self._process is not None:
+            self._process.wait()
 
     def fork(self, end: socket.socket, *, memory_bytes: int, niceness: int) -> int:
         """Forks a process that answers on ``end``; returns its number.
@@ -142,7 +142,6 @@ class ForkServer:
                 raise TeacherUnavailableError(
                     "the process for students' tokenizers is being started again",
                     fix="try again",
-                    reason="TOKENIZERS_RESTARTING",
                     retry_after=RETRY_HINT,
                 ) from error
 

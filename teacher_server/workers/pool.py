@@ -75,6 +75,9 @@ class Pool:
         """
         self._check_failures(key)
         process = self._processes.get(key)
+        if process is not None:
+            process.notice_end()
+            self._bury(process)
         if process is None or process.failed is not None:
             await self._wait_for_room(run)
             process = self._processes.get(key)
@@ -181,8 +184,7 @@ class Pool:
             yield
         finally:
             process.users -= 1
-            if process.failed is not None:
-                self._bury(process)
+            self._bury(process)
             self._make_room(0)
             self._freed.set()
 
@@ -243,17 +245,18 @@ class Pool:
             raise refused(f"failed {len(recent)} times in the last {FAILURE_SECONDS:g} s")
 
     def _bury(self, process: StudentProcess) -> None:
-        """Ends a process that has failed, and remembers that it has."""
-        if self._processes.get(process.key) is not process:
+        """Ends a process if it has failed, and remembers what was the tokenizer's own fault."""
+        if process.failed is None or self._processes.get(process.key) is not process:
             return
-        assert process.failed is not None
         log.warning("the process of a student's tokenizer %s", process.failed.what)
+        self.end(process)
+        if not process.failed.own:
+            return
         times = self._failures.setdefault(process.key, deque(maxlen=MAX_FAILURES))
         times.append(time.monotonic())
         self._failures.move_to_end(process.key)
         while len(self._failures) > MAX_REMEMBERED:
             self._failures.popitem(last=False)
-        self.end(process)
 
 
 def _to_do(task: asyncio.Task[Any] | None) -> bool:

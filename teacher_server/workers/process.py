@@ -89,6 +89,11 @@ class StudentProcess:
                 raise refused(error.what) from None
             raise _lost() from None
 
+    def notice_end(self) -> None:
+        """Notes whether the process has ended while nobody asked it anything."""
+        if self.failed is None and self._worker is not None and self._worker.gone:
+            self.failed = WorkerError("ended its process while nothing was asked", own=False)
+
     def next_session(self) -> int:
         """The number of one more request that is realigned."""
         self._sessions += 1
@@ -158,6 +163,5 @@ def _lost() -> TeacherUnavailableError:
         "the process of the request's tokenizer ended; it is started again",
         where="tokenizer_hash",
         fix="try again",
-        reason="TOKENIZERS_RESTARTING",
         retry_after=RETRY_HINT,
     )

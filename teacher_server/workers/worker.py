@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -48,10 +49,6 @@ class Worker:
         self._socket: socket.socket | None = ours
         ours.settimeout(POLL_SECONDS)
 
-    @property
-    def running(self) -> bool:
-        return self._socket is not None
-
     def ask(self, frame: Frame, seconds: float) -> Frame:
         """The answer to a message.
 
@@ -93,6 +90,16 @@ class Worker:
             return self._forks.end(self.pid)
         except TeacherUnavailableError:
             return "unknown"
+
+    @property
+    def gone(self) -> bool:
+        """Whether the process has ended; from any thread."""
+        ours = self._socket
+        if ours is None:
+            return True
+        look = select.poll()
+        look.register(ours.fileno(), select.POLLRDHUP)
+        return bool(look.poll(0))
 
     def kill(self) -> None:
         """Ends the process at once; from any thread. What it is asked fails then."""
