@@ -440,3 +440,37 @@ class TokenizerLevels(dict[str, Level]):
     ) -> None:
         super().__init__(levels)
         self.differences = dict(differences or {})
+
+
+@dataclass(frozen=True)
+class RegisteredTokenizer:
+    """That a run has registered a tokenizer.
+
+    Attributes:
+        content: sha256, hexadecimal, over fingerprint, file and roles.
+        file_bytes: of the tokenizer.json.
+        vocabulary_size: one above its highest id.
+        levels: by teacher that the caller may ask.
+        idle_seconds: since the run last registered or used it.
+    """
+
+    run: str
+    tokenizer_hash: str
+    content: str
+    file_bytes: int
+    vocabulary_size: int
+    levels: Mapping[str, Level]
+    idle_seconds: float
+
+
+@dataclass(frozen=True)
+class RegisteredTokenizers:
+    """What runs have registered.
+
+    Attributes:
+        tokenizers: the last used ones first.
+        total: how many there are; a server lists 256 at most.
+    """
+
+    tokenizers: tuple[RegisteredTokenizer, ...]
+    total: int

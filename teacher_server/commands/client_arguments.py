@@ -1,4 +1,4 @@
-"""Arguments by which ``top`` and ``probe`` identify themselves to a server."""
+"""Arguments by which the commands that ask a server find it and identify themselves to it."""
 
 from __future__ import annotations
 
@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from teacher_proto.client.credentials import Identification
+    from teacher_proto.client.credentials import ClientCredentials, Identification
 
 TOKEN = "LSM_TOKEN"
+
+
+def add_address_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--address",
+        default="127.0.0.1:50051",
+        metavar="HOST:PORT",
+        help="the gRPC port (127.0.0.1:50051)",
+    )
 
 
 def add_tls_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,18 +46,22 @@ def identification(
     arguments: argparse.Namespace, address: str, *, with_token: bool
 ) -> Identification:
     """Of these arguments at ``host:port``; raises ConfigurationError when they cannot be used."""
-    from teacher_proto.client.credentials import ClientCredentials, Identification
+    from teacher_proto.client.credentials import Identification
+
+    return Identification(credentials(arguments, with_token=with_token), address)
+
+
+def credentials(arguments: argparse.Namespace, *, with_token: bool) -> ClientCredentials:
+    """Those of the arguments."""
+    from teacher_proto.client.credentials import ClientCredentials
 
     token_file = arguments.token_file if with_token else None
-    return Identification(
-        ClientCredentials(
-            token="" if not with_token or token_file else os.environ.get(TOKEN, ""),
-            token_file=token_file,
-            tls=arguments.tls,
-            ca=arguments.ca,
-            cert=arguments.cert,
-            key=arguments.key,
-            insecure_plaintext=with_token and arguments.insecure_plaintext,
-        ),
-        address,
+    return ClientCredentials(
+        token="" if not with_token or token_file else os.environ.get(TOKEN, ""),
+        token_file=token_file,
+        tls=arguments.tls,
+        ca=arguments.ca,
+        cert=arguments.cert,
+        key=arguments.key,
+        insecure_plaintext=with_token and arguments.insecure_plaintext,
     )

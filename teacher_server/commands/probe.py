@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING
 
 from teacher_proto.errors import TeacherUnavailableError
 
-from teacher_server.commands.client_arguments import add_tls_arguments, identification
+from teacher_server.commands.client_arguments import (
+    add_address_argument,
+    add_tls_arguments,
+    identification,
+)
 
 if TYPE_CHECKING:
     from teacher_proto.client.credentials import Identification
@@ -22,12 +26,7 @@ SERVICE = "teacher_proto.v1.TeacherScoringService"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--address",
-        default="127.0.0.1:50051",
-        metavar="HOST:PORT",
-        help="the gRPC port (127.0.0.1:50051)",
-    )
+    add_address_argument(parser)
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds (5)")
     add_tls_arguments(parser)
 

@@ -1,4 +1,5 @@
-"""``teacher-server tokenizers compare``: two tokenizers side by side, no model needed."""
+"""``teacher-server tokenizers``: ``compare`` shows two tokenizers side by side, no model
+needed; ``list`` and ``drop`` are about those that are registered with a running server."""
 
 from __future__ import annotations
 
@@ -6,16 +7,28 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.fingerprint.probe import Encode
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
+from teacher_server.commands.client_arguments import (
+    add_address_argument,
+    add_tls_arguments,
+    add_token_arguments,
+    credentials,
+)
+
+if TYPE_CHECKING:
+    from teacher_proto.client import TeacherClient
+
 
 def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    tokenizers = commands.add_parser("tokenizers", help="compare tokenizers")
+    text = "compare tokenizers; list and drop those registered with a server"
+    tokenizers = commands.add_parser("tokenizers", help=text, description=text)
     actions = tokenizers.add_subparsers(dest="action", required=True, metavar="ACTION")
     compare = actions.add_parser(
         "compare", help="how well a teacher's rows can be realigned to a student's tokenizer"
@@ -26,6 +39,63 @@ def add_command(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
     compare.add_argument("--text", type=Path, metavar="FILE", help="text to measure on")
     compare.add_argument("--json", action="store_true", help="print JSON")
     compare.set_defaults(run=run)
+    listing = actions.add_parser("list", help="what runs have registered with a server")
+    listing.add_argument("--json", action="store_true", help="print JSON")
+    listing.set_defaults(run=run_list)
+    dropping = actions.add_parser("drop", help="make a server forget what a run registered")
+    dropping.add_argument("tokenizer_hash", metavar="HASH", help="fingerprint, as list shows it")
+    dropping.set_defaults(run=run_drop)
+    for action in (listing, dropping):
+        add_address_argument(action)
+        run_help = "whose; with credentials always their own"
+        action.add_argument("--run", dest="run_name", default="", metavar="NAME", help=run_help)
+        action.add_argument("--timeout", type=float, default=10.0, metavar="S", help="seconds (10)")
+        add_token_arguments(action)
+        add_tls_arguments(action)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    """Raises what ``TeacherClient.list_tokenizers`` raises."""
+    with _client(arguments) as client:
+        found = client.list_tokenizers(timeout=arguments.timeout)
+    if arguments.json:
+        document = asdict(found)
+        for one in document["tokenizers"]:
+            one["levels"] = {name: level.name for name, level in one["levels"].items()}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+        return 0
+    for one in found.tokenizers:
+        levels = ", ".join(f"{name} {level.name}" for name, level in sorted(one.levels.items()))
+        sys.stdout.write(
+            f"{one.tokenizer_hash}\n  run {one.run!r}, {one.vocabulary_size} ids, "
+            f"{one.file_bytes} bytes, idle for {one.idle_seconds:.0f} s, content "
+            f"{one.content[:16]}; {levels or 'no teacher'}\n"
+        )
+    sys.stdout.write(f"{len(found.tokenizers)} of {found.total} registrations\n")
+    return 0
+
+
+def run_drop(arguments: argparse.Namespace) -> int:
+    """Raises ConfigurationError where there is nothing to drop, and what
+    ``TeacherClient.drop_tokenizer`` raises."""
+    with _client(arguments) as client:
+        dropped = client.drop_tokenizer(arguments.tokenizer_hash, timeout=arguments.timeout)
+    if not dropped:
+        raise ConfigurationError(
+            "the run has registered no such tokenizer",
+            where=arguments.tokenizer_hash,
+            fix="see `teacher-server tokenizers list`, and name the run (--run) where the "
+            "server asks for no credentials",
+        )
+    sys.stdout.write("dropped\n")
+    return 0
+
+
+def _client(arguments: argparse.Namespace) -> TeacherClient:
+    from teacher_proto.client import TeacherClient
+
+    own = credentials(arguments, with_token=True)
+    return TeacherClient(arguments.address, run=arguments.run_name, credentials=own)
 
 
 def run(arguments: argparse.Namespace) -> int:

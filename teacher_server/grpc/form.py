@@ -65,8 +65,8 @@ def tokenizer_bounds() -> WireBounds:
     )
 
 
-def teacher_bounds() -> WireBounds:
-    """Of a GetTeacherRequest."""
+def plain_bounds() -> WireBounds:
+    """Of a message of a few fields: GetTeacherRequest, ListTokenizersRequest and the like."""
     return WireBounds(fields=_bound("fields", "the request", 64), messages={})
 
 

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from email.utils import formatdate
 from functools import partial
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import grpc
 import numpy as np
@@ -23,9 +23,9 @@ from teacher_proto.v1 import render_pb2, score_pb2, service_pb2, teacher_pb2, to
 from teacher_server.grpc.exchange import Exchange
 from teacher_server.grpc.form import (
     check_names,
+    plain_bounds,
     render_bounds,
     score_bounds,
-    teacher_bounds,
     tokenizer_bounds,
 )
 from teacher_server.refusals.sizes import check_request_bytes
@@ -37,6 +37,13 @@ from teacher_server.teachers.teacher import Teacher, Teachers
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].full_name
 
 Method = Callable[[Exchange], Awaitable[bytes]]
+# Messages that hold names alone.
+Names = TypeVar(
+    "Names",
+    teacher_pb2.GetTeacherRequest,
+    tokenizer_pb2.ListTokenizersRequest,
+    tokenizer_pb2.DropTokenizerRequest,
+)
 
 
 class _Unary:
@@ -94,6 +101,14 @@ class _RenderCall(_Unary):
         return b"".join(parts)
 
 
+async def _names(exchange: Exchange, message: Names) -> Names:
+    """``message``, an empty one, as the call's body fills it."""
+    body = await exchange.read()
+    check_names(len(body))
+    check_wire(body, message.DESCRIPTOR, plain_bounds())
+    return codec.parse(body, message, InvalidRequestError)
+
+
 def _add_part(assembler: codec.TokenizerAssembler, part: bytes) -> None:
     check_wire(part, tokenizer_pb2.RegisterTokenizerRequest.DESCRIPTOR, tokenizer_bounds())
     message = tokenizer_pb2.RegisterTokenizerRequest()
@@ -110,10 +125,7 @@ class Servicer:
         # As every HTTP reply has it: clients compare clocks.
         await exchange.context.send_initial_metadata((("date", formatdate(usegmt=True)),))
         with self._service.observe(GRPC.name, "GetTeacher"):
-            body = await exchange.read()
-            check_names(len(body))
-            check_wire(body, teacher_pb2.GetTeacherRequest.DESCRIPTOR, teacher_bounds())
-            message = codec.parse(body, teacher_pb2.GetTeacherRequest(), InvalidRequestError)
+            message = await _names(exchange, teacher_pb2.GetTeacherRequest())
             principal = exchange.caller.principal
             return codec.serialize(
                 codec.encode_server_info(self._service.describe(message.teacher, principal))
@@ -144,12 +156,28 @@ class Servicer:
             found = await self._service.register(upload, principal)
             return codec.serialize(codec.encode_levels(found.tokenizer_hash, found.levels))
 
+    async def list_tokenizers(self, exchange: Exchange) -> bytes:
+        with self._service.observe(GRPC.name, "ListTokenizers"):
+            message = await _names(exchange, tokenizer_pb2.ListTokenizersRequest())
+            found = await self._service.list_tokenizers(message.run, exchange.caller)
+            return codec.serialize(codec.encode_registered(found))
+
+    async def drop_tokenizer(self, exchange: Exchange) -> bytes:
+        with self._service.observe(GRPC.name, "DropTokenizer"):
+            message = await _names(exchange, tokenizer_pb2.DropTokenizerRequest())
+            dropped = await self._service.drop_tokenizer(
+                message.run, message.tokenizer_hash, exchange.caller
+            )
+            return codec.serialize(tokenizer_pb2.DropTokenizerResponse(dropped=dropped))
+
     def handlers(self) -> grpc.GenericRpcHandler:
         methods: dict[str, Method] = {
             "GetTeacher": self.get_teacher,
             "Score": self.score,
             "Render": self.render,
             "RegisterTokenizer": self.register_tokenizer,
+            "ListTokenizers": self.list_tokenizers,
+            "DropTokenizer": self.drop_tokenizer,
         }
         declared = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"].methods_by_name
         assert set(methods) == set(declared)

@@ -57,7 +57,7 @@ from teacher_server.http.schema import (
     TOKENIZER_BODY,
     install_schema,
 )
-from teacher_server.http.tokenizers import make_upload, render_levels
+from teacher_server.http.tokenizers import make_upload, render_levels, render_registered
 from teacher_server.refusals.sizes import check_tokenizer_bytes
 from teacher_server.scoring.context import HTTP, Received, TextReceived, TokenTexts
 from teacher_server.scoring.render import ReceivedRender
@@ -198,6 +198,24 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
                 found = await service.register(upload, principal, named=False)
             body = render_levels(found.tokenizer_hash, found.levels)
             return Response(body, media_type=JSON)
+
+    @app.get("/v1/tokenizers", responses=ERRORS)
+    async def list_tokenizers(request: Request, run: str = "") -> Response:
+        """What the caller's run has registered; without credentials what ``run`` has, or all
+        runs have."""
+        with service.observe(HTTP.name, "ListTokenizers"):
+            found = await service.list_tokenizers(run, caller_of(request))
+            return Response(render_registered(found), media_type=JSON)
+
+    @app.delete("/v1/tokenizers", responses=ERRORS)
+    async def drop_tokenizer(request: Request, tokenizer_hash: str = "", run: str = "") -> Response:
+        """Forgets what the caller's run, or without credentials ``run``, registered under a
+        fingerprint; ``dropped`` says whether it had."""
+        with service.observe(HTTP.name, "DropTokenizer"):
+            caller = caller_of(request)
+            named = run or (DEFAULT_RUN if caller.principal is None else caller.principal.run)
+            dropped = await service.drop_tokenizer(named, tokenizer_hash, caller)
+            return Response(to_json({"dropped": dropped}), media_type=JSON)
 
     @app.get("/livez")
     async def livez() -> Response:

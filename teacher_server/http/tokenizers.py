@@ -1,8 +1,15 @@
-"""``POST /v1/tokenizers``: the body is a tokenizer.json, the roles are in the query."""
+"""``/v1/tokenizers``. POST: the body is a tokenizer.json, the roles are in the query."""
 
 from __future__ import annotations
 
-from teacher_proto.types import SpecialRole, TokenizerLevels, TokenizerUpload
+import dataclasses
+
+from teacher_proto.types import (
+    RegisteredTokenizers,
+    SpecialRole,
+    TokenizerLevels,
+    TokenizerUpload,
+)
 
 from teacher_server.http.replies import to_json
 from teacher_server.refusals.errors import refuse
@@ -36,5 +43,18 @@ def render_levels(tokenizer: str, levels: TokenizerLevels) -> bytes:
             "tokenizer_hash": tokenizer,
             "levels": {name: level.name for name, level in levels.items()},
             "differences": levels.differences,
+        }
+    )
+
+
+def render_registered(found: RegisteredTokenizers) -> bytes:
+    return to_json(
+        {
+            "tokenizers": [
+                dataclasses.asdict(one)
+                | {"levels": {name: level.name for name, level in one.levels.items()}}
+                for one in found.tokenizers
+            ],
+            "total": found.total,
         }
     )

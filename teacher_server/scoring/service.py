@@ -18,6 +18,7 @@ from teacher_proto import tracing
 from teacher_proto.errors import DeadlineError, LsmError
 from teacher_proto.types import (
     PositionClass,
+    RegisteredTokenizers,
     ScoreReply,
     ServerInfo,
     ServerLimits,
@@ -31,6 +32,7 @@ from teacher_server.lifecycle import Lifecycle, Served
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
+from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_reply, reply_bytes
 from teacher_server.refusals.validation import check_name, check_readable, is_name
 from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
@@ -137,6 +139,43 @@ class TeacherService:
         served = self.lifecycle.served
         teachers = served.teachers.for_principal(principal)
         return await served.students.register(upload, run, teachers, named=named)
+
+    async def list_tokenizers(self, run: str, caller: Caller) -> RegisteredTokenizers:
+        """What the caller's run has registered; without credentials what the named run has,
+        or, without a name, all runs.
+
+        Raises:
+            ForbiddenError: the call names another run, or the caller may use no teacher.
+            TeacherUnavailableError: the server takes no work.
+        """
+        principal = caller.principal
+        self.check_caller(principal)
+        named = run_of(principal, run)
+        if named:
+            check_name(named, "run")
+        served = self.lifecycle.served
+        teachers = served.teachers.for_principal(principal)
+        work = partial(served.students.registered, named or None, teachers)
+        return await self.compute(work, 0, caller)
+
+    async def drop_tokenizer(self, run: str, tokenizer_hash: str, caller: Caller) -> bool:
+        """Forgets what the caller's run, or the named one, registered under a fingerprint;
+        whether there was such a registration.
+
+        Raises:
+            InvalidRequestError: the run has no name, or the fingerprint is empty.
+            ForbiddenError, TeacherUnavailableError: as ``list_tokenizers``.
+        """
+        principal = caller.principal
+        self.check_caller(principal)
+        named = run_of(principal, run)
+        check_name(named, "run")
+        if not tokenizer_hash:
+            raise refuse(
+                "it is empty", "tokenizer_hash", "send the fingerprint of a registered tokenizer"
+            )
+        students = self.lifecycle.served.students
+        return await self.compute(partial(students.drop, named, tokenizer_hash), 0, caller)
 
     def check_caller(self, principal: Principal | None) -> None:
         """Refuses before a body is read what can be refused then.

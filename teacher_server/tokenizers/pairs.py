@@ -22,7 +22,14 @@ from teacher_proto.errors import (
     LsmError,
     TeacherUnavailableError,
 )
-from teacher_proto.types import Int32, Level, TokenizerLevels, TokenizerUpload
+from teacher_proto.types import (
+    Int32,
+    Level,
+    RegisteredTokenizer,
+    RegisteredTokenizers,
+    TokenizerLevels,
+    TokenizerUpload,
+)
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.frames import Frame, FrameError, texts_array, texts_of
@@ -42,6 +49,8 @@ from teacher_server.workers.session import Session, open_session
 
 log = logging.getLogger(__name__)
 
+# Registrations in one answer of ``registered``.
+MAX_LISTED = 256
 # Sentences that are kept, of pairs of a student's file and a teacher's tokenizer.
 MAX_DIFFERENCES = 256
 # Seconds of a processor for texts: in any case, and for each megabyte.
@@ -114,6 +123,37 @@ class StudentTokenizers:
             if level is not None:
                 found.setdefault(one.tokenizer_hash, level)
         return found | {teacher.tokenizer.hash: Level.SAME}
+
+    def registered(self, run: str | None, teachers: Iterable[Teacher]) -> RegisteredTokenizers:
+        """What a run has registered, or all runs have, with the levels of these teachers."""
+        asked = list(teachers)
+        found = self._store.registrations(run)
+        return RegisteredTokenizers(
+            tokenizers=tuple(
+                RegisteredTokenizer(
+                    run=one.run,
+                    tokenizer_hash=one.tokenizer_hash,
+                    content=entry.content,
+                    file_bytes=entry.file_bytes,
+                    vocabulary_size=entry.vocabulary_size,
+                    levels={
+                        teacher.name: level
+                        for teacher in asked
+                        if (level := self.level(entry, teacher)) is not None
+                    },
+                    idle_seconds=self._store.idle_seconds(one),
+                )
+                for one, entry in found[:MAX_LISTED]
+            ),
+            total=len(found),
+        )
+
+    def drop(self, run: str, hash_: str) -> bool:
+        """Forgets what a run registered; whether there was such a registration."""
+        gone = self._store.drop(run, hash_)
+        if gone:
+            self._forget_tables()
+        return gone is not None
 
     def level(self, entry: Entry, teacher: Teacher) -> Level | None:
         """None where the teacher's tokenizer cannot be realigned to."""

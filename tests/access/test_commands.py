@@ -9,10 +9,14 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from teacher_proto.client import TeacherClient
+from teacher_proto.client.credentials import ClientCredentials
+from teacher_proto.tokenizer_hash import tokenizer_hash
 
 from student_trainer import cli as trainer_cli
 from tests.access.pki import ALICE, HOSTS, RUNS_WITHOUT_CERTIFICATES, Authority, write_secret
-from tests.server.processes import Program, run, serving
+from tests.server.crossed import upload
+from tests.server.processes import LONG, Program, run, serving
 from tests.trainer.conftest import settings, write_prompts
 
 
@@ -56,6 +60,30 @@ def test_top_needs_both(secured: Secured) -> None:
     assert refused.returncode == 2
     assert "--token-file" in refused.stderr
     assert run(*top[:-2], "--token-file", secured.token).returncode == 4
+
+
+def test_tokenizers_are_listed_and_dropped(
+    secured: Secured, other_tokenizer_model_dir: Path
+) -> None:
+    address = secured.program.facts["grpc_address"]
+    own = ClientCredentials(token=ALICE, ca=Path(secured.ca))
+    file = (other_tokenizer_model_dir / "tokenizer.json").read_bytes()
+    with TeacherClient(address, run="alice", credentials=own) as client:
+        client.register_tokenizer(upload(file, run="alice"), timeout=LONG)
+    shown = ("--address", address, "--ca", secured.ca, "--token-file", secured.token)
+    listed = run("tokenizers", "list", "--json", *shown)
+    assert listed.returncode == 0, listed.stderr
+    (one,) = json.loads(listed.stdout)["tokenizers"]
+    assert one["levels"] == {"default": "CROSS"}
+    text = run("tokenizers", "list", *shown).stdout
+    assert f"{tokenizer_hash(file)}\n  run 'alice', " in text
+    assert text.endswith("1 of 1 registrations\n")
+    assert run("tokenizers", "list", *shown, "--run", "bob").returncode == 2
+    dropped = run("tokenizers", "drop", one["tokenizer_hash"], *shown)
+    assert (dropped.returncode, dropped.stdout) == (0, "dropped\n")
+    again = run("tokenizers", "drop", one["tokenizer_hash"], *shown)
+    assert again.returncode == 2
+    assert "tokenizers list" in again.stderr
 
 
 def test_the_server_s_doctor_counts_tokens_and_refuses_exposed_files(

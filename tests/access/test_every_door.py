@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,18 @@ from grpc_reflection.v1alpha import reflection_pb2
 from starlette.routing import Route
 from teacher_proto import AsyncTeacherClient
 from teacher_proto.client.credentials import ClientCredentials
-from teacher_proto.errors import ForbiddenError, UnauthenticatedError
+from teacher_proto.errors import ContractMismatchError, ForbiddenError, UnauthenticatedError
 from teacher_proto.status import WRITE_FAILED
-from teacher_proto.types import TextPrompt, TokenizerUpload
+from teacher_proto.tokenizer_hash import tokenizer_hash
+from teacher_proto.types import Level, TextPrompt, TokenizerUpload
 from teacher_proto.v1 import service_pb2
 
 from teacher_server.http.app import make_app
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.scoring import service as service_module
 from tests.access.pki import ALICE, BOB, OLD
+from tests.server.crossed import file_of, upload
+from tests.server.crossed import request as crossed_request
 from tests.server.running import LONG, Running, http_client
 from tests.server.test_scoring import http_body
 
@@ -317,6 +321,64 @@ async def test_rendering_is_allowed_as_scoring_is(guarded: Running) -> None:
             assert answer.status_code == expected, answer.text
 
 
+async def test_a_run_s_tokenizers_are_its_own(
+    guarded: Running, other_tokenizer_model_dir: Path
+) -> None:
+    """Others neither see nor use nor drop what a run registered, on neither wire."""
+    file = file_of(other_tokenizer_model_dir)
+    named = tokenizer_hash(file)
+    mine = upload(file, run="alice")
+    await guarded.client.register_tokenizer(mine, timeout=LONG)
+    bob = ClientCredentials(token=BOB)
+    query = {"tokenizer_hash": named}
+    async with (
+        AsyncTeacherClient(guarded.server.grpc_address, run="bob", credentials=bob) as client,
+        AsyncTeacherClient(guarded.server.grpc_address, run="", credentials=bob) as nameless,
+        AsyncTeacherClient(guarded.server.grpc_address, run="alice", credentials=bob) as posing,
+        http_client(guarded.server.http_address, bob) as http,
+    ):
+        for other in (client, nameless):
+            assert (await other.list_tokenizers(timeout=LONG)).total == 0
+            assert await other.drop_tokenizer(named, timeout=LONG) is False
+        for call in (posing.list_tokenizers, partial(posing.drop_tokenizer, named)):
+            with pytest.raises(ForbiddenError) as found:
+                await call(timeout=LONG)
+            assert found.value.reason == "RUN_MISMATCH"
+        info = (await client.get_teacher(timeout=LONG)).teacher("default")
+        assert named not in info.tokenizers
+        assert (await http.get("/v1/tokenizers")).json() == {"tokenizers": [], "total": 0}
+        dropped = await http.delete("/v1/tokenizers", params=query)
+        assert dropped.json() == {"dropped": False}
+        for verb in ("GET", "DELETE"):
+            posed = await http.request(verb, "/v1/tokenizers", params=query | {"run": "alice"})
+            assert posed.status_code == 403
+            assert posed.json()["error"]["reason"] == "RUN_MISMATCH"
+        with pytest.raises(ContractMismatchError) as unknown:
+            await client.score(crossed_request(guarded, file, [1, 2, 3], run="bob"), timeout=LONG)
+        assert unknown.value.reason == "UNKNOWN_TOKENIZER"
+        body = http_body(teacher="default", run="bob", tokenizer_hash=named)
+        answer = await http.post("/v1/score", json=body)
+        assert answer.json()["error"]["reason"] == "UNKNOWN_TOKENIZER"
+    (one,) = (await guarded.client.list_tokenizers(timeout=LONG)).tokenizers
+    assert (one.run, one.tokenizer_hash, one.file_bytes) == ("alice", named, len(file))
+    assert one.levels == {"default": Level.CROSS, "other": Level.SAME}
+    info = (await guarded.client.get_teacher(timeout=LONG)).teacher("default")
+    assert info.tokenizers[named] is Level.CROSS
+    (listed,) = (await guarded.http.get("/v1/tokenizers")).json()["tokenizers"]
+    assert listed["content"] == one.content
+    assert listed["levels"] == {"default": "CROSS", "other": "SAME"}
+    dropped = await guarded.http.delete("/v1/tokenizers", params=query)
+    assert dropped.json() == {"dropped": True}
+    assert await guarded.client.drop_tokenizer(named, timeout=LONG) is False
+    audited = [json.loads(line) for line in audit_text(guarded).splitlines()]
+    seen = {(line["method"], line["run"]) for line in audited if "method" in line}
+    service = "/teacher_proto.v1.TeacherScoringService"
+    for method in ("GET", "DELETE"):
+        assert {(f"{method} /v1/tokenizers", run) for run in ("alice", "bob")} <= seen
+    for method in ("ListTokenizers", "DropTokenizer"):
+        assert {(f"{service}/{method}", run) for run in ("alice", "bob")} <= seen
+
+
 async def test_a_run_never_gets_another_run_s_reply(guarded: Running) -> None:
     request = guarded.request(run="", request_id="shared-id")
     bob = ClientCredentials(token=BOB)
@@ -328,8 +390,16 @@ async def test_a_run_never_gets_another_run_s_reply(guarded: Running) -> None:
     assert len(engine.jobs) == 2
 
 
+def audit_path(server: Running) -> Path:
+    return server.server.guard.audit._path  # type: ignore[union-attr]
+
+
+def audit_text(server: Running) -> str:
+    return audit_path(server).read_text()
+
+
 async def test_the_audit_log_has_every_call_and_no_contents(guarded: Running) -> None:
-    path = guarded.server.guard.audit._path  # type: ignore[union-attr]
+    path = audit_path(guarded)
     before = len(path.read_text().splitlines())
     assert path.stat().st_mode & 0o777 == 0o600
     await guarded.score(guarded.request(run="alice", request_id="audited"))

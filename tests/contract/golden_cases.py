@@ -26,6 +26,8 @@ from teacher_proto.types import (
     Prompt,
     Realignment,
     Refusal,
+    RegisteredTokenizer,
+    RegisteredTokenizers,
     RenderedPrompt,
     RenderRequest,
     Returns,
@@ -297,6 +299,17 @@ DIFFERENCES = {
 }
 
 
+REGISTERED = RegisteredTokenizers(
+    (
+        RegisteredTokenizer(
+            "run", "other", "ab" * 32, 7_031_645, 151_669, {"a": Level.CROSS, "b": Level.REMAP}, 2.5
+        ),
+        RegisteredTokenizer("run", "none", "cd" * 32, 0, 0, {}, 0.0),
+    ),
+    total=300,
+)
+
+
 def _one(encode: Callable[[Any], Any]) -> Callable[[Any], bytes]:
     """Of a call with one message each way."""
     return lambda value: codec.serialize(encode(value))
@@ -387,6 +400,7 @@ CASES = (
         _one(lambda levels: codec.encode_levels("other", levels)),
         lambda data: codec.decode_levels(data, "other"),
     ),
+    Case("tokenizers", REGISTERED, _one(codec.encode_registered), codec.decode_registered),
     Case("tokenizer_differences", DIFFERENCES, _one(_encode_differences), _decode_differences),
 )
 

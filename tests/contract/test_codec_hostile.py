@@ -27,6 +27,7 @@ from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
 from tests.contract.golden_cases import (
     ASKED,
     CASES,
+    REGISTERED,
     RENDERED,
     REPLY,
     REQUEST_CHAT,
@@ -376,6 +377,26 @@ def test_levels_of_another_tokenizer() -> None:
     data = codec.serialize(codec.encode_levels("hash", {}))
     with pytest.raises(PoisonedReplyError):
         codec.decode_levels(data, "other")
+
+
+@pytest.mark.parametrize(
+    ("edit", "where"),
+    [
+        (put("", "total", 1), "total"),
+        (put("tokenizers[0]", "file_bytes", -1), "tokenizers[0].file_bytes"),
+        (put("tokenizers[1]", "vocabulary_size", -1), "tokenizers[1].vocabulary_size"),
+        (put("tokenizers[0]", "idle_seconds", float("nan")), "tokenizers[0].idle_seconds"),
+        (put("tokenizers[0]", "idle_seconds", -1.0), "tokenizers[0].idle_seconds"),
+        (put("tokenizers[0].levels[1]", "teacher", "a"), "tokenizers[0].levels[1].teacher"),
+        (put("tokenizers[0].levels[0]", "level", 9), "tokenizers[0].levels[0].level"),
+    ],
+)
+def test_lists_of_tokenizers(edit: Edit, where: str) -> None:
+    message = codec.encode_registered(REGISTERED)
+    edit(message)
+    with pytest.raises(PoisonedReplyError) as caught:
+        codec.decode_registered(codec.serialize(message))
+    assert caught.value.where == where
 
 
 STRUCTS = score_pb2.ScoreRequest.FromString(

@@ -36,11 +36,13 @@ from teacher_proto.errors import (
     DeadlineError,
     InvalidRequestError,
     LsmError,
+    PoisonedReplyError,
     TeacherUnavailableError,
 )
 from teacher_proto.status import from_rpc_error
 from teacher_proto.types import (
     Prompt,
+    RegisteredTokenizers,
     RenderedPrompt,
     RenderRequest,
     ScoreReply,
@@ -51,7 +53,7 @@ from teacher_proto.types import (
     TokenizerLevels,
     TokenizerUpload,
 )
-from teacher_proto.v1 import teacher_pb2
+from teacher_proto.v1 import teacher_pb2, tokenizer_pb2
 
 SERVICE = "/teacher_proto.v1.TeacherScoringService"
 START_ONE = "start one with `teacher-server serve --model PATH`, or correct the address"
@@ -255,6 +257,41 @@ class AsyncTeacherClient:
         levels = codec.decode_levels(reply, upload.tokenizer_hash)
         self._registrations.registered(upload)
         return levels
+
+    async def list_tokenizers(self, *, timeout: float) -> RegisteredTokenizers:  # noqa: ASYNC109
+        """What this client's run has registered; without credentials and without a run, what
+        all runs have.
+
+        Args:
+            timeout: seconds for the whole call, retries included.
+        """
+        body = codec.serialize(tokenizer_pb2.ListTokenizersRequest(run=self.run))
+        return codec.decode_registered(
+            await self._unary("ListTokenizers", body, timeout, run=self.run)
+        )
+
+    async def drop_tokenizer(
+        self,
+        tokenizer_hash: str,
+        *,
+        timeout: float,  # noqa: ASYNC109
+    ) -> bool:
+        """Makes the server forget what this client's run registered under a fingerprint; this
+        client does not register it again by itself.
+
+        Args:
+            timeout: seconds for the whole call, retries included.
+
+        Returns:
+            Whether there was such a registration.
+        """
+        body = codec.serialize(
+            tokenizer_pb2.DropTokenizerRequest(run=self.run, tokenizer_hash=tokenizer_hash)
+        )
+        self._registrations.dropped(tokenizer_hash)
+        reply = await self._unary("DropTokenizer", body, timeout, run=self.run)
+        message = tokenizer_pb2.DropTokenizerResponse()
+        return codec.parse(reply, message, PoisonedReplyError).dropped
 
     async def _teachers_within(self, seconds: float) -> Sequence[TeacherInfo]:
         """The server's teachers; empty where they cannot be had in time."""

@@ -58,6 +58,10 @@ class Registrations:
         kept.upload = upload
         kept.times += 1
 
+    def dropped(self, tokenizer_hash: str) -> None:
+        """Notes that the caller wants this tokenizer no longer known."""
+        self._kept.pop(tokenizer_hash, None)
+
     def times(self, tokenizer_hash: str) -> int:
         """How often this tokenizer has been registered so far."""
         kept = self._kept.get(tokenizer_hash)

@@ -15,6 +15,7 @@ from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 from teacher_proto.types import (
     Prompt,
+    RegisteredTokenizers,
     RenderedPrompt,
     ScoreReply,
     ScoreRequest,
@@ -132,6 +133,14 @@ class TeacherClient:
     def register_tokenizer(self, upload: TokenizerUpload, *, timeout: float) -> TokenizerLevels:
         return self._wait(
             self.start(lambda client: client.register_tokenizer(upload, timeout=timeout))
+        )
+
+    def list_tokenizers(self, *, timeout: float) -> RegisteredTokenizers:
+        return self._wait(self.start(lambda client: client.list_tokenizers(timeout=timeout)))
+
+    def drop_tokenizer(self, tokenizer_hash: str, *, timeout: float) -> bool:
+        return self._wait(
+            self.start(lambda client: client.drop_tokenizer(tokenizer_hash, timeout=timeout))
         )
 
     def close(self) -> None:

@@ -22,7 +22,9 @@ from teacher_proto.codec.teacher import decode_server_info, encode_server_info
 from teacher_proto.codec.tokenizer import (
     TokenizerAssembler,
     decode_levels,
+    decode_registered,
     encode_levels,
+    encode_registered,
     encode_tokenizer,
 )
 from teacher_proto.codec.wire import parse, serialize
@@ -30,12 +32,14 @@ from teacher_proto.codec.wire import parse, serialize
 __all__ = [
     "TokenizerAssembler",
     "decode_levels",
+    "decode_registered",
     "decode_render",
     "decode_rendered",
     "decode_reply",
     "decode_request",
     "decode_server_info",
     "encode_levels",
+    "encode_registered",
     "encode_render",
     "encode_render_prompt",
     "encode_rendered",

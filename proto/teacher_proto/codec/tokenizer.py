@@ -1,15 +1,23 @@
-"""TokenizerUpload <-> the chunks of RegisterTokenizer, and its answer."""
+"""TokenizerUpload <-> the chunks of RegisterTokenizer and its answer; what is registered."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterable, Iterator, Mapping
 
 from teacher_proto.codec.structs import check_text
 from teacher_proto.codec.teacher import decode_level, encode_level
 from teacher_proto.codec.wire import parse
 from teacher_proto.errors import InvalidRequestError, PoisonedReplyError
-from teacher_proto.types import Level, SpecialRole, TokenizerLevels, TokenizerUpload
+from teacher_proto.types import (
+    Level,
+    RegisteredTokenizer,
+    RegisteredTokenizers,
+    SpecialRole,
+    TokenizerLevels,
+    TokenizerUpload,
+)
 from teacher_proto.v1 import tokenizer_pb2
 
 CHUNK_BYTES = 1 << 20
@@ -124,15 +132,7 @@ def encode_levels(
     ``TokenizerLevels`` has."""
     differences = levels.differences if isinstance(levels, TokenizerLevels) else {}
     return tokenizer_pb2.RegisterTokenizerResponse(
-        tokenizer_hash=tokenizer_hash,
-        levels=[
-            tokenizer_pb2.TeacherLevel(
-                teacher=name,
-                level=encode_level(level),
-                difference=differences.get(name, ""),
-            )
-            for name, level in sorted(levels.items())
-        ],
+        tokenizer_hash=tokenizer_hash, levels=_encode_by_teacher(levels, differences)
     )
 
 
@@ -145,12 +145,80 @@ def decode_levels(
         message = parse(message, tokenizer_pb2.RegisterTokenizerResponse(), PoisonedReplyError)
     if message.tokenizer_hash != tokenizer_hash:
         raise PoisonedReplyError("is not the tokenizer that was sent", where="tokenizer_hash")
+    return _decode_by_teacher(message.levels, "levels")
+
+
+def encode_registered(found: RegisteredTokenizers) -> tokenizer_pb2.ListTokenizersResponse:
+    return tokenizer_pb2.ListTokenizersResponse(
+        tokenizers=[
+            tokenizer_pb2.RegisteredTokenizer(
+                run=one.run,
+                tokenizer_hash=one.tokenizer_hash,
+                content=one.content,
+                file_bytes=one.file_bytes,
+                vocabulary_size=one.vocabulary_size,
+                levels=_encode_by_teacher(one.levels, {}),
+                idle_seconds=one.idle_seconds,
+            )
+            for one in found.tokenizers
+        ],
+        total=found.total,
+    )
+
+
+def decode_registered(
+    message: tokenizer_pb2.ListTokenizersResponse | bytes,
+) -> RegisteredTokenizers:
+    """Raises PoisonedReplyError."""
+    if isinstance(message, bytes):
+        message = parse(message, tokenizer_pb2.ListTokenizersResponse(), PoisonedReplyError)
+    if message.total < len(message.tokenizers):
+        raise PoisonedReplyError("is less than the tokenizers listed", where="total")
+    tokenizers = []
+    for index, item in enumerate(message.tokenizers):
+        where = f"tokenizers[{index}]"
+        sizes = (("file_bytes", item.file_bytes), ("vocabulary_size", item.vocabulary_size))
+        for name, size in sizes:
+            if size < 0:
+                raise PoisonedReplyError(f"is {size}, must be >= 0", where=f"{where}.{name}")
+        if not 0 <= item.idle_seconds < math.inf:
+            raise PoisonedReplyError(
+                f"is {item.idle_seconds}, must be finite and >= 0", where=f"{where}.idle_seconds"
+            )
+        tokenizers.append(
+            RegisteredTokenizer(
+                run=item.run,
+                tokenizer_hash=item.tokenizer_hash,
+                content=item.content,
+                file_bytes=item.file_bytes,
+                vocabulary_size=item.vocabulary_size,
+                levels=dict(_decode_by_teacher(item.levels, f"{where}.levels")),
+                idle_seconds=item.idle_seconds,
+            )
+        )
+    return RegisteredTokenizers(tuple(tokenizers), message.total)
+
+
+def _encode_by_teacher(
+    levels: Mapping[str, Level], differences: Mapping[str, str]
+) -> list[tokenizer_pb2.TeacherLevel]:
+    return [
+        tokenizer_pb2.TeacherLevel(
+            teacher=name,
+            level=encode_level(level),
+            difference=differences.get(name, ""),
+        )
+        for name, level in sorted(levels.items())
+    ]
+
+
+def _decode_by_teacher(items: Iterable[tokenizer_pb2.TeacherLevel], where: str) -> TokenizerLevels:
     levels: dict[str, Level] = {}
     differences: dict[str, str] = {}
-    for index, item in enumerate(message.levels):
+    for index, item in enumerate(items):
         if item.teacher in levels:
-            raise PoisonedReplyError("is listed twice", where=f"levels[{index}].teacher")
-        levels[item.teacher] = decode_level(item.level, f"levels[{index}].level")
+            raise PoisonedReplyError("is listed twice", where=f"{where}[{index}].teacher")
+        levels[item.teacher] = decode_level(item.level, f"{where}[{index}].level")
         if item.difference:
             differences[item.teacher] = item.difference
     return TokenizerLevels(levels, differences)

@@ -28,7 +28,7 @@ from teacher_proto.v1 import teacher_pb2 as teacher__proto_dot_v1_dot_teacher__p
 from teacher_proto.v1 import tokenizer_pb2 as teacher__proto_dot_v1_dot_tokenizer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eteacher_proto/v1/service.proto\x12\x10teacher_proto.v1\x1a\x1dteacher_proto/v1/render.proto\x1a\x1cteacher_proto/v1/score.proto\x1a\x1eteacher_proto/v1/teacher.proto\x1a teacher_proto/v1/tokenizer.proto2\xf7\x02\n\x15TeacherScoringService\x12W\n\nGetTeacher\x12#.teacher_proto.v1.GetTeacherRequest\x1a$.teacher_proto.v1.GetTeacherResponse\x12H\n\x05Score\x12\x1e.teacher_proto.v1.ScoreRequest\x1a\x1f.teacher_proto.v1.ScoreResponse\x12K\n\x06Render\x12\x1f.teacher_proto.v1.RenderRequest\x1a .teacher_proto.v1.RenderResponse\x12n\n\x11RegisterTokenizer\x12*.teacher_proto.v1.RegisterTokenizerRequest\x1a+.teacher_proto.v1.RegisterTokenizerResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1eteacher_proto/v1/service.proto\x12\x10teacher_proto.v1\x1a\x1dteacher_proto/v1/render.proto\x1a\x1cteacher_proto/v1/score.proto\x1a\x1eteacher_proto/v1/teacher.proto\x1a teacher_proto/v1/tokenizer.proto2\xbe\x04\n\x15TeacherScoringService\x12W\n\nGetTeacher\x12#.teacher_proto.v1.GetTeacherRequest\x1a$.teacher_proto.v1.GetTeacherResponse\x12H\n\x05Score\x12\x1e.teacher_proto.v1.ScoreRequest\x1a\x1f.teacher_proto.v1.ScoreResponse\x12K\n\x06Render\x12\x1f.teacher_proto.v1.RenderRequest\x1a .teacher_proto.v1.RenderResponse\x12n\n\x11RegisterTokenizer\x12*.teacher_proto.v1.RegisterTokenizerRequest\x1a+.teacher_proto.v1.RegisterTokenizerResponse(\x01\x12\x63\n\x0eListTokenizers\x12\'.teacher_proto.v1.ListTokenizersRequest\x1a(.teacher_proto.v1.ListTokenizersResponse\x12`\n\rDropTokenizer\x12&.teacher_proto.v1.DropTokenizerRequest\x1a\'.teacher_proto.v1.DropTokenizerResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,5 +36,5 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teacher_proto.v1.service_pb
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TEACHERSCORINGSERVICE']._serialized_start=180
-  _globals['_TEACHERSCORINGSERVICE']._serialized_end=555
+  _globals['_TEACHERSCORINGSERVICE']._serialized_end=754
 # @@protoc_insertion_point(module_scope)

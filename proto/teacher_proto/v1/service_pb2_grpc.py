@@ -44,7 +44,7 @@ class TeacherScoringServiceStub:
     refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
     they are told otherwise: raise that (max_receive_message_length) to
     ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
-    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+    RenderRequest.max_reply_bytes. The other calls reply with less than 4 MiB.
 
     Retries: Score is pure. The same bytes again with the same run within the server's window
     get the same reply and are computed once; so keep the serialized request, since maps of a
@@ -97,6 +97,16 @@ class TeacherScoringServiceStub:
                 request_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerRequest.SerializeToString,
                 response_deserializer=teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerResponse.FromString,
                 _registered_method=True)
+        self.ListTokenizers = channel.unary_unary(
+                '/teacher_proto.v1.TeacherScoringService/ListTokenizers',
+                request_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.ListTokenizersRequest.SerializeToString,
+                response_deserializer=teacher__proto_dot_v1_dot_tokenizer__pb2.ListTokenizersResponse.FromString,
+                _registered_method=True)
+        self.DropTokenizer = channel.unary_unary(
+                '/teacher_proto.v1.TeacherScoringService/DropTokenizer',
+                request_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.DropTokenizerRequest.SerializeToString,
+                response_deserializer=teacher__proto_dot_v1_dot_tokenizer__pb2.DropTokenizerResponse.FromString,
+                _registered_method=True)
 
 
 class TeacherScoringServiceServicer:
@@ -115,7 +125,7 @@ class TeacherScoringServiceServicer:
     refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
     they are told otherwise: raise that (max_receive_message_length) to
     ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
-    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+    RenderRequest.max_reply_bytes. The other calls reply with less than 4 MiB.
 
     Retries: Score is pure. The same bytes again with the same run within the server's window
     get the same reply and are computed once; so keep the serialized request, since maps of a
@@ -177,6 +187,22 @@ class TeacherScoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListTokenizers(self, request, context):
+        """The tokenizers that the caller's run has registered.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DropTokenizer(self, request, context):
+        """Forgets one of them; its bytes and its process are free once no run has it any more.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TeacherScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -199,6 +225,16 @@ def add_TeacherScoringServiceServicer_to_server(servicer, server):
                     servicer.RegisterTokenizer,
                     request_deserializer=teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerRequest.FromString,
                     response_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerResponse.SerializeToString,
+            ),
+            'ListTokenizers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTokenizers,
+                    request_deserializer=teacher__proto_dot_v1_dot_tokenizer__pb2.ListTokenizersRequest.FromString,
+                    response_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.ListTokenizersResponse.SerializeToString,
+            ),
+            'DropTokenizer': grpc.unary_unary_rpc_method_handler(
+                    servicer.DropTokenizer,
+                    request_deserializer=teacher__proto_dot_v1_dot_tokenizer__pb2.DropTokenizerRequest.FromString,
+                    response_serializer=teacher__proto_dot_v1_dot_tokenizer__pb2.DropTokenizerResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -224,7 +260,7 @@ class TeacherScoringService:
     refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
     they are told otherwise: raise that (max_receive_message_length) to
     ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
-    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+    RenderRequest.max_reply_bytes. The other calls reply with less than 4 MiB.
 
     Retries: Score is pure. The same bytes again with the same run within the server's window
     get the same reply and are computed once; so keep the serialized request, since maps of a
@@ -349,6 +385,60 @@ class TeacherScoringService:
             '/teacher_proto.v1.TeacherScoringService/RegisterTokenizer',
             teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerRequest.SerializeToString,
             teacher__proto_dot_v1_dot_tokenizer__pb2.RegisterTokenizerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTokenizers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/teacher_proto.v1.TeacherScoringService/ListTokenizers',
+            teacher__proto_dot_v1_dot_tokenizer__pb2.ListTokenizersRequest.SerializeToString,
+            teacher__proto_dot_v1_dot_tokenizer__pb2.ListTokenizersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DropTokenizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/teacher_proto.v1.TeacherScoringService/DropTokenizer',
+            teacher__proto_dot_v1_dot_tokenizer__pb2.DropTokenizerRequest.SerializeToString,
+            teacher__proto_dot_v1_dot_tokenizer__pb2.DropTokenizerResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,7 +45,7 @@ class TeacherScoringServiceStub:
     refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
     they are told otherwise: raise that (max_receive_message_length) to
     ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
-    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+    RenderRequest.max_reply_bytes. The other calls reply with less than 4 MiB.
 
     Retries: Score is pure. The same bytes again with the same run within the server's window
     get the same reply and are computed once; so keep the serialized request, since maps of a
@@ -95,6 +95,14 @@ class TeacherScoringServiceStub:
     Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
     RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
     """
+    ListTokenizers: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.ListTokenizersRequest, _tokenizer_pb2.ListTokenizersResponse]
+    """The tokenizers that the caller's run has registered.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+    """
+    DropTokenizer: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.DropTokenizerRequest, _tokenizer_pb2.DropTokenizerResponse]
+    """Forgets one of them; its bytes and its process are free once no run has it any more.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+    """
 
 @_typing.type_check_only
 class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
@@ -113,7 +121,7 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
     they are told otherwise: raise that (max_receive_message_length) to
     ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
-    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+    RenderRequest.max_reply_bytes. The other calls reply with less than 4 MiB.
 
     Retries: Score is pure. The same bytes again with the same run within the server's window
     get the same reply and are computed once; so keep the serialized request, since maps of a
@@ -160,6 +168,14 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
     RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
     """
+    ListTokenizers: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.ListTokenizersRequest, _tokenizer_pb2.ListTokenizersResponse]  # type: ignore[assignment]
+    """The tokenizers that the caller's run has registered.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+    """
+    DropTokenizer: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.DropTokenizerRequest, _tokenizer_pb2.DropTokenizerResponse]  # type: ignore[assignment]
+    """Forgets one of them; its bytes and its process are free once no run has it any more.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+    """
 
 class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """FOR CLIENTS IN ANY LANGUAGE. docs/contract.md says more; examples/node is such a client.
@@ -177,7 +193,7 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     refused by name, one 4 MiB larger by gRPC itself. Of replies gRPC libraries read 4 MiB unless
     they are told otherwise: raise that (max_receive_message_length) to
     ServerLimits.max_reply_bytes, or say ScoreRequest.max_reply_bytes and
-    RenderRequest.max_reply_bytes. GetTeacher and RegisterTokenizer reply with less than 4 MiB.
+    RenderRequest.max_reply_bytes. The other calls reply with less than 4 MiB.
 
     Retries: Score is pure. The same bytes again with the same run within the server's window
     get the same reply and are computed once; so keep the serialized request, since maps of a
@@ -245,6 +261,26 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         """Registers a student's tokenizer: the header, then the file in chunks.
         Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
         RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
+        """
+
+    @_abc_1.abstractmethod
+    def ListTokenizers(
+        self,
+        request: _tokenizer_pb2.ListTokenizersRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenizer_pb2.ListTokenizersResponse, _abc.Awaitable[_tokenizer_pb2.ListTokenizersResponse]]:
+        """The tokenizers that the caller's run has registered.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
+        """
+
+    @_abc_1.abstractmethod
+    def DropTokenizer(
+        self,
+        request: _tokenizer_pb2.DropTokenizerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_tokenizer_pb2.DropTokenizerResponse, _abc.Awaitable[_tokenizer_pb2.DropTokenizerResponse]]:
+        """Forgets one of them; its bytes and its process are free once no run has it any more.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, UNAVAILABLE.
         """
 
 def add_TeacherScoringServiceServicer_to_server(servicer: TeacherScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

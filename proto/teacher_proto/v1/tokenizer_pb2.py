@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from teacher_proto.v1 import teacher_pb2 as teacher__proto_dot_v1_dot_teacher__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n teacher_proto/v1/tokenizer.proto\x12\x10teacher_proto.v1\x1a\x1eteacher_proto/v1/teacher.proto\"M\n\x0cSpecialToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12+\n\x04role\x18\x02 \x01(\x0e\x32\x1d.teacher_proto.v1.SpecialRole\"\x97\x01\n\x0fTokenizerHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x13\n\x0b\x66ile_sha256\x18\x03 \x01(\t\x12\x12\n\nfile_bytes\x18\x04 \x01(\x03\x12\x36\n\x0especial_tokens\x18\x05 \x03(\x0b\x32\x1e.teacher_proto.v1.SpecialToken\"h\n\x18RegisterTokenizerRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.teacher_proto.v1.TokenizerHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"f\n\x0cTeacherLevel\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x31\n\x05level\x18\x02 \x01(\x0e\x32\".teacher_proto.v1.RealignmentLevel\x12\x12\n\ndifference\x18\x03 \x01(\t\"c\n\x19RegisterTokenizerResponse\x12\x16\n\x0etokenizer_hash\x18\x01 \x01(\t\x12.\n\x06levels\x18\x02 \x03(\x0b\x32\x1e.teacher_proto.v1.TeacherLevel*\xf1\x01\n\x0bSpecialRole\x12\x1c\n\x18SPECIAL_ROLE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSPECIAL_ROLE_BEGIN_OF_TEXT\x10\x01\x12\x1c\n\x18SPECIAL_ROLE_END_OF_TEXT\x10\x02\x12\x19\n\x15SPECIAL_ROLE_TURN_END\x10\x03\x12\x1b\n\x17SPECIAL_ROLE_THINK_OPEN\x10\x04\x12\x1c\n\x18SPECIAL_ROLE_THINK_CLOSE\x10\x05\x12\x18\n\x14SPECIAL_ROLE_PADDING\x10\x06\x12\x16\n\x12SPECIAL_ROLE_OTHER\x10\x07\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n teacher_proto/v1/tokenizer.proto\x12\x10teacher_proto.v1\x1a\x1eteacher_proto/v1/teacher.proto\"M\n\x0cSpecialToken\x12\x10\n\x08token_id\x18\x01 \x01(\x05\x12+\n\x04role\x18\x02 \x01(\x0e\x32\x1d.teacher_proto.v1.SpecialRole\"\x97\x01\n\x0fTokenizerHeader\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x13\n\x0b\x66ile_sha256\x18\x03 \x01(\t\x12\x12\n\nfile_bytes\x18\x04 \x01(\x03\x12\x36\n\x0especial_tokens\x18\x05 \x03(\x0b\x32\x1e.teacher_proto.v1.SpecialToken\"h\n\x18RegisterTokenizerRequest\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.teacher_proto.v1.TokenizerHeaderH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"f\n\x0cTeacherLevel\x12\x0f\n\x07teacher\x18\x01 \x01(\t\x12\x31\n\x05level\x18\x02 \x01(\x0e\x32\".teacher_proto.v1.RealignmentLevel\x12\x12\n\ndifference\x18\x03 \x01(\t\"c\n\x19RegisterTokenizerResponse\x12\x16\n\x0etokenizer_hash\x18\x01 \x01(\t\x12.\n\x06levels\x18\x02 \x03(\x0b\x32\x1e.teacher_proto.v1.TeacherLevel\"$\n\x15ListTokenizersRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"\xbe\x01\n\x13RegisteredTokenizer\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x03 \x01(\t\x12\x12\n\nfile_bytes\x18\x04 \x01(\x03\x12\x17\n\x0fvocabulary_size\x18\x05 \x01(\x05\x12.\n\x06levels\x18\x06 \x03(\x0b\x32\x1e.teacher_proto.v1.TeacherLevel\x12\x14\n\x0cidle_seconds\x18\x07 \x01(\x01\"b\n\x16ListTokenizersResponse\x12\x39\n\ntokenizers\x18\x01 \x03(\x0b\x32%.teacher_proto.v1.RegisteredTokenizer\x12\r\n\x05total\x18\x02 \x01(\x05\";\n\x14\x44ropTokenizerRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x16\n\x0etokenizer_hash\x18\x02 \x01(\t\"(\n\x15\x44ropTokenizerResponse\x12\x0f\n\x07\x64ropped\x18\x01 \x01(\x08*\xf1\x01\n\x0bSpecialRole\x12\x1c\n\x18SPECIAL_ROLE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aSPECIAL_ROLE_BEGIN_OF_TEXT\x10\x01\x12\x1c\n\x18SPECIAL_ROLE_END_OF_TEXT\x10\x02\x12\x19\n\x15SPECIAL_ROLE_TURN_END\x10\x03\x12\x1b\n\x17SPECIAL_ROLE_THINK_OPEN\x10\x04\x12\x1c\n\x18SPECIAL_ROLE_THINK_CLOSE\x10\x05\x12\x18\n\x14SPECIAL_ROLE_PADDING\x10\x06\x12\x16\n\x12SPECIAL_ROLE_OTHER\x10\x07\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'teacher_proto.v1.tokenizer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_SPECIALROLE']._serialized_start=631
-  _globals['_SPECIALROLE']._serialized_end=872
+  _globals['_SPECIALROLE']._serialized_start=1065
+  _globals['_SPECIALROLE']._serialized_end=1306
   _globals['_SPECIALTOKEN']._serialized_start=86
   _globals['_SPECIALTOKEN']._serialized_end=163
   _globals['_TOKENIZERHEADER']._serialized_start=166
@@ -44,4 +44,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TEACHERLEVEL']._serialized_end=527
   _globals['_REGISTERTOKENIZERRESPONSE']._serialized_start=529
   _globals['_REGISTERTOKENIZERRESPONSE']._serialized_end=628
+  _globals['_LISTTOKENIZERSREQUEST']._serialized_start=630
+  _globals['_LISTTOKENIZERSREQUEST']._serialized_end=666
+  _globals['_REGISTEREDTOKENIZER']._serialized_start=669
+  _globals['_REGISTEREDTOKENIZER']._serialized_end=859
+  _globals['_LISTTOKENIZERSRESPONSE']._serialized_start=861
+  _globals['_LISTTOKENIZERSRESPONSE']._serialized_end=959
+  _globals['_DROPTOKENIZERREQUEST']._serialized_start=961
+  _globals['_DROPTOKENIZERREQUEST']._serialized_end=1020
+  _globals['_DROPTOKENIZERRESPONSE']._serialized_start=1022
+  _globals['_DROPTOKENIZERRESPONSE']._serialized_end=1062
 # @@protoc_insertion_point(module_scope)

@@ -183,3 +183,144 @@ class RegisterTokenizerResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RegisterTokenizerResponse: _TypeAlias = RegisterTokenizerResponse  # noqa: Y015
+
+@_typing.final
+class ListTokenizersRequest(_message.Message):
+    """A run's tokenizers are its own: nobody else's requests use or change them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Those of this run alone. With credentials it is the caller's own, which may be left out;
+    without, empty lists those of all runs.
+    """
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokenizersRequest: _TypeAlias = ListTokenizersRequest  # noqa: Y015
+
+@_typing.final
+class RegisteredTokenizer(_message.Message):
+    """That a run has registered a tokenizer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TOKENIZER_HASH_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    FILE_BYTES_FIELD_NUMBER: _builtins.int
+    VOCABULARY_SIZE_FIELD_NUMBER: _builtins.int
+    LEVELS_FIELD_NUMBER: _builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    tokenizer_hash: _builtins.str
+    content: _builtins.str
+    """sha256, hexadecimal, over fingerprint, file and roles: equal where two runs registered
+    exactly the same.
+    """
+    file_bytes: _builtins.int
+    """Of the tokenizer.json."""
+    vocabulary_size: _builtins.int
+    """One above its highest id."""
+    idle_seconds: _builtins.float
+    """Since the run last registered or used it."""
+    @_builtins.property
+    def levels(self) -> _containers.RepeatedCompositeFieldContainer[Global___TeacherLevel]:
+        """By teacher that the caller may ask; those it cannot be realigned to are left out."""
+
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        tokenizer_hash: _builtins.str = ...,
+        content: _builtins.str = ...,
+        file_bytes: _builtins.int = ...,
+        vocabulary_size: _builtins.int = ...,
+        levels: _abc.Iterable[Global___TeacherLevel] | None = ...,
+        idle_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "file_bytes", b"file_bytes", "idle_seconds", b"idle_seconds", "levels", b"levels", "run", b"run", "tokenizer_hash", b"tokenizer_hash", "vocabulary_size", b"vocabulary_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RegisteredTokenizer: _TypeAlias = RegisteredTokenizer  # noqa: Y015
+
+@_typing.final
+class ListTokenizersResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TOKENIZERS_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    total: _builtins.int
+    """How many there are."""
+    @_builtins.property
+    def tokenizers(self) -> _containers.RepeatedCompositeFieldContainer[Global___RegisteredTokenizer]:
+        """The last used ones first, 256 at most."""
+
+    def __init__(
+        self,
+        *,
+        tokenizers: _abc.Iterable[Global___RegisteredTokenizer] | None = ...,
+        total: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["tokenizers", b"tokenizers", "total", b"total"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTokenizersResponse: _TypeAlias = ListTokenizersResponse  # noqa: Y015
+
+@_typing.final
+class DropTokenizerRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: _builtins.int
+    TOKENIZER_HASH_FIELD_NUMBER: _builtins.int
+    run: _builtins.str
+    """Whose registration it is; with credentials the caller's own, which may be left out."""
+    tokenizer_hash: _builtins.str
+    def __init__(
+        self,
+        *,
+        run: _builtins.str = ...,
+        tokenizer_hash: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["run", b"run", "tokenizer_hash", b"tokenizer_hash"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropTokenizerRequest: _TypeAlias = DropTokenizerRequest  # noqa: Y015
+
+@_typing.final
+class DropTokenizerResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DROPPED_FIELD_NUMBER: _builtins.int
+    dropped: _builtins.bool
+    """False: the run has registered no such tokenizer."""
+    def __init__(
+        self,
+        *,
+        dropped: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dropped", b"dropped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DropTokenizerResponse: _TypeAlias = DropTokenizerResponse  # noqa: Y015
