@@ -1,0 +1,164 @@
+"""Bodies that stall and replies that nobody reads hold bytes of the budget, and no more."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Receive, Scope, Send
+from teacher_proto.client.credentials import ClientCredentials
+
+from teacher_server.config import LimitSettings
+from teacher_server.http.body import UNDECLARED, Charge
+from teacher_server.queue.budget import ByteBudget, Owner
+from tests.access.pki import ALICE, BOB, RUNS_WITHOUT_CERTIFICATES, write_secret
+from tests.server.raw_http import Answer, Peer, alone, connected
+from tests.server.running import LONG, Running, eventually, running
+from tests.server.test_scoring import http_body
+
+MIB = 1024 * 1024
+LIMITS = {
+    "max_request_bytes": 2 * MIB,
+    "max_tokenizer_bytes": 2 * MIB,
+    "max_reply_bytes": 4 * MIB,
+    "max_bytes_in_flight": 16 * MIB,
+    "max_bytes_in_flight_per_run": 8 * MIB,
+}
+LARGE = 20 * MIB
+
+
+@pytest.fixture
+async def tight(
+    tiny_model_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Running]:
+    """A server whose runs may hold the body and reply of one large request each."""
+    file = write_secret(tmp_path / "runs.toml", RUNS_WITHOUT_CERTIFICATES)
+    async with running(
+        {"default": tiny_model_dir},
+        monkeypatch,
+        credentials=ClientCredentials(token=ALICE),
+        run="alice",
+        access={"credentials_file": file},
+        limits=LIMITS,
+    ) as found:
+        yield found
+
+
+async def post(peer: Peer, token: str, length: int, body: bytes) -> None:
+    await peer.send(
+        b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Authorization: Bearer %b\r\nContent-Length: %d\r\n\r\n" % (token.encode(), length)
+    )
+    await peer.send(body)
+
+
+async def test_stalled_bodies_hold_the_share_of_their_run(tight: Running) -> None:
+    budget = tight.server.service.budget
+    size = 2 * MIB - 1
+    async with contextlib.AsyncExitStack() as stack:
+        peers = [
+            await stack.enter_async_context(connected(tight.server.http_address)) for _ in range(6)
+        ]
+        for peer in peers:
+            await post(peer, ALICE, size, b" " * 1000)
+        await eventually(lambda: tight.server.lifecycle.active == len(peers))
+        assert budget.by_run() == {"alice": size}
+        # Small ones of the same run, and large ones of another, go past them.
+        assert (await tight.http.post("/v1/score", json=http_body())).status_code == 200
+        async with connected(tight.server.http_address) as neighbour:
+            await post(neighbour, BOB, size, b" " * size)
+            assert (await neighbour.answer()).error["reason"] == "MALFORMED_JSON"
+        assert budget.by_run() == {"alice": size}
+        # Who waited for room is read when the one before it has left.
+        await peers[0].send(b" " * (size - 1000))
+        assert (await peers[0].answer()).status == 400
+        await eventually(lambda: budget.by_run() == {"alice": size})
+    await eventually(lambda: budget.by_run() == {})
+
+
+class Echo:
+    """Reads a body, answers with ``LARGE`` bytes, and charges alice for both."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        self.budget = budget
+        self.read: list[int] = []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        charge = Charge(self.budget, Owner("alice"), time.monotonic() + LONG)
+        body = await charge.read(Request(scope, receive), lambda size: None)
+        self.read.append(len(body))
+        await (await charge.answer(bytes(LARGE)))(scope, receive, send)
+
+
+async def test_a_reply_is_charged_until_it_has_left() -> None:
+    budget = ByteBudget(64 * MIB, 64 * MIB, LARGE)
+    async with (
+        alone(Echo(budget), LimitSettings()) as server,
+        connected(server.address) as peer,
+    ):
+        await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: budget.by_run() == {"alice": LARGE})
+        assert len((await peer.answer()).body) == LARGE
+        await eventually(lambda: budget.by_run() == {})
+
+
+async def test_a_reply_that_nobody_reads_is_charged_until_its_connection_ends() -> None:
+    budget = ByteBudget(64 * MIB, 64 * MIB, LARGE)
+    hasty = LimitSettings(write_seconds=0.2)
+    async with alone(Echo(budget), hasty) as server, connected(server.address) as peer:
+        peer.writer.transport.pause_reading()  # type: ignore[attr-defined]
+        await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await eventually(lambda: budget.by_run() == {"alice": LARGE})
+        await eventually(lambda: budget.by_run() == {})
+        assert server.cut == ["unread_reply"]
+
+
+async def test_a_body_without_a_length_is_charged_as_it_comes() -> None:
+    budget = ByteBudget(64 * MIB, 64 * MIB)
+    app = Echo(budget)
+    chunk = b"%x\r\n%b\r\n" % (UNDECLARED, bytes(UNDECLARED))
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+        await eventually(lambda: budget.by_run() == {"alice": UNDECLARED})
+        await peer.send(chunk * 4)
+        await eventually(lambda: budget.by_run() == {"alice": 4 * UNDECLARED})
+        await peer.send(b"0\r\n\r\n")
+        assert (await peer.answer()).status == 200
+        assert app.read == [4 * UNDECLARED]
+        await eventually(lambda: budget.by_run() == {})
+
+
+async def test_who_waits_for_room_is_not_read_meanwhile() -> None:
+    budget = ByteBudget(LARGE + 4 * MIB, LARGE + 4 * MIB)
+    app = Echo(budget)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE
+    async with (
+        alone(app, LimitSettings()) as server,
+        connected(server.address) as first,
+        connected(server.address) as second,
+    ):
+        await first.send(head)
+        await eventually(lambda: budget.by_run() == {"alice": LARGE})
+        sending = asyncio.create_task(second.send(head + bytes(LARGE)))
+        await first.send(bytes(LARGE))
+        assert not sending.done()
+        answers: list[Answer] = [await first.answer(), await second.answer()]
+        await sending
+        assert [answer.status for answer in answers] == [200, 200]
+        assert app.read == [LARGE, LARGE]
+
+
+async def test_metrics_show_what_is_held(tight: Running) -> None:
+    async with connected(tight.server.http_address) as peer:
+        await post(peer, ALICE, 1000, b"")
+        await eventually(lambda: tight.server.service.budget.by_run() == {"alice": 1000})
+        text = (await tight.http.get("/metrics")).text
+        assert 'lsm_teacher_connections{surface="http"}' in text
+        await peer.send(json.dumps(http_body()).encode().ljust(1000))
+        assert (await peer.answer()).status == 200
