@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import socket
+import ssl
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from starlette.types import ASGIApp
 from teacher_proto.errors import LsmError
 
+from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
 from teacher_server.http.server import HttpServer
@@ -63,9 +65,9 @@ class Peer:
 
 
 @contextlib.asynccontextmanager
-async def connected(address: str) -> AsyncIterator[Peer]:
+async def connected(address: str, tls: ssl.SSLContext | None = None) -> AsyncIterator[Peer]:
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    reader, writer = await asyncio.open_connection(host, int(port), ssl=tls)
     try:
         yield Peer(reader, writer)
     finally:
@@ -92,7 +94,10 @@ class Alone:
 
 @contextlib.asynccontextmanager
 async def alone(
-    app: ASGIApp, limits: LimitSettings, bounds: ConnectionBounds | None = None
+    app: ASGIApp,
+    limits: LimitSettings,
+    bounds: ConnectionBounds | None = None,
+    certificates: Certificates | None = None,
 ) -> AsyncIterator[Alone]:
     listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
     cut: list[str] = []
@@ -104,7 +109,7 @@ async def alone(
     server = HttpServer(
         app,
         listener,
-        None,
+        certificates,
         bounds or ConnectionBounds(100, 100),
         limits,
         cut=cut.append,
