@@ -1,0 +1,235 @@
+"""Callers that send no end, take no reply, or only sit there: what they hold over gRPC is
+bounded, and beside them others are served."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+import pytest_asyncio
+from grpc_health.v1 import health_pb2
+from teacher_proto.client.credentials import ClientCredentials
+
+from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.config import MIB
+from teacher_server.grpc.connections import Connections, Peer, peer_of
+from tests.server.running import (
+    LONG,
+    SCORE,
+    Running,
+    body_of,
+    continuation,
+    eventually,
+    http_client,
+    running,
+)
+from tests.support.http2 import RawCaller, message, raw_caller
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
+REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+REGISTER = "/teacher_proto.v1.TeacherScoringService/RegisterTokenizer"
+BODY = 8 * MIB
+CONNECTIONS = 32
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def strict(tiny_model_dir: Path) -> AsyncIterator[Running]:
+    """A server of little patience: its budget holds two of the largest bodies of a caller."""
+    limits = {
+        "max_request_bytes": BODY,
+        "max_reply_bytes": MIB,
+        "max_tokenizer_bytes": BODY,
+        "max_bytes_in_flight": 64 * MIB,
+        "max_bytes_in_flight_per_run": 20 * MIB,
+        "max_connections": CONNECTIONS,
+        "max_connections_per_address": CONNECTIONS,
+        "header_seconds": 1.0,
+        "body_seconds": 1.0,
+        "write_seconds": 0.5,
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        async with running({"default": tiny_model_dir}, patch, limits=limits) as found:
+            yield found
+
+
+@contextlib.asynccontextmanager
+async def callers(server: Running, count: int, **options: Any) -> AsyncIterator[list[RawCaller]]:
+    async with contextlib.AsyncExitStack() as stack:
+        address = server.server.grpc_address
+        yield [
+            await stack.enter_async_context(raw_caller(address, **options)) for _ in range(count)
+        ]
+
+
+async def checked(address: str, request: bytes = b"") -> int:
+    """The status of health, by a new connection that waits until it comes about."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
+    async with grpc.aio.insecure_channel(address, options=options) as channel:
+        method: Any = channel.unary_unary(CHECK)
+        reply = await method(request, timeout=LONG, wait_for_ready=True)
+    return int(health_pb2.HealthCheckResponse.FromString(reply).status)
+
+
+async def test_bodies_without_an_end_hold_what_is_charged_and_are_ended(strict: Running) -> None:
+    budget = strict.server.service.budget
+    async with callers(strict, 12) as attackers:
+        sending = []
+        for attacker in attackers:
+            attacker.begin(1, SCORE)
+            body = message(BODY) + bytes(BODY - 1)
+            sending.append(asyncio.create_task(attacker.send(1, body)))
+        await eventually(lambda: budget.queue.held > BODY)
+        for number in range(5):
+            await strict.score(strict.request(request_id=f"beside-{number}"))
+            assert budget.queue.held <= 64 * MIB
+        statuses = await asyncio.gather(*(attacker.status() for attacker in attackers))
+        for task in sending:
+            task.cancel()
+    assert set(statuses) <= {
+        grpc.StatusCode.DEADLINE_EXCEEDED.value[0],
+        grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
+    }
+    assert grpc.StatusCode.DEADLINE_EXCEEDED.value[0] in statuses
+    await eventually(lambda: budget.queue.held == 0)
+
+
+async def test_the_refusal_of_a_slow_body_names_the_setting(strict: Running) -> None:
+    async with raw_caller(strict.server.grpc_address) as attacker:
+        attacker.begin(1, SCORE)
+        await attacker.send(1, message(10))
+        assert await attacker.status() == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+        assert b"limits.body_seconds=1" in attacker.text
+    text = (await strict.http.get("/metrics")).text
+    assert 'method="Score",outcome="refused",reason="BODY_TOO_SLOW"' in text
+
+
+async def test_a_registration_that_stops_is_ended(strict: Running) -> None:
+    async with raw_caller(strict.server.grpc_address) as attacker:
+        attacker.begin(1, REGISTER)
+        await eventually(lambda: strict.server.service.budget.queue.held == BODY)
+        assert await attacker.status() == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+    await eventually(lambda: strict.server.service.budget.queue.held == 0)
+
+
+async def test_replies_that_nobody_takes_hold_what_is_charged_and_are_cut(strict: Running) -> None:
+    budget = strict.server.service.budget
+    async with callers(strict, 4, window=0) as attackers:
+        for number, attacker in enumerate(attackers):
+            request = strict.request(request_id=f"unread-{number}", top_k=320)
+            request = replace(request, continuations=(continuation(*range(5, 45)),))
+            body = body_of(request)
+            attacker.begin(1, SCORE)
+            await attacker.send(1, message(len(body)) + body, end=True)
+        await eventually(lambda: budget.queue.held > 4 * 100_000)
+        await strict.score(strict.request(request_id="beside"))
+        await asyncio.gather(*(attacker.ended.wait() for attacker in attackers))
+    assert all(attacker.data == 0 for attacker in attackers)
+    await eventually(lambda: budget.queue.held == 0)
+
+
+async def test_a_call_that_is_given_up_leaves_nothing_behind(strict: Running) -> None:
+    engine = strict.engines["default"]
+    budget = strict.server.service.budget
+    engine.hold()
+    waiting = asyncio.create_task(strict.score(strict.request(request_id="given-up")))
+    await engine.has_jobs(1)
+    assert budget.queue.held > 0
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    await eventually(lambda: budget.queue.held == 0)
+    engine.gate.set()
+
+
+async def test_silent_connections_are_ended(strict: Running) -> None:
+    host, _, port = strict.server.grpc_address.rpartition(":")
+    opened = [await asyncio.open_connection(host, int(port)) for _ in range(8)]
+    async with asyncio.timeout(LONG):
+        for reader, writer in opened:
+            while await reader.read(4096):
+                pass
+            writer.close()
+
+
+async def test_a_new_caller_finds_room_among_connections_that_only_sit_there(
+    strict: Running,
+) -> None:
+    """They speak HTTP/2, so that no time-out of a handshake ends them."""
+    async with callers(strict, 2 * CONNECTIONS) as attackers:
+        assert await checked(strict.server.grpc_address) == 1
+        await strict.score(strict.request(request_id="among"))
+        async with http_client(strict.server.http_address, ClientCredentials()) as http:
+            assert (await http.get("/livez")).status_code == 200
+        await eventually(lambda: sum(not one.ended.is_set() for one in attackers) < CONNECTIONS)
+
+
+async def test_health_takes_a_name_and_no_more(strict: Running) -> None:
+    address = strict.server.grpc_address
+    assert await checked(address) == health_pb2.HealthCheckResponse.SERVING
+    for request in (bytes(513), bytes(BODY), b"\xff"):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await checked(address, request)
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    with pytest.raises(grpc.aio.AioRpcError) as unknown:
+        await checked(address, health_pb2.HealthCheckRequest(service="x").SerializeToString())
+    assert unknown.value.code() is grpc.StatusCode.NOT_FOUND
+    async with raw_caller(address) as attacker:
+        attacker.begin(1, CHECK)
+        await attacker.send(1, message(BODY) + bytes(100))
+        assert await attacker.status() == grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
+
+
+async def test_health_is_watched_by_few(strict: Running) -> None:
+    async with grpc.aio.insecure_channel(strict.server.grpc_address) as channel:
+        method: Any = channel.unary_stream(WATCH)
+        first, second, third = (method(b"") for _ in range(3))
+        for call in (first, second):
+            assert health_pb2.HealthCheckResponse.FromString(await call.read()).status == 1
+        assert await third.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        first.cancel()
+        async with asyncio.timeout(LONG):  # the server learns of it a moment later
+            while await (again := method(b"")).read() is grpc.aio.EOF:
+                pass
+        again.cancel()
+        second.cancel()
+
+
+async def test_reflection_takes_names_and_no_more(strict: Running) -> None:
+    async with grpc.aio.insecure_channel(strict.server.grpc_address) as channel:
+        method: Any = channel.stream_stream(REFLECTION)
+        call = method(iter([bytes(5000)]), timeout=LONG)
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+async def test_who_goes_first_when_there_are_too_many() -> None:
+    found = Connections(ConnectionBounds(total=8, per_address=4))
+    far = [Peer("10.0.0.1", port) for port in range(6)]
+    near = [Peer(f"10.0.1.{number}", 1) for number in range(4)]
+    with found.calling("ipv4:10.0.0.1:0"), found.calling("ipv4:10.0.1.0:1"):
+        # Of the address with too many, one that is not calling; then silent ones.
+        (one,) = found._beyond({*far[:5]})
+        assert one in far[1:5]
+        assert found._beyond({*far[:4], *near[:3]}) == set()
+        gone = found._beyond({*far, *near})
+    assert far[0] not in gone
+    assert near[0] not in gone
+    assert len({*far, *near} - gone) == 7
+
+
+async def test_peers_are_told_by_their_plain_address() -> None:
+    assert peer_of("ipv4:127.0.0.1:1234") == Peer("127.0.0.1", 1234)
+    assert peer_of("ipv6:%5B::1%5D:1234") == Peer("::1", 1234)
+    assert peer_of("ipv6:[::ffff:10.0.0.1]:7") == Peer("10.0.0.1", 7)
+    assert peer_of("unix:/tmp/x") is None
+    assert Peer("2001:db8::1", 1).address == Peer("2001:db8::2", 9).address
+    assert Peer("2001:db8:0:1::1", 1).address != Peer("2001:db8::2", 9).address
