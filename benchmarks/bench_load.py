@@ -13,6 +13,7 @@ tokens/s, batches of 4096 tokens, jobs served one after the other.
 96 groups of 1024 tokens waiting. ``flood``: seven runs with 4 groups of 1024 tokens
 in flight each, and one with 400. ``overload``: ten times as many groups of 1024
 tokens a second as the engine can do, refusals not retried; ``--soak`` for 60 s.
+``shares``, ``windows``: see ``load_shares``, with their figures.
 
 Figures:
     aggregate_ratio_8       tokens/s of eight runs over those of one, median of pairs
@@ -41,6 +42,7 @@ from typing import Any
 from benchmarks.harness import RESULTS, write_result
 from benchmarks.load_client import Load
 from benchmarks.load_fleet import Measured, Server, jain, measure, percentile, server
+from benchmarks.load_shares import shares, windows
 
 RATE = 20_000.0  # tokens/s of the timed engine
 BATCH = 4096
@@ -228,6 +230,8 @@ def main() -> None:
             "runs": lambda: runs(model, seconds),
             "small": lambda: small(tiny, 2 * seconds),
             "flood": lambda: flood(tiny, seconds),
+            "shares": lambda: shares(model, seconds),
+            "windows": lambda: windows(model, seconds),
             "overload": lambda: overload(tiny, 60.0 if arguments.soak else seconds),
             "scheduler": scheduler,
         }

@@ -24,8 +24,8 @@ log = logging.getLogger(__name__)
 
 # Passes' worth of tokens that are inside an engine at once where no setting gives a number:
 # the pass that runs and the next one. More tokens would only wait inside the engine, out of
-# reach of the fair shares. An engine that cuts a batch into passes gets half a batch at
-# least, from which it packs fuller passes.
+# reach of the fair shares; measured, they make it no faster, and fewer leave it idle between
+# two passes (benchmarks/load_shares.py).
 INFLIGHT_PASSES = 2
 
 
@@ -182,8 +182,8 @@ def make_admission(
 
 
 def inflight_tokens(max_batch_tokens: int, pass_tokens: int | None) -> int:
-    """Tokens inside an engine at once: enough to keep it busy and its passes full."""
-    return max(max_batch_tokens // 2, INFLIGHT_PASSES * (pass_tokens or max_batch_tokens))
+    """Tokens inside an engine at once: enough to keep it busy."""
+    return INFLIGHT_PASSES * (pass_tokens or max_batch_tokens)
 
 
 def _check_fit(name: str, description: EngineDescription, tokenizer: TeacherTokenizer) -> None:

@@ -1,5 +1,5 @@
 """``teacher-server serve`` that writes to stderr as native code and libraries do, once it is
-ready, and then ends or crashes as the first argument says."""
+ready, and then ends or crashes as the first argument says; or that fails at once."""
 
 from __future__ import annotations
 
@@ -51,14 +51,18 @@ def main() -> int:
     ending, *arguments = sys.argv[1:]
     serve: Any = Server._serve
 
+    async def failing(self: Server) -> int:
+        raise RuntimeError("an unexpected failure")
+
+    if ending == "fail":
+        Server.run = failing  # type: ignore[method-assign]
+
     async def chatty(self: Server, *rest: Any) -> int:
         chatter()
         await asyncio.sleep(0)
         if ending == "crash":
             write("last words without an end")
             ctypes.string_at(0)
-        if ending == "fail":
-            raise RuntimeError("an unexpected failure")
         served = asyncio.ensure_future(serve(self, *rest))
         await self.ready.wait()
         self.stop(signal.SIGTERM)

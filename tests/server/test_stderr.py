@@ -31,7 +31,7 @@ def lines_of(ending: str, model: Path, code: int) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize(("ending", "code"), [("stop", 0), ("fail", 1), ("crash", -signal.SIGSEGV)])
+@pytest.mark.parametrize(("ending", "code"), [("stop", 0), ("crash", -signal.SIGSEGV)])
 def test_every_line_is_a_json_object(ending: str, code: int, tiny_model_dir: Path) -> None:
     lines = lines_of(ending, tiny_model_dir, code)
     native = [line for line in lines if line["logger"] == "native"]
@@ -52,8 +52,12 @@ def test_every_line_is_a_json_object(ending: str, code: int, tiny_model_dir: Pat
     if ending == "crash":
         assert any("last words without an endFatal Python error" in event for event in events)
         assert any("in chatty" in event for event in events), "no stack of the crash"
-    if ending == "fail":
-        assert "an unexpected failure" in told["the server failed"]
+
+
+def test_a_failure_of_the_program_itself_is_a_line_too(tmp_path: Path) -> None:
+    (line,) = lines_of("fail", tmp_path, 1)
+    assert line["event"] == "the server failed"
+    assert "an unexpected failure" in line["traceback"]
 
 
 def test_a_reason_not_to_start_is_one_plain_line(tmp_path: Path) -> None:
