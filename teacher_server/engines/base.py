@@ -64,7 +64,7 @@ class Job:
         prompt_ids: int32 [P], P >= 1.
         spans: one for each continuation.
         top_k: 0 <= K <= ``vocabulary_limit``.
-        temperature: finite and above 0; the softmax is of logits / temperature.
+        temperature: from 1e-6 to 1e6; the softmax is of logits / temperature.
         vocabulary_limit: only ids below it may be in a support, while the softmax
             always covers the whole vocabulary.
         want_sampled, want_log_tail: the parts of the rows to compute.

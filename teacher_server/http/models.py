@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
+from teacher_server.refusals.validation import MAX_TEMPERATURE, MIN_TEMPERATURE
+
 Int32 = Annotated[int, Field(ge=-(2**31), le=2**31 - 1)]
 Int64 = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
 # One wrong item is enough to refuse a list: the rest is not looked at.
@@ -108,7 +110,10 @@ class ScoreBody(Body):
     prompt: PromptBody
     continuations: Annotated[list[ContinuationBody], FAIL_FAST]
     top_k: Int32 = Field(description="Size of the support; 0 for none.")
-    temperature: float = Field(description="Of the softmax; finite and above 0.")
+    temperature: float = Field(
+        description="Of the softmax.",
+        json_schema_extra={"minimum": MIN_TEMPERATURE, "maximum": MAX_TEMPERATURE},
+    )
     returns: ReturnsBody = ReturnsBody()
     teacher: str | None = Field(
         default=None, description="Which teacher; may be left out when the server has one."

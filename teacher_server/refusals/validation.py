@@ -6,7 +6,6 @@ that need the prompt's length on the teacher's side.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -36,6 +35,9 @@ from teacher_server.refusals.errors import (
 from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 
 MAX_NAME_LENGTH = 256
+# Below it logits / temperature leave no digit of a probability in float32, or overflow;
+# above it every row is even.
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
 
 
 def is_name(text: str) -> bool:
@@ -211,9 +213,12 @@ def check_support(request: ScoreRequest, facts: TeacherFacts) -> None:
             facts.max_top_k,
             "ask for less",
         )
-    if not math.isfinite(temperature) or temperature <= 0:
+    if not MIN_TEMPERATURE <= temperature <= MAX_TEMPERATURE:  # so is nan refused
         raise refuse(
-            f"{temperature} is not a finite number above 0", "temperature", "send 1.0, say"
+            f"{temperature} is not in {MIN_TEMPERATURE:g}..{MAX_TEMPERATURE:g}, where float32 "
+            "tells probabilities apart",
+            "temperature",
+            "send 1.0, say",
         )
     if request.returns.log_tail and top_k == 0:
         raise refuse(

@@ -147,7 +147,7 @@ REFUSED: list[tuple[str, ScoreRequest, str]] = [
     ),
     *[
         (f"temperature {value}", replace(VALID, temperature=value), "temperature")
-        for value in (0.0, -1.0, float("nan"), float("inf"))
+        for value in (0.0, -1.0, float("nan"), float("inf"), 1e-300, 9.9e-7, 1.1e6, 1e300)
     ],
     ("student vocabulary", replace(VALID, student_vocabulary_size=0), "student_vocabulary_size"),
     ("K beyond the student", replace(VALID, student_vocabulary_size=4), "top_k"),
@@ -251,6 +251,8 @@ def test_what_does_not_match_is_a_failed_precondition(changes: dict[str, str], r
             returns=Returns(sampled=False),
             continuations=(continuation(3, 4, explicit_ids=np.full((2, 1), -1, np.int32)),),
         ),
+        replace(VALID, temperature=1e-6),
+        replace(VALID, temperature=1e6),
         replace(VALID, student_vocabulary_size=5),
         replace(VALID, student_vocabulary_size=1000),
         replace(VALID, run="x" * 256),

@@ -398,7 +398,7 @@ class ScoreRequest(_message.Message):
     """
     temperature: _builtins.float
     """Log-probabilities are of softmax(logits / temperature) over the teacher's
-    full vocabulary. Finite and > 0. Required.
+    full vocabulary. From 1e-6 to 1e6. Required.
     """
     student_vocabulary_size: _builtins.int
     """Ids at or above it are never returned in a support; their mass stays in the
