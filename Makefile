@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http soak proofs bench-realign bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -139,8 +139,11 @@ bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 bench-http: $(VENV)/.dev ## what a call over an open HTTP connection takes
 	$(BIN)/python -m benchmarks.bench_http $(ARGS)
 
-proofs: $(VENV)/.dev ## kills, cuts, signals and poison in full length (12 minutes)
-	$(BIN)/python -m pytest -m soak tests/proofs $(ARGS)
+# SOAK_MINUTES: of each of the two long runs. ARGS='-k proof_07' makes one proof again.
+soak: $(VENV)/.dev ## the proofs of docs/reliability.md in full length (90 minutes, 2 cores)
+	$(BIN)/python -m pytest -s -m soak tests/proofs $(ARGS)
+
+proofs: soak ## the same
 
 # vLLM's CPU build lives in an environment of its own, since it pins torch. What it
 # brings for pictures and sound is built for CUDA and breaks its imports.

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -79,7 +80,8 @@ class Proof:
         self.say(f"negative control, {name}: {'fails as it must' if failed else 'DOES NOT FAIL'}")
 
     def say(self, text: str) -> None:
-        print(f"{self.key} {time.monotonic() - self.began:6.1f} s  {text}", flush=True)
+        line = f"{self.key} {time.monotonic() - self.began:6.1f} s  {text}"
+        print(line, file=sys.__stdout__, flush=True)  # also where a test captures its output
 
     def settle(self) -> None:
         """The end of a proof: raises AssertionError unless it holds."""

@@ -50,7 +50,7 @@ class Maker:
             yield self.case(method, path, operation, valid=number % 2 == 0)
 
     def case(self, method: str, path: str, operation: dict[str, Any], *, valid: bool) -> Case:
-        self.fill = self.random.choice((0.1, 0.2, 0.5))
+        self.fill = self.random.choice((0.05, 0.1, 0.5))
         query = []
         for parameter in operation.get("parameters", []):
             parameter = self.resolved(parameter)
@@ -114,7 +114,11 @@ class Maker:
     def _object(self, schema: dict[str, Any], depth: int) -> Any:
         required = set(schema.get("required", []))
         made = {}
-        for key, of in schema.get("properties", {}).items():
+        properties = schema.get("properties", {})
+        if properties and not required and self.random.random() < 0.6:
+            key = self.random.choice(list(properties))  # where exactly one is wanted
+            return {key: self.value(properties[key], depth + 1, key)}
+        for key, of in properties.items():
             wanted = key in required or (depth < DEPTH and self.random.random() < self.fill)
             if wanted:
                 made[key] = self.value(of, depth + 1, key)

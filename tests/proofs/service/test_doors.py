@@ -139,7 +139,9 @@ def test_proof_16_every_door(tiny_model_dir: Path, tmp_path: Path, proof: Proof)
     proof.figure("denied", found.denied)
     proof.figure("let_in", found.let_in, exactly=0)
     proof.figure("live_and_ready_answered", found.public, at_least=1)
-    proof.figure("mtls_right", asyncio.run(trusted(tiny_model_dir, tmp_path)), exactly=4)
+    mtls = tmp_path / "mtls"
+    mtls.mkdir()
+    proof.figure("mtls_right", asyncio.run(trusted(tiny_model_dir, mtls)), exactly=4)
     open_door = tmp_path / "b"
     with teacher(tiny_model_dir, open_door, setting, token=ALICE, broken="lets_in") as server:
         broken = doors(server)
