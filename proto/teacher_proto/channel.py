@@ -32,7 +32,8 @@ HANDSHAKE_TIMEOUT = "grpc.server_handshake_timeout_ms"
 MAX_IDLE = "grpc.max_connection_idle_ms"
 
 MIB = 1 << 20
-INT32_MAX = 2**31 - 1
+# gRPC's core ends the process when it is given INT32_MAX or more.
+MOST_CONNECTIONS = 2**31 - 2
 # The client's own bounds; the server's limits are usually below them.
 MAX_REQUEST_BYTES = 256 * MIB
 MAX_REPLY_BYTES = 1024 * MIB
@@ -83,7 +84,7 @@ def client_options(
 def server_options(
     max_request_bytes: int,
     max_reply_bytes: int,
-    max_connections: int = INT32_MAX,
+    max_connections: int = MOST_CONNECTIONS,
     handshake_timeout: int = 120_000,
 ) -> Options:
     """Options of the server.

@@ -67,4 +67,7 @@ def test_only_this_machine_is_loopback(address: str, loopback: bool) -> None:
 def test_the_client_calls_the_service_by_its_name() -> None:
     service = service_pb2.DESCRIPTOR.services_by_name["TeacherScoringService"]
     assert f"/{service.full_name}" == SERVICE
-    assert {"GetTeacher", "Score", "Render", "RegisterTokenizer"} == set(service.methods_by_name)
+    assert set(service.methods_by_name) == {
+        *("GetTeacher", "Score", "Render"),
+        *("RegisterTokenizer", "ListTokenizers", "DropTokenizer"),
+    }
