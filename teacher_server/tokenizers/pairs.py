@@ -177,7 +177,11 @@ class StudentTokenizers:
             except ConfigurationError as error:
                 log.error("%s", error)
                 raise TeacherUnavailableError(
-                    error.what, where=error.where, fix=error.fix, retry_after=RETRY_HINT
+                    error.what,
+                    where=error.where,
+                    fix=error.fix,
+                    reason="TOKENIZERS_RESTARTING",
+                    retry_after=RETRY_HINT,
                 ) from None
 
     async def register(

@@ -142,6 +142,7 @@ class ForkServer:
                 raise TeacherUnavailableError(
                     "the process for students' tokenizers is being started again",
                     fix="try again",
+                    reason="TOKENIZERS_RESTARTING",
                     retry_after=RETRY_HINT,
                 ) from error
 

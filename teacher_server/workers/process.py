@@ -163,5 +163,6 @@ def _lost() -> TeacherUnavailableError:
         "the process of the request's tokenizer ended; it is started again",
         where="tokenizer_hash",
         fix="try again",
+        reason="TOKENIZERS_RESTARTING",
         retry_after=RETRY_HINT,
     )

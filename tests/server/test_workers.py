@@ -53,14 +53,20 @@ async def live(server: Running) -> None:
     assert (await server.http.get("/livez")).status_code == 200
 
 
+async def live_until(server: Running, done: asyncio.Task[Any]) -> None:
+    """Asks for liveness, again and again, until the task is done."""
+    while not done.done():
+        await live(server)
+        await asyncio.wait((done,), timeout=0.05)
+
+
 async def refused(server: Running, file: bytes, run: str) -> str:
     """Why a file is refused; meanwhile the server lives, and its memory stays as it was."""
     memory = psutil.Process().memory_info().rss
     registering = asyncio.create_task(
         server.http.post("/v1/tokenizers", content=file, params={"run": run})
     )
-    while not registering.done():
-        await live(server)
+    await live_until(server, registering)
     answer = registering.result()
     assert answer.status_code == 400, answer.text
     # The client that sends the file lives in this process too.
@@ -162,6 +168,7 @@ async def test_a_process_that_is_killed_is_started_again(
     (children,) = processes().values()
     for child in children:
         child.kill()
+    await eventually(lambda: all(c.status() == psutil.STATUS_ZOMBIE for c in children))
     reply = await neighbours_score(guarded, student_file, student, "after-kill")
     assert reply.results[0].rows.support is not None
     assert expected.results[0].rows.support is not None
@@ -198,8 +205,7 @@ async def test_a_process_that_never_answers_is_ended(
     for child in children:
         child.suspend()
     asking = asyncio.create_task(neighbours_score(guarded, student_file, student, "stopped"))
-    while not asking.done():
-        await live(guarded)
+    await live_until(guarded, asking)
     with pytest.raises(InvalidRequestError, match="took more than"):
         await asking
     await neighbours_score(guarded, student_file, student, "after-stop")
@@ -224,13 +230,13 @@ async def test_an_expression_that_backtracks_costs_its_own_run_alone_and_not_for
         "prompt": {"text": "Hi"},
         "continuations": [{"text": "a" * 3000}],
         "top_k": 1,
+        "temperature": 1.0,
     }
     for attempt in range(MAX_FAILURES + 1):
         asking = asyncio.create_task(guarded.http.post("/v1/score", json=body))
         await neighbours_score(guarded, student_file, student, f"beside-{attempt}")
-        while not asking.done():
-            await live(guarded)
+        await live_until(guarded, asking)
         error = asking.result().json()["error"]
-        assert (asking.result().status_code, error["reason"]) == (400, "TOKENIZER_REFUSED")
+        assert (asking.result().status_code, error["reason"]) == (400, "TOKENIZER_REFUSED"), error
         why = "took more than" if attempt < MAX_FAILURES else f"failed {MAX_FAILURES} times"
         assert why in error["what"]
