@@ -10,18 +10,11 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import numpy as np
-from teacher_proto.errors import (
-    ConfigurationError,
-    InvalidRequestError,
-    LsmError,
-    TeacherUnavailableError,
-)
+from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
 from teacher_proto.types import (
     Int32,
     Level,
@@ -32,15 +25,16 @@ from teacher_proto.types import (
 )
 
 from teacher_server.config import TokenizerSettings
-from teacher_server.frames import Frame, FrameError, texts_array, texts_of
 from teacher_server.lanes import SingleThread
 from teacher_server.realign.pair.cache import student_of
-from teacher_server.refusals.errors import compared, realignment_unavailable, unknown_tokenizer
+from teacher_server.refusals.errors import unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
 from teacher_server.teachers.teacher import Teacher
+from teacher_server.tokenizers.differences import Differences
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.store import TokenizerStore
+from teacher_server.tokenizers.texts import encode, token_texts
 from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.vocabularies import TeacherFile
 from teacher_server.workers.pool import Pool, key_of
@@ -51,10 +45,6 @@ log = logging.getLogger(__name__)
 
 # Registrations in one answer of ``registered``.
 MAX_LISTED = 256
-# Sentences that are kept, of pairs of a student's file and a teacher's tokenizer.
-MAX_DIFFERENCES = 256
-# Seconds of a processor for texts: in any case, and for each megabyte.
-TEXT_SECONDS, SECONDS_PER_MEGABYTE = 10.0, 5.0
 RETRY_HINT = 5.0
 
 
@@ -87,7 +77,6 @@ class StudentTokenizers:
         self._tables = None if settings.folder is None else settings.folder / "tables"
         self._forget_tables()
         self._thread = SingleThread("tokenizers")
-        self._differences: OrderedDict[tuple[str, str], str] = OrderedDict()
         self._forks = ForkServer(
             {
                 t.name: TeacherFile(t.tokenizer.hash, t.tokenizer.file, t.tokenizer.named_specials)
@@ -98,6 +87,7 @@ class StudentTokenizers:
         if self._store.entries():
             self._forks.start()
         self._pool = Pool(self._forks, settings, str(self._tables or ""))
+        self._differences = Differences(self._pool, settings.worker_seconds)
 
     async def close(self) -> None:
         """Ends the processes."""
@@ -212,7 +202,7 @@ class StudentTokenizers:
                 if (level := self._level(facts.hash, facts.ordinary_hash, teacher)) is not None
             }
             if not levels:
-                raise await self._unusable(process, sha256, facts, asked)
+                raise await self._differences.refusal(process, sha256, facts, asked)
             for teacher in asked:
                 if levels.get(teacher.name, Level.SAME) is not Level.SAME:
                     side = self._forks.sides[teacher.name].number
@@ -220,7 +210,7 @@ class StudentTokenizers:
             if facts.refusal is None:
                 await self._keep(upload, run, sha256, facts)
             known = [teacher for teacher in asked if teacher.name in levels]
-            differences = await self._different(process, sha256, facts.hash, known)
+            differences = await self._differences.describe(process, sha256, facts.hash, known)
         log.info(
             "tokenizer %s (%d bytes): %s",
             facts.hash,
@@ -248,48 +238,6 @@ class StudentTokenizers:
 
         await self._thread.run(put)
 
-    async def _unusable(
-        self, process: StudentProcess, sha256: str, facts: Facts, teachers: list[Teacher]
-    ) -> LsmError:
-        """The error for a tokenizer that none of these teachers can be asked for."""
-        refusal = facts.refusal
-        if refusal is not None and refusal.reason != "TOKENIZER_REFUSED":
-            return refusal
-        differences = await self._different(process, sha256, facts.hash, teachers)
-        if isinstance(refusal, InvalidRequestError):
-            return compared(refusal, differences)
-        return compared(
-            realignment_unavailable(
-                "no teacher of this server has this tokenizer", "header.tokenizer_hash"
-            ),
-            differences,
-        )
-
-    async def _different(
-        self, process: StudentProcess, sha256: str, hash_: str, teachers: Iterable[Teacher]
-    ) -> dict[str, str]:
-        """How the tokenizer differs from those teachers' that have another fingerprint; empty
-        where that cannot be said."""
-        found: dict[str, str] = {}
-        for teacher in teachers:
-            if teacher.tokenizer.hash == hash_:
-                continue
-            key = sha256, teacher.tokenizer.hash
-            known = self._differences.pop(key, None)
-            if known is None:
-                frame = Frame("difference", {"teacher": teacher.name})
-                try:
-                    answer = await self._pool.ask(process, frame, self.settings.worker_seconds)
-                    known = answer.text("text", 1 << 16)
-                except TeacherUnavailableError:
-                    raise
-                except LsmError:
-                    known = ""
-            found[teacher.name] = self._differences[key] = known
-            while len(self._differences) > MAX_DIFFERENCES:
-                self._differences.popitem(last=False)
-        return found
-
     @contextlib.asynccontextmanager
     async def session(
         self, entry: Entry, run: str, teacher: Teacher, tokens: int
@@ -316,35 +264,14 @@ class StudentTokenizers:
             LsmError: see ``Pool``.
         """
         entry = self._registered(run, hash_)
-        frame = Frame("encode", {}, dict(texts_array(list(texts))))
         async with self._opened(entry, run) as process:
-            answer = await self._pool.ask(process, frame, _text_seconds(frame))
-            try:
-                ids = answer.array("ids", np.int32, None)
-                lengths = answer.array("lengths", np.int64, len(texts))
-                if (lengths < 0).any() or int(lengths.sum()) != len(ids):
-                    raise FrameError("ids of another number than it says")
-                if ids.min(initial=0) < 0 or ids.max(initial=0) >= entry.vocabulary_size:
-                    raise FrameError("an id that the tokenizer has not")
-            except FrameError:
-                raise self._pool.distrust(process) from None
-        return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
+            return await encode(self._pool, process, texts, entry.vocabulary_size)
 
     async def token_texts(self, run: str, hash_: str, ids: Int32) -> dict[int, str | None]:
         """The text of each id in the tokenizer that this run registered; None for an id that no
         token has. Raises as ``encode``."""
-        entry = self._registered(run, hash_)
-        frame = Frame("texts", {}, {"ids": ids})
-        async with self._opened(entry, run) as process:
-            answer = await self._pool.ask(process, frame, _text_seconds(frame))
-            try:
-                texts, known = texts_of(answer), answer.array("known", np.bool_, len(ids))
-                if len(texts) != len(ids):
-                    raise FrameError("texts of another number than was asked for")
-            except FrameError:
-                raise self._pool.distrust(process) from None
-        each = zip(ids.tolist(), texts, known.tolist(), strict=True)
-        return {token: text if has else None for token, text, has in each}
+        async with self._opened(self._registered(run, hash_), run) as process:
+            return await token_texts(self._pool, process, ids)
 
     def _registered(self, run: str, hash_: str) -> Entry:
         entry = self._store.find(run, hash_)
@@ -374,8 +301,3 @@ class StudentTokenizers:
             student = student_of(path)
             if student is not None and student not in known:
                 path.unlink(missing_ok=True)
-
-
-def _text_seconds(frame: Frame) -> float:
-    size = sum(array.nbytes for array in frame.arrays.values())
-    return TEXT_SECONDS + SECONDS_PER_MEGABYTE * size / 2**20

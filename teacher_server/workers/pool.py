@@ -32,6 +32,8 @@ BUILDS = 2
 # Seconds that a tokenizer waits for memory that others are using, at most.
 ROOM_SECONDS = 30.0
 RETRY_HINT = 5.0
+# What a process counts for at least, in bytes: the kernel and the server hold some for it too.
+LEAST_BYTES = 32 * 2**20
 # A tokenizer that has failed so often within so many seconds is refused meanwhile.
 MAX_FAILURES, FAILURE_SECONDS = 3, 600.0
 # Tokenizers whose failures are remembered.
@@ -185,6 +187,8 @@ class Pool:
         finally:
             process.users -= 1
             self._bury(process)
+            if not process.users and process.useless:
+                self.end(process)
             self._make_room(0)
             self._freed.set()
 
@@ -214,7 +218,7 @@ class Pool:
     def _make_room(self, more: int) -> bool:
         """Ends idle processes until ``more`` bytes fit; whether they do."""
         while True:
-            used = sum(one.private_bytes for one in self._processes.values())
+            used = sum(map(_charged, self._processes.values()))
             if used + more <= self._settings.max_memory_bytes:
                 return True
             idle = [one for one in self._processes.values() if not one.users]
@@ -222,7 +226,7 @@ class Pool:
                 return False
             of_runs: Counter[str] = Counter()
             for one in self._processes.values():
-                of_runs[one.run] += one.private_bytes
+                of_runs[one.run] += _charged(one)
             greedy = [one for one in idle if of_runs[one.run] > used / len(of_runs)]
             self.end((greedy or idle)[0])
 
@@ -257,6 +261,11 @@ class Pool:
         self._failures.move_to_end(process.key)
         while len(self._failures) > MAX_REMEMBERED:
             self._failures.popitem(last=False)
+
+
+def _charged(process: StudentProcess) -> int:
+    """Bytes that a process counts for."""
+    return max(process.private_bytes, LEAST_BYTES)
 
 
 def _to_do(task: asyncio.Task[Any] | None) -> bool:

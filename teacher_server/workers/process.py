@@ -89,6 +89,14 @@ class StudentProcess:
                 raise refused(error.what) from None
             raise _lost() from None
 
+    @property
+    def useless(self) -> bool:
+        """Whether its tokenizer was refused."""
+        task = self.opening
+        if task is None or not task.done() or task.cancelled():
+            return False
+        return task.exception() is not None or task.result().refusal is not None
+
     def notice_end(self) -> None:
         """Notes whether the process has ended while nobody asked it anything."""
         if self.failed is None and self._worker is not None and self._worker.gone:

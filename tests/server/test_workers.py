@@ -34,7 +34,7 @@ async def guarded(teacher_dir: Path, student_file: bytes) -> AsyncIterator[Runni
     settings = {"worker_seconds": SECONDS, "worker_memory_bytes": MEMORY}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("teacher_server.workers.session.BASE_SECONDS", SECONDS)
-        patch.setattr("teacher_server.tokenizers.pairs.TEXT_SECONDS", 0.5)
+        patch.setattr("teacher_server.tokenizers.texts.BASE_SECONDS", 0.5)
         async with running({"default": teacher_dir}, patch, tokenizers=settings) as server:
             await server.client.register_tokenizer(
                 upload(student_file, run="neighbour"), timeout=LONG
