@@ -107,11 +107,12 @@ class StudentTokenizers:
     def levels(self, teacher: Teacher, run: str | None) -> dict[str, Level]:
         """Level of every tokenizer of a run by its hash, the teacher's own included; without
         a run, of all runs."""
-        found: dict[str, Level] = {}
-        for one, entry in self._store.registrations(run):
-            level = self.level(entry, teacher)
-            if level is not None:
-                found.setdefault(one.tokenizer_hash, level)
+        if run is None:
+            entries = self._store.entries()
+        else:
+            entries = [entry for _, entry in self._store.registrations(run)]
+        levels = {entry.tokenizer_hash: self.level(entry, teacher) for entry in entries}
+        found = {hash_: level for hash_, level in levels.items() if level is not None}
         return found | {teacher.tokenizer.hash: Level.SAME}
 
     def registered(self, run: str | None, teachers: Iterable[Teacher]) -> RegisteredTokenizers:

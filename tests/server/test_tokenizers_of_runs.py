@@ -238,6 +238,11 @@ async def test_a_client_registers_again_in_the_middle_of_a_run(
         )
         for reply in again:
             np.testing.assert_array_equal(rows(reply).log_probs, rows(before).log_probs)
+        # A request of another run needs a registration of its own.
+        other = request(empty, student_file, tokens, run="other", request_id="other")
+        await client.score(other, timeout=LONG)
+        listed = (await empty.http.get("/v1/tokenizers")).json()["tokenizers"]
+        assert [one["run"] for one in listed] == ["other", "run"]
         assert await client.drop_tokenizer(named, timeout=LONG)
         with pytest.raises(ContractMismatchError):  # it dropped it itself
             await client.score(request(empty, student_file, tokens, request_id="own"), timeout=LONG)

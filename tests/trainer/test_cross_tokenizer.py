@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.templates.thinking import THINKING
 from teacher_proto.types import Level, PositionClass, SpecialRole, Status
@@ -198,6 +199,13 @@ def test_a_server_that_forgot_the_tokenizer_is_taught_it_again(
             with serve(tmp_path / "second", port=port, default=tiny_model_dir) as second:
                 assert second.address == first.address
                 after = link.submit_rollouts(rollouts, 16, 1.0).result()
+                # Nor does it when the server had to make room, or somebody dropped it.
+                with TeacherClient(second.address, run="test") as other:
+                    assert other.drop_tokenizer(student.tokenizer_hash, timeout=60.0)
+                    warmer = link.submit_rollouts(rollouts, 16, 1.5).result()
+                    (known,) = other.list_tokenizers(timeout=60.0).tokenizers
+                assert known.levels == {"default": Level.CROSS}
+                assert {scores.status for scores in warmer} == {Status.OK}
     for one, other in zip(before, after, strict=True):
         assert one.status is other.status is Status.OK
         assert np.array_equal(one.rows.support.ids, other.rows.support.ids)  # type: ignore[arg-type]

@@ -67,9 +67,9 @@ class AsyncTeacherClient:
     A call is sent again, unchanged, until its own deadline, when there is no teacher
     or when the server named a time at which to come back. A reply is checked against
     its request before the caller gets it, and against what ``get_teacher`` returned
-    last. When a server does not know a request's tokenizer (because it was restarted
-    or is another replica), a tokenizer that was passed to ``register_tokenizer`` is
-    registered again.
+    last. When a server does not know a request's tokenizer (because it was restarted,
+    is another replica or needed the room), a tokenizer that was passed to
+    ``register_tokenizer`` is registered again, for the run of the request.
 
     Every call may raise InvalidRequestError, ContractMismatchError,
     UnknownTeacherError, OverloadedError, TeacherUnavailableError, DeadlineError,
@@ -175,7 +175,7 @@ class AsyncTeacherClient:
             "Score", "client", lsm_run=request.run, lsm_request_id=request.request_id
         ):
             try:
-                data = await self._score(body, request.tokenizer_hash, timeout)
+                data = await self._score(body, request, timeout)
             except InvalidRequestError as error:
                 raise codec.explained_refusal(error) from None
             except ContractMismatchError as error:
@@ -312,13 +312,14 @@ class AsyncTeacherClient:
     async def __aexit__(self, *exception: object) -> None:
         await self.close()
 
-    async def _score(self, body: bytes, tokenizer_hash: str, seconds: float) -> bytes:
+    async def _score(self, body: bytes, request: ScoreRequest, seconds: float) -> bytes:
         """The reply's bytes; registers a tokenizer again that the server has forgotten."""
+        run, tokenizer_hash = request.run, request.tokenizer_hash
         clock = asyncio.get_running_loop().time
         deadline = clock() + seconds
         attempts = 0
         while True:
-            seen = self._registrations.times(tokenizer_hash)
+            seen = self._registrations.times(run, tokenizer_hash)
             try:
                 return await self._unary("Score", body, seconds)
             except ContractMismatchError as error:
@@ -333,7 +334,7 @@ class AsyncTeacherClient:
                 log.info("%s does not know the tokenizer; registering it again", self.address)
             await self._pause(delay)
             register = partial(self.register_tokenizer, timeout=left)
-            await self._registrations.again(tokenizer_hash, seen, register)
+            await self._registrations.again(run, tokenizer_hash, seen, register)
             seconds = max(deadline - clock(), 0.001)
 
     async def _unary(

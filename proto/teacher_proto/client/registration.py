@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from teacher_proto.errors import ContractMismatchError, InvalidRequestError, LsmError
 from teacher_proto.tokenizer_hash import other_version
@@ -17,7 +17,8 @@ FINGERPRINT_FIELD = "header.tokenizer_hash"
 
 @dataclass
 class _Kept:
-    upload: TokenizerUpload
+    """What is known of one run's registration of one tokenizer."""
+
     times: int = 0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
@@ -47,40 +48,45 @@ def _outdated(theirs: str, where: str) -> ContractMismatchError | None:
 
 
 class Registrations:
-    """The uploads of one client, by tokenizer hash."""
+    """The uploads of one client, by tokenizer hash, and for which runs they were registered."""
 
     def __init__(self) -> None:
-        self._kept: dict[str, _Kept] = {}
+        self._uploads: dict[str, TokenizerUpload] = {}
+        self._kept: dict[tuple[str, str], _Kept] = {}
 
     def registered(self, upload: TokenizerUpload) -> None:
         """Notes that the service has accepted this upload."""
-        kept = self._kept.setdefault(upload.tokenizer_hash, _Kept(upload))
-        kept.upload = upload
-        kept.times += 1
+        self._uploads[upload.tokenizer_hash] = upload
+        self._of(upload.run, upload.tokenizer_hash).times += 1
 
     def dropped(self, tokenizer_hash: str) -> None:
         """Notes that the caller wants this tokenizer no longer known."""
-        self._kept.pop(tokenizer_hash, None)
+        self._uploads.pop(tokenizer_hash, None)
 
-    def times(self, tokenizer_hash: str) -> int:
-        """How often this tokenizer has been registered so far."""
-        kept = self._kept.get(tokenizer_hash)
+    def times(self, run: str, tokenizer_hash: str) -> int:
+        """How often this tokenizer has been registered so far for a run."""
+        kept = self._kept.get((run, tokenizer_hash))
         return kept.times if kept else 0
 
     def can_mend(self, error: LsmError, tokenizer_hash: str) -> bool:
         """Whether registering the tokenizer again answers this refusal."""
         unknown = isinstance(error, ContractMismatchError) and error.reason == UNKNOWN_TOKENIZER
-        return unknown and tokenizer_hash in self._kept
+        return unknown and tokenizer_hash in self._uploads
 
     async def again(
         self,
+        run: str,
         tokenizer_hash: str,
         seen: int,
         register: Callable[[TokenizerUpload], Awaitable[object]],
     ) -> None:
-        """Registers it unless that was done since ``times`` was ``seen``: of many
+        """Registers it for a run unless that was done since ``times`` was ``seen``: of many
         requests that were refused together one registers and the others wait."""
-        kept = self._kept[tokenizer_hash]
+        kept = self._of(run, tokenizer_hash)
         async with kept.lock:
-            if kept.times == seen:
-                await register(kept.upload)
+            upload = self._uploads.get(tokenizer_hash)
+            if kept.times == seen and upload is not None:
+                await register(replace(upload, run=run))
+
+    def _of(self, run: str, tokenizer_hash: str) -> _Kept:
+        return self._kept.setdefault((run, tokenizer_hash), _Kept())
