@@ -8,7 +8,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TypeVar
 
-from teacher_proto.errors import ContractMismatchError, InvalidRequestError
+from teacher_proto.errors import (
+    ContractMismatchError,
+    InvalidRequestError,
+    OverloadedError,
+    TeacherUnavailableError,
+)
 from teacher_proto.tokenizer_hash import other_version
 from teacher_proto.types import ServerLimits
 
@@ -67,6 +72,31 @@ def unknown_tokenizer(tokenizer_hash: str) -> ContractMismatchError:
     if outdated is not None:
         what, fix = f"{what}: {outdated[0]}", f"{outdated[1]}, or {fix}"
     return ContractMismatchError(what, where="tokenizer_hash", fix=fix, reason="UNKNOWN_TOKENIZER")
+
+
+def tokenizers_full(seconds: float) -> OverloadedError:
+    """``seconds``: until the first run that has tokenizers counts as idle."""
+    return OverloadedError(
+        "the server keeps as many tokenizers as it may, all of runs that are active",
+        where="tokenizers",
+        fix="come back later, drop what is not needed (DropTokenizer), or raise "
+        "tokenizers.max_count, tokenizers.max_bytes or tokenizers.max_registrations on the server",
+        reason="TOKENIZERS_FULL",
+        # One of them may be dropped before that.
+        retry_after=min(max(seconds, 1.0), 60.0),
+    )
+
+
+def tokenizers_folder_failed(verb: str, why: str) -> TeacherUnavailableError:
+    """``verb``: what the server cannot do with a tokenizer, such as "keep"."""
+    return TeacherUnavailableError(
+        f"the server cannot {verb} the tokenizer: {why}",
+        where="tokenizers.folder",
+        fix="make room on the server's disk, and let the server read and write its folder; the "
+        "call may be sent again",
+        reason="TOKENIZERS_FOLDER_FAILED",
+        retry_after=1.0,
+    )
 
 
 def check_hash_version(tokenizer_hash: str, where: str) -> None:

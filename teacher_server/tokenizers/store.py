@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
-from teacher_proto.errors import OverloadedError, TeacherUnavailableError
+from teacher_proto.errors import TeacherUnavailableError
 
 from teacher_server.config import TokenizerSettings
+from teacher_server.refusals.errors import tokenizers_folder_failed, tokenizers_full
 from teacher_server.tokenizers.entry import Entry, Registration
 from teacher_server.tokenizers.folder import Folder
 from teacher_server.tokenizers.room import Bounds, leaving, next_idle
@@ -25,8 +26,6 @@ log = logging.getLogger(__name__)
 
 # Times of use are written to the folder so often, and what other servers removed is noticed.
 SYNC_SECONDS = 60.0
-# A refused registration may come again after at least and at most so many seconds.
-SOONEST, LATEST = 1.0, 60.0
 
 
 class TokenizerStore:
@@ -153,7 +152,7 @@ class TokenizerStore:
                 new = replace(new, registered=before.registered)
             going = leaving(new, others, entries, self._bounds, now)
             if going is None:
-                raise _full(next_idle(others, self._bounds, now))
+                raise tokenizers_full(next_idle(others, self._bounds, now))
             self._write(entry, file, new, before)
             with self._lock:
                 if self._folder is None:
@@ -268,24 +267,6 @@ class TokenizerStore:
         return gone
 
 
-def _full(seconds: float) -> OverloadedError:
-    return OverloadedError(
-        "the server keeps as many tokenizers as it may, all of runs that are active",
-        where="tokenizers",
-        fix="come back later, drop what is not needed (DropTokenizer), or raise "
-        "tokenizers.max_count, tokenizers.max_bytes or tokenizers.max_registrations on the server",
-        reason="TOKENIZERS_FULL",
-        retry_after=min(max(seconds, SOONEST), LATEST),
-    )
-
-
 def _failed(verb: str, folder: Folder, error: OSError) -> TeacherUnavailableError:
     log.error("cannot %s a tokenizer in %s: %s", verb, folder.path, error.strerror)
-    return TeacherUnavailableError(
-        f"the server cannot {verb} the tokenizer: {error.strerror}",
-        where="tokenizers.folder",
-        fix="make room on the server's disk, and let the server read and write its folder; the "
-        "call may be sent again",
-        reason="TOKENIZERS_FOLDER_FAILED",
-        retry_after=SOONEST,
-    )
+    return tokenizers_folder_failed(verb, error.strerror or "an error without a name")
