@@ -20,7 +20,7 @@ from teacher_server.http.connection.stream import PIECE, Stream
 FREE_FRAMING = 64 * 1024
 FRAMING = 32
 # Events of one body that are read before others have their turn, and bytes given out at once.
-TURN = 256
+TURN = 64
 MOST_AT_ONCE = 64 * 1024
 WHERE = "the request's body"
 
