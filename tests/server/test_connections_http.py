@@ -12,6 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
+from teacher_server.http.connection.connection import READ_AT_ONCE
 from teacher_server.http.connection.stream import MOST_UNREAD
 from teacher_server.http.connection.table import RESERVE, Rank, Table, neighbourhood
 from tests.server.raw_http import Alone, alone, ask, connected
@@ -172,7 +173,7 @@ async def test_no_more_than_a_little_is_read_before_it_is_asked_for() -> None:
         assert acceptor is not None
         (connection,) = acceptor._connections.values()
         await eventually(lambda: not connection._transport.is_reading())
-        assert len(connection._stream.unread) <= MOST_UNREAD + 256 * 1024
+        assert len(connection._stream.unread) <= MOST_UNREAD + READ_AT_ONCE
         app.gate.set()
         assert (await peer.answer()).status == 200
         await sending

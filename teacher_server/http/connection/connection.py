@@ -28,6 +28,8 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
 RETRY_SECONDS = 1.0
+# Bytes of one read of a socket.
+READ_AT_ONCE = 32 * 1024
 
 Address = tuple[str, int] | None
 
@@ -41,6 +43,7 @@ class Host:
         answer: the response to a refusal.
         cut: counts connections that were ended, by reason.
         refused: told of what no route saw: the peer's address and the refusal.
+        buffer: what a read of the socket fills; its bytes are taken out at once.
         draining: every answer is the last one of its connection.
     """
 
@@ -52,10 +55,11 @@ class Host:
     cut: Callable[[str], None]
     refused: Callable[[Address, LsmError], None]
     draining: bool = False
+    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_AT_ONCE)))
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
-class HttpConnection(asyncio.Protocol):
+class HttpConnection(asyncio.BufferedProtocol):
     """Carries one request after the other; what is owed by the caller has a deadline."""
 
     def __init__(self, host: Host, entry: Entry, lost: Callable[[Entry], None]) -> None:
@@ -80,9 +84,13 @@ class HttpConnection(asyncio.Protocol):
         self._names = certificate_names(tls.getpeercert()) if tls is not None else ()
         self._expect(host.times.head)
 
-    def data_received(self, data: bytes) -> None:
+    def get_buffer(self, sizehint: int) -> memoryview:
+        return self._host.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        data = bytes(self._host.buffer[:nbytes])
         if self._lingering is not None:
-            self._lingering -= len(data)
+            self._lingering -= nbytes
             if self._lingering < 0:
                 self._transport.abort()
             return
@@ -179,8 +187,8 @@ class HttpConnection(asyncio.Protocol):
             if isinstance(error, asyncio.CancelledError) or is_ending(error):
                 self._transport.abort()
                 raise
-            log.error("a request ended with %s", type(error).__name__, exc_info=error)
-            if not exchange.started:
+            if not exchange.started:  # else the application has told of it
+                log.error("a request ended with %s", type(error).__name__, exc_info=error)
                 failure = LsmError("the server failed on this request", reason="INTERNAL")
                 await self._host.answer(failure)(scope, exchange.receive, exchange.send)
         self._entry.known = self._entry.known or CALLER_KEY in scope

@@ -11,8 +11,9 @@ import h11
 from teacher_server.http.connection.head import check_head, head_end, malformed
 from teacher_server.http.connection.table import Entry, Rank, Table
 
-# Bytes that are kept of what was not asked for yet, beside one read of the socket.
-MOST_UNREAD = 64 * 1024
+# Bytes that are kept of what was not asked for yet, beside one read of the socket. They are
+# of no budget.
+MOST_UNREAD = 16 * 1024
 # Bytes that h11 gets at once, and that are written at once.
 PIECE = 16 * 1024
 SLICE = 64 * 1024
