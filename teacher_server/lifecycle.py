@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from teacher_proto.errors import LsmError, TeacherUnavailableError
@@ -45,8 +45,10 @@ class Lifecycle:
         active: requests to score that are in progress.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, failure: Callable[[], LsmError | None] = lambda: None) -> None:
+        """``failure`` says why no call can succeed although everything is there."""
         self.phase = Phase.STARTING
+        self._failure = failure
         self.active = 0
         self._served: Served | None = None
         self._idle = asyncio.Event()
@@ -54,7 +56,7 @@ class Lifecycle:
 
     @property
     def ready(self) -> bool:
-        return self.phase is Phase.READY
+        return self.phase is Phase.READY and self._failure() is None
 
     @property
     def served(self) -> Served:
@@ -76,8 +78,8 @@ class Lifecycle:
         self.phase = Phase.DEAD
 
     def check_takes_work(self) -> None:
-        """Raises TeacherUnavailableError unless the server is ready."""
-        if not self.ready:
+        """Raises TeacherUnavailableError before everything is loaded, and from the end on."""
+        if self.phase is not Phase.READY:
             raise self.refusal()
 
     @contextlib.contextmanager
@@ -103,6 +105,10 @@ class Lifecycle:
         return True
 
     def refusal(self) -> LsmError:
+        """Why the server is not ready, or takes no work."""
+        failure = self._failure()
+        if self.phase is Phase.READY and failure is not None:
+            return failure
         what, reason = {
             Phase.STARTING: ("the server is loading its models", "STARTING"),
             Phase.READY: ("the server is ready", "READY"),

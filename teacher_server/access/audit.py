@@ -1,23 +1,35 @@
 """The audit log: one JSON object a line, who called what, when and how it ended.
 
-Never contents, never secrets. A call whose line cannot be written fails.
+Never contents, never secrets. A call whose line cannot be written fails. Refusals of callers
+that nobody knows are counted, so that they cannot fill the disk.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import logging
 import os
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError, LsmError, TeacherUnavailableError
 
+from teacher_server.access.strangers import Line, Strangers
+
+log = logging.getLogger(__name__)
+
 SETTING = "access.audit_file"
 
 
 class AuditLog:
-    """Appends to a file; ``reopen`` after it was moved away."""
+    """Appends to a file; ``reopen`` after it was moved away.
+
+    Attributes:
+        failure: why the last line could not be written; None when it was.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens it and writes a first line.
@@ -28,6 +40,8 @@ class AuditLog:
         """
         self._path = path
         self._whole = True
+        self._strangers = Strangers()
+        self.failure: TeacherUnavailableError | None = None
         try:
             self._file = self._open()
         except OSError as error:
@@ -51,7 +65,7 @@ class AuditLog:
         old, self._file = self._file, self._open()
         os.close(old)
 
-    def write(self, entry: dict[str, str]) -> None:
+    def write(self, entry: Line) -> None:
         """Adds a line.
 
         Raises:
@@ -60,23 +74,52 @@ class AuditLog:
         try:
             self._write(entry)
         except OSError as error:
-            raise TeacherUnavailableError(
+            failure = TeacherUnavailableError(
                 f"the server's audit log cannot be written: {error.strerror}",
                 where=SETTING,
                 fix="make room on the server's disk; the call may be sent again",
                 reason="AUDIT_FAILED",
                 retry_after=1.0,
-            ) from None
+            )
+            if self.failure is None:
+                log.error("%s", failure)
+            self.failure = failure
+            raise failure from None
+        if self.failure is not None:
+            log.info("the audit log can be written again")
+        self.failure = None
+
+    def refused(self, entry: Line) -> None:
+        """Adds the refusal of a caller that nobody knows, or counts it.
+
+        Raises:
+            TeacherUnavailableError: its line cannot be written.
+        """
+        line = self._strangers.add(entry, time.monotonic())
+        if line is not None:
+            self.write(line)
+
+    def look(self) -> None:
+        """Writes the counts that are due, and tries again where a line could not be written."""
+        with contextlib.suppress(LsmError):
+            if self.failure is not None:
+                self.write({"event": "writable"})
+            for line in self._strangers.due(time.monotonic()):
+                self.write(line)
 
     def close(self) -> None:
+        """Writes what was only counted, if it can."""
+        with contextlib.suppress(LsmError):
+            for line in self._strangers.due(time.monotonic(), all_of_them=True):
+                self.write(line)
         os.close(self._file)
 
     def _open(self) -> int:
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
-    def _write(self, entry: dict[str, str]) -> None:
-        time = datetime.now(UTC).isoformat(timespec="milliseconds")
-        line = json.dumps({"time": time} | entry, ensure_ascii=False).encode() + b"\n"
+    def _write(self, entry: Line) -> None:
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now} | entry, ensure_ascii=False).encode() + b"\n"
         if not self._whole:
             line = b"\n" + line
         written = os.write(self._file, line)

@@ -14,6 +14,7 @@ from teacher_server.access.audit import AuditLog
 from teacher_server.access.certificates import Certificates, check_tls
 from teacher_server.access.rules import Principal, authenticate
 from teacher_server.access.store import CredentialStore
+from teacher_server.access.strangers import Line
 from teacher_server.config import ServeConfig
 from teacher_server.queue.budget import Owner
 
@@ -70,7 +71,7 @@ class Guard:
             )
 
     def record(self, caller: Caller, status: str, reason: str = "") -> None:
-        """Writes the call's audit line.
+        """Writes the call's audit line, or counts the refusal of one that is not known.
 
         Raises:
             TeacherUnavailableError: it cannot be written; the call must not succeed.
@@ -78,21 +79,27 @@ class Guard:
         if self.audit is None:
             return
         principal = caller.principal
-        try:
-            self.audit.write(
-                {
-                    "surface": caller.surface,
-                    "method": caller.method,
-                    "peer": caller.peer,
-                    "run": "" if principal is None else principal.run,
-                    "request_id": caller.request_id,
-                    "status": status,
-                    "reason": reason,
-                }
-            )
-        except LsmError as error:
-            log.error("%s", error)
-            raise
+        line: Line = {
+            "surface": caller.surface,
+            "method": caller.method,
+            "peer": caller.peer,
+            "run": "" if principal is None else principal.run,
+            "request_id": caller.request_id,
+            "status": status,
+            "reason": reason,
+        }
+        stranger = self.credentials is not None and principal is None
+        (self.audit.refused if stranger else self.audit.write)(line)
+
+    @property
+    def failure(self) -> LsmError | None:
+        """Why no call can be recorded at present; None when it can."""
+        return None if self.audit is None else self.audit.failure
+
+    def look(self) -> None:
+        """Does what is due between calls."""
+        if self.audit is not None:
+            self.audit.look()
 
     def reload(self) -> None:
         """Reads every file again and opens the audit log anew, as SIGHUP asks."""

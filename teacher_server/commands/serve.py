@@ -55,6 +55,8 @@ log = logging.getLogger(__name__)
 
 # How long replies may take to leave once their work has ended, seconds.
 FLUSH_SECONDS = 5.0
+# Seconds between two looks at what is due besides calls.
+LOOK_EVERY = 1.0
 
 T = TypeVar("T")
 
@@ -104,7 +106,7 @@ class Server:
     def __init__(self, config: ServeConfig, guard: Guard | None = None) -> None:
         self._config = config
         self.guard = guard or make_guard(config)
-        self.lifecycle = Lifecycle()
+        self.lifecycle = Lifecycle(lambda: self.guard.failure)
         self.service = TeacherService(
             lifecycle=self.lifecycle,
             limits=config.limits.server_limits(),
@@ -200,13 +202,15 @@ class Server:
         gc.collect()
         gc.freeze()
         self.service.become_ready(teachers, students)
-        await grpc_server.serving()
+        grpc_server.tell(serving=True)
         with ready_file(self._config.ready_file, self._ready_facts(teachers)):
             log.info("ready: %s", ", ".join(teachers.names))
             self.ready.set()
+            looking = asyncio.create_task(self._look(grpc_server))
             code = await stopping
             self.lifecycle.drain()
-        await grpc_server.draining()
+            await cancel(looking)
+        grpc_server.tell(serving=False)
         refusal = self.lifecycle.refusal()
         if self._signal is None:
             await self.service.abandon(refusal)
@@ -217,6 +221,13 @@ class Server:
             await self.service.abandon(refusal)
             return 128 + self._signal
         return EXIT_OK
+
+    async def _look(self, grpc_server: GrpcServer) -> None:
+        """Does what is due between calls, and keeps gRPC's health true; for ever."""
+        while True:
+            await asyncio.sleep(LOOK_EVERY)
+            self.guard.look()
+            grpc_server.tell(serving=self.lifecycle.ready)
 
     def _ready_facts(self, teachers: Teachers) -> dict[str, Any]:
         return {

@@ -26,7 +26,7 @@ SLACK = 4 * MIB
 
 
 class GrpcServer:
-    """Serves from ``start`` to ``stop``; healthy only between ``serving`` and ``draining``."""
+    """Serves from ``start`` to ``stop``; healthy once ``tell`` says so."""
 
     def __init__(
         self,
@@ -81,12 +81,9 @@ class GrpcServer:
             return self._server.add_insecure_port(where)
         return self._server.add_secure_port(where, self._certificates.grpc_credentials())
 
-    async def serving(self) -> None:
-        self._health.set(health.SERVING)
-
-    async def draining(self) -> None:
-        """NOT_SERVING from now on; calls are still answered."""
-        self._health.set(health.NOT_SERVING)
+    def tell(self, *, serving: bool) -> None:
+        """What health answers from now on; calls are answered in any case."""
+        self._health.set(health.SERVING if serving else health.NOT_SERVING)
 
     async def stop(self, grace: float) -> None:
         if self._watching is not None:

@@ -22,6 +22,7 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, TextPrompt, TokenizerUpload
 from teacher_proto.v1 import service_pb2
 
+from teacher_server.access.strangers import Strangers
 from teacher_server.http.app import make_app
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.scoring import service as service_module
@@ -400,6 +401,7 @@ def audit_text(server: Running) -> str:
 
 async def test_the_audit_log_has_every_call_and_no_contents(guarded: Running) -> None:
     path = audit_path(guarded)
+    guarded.server.guard.audit._strangers = Strangers()  # type: ignore[union-attr]
     before = len(path.read_text().splitlines())
     assert path.stat().st_mode & 0o777 == 0o600
     await guarded.score(guarded.request(run="alice", request_id="audited"))

@@ -8,7 +8,9 @@ import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import pytest
 from teacher_proto import AsyncTeacherClient
@@ -23,7 +25,7 @@ from teacher_proto.errors import (
 
 from tests.access.conftest import Guarded
 from tests.access.pki import ALICE, BOB, HOSTS, RUNS, Authority, client, write_secret
-from tests.server.running import LONG, Running, http_client, running
+from tests.server.running import LONG, SCORE, Running, http_client, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -236,3 +238,17 @@ async def test_old_protocols_are_not_spoken(mutual: Guarded) -> None:
         host, _, port = address.rpartition(":")
         with pytest.raises((ssl.SSLError, ConnectionError)):
             await asyncio.open_connection(host, int(port), ssl=context)
+
+
+async def test_a_certificate_that_stands_for_no_run_is_refused_before_a_message_is_read(
+    mutual: Guarded,
+) -> None:
+    stranger = mutual.ca.issue("stranger", common_name="nobody.trainers.test")
+    credentials = grpc.ssl_channel_credentials(
+        mutual.ca.pem.read_bytes(), stranger.key.read_bytes(), stranger.cert.read_bytes()
+    )
+    address = mutual.running.server.grpc_address
+    async with grpc.aio.secure_channel(address, credentials) as channel:
+        method: Any = channel.stream_unary(SCORE)
+        call = method(timeout=LONG)  # no message is ever sent
+        assert await call.code() is grpc.StatusCode.UNAUTHENTICATED

@@ -5,20 +5,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2
+from teacher_proto import TeacherClient, channel
 from teacher_proto.client.credentials import ClientCredentials
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import MIB
+from teacher_server.grpc import server as server_module
 from teacher_server.grpc.connections import Connections, Peer, peer_of
+from tests.server.processes import command, serving
 from tests.server.running import (
     LONG,
     SCORE,
@@ -72,8 +77,8 @@ async def callers(server: Running, count: int, **options: Any) -> AsyncIterator[
 async def checked(address: str, request: bytes = b"") -> int:
     """The status of health, by a new connection that waits until it comes about."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
-    async with grpc.aio.insecure_channel(address, options=options) as channel:
-        method: Any = channel.unary_unary(CHECK)
+    async with grpc.aio.insecure_channel(address, options=options) as opened:
+        method: Any = opened.unary_unary(CHECK)
         reply = await method(request, timeout=LONG, wait_for_ready=True)
     return int(health_pb2.HealthCheckResponse.FromString(reply).status)
 
@@ -187,8 +192,9 @@ async def test_health_takes_a_name_and_no_more(strict: Running) -> None:
 
 
 async def test_health_is_watched_by_few(strict: Running) -> None:
-    async with grpc.aio.insecure_channel(strict.server.grpc_address) as channel:
-        method: Any = channel.unary_stream(WATCH)
+    await checked(strict.server.grpc_address)  # there is room, whatever other tests opened
+    async with grpc.aio.insecure_channel(strict.server.grpc_address) as opened:
+        method: Any = opened.unary_stream(WATCH)
         first, second, third = (method(b"") for _ in range(3))
         for call in (first, second):
             assert health_pb2.HealthCheckResponse.FromString(await call.read()).status == 1
@@ -202,8 +208,8 @@ async def test_health_is_watched_by_few(strict: Running) -> None:
 
 
 async def test_reflection_takes_names_and_no_more(strict: Running) -> None:
-    async with grpc.aio.insecure_channel(strict.server.grpc_address) as channel:
-        method: Any = channel.stream_stream(REFLECTION)
+    async with grpc.aio.insecure_channel(strict.server.grpc_address) as opened:
+        method: Any = opened.stream_stream(REFLECTION)
         call = method(iter([bytes(5000)]), timeout=LONG)
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
@@ -233,3 +239,45 @@ async def test_peers_are_told_by_their_plain_address() -> None:
     assert peer_of("unix:/tmp/x") is None
     assert Peer("2001:db8::1", 1).address == Peer("2001:db8::2", 9).address
     assert Peer("2001:db8:0:1::1", 1).address != Peer("2001:db8::2", 9).address
+
+
+async def test_a_client_does_not_notice_that_its_quiet_connection_was_ended(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "server_options", quickly_idle)
+    async with running({"default": tiny_model_dir}, monkeypatch) as server:
+        for number in range(3):
+            await server.score(server.request(request_id=f"quiet-{number}"))
+            await eventually(lambda: not peers(server))
+
+
+def quickly_idle(*arguments: Any) -> Any:
+    options = dict(channel.server_options(*arguments))
+    return tuple((options | {channel.MAX_IDLE: 300}).items())
+
+
+def peers(server: Running) -> list[Peer]:
+    """The connections to the gRPC port."""
+    found = Connections(server.server.bounds)
+    found._port = int(server.server.grpc_address.rpartition(":")[2])
+    return found._peers()
+
+
+def test_a_process_of_few_files_serves_beside_more_connections_than_it_may_have(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    few = ["bash", "-c", 'ulimit -n 256 && exec "$0" "$@"', *command("serve")]
+    arguments = ("--model", str(tiny_model_dir), "--set", "limits.header_seconds=600")
+    with serving(tmp_path, *arguments, start=few) as program, contextlib.ExitStack() as stack:
+        address, http = program.facts["grpc_address"], program.facts["http_address"]
+        neighbour = stack.enter_context(TeacherClient(address, run="neighbour", max_attempts=1))
+        neighbour.get_teacher(timeout=LONG)
+        host, _, port = address.rpartition(":")
+        for _ in range(300):
+            stack.enter_context(socket.create_connection((host, int(port))))
+        for _ in range(3):
+            assert asyncio.run(checked(address)) == health_pb2.HealthCheckResponse.SERVING
+            assert httpx.get(f"http://{http}/livez").status_code == 200
+            neighbour.get_teacher(timeout=LONG)
+        assert program.end() == 0
+        assert program.log.stat().st_size < 20_000
