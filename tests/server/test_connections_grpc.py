@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2
@@ -263,7 +262,7 @@ def peers(server: Running) -> list[Peer]:
     return found._peers()
 
 
-def test_a_process_of_few_files_serves_beside_more_connections_than_it_may_have(
+async def test_a_process_of_few_files_serves_beside_more_connections_than_it_may_have(
     tiny_model_dir: Path, tmp_path: Path
 ) -> None:
     few = ["bash", "-c", 'ulimit -n 256 && exec "$0" "$@"', *command("serve")]
@@ -276,8 +275,9 @@ def test_a_process_of_few_files_serves_beside_more_connections_than_it_may_have(
         for _ in range(300):
             stack.enter_context(socket.create_connection((host, int(port))))
         for _ in range(3):
-            assert asyncio.run(checked(address)) == health_pb2.HealthCheckResponse.SERVING
-            assert httpx.get(f"http://{http}/livez").status_code == 200
+            assert await checked(address) == health_pb2.HealthCheckResponse.SERVING
+            async with http_client(http, ClientCredentials()) as asking:
+                assert (await asking.get("/livez")).status_code == 200
             neighbour.get_teacher(timeout=LONG)
         assert program.end() == 0
         assert program.log.stat().st_size < 20_000
