@@ -41,14 +41,23 @@ class Server:
 
 
 @contextmanager
-def server(model: Path, *settings: str, rate: float = 0.0) -> Iterator[Server]:
-    """A ready server on free ports; ``rate``: tokens/s of a timed engine, 0 for a real one."""
+def server(
+    model: Path, *settings: str, rate: float = 0.0, descriptors: int = 0
+) -> Iterator[Server]:
+    """A ready server on free ports.
+
+    Args:
+        rate: tokens/s of a timed engine, 0 for a real one.
+        descriptors: that the process may have open; 0 for what this one may.
+    """
     with tempfile.TemporaryDirectory() as folder:
         ready, log, report = (Path(folder, name) for name in ("ready.json", "log", "report.json"))
         arguments = ["--model", str(model), "--dtype", "float32", "--device", "cpu"]
         arguments += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
         arguments += [part for setting in settings for part in ("--set", setting)]
         start = [sys.executable, "-m", "benchmarks.load_server", str(report), str(rate)]
+        if descriptors:
+            start = ["sh", "-c", f'ulimit -n {descriptors}; exec "$@"', "sh", *start]
         with log.open("w") as sink:
             process = subprocess.Popen(start + arguments, stderr=sink)
         try:

@@ -1,0 +1,224 @@
+"""Attacks by how bytes come and go: connections that say little, bodies that stop, replies that
+nobody reads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from benchmarks.attacks.bodies import on_grpc, on_http
+from benchmarks.attacks.target import MIB, Target, bearer
+
+IDLE = 240  # sockets of each wire
+SLOW = 60
+UPLOADS, UPLOAD_BYTES = 12, 40 * MIB
+UNREAD, UNREAD_BYTES = 8, 20 * MIB
+ROWS = 2000  # of an unread reply: with K=300 about 20 MB of JSON
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+
+
+async def idle_sockets(target: Target) -> None:
+    """Keeps as many connections open as it can, and sends nothing."""
+    await target.begin()
+    held: list[socket.socket] = []
+    while target.lasts:
+        while len(held) < 2 * IDLE and target.lasts:
+            try:
+                held.append(target.connect("http" if len(held) % 2 else "grpc"))
+                target.ended["opened"] += 1
+            except OSError as error:
+                target.ended[type(error).__name__] += 1
+                break
+            await asyncio.sleep(0)
+        await asyncio.sleep(0.2)
+        held = [one for one in held if _open(one)]
+    for one in held:
+        one.close()
+
+
+def _open(one: socket.socket) -> bool:
+    one.setblocking(False)
+    try:
+        if one.recv(4096):
+            return True
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    one.close()
+    return False
+
+
+async def slow_headers(target: Target) -> None:
+    """Headers that come a byte at a time and never end; half a preface on the other wire."""
+    beginnings = {
+        "http": b"GET /v1/teacher HTTP/1.1\r\nhost: a\r\nx-slow: ",
+        "grpc": PREFACE[:-1],
+    }
+    await target.begin()
+    held = []
+    for number in range(2 * SLOW):
+        wire = "http" if number % 2 else "grpc"
+        try:
+            one = target.connect(wire)
+            one.sendall(beginnings[wire])
+            held.append((wire, one))
+        except OSError as error:
+            target.ended[type(error).__name__] += 1
+    while target.lasts:
+        for wire, one in held:
+            try:
+                one.send(b"a" if wire == "http" else b"")
+            except OSError:
+                target.ended["ended"] += 1
+        await asyncio.sleep(0.25)
+
+
+async def stalled_uploads(target: Target) -> None:
+    """Bodies of 40 MB whose last byte never comes."""
+    target.admitted = UPLOADS * UPLOAD_BYTES
+    await target.begin()
+
+    def once() -> str:
+        with target.connect("http") as one:
+            one.sendall(_post("/v1/score", f"content-length: {UPLOAD_BYTES}"))
+            piece = b'{"prompt":{"text":"' + b"a" * (MIB - 19)
+            sent = 0
+            while sent < UPLOAD_BYTES - 1 and target.lasts:
+                sent += one.send(piece[: UPLOAD_BYTES - 1 - sent])
+            return _wait_for_end(one, target)
+
+    await target.on_sockets(UPLOADS, once)
+
+
+async def unread_replies(target: Target) -> None:
+    """Replies of 20 MB to requests whose sender reads nothing."""
+    target.admitted = UNREAD * UNREAD_BYTES
+    body = json.dumps(
+        {
+            "prompt": {"token_ids": [1]},
+            "continuations": [{"token_ids": [number % 300 for number in range(ROWS)]}],
+            "top_k": 300,
+            "temperature": 1.0,
+        }
+    ).encode()
+    await target.begin()
+
+    def once() -> str:
+        with target.connect("http", receive_buffer=4096) as one:
+            one.sendall(_post("/v1/score", f"content-length: {len(body)}") + body)
+            while target.lasts:
+                time.sleep(0.05)
+            return "unread"
+
+    await target.on_sockets(UNREAD, once)
+
+
+async def one_byte_chunks(target: Target) -> None:
+    """Bodies in chunks of a byte on HTTP, in frames of a byte on gRPC."""
+    stream = _frame(1, 4, 1, _headers()) + _frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
+    pieces = {
+        "http": b"1\r\n \r\n" * 1000,
+        "grpc": _frame(0, 0, 1, b"\0") * 1000,
+    }
+    opening = {
+        "http": _post("/v1/score", "transfer-encoding: chunked"),
+        "grpc": PREFACE + stream,
+    }
+
+    def of(wire: str) -> Callable[[], str]:
+        def once() -> str:
+            with target.connect(wire) as one:
+                one.sendall(opening[wire])
+                for _ in range(25):
+                    if not target.lasts:
+                        break
+                    one.sendall(pieces[wire])
+                return "sent"
+
+        return once
+
+    await target.begin()
+    await asyncio.gather(*(target.on_sockets(2, of(wire)) for wire in ("http", "grpc")))
+
+
+async def health_messages(target: Target) -> None:
+    """What a stranger may call: health, with messages of 4 MB."""
+    name = b"a" * (4 * MIB - 64)
+    body = b"\x0a" + _varint(len(name)) + name
+    target.admitted = 2 * len(body)
+    await target.begin()
+    await on_grpc(target, "/grpc.health.v1.Health/Check", body, ())
+
+
+async def anonymous_refusals(target: Target) -> None:
+    """Calls without credentials on both wires, as fast as they are refused."""
+    await target.begin()
+    await asyncio.gather(
+        on_http(target, "/v1/teacher", b"", {}, 4),
+        on_grpc(target, "/teacher_proto.v1.TeacherScoringService/GetTeacher", b"", (), 4),
+    )
+
+
+CONNECTIONS = {
+    "idle_sockets": idle_sockets,
+    "slow_headers": slow_headers,
+    "stalled_uploads": stalled_uploads,
+    "unread_replies": unread_replies,
+    "one_byte_chunks": one_byte_chunks,
+    "health_messages": health_messages,
+    "anonymous_refusals": anonymous_refusals,
+}
+
+
+def _post(path: str, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "host: a", "content-type: application/json"]
+    lines += [f"authorization: {bearer('mallory')}", *headers]
+    return "".join(f"{line}\r\n" for line in lines).encode() + b"\r\n"
+
+
+def _wait_for_end(one: socket.socket, target: Target) -> str:
+    while target.lasts:
+        try:
+            return "ended" if one.recv(4096) else "closed"
+        except TimeoutError:
+            continue
+    return "stalled"
+
+
+def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
+    return (
+        struct.pack(">I", len(payload))[1:]
+        + bytes([kind, flags])
+        + struct.pack(">I", stream)
+        + payload
+    )
+
+
+def _headers() -> bytes:
+    """HPACK, every field a literal that is not indexed."""
+    fields = {
+        ":method": "POST",
+        ":scheme": "http",
+        ":path": "/teacher_proto.v1.TeacherScoringService/Score",
+        ":authority": "a",
+        "te": "trailers",
+        "content-type": "application/grpc",
+        "authorization": bearer("mallory"),
+    }
+    return b"".join(
+        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
+        for name, value in fields.items()
+    )
+
+
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number > 127:
+        made.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*made, number])
