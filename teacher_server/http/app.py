@@ -48,15 +48,7 @@ from teacher_server.http.replies import (
     shown_ids,
     to_json,
 )
-from teacher_server.http.schema import (
-    ERRORS,
-    RENDER_BODY,
-    RENDER_REPLY,
-    SCORE_BODY,
-    SCORE_REPLY,
-    TOKENIZER_BODY,
-    install_schema,
-)
+from teacher_server.http.schema import install_schema
 from teacher_server.http.tokenizers import make_upload, render_levels, render_registered
 from teacher_server.refusals.sizes import check_tokenizer_bytes
 from teacher_server.scoring.context import HTTP, Received, TextReceived, TokenTexts
@@ -160,26 +152,26 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
     )
     install_error_handlers(app)
 
-    @app.post("/v1/score", responses={200: SCORE_REPLY, **ERRORS}, openapi_extra=SCORE_BODY)
+    @app.post("/v1/score")
     async def score(request: Request) -> Response:
         """Scores a prompt's continuations: supports and log-probabilities of every row."""
         call = _ScoreCall(request, service, timeout_seconds)
         return await _answer_unless_gone(request, call, service.score(call))
 
-    @app.post("/v1/render", responses={200: RENDER_REPLY, **ERRORS}, openapi_extra=RENDER_BODY)
+    @app.post("/v1/render")
     async def render(request: Request) -> Response:
         """Shows how a teacher reads prompts: text, ids and their number, or why it cannot."""
         call = _RenderCall(request, service, timeout_seconds)
         return await _answer_unless_gone(request, call, service.render(call))
 
-    @app.get("/v1/teacher", responses=ERRORS)
+    @app.get("/v1/teacher")
     async def teacher(request: Request, teacher: str = "") -> Response:
         """The teachers and the server's limits; ``teacher`` chooses one by name."""
         with service.observe(HTTP.name, "GetTeacher"):
             info = service.describe(teacher, caller_of(request).principal)
             return Response(render_info(info), media_type=JSON)
 
-    @app.post("/v1/tokenizers", responses=ERRORS, openapi_extra=TOKENIZER_BODY)
+    @app.post("/v1/tokenizers")
     async def tokenizers(
         request: Request, run: str = "", role: Annotated[list[str], Query()] = NO_ROLES
     ) -> Response:
@@ -199,7 +191,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
             body = render_levels(found.tokenizer_hash, found.levels)
             return Response(body, media_type=JSON)
 
-    @app.get("/v1/tokenizers", responses=ERRORS)
+    @app.get("/v1/tokenizers")
     async def list_tokenizers(request: Request, run: str = "") -> Response:
         """What the caller's run has registered; without credentials what ``run`` has, or all
         runs have."""
@@ -207,7 +199,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
             found = await service.list_tokenizers(run, caller_of(request))
             return Response(render_registered(found), media_type=JSON)
 
-    @app.delete("/v1/tokenizers", responses=ERRORS)
+    @app.delete("/v1/tokenizers")
     async def drop_tokenizer(request: Request, tokenizer_hash: str = "", run: str = "") -> Response:
         """Forgets what the caller's run, or without credentials ``run``, registered under a
         fingerprint; ``dropped`` says whether it had."""
@@ -222,7 +214,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
         """Answers while the process is alive."""
         return Response(to_json({"status": "live"}), media_type=JSON)
 
-    @app.get("/readyz", responses=ERRORS)
+    @app.get("/readyz")
     async def readyz() -> Response:
         """200 while the server takes work, else 503 and why."""
         if not service.lifecycle.ready:
@@ -240,7 +232,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
 
     for path, check in (("/livez", livez), ("/readyz", readyz)):
         app.add_api_route(path, check, methods=["HEAD"], include_in_schema=False)
-    install_schema(app)
+    install_schema(app, service.limits, guarded=guard.credentials is not None)
     paths = [route.path for route in app.routes if isinstance(route, Route)]
     app.add_middleware(AccessMiddleware, guard=guard, paths=paths)
     return app
