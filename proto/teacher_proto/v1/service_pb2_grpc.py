@@ -64,7 +64,7 @@ class TeacherScoringServiceStub:
     TOKENIZERS_FULL; always with RetryInfo
     UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
     TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
-    DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+    DEADLINE_EXCEEDED: DEADLINE_EXCEEDED, BODY_TOO_SLOW
     INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
     The same port has grpc.health.v1.Health, which needs no credentials, and
@@ -145,7 +145,7 @@ class TeacherScoringServiceServicer:
     TOKENIZERS_FULL; always with RetryInfo
     UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
     TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
-    DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+    DEADLINE_EXCEEDED: DEADLINE_EXCEEDED, BODY_TOO_SLOW
     INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
     The same port has grpc.health.v1.Health, which needs no credentials, and
@@ -154,7 +154,8 @@ class TeacherScoringServiceServicer:
 
     def GetTeacher(self, request, context):
         """The teachers that the caller may ask, and the server's limits.
-        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+        RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -181,7 +182,7 @@ class TeacherScoringServiceServicer:
     def RegisterTokenizer(self, request_iterator, context):
         """Registers a student's tokenizer: the header, then the file in chunks.
         Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-        RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
+        RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -280,7 +281,7 @@ class TeacherScoringService:
     TOKENIZERS_FULL; always with RetryInfo
     UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
     TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
-    DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+    DEADLINE_EXCEEDED: DEADLINE_EXCEEDED, BODY_TOO_SLOW
     INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
     The same port has grpc.health.v1.Health, which needs no credentials, and

@@ -65,7 +65,7 @@ class TeacherScoringServiceStub:
         TOKENIZERS_FULL; always with RetryInfo
       UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
         TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
-      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED, BODY_TOO_SLOW
       INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
     The same port has grpc.health.v1.Health, which needs no credentials, and
@@ -78,7 +78,8 @@ class TeacherScoringServiceStub:
     def __new__(cls, channel: _aio.Channel) -> TeacherScoringServiceAsyncStub: ...
     GetTeacher: _grpc.UnaryUnaryMultiCallable[_teacher_pb2.GetTeacherRequest, _teacher_pb2.GetTeacherResponse]
     """The teachers that the caller may ask, and the server's limits.
-    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+    RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
     Score: _grpc.UnaryUnaryMultiCallable[_score_pb2.ScoreRequest, _score_pb2.ScoreResponse]
     """Scores one group.
@@ -93,7 +94,7 @@ class TeacherScoringServiceStub:
     RegisterTokenizer: _grpc.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]
     """Registers a student's tokenizer: the header, then the file in chunks.
     Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-    RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
+    RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
     ListTokenizers: _grpc.UnaryUnaryMultiCallable[_tokenizer_pb2.ListTokenizersRequest, _tokenizer_pb2.ListTokenizersResponse]
     """The tokenizers that the caller's run has registered.
@@ -141,7 +142,7 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
         TOKENIZERS_FULL; always with RetryInfo
       UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
         TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
-      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED, BODY_TOO_SLOW
       INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
     The same port has grpc.health.v1.Health, which needs no credentials, and
@@ -151,7 +152,8 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTeacher: _aio.UnaryUnaryMultiCallable[_teacher_pb2.GetTeacherRequest, _teacher_pb2.GetTeacherResponse]  # type: ignore[assignment]
     """The teachers that the caller may ask, and the server's limits.
-    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+    Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+    RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
     Score: _aio.UnaryUnaryMultiCallable[_score_pb2.ScoreRequest, _score_pb2.ScoreResponse]  # type: ignore[assignment]
     """Scores one group.
@@ -166,7 +168,7 @@ class TeacherScoringServiceAsyncStub(TeacherScoringServiceStub):
     RegisterTokenizer: _aio.StreamUnaryMultiCallable[_tokenizer_pb2.RegisterTokenizerRequest, _tokenizer_pb2.RegisterTokenizerResponse]  # type: ignore[assignment]
     """Registers a student's tokenizer: the header, then the file in chunks.
     Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-    RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
+    RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
     """
     ListTokenizers: _aio.UnaryUnaryMultiCallable[_tokenizer_pb2.ListTokenizersRequest, _tokenizer_pb2.ListTokenizersResponse]  # type: ignore[assignment]
     """The tokenizers that the caller's run has registered.
@@ -213,7 +215,7 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         TOKENIZERS_FULL; always with RetryInfo
       UNAVAILABLE: TEACHER_UNAVAILABLE, STARTING, DRAINING, ENGINE_DEAD, AUDIT_FAILED,
         TOKENIZERS_FOLDER_FAILED, TOKENIZERS_RESTARTING
-      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED
+      DEADLINE_EXCEEDED: DEADLINE_EXCEEDED, BODY_TOO_SLOW
       INTERNAL: ENGINE_FAILED, OUT_OF_MEMORY, INTERNAL
 
     The same port has grpc.health.v1.Health, which needs no credentials, and
@@ -227,7 +229,8 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_teacher_pb2.GetTeacherResponse, _abc.Awaitable[_teacher_pb2.GetTeacherResponse]]:
         """The teachers that the caller may ask, and the server's limits.
-        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND, UNAVAILABLE.
+        Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, NOT_FOUND,
+        RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
         """
 
     @_abc_1.abstractmethod
@@ -260,7 +263,7 @@ class TeacherScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_tokenizer_pb2.RegisterTokenizerResponse, _abc.Awaitable[_tokenizer_pb2.RegisterTokenizerResponse]]:
         """Registers a student's tokenizer: the header, then the file in chunks.
         Statuses: INVALID_ARGUMENT, UNAUTHENTICATED, PERMISSION_DENIED, FAILED_PRECONDITION,
-        RESOURCE_EXHAUSTED, UNAVAILABLE, INTERNAL.
+        RESOURCE_EXHAUSTED, UNAVAILABLE, DEADLINE_EXCEEDED, INTERNAL.
         """
 
     @_abc_1.abstractmethod
