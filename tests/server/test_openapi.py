@@ -13,6 +13,7 @@ import pytest
 import pytest_asyncio
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
+from teacher_proto.tokenizer_hash import tokenizer_hash
 
 from teacher_server.access.store import CredentialStore
 from teacher_server.http import models
@@ -155,7 +156,14 @@ async def test_real_answers_are_those_of_the_document(
     http = server.http
     file = (other_tokenizer_model_dir / "tokenizer.json").read_bytes()
     answered = set()
-    for path in ("/livez", "/readyz", "/metrics", "/v1/teacher", "/v1/teacher?teacher=nobody"):
+    for path in (
+        "/livez",
+        "/readyz",
+        "/metrics",
+        "/v1/teacher",
+        "/v1/teacher?teacher=nobody",
+        "/v1/tokenizers",
+    ):
         answered.add(await http.get(path))
     for wrong in (
         {},
@@ -179,6 +187,10 @@ async def test_real_answers_are_those_of_the_document(
     for content in (file, b"{}", b"x"):
         answered.add(await http.post("/v1/tokenizers?role=0:END_OF_TEXT", content=content))
     answered.add(await http.post("/v1/tokenizers?role=nonsense", content=file))
+    answered |= {await http.get("/v1/tokenizers"), await http.get("/v1/tokenizers?run=%00")}
+    for named in (tokenizer_hash(file), "v2-0", ""):
+        answered.add(await http.delete(f"/v1/tokenizers?tokenizer_hash={named}"))
+    answered |= {await http.head(path) for path in PUBLIC}
     for answer in answered:
         described(document, answer)
     statuses = {answer.status_code for answer in answered}
@@ -202,7 +214,8 @@ BEYOND: dict[str, tuple[str, str, str, Any]] = {
     "a row": ("ScoreBody", "continuations", "maxItems", [{"token_ids": [1], "rows": [-1]}]),
     "no continuation": ("ScoreBody", "continuations", "minItems", []),
     "top_k": ("ScoreBody", "top_k", "minimum", -1),
-    "temperature": ("ScoreBody", "temperature", "exclusiveMinimum", 0.0),
+    "temperature": ("ScoreBody", "temperature", "minimum", 1e-7),
+    "a high temperature": ("ScoreBody", "temperature", "maximum", 1e7),
     "request_id": ("ScoreBody", "request_id", "maxLength", "x" * 257),
     "no request_id": ("ScoreBody", "request_id", "minLength", ""),
     "run": ("ScoreBody", "run", "maxLength", "x" * 257),
