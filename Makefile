@@ -139,8 +139,16 @@ bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 bench-http: $(VENV)/.dev ## what a call over an open HTTP connection takes
 	$(BIN)/python -m benchmarks.bench_http $(ARGS)
 
+# schemathesis has an environment of its own: what it needs is not what the project pins.
+SCHEMATHESIS_VENV ?= .venv-schemathesis
+
+$(SCHEMATHESIS_VENV)/.installed:
+	$(PYTHON) .ci/environment.py $(SCHEMATHESIS_VENV)
+	$(SCHEMATHESIS_VENV)/bin/python -m pip install --quiet --disable-pip-version-check 'schemathesis>=4,<5'
+	@touch $@
+
 # SOAK_MINUTES: of each of the two long runs. ARGS='-k proof_07' makes one proof again.
-soak: $(VENV)/.dev ## the proofs of docs/reliability.md in full length (90 minutes, 2 cores)
+soak: $(VENV)/.dev $(SCHEMATHESIS_VENV)/.installed ## the proofs of docs/reliability.md in full length (90 minutes, 2 cores)
 	$(BIN)/python -m pytest -s -m soak tests/proofs $(ARGS)
 
 proofs: soak ## the same
@@ -170,4 +178,4 @@ bench-vllm: $(VLLM_VENV)/.installed ## the vLLM engine against vLLM itself
 	$(VLLM_BIN)/python -m benchmarks.bench_vllm $(ARGS)
 
 clean: ## removes the environment and caches, not runs/
-	rm -rf $(VENV) $(VLLM_VENV) $(FLOOR_VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(VLLM_VENV) $(FLOOR_VENV) $(SCHEMATHESIS_VENV) dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -91,6 +91,8 @@ class Maker:
         schema = self.resolved(schema)
         if name == "timeout_seconds":
             return TIME
+        if "oneOf" in schema and "properties" in schema:
+            schema = self._with_one(schema)
         for key in ("anyOf", "oneOf"):
             if key in schema:
                 return self.value(self.random.choice(schema[key]), depth, name)
@@ -110,6 +112,18 @@ class Maker:
         if kind is None:
             kind = "object" if "properties" in schema else "string"
         return getattr(self, f"_{kind}")(schema, depth)
+
+    def _with_one(self, schema: dict[str, Any]) -> dict[str, Any]:
+        """An object of which one of several properties is wanted, with one of them chosen."""
+        options = [set(option["required"]) for option in schema["oneOf"]]
+        wanted = self.random.choice(options)
+        others = set().union(*options) - wanted
+        properties = {name: of for name, of in schema["properties"].items() if name not in others}
+        for name in wanted:  # null stands for nothing
+            properties[name] = properties[name].get("anyOf", [properties[name]])[0]
+        required = [*schema.get("required", ()), *sorted(wanted)]
+        rest = {key: value for key, value in schema.items() if key != "oneOf"}
+        return rest | {"properties": properties, "required": required}
 
     def _object(self, schema: dict[str, Any], depth: int) -> Any:
         required = set(schema.get("required", []))
