@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import psutil
 from teacher_proto import TeacherClient, codec
 from teacher_proto.types import Continuation, ScoreRequest, Segment, TokenPrompt
 
@@ -110,8 +111,13 @@ class Watched:
                 return int(line.split()[1]) * 1024
         raise RuntimeError("the server has ended")
 
+    def children(self) -> int:
+        """Processes below the server's: those of students' tokenizers."""
+        return len(psutil.Process(self.pid).children(recursive=True))
+
     def descriptors(self) -> int:
-        return len(os.listdir(f"/proc/{self.pid}/fd"))
+        """Open ones, without the one socket that leads to each child process."""
+        return len(os.listdir(f"/proc/{self.pid}/fd")) - self.children()
 
     def threads(self) -> int:
         return len(os.listdir(f"/proc/{self.pid}/task"))

@@ -34,6 +34,7 @@ CALLERS = 4
 PAUSE = 0.02  # between a caller's calls: the machine is shared with the server
 SAMPLE = 5.0  # seconds
 TOKENIZERS = 12
+SPARE = 8  # processes: the one they are forked from, and those that are just ending
 WARM_UP = 0.2  # of the whole time
 
 
@@ -196,7 +197,7 @@ def settled(server: Watched, baseline: dict[str, int], seconds: float = 30.0) ->
         return {name: n for name, n in found.items() if n > 0}
 
     try:
-        until(lambda: not more(), seconds, pause=0.5)
+        until(lambda: not more(), seconds, pause=0.2)
     except AssertionError:
         return more()
     return {}
@@ -236,6 +237,7 @@ def long_run(proof: Proof, model: Path, folder: Path, student: bytes) -> None:
         for name in ("descriptors", "tasks"):
             proof.figure(f"{name}_left_over", more.get(name, 0), exactly=0)
         proof.figure("alive", server.alive, exactly=1)
+        proof.figure("processes", server.children(), at_most=TOKENIZERS + SPARE)
         proof.details |= {
             "failures": dict(mix.failures.most_common(20)),
             "calls": dict(mix.calls),
