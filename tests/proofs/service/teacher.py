@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -133,11 +133,18 @@ class Watched:
 
 @contextlib.contextmanager
 def teacher(
-    model: Path, folder: Path, *settings: str, rate: float = 0.0, broken: str = "", token: str = ""
+    model: Path,
+    folder: Path,
+    *settings: str,
+    rate: float = 0.0,
+    broken: str = "",
+    token: str = "",
+    before: Sequence[str] = (),
 ) -> Iterator[Watched]:
     """A ready server over one model; killed at the end if it still runs.
 
     Args:
+        before: a command that runs the program named after it, in its own process.
         rate: tokens per second of an engine of set service time; 0 for the real one.
         broken: the guard to break (``program.BREAKS``).
         token: of a run that may ask, where there are credentials.
@@ -149,11 +156,12 @@ def teacher(
         "journal": str(folder / "journal"),
         "tasks": str(folder / "tasks"),
     }
-    start = [sys.executable, "-m", "tests.proofs.service.program", json.dumps(options)]
+    program = [sys.executable, "-m", "tests.proofs.service.program", json.dumps(options)]
+    start = [*before, *program]
     given = ["--model", str(model), "--dtype", "float32", "--device", "cpu"]
     given += [part for setting in settings for part in ("--set", setting)]
-    with serving(folder, *given, start=start) as program:
-        found = Watched(program, folder, tokenizer_of(str(program.facts["grpc_address"]), token))
+    with serving(folder, *given, start=start) as running:
+        found = Watched(running, folder, tokenizer_of(str(running.facts["grpc_address"]), token))
         found.probes = len(found.started())
         yield found
 

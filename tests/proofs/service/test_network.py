@@ -145,7 +145,7 @@ def listed(answer: httpx.Response) -> Any:
 class Calls:
     """Calls of both wires through a proxy, each on a connection of its own."""
 
-    def __init__(self, server: Watched, deadline: float | None) -> None:
+    def __init__(self, server: Watched, deadline: float) -> None:
         self.server = server
         self.deadline = deadline
         self.number = 0
@@ -209,9 +209,13 @@ async def altered(server: Watched) -> Outcome:
 
 
 async def without_a_deadline(server: Watched) -> Outcome:
-    outcome = Outcome()
-    async with proxy(server.grpc, ["stall"]) as way:
-        await outcome.one(Calls(server, None).grpc(way.address), b"")
+    outcome = Outcome(deadline=1.0)
+    async with (
+        proxy(server.grpc, ["stall"]) as way,
+        grpc.aio.insecure_channel(way.address) as channel,
+    ):
+        score: Any = channel.unary_unary(SCORE)
+        await outcome.one(score(server.body(5, "endless")), b"")
     return outcome
 
 
