@@ -63,6 +63,10 @@ class Session(Protocol):
         """What it says after ``frame``; raises LsmError when it cannot go on."""
         ...
 
+    async def reserve(self, size: int) -> None:
+        """Waits until there is room for ``size`` bytes of the teacher's rows."""
+        ...
+
 
 async def realigned_scores(
     context: RequestContext,
@@ -102,7 +106,9 @@ async def realigned_scores(
                 check_text(step.text_bytes, "continuations", context.limits)
                 frame = GO
             case Plan():
-                _check_plan(step, context, len(prompt), best_of(asked, step.limit))
+                row_bytes = step.row_bytes(best_of(asked, step.limit))
+                _check_plan(step, context, len(prompt), row_bytes)
+                await session.reserve(row_bytes)
                 frame = GO
             case Pause():
                 frame = GO
@@ -141,11 +147,11 @@ def _size(frame: Frame) -> int:
     return sum(array.nbytes for array in frame.arrays.values())
 
 
-def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, best: int) -> None:
+def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, row_bytes: int) -> None:
     facts, limits = context.teacher.facts, context.limits
     bytes_per_entry = context.call.surface.bytes_per_entry
     check_sizes(context.request, prompt_tokens, facts, limits, bytes_per_entry, plan.lengths)
-    check_row_bytes(plan.row_bytes(best), limits)
+    check_row_bytes(row_bytes, limits)
 
 
 def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Job:

@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Tokenizers that are opened, or whose tables are built, at once.
 BUILDS = 2
+# The part of a process's memory for the rows of the requests that it realigns: they are copied
+# and widened there.
+ROWS_SHARE = 8
 # Seconds that a tokenizer waits for memory that others are using, at most.
 ROOM_SECONDS = 30.0
 RETRY_HINT = 5.0
@@ -84,7 +87,8 @@ class Pool:
             await self._wait_for_room(run)
             process = self._processes.get(key)
         if process is None or process.failed is not None:
-            process = self._processes[key] = StudentProcess(key, self._start)
+            rows = self._settings.worker_memory_bytes // ROWS_SHARE
+            process = self._processes[key] = StudentProcess(key, self._start, rows)
         self._processes.move_to_end(key)
         process.run = run
         with self._using(process):

@@ -16,6 +16,7 @@ from teacher_server.lanes import SingleThread
 from teacher_server.realign.pair.tokenizer_json import MAX_ID
 from teacher_server.workers.inside.errors import WorkerError
 from teacher_server.workers.inside.vocabularies import Roles
+from teacher_server.workers.room import Room
 from teacher_server.workers.worker import Worker
 
 RETRY_HINT = 1.0
@@ -50,9 +51,10 @@ class StudentProcess:
         teachers: a teacher of each of these vocabularies.
         private_bytes: of memory, when that was last looked at.
         failed: how it ended; None while it has not.
+        rows: room for the teacher's rows of the requests that it realigns.
     """
 
-    def __init__(self, key: str, start: Callable[[], Worker]) -> None:
+    def __init__(self, key: str, start: Callable[[], Worker], row_bytes: int) -> None:
         self.key = key
         self.users = 0
         self.run = ""
@@ -61,6 +63,7 @@ class StudentProcess:
         self.teachers: dict[int, str] = {}
         self.private_bytes = 0
         self.failed: WorkerError | None = None
+        self.rows = Room(row_bytes)
         self._start = start
         self._worker: Worker | None = None
         self._closed = False

@@ -23,6 +23,12 @@ class Session:
         self._seconds = BASE_SECONDS + SECONDS_PER_TOKEN * tokens
         self._number = process.next_session()
         self._going_on = False
+        self._held = contextlib.AsyncExitStack()
+
+    async def reserve(self, size: int) -> None:
+        """Waits until the process has room for ``size`` bytes of rows of this request, which
+        it then has until its end."""
+        await self._held.enter_async_context(self._process.rows.hold(size))
 
     async def ask(self, frame: Frame) -> Frame:
         """What the process says after ``frame``; see ``Pool.ask`` for what it raises."""
@@ -34,8 +40,9 @@ class Session:
         self._going_on = answer.kind != "done"
         return answer
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Drops the request, unless it is done."""
+        await self._held.aclose()
         if self._going_on and self._process.failed is None:
             frame = Frame("drop", {"session": self._number})
             self._pool.in_background(self._process.ask(frame, self._seconds))
@@ -59,4 +66,4 @@ async def open_session(
     except FrameError:
         raise pool.distrust(process) from None
     finally:
-        session.close()
+        await session.close()

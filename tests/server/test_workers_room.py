@@ -1,0 +1,61 @@
+"""Room for rows in a student's process: bounded, in the order of arrival."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from teacher_server.workers.room import Room
+
+pytestmark = pytest.mark.asyncio
+
+
+async def hold(room: Room, size: int, log: list[int], leave: asyncio.Event) -> None:
+    async with room.hold(size):
+        log.append(size)
+        await leave.wait()
+
+
+async def settled() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def test_room_is_given_in_order_and_never_more_than_there_is() -> None:
+    room, log = Room(10), list[int]()
+    leaves = [asyncio.Event() for _ in range(4)]
+    sizes = (6, 7, 3, 99)
+    tasks = [asyncio.create_task(hold(room, s, log, e)) for s, e in zip(sizes, leaves, strict=True)]
+    await settled()
+    assert log == [6]  # 3 would fit, and waits behind 7
+    leaves[0].set()
+    await settled()
+    assert log == [6, 7, 3]
+    leaves[1].set()
+    await settled()
+    assert log == [6, 7, 3]  # more than there is waits for all of it
+    leaves[2].set()
+    await settled()
+    assert log == [6, 7, 3, 99]
+    leaves[3].set()
+    await asyncio.gather(*tasks)
+
+
+async def test_who_leaves_the_queue_keeps_nobody_waiting() -> None:
+    room, log = Room(10), list[int]()
+    leave = asyncio.Event()
+    first = asyncio.create_task(hold(room, 6, log, leave))
+    await settled()
+    gone = asyncio.create_task(hold(room, 9, log, leave))
+    await settled()
+    last = asyncio.create_task(hold(room, 4, log, leave))
+    await settled()
+    assert log == [6]
+    gone.cancel()
+    await settled()
+    assert log == [6, 4]
+    leave.set()
+    await asyncio.gather(first, last)
+    async with asyncio.timeout(1), room.hold(10):
+        pass
