@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import logging
+import os
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
@@ -22,6 +23,7 @@ from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.errors import WorkerError
 from teacher_server.workers.inside.vocabularies import Roles
 from teacher_server.workers.process import Facts, StudentProcess, open_tokenizer, refused
+from teacher_server.workers.turns import Turns
 from teacher_server.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -63,6 +65,8 @@ class Pool:
         self._tables = tables
         self._start = partial(Worker, forks, settings.worker_memory_bytes)
         self._processes: OrderedDict[str, StudentProcess] = OrderedDict()
+        cores = max(2, os.cpu_count() or 2)
+        self._turns = Turns(cores, per_run=cores // 2)
         self._builds = asyncio.Semaphore(BUILDS)
         self._builds_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._freed = asyncio.Event()
@@ -136,8 +140,10 @@ class Pool:
         self._forget_pairs()
 
     async def ask(self, process: StudentProcess, frame: Frame, seconds: float) -> Frame:
-        """The answer of an opened process that is held; raises as ``StudentProcess.ask``."""
-        return await self._checked(process, process.ask(frame, seconds))
+        """The answer of an opened process that is held, when it is its run's turn; raises as
+        ``StudentProcess.ask``."""
+        async with self._turns.take(process.run):
+            return await self._checked(process, process.ask(frame, seconds))
 
     def distrust(self, process: StudentProcess) -> LsmError:
         """Ends a process that has said what cannot be; returns the error for its request."""

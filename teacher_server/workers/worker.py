@@ -23,7 +23,7 @@ POLL_SECONDS = 0.2
 # times as long by the clock.
 PATIENCE = 4.0
 # Added to the server's own: an engine on few cores goes first.
-NICENESS = 5
+NICENESS = 3
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 

@@ -1,4 +1,4 @@
-"""Room for rows in a student's process: bounded, in the order of arrival."""
+"""Room for rows in a student's process, and turns to compute: bounded, and in order."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from teacher_server.workers.room import Room
+from teacher_server.workers.turns import Turns
 
 pytestmark = pytest.mark.asyncio
 
@@ -58,4 +59,33 @@ async def test_who_leaves_the_queue_keeps_nobody_waiting() -> None:
     leave.set()
     await asyncio.gather(first, last)
     async with asyncio.timeout(1), room.hold(10):
+        pass
+
+
+async def turn(turns: Turns, run: str, log: list[str], leave: asyncio.Event) -> None:
+    async with turns.take(run):
+        log.append(run)
+        await leave.wait()
+
+
+async def test_runs_take_turns_and_one_run_never_has_them_all() -> None:
+    turns, log = Turns(total=2, per_run=1), list[str]()
+    asked = ["greedy", "greedy", "greedy", "other", "third"]
+    leaves = [asyncio.Event() for _ in asked]
+    tasks = [
+        asyncio.create_task(turn(turns, r, log, e)) for r, e in zip(asked, leaves, strict=True)
+    ]
+    await settled()
+    assert log == ["greedy", "other"]
+    leaves[0].set()
+    await settled()
+    assert log == ["greedy", "other", "greedy"]
+    leaves[1].set()
+    await settled()
+    assert log == ["greedy", "other", "greedy", "third"]
+    tasks[2].cancel()
+    for leave in leaves:
+        leave.set()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    async with asyncio.timeout(1), turns.take("a"), turns.take("b"):
         pass
