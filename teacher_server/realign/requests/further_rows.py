@@ -24,12 +24,6 @@ from teacher_server.realign.walk.walker import unsettled_paths
 Int64 = NDArray[np.int64]
 
 
-def wanted_tokens(realigned: RealignedContinuation) -> Int64:
-    """Teacher tokens, ascending, whose context-free rows would settle more."""
-    found = realigned.realigned_rows
-    return np.zeros(0, np.int64) if found is None else found.walked.wanted
-
-
 def context_free_prompt(teacher: Vocabulary) -> Int32:
     """int32 [1]: what stands before a token of a context-free row.
 
@@ -62,9 +56,9 @@ def learn_context_free(
 
 def open_paths(realigned: RealignedContinuation, most: int, least: float) -> list[tuple[int, int]]:
     """(row, teacher token) of at most ``most`` paths whose next row would settle most."""
-    if realigned.realigned_rows is None or realigned.rows is None:
+    walked = realigned.walked
+    if walked is None or realigned.rows is None:
         return []
-    walked = realigned.realigned_rows.walked
     open_mass = np.bincount(walked.open.position, walked.open.mass, len(walked.total))
     shares = np.sort(open_mass / np.maximum(walked.total, 1e-300))[::-1]
     if len(shares) > most:

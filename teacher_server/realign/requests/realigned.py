@@ -5,9 +5,10 @@ Where that cannot be done the continuation is NOT_REALIGNED and its detail is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
+from numpy.typing import NDArray
 from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import (
     ContinuationScores,
@@ -17,29 +18,36 @@ from teacher_proto.types import (
     Status,
 )
 
-from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.requests.messages import RealignRequest
 from teacher_server.realign.requests.planned import PlannedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.walk.masses import Entries, WalkResult
 from teacher_server.realign.walk.rows import Float64, TeacherRows, teacher_rows
 
+Int64 = NDArray[np.int64]
 # Below it, 1 - coverage is rounding and not mass.
 LEAST_TAIL = 1e-6
+NOTHING: Int64 = np.zeros(0, np.int64)
+NO_ENTRIES = Entries(NOTHING, NOTHING, np.zeros(0), NOTHING, NOTHING, NOTHING, NOTHING)
 NO_PROBABILITY_DETAIL = "the teacher gives some of its text no probability at all"
 
 
 @dataclass(frozen=True)
 class RealignedContinuation:
-    """One continuation's scores and what they were made of.
+    """One continuation's scores, and of what they were made what may be needed once more.
 
     Attributes:
-        rows: the teacher's; None when there is nothing to realign.
-        realigned_rows: those rows in student ids.
+        wanted: int64, ascending: teacher tokens whose context-free rows would settle more.
+        rows: the teacher's; None where nothing more is asked for.
+        walked: what the walk has left open, without what it has settled; None where no rows
+            after paths are asked for.
     """
 
     scores: ContinuationScores
+    wanted: Int64 = field(default_factory=lambda: NOTHING)
     rows: TeacherRows | None = None
-    realigned_rows: RealignedRows | None = None
+    walked: WalkResult | None = None
 
 
 def not_finite() -> ContinuationScores:
@@ -103,8 +111,8 @@ def realign_rows(
         own = continuation.explicit_ids == sampled_ids[:, None]
         explicit = np.where(own, certified.sampled[:, None], explicit)
     support = Support(
-        certified.ids[:, : request.top_k],
-        certified.log_probs[:, : request.top_k],
+        np.ascontiguousarray(certified.ids[:, : request.top_k]),
+        np.ascontiguousarray(certified.log_probs[:, : request.top_k]),
         np.minimum(certified.counts, request.top_k).astype(np.int32),
     )
     scores = _scores(
@@ -121,7 +129,11 @@ def realign_rows(
             chunk_log_likelihood=found.chunk_log_likelihood[chunks],
         ),
     )
-    return RealignedContinuation(scores, rows, found)
+    wanted = NOTHING if context_free is None else found.walked.wanted
+    if not request.extra_rounds:
+        return RealignedContinuation(scores, wanted, rows if len(wanted) else None)
+    walked = replace(found.walked, settled=NO_ENTRIES)
+    return RealignedContinuation(scores, wanted, rows, walked)
 
 
 def _scores(

@@ -20,7 +20,6 @@ from teacher_server.realign.requests.further_rows import (
     learn_context_free,
     open_paths,
     path_ids,
-    wanted_tokens,
     with_paths,
 )
 from teacher_server.realign.requests.messages import (
@@ -143,7 +142,7 @@ def _ask_context_free_rows(work: _Work) -> Generator[Step, Answer | None, None]:
     """
     if work.context_free is None:
         return
-    wanted = {index: wanted_tokens(one) for index, one in work.realigned.items()}
+    wanted = {index: one.wanted for index, one in work.realigned.items()}
     asking = [index for index, tokens in wanted.items() if len(tokens)]
     if not asking:
         return
