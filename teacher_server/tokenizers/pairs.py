@@ -26,7 +26,6 @@ from teacher_proto.types import (
 
 from teacher_server.config import TokenizerSettings
 from teacher_server.lanes import SingleThread
-from teacher_server.realign.pair.cache import student_of
 from teacher_server.refusals.errors import unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
@@ -34,6 +33,7 @@ from teacher_server.teachers.teacher import Teacher
 from teacher_server.tokenizers.differences import Differences
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.store import TokenizerStore
+from teacher_server.tokenizers.tables import forget_tables, tables_of
 from teacher_server.tokenizers.texts import encode, token_texts
 from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.vocabularies import TeacherFile
@@ -86,7 +86,7 @@ class StudentTokenizers:
         self._starting = asyncio.Lock()
         if self._store.entries():
             self._forks.start()
-        self._pool = Pool(self._forks, settings, str(self._tables or ""))
+        self._pool = Pool(self._forks, settings, partial(tables_of, self._tables))
         self._differences = Differences(self._pool, settings.worker_seconds)
 
     async def close(self) -> None:
@@ -296,9 +296,6 @@ class StudentTokenizers:
         return file
 
     def _forget_tables(self) -> None:
-        """Deletes the tables on disk of students that no run has registered."""
-        known = {entry.tokenizer_hash for entry in self._store.entries()}
-        for path in [] if self._tables is None else self._tables.glob("*.npz"):
-            student = student_of(path)
-            if student is not None and student not in known:
-                path.unlink(missing_ok=True)
+        """Deletes the tables on disk of tokenizers that no run has registered."""
+        known = {key_of(entry.file_sha256, entry.roles) for entry in self._store.entries()}
+        forget_tables(self._tables, known)

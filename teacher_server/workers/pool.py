@@ -57,10 +57,12 @@ class Pool:
     an equal share of it.
 
     Args:
-        tables: folder for tables of pairs; empty for none.
+        tables: key of a process -> its folder for tables of pairs; empty for none.
     """
 
-    def __init__(self, forks: ForkServer, settings: TokenizerSettings, tables: str) -> None:
+    def __init__(
+        self, forks: ForkServer, settings: TokenizerSettings, tables: Callable[[str], str]
+    ) -> None:
         self._settings = settings
         self._tables = tables
         self._start = partial(Worker, forks, settings.worker_memory_bytes)
@@ -112,7 +114,8 @@ class Pool:
             async with self._turn(process):
                 file = await asyncio.to_thread(read)
                 seconds = self._settings.worker_seconds
-                return await open_tokenizer(process, file, roles, self._tables, seconds)
+                tables = self._tables(process.key)
+                return await open_tokenizer(process, file, roles, tables, seconds)
 
         if _to_do(process.opening):
             process.opening = self._run(self._checked(process, opened()))

@@ -188,6 +188,23 @@ async def test_any_number_of_runs_has_roles_of_its_own(
     assert len({one["content"] for one in found["tokenizers"]}) == 2
 
 
+async def test_tables_on_disk_go_with_the_registrations(
+    empty: Running, student_file: bytes, student: Tokenizer
+) -> None:
+    """A run that registers one tokenizer again and again with other roles fills no disk."""
+    tables = empty.server._config.tokenizers.folder / "tables"  # type: ignore[operator]
+    end, file = student.token_to_id("<|im_end|>"), changed(student_file, name_extra(42))
+    for role in (SpecialRole.TURN_END, SpecialRole.END_OF_TEXT, SpecialRole.OTHER):
+        mine = upload(file, special_tokens={end: role})
+        await empty.client.register_tokenizer(mine, timeout=LONG)
+        (one,) = tables.iterdir()
+        assert len(list(one.iterdir())) == 1
+    await empty.client.register_tokenizer(upload(file, run="other"), timeout=LONG)
+    assert len(list(tables.iterdir())) == 2
+    await drop_all(empty)
+    assert list(tables.iterdir()) == []
+
+
 async def test_registrations_under_many_names_evict_nobody_active(
     teacher_dir: Path, student_file: bytes, student: Tokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
