@@ -132,9 +132,9 @@ class FairThreads:
 
     async def run(self, call: Callable[[], T], owner: str) -> T:
         """The result of ``call``; it is dropped when its caller is cancelled before its turn."""
-        await self._turn(owner)
+        one = await self._turn(owner)
         loop = asyncio.get_running_loop()
-        used = 0.0
+        used, left = 0.0, False
 
         def timed() -> T:
             nonlocal used
@@ -149,10 +149,22 @@ class FairThreads:
                 loop.call_soon_threadsafe(self._leave, owner, used)
 
         running = self._pool.submit(timed)
-        running.add_done_callback(ended)
-        return await asyncio.wrap_future(running)
+        try:
+            return await asyncio.wrap_future(running)
+        except asyncio.CancelledError:
+            left = not running.cancelled()
+            raise
+        finally:
+            if left:  # its thread is kept until the work has ended
+                running.add_done_callback(ended)
+            else:
+                one.used += used
+                one.working -= 1
+                self._free += 1
+                if self._waiting:
+                    self._advance()
 
-    async def _turn(self, owner: str) -> None:
+    async def _turn(self, owner: str) -> _Owner:
         """Returns when a thread is kept for ``owner``."""
         one = self._owners.get(owner)
         if one is None:
@@ -170,6 +182,7 @@ class FairThreads:
             if turn.done() and not turn.cancelled():
                 self._leave(owner, 0.0)  # it was its turn just now
             raise
+        return one
 
     def _leave(self, owner: str, used: float) -> None:
         one = self._owners[owner]

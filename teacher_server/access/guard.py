@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 # The method of a call that is none of the server's own, in the audit log.
 UNKNOWN = "(unknown)"
+NOBODY = Owner("")
 
 
 @dataclass
@@ -33,6 +34,8 @@ class Caller:
         peer: address the call came from.
         principal: None while nobody is known, or where nobody has to be.
         request_id: once it is known to be a name.
+        owner: whose the bytes of its body and reply are, once it is admitted.
+        work_owner: whose the work for it is: the run of the credentials, else the address.
     """
 
     surface: str
@@ -40,16 +43,8 @@ class Caller:
     peer: str
     principal: Principal | None = None
     request_id: str = ""
-
-    @property
-    def owner(self) -> Owner:
-        """Whose the bytes of its body and reply are, before the body is read."""
-        return Owner("", self.peer) if self.principal is None else Owner(self.principal.run)
-
-    @property
-    def work_owner(self) -> str:
-        """Whose the work for this call is: the run of the credentials, else the address."""
-        return self.peer.rpartition(":")[0] if self.principal is None else self.principal.run
+    owner: Owner = NOBODY
+    work_owner: str = ""
 
 
 @dataclass(frozen=True)
@@ -64,11 +59,17 @@ class Guard:
     def admit(
         self, caller: Caller, authorization: Sequence[str], certificate_names: Sequence[str]
     ) -> None:
-        """Sets the caller's principal; raises UnauthenticatedError when nobody is known."""
-        if self.credentials is not None:
-            caller.principal = authenticate(
-                self.credentials.current(), authorization, certificate_names, self.now()
-            )
+        """Sets who the caller is; raises UnauthenticatedError when nobody is known."""
+        if self.credentials is None:
+            caller.owner = Owner("", caller.peer)
+            caller.work_owner = caller.peer.rpartition(":")[0]
+            return
+        principal = authenticate(
+            self.credentials.current(), authorization, certificate_names, self.now()
+        )
+        caller.principal = principal
+        caller.owner = Owner(principal.run)
+        caller.work_owner = principal.run
 
     def record(self, caller: Caller, status: str, reason: str = "") -> None:
         """Writes the call's audit line, or counts the refusal of one that is not known.

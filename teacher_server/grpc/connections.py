@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -49,11 +50,11 @@ class Peer(NamedTuple):
 
 @dataclass
 class _Seen:
-    """When a connection was first seen or last made a call, and its calls in progress."""
+    """When a connection was first seen or seen calling, and whether it ever called."""
 
     since: float
-    calls: int = 0
     called: bool = False
+    calling: bool = False
 
 
 class Connections:
@@ -62,9 +63,14 @@ class Connections:
     Beyond a bound those go that never made a call of the service, the oldest first, so
     that a new one has its time; then, by address, those without a call in progress. One
     that made a call stays however many others come.
+
+    Attributes:
+        calls: of the service that are in progress, by gRPC's name of the peer. Who counts
+            one down leaves it there with 0.
     """
 
     def __init__(self, bounds: ConnectionBounds) -> None:
+        self.calls: Counter[str] = Counter()
         self._bounds = bounds
         # Room that is kept for those who come next.
         self._most = bounds.total - max(1, bounds.total // 8)
@@ -73,27 +79,17 @@ class Connections:
         self._ended = 0
         self._reported = -REPORT_EVERY
 
-    @contextlib.contextmanager
-    def calling(self, name: str) -> Iterator[None]:
-        """A call of the service, by one who may make it, from this peer of gRPC's."""
-        peer = peer_of(name)
-        if peer is None:  # no connection of the network
-            yield
-            return
-        seen = self._seen.setdefault(peer, _Seen(time.monotonic()))
-        seen.called = True
-        seen.calls += 1
-        try:
-            yield
-        finally:
-            seen.calls -= 1
-            seen.since = time.monotonic()
-
     def cut(self, name: str) -> None:
         """Ends the connection of this peer of gRPC's, and every call over it."""
         peer = peer_of(name)
         if peer is not None:
             self._end({peer})
+
+    def end_silent(self) -> None:
+        """Ends those that never made a call, so that nothing waits for them at the end."""
+        peers = set(self._peers())
+        self._note(peers)
+        self._end({peer for peer in peers if not self._seen[peer].called})
 
     async def watch(self, port: int) -> None:
         """Ends what is beyond the bounds, for ever."""
@@ -101,27 +97,36 @@ class Connections:
         least = min(self._most, self._bounds.per_address)
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if len(os.listdir(DESCRIPTORS)) > least or len(self._seen) > self._bounds.total:
+            if len(os.listdir(DESCRIPTORS)) > least or len(self.calls) > self._bounds.total:
                 self._end(self._beyond(set(await asyncio.to_thread(self._peers))))
             self._report()
 
     def _beyond(self, peers: set[Peer]) -> set[Peer]:
         """Those of the connections that have to go."""
-        now = time.monotonic()
-        for peer in [peer for peer, seen in self._seen.items() if not seen.calls]:
-            if peer not in peers:
-                del self._seen[peer]
+        self._note(peers)
         by_address: dict[str, list[Peer]] = {}
         for peer in peers:
-            self._seen.setdefault(peer, _Seen(now))
             by_address.setdefault(peer.address, []).append(peer)
         ended: set[Peer] = set()
         for found in by_address.values():
-            idle = [peer for peer in self._ranked(found) if not self._seen[peer].calls]
+            idle = [peer for peer in self._ranked(found) if not self._seen[peer].calling]
             ended.update(idle[: max(0, len(found) - self._bounds.per_address)])
         silent = [peer for peer in self._ranked(peers - ended) if not self._seen[peer].called]
         ended.update(silent[: max(0, len(peers) - len(ended) - self._most)])
         return ended
+
+    def _note(self, peers: set[Peer]) -> None:
+        """Keeps what is known of these connections, and of no others."""
+        now = time.monotonic()
+        self._seen = {peer: self._seen.get(peer) or _Seen(now) for peer in peers}
+        for seen in self._seen.values():
+            seen.calling = False
+        for name, calls in list(self.calls.items()):
+            peer = peer_of(name)
+            if peer in self._seen:
+                self._seen[peer] = _Seen(now, called=True, calling=calls > 0)
+            elif not calls:
+                del self.calls[name]
 
     def _ranked(self, peers: set[Peer] | list[Peer]) -> list[Peer]:
         """Those that go first come first."""

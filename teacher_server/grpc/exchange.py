@@ -24,6 +24,7 @@ from teacher_server.access.guard import Caller
 from teacher_server.config import LimitSettings
 from teacher_server.grpc.connections import Connections
 from teacher_server.queue.budget import ByteBudget, Hold
+from teacher_server.refusals.sizes import check_request_bytes
 
 # A message that is not there after so many seconds arrives slowly, and is charged with all
 # that it may be; until then it is charged as a small one, which nearly all are.
@@ -41,6 +42,7 @@ class Exchange:
     Attributes:
         started: when the call arrived, ``time.monotonic``.
         deadline: of the caller, ``time.monotonic``; infinite when there is none.
+        hold: its bytes; a reply's are expected from it once the message was read.
     """
 
     def __init__(
@@ -60,20 +62,14 @@ class Exchange:
         self._limits = limits
         self._connections = connections
         self._stack = AsyncExitStack()
-        self._hold: Hold
+        self.hold: Hold
         self._charged = min(limits.max_request_bytes, budget.queue.small)
-        self._size = 0
 
     async def __aenter__(self) -> Self:
         """Raises DeadlineError: there was no room for a message until the deadline."""
-        connection = self._connections.calling(self.caller.peer)
         hold = self._budget.hold(self.caller.owner, self._charged, self.deadline)
-        self._stack.enter_context(connection)
-        try:
-            self._hold = await self._stack.enter_async_context(hold)
-        except BaseException:
-            await self._stack.aclose()
-            raise
+        self.hold = await self._stack.enter_async_context(hold)
+        self._connections.calls[self.caller.peer] += 1
         return self
 
     async def __aexit__(
@@ -82,22 +78,26 @@ class Exchange:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self._connections.calls[self.caller.peer] -= 1
         await self._stack.aclose()
 
     async def read(self) -> bytes:
-        """The call's one message; its caller checks its size.
+        """The call's one message.
 
         Raises:
-            InvalidRequestError: the call holds no message.
+            InvalidRequestError: the call holds no message, or it is over
+                limits.max_request_bytes.
             DeadlineError: it did not arrive in time.
             OverloadedError: there is no room for one that arrives slowly, or is large.
         """
         message = await self._message(self._limits.max_request_bytes)
         if message is None:
             raise InvalidRequestError("the call holds no message", fix="send the request")
-        self._size = len(message)
-        if self._size > self._charged:
-            self._enlarge(min(self._size, self._limits.max_request_bytes))
+        size = self.hold.body = len(message)
+        if size > self._limits.max_request_bytes:
+            check_request_bytes(size, self._limits.server_limits())
+        if size > self._charged:
+            self._enlarge(size)
         return message
 
     async def parts(self, most: int) -> AsyncIterator[bytes]:
@@ -110,14 +110,6 @@ class Exchange:
         self._enlarge(most)
         while (message := await self._message(most)) is not None:
             yield message
-
-    async def expect(self, size: int) -> None:
-        """Waits until there is room for a reply of ``size`` bytes beside the request.
-
-        Raises:
-            DeadlineError: there was none until the caller's deadline.
-        """
-        await self._hold.resize(self._size + size, self.deadline)
 
     async def send(self, reply: bytes) -> None:
         """Sends the reply and waits until the caller's side has taken it.
@@ -137,7 +129,7 @@ class Exchange:
 
     def _enlarge(self, size: int) -> None:
         if size > self._charged:
-            self._hold.enlarge(size)
+            self.hold.enlarge(size)
             self._charged = size
 
     async def _message(self, most: int) -> bytes | None:

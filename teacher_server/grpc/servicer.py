@@ -17,7 +17,7 @@ import numpy as np
 from teacher_proto import codec
 from teacher_proto.codec.wire_counts import WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
-from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest, ServerLimits
+from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest
 from teacher_proto.v1 import render_pb2, score_pb2, service_pb2, teacher_pb2, tokenizer_pb2
 
 from teacher_server.grpc.exchange import Exchange
@@ -28,7 +28,6 @@ from teacher_server.grpc.form import (
     score_bounds,
     tokenizer_bounds,
 )
-from teacher_server.refusals.sizes import check_request_bytes
 from teacher_server.scoring.context import GRPC, Received, TokenTexts
 from teacher_server.scoring.render import RawPrompt, ReceivedRender
 from teacher_server.scoring.service import TeacherService
@@ -49,21 +48,15 @@ Names = TypeVar(
 class _Unary:
     """A call that came with one message: what both methods below need of it."""
 
-    def __init__(self, exchange: Exchange, limits: ServerLimits, bounds: WireBounds) -> None:
+    def __init__(self, exchange: Exchange, bounds: WireBounds) -> None:
         self.surface = GRPC
         self.caller = exchange.caller
         self.started = exchange.started
         self.headers = exchange.context.invocation_metadata() or ()
-        self.expect = exchange.expect
-        self._exchange = exchange
-        self._limits = limits
+        self.read = exchange.read
+        self.expect = exchange.hold.expect
         self._bounds = bounds
         self._deadline = exchange.deadline
-
-    async def read(self) -> bytes:
-        body = await self._exchange.read()
-        check_request_bytes(len(body), self._limits)
-        return body
 
 
 class _ScoreCall(_Unary):
@@ -82,11 +75,6 @@ class _ScoreCall(_Unary):
 
 
 class _RenderCall(_Unary):
-    async def read(self) -> bytes:
-        body = await super().read()
-        await self.expect(0)  # the reply's size shows when it is there
-        return body
-
     def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
         check_wire(body, render_pb2.RenderRequest.DESCRIPTOR, self._bounds)
         request, prompts = codec.decode_render(body)
@@ -132,14 +120,10 @@ class Servicer:
             )
 
     async def score(self, exchange: Exchange) -> bytes:
-        return await self._service.score(
-            _ScoreCall(exchange, self._service.limits, self._score_bounds)
-        )
+        return await self._service.score(_ScoreCall(exchange, self._score_bounds))
 
     async def render(self, exchange: Exchange) -> bytes:
-        return await self._service.render(
-            _RenderCall(exchange, self._service.limits, self._render_bounds)
-        )
+        return await self._service.render(_RenderCall(exchange, self._render_bounds))
 
     async def register_tokenizer(self, exchange: Exchange) -> bytes:
         caller = exchange.caller

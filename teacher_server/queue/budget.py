@@ -213,11 +213,17 @@ class BudgetQueue:
 
 
 class Hold:
-    """Bytes held by one call; see ``ByteBudget.hold``."""
+    """Bytes held by one call; see ``ByteBudget.hold``.
 
-    def __init__(self, budget: ByteBudget, claim: Claim) -> None:
+    Attributes:
+        body: bytes of the request, once it was read.
+    """
+
+    def __init__(self, budget: ByteBudget, claim: Claim, deadline: float) -> None:
+        self.body = 0
         self._budget = budget
         self._claim = claim
+        self._deadline = deadline
 
     @property
     def size(self) -> int:
@@ -235,6 +241,10 @@ class Hold:
         """
         self._budget.queue.check(size, grows=True)
         await self._budget.wait(self._claim, size, deadline)
+
+    async def expect(self, reply: int) -> None:
+        """Holds the body and ``reply`` bytes, as ``resize`` does, until the call's deadline."""
+        await self.resize(self.body + reply, self._deadline)
 
     def enlarge(self, size: int) -> None:
         """Holds ``size`` bytes, more than now, at once and as one that only now enters.
@@ -286,7 +296,7 @@ class ByteBudget:
         claim = Claim(owner)
         try:
             await self.wait(claim, size, deadline)
-            yield Hold(self, claim)
+            yield Hold(self, claim, deadline)
         finally:
             self._settle(self.queue.leave(claim))
 

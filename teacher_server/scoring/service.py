@@ -35,7 +35,7 @@ from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_reply, reply_bytes
 from teacher_server.refusals.validation import check_name, check_readable, is_name
-from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
+from teacher_server.scoring.context import Call, Received, RequestContext, TextReceived, TokenTexts
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import score
@@ -214,21 +214,22 @@ class TeacherService:
             observed(self.metrics, call.surface.name, "Score") as seen,
             self.lifecycle.working() as everything,
         ):
-            served = everything.usable_by(principal)
+            served = everything if principal is None else everything.usable_by(principal)
             body = await call.read()
-            received = await self._received(call, body, served)
-            async with _until(received.deadline, call.started):
-                return await self._answer(call, received, served, seen)
+            decode = partial(call.decode, body, served.teachers)
+            owner = call.caller.work_owner
+            found = await self._lanes.run(decode, size=len(body), owner=owner)
+            async with _until(found.deadline, call.started):
+                if not isinstance(found, Received):
+                    found = await self._finished(found, len(body), owner, served)
+                return await self._answer(call, found, served, seen)
 
-    async def _received(self, call: Call, body: bytes, served: Served) -> Received:
-        """The request in a body; texts in a student's tokens are tokenized."""
-        decode = partial(call.decode, body, served.teachers)
-        found = await self.compute(decode, len(body), call.caller)
-        if isinstance(found, Received):
-            return found
-        async with _until(found.deadline, call.started):
-            ids = await served.students.encode(found.run, found.tokenizer_hash, found.texts)
-            return await self.compute(partial(found.finish, ids), len(body), call.caller)
+    async def _finished(
+        self, found: TextReceived, size: int, owner: str, served: Served
+    ) -> Received:
+        """The request, once its texts in a student's tokens are tokenized."""
+        ids = await served.students.encode(found.run, found.tokenizer_hash, found.texts)
+        return await self._lanes.run(partial(found.finish, ids), size=size, owner=owner)
 
     async def render(self, call: RenderCall) -> bytes:
         """Answers how a teacher reads prompts; nothing is scored and no quota is used.
@@ -327,20 +328,20 @@ class TeacherService:
         }
         entries = request.top_k + request.explicit_width
         size = scored.rows * entries * call.surface.bytes_per_entry
-        texts = await self._shown_texts(context, scored.reply, size)
+        texts: TokenTexts | None = None
+        if request.tokenizer_hash != context.teacher.tokenizer.hash:
+            texts = await self._shown_texts(context, scored.reply, size)
         encode = partial(call.encode, request, scored.reply, context.teacher, texts)
         reply = await self._lanes.run(encode, size=size, owner=request.run)
-        check_reply(len(reply), request.max_reply_bytes)  # text may be more than its estimate
+        if request.max_reply_bytes is not None:  # text may be more than its estimate
+            check_reply(len(reply), request.max_reply_bytes)
         return reply
 
     async def _shown_texts(
         self, context: RequestContext, reply: ScoreReply, size: int
     ) -> TokenTexts | None:
-        """The texts that a reply in a student's tokens shows; None where it shows none, or
-        the teacher's."""
+        """The texts that a reply in a student's tokens shows; None where it shows none."""
         request = context.request
-        if request.tokenizer_hash == context.teacher.tokenizer.hash:
-            return None
         shown = partial(context.call.shown_ids, request, reply)
         ids = await self._lanes.run(shown, size=size, owner=request.run)
         if not len(ids):

@@ -15,7 +15,7 @@ import grpc
 import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2
-from teacher_proto import TeacherClient, channel
+from teacher_proto import AsyncTeacherClient, TeacherClient, channel
 from teacher_proto.client.credentials import ClientCredentials
 
 from teacher_server.access.descriptors import ConnectionBounds
@@ -39,6 +39,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 CHECK, WATCH = "/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch"
 REFLECTION = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"
+GET_TEACHER = "/teacher_proto.v1.TeacherScoringService/GetTeacher"
 REGISTER = "/teacher_proto.v1.TeacherScoringService/RegisterTokenizer"
 BODY = 8 * MIB
 CONNECTIONS = 32
@@ -220,15 +221,21 @@ async def test_who_goes_first_when_there_are_too_many() -> None:
     found = Connections(ConnectionBounds(total=8, per_address=4))
     far = [Peer("10.0.0.1", port) for port in range(6)]
     near = [Peer(f"10.0.1.{number}", 1) for number in range(4)]
-    with found.calling("ipv4:10.0.0.1:0"), found.calling("ipv4:10.0.1.0:1"):
-        # Of the address with too many, one that is not calling; then silent ones.
-        (one,) = found._beyond({*far[:5]})
-        assert one in far[1:5]
-        assert found._beyond({*far[:4], *near[:3]}) == set()
-        gone = found._beyond({*far, *near})
+    found.calls.update(["ipv4:10.0.0.1:0", "ipv4:10.0.1.0:1", "ipv4:10.0.9.9:9"])
+    # Of the address with too many, one that is not calling; then those that never did.
+    (one,) = found._beyond({*far[:5]})
+    assert one in far[1:5]
+    assert found._beyond({*far[:4], *near[:3]}) == set()
+    gone = found._beyond({*far, *near})
     assert far[0] not in gone
     assert near[0] not in gone
     assert len({*far, *near} - gone) == 7
+    # What once called stays among others, unless it is idle and its address has too many.
+    for name in found.calls:
+        found.calls[name] = 0
+    later = [Peer(f"10.0.2.{number}", 1) for number in range(12)]
+    assert found._beyond({far[0], near[0], *later}) <= {*later}
+    assert found.calls.keys() == {"ipv4:10.0.0.1:0", "ipv4:10.0.1.0:1"}
 
 
 async def test_peers_are_told_by_their_plain_address() -> None:
@@ -245,9 +252,16 @@ async def test_a_client_does_not_notice_that_its_quiet_connection_was_ended(
 ) -> None:
     monkeypatch.setattr(server_module, "server_options", quickly_idle)
     async with running({"default": tiny_model_dir}, monkeypatch) as server:
-        for number in range(3):
-            await server.score(server.request(request_id=f"quiet-{number}"))
-            await eventually(lambda: not peers(server))
+        address = server.server.grpc_address
+        async with (
+            AsyncTeacherClient(address, run="quiet") as ours,
+            grpc.aio.insecure_channel(address) as stock,
+        ):
+            method: Any = stock.unary_unary(GET_TEACHER)
+            for number in range(3):
+                await ours.score(server.request(request_id=f"quiet-{number}"), timeout=LONG)
+                await method(b"", timeout=LONG)
+                await eventually(lambda: not peers(server))
 
 
 def quickly_idle(*arguments: Any) -> Any:
