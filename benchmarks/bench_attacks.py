@@ -81,7 +81,8 @@ def run_attack(
 async def _measure(
     name: str, facts: dict[str, Any], seconds: float, at: dict[str, Any]
 ) -> dict[str, Any]:
-    tokenizer, seen, told = await tokenizer_of(facts), Neighbour(), {"ended": {}, "admitted": 0}
+    tokenizer, seen = await tokenizer_of(facts), Neighbour()
+    told: dict[str, Any] = {"ended": {}, "admitted": 0}
     if name == QUIET:
         await seen.watch(facts, tokenizer, lambda: asyncio.sleep(seconds))
     else:

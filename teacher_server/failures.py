@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+import traceback
 
 
 class NativeFailureError(RuntimeError):
@@ -36,6 +37,21 @@ def as_exception(error: BaseException) -> Exception:
         return error
     failure = NativeFailureError(f"{type(error).__name__} was raised")
     return failure.with_traceback(error.__traceback__)
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Lets go of what the calls held through which an error came, such as a body: for those
+    who keep the error when it has been answered. They keep no traceback either."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        traceback.clear_frames(one.__traceback__)
+        one.__traceback__ = None
+        left += [one.__cause__, one.__context__]
 
 
 def reported(error: BaseException, event: str, log: logging.Logger) -> str:

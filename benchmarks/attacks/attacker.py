@@ -39,7 +39,7 @@ async def attack(name: str, facts: dict[str, str], seconds: float) -> Target:
         target.until = time.monotonic() + seconds
         asyncio.get_running_loop().call_later(seconds + GRACE, over.set)
 
-    target = Target(**facts, begin=begin)
+    target = Target(facts["grpc_address"], facts["http_address"], facts["tokenizer"], begin)
     attacking = asyncio.ensure_future(ATTACKS[name](target))
     ending = asyncio.ensure_future(over.wait())
     await asyncio.wait((attacking, ending), return_when=asyncio.FIRST_COMPLETED)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from functools import partial
 
 from google.protobuf import struct_pb2
-from teacher_proto.codec.wire_counts import Bound, WireBounds
+from teacher_proto.codec.wire_counts import Bound, TextBound, WireBounds
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ServerLimits
 from teacher_proto.v1 import score_pb2, tokenizer_pb2
 
 from teacher_server.refusals.errors import refuse, too_many_continuations, too_many_prompts
+from teacher_server.refusals.sizes import text_too_long
 
 # Of one request. Nothing that is scored needs as many.
 MAX_SEGMENTS = 16_384
@@ -43,7 +44,27 @@ def score_bounds(limits: ServerLimits) -> WireBounds:
                 "values of extra and template_arguments", "prompt", MAX_VALUES
             ),
         },
+        texts=_texts(limits),
     )
+
+
+def _texts(limits: ServerLimits) -> dict[str, TextBound]:
+    """Texts of a request to score that are refused for their size alone, wherever it shows."""
+    if limits.max_text_bytes is None:
+        return {}
+
+    def bound(name: str) -> TextBound:
+        assert limits.max_text_bytes is not None
+        return TextBound(
+            limits.max_text_bytes,
+            lambda size, prompt: text_too_long(size, f"{prompt}.{name}", limits),
+        )
+
+    return {
+        f"{score_pb2.Prompt.DESCRIPTOR.full_name}.text": bound("text"),
+        f"{score_pb2.TextPrompt.DESCRIPTOR.full_name}.text": bound("text"),
+        f"{score_pb2.ChatMessage.DESCRIPTOR.full_name}.content": bound("chat"),
+    }
 
 
 def render_bounds(limits: ServerLimits) -> WireBounds:

@@ -15,7 +15,7 @@ from teacher_proto.status import DETAILS_KEY, to_rpc_status
 
 from teacher_server.access.guard import UNKNOWN, Caller, Guard
 from teacher_server.access.rules import run_of
-from teacher_server.failures import as_exception, is_ending
+from teacher_server.failures import as_exception, forget_frames, is_ending
 from teacher_server.grpc import health
 from teacher_server.grpc.exchange import Exchange
 from teacher_server.grpc.servicer import SERVICE, Method
@@ -36,6 +36,7 @@ Begin = Callable[[Any], None]
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: Exception) -> None:
+    forget_frames(error)
     code, status = to_rpc_status(error)
     trailers = ((DETAILS_KEY, status.SerializeToString()),)
     await context.abort(code, status.message, trailers)

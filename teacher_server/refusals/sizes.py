@@ -100,13 +100,19 @@ def check_text(size: int, where: str, limits: ServerLimits) -> None:
     """Refuses ``size`` bytes of text, in UTF-8, that are more than is tokenized for one
     prompt, or for the continuations of one request."""
     if limits.max_text_bytes is not None and size > limits.max_text_bytes:
-        raise over_limit(
-            f"the text is {size} bytes",
-            where,
-            "limits.max_text_bytes",
-            limits.max_text_bytes,
-            "send less text, or token ids",
-        )
+        raise text_too_long(size, where, limits)
+
+
+def text_too_long(size: int, where: str, limits: ServerLimits) -> InvalidRequestError:
+    """The error for text over ``limits.max_text_bytes``, which is known."""
+    assert limits.max_text_bytes is not None
+    return over_limit(
+        f"the text is {size} bytes",
+        where,
+        "limits.max_text_bytes",
+        limits.max_text_bytes,
+        "send less text, or token ids",
+    )
 
 
 def check_text_fits(size: int, where: str, facts: TeacherFacts) -> None:

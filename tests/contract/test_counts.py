@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto import codec
 from teacher_proto.codec.json_counts import JsonCounts, beyond
-from teacher_proto.codec.wire_counts import Bound, WireBounds, check_wire
+from teacher_proto.codec.wire_counts import Bound, TextBound, WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
 
@@ -151,6 +152,25 @@ def test_the_tree_of_another_message_is_its_own() -> None:
     )
     with pytest.raises(TooManyError):
         check_wire(data, tokenizer_pb2.RegisterTokenizerRequest.DESCRIPTOR, most)
+
+
+@pytest.mark.parametrize("field", ["prompt", "teacher_prompt"])
+@pytest.mark.parametrize("length", [9, 10, 300])
+def test_a_long_text_is_found_by_its_length_with_the_field_that_holds_it(
+    field: str, length: int
+) -> None:
+    request = score_pb2.ScoreRequest(run="b" * 50)
+    getattr(request, field).text = "a" * length
+    data = request.SerializeToString()
+    name = f"{score_pb2.Prompt.DESCRIPTOR.full_name}.text"
+    most = replace(
+        bounds(), texts={name: TextBound(9, lambda size, where: TooManyError(f"{size} {where}"))}
+    )
+    if length == 9:
+        check_wire(data, REQUEST, most)
+        return
+    with pytest.raises(TooManyError, match=f"^{length} {field}$"):
+        check_wire(data, REQUEST, most)
 
 
 ODD = st.sampled_from(['"', "\\", '\\"', "{,[:"])

@@ -7,7 +7,7 @@ a bound is passed, and makes no objects of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import NamedTuple
 
@@ -29,6 +29,14 @@ class Bound(NamedTuple):
     error: Callable[[], LsmError]
 
 
+class TextBound(NamedTuple):
+    """At most so many bytes, and the error for more: of their number, and of the name of the
+    outermost field that holds them."""
+
+    most: int
+    error: Callable[[int, str], LsmError]
+
+
 @dataclass(frozen=True)
 class WireBounds:
     """Bounds of one message with everything inside it.
@@ -36,17 +44,21 @@ class WireBounds:
     Attributes:
         fields: occurrences of any field; an element of a packed one counts as one byte or more.
         messages: of one type, by its full name.
+        texts: bytes of one string field, by its full name.
     """
 
     fields: Bound
     messages: Mapping[str, Bound]
+    texts: Mapping[str, TextBound] = field(default_factory=dict)
 
 
 class _Plan(NamedTuple):
-    """Fields of a message by number: its messages, and the repeated numbers that may be packed."""
+    """Fields of a message by number: its messages, the full names of its strings, and the
+    repeated numbers that may be packed."""
 
     name: str
     children: Mapping[int, Descriptor]
+    strings: Mapping[int, str]
     packed: frozenset[int]
 
 
@@ -63,7 +75,7 @@ def _count(data: bytes, descriptor: Descriptor, bounds: WireBounds) -> None:
     plan = _plan(descriptor)
     counts = dict.fromkeys(bounds.messages, 0)
     outer: list[tuple[int, _Plan]] = []
-    position, end, fields = 0, len(data), 0
+    position, end, fields, outermost = 0, len(data), 0, ""
     while True:
         if position >= end:
             if position > end:
@@ -86,6 +98,11 @@ def _count(data: bytes, descriptor: Descriptor, bounds: WireBounds) -> None:
             length, position = _varint(data, position, TAG_BYTES)
             child = plan.children.get(tag >> 3)
             if child is None:
+                name = plan.strings.get(tag >> 3)
+                if name is not None:
+                    text = bounds.texts.get(name)
+                    if text is not None and length > text.most:
+                        raise text.error(length, outermost)
                 if tag >> 3 in plan.packed:
                     fields += length
                     if fields > bounds.fields.most:
@@ -94,6 +111,8 @@ def _count(data: bytes, descriptor: Descriptor, bounds: WireBounds) -> None:
                 continue
             if position + length > end or len(outer) == DEEPEST:
                 raise IndexError
+            if not outer:
+                outermost = descriptor.fields_by_number[tag >> 3].name
             outer.append((end, plan))
             end, plan = position + length, _plan(child)
             bound = bounds.messages.get(plan.name)
@@ -124,13 +143,13 @@ def _varint(data: bytes, position: int, most: int) -> tuple[int, int]:
 @cache
 def _plan(descriptor: Descriptor) -> _Plan:
     children: dict[int, Descriptor] = {}
+    strings: dict[int, str] = {}
     packed: set[int] = set()
-    for field in descriptor.fields:
-        if field.message_type is not None:
-            children[field.number] = field.message_type
-        elif field.is_repeated and field.type not in (
-            FieldDescriptor.TYPE_STRING,
-            FieldDescriptor.TYPE_BYTES,
-        ):
-            packed.add(field.number)
-    return _Plan(descriptor.full_name, children, frozenset(packed))
+    for one in descriptor.fields:
+        if one.message_type is not None:
+            children[one.number] = one.message_type
+        elif one.type == FieldDescriptor.TYPE_STRING:
+            strings[one.number] = one.full_name
+        elif one.is_repeated and one.type != FieldDescriptor.TYPE_BYTES:
+            packed.add(one.number)
+    return _Plan(descriptor.full_name, children, strings, frozenset(packed))
