@@ -12,6 +12,16 @@ td,th{border:1px solid #8884;padding:.3rem .6rem;text-align:left;vertical-align:
 code,pre{font-family:ui-monospace,monospace;font-size:.9em}
 pre{background:#8881;padding:1rem;overflow:auto}
 """
+# Of a field; how an OpenAPI document names a bound -> what the page says.
+BOUNDS = {
+    "minItems": "at least {} of them",
+    "maxItems": "at most {} of them",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "minimum": "at least {}",
+    "maximum": "at most {}",
+    "exclusiveMinimum": "more than {}",
+}
 EXAMPLE = """curl -s -H 'Content-Type: application/json' \\
   -d '{"prompt":{"messages":[{"role":"user","content":"Hello"}]},
        "continuations":[{"text":"Hi!"}],"top_k":5,"temperature":1}' \\
@@ -42,7 +52,7 @@ def docs_page(document: dict[str, Any]) -> str:
 def _schema(name: str, schema: dict[str, Any]) -> str:
     required = set(schema.get("required", ()))
     rows = "".join(
-        f"<tr><td><code>{escape(field)}</code></td><td>{_type(facts)}</td>"
+        f"<tr><td><code>{escape(field)}</code></td><td>{_type(facts)}{_bounds(facts)}</td>"
         f"<td>{'required' if field in required else 'optional'}</td>"
         f"<td>{escape(facts.get('description', ''))}</td></tr>"
         for field, facts in schema.get("properties", {}).items()
@@ -51,6 +61,12 @@ def _schema(name: str, schema: dict[str, Any]) -> str:
         f"<h3 id={escape(name)}>{escape(name)}</h3><p>{escape(schema.get('description', ''))}</p>"
         f"<table><tr><th>field<th>type<th><th>meaning</tr>{rows}</table>"
     )
+
+
+def _bounds(facts: dict[str, Any]) -> str:
+    """The bounds of a field, in words."""
+    found = (text.format(facts[name]) for name, text in BOUNDS.items() if name in facts)
+    return "".join(f", {text}" for text in found)
 
 
 def _type(facts: dict[str, Any]) -> str:
