@@ -82,6 +82,7 @@ def test_both_lists_give_a_reason_the_same_status() -> None:
 def test_the_status_is_that_of_the_errors_class(code: str, reasons: list[str]) -> None:
     used = reasons_in(SERVER, PACKAGE / "errors.py", PACKAGE / "status.py")
     for reason in reasons:
+        assert reason in used, f"{reason} is given by no code"
         kinds = [vars(errors)[name] for name in used[reason].kinds & set(vars(errors))]
         codes = {next(row.name for row, kind in TABLE if issubclass(one, kind)) for one in kinds}
         assert not codes or code in codes, (reason, codes)
