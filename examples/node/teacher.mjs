@@ -36,7 +36,7 @@ const MAX_REPLY_BYTES = 64 << 20;
 // A client of the service at HOST:PORT.
 export function connect(address, protoFolder, options = {}) {
   const definition = loader.loadSync(FILES, { ...OPTIONS, includeDirs: [protoFolder] });
-  const Client = definition[SERVICE] && grpc.makeGenericClientConstructor(definition[SERVICE]);
+  const Client = grpc.makeGenericClientConstructor(definition[SERVICE]);
   const { credentials = grpc.credentials.createInsecure(), ...others } = options;
   return new Client(address, credentials, {
     "grpc.max_receive_message_length": MAX_REPLY_BYTES,
