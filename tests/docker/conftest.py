@@ -6,6 +6,9 @@ import pytest
 
 from tests.docker.engine import Engine, engine
 from tests.docker.images import Images, build_images
+from tests.proofs.conftest import proof, pytest_runtest_makereport
+
+__all__ = ["proof", "pytest_runtest_makereport"]
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ CHECKS = (
     "content_type_conformance",
     "response_schema_conformance",
 )
-SECONDS = 1800
+SECONDS = 900
 
 
 def statuses(http: str, each: int, seed: int, folder: Path) -> Counter[int] | None:

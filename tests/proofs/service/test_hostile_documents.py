@@ -85,7 +85,7 @@ def test_requests_by_the_document_fail_nobody(plain: Watched) -> None:
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_proof_13_requests_by_the_openapi_document(
     tiny_model_dir: Path, tmp_path: Path, proof: Proof
 ) -> None:
