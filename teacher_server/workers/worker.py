@@ -120,10 +120,11 @@ class Worker:
             view = view[clock.patiently(partial(to.send, view)) :]
 
     def _receive(self, of: socket.socket, clock: _Clock) -> Frame:
-        data = bytearray(PREFIX.size)
-        self._fill(of, memoryview(data), clock)
-        length = check_prefix(bytes(data), MAX_BYTES)
-        data += bytes(length)
+        prefix = bytearray(PREFIX.size)
+        self._fill(of, memoryview(prefix), clock)
+        # Another buffer: one whose view somebody still holds, as a traceback does, cannot grow.
+        data = bytearray(PREFIX.size + check_prefix(bytes(prefix), MAX_BYTES))
+        data[: PREFIX.size] = prefix
         self._fill(of, memoryview(data)[PREFIX.size :], clock)
         return unpack(data)
 
