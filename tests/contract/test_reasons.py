@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 from teacher_proto import errors
-from teacher_proto.status import TABLE
+from teacher_proto.client.credentials import AUTHORIZATION, RUN
+from teacher_proto.status import DETAILS_KEY, DOMAIN, TABLE
 
+from teacher_server.http.errors import status_of
 from tests.contract.reasons import reasons_in
 
 ROOT = Path(__file__).parents[2]
@@ -86,6 +88,21 @@ def test_the_status_is_that_of_the_errors_class(code: str, reasons: list[str]) -
         kinds = [vars(errors)[name] for name in used[reason].kinds & set(vars(errors))]
         codes = {next(row.name for row, kind in TABLE if issubclass(one, kind)) for one in kinds}
         assert not codes or code in codes, (reason, codes)
+
+
+def test_http_gives_each_the_status_of_the_page() -> None:
+    kinds = {row.name: kind for row, kind in reversed(TABLE)}
+    found = {
+        reason: str(status_of(kinds[code]("what", reason=reason)))
+        for code, reasons in by_status().items()
+        for reason in reasons
+    }
+    assert found == {reason: in_the_page()[reason][1] for reason in found}
+
+
+def test_the_proto_file_names_what_a_call_carries() -> None:
+    for name in (AUTHORIZATION, RUN, DETAILS_KEY, DOMAIN, "traceparent"):
+        assert name in SERVICE
 
 
 def test_every_method_lists_its_statuses() -> None:
