@@ -361,6 +361,12 @@ class TokenizerSettings(Settings):
     def _a_tokenizer_fits(self) -> Self:
         if self.folder is not None and not self.folder.is_absolute():
             raise ValueError(f"folder={self.folder} is not an absolute path")
+        if self.max_memory_bytes < self.worker_memory_bytes:
+            raise ValueError(
+                f"max_memory_bytes={self.max_memory_bytes} is less than "
+                f"worker_memory_bytes={self.worker_memory_bytes}: a process that takes what it "
+                "may would be ended after each request"
+            )
         return self
 
     @property

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 MODULE = "teacher_server.workers.inside.fork_server"
 # Seconds for the teachers' tokenizers to be read, and for everything else that is asked.
-START_SECONDS, ANSWER_SECONDS = 600.0, 30.0
+START_SECONDS, ANSWER_SECONDS = 600.0, 120.0
 # Seconds between one start and the next: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 RETRY_HINT = 1.0

@@ -14,7 +14,8 @@ from teacher_proto.program.byte_alphabet import byte_alphabet
 # byte_level: tokens are spelt in the byte alphabet. byte_fallback: tokens are text, with
 # a token like <0x0A> for every byte (SentencePiece).
 Kind = Literal["byte_level", "byte_fallback"]
-MAX_ID = 2**22
+# Four times what the largest published vocabulary has.
+MAX_ID = 2**20
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from teacher_proto.errors import InvalidRequestError
 NORMALIZERS: Mapping[str, float | None] = {
     "NFC": 3,
     "NFD": 4,
-    "NFKC": 18,
-    "NFKD": 18,
+    "NFKC": 11,
+    "NFKD": 11,
     "Nmt": 1,
     "Lowercase": 2,
     "Strip": 1,
@@ -62,7 +62,7 @@ PARTS: Sequence[tuple[str, str, Mapping[str, float | None]]] = (
 MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 # Twice and more of what any published tokenizer has.
 MAX_COMPONENTS, MAX_DEPTH = 32, 4
-MAX_GROWTH = 64.0
+MAX_GROWTH = 256.0
 MAX_PATTERN = 4096
 MAX_TOKENS, MAX_MERGES = 1 << 20, 1 << 21
 MAX_TOKEN_BYTES = 2048
