@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable
 
-from teacher_proto.errors import InvalidRequestError, LsmError, TeacherUnavailableError
+from teacher_proto.errors import InvalidRequestError, LsmError
 
 from teacher_server.frames import Frame
 from teacher_server.refusals.errors import compared, realignment_unavailable
@@ -41,7 +41,7 @@ class Differences:
             sha256, hash_: of the file that the process has opened, and its fingerprint.
 
         Raises:
-            TeacherUnavailableError: the process was lost.
+            LsmError: the process has ended; see ``StudentProcess.ask``.
         """
         found: dict[str, str] = {}
         for teacher in teachers:
@@ -77,7 +77,7 @@ class Differences:
         frame = Frame("difference", {"teacher": teacher.name})
         try:
             return (await self._pool.ask(process, frame, self._seconds)).text("text", LONGEST)
-        except TeacherUnavailableError:
-            raise
         except LsmError:
+            if process.failed is not None:
+                raise
             return ""

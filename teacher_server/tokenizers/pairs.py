@@ -208,10 +208,10 @@ class StudentTokenizers:
                 if levels.get(teacher.name, Level.SAME) is not Level.SAME:
                     side = self._forks.sides[teacher.name].number
                     await self._pool.build(process, teacher.name, side)
-            if facts.refusal is None:
-                await self._keep(upload, run, sha256, facts)
             known = [teacher for teacher in asked if teacher.name in levels]
             differences = await self._differences.describe(process, sha256, facts.hash, known)
+            if facts.refusal is None:
+                await self._keep(upload, run, sha256, facts)
         log.info(
             "tokenizer %s (%d bytes): %s",
             facts.hash,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from teacher_proto.errors import TeacherUnavailableError
 
-from teacher_server.frames import MAX_BYTES, PREFIX, Frame, FrameError, check_prefix, pack, unpack
+from teacher_server.frames import PREFIX, Frame, FrameError, check_prefix, pack, unpack
 from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.errors import WorkerError, read_error
 
@@ -24,6 +24,8 @@ POLL_SECONDS = 0.2
 PATIENCE = 4.0
 # Added to the server's own: an engine on few cores goes first.
 NICENESS = 3
+# Bytes of an answer, and of a part that is read at once.
+MAX_ANSWER_BYTES, PART_BYTES = 1 << 29, 1 << 20
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -120,13 +122,14 @@ class Worker:
             view = view[clock.patiently(partial(to.send, view)) :]
 
     def _receive(self, of: socket.socket, clock: _Clock) -> Frame:
-        prefix = bytearray(PREFIX.size)
-        self._fill(of, memoryview(prefix), clock)
-        # Another buffer: one whose view somebody still holds, as a traceback does, cannot grow.
-        data = bytearray(PREFIX.size + check_prefix(bytes(prefix), MAX_BYTES))
-        data[: PREFIX.size] = prefix
-        self._fill(of, memoryview(data)[PREFIX.size :], clock)
-        return unpack(data)
+        parts = [bytearray(PREFIX.size)]
+        self._fill(of, memoryview(parts[0]), clock)
+        left = check_prefix(bytes(parts[0]), MAX_ANSWER_BYTES)
+        while left:  # no more memory than has come
+            parts.append(bytearray(min(left, PART_BYTES)))
+            self._fill(of, memoryview(parts[-1]), clock)
+            left -= len(parts[-1])
+        return unpack(b"".join(parts))
 
     def _fill(self, of: socket.socket, into: memoryview, clock: _Clock) -> None:
         while into:

@@ -24,7 +24,7 @@ from teacher_proto.errors import ConfigurationError, InvalidRequestError, LsmErr
 from teacher_proto.fingerprint.parts import read_fingerprint
 from teacher_proto.fingerprint.relation import difference
 from teacher_proto.tokenizer_hash import versioned
-from teacher_proto.types import SpecialRole
+from teacher_proto.types import Int32, SpecialRole
 
 from teacher_server.frames import Frame, texts_array, texts_of
 from teacher_server.realign.pair.cache import TableCache
@@ -39,6 +39,8 @@ from teacher_server.workers.inside.vocabularies import student_vocabulary
 NOT_NEEDED = ("post_processor", "truncation", "padding")
 # Bytes of the text of one id: an added token's is at most as long.
 MAX_TEXT_BYTES = 4096
+# Of one answer: bytes of the texts of all its ids, and ids of all its texts.
+MAX_ALL_TEXT_BYTES, MAX_IDS = 1 << 26, 1 << 24
 
 
 @dataclass(frozen=True)
@@ -151,22 +153,34 @@ class Student:
         return TextTokenizer(json.dumps({**self._document, **dict.fromkeys(NOT_NEEDED)}))
 
     def _encode(self, frame: Frame) -> Frame:
-        ids = [self._text.encode(text) for text in texts_of(frame)]
+        ids: list[Int32] = []
+        count = 0
+        for text in texts_of(frame):
+            ids.append(self._text.encode(text))
+            count += len(ids[-1])
+            if count > MAX_IDS:
+                raise _too_much(f"the texts are more than {MAX_IDS} tokens", "send less text")
         lengths = np.array([len(one) for one in ids], np.int64)
         joined = np.concatenate([np.zeros(0, np.int32), *ids])
         return Frame("encode", {}, {"ids": joined, "lengths": lengths})
 
     def _texts(self, frame: Frame) -> Frame:
-        found = [self._text.token_text(token) for token in frame.array("ids", np.int32, None)]
-        known = [text is not None for text in found]
-        texts = [text or "" for text in found]
-        if max((len(text.encode("utf-8", "surrogatepass")) for text in texts), default=0) > (
-            MAX_TEXT_BYTES
-        ):
-            raise InvalidRequestError(
-                f"a token's text has more than {MAX_TEXT_BYTES} bytes",
-                where="tokenizer_hash",
-                fix="ask over gRPC, whose replies hold ids alone",
-                reason="TOKENIZER_REFUSED",
-            )
+        texts: list[str] = []
+        known: list[bool] = []
+        total = 0
+        for token in frame.array("ids", np.int32, None).tolist():
+            text = self._text.token_text(token)
+            known.append(text is not None)
+            texts.append(text or "")
+            total += (size := len(texts[-1].encode("utf-8", "surrogatepass")))
+            if size > MAX_TEXT_BYTES or total > MAX_ALL_TEXT_BYTES:
+                raise _too_much(
+                    f"a token's text has more than {MAX_TEXT_BYTES} bytes, or all have more than "
+                    f"{MAX_ALL_TEXT_BYTES}",
+                    "ask over gRPC, whose replies hold ids alone",
+                )
         return Frame("texts", {}, {**texts_array(texts), "known": np.array(known, np.bool_)})
+
+
+def _too_much(what: str, fix: str) -> InvalidRequestError:
+    return InvalidRequestError(what, where="tokenizer_hash", fix=fix, reason="TOKENIZER_REFUSED")
