@@ -8,6 +8,7 @@ its memory and time is another guard (``confinement``, ``worker``).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -64,13 +65,13 @@ MODELS = ("BPE", "Unigram", "WordPiece", "WordLevel")
 MAX_COMPONENTS, MAX_DEPTH = 32, 4
 MAX_GROWTH = 256.0
 MAX_PATTERN = 4096
-MAX_TOKENS, MAX_MERGES = 1 << 20, 1 << 21
+MAX_TOKENS, MAX_MERGES = 1 << 19, 1 << 21
 MAX_TOKEN_BYTES = 2048
 MAX_ADDED, MAX_ADDED_BYTES, MAX_ALL_ADDED_BYTES = 1 << 15, 1024, 1 << 20
 
 
 def check_components(document: Mapping[str, Any]) -> None:
-    """Checks the content of a tokenizer.json that has a fingerprint.
+    """Checks the content of a tokenizer.json that has a fingerprint, and passed ``check_sizes``.
 
     Raises:
         InvalidRequestError: it holds a component that is not known, or too much of one.
@@ -79,7 +80,7 @@ def check_components(document: Mapping[str, Any]) -> None:
     kind = model.get("type") or "BPE"
     if kind not in MODELS:
         raise _refused(f"its model {_shown(kind)} is none of {', '.join(MODELS)}")
-    _check_model(model)
+    _check_lengths(model)
     _check_added(document.get("added_tokens") or ())
     for name, inside, known in PARTS:
         if name == "normalizer" and kind != "BPE":
@@ -95,6 +96,24 @@ def check_components(document: Mapping[str, Any]) -> None:
                 f"its {name} can make a text more than {MAX_GROWTH:g} times as long "
                 f"({', '.join(str(one['type']) for one in components)})"
             )
+
+
+def check_sizes(file: bytes) -> None:
+    """Refuses a tokenizer.json that is too large to be looked at closely; one that cannot be
+    read is for its fingerprint to refuse.
+
+    Raises:
+        InvalidRequestError: it has too many tokens or merges.
+    """
+    try:
+        model = json.loads(file)["model"]
+        tokens, merges = len(model.get("vocab") or ()), len(model.get("merges") or ())
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        return
+    if tokens > MAX_TOKENS:
+        raise _refused(f"its vocabulary has {tokens} tokens; {MAX_TOKENS} can be read")
+    if merges > MAX_MERGES:
+        raise _refused(f"it has {merges} merges; {MAX_MERGES} can be read")
 
 
 def _flat(node: object, name: str, inside: str, depth: int) -> Iterator[Mapping[str, Any]]:
@@ -148,12 +167,8 @@ def _pattern(pattern: object, where: str) -> int | None:
     raise _refused(f"its {where} has a pattern that is empty or over {MAX_PATTERN} bytes")
 
 
-def _check_model(model: Mapping[str, Any]) -> None:
-    vocab, merges = model.get("vocab") or (), model.get("merges") or ()
-    if len(vocab) > MAX_TOKENS:
-        raise _refused(f"its vocabulary has {len(vocab)} tokens; {MAX_TOKENS} can be read")
-    if len(merges) > MAX_MERGES:
-        raise _refused(f"it has {len(merges)} merges; {MAX_MERGES} can be read")
+def _check_lengths(model: Mapping[str, Any]) -> None:
+    vocab = model.get("vocab") or ()
     texts = vocab if isinstance(vocab, dict) else (entry[0] for entry in vocab)
     if max((len(text) for text in texts), default=0) > MAX_TOKEN_BYTES:
         raise _refused(f"its vocabulary has a token of more than {MAX_TOKEN_BYTES} characters")

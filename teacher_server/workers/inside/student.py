@@ -31,7 +31,7 @@ from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.paired import Pair
 from teacher_server.teachers.tokenizer import TextTokenizer
-from teacher_server.workers.inside.components import check_components
+from teacher_server.workers.inside.components import check_components, check_sizes
 from teacher_server.workers.inside.errors import error_frame
 from teacher_server.workers.inside.vocabularies import student_vocabulary
 
@@ -100,6 +100,7 @@ class Student:
         folder = frame.text("tables")
         self._tables = Path(folder) if folder else None
         roles = {int(token): SpecialRole[name] for token, name in frame.header["roles"].items()}
+        check_sizes(self._file)
         try:
             found = versioned(read_fingerprint(self._file).digest)
         except ConfigurationError as error:
