@@ -76,7 +76,8 @@ class Differences:
     async def _compared(self, process: StudentProcess, teacher: Teacher) -> str:
         frame = Frame("difference", {"teacher": teacher.name})
         try:
-            return (await self._pool.ask(process, frame, self._seconds)).text("text", LONGEST)
+            answer = await self._pool.ask(process, process.run, frame, self._seconds)
+            return answer.text("text", LONGEST)
         except LsmError:
             if process.failed is not None:
                 raise

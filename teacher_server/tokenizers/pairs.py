@@ -254,7 +254,7 @@ class StudentTokenizers:
         """
         async with self._opened(entry, run) as process:
             await self._pool.build(process, teacher.name, self._forks.sides[teacher.name].number)
-            async with open_session(self._pool, process, teacher.name, tokens) as session:
+            async with open_session(self._pool, process, run, teacher.name, tokens) as session:
                 yield session
 
     async def encode(self, run: str, hash_: str, texts: Sequence[str]) -> list[Int32]:
@@ -266,13 +266,13 @@ class StudentTokenizers:
         """
         entry = self._registered(run, hash_)
         async with self._opened(entry, run) as process:
-            return await encode(self._pool, process, texts, entry.vocabulary_size)
+            return await encode(self._pool, process, run, texts, entry.vocabulary_size)
 
     async def token_texts(self, run: str, hash_: str, ids: Int32) -> dict[int, str | None]:
         """The text of each id in the tokenizer that this run registered; None for an id that no
         token has. Raises as ``encode``."""
         async with self._opened(self._registered(run, hash_), run) as process:
-            return await token_texts(self._pool, process, ids)
+            return await token_texts(self._pool, process, run, ids)
 
     def _registered(self, run: str, hash_: str) -> Entry:
         entry = self._store.find(run, hash_)

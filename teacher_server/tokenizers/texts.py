@@ -16,10 +16,10 @@ BASE_SECONDS, SECONDS_PER_MEGABYTE = 10.0, 5.0
 
 
 async def encode(
-    pool: Pool, process: StudentProcess, texts: Sequence[str], vocabulary_size: int
+    pool: Pool, process: StudentProcess, run: str, texts: Sequence[str], vocabulary_size: int
 ) -> list[Int32]:
     """The ids of each text, int32 [L], below ``vocabulary_size``; raises as ``Pool.ask``."""
-    answer = await _ask(pool, process, Frame("encode", {}, dict(texts_array(list(texts)))))
+    answer = await _ask(pool, process, run, Frame("encode", {}, dict(texts_array(list(texts)))))
     try:
         ids = answer.array("ids", np.int32, None)
         lengths = answer.array("lengths", np.int64, len(texts))
@@ -32,9 +32,11 @@ async def encode(
     return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
 
 
-async def token_texts(pool: Pool, process: StudentProcess, ids: Int32) -> dict[int, str | None]:
+async def token_texts(
+    pool: Pool, process: StudentProcess, run: str, ids: Int32
+) -> dict[int, str | None]:
     """The text of each id; None for an id that no token has. Raises as ``Pool.ask``."""
-    answer = await _ask(pool, process, Frame("texts", {}, {"ids": ids}))
+    answer = await _ask(pool, process, run, Frame("texts", {}, {"ids": ids}))
     try:
         texts, known = texts_of(answer), answer.array("known", np.bool_, len(ids))
         if len(texts) != len(ids):
@@ -45,6 +47,7 @@ async def token_texts(pool: Pool, process: StudentProcess, ids: Int32) -> dict[i
     return {token: text if has else None for token, text, has in each}
 
 
-async def _ask(pool: Pool, process: StudentProcess, frame: Frame) -> Frame:
+async def _ask(pool: Pool, process: StudentProcess, run: str, frame: Frame) -> Frame:
     size = sum(array.nbytes for array in frame.arrays.values())
-    return await pool.ask(process, frame, BASE_SECONDS + SECONDS_PER_MEGABYTE * size / 2**20)
+    seconds = BASE_SECONDS + SECONDS_PER_MEGABYTE * size / 2**20
+    return await pool.ask(process, run, frame, seconds)

@@ -142,10 +142,10 @@ class Pool:
         process.teachers[side] = teacher
         self._forget_pairs()
 
-    async def ask(self, process: StudentProcess, frame: Frame, seconds: float) -> Frame:
-        """The answer of an opened process that is held, when it is its run's turn; raises as
-        ``StudentProcess.ask``."""
-        async with self._turns.take(process.run):
+    async def ask(self, process: StudentProcess, run: str, frame: Frame, seconds: float) -> Frame:
+        """The answer of an opened process that is held, when it is the turn of the run that
+        asks, of several that share it; raises as ``StudentProcess.ask``."""
+        async with self._turns.take(run):
             return await self._checked(process, process.ask(frame, seconds))
 
     def distrust(self, process: StudentProcess) -> LsmError:

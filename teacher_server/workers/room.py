@@ -1,27 +1,28 @@
-"""Room for so many bytes at once, given in the order in which it is asked for."""
+"""Room for so many bytes at once, given to runs in turn."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator
 
 
 class Room:
-    """``total`` bytes; who asks for more gets all of it, alone."""
+    """``total`` bytes; who asks for more gets all of it, alone. Runs that wait take turns, and
+    what comes first within a run goes first."""
 
     def __init__(self, total: int) -> None:
         self._total = self._free = total
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._waiting: OrderedDict[str, deque[tuple[int, asyncio.Future[None]]]] = OrderedDict()
 
     @contextlib.asynccontextmanager
-    async def hold(self, size: int) -> AsyncIterator[None]:
+    async def hold(self, size: int, run: str = "") -> AsyncIterator[None]:
         """Waits for ``size`` bytes and holds them meanwhile."""
         size = min(size, self._total)
         if self._waiting or size > self._free:
             turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append((size, turn))
+            self._waiting.setdefault(run, deque()).append((size, turn))
             try:
                 await turn
             except asyncio.CancelledError:
@@ -38,14 +39,20 @@ class Room:
             self._give(size)
 
     def _give(self, size: int) -> None:
+        """Gives room back, and on to those whose turn it is: the next one is waited for, so
+        that large ones get theirs."""
         self._free += size
         while self._waiting:
-            wanted, turn = self._waiting[0]
-            if turn.done():
-                self._waiting.popleft()
-            elif wanted <= self._free:
-                self._waiting.popleft()
+            run, queue = next(iter(self._waiting.items()))
+            while queue and queue[0][1].done():  # given up
+                queue.popleft()
+            if queue:
+                wanted, turn = queue[0]
+                if wanted > self._free:
+                    return
                 self._free -= wanted
+                queue.popleft()
                 turn.set_result(None)
-            else:
-                return
+                self._waiting.move_to_end(run)
+            if not queue:
+                del self._waiting[run]

@@ -29,6 +29,7 @@ from teacher_server.realign.paired import Pair
 from teacher_server.tokenizers.pairs import StudentTokenizers
 from teacher_server.workers.process import StudentProcess
 from teacher_server.workers.session import Session
+from teacher_server.workers.turns import Turns
 from tests.server.crossed import TEXT, file_of, request, upload
 from tests.server.running import LONG, Running, body_of, continuation, eventually, running
 from tests.support.realigning import InProcess
@@ -157,6 +158,33 @@ async def test_requests_side_by_side_have_the_rows_of_each_alone(
             np.testing.assert_allclose(
                 arrays_of(one)["coverage"], arrays_of(other)["coverage"], atol=1e-4
             )
+
+
+async def test_runs_with_one_tokenizer_share_its_process_and_each_takes_its_own_turns(
+    crossed: Running, student_file: bytes, student: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = student.encode(TEXT).ids
+    await crossed.client.register_tokenizer(upload(student_file, run="other"), timeout=LONG)
+    engine = crossed.engines["default"]
+    engine.hold()
+    mine = asyncio.create_task(crossed.score(asked(crossed, student_file, tokens, "mine")))
+    await engine.has_jobs(1)
+    theirs = asked(crossed, student_file, tokens, "theirs", run="other")
+    other = asyncio.create_task(crossed.score(theirs))
+    await engine.has_jobs(2)
+    assert len(students()) == 1
+    other.cancel()
+    taken: list[str] = []
+    take = Turns.take
+
+    def counted(self: Turns, run: str) -> Any:
+        taken.append(run)
+        return take(self, run)
+
+    monkeypatch.setattr(Turns, "take", counted)
+    engine.gate.set()
+    await mine
+    assert set(taken) == {"run"}
 
 
 async def test_a_refusal_after_the_plan_ends_the_request_in_its_process(

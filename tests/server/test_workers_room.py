@@ -89,3 +89,24 @@ async def test_runs_take_turns_and_one_run_never_has_them_all() -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
     async with asyncio.timeout(1), turns.take("a"), turns.take("b"):
         pass
+
+
+async def test_a_run_that_asks_for_much_leaves_others_their_turn() -> None:
+    room, log = Room(10), list[str]()
+    leaves: list[asyncio.Event] = []
+
+    async def hold_of(run: str, leave: asyncio.Event) -> None:
+        async with room.hold(10, run):
+            log.append(run)
+            await leave.wait()
+
+    tasks = []
+    for run in ("flood", "flood", "flood", "flood", "other"):
+        leaves.append(asyncio.Event())
+        tasks.append(asyncio.create_task(hold_of(run, leaves[-1])))
+    await settled()
+    assert log == ["flood"]
+    for leave in leaves:
+        leave.set()
+    await asyncio.gather(*tasks)
+    assert log == ["flood", "flood", "other", "flood", "flood"]
