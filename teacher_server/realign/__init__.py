@@ -21,6 +21,7 @@ Read in this order:
     walk/           how the mass of each teacher row reaches the student's tokens
     certify.py      which ids are returned, and what is not known about them
     remap.py        pairs that share their ordinary ids need no walk
+    requests/       a whole request: what is asked of the teacher, and when
     compare.py      the command that compares two tokenizers
 
 Pure: tokenizer files and numbers go in, numbers come out; no engine, no wire. What is

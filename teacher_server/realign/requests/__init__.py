@@ -7,6 +7,9 @@ Read in this order:
     planned.py       what the teacher reads of it
     realigned.py     scores of a continuation out of the teacher's rows
     further_rows.py  rows beyond the rollout's own
+    serve.py         the generator over messages, between processes
+    request_frames.py, step_frames.py, result_frames.py
+                     these messages, and what of them is believed
 
 No engine, no wire and no torch: whoever runs the generator has the rows.
 """
