@@ -47,6 +47,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._warned = False
         try:
             for name in (FILES, CONTENTS, RUNS):
                 (path / name).mkdir(parents=True, exist_ok=True)
@@ -142,7 +143,9 @@ class Folder:
         except FileNotFoundError:
             return None
         except OSError as error:
-            log.warning("a use of a tokenizer cannot be noted: %s", error)
+            if not self._warned:
+                log.warning("uses of tokenizers cannot be noted in %s: %s", self.path, error)
+                self._warned = True
             return registration.used
         return max(noted, registration.used)
 

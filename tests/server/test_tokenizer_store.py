@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,30 @@ def test_servers_share_a_folder(tmp_path: Path, clock: Clock) -> None:
     (entry,) = second.drop("run", "one") or []
     assert first.read(entry) is None
     assert first.find("run", "one") is None
+
+
+def test_servers_that_write_at_once_leave_whole_files(tmp_path: Path, clock: Clock) -> None:
+    servers = [make(tmp_path, clock, max_per_run=3) for _ in range(3)]
+
+    def work(store: TokenizerStore) -> None:
+        for number in range(40):
+            put(store, "run", f"t{number % 5}")
+            if number % 7 == 0:
+                store.drop("run", f"t{(number + 1) % 5}")
+            store.sync()
+
+    with ThreadPoolExecutor(len(servers)) as threads:
+        list(threads.map(work, servers))
+    for store in (*servers, make(tmp_path, clock)):
+        store.sync()
+        for registration, entry in store.registrations():
+            # Gone where another one removed it, and never anything else.
+            assert store.read(entry) in (None, file_of(registration.tokenizer_hash))
+    assert not list(tmp_path.rglob(".*"))
+    put(servers[0], "run", "t0")
+    kept = make(tmp_path, clock).find("run", "t0")
+    assert kept is not None
+    assert servers[1].read(kept) == file_of("t0")
 
 
 def test_uses_reach_the_folder_without_being_asked(tmp_path: Path, clock: Clock) -> None:
