@@ -14,7 +14,7 @@ from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
 from teacher_server.http.access import PUBLIC_PATHS
 from teacher_server.http.connection.acceptor import Acceptor
-from teacher_server.http.connection.connection import Address, Host
+from teacher_server.http.connection.host import Address, Host
 from teacher_server.http.connection.stream import Times
 from teacher_server.http.connection.table import Table
 from teacher_server.http.errors import error_response

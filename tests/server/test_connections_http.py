@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
-from teacher_server.http.connection.connection import READ_AT_ONCE
+from teacher_server.http.connection.host import READ_AT_ONCE
 from teacher_server.http.connection.stream import MOST_UNREAD
 from teacher_server.http.connection.table import RESERVE, Rank, Table, neighbourhood
 from tests.server.raw_http import Alone, alone, ask, connected

@@ -11,7 +11,8 @@ import socket
 import ssl
 from functools import partial
 
-from teacher_server.http.connection.connection import LINGER_SECONDS, Host, HttpConnection
+from teacher_server.http.connection.connection import LINGER_SECONDS, HttpConnection
+from teacher_server.http.connection.host import Host
 from teacher_server.http.connection.notices import Notice
 from teacher_server.http.connection.table import Entry
 

@@ -5,21 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 from urllib.parse import unquote
 
 import h11
-from starlette.responses import Response
-from starlette.types import ASGIApp
 from teacher_proto.errors import LsmError, OverloadedError
 
 from teacher_server.access.certificates import certificate_names
 from teacher_server.failures import is_ending
 from teacher_server.http.connection.exchange import PHRASES, Exchange
+from teacher_server.http.connection.host import Address, Host
 from teacher_server.http.connection.scope import CALLER_KEY, NAMES_KEY
-from teacher_server.http.connection.stream import Stream, Times
-from teacher_server.http.connection.table import Entry, Rank, Table
+from teacher_server.http.connection.stream import Stream
+from teacher_server.http.connection.table import Entry, Rank
 
 log = logging.getLogger(__name__)
 
@@ -28,35 +26,6 @@ log = logging.getLogger(__name__)
 LINGER_SECONDS = 2.0
 LINGER_BYTES = 1024 * 1024
 RETRY_SECONDS = 1.0
-# Bytes of one read of a socket.
-READ_AT_ONCE = 32 * 1024
-
-Address = tuple[str, int] | None
-
-
-@dataclass
-class Host:
-    """What all connections of one port share.
-
-    Attributes:
-        public: paths that a connection beyond the bounds may ask for.
-        answer: the response to a refusal.
-        cut: counts connections that were ended, by reason.
-        refused: told of what no route saw: the peer's address and the refusal.
-        buffer: what a read of the socket fills; its bytes are taken out at once.
-        draining: every answer is the last one of its connection.
-    """
-
-    app: ASGIApp
-    table: Table
-    times: Times
-    public: frozenset[str]
-    answer: Callable[[LsmError], Response]
-    cut: Callable[[str], None]
-    refused: Callable[[Address, LsmError], None]
-    draining: bool = False
-    buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_AT_ONCE)))
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
 
 class HttpConnection(asyncio.BufferedProtocol):
