@@ -205,16 +205,17 @@ def test_the_address_with_most_connections_gives_way() -> None:
 
 
 def test_strangers_give_way_first_and_the_busy_never() -> None:
-    table = Table(ConnectionBounds(3, 3))
-    known, stranger, busy = (table.enter("a")[0] for _ in range(3))
-    known.known = True
-    table.rest(known)
+    table = Table(ConnectionBounds(4, 4))
+    let_in, asks_health, stranger, busy = (table.enter("a")[0] for _ in range(4))
+    table.rest(let_in, let_in=True)
+    table.rest(let_in, let_in=False)
+    table.rest(asks_health, let_in=False)
     table.move(busy, Rank.BUSY)
-    newest, gone = table.enter("b")
-    assert gone is stranger
-    table.move(newest, Rank.BUSY)
-    later, gone = table.enter("b")
-    assert gone is known
+    for expected in (stranger, asks_health, let_in):
+        newest, gone = table.enter("b")
+        assert gone is expected
+        table.move(newest, Rank.BUSY)
+    later = newest
     table.move(later, Rank.BUSY)
     reserved, gone = table.enter("c")
     assert (reserved.reserved, gone) == (True, None)
@@ -222,7 +223,7 @@ def test_strangers_give_way_first_and_the_busy_never() -> None:
     table.leave(busy)
     table.leave(busy)
     assert table.promote(reserved)
-    assert len(table) == 3
+    assert len(table) == 4
 
 
 @pytest.mark.parametrize(

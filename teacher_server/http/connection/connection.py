@@ -160,10 +160,9 @@ class HttpConnection(asyncio.BufferedProtocol):
                 log.error("a request ended with %s", type(error).__name__, exc_info=error)
                 failure = LsmError("the server failed on this request", reason="INTERNAL")
                 await self._host.answer(failure)(scope, exchange.receive, exchange.send)
-        self._entry.known = self._entry.known or CALLER_KEY in scope
-        self._end(exchange)
+        self._end(exchange, let_in=CALLER_KEY in scope)
 
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange, *, let_in: bool) -> None:
         self._exchange = None
         if self._stream.lost:
             return
@@ -172,7 +171,7 @@ class HttpConnection(asyncio.BufferedProtocol):
         elif not exchange.reusable or self._host.draining:
             self._close(listen=exchange.body_left)
         else:
-            self._host.table.rest(self._entry)
+            self._host.table.rest(self._entry, let_in=let_in)
             times = self._host.times
             self._expect(times.head if self._stream.unread else times.keep_alive)
             self._stream.resume_reading()

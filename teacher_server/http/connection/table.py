@@ -15,14 +15,16 @@ RESERVE = 16
 class Rank(enum.IntEnum):
     """What a connection is doing; those of the lowest rank give way first.
 
-    STRANGER is idle and was never let in, IDLE is between two requests, WAITS keeps the
-    server waiting for the rest of a body or for room to write, BUSY never gives way.
+    STRANGER is idle and had no answer yet, VISITOR is idle and had answers to health alone,
+    IDLE is between two requests, WAITS keeps the server waiting for the rest of a body or
+    for room to write, BUSY never gives way.
     """
 
     STRANGER = 0
-    IDLE = 1
-    WAITS = 2
-    BUSY = 3
+    VISITOR = 1
+    IDLE = 2
+    WAITS = 3
+    BUSY = 4
 
 
 def neighbourhood(address: str) -> str:
@@ -44,13 +46,13 @@ class Entry:
 
     Attributes:
         reserved: beyond the bounds; it may ask for liveness and readiness only.
-        known: a request of it was let in.
+        rests: its rank while it is idle.
     """
 
     address: str
     reserved: bool
     rank: Rank = Rank.STRANGER
-    known: bool = False
+    rests: Rank = Rank.STRANGER
 
 
 @dataclass
@@ -123,9 +125,10 @@ class Table:
         entry.rank = rank
         group.ranks[rank][entry] = None
 
-    def rest(self, entry: Entry) -> None:
-        """The connection is idle."""
-        self.move(entry, Rank.IDLE if entry.known else Rank.STRANGER)
+    def rest(self, entry: Entry, *, let_in: bool) -> None:
+        """The connection is idle after an answer; ``let_in``: not to health or a refusal."""
+        entry.rests = max(entry.rests, Rank.IDLE if let_in else Rank.VISITOR)
+        self.move(entry, entry.rests)
 
     def promote(self, entry: Entry) -> bool:
         """Whether a reserved connection found room within the bounds."""
