@@ -118,6 +118,23 @@ async def test_idle_connections_keep_nobody_out() -> None:
         assert await peers[0].rest() == b""
 
 
+async def test_who_has_asked_is_read_before_it_gives_way_to_a_flood() -> None:
+    bounds = ConnectionBounds(40, 40)
+    async with alone(App(), PATIENT, bounds) as server:
+        host, _, port = server.address.rpartition(":")
+        with contextlib.ExitStack() as stack:
+            # The server's loop does not run before all of them are there.
+            flood = [
+                stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(200)
+            ]
+            for peer in flood[::50]:
+                peer.sendall(LIVE)
+            for peer in flood[::50]:
+                peer.setblocking(False)
+                reading = asyncio.get_running_loop().sock_recv(peer, 65536)
+                assert (await asyncio.wait_for(reading, LONG)).startswith(b"HTTP/1.1 200")
+
+
 async def test_slow_bodies_keep_nobody_out() -> None:
     bounds = ConnectionBounds(4, 4)
     async with alone(App(), PATIENT, bounds) as server, idle(server, 4) as peers:

@@ -18,8 +18,11 @@ from teacher_server.http.connection.table import Entry
 
 log = logging.getLogger(__name__)
 
-# Connections that are taken before the loop does something else.
-TURN = 32
+# Connections that are taken before the loop does something else. A new one's first bytes are
+# read a few turns later; with many in a turn, a flood would make it give way before that.
+TURN = 4
+# Connections that are closed at once when there are no files to take them.
+TURNED_AWAY = 32
 OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 NOTHING_WAITS = {errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR}
 # Idle connections that give way at once when there are no files left.
@@ -162,7 +165,7 @@ class Acceptor:
             return
         os.close(self._spare)
         with contextlib.suppress(OSError):
-            for _ in range(TURN):
+            for _ in range(TURNED_AWAY):
                 self._listener.accept()[0].close()
                 self._host.cut("out_of_files")
         self._spare = _spare()
