@@ -41,7 +41,7 @@ async def main():
             await gate.wait()
         await held(scope, receive, send)
     server = HttpServer(app, listener, None, ConnectionBounds(1000, 1000), LimitSettings())
-    configure_logging("info")
+    configure_logging("info", sys.stderr)
     server.start()
     print(listener.getsockname()[1], flush=True)
     await asyncio.to_thread(sys.stdin.readline)
