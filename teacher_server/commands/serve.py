@@ -210,7 +210,7 @@ class Server:
             code = await stopping
             self.lifecycle.drain()
             await cancel(looking)
-        grpc_server.tell(serving=False)
+        grpc_server.drain()
         refusal = self.lifecycle.refusal()
         if self._signal is None:
             await self.service.abandon(refusal)

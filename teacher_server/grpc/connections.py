@@ -16,7 +16,7 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -69,27 +69,33 @@ class Connections:
             one down leaves it there with 0.
     """
 
-    def __init__(self, bounds: ConnectionBounds) -> None:
+    def __init__(self, bounds: ConnectionBounds, counted: Callable[[str], None]) -> None:
+        """``counted`` is given the reason for which a connection is ended."""
         self.calls: Counter[str] = Counter()
         self._bounds = bounds
+        self._counted = counted
         # Room that is kept for those who come next.
         self._most = bounds.total - max(1, bounds.total // 8)
         self._seen: dict[Peer, _Seen] = {}
-        self._port = 0
+        self._port = -1
         self._ended = 0
         self._reported = -REPORT_EVERY
 
-    def cut(self, name: str) -> None:
+    def __len__(self) -> int:
+        """How many there are at present."""
+        return len(self._peers())
+
+    def cut(self, name: str, reason: str) -> None:
         """Ends the connection of this peer of gRPC's, and every call over it."""
         peer = peer_of(name)
         if peer is not None:
-            self._end({peer})
+            self._end({peer}, reason)
 
     def end_silent(self) -> None:
         """Ends those that never made a call, so that nothing waits for them at the end."""
         peers = set(self._peers())
         self._note(peers)
-        self._end({peer for peer in peers if not self._seen[peer].called})
+        self._end({peer for peer in peers if not self._seen[peer].called}, "silent")
 
     async def watch(self, port: int) -> None:
         """Ends what is beyond the bounds, for ever."""
@@ -98,7 +104,8 @@ class Connections:
         while True:
             await asyncio.sleep(LOOK_EVERY)
             if len(os.listdir(DESCRIPTORS)) > least or len(self.calls) > self._bounds.total:
-                self._end(self._beyond(set(await asyncio.to_thread(self._peers))))
+                peers = await asyncio.to_thread(self._peers)
+                self._end(self._beyond(set(peers)), "gave_way")
             self._report()
 
     def _beyond(self, peers: set[Peer]) -> set[Peer]:
@@ -160,7 +167,7 @@ class Connections:
         finally:
             found.detach()
 
-    def _end(self, peers: set[Peer]) -> None:
+    def _end(self, peers: set[Peer], reason: str) -> None:
         if not peers:
             return
         for descriptor, peer in self._sockets():
@@ -172,6 +179,7 @@ class Connections:
                 if Peer(_plain(host), port) == peer:
                     copy.shutdown(socket.SHUT_RDWR)
                     self._ended += 1
+                    self._counted(reason)
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -18,11 +18,12 @@ from typing import Any, Self
 
 import grpc
 from teacher_proto.channel import MIB
-from teacher_proto.errors import DeadlineError, InvalidRequestError
+from teacher_proto.errors import DeadlineError, InvalidRequestError, TeacherUnavailableError
 
 from teacher_server.access.guard import Caller
 from teacher_server.config import LimitSettings
 from teacher_server.grpc.connections import Connections
+from teacher_server.lifecycle import RETRY_HINT
 from teacher_server.queue.budget import ByteBudget, Hold
 from teacher_server.refusals.sizes import check_request_bytes
 
@@ -52,7 +53,9 @@ class Exchange:
         budget: ByteBudget,
         limits: LimitSettings,
         connections: Connections,
+        draining: asyncio.Future[None],
     ) -> None:
+        """``draining`` is done when no message is waited for any more."""
         self.caller = caller
         self.context = context
         self.started = time.monotonic()
@@ -61,6 +64,7 @@ class Exchange:
         self._budget = budget
         self._limits = limits
         self._connections = connections
+        self._draining = draining
         self._stack = AsyncExitStack()
         self.hold: Hold
         self._charged = min(limits.max_request_bytes, budget.queue.small)
@@ -88,6 +92,7 @@ class Exchange:
             InvalidRequestError: the call holds no message, or it is over
                 limits.max_request_bytes.
             DeadlineError: it did not arrive in time.
+            TeacherUnavailableError: it had not arrived when the server began to shut down.
             OverloadedError: there is no room for one that arrives slowly, or is large.
         """
         message = await self._message(self._limits.max_request_bytes)
@@ -104,7 +109,7 @@ class Exchange:
         """The call's messages, which hold ``most`` bytes altogether.
 
         Raises:
-            DeadlineError: one of them did not arrive in time.
+            DeadlineError, TeacherUnavailableError: as ``read``.
             OverloadedError: there is no room for as much.
         """
         self._enlarge(most)
@@ -122,7 +127,7 @@ class Exchange:
             async with asyncio.timeout(seconds):
                 await self.context.write(reply)
         except TimeoutError:
-            self._connections.cut(self.caller.peer)
+            self._connections.cut(self.caller.peer, "unread_reply")
             raise asyncio.CancelledError from None
         except grpc.aio.InternalError:  # the caller is gone
             raise asyncio.CancelledError from None
@@ -142,7 +147,18 @@ class Exchange:
             await asyncio.wait((reading,), timeout=first)
             if not reading.done():
                 self._enlarge(most)
-                await asyncio.wait((reading,), timeout=seconds - first)
+                await asyncio.wait(
+                    (reading, self._draining),
+                    timeout=seconds - first,
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+            if not reading.done() and self._draining.done():
+                raise TeacherUnavailableError(
+                    "the server is shutting down and the message had not arrived whole",
+                    fix="try again: the server may come back, or another replica may answer",
+                    reason="DRAINING",
+                    retry_after=RETRY_HINT,
+                )
             if not reading.done():
                 raise DeadlineError(
                     f"the message did not arrive whole within {seconds:g} s "

@@ -36,10 +36,17 @@ class GrpcServer:
         bounds: ConnectionBounds,
     ) -> None:
         self._certificates = guard.certificates
-        self._connections = Connections(bounds)
+        cut = partial(service.metrics.connection_cut, "grpc")
+        self._connections = Connections(bounds, cut)
+        service.metrics.watch_connections("grpc", self._connections)
+        self._draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watching: asyncio.Task[None] | None = None
         exchanges = partial(
-            Exchange, budget=service.budget, limits=limits, connections=self._connections
+            Exchange,
+            budget=service.budget,
+            limits=limits,
+            connections=self._connections,
+            draining=self._draining,
         )
         self._server = grpc.aio.server(
             interceptors=[AccessInterceptor(guard, exchanges)],
@@ -84,6 +91,12 @@ class GrpcServer:
     def tell(self, *, serving: bool) -> None:
         """What health answers from now on; calls are answered in any case."""
         self._health.set(health.SERVING if serving else health.NOT_SERVING)
+
+    def drain(self) -> None:
+        """Health answers NOT_SERVING, and no message is waited for that has not arrived."""
+        self.tell(serving=False)
+        if not self._draining.done():
+            self._draining.set_result(None)
 
     async def stop(self, grace: float) -> None:
         if self._watching is not None:

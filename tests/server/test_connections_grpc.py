@@ -137,6 +137,8 @@ async def test_replies_that_nobody_takes_hold_what_is_charged_and_are_cut(strict
         await strict.score(strict.request(request_id="beside"))
         await asyncio.gather(*(attacker.ended.wait() for attacker in attackers))
     assert all(attacker.data == 0 for attacker in attackers)
+    text = (await strict.http.get("/metrics")).text
+    assert 'connections_cut_total{reason="unread_reply",surface="grpc"} 4.0' in text
     await eventually(lambda: budget.queue.held == 0)
 
 
@@ -201,10 +203,18 @@ async def test_health_is_watched_by_few(strict: Running) -> None:
         assert await third.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         first.cancel()
         async with asyncio.timeout(LONG):  # the server learns of it a moment later
-            while await (again := method(b"")).read() is grpc.aio.EOF:
+            while not await watches(method(b"")):
                 pass
-        again.cancel()
         second.cancel()
+
+
+async def watches(call: Any) -> bool:
+    try:
+        found: bool = await call.read() is not grpc.aio.EOF
+    except grpc.aio.AioRpcError:
+        return False
+    call.cancel()
+    return found
 
 
 async def test_reflection_takes_names_and_no_more(strict: Running) -> None:
@@ -218,7 +228,7 @@ async def test_reflection_takes_names_and_no_more(strict: Running) -> None:
 
 
 async def test_who_goes_first_when_there_are_too_many() -> None:
-    found = Connections(ConnectionBounds(total=8, per_address=4))
+    found = Connections(ConnectionBounds(total=8, per_address=4), str)
     far = [Peer("10.0.0.1", port) for port in range(6)]
     near = [Peer(f"10.0.1.{number}", 1) for number in range(4)]
     found.calls.update(["ipv4:10.0.0.1:0", "ipv4:10.0.1.0:1", "ipv4:10.0.9.9:9"])
@@ -264,6 +274,24 @@ async def test_a_client_does_not_notice_that_its_quiet_connection_was_ended(
                 await eventually(lambda: not peers(server))
 
 
+async def test_a_body_without_an_end_does_not_hold_up_the_end(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"body_seconds": 1000.0}
+    async with running({"default": tiny_model_dir}, monkeypatch, limits=limits) as server:
+        host, _, port = server.server.grpc_address.rpartition(":")
+        _, silent = await asyncio.open_connection(host, int(port))
+        async with raw_caller(server.server.grpc_address) as attacker:
+            attacker.begin(1, SCORE)
+            await attacker.send(1, message(10))
+            await eventually(lambda: server.server.lifecycle.active == 1)
+            server.server.stop()
+            assert await attacker.status() == grpc.StatusCode.UNAVAILABLE.value[0]
+            assert b"shutting down" in attacker.text
+        assert await server.task == 0
+        silent.close()
+
+
 def quickly_idle(*arguments: Any) -> Any:
     options = dict(channel.server_options(*arguments))
     return tuple((options | {channel.MAX_IDLE: 300}).items())
@@ -271,7 +299,7 @@ def quickly_idle(*arguments: Any) -> Any:
 
 def peers(server: Running) -> list[Peer]:
     """The connections to the gRPC port."""
-    found = Connections(server.server.bounds)
+    found = Connections(server.server.bounds, str)
     found._port = int(server.server.grpc_address.rpartition(":")[2])
     return found._peers()
 
