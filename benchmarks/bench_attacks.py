@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.attacks.attacker import ATTACKS
-from benchmarks.attacks.neighbour import Neighbour, alive, tokenizer_of
+from benchmarks.attacks.neighbour import Neighbour, resident, tokenizer_of
 from benchmarks.attacks.target import MIB, write_runs
 from benchmarks.harness import write_result
 from benchmarks.load_fleet import server
@@ -90,7 +90,7 @@ async def _measure(
     found = seen.figures()
     admitted = told["admitted"] / MIB if at is facts else 0.0
     return found | {
-        "deaths": int(not alive(facts["pid"])),
+        "deaths": int(not resident(facts["pid"])),
         "ended": told["ended"],
         "admitted_mb": admitted,
         "above_admitted_mb": max(0.0, found["memory_mb"] - admitted),

@@ -8,7 +8,6 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable
 
 from benchmarks.attacks.bodies import on_grpc, on_http
 from benchmarks.attacks.target import MIB, Target, bearer
@@ -118,32 +117,54 @@ async def unread_replies(target: Target) -> None:
     await target.on_sockets(UNREAD, once)
 
 
-async def one_byte_chunks(target: Target) -> None:
-    """Bodies in chunks of a byte on HTTP, in frames of a byte on gRPC."""
+async def http_chunks(target: Target) -> None:
+    """Bodies in chunks of a byte."""
+    await _in_pieces(
+        target, "http", _post("/v1/score", "transfer-encoding: chunked"), b"1\r\n \r\n"
+    )
+
+
+async def grpc_frames(target: Target) -> None:
+    """Messages in frames of a byte."""
     stream = _frame(1, 4, 1, _headers()) + _frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
-    pieces = {
-        "http": b"1\r\n \r\n" * 1000,
-        "grpc": _frame(0, 0, 1, b"\0") * 1000,
-    }
-    opening = {
-        "http": _post("/v1/score", "transfer-encoding: chunked"),
-        "grpc": PREFACE + stream,
-    }
+    await _in_pieces(target, "grpc", PREFACE + stream, _frame(0, 0, 1, b"\0"))
 
-    def of(wire: str) -> Callable[[], str]:
-        def once() -> str:
-            with target.connect(wire) as one:
-                one.sendall(opening[wire])
-                for _ in range(25):
-                    if not target.lasts:
-                        break
-                    one.sendall(pieces[wire])
-                return "sent"
 
-        return once
+async def http_churn(target: Target) -> None:
+    """Connections that send a little of a body and are gone, one after the other."""
+    chunks = _post("/v1/score", "transfer-encoding: chunked") + b"1\r\n \r\n" * 25_000
+    await _come_and_go(target, "http", chunks)
 
+
+async def grpc_churn(target: Target) -> None:
+    """The same on the other wire."""
+    stream = _frame(1, 4, 1, _headers()) + _frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
+    await _come_and_go(target, "grpc", PREFACE + stream + _frame(0, 0, 1, b"\0") * 25_000)
+
+
+async def _come_and_go(target: Target, wire: str, data: bytes) -> None:
     await target.begin()
-    await asyncio.gather(*(target.on_sockets(2, of(wire)) for wire in ("http", "grpc")))
+
+    def once() -> str:
+        with target.connect(wire) as one:
+            one.sendall(data)
+        return "gone"
+
+    await target.on_sockets(4, once)
+
+
+async def _in_pieces(target: Target, wire: str, opening: bytes, piece: bytes) -> None:
+    await target.begin()
+
+    def once() -> str:
+        with target.connect(wire) as one:
+            one.sendall(opening)
+            for _ in range(25):
+                if target.lasts:
+                    one.sendall(piece * 1000)
+            return _wait_for_end(one, target)
+
+    await target.on_sockets(4, once)
 
 
 async def health_messages(target: Target) -> None:
@@ -169,7 +190,10 @@ CONNECTIONS = {
     "slow_headers": slow_headers,
     "stalled_uploads": stalled_uploads,
     "unread_replies": unread_replies,
-    "one_byte_chunks": one_byte_chunks,
+    "http_chunks": http_chunks,
+    "grpc_frames": grpc_frames,
+    "http_churn": http_churn,
+    "grpc_churn": grpc_churn,
     "health_messages": health_messages,
     "anonymous_refusals": anonymous_refusals,
 }

@@ -130,10 +130,8 @@ class Neighbour:
         seconds.append(time.perf_counter() - begun)
 
     def _sample(self, facts: dict[str, Any]) -> None:
-        """Both are left as they are once the process has ended."""
-        with contextlib.suppress(OSError, StopIteration):
-            self.memory.append(resident(facts["pid"]))
-            self.workers.append(sum(resident(pid) for pid in descendants(facts["pid"])))
+        self.memory.append(resident(facts["pid"]))
+        self.workers.append(sum(resident(pid) for pid in descendants(facts["pid"])))
 
     def figures(self) -> dict[str, Any]:
         return {
@@ -157,21 +155,18 @@ def percentile(values: list[float], percent: int) -> float:
 
 
 def resident(pid: int) -> int:
-    """Bytes; raises OSError or StopIteration when the process has ended."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith("VmRSS:")).split()[1])
+    """Bytes; 0 when the process has ended."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmRSS:"):
+                return 1024 * int(line.split()[1])
+    return 0
 
 
 def descendants(pid: int) -> list[int]:
     found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for task in list(Path(f"/proc/{pid}/task").iterdir()):
             for child in map(int, (task / "children").read_text().split()):
                 found += [child, *descendants(child)]
     return found
-
-
-def alive(pid: int) -> bool:
-    with contextlib.suppress(OSError, StopIteration):
-        return resident(pid) > 0
-    return False

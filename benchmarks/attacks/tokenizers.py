@@ -5,31 +5,32 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import httpx
 
 from benchmarks.attacks.target import Target, bearer
+from tests.support.models import CODE, train_tokenizer
 
 LONG = 300.0
 ROUNDS = 24  # each doubles: 2^24 letters of one
 NUMBERS = itertools.count()
 
 
+@cache
+def _usual() -> dict[str, Any]:
+    """A byte-level BPE tokenizer, which realigns with the teacher's."""
+    made: dict[str, Any] = json.loads(train_tokenizer(CODE, 320).backend_tokenizer.to_str())
+    return made
+
+
 def _words(count: int, **parts: Any) -> dict[str, Any]:
-    vocabulary = {"a": 0, "b": 1, "[UNK]": 2}
-    vocabulary |= {f"w{number}": number for number in range(3, count)}
-    return {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [],
-        "normalizer": None,
-        "pre_tokenizer": None,
-        "post_processor": None,
-        "decoder": None,
-        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "[UNK]"},
-    } | parts
+    """The usual tokenizer with so many words more, which no text has, and other parts."""
+    usual = _usual()
+    words = {f"word{number}": 1000 + number for number in range(count)}
+    model = usual["model"] | {"vocab": usual["model"]["vocab"] | words}
+    return usual | {"model": model} | parts
 
 
 def _doubling() -> list[dict[str, Any]]:
@@ -40,11 +41,11 @@ def _doubling() -> list[dict[str, Any]]:
 # Name -> the file, which differs by a number each time.
 FILES: dict[str, Callable[[int], dict[str, Any]]] = {
     "normalizer_bomb": lambda n: _words(
-        40 + n, normalizer={"type": "Sequence", "normalizers": _doubling()}
+        n, normalizer={"type": "Sequence", "normalizers": _doubling()}
     ),
-    "decoder_bomb": lambda n: _words(40 + n, decoder={"type": "Sequence", "decoders": _doubling()}),
+    "decoder_bomb": lambda n: _words(n, decoder={"type": "Sequence", "decoders": _doubling()}),
     "backtracking": lambda n: _words(
-        40 + n,
+        n,
         pre_tokenizer={
             "type": "Split",
             "pattern": {"Regex": "(a|aa|aaa)+$|(a*)*b"},
@@ -53,7 +54,7 @@ FILES: dict[str, Callable[[int], dict[str, Any]]] = {
         },
     ),
     "vocabulary": lambda n: _words(1_000_000 + n),
-    "registrations": lambda n: _words(100 + n),
+    "registrations": lambda n: _words(n),
 }
 IN_FLIGHT = {"registrations": 4}
 
