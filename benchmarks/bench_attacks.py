@@ -166,7 +166,7 @@ def figures_of(details: dict[str, Any]) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each attack")
+    parser.add_argument("--seconds", type=float, default=3.5, help="of each attack")
     parser.add_argument("--only", nargs="*", choices=list(ATTACKS), metavar="ATTACK")
     arguments = parser.parse_args()
     details: dict[str, Any] = {}

@@ -9,20 +9,28 @@ from functools import cache
 from typing import Any
 
 import httpx
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from benchmarks.attacks.target import Target, bearer
-from tests.support.models import CODE, train_tokenizer
 
 LONG = 300.0
 ROUNDS = 24  # each doubles: 2^24 letters of one
+TEXTS = ("while not queue.empty(): job = queue.get(); job.run(); queue.task_done()",) * 2
 NUMBERS = itertools.count()
 
 
 @cache
 def _usual() -> dict[str, Any]:
     """A byte-level BPE tokenizer, which realigns with the teacher's."""
-    made: dict[str, Any] = json.loads(train_tokenizer(CODE, 320).backend_tokenizer.to_str())
-    return made
+    made = Tokenizer(models.BPE())
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    made.train_from_iterator(
+        TEXTS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    document: dict[str, Any] = json.loads(made.to_str())
+    return document
 
 
 def _words(count: int, **parts: Any) -> dict[str, Any]:
