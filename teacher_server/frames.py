@@ -49,6 +49,11 @@ class Frame:
     header: dict[str, Any] = field(default_factory=dict)
     arrays: dict[str, Array] = field(default_factory=dict)
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(array.nbytes for array in self.arrays.values())
+
     def array(self, name: str, dtype: Any, *shape: int | None) -> Array:
         """An array that must have this data type and shape; None stands for any length.
 

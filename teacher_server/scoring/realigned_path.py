@@ -38,7 +38,6 @@ from teacher_server.realign.requests.messages import (
     Plan,
     Realigned,
     RealignRequest,
-    Step,
     TextSize,
 )
 from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of
@@ -52,6 +51,8 @@ from teacher_server.scoring.without_rows import not_finite
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 
 T = TypeVar("T")
+# Bytes of a message that are read or written on the event loop: a tenth of a millisecond.
+AT_ONCE = 1 << 16
 # What the check of a reply compares with what is expected, of which nothing is here.
 NO_IDENTITY = TeacherIdentity("", "", "", "", "", "")
 
@@ -91,6 +92,8 @@ async def realigned_scores(
     """
 
     async def compute(work: Callable[[], T], size: int) -> T:
+        if size <= AT_ONCE:
+            return work()
         return await context.lanes.run(work, size=size, owner=context.request.run)
 
     asked = await compute(partial(_realign_request, context, len(prompt), settings), context.size)
@@ -98,9 +101,13 @@ async def realigned_scores(
     frame = start_frame(asked)
     while True:
         said = await session.ask(frame)
-        step = await compute(partial(_read, context, student, reader, said), _size(said))
+        if said.nbytes <= AT_ONCE:
+            step = reader.read(said)
+        else:
+            step = await compute(partial(reader.read, said), said.nbytes)
         match step:
             case Realigned():
+                await compute(partial(_check_result, step, context, student), said.nbytes)
                 return _as_asked(step, context), _totals(step, reader)
             case TextSize():
                 check_text(step.text_bytes, "continuations", context.limits)
@@ -143,10 +150,6 @@ def _realign_request(
     )
 
 
-def _size(frame: Frame) -> int:
-    return sum(array.nbytes for array in frame.arrays.values())
-
-
 def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, row_bytes: int) -> None:
     facts, limits = context.teacher.facts, context.limits
     bytes_per_entry = context.call.surface.bytes_per_entry
@@ -177,26 +180,21 @@ def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Jo
     )
 
 
-def _read(
-    context: RequestContext, student: StudentFacts, reader: StepReader, frame: Frame
-) -> Step | Realigned:
-    """What the message says; a result keeps the contract as a reply does."""
-    step = reader.read(frame)
-    if isinstance(step, Realigned):
-        request = context.request
-        sizes = (request.student_vocabulary_size, student.vocabulary_size)
-        everything = replace(
-            request,
-            expected_identity="",
-            student_vocabulary_size=min(size for size in sizes if size is not None),
-            returns=replace(request.returns, realignment=True),
-        )
-        reply = ScoreReply(request.request_id, NO_IDENTITY, step.scores, Timing())
-        try:
-            check_reply(everything, reply)
-        except (PoisonedReplyError, ContractMismatchError) as error:
-            raise FrameError(f"{error.where} {error.what}") from None
-    return step
+def _check_result(result: Realigned, context: RequestContext, student: StudentFacts) -> None:
+    """Raises FrameError for a result that would break the contract as a reply."""
+    request = context.request
+    sizes = (request.student_vocabulary_size, student.vocabulary_size)
+    everything = replace(
+        request,
+        expected_identity="",
+        student_vocabulary_size=min(size for size in sizes if size is not None),
+        returns=replace(request.returns, realignment=True),
+    )
+    reply = ScoreReply(request.request_id, NO_IDENTITY, result.scores, Timing())
+    try:
+        check_reply(everything, reply)
+    except (PoisonedReplyError, ContractMismatchError) as error:
+        raise FrameError(f"{error.where} {error.what}") from None
 
 
 def _as_asked(result: Realigned, context: RequestContext) -> tuple[ContinuationScores, ...]:

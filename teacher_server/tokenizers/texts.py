@@ -48,6 +48,5 @@ async def token_texts(
 
 
 async def _ask(pool: Pool, process: StudentProcess, run: str, frame: Frame) -> Frame:
-    size = sum(array.nbytes for array in frame.arrays.values())
-    seconds = BASE_SECONDS + SECONDS_PER_MEGABYTE * size / 2**20
+    seconds = BASE_SECONDS + SECONDS_PER_MEGABYTE * frame.nbytes / 2**20
     return await pool.ask(process, run, frame, seconds)
