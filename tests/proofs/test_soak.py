@@ -28,7 +28,7 @@ from tests.proofs.test_trainer_killed import EVERY_SECOND, STOPS, killed_all_alo
 from tests.support.faults import POISONS, Fault, disabled, killed
 from tests.support.programs import TRAINER, Teacher, Zygote
 
-pytestmark = [pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(3600)]
 SAVE = "student_trainer.loop:TrainingLoop.save"
 KILLS = [fault for pair in zip(SAVES, STEPS, strict=True) for fault in pair]
 

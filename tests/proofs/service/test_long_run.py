@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import itertools
 import json
 import random
@@ -190,9 +191,14 @@ def counts(server: Watched) -> dict[str, int]:
 
 
 def settled(server: Watched, baseline: dict[str, int], seconds: float = 30.0) -> dict[str, int]:
-    """What there is more of than before, once it has had time to go."""
+    """What there is more of than before, once it has had time to go.
+
+    A call that was cancelled keeps its channel of grpc.aio open, here in the callers' process,
+    until Python's collector has found the two.
+    """
 
     def more() -> dict[str, int]:
+        gc.collect()
         found = {name: n - baseline[name] for name, n in counts(server).items()}
         return {name: n for name, n in found.items() if n > 0}
 
