@@ -63,14 +63,15 @@ class RawCaller:
 
     async def send(self, stream: int, body: bytes, *, end: bool = False) -> None:
         """Sends as fast as the server allows it; blocks for ever when it does not."""
-        while body or end:
+        rest = memoryview(body)
+        while rest or end:
             room = min(16_384, self._window[0], self._window[stream])
-            if body and room <= 0:
+            if rest and room <= 0:
                 self._changed.clear()
                 await self._changed.wait()
                 continue
-            part, body = body[:room], body[room:]
-            last = end and not body
+            part, rest = bytes(rest[:room]), rest[room:]
+            last = end and not rest
             self._writer.write(frame(DATA, END_STREAM if last else 0, stream, part))
             await self._writer.drain()
             self._window[0] -= len(part)
