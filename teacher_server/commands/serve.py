@@ -38,7 +38,11 @@ from teacher_server.grpc.server import GrpcServer
 from teacher_server.http.access import record_unrouted
 from teacher_server.http.app import make_app
 from teacher_server.http.server import HttpServer
-from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
+from teacher_server.lanes import (
+    give_freed_memory_back,
+    let_waiting_threads_sleep,
+    share_the_interpreter,
+)
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.listen import address, check_exposure, listen
 from teacher_server.queue.budget import ByteBudget
@@ -75,6 +79,7 @@ def serve(config: ServeConfig) -> int:
     with json_stderr() as stream:
         configure_logging(config.log_level, stream)
         share_the_interpreter()
+        give_freed_memory_back()
         engines = {teacher.engine(config.engine).name for teacher in config.teachers.values()}
         if engines == {"transformers"}:  # vLLM brings its own settings of threads
             let_waiting_threads_sleep()
