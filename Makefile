@@ -39,8 +39,11 @@ quickstart: $(VENV)/.quickstart ## a real student gets better under a real teach
 quickstart-cross: $(VENV)/.quickstart ## the same across tokenizers: the student has one of its own
 	$(BIN)/student-trainer quickstart --cross-tokenizer $(ARGS)
 
+# Files of tests go to so many processes; 0 runs all in one, as a debugger needs it.
+TEST_PROCESSES ?= 2
+
 test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
 
 test-install: $(VENV)/.dev ## both programs where pip has installed them, torch and all (5 minutes)
 	$(BIN)/python -m pytest -m install tests/packaging $(ARGS)
@@ -64,7 +67,7 @@ $(FLOOR_VENV)/.installed: pyproject.toml constraints.txt .ci/floors.py | $(FLOOR
 # Left out: what needs tools for development (stubs, site), and packaging, which the
 # declared versions do not touch.
 test-floor: $(FLOOR_VENV)/.installed ## the tests with every dependency at its lowest declared version
-	$(FLOOR_BIN)/python -m pytest --ignore tests/packaging --ignore tests/docs/test_site.py \
+	$(FLOOR_BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/packaging --ignore tests/docs/test_site.py \
 	  --deselect tests/contract/test_stubs_and_imports.py::test_the_stubs_are_those_of_the_sources \
 	  --deselect tests/contract/test_stubs_and_imports.py::test_the_check_sees_drift $(ARGS)
 
