@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from teacher_proto.errors import LsmError
 
 from teacher_server.access.guard import UNKNOWN, Caller, Guard
-from teacher_server.http.connection.scope import CALLER_KEY, NAMES_KEY
+from teacher_server.http.connection.host import CALLER_KEY, NAMES_KEY
 from teacher_server.http.errors import REASON_KEY, error_response, status_of
 
 PUBLIC_PATHS = frozenset({"/livez", "/readyz"})

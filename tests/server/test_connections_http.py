@@ -12,8 +12,8 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
+from teacher_server.http.connection.connection import MOST_UNREAD, Connection
 from teacher_server.http.connection.host import READ_AT_ONCE
-from teacher_server.http.connection.stream import MOST_UNREAD
 from teacher_server.http.connection.table import RESERVE, Rank, Table, neighbourhood
 from tests.server.raw_http import Alone, alone, ask, connected
 from tests.server.running import LONG, eventually
@@ -186,11 +186,10 @@ async def test_no_more_than_a_little_is_read_before_it_is_asked_for() -> None:
         await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE)
         await eventually(lambda: app.begun == 1)
         sending = asyncio.create_task(peer.send(bytes(LARGE)))
-        acceptor = server.server._acceptor
-        assert acceptor is not None
-        (connection,) = acceptor._connections.values()
-        await eventually(lambda: not connection._transport.is_reading())
-        assert len(connection._stream.unread) <= MOST_UNREAD + READ_AT_ONCE
+        (connection,) = server.server._server.server_state.connections
+        assert isinstance(connection, Connection)
+        await eventually(lambda: not connection.transport.is_reading())
+        assert len(connection.unread) <= MOST_UNREAD + READ_AT_ONCE
         app.gate.set()
         assert (await peer.answer()).status == 200
         await sending

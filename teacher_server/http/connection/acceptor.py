@@ -11,7 +11,7 @@ import socket
 import ssl
 from functools import partial
 
-from teacher_server.http.connection.connection import LINGER_SECONDS, HttpConnection
+from teacher_server.http.connection.connection import LINGER_SECONDS, Connection
 from teacher_server.http.connection.host import Host
 from teacher_server.http.connection.notices import Notice
 from teacher_server.http.connection.table import Entry
@@ -32,7 +32,11 @@ SOON, LATER = 0.1, 0.5
 
 
 class Acceptor:
-    """Accepts until ``close``; ``ended`` then has a result, or why it could not go on."""
+    """Accepts until ``close``: to uvicorn, one of the servers that it closes and waits for.
+
+    Attributes:
+        failure: why it could not go on.
+    """
 
     def __init__(self, listener: socket.socket, host: Host, context: ssl.SSLContext | None) -> None:
         """``context``: of TLS; None for plain text."""
@@ -40,9 +44,8 @@ class Acceptor:
         self._host = host
         self._context = context
         self._loop = asyncio.get_running_loop()
-        self._connections: dict[Entry, HttpConnection] = {}
+        self._connections: dict[Entry, Connection] = {}
         self._opening: dict[Entry, asyncio.Task[None]] = {}
-        self._left = asyncio.Event()
         self._spare = _spare()
         self._retry: asyncio.TimerHandle | None = None
         self._out_of_files = Notice(
@@ -51,41 +54,30 @@ class Acceptor:
         self._gave_way = Notice(
             log, "%d connections gave way to newer ones (limits.max_connections and its like)"
         )
-        self.ended: asyncio.Future[None] = self._loop.create_future()
+        self.failure: Exception | None = None
         listener.setblocking(False)
         self._loop.add_reader(listener, self._accept)
 
-    async def close(self, seconds: float) -> None:
-        """Accepts no more, lets what is in progress end within ``seconds``, and ends the rest."""
-        if self._host.draining:
-            return
+    def close(self) -> None:
+        """Accepts no more; what is open goes on."""
         self._loop.remove_reader(self._listener)
         if self._retry is not None:
             self._retry.cancel()
         self._listener.close()
-        self._host.draining = True
         for task in self._opening.values():
             task.cancel()
-        for entry, connection in list(self._connections.items()):
-            if entry not in self._opening:
-                connection.drain()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                while self._connections:
-                    self._left.clear()
-                    await self._left.wait()
-                await asyncio.gather(*self._host.tasks, return_exceptions=True)
-        for task in (tasks := list(self._host.tasks)):
-            task.cancel()
-        for entry in list(self._connections):
-            self._end(entry)
-        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def wait_closed(self) -> None:
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+
+    def end(self) -> None:
+        """Ends what is still open after ``close``."""
+        for connection in list(self._connections.values()):
+            connection.abort()
         self._out_of_files.close()
         self._gave_way.close()
         if self._spare is not None:
             os.close(self._spare)
-        if not self.ended.done():
-            self.ended.set_result(None)
 
     def _accept(self) -> None:
         try:
@@ -100,7 +92,7 @@ class Acceptor:
                 log.debug("a connection was not accepted: %s", error.strerror)
         except Exception as error:
             self._loop.remove_reader(self._listener)
-            self.ended.set_exception(error)
+            self.failure = error
 
     def _enter(self, accepted: socket.socket, address: str) -> None:
         entry, gone = self._host.table.enter(address)
@@ -108,12 +100,12 @@ class Acceptor:
             self._gave_way.count()
             self._host.cut("gave_way")
             self._end(gone)
-        self._connections[entry] = HttpConnection(self._host, entry, self._leave)
+        self._connections[entry] = Connection(self._host, entry, self._leave)
         task = self._loop.create_task(self._open(accepted, self._connections[entry]))
         self._opening[entry] = task
         task.add_done_callback(partial(self._opened, entry, accepted))
 
-    async def _open(self, accepted: socket.socket, protocol: HttpConnection) -> None:
+    async def _open(self, accepted: socket.socket, protocol: Connection) -> None:
         """Ends when the protocol has its transport, after the TLS handshake."""
         accepted.setblocking(False)
         tls = self._context is not None
@@ -121,7 +113,7 @@ class Acceptor:
             lambda: protocol,
             accepted,
             ssl=self._context,
-            ssl_handshake_timeout=self._host.times.head if tls else None,
+            ssl_handshake_timeout=self._host.limits.header_seconds if tls else None,
             ssl_shutdown_timeout=LINGER_SECONDS if tls else None,
         )
 
@@ -138,12 +130,11 @@ class Acceptor:
         if entry in self._opening:
             self._opening[entry].cancel()
         elif entry in self._connections:
-            self._connections[entry].give_way()
+            self._connections[entry].abort()
 
     def _leave(self, entry: Entry) -> None:
         self._host.table.leave(entry)
         self._connections.pop(entry, None)
-        self._left.set()
 
     def _make_room(self) -> None:
         """No file is left: idle connections give way, else those that wait are turned away."""

@@ -1,73 +1,52 @@
-"""One request and its response, as ASGI has it."""
+"""One request's body and response: uvicorn's own, with the bounds of time and bytes."""
 
 from __future__ import annotations
 
 import asyncio
-import http
-import time
-from email.utils import formatdate
-from typing import Any
+from typing import TYPE_CHECKING
 
-import h11
-from starlette.types import Message
+from starlette.types import Message, Receive, Send
 from teacher_proto.errors import DeadlineError, LsmError
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER
+from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from teacher_server.http.connection.head import malformed
-from teacher_server.http.connection.stream import PIECE, Stream
+from teacher_server.http.connection.table import Rank
+
+if TYPE_CHECKING:
+    from teacher_server.http.connection.connection import Connection
 
 # What a chunked body may spend on its framing beside one part in FRAMING of its data. Each
 # chunk costs the interpreter the same, however small it is.
 FREE_FRAMING = 64 * 1024
 FRAMING = 32
-# Events of one body that are read before others have their turn, and bytes given out at once.
-TURN = 64
-MOST_AT_ONCE = 64 * 1024
+# Bytes of a body that are parsed before others have their turn: in 2 KiB are at most 340
+# chunks. Where the length is declared, the bytes are parsed as one.
+PIECE = 64 * 1024
+PIECE_OF_CHUNKS = 2 * 1024
+# Pieces of a body that nobody asked for, which are passed over before the response.
+SKIPPED = 4
+# Bytes that are written at once.
+SLICE = 64 * 1024
 WHERE = "the request's body"
-
-PHRASES = {status.value: status.phrase.encode() for status in http.HTTPStatus}
 
 
 class Exchange:
-    """What the application calls to read one request's body and to answer it.
-
-    Attributes:
-        started: some of the response has left.
-        complete: all of it has.
-        last: the connection is closed after it.
-    """
+    """What the application calls to read one request's body and to answer it."""
 
     def __init__(
-        self, stream: Stream, parser: h11.Connection, request: h11.Request, *, last: bool
+        self, connection: Connection, cycle: RequestResponseCycle, receive: Receive, send: Send
     ) -> None:
-        self.complete = False
-        self.started = False
-        self.last = last
-        self._start: Message = {}
-        self._stream = stream
-        self._parser = parser
-        self._head_only = request.method == b"HEAD"
+        """``receive``, ``send``: uvicorn's."""
+        self._connection = connection
+        self._cycle = cycle
+        self._receive = receive
+        self._send = send
+        chunked = any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
+        self._piece = PIECE_OF_CHUNKS if chunked else PIECE
         self._fed = self._data = 0
+        self._wanted = False
         self._failure: LsmError | None = None
-        self._body_done = self._told = False
-        self._gone = asyncio.Event()
-        # Where the head says that there is no body, its end is there at once.
-        if isinstance(parser.next_event(), h11.EndOfMessage):
-            self._end_of_body()
-
-    @property
-    def body_left(self) -> bool:
-        """Whether the caller may still send some of the request."""
-        return not self._body_done
-
-    @property
-    def reusable(self) -> bool:
-        """Whether the connection may carry another request."""
-        states = {self._parser.our_state, self._parser.their_state}
-        return self.complete and states == {h11.DONE} and not self._stream.lost
-
-    def leave(self) -> None:
-        """Nobody will read the response: the connection is lost."""
-        self._gone.set()
 
     async def receive(self) -> Message:
         """The next part of the body, or that the caller is gone.
@@ -76,127 +55,104 @@ class Exchange:
             InvalidRequestError: the body is not framed as HTTP has it.
             DeadlineError: none of it arrived for ``limits.body_seconds``.
         """
-        if self._parser.they_are_waiting_for_100_continue and not self.started:
-            proceed = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
-            await self._stream.write(self._parser.send(proceed))
         if self._failure is not None:
             raise self._failure
-        if self._told:
-            await self._until_gone()
-        data = b"" if self.complete else await self._read()
-        if self._stream.lost or self.complete:
-            return {"type": "http.disconnect"}
-        self._told = self._body_done
-        return {"type": "http.request", "body": data, "more_body": not self._body_done}
+        if not self._cycle.more_body:
+            return await self._receive()
+        await asyncio.sleep(0)  # others have their turn
+        self._wanted = True
+        self.feed()
+        seconds = self._connection.host.limits.body_seconds
+        self._move(Rank.WAITS)
+        try:
+            async with asyncio.timeout(seconds):
+                message = await self._receive()
+        except TimeoutError:
+            self._failure = DeadlineError(
+                f"no more of it arrived for {seconds:g} s (limits.body_seconds)",
+                where=WHERE,
+                fix="send the body without pauses",
+                reason="BODY_TOO_SLOW",
+            )
+        finally:
+            self._wanted = False
+            self._move(Rank.BUSY)
+        if self._failure is not None:
+            raise self._failure
+        return message
 
     async def send(self, message: Message) -> None:
         """Sends the head or a part of the body; returns when the system has taken it."""
-        if self._stream.lost or self.complete:
-            return
         if message["type"] == "http.response.start":
-            self._start = message
-            return
-        body, more = message.get("body", b""), message.get("more_body", False)
-        if not self.started:
+            await self._written()  # of the responses before
             self._skip_body()
-            self.started = True
-            await self._stream.write(self._parser.send(self._head()))
-        if body and not self._head_only:
-            await self._stream.write(self._parser.send(h11.Data(data=body)))
-        if not more:
-            await self._stream.write(self._parser.send(h11.EndOfMessage()))
-            self.complete = True
-            self._gone.set()
+            if self._cycle.more_body or not self._cycle.keep_alive:
+                headers = [pair for pair in message["headers"] if pair[0].lower() != b"connection"]
+                message = {**message, "headers": [*headers, CLOSE_HEADER]}
+            await self._send(message)
+            return
+        part = {"type": "http.response.body"}
+        body = message.get("body", b"")
+        for begin in range(0, len(body), SLICE):
+            await self._send(part | {"body": body[begin : begin + SLICE], "more_body": True})
+            await self._written()
+        if not message.get("more_body", False):
+            await self._send(part | {"more_body": False})
 
-    async def _until_gone(self) -> None:
-        """Reads on, since only so the end of the connection is seen."""
-        self._stream.resume_reading()
-        await self._gone.wait()
+    def feed(self) -> None:
+        """Lets uvicorn read some of what has arrived, if the application waits for it."""
+        waiting = self._wanted and not self._cycle.body
+        if waiting and self._parse_piece():
+            # The piece may have been framing alone.
+            self._connection.loop.call_soon(self.feed)
 
-    async def _read(self) -> bytes:
-        """Some of the body, at least one byte unless it ends; lets others have their turn."""
-        data = bytearray()
-        events = 0
-        while not self._body_done and not self._stream.lost and len(data) < MOST_AT_ONCE:
-            event = self._next_event()
-            if isinstance(event, h11.Data):
-                data += event.data
-                self._data += len(event.data)
-                self._check_framing()
-            elif isinstance(event, h11.EndOfMessage):
-                self._end_of_body()
-            elif piece := self._stream.take():
-                self._fed += len(piece)
-                self._parser.receive_data(piece)
-            elif data:
-                break
-            else:
-                await self._more()
-            events += 1
-            if events % TURN == 0:
-                await asyncio.sleep(0)
-        return bytes(data)
+    def fail(self, error: LsmError) -> None:
+        """The body cannot be read on: whoever waits for it is told so."""
+        self._failure = error
+        self._cycle.message_event.set()
 
-    def _next_event(self) -> Any:
-        try:
-            return self._parser.next_event()
-        except h11.RemoteProtocolError:
-            raise self._failed(malformed("it is not framed as HTTP/1.1 has it", WHERE)) from None
-
-    def _check_framing(self) -> None:
-        framing = self._fed - self._data - PIECE
-        if framing > FREE_FRAMING + self._data // FRAMING:
+    def _parse_piece(self) -> bool:
+        """Whether there was something to parse."""
+        cycle, unread = self._cycle, self._connection.unread
+        if not cycle.more_body or self._failure is not None or not unread:
+            return False
+        piece = bytes(unread[: self._piece])
+        del unread[: self._piece]
+        before = len(cycle.body)
+        self._connection.parse(piece)
+        self._fed += len(piece)
+        self._data += len(cycle.body) - before
+        framing = self._fed - self._data
+        if cycle.more_body and framing > FREE_FRAMING + self._data // FRAMING:
             what = f"its framing takes {framing} bytes beside {self._data} bytes of data"
             error = malformed(what, WHERE)
             error.fix = "send a Content-Length, or chunks of 1024 bytes and more"
-            raise self._failed(error)
-
-    async def _more(self) -> None:
-        try:
-            await self._stream.wait_for_body()
-        except TimeoutError:
-            seconds = self._stream.times.body
-            raise self._failed(
-                DeadlineError(
-                    f"no more of it arrived for {seconds:g} s (limits.body_seconds)",
-                    where=WHERE,
-                    fix="send the body without pauses",
-                    reason="BODY_TOO_SLOW",
-                )
-            ) from None
-
-    def _failed(self, error: LsmError) -> LsmError:
-        self._failure = error
-        return error
-
-    def _end_of_body(self) -> None:
-        self._body_done = True
-        rest, _ = self._parser.trailing_data
-        if rest:  # of the next request
-            self._stream.unread[:0] = rest
+            self.fail(error)
+        return True
 
     def _skip_body(self) -> None:
         """Passes over a body that nobody asked for, as far as it has arrived."""
-        try:
-            for _ in range(TURN):
-                if self._body_done or self._failure is not None:
-                    return
-                event = self._next_event()
-                if isinstance(event, h11.EndOfMessage):
-                    self._end_of_body()
-                elif not isinstance(event, h11.Data):
-                    piece = self._stream.take()
-                    if not piece:
-                        return
-                    self._parser.receive_data(piece)
-        except LsmError:
-            return  # the connection is closed after the response
+        for _ in range(SKIPPED):
+            if not self._parse_piece():
+                break
+        self._cycle.body.clear()
 
-    def _head(self) -> h11.Response:
-        headers = [(b"date", formatdate(time.time(), usegmt=True).encode())]
-        headers += self._start["headers"]
-        if self.last or self.body_left:
-            headers = [pair for pair in headers if pair[0].lower() != b"connection"]
-            headers.append((b"connection", b"close"))
-        status = self._start["status"]
-        return h11.Response(status_code=status, headers=headers, reason=PHRASES.get(status, b""))
+    async def _written(self) -> None:
+        """Returns when the system has taken everything, or the connection has ended.
+
+        A caller who reads nothing of it for ``limits.write_seconds`` loses the connection.
+        """
+        connection = self._connection
+        if not connection.flow.write_paused:
+            return
+        self._move(Rank.WAITS)
+        try:
+            async with asyncio.timeout(connection.host.limits.write_seconds):
+                await connection.flow.drain()
+        except TimeoutError:
+            connection.host.cut("unread_reply")
+            connection.abort()
+        self._move(Rank.BUSY)
+
+    def _move(self, rank: Rank) -> None:
+        self._connection.host.table.move(self._connection.entry, rank)

@@ -1,27 +1,32 @@
-"""What all connections of one port share."""
+"""What all connections of one port share, and what they tell the application."""
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import uvicorn
 from starlette.responses import Response
-from starlette.types import ASGIApp
 from teacher_proto.errors import LsmError
+from uvicorn.server import ServerState
 
-from teacher_server.http.connection.stream import Times
+from teacher_server.config import LimitSettings
 from teacher_server.http.connection.table import Table
 
 # Bytes of one read of a socket.
 READ_AT_ONCE = 32 * 1024
+
+# In a request's scope: the names in the connection's client certificate, and, from the
+# application, who makes the call once it is let in.
+NAMES_KEY = "lsm.certificate_names"
+CALLER_KEY = "lsm.caller"
 
 Address = tuple[str, int] | None
 
 
 @dataclass
 class Host:
-    """The application, the table, the times, and what is told of connections.
+    """uvicorn's side, the table, the limits of time, and what is told of connections.
 
     Attributes:
         public: paths that a connection beyond the bounds may ask for.
@@ -29,16 +34,14 @@ class Host:
         cut: counts connections that were ended, by reason.
         refused: told of what no route saw: the peer's address and the refusal.
         buffer: what a read of the socket fills; its bytes are taken out at once.
-        draining: every answer is the last one of its connection.
     """
 
-    app: ASGIApp
+    config: uvicorn.Config
+    state: ServerState
     table: Table
-    times: Times
+    limits: LimitSettings
     public: frozenset[str]
     answer: Callable[[LsmError], Response]
     cut: Callable[[str], None]
     refused: Callable[[Address, LsmError], None]
-    draining: bool = False
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_AT_ONCE)))
-    tasks: set[asyncio.Task[None]] = field(default_factory=set)
