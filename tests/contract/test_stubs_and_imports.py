@@ -37,7 +37,7 @@ def test_the_check_sees_drift(tmp_path: Path) -> None:
     assert "X_FIELD_NUMBER" in ended.stdout
 
 
-HEAVY = ("torch", "transformers", "vllm", "fastapi", "tokenizers", "peft")
+HEAVY = ("torch", "transformers", "vllm", "fastapi", "uvicorn", "tokenizers", "peft")
 
 
 @pytest.mark.parametrize(

@@ -8,13 +8,14 @@ import socket
 from typing import Any
 
 import pytest
+from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
 from teacher_server.http.connection.connection import MOST_UNREAD, Connection
 from teacher_server.http.connection.host import READ_AT_ONCE
-from teacher_server.http.connection.table import RESERVE, Rank, Table, neighbourhood
+from teacher_server.http.connection.table import RESERVE, Rank
 from tests.server.raw_http import Alone, alone, ask, connected
 from tests.server.running import LONG, eventually
 
@@ -179,6 +180,28 @@ async def test_requests_sent_at_once_are_answered_in_their_order() -> None:
         assert [len((await peer.answer()).body) for _ in range(200)] == list(range(200))
 
 
+@pytest.mark.parametrize(
+    ("body", "connection"),
+    [
+        (b"Content-Length: 5\r\n\r\nabcde", None),
+        (b"Transfer-Encoding: chunked\r\n\r\n5\r\nabcde\r\n0\r\n\r\n", None),
+        (b"Content-Length: 9\r\n\r\nabcde", "close"),
+    ],
+    ids=["whole", "in chunks", "half"],
+)
+async def test_a_body_that_nobody_reads_is_passed_over(body: bytes, connection: str | None) -> None:
+    async with alone(Response("unread"), PATIENT) as server, connected(server.address) as peer:
+        await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\n" + body)
+        assert (await peer.answer()).headers.get("connection") == connection
+        if connection is None:
+            await peer.send(LIVE)
+            assert (await peer.answer()).body == b"unread"
+        else:
+            await peer.send(b"fghi")
+        await server.server.stop()
+        assert await peer.rest() == b""
+
+
 async def test_no_more_than_a_little_is_read_before_it_is_asked_for() -> None:
     app = App()
     app.gate.clear()
@@ -208,49 +231,3 @@ async def test_stopping_lets_a_request_end_and_closes_idle_connections() -> None
         assert (answer.status, answer.headers["connection"]) == (200, "close")
         assert await busy.rest() == b""
         await asyncio.wait_for(stopping, LONG)
-
-
-def test_the_address_with_most_connections_gives_way() -> None:
-    table = Table(ConnectionBounds(4, 3))
-    mine, _ = table.enter("10.0.0.1")
-    theirs = [table.enter("10.0.0.2")[0] for _ in range(3)]
-    assert table.enter("10.0.0.3")[1] is theirs[0]
-    assert table.enter("10.0.0.2")[1] is theirs[1]  # two of its own, and no room in all
-    table.move(mine, Rank.BUSY)
-    assert not mine.reserved
-
-
-def test_strangers_give_way_first_and_the_busy_never() -> None:
-    table = Table(ConnectionBounds(4, 4))
-    let_in, asks_health, stranger, busy = (table.enter("a")[0] for _ in range(4))
-    table.rest(let_in, let_in=True)
-    table.rest(let_in, let_in=False)
-    table.rest(asks_health, let_in=False)
-    table.move(busy, Rank.BUSY)
-    for expected in (stranger, asks_health, let_in):
-        newest, gone = table.enter("b")
-        assert gone is expected
-        table.move(newest, Rank.BUSY)
-    later = newest
-    table.move(later, Rank.BUSY)
-    reserved, gone = table.enter("c")
-    assert (reserved.reserved, gone) == (True, None)
-    assert not table.promote(reserved)
-    table.leave(busy)
-    table.leave(busy)
-    assert table.promote(reserved)
-    assert len(table) == 4
-
-
-@pytest.mark.parametrize(
-    ("address", "counted"),
-    [
-        ("10.1.2.3", "10.1.2.3"),
-        ("::ffff:10.1.2.3", "10.1.2.3"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_an_address_of_ipv6_stands_for_its_network(address: str, counted: str) -> None:
-    assert neighbourhood(address) == counted

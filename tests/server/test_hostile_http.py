@@ -93,6 +93,21 @@ async def test_what_is_no_http_is_told_so(
     assert "MALFORMED_HTTP" in audit.read_text()
 
 
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_what_follows_a_body_is_looked_at_as_well(
+    hasty: tuple[Running, Path], chunked: bool
+) -> None:
+    server, _ = hasty
+    body = json.dumps(http_body()).encode()
+    first = POST + b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    if chunked:
+        first = CHUNKED + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
+    async with connected(server.server.http_address) as peer:
+        await peer.send(first + first + NO_HTTP["two lengths"] + first)
+        assert [(await peer.answer()).status for _ in range(3)] == [200, 200, 400]
+        assert await peer.rest() == b""
+
+
 @pytest.mark.parametrize(
     "head",
     [

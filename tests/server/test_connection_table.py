@@ -1,0 +1,54 @@
+"""Which connection gives way to a new one: counting, without sockets."""
+
+from __future__ import annotations
+
+import pytest
+
+from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.http.connection.table import Rank, Table, neighbourhood
+
+
+def test_the_address_with_most_connections_gives_way() -> None:
+    table = Table(ConnectionBounds(4, 3))
+    mine, _ = table.enter("10.0.0.1")
+    theirs = [table.enter("10.0.0.2")[0] for _ in range(3)]
+    assert table.enter("10.0.0.3")[1] is theirs[0]
+    assert table.enter("10.0.0.2")[1] is theirs[1]  # two of its own, and no room in all
+    table.move(mine, Rank.BUSY)
+    assert not mine.reserved
+
+
+def test_strangers_give_way_first_and_the_busy_never() -> None:
+    table = Table(ConnectionBounds(4, 4))
+    let_in, asks_health, stranger, busy = (table.enter("a")[0] for _ in range(4))
+    table.rest(let_in, let_in=True)
+    table.rest(let_in, let_in=False)
+    table.rest(asks_health, let_in=False)
+    table.move(busy, Rank.BUSY)
+    for expected in (stranger, asks_health, let_in):
+        newest, gone = table.enter("b")
+        assert gone is expected
+        table.move(newest, Rank.BUSY)
+    later = newest
+    table.move(later, Rank.BUSY)
+    reserved, gone = table.enter("c")
+    assert (reserved.reserved, gone) == (True, None)
+    assert not table.promote(reserved)
+    table.leave(busy)
+    table.leave(busy)
+    assert table.promote(reserved)
+    assert len(table) == 4
+
+
+@pytest.mark.parametrize(
+    ("address", "counted"),
+    [
+        ("10.1.2.3", "10.1.2.3"),
+        ("::ffff:10.1.2.3", "10.1.2.3"),
+        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
+        ("fe80::1%eth0", "fe80::/64"),
+        ("", ""),
+    ],
+)
+def test_an_address_of_ipv6_stands_for_its_network(address: str, counted: str) -> None:
+    assert neighbourhood(address) == counted
