@@ -27,7 +27,7 @@ STEPS: list[list[Fault]] = [
     killed("student_trainer.update.optim:Optimizer.step", 3),
     killed("student_trainer.update.optim:Optimizer._round_masters", 4),
     killed("student_trainer.pipeline:Pipeline.drop", 3, after=True),
-    killed("student_trainer.run.directory:append_metrics", 3),
-    killed("student_trainer.run.directory:append_metrics", 2, after=True),
+    killed("student_trainer.loop:append_metrics", 3),
+    killed("student_trainer.loop:append_metrics", 2, after=True),
     killed("student_trainer.loop:TrainingLoop.restore", 1),
 ]

@@ -57,7 +57,7 @@ def equal(run: Path, straight: Path, steps: int) -> bool:
 
 
 def test_proof_02_the_trainer_killed_20_times(served: Room, proof: Proof) -> None:
-    steps = 90
+    steps = 60
     for staleness in (0, 1):
         pipeline = {"staleness": staleness}
         faults = KILLS
