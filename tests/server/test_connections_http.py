@@ -209,13 +209,34 @@ async def test_no_more_than_a_little_is_read_before_it_is_asked_for() -> None:
         await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % LARGE)
         await eventually(lambda: app.begun == 1)
         sending = asyncio.create_task(peer.send(bytes(LARGE)))
-        (connection,) = server.server._server.server_state.connections
-        assert isinstance(connection, Connection)
+        connection = connection_of(server)
         await eventually(lambda: not connection.transport.is_reading())
         assert len(connection.unread) <= MOST_UNREAD + READ_AT_ONCE
         app.gate.set()
         assert (await peer.answer()).status == 200
         await sending
+
+
+async def test_no_more_requests_are_read_than_are_answered() -> None:
+    kept: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        kept.append(len(connection_of(server).unread))
+        await Response()(scope, receive, send)
+
+    head = b"GET / HTTP/1.1\r\nHost: x\r\nX: %b\r\n\r\n" % (b"a" * 8000)
+    async with alone(app, PATIENT) as server, connected(server.address) as peer:
+        sending = asyncio.create_task(peer.send(head * 200))
+        for _ in range(200):
+            assert (await peer.answer()).status == 200
+        await sending
+    assert max(kept) <= MOST_UNREAD + READ_AT_ONCE
+
+
+def connection_of(server: Alone) -> Connection:
+    (connection,) = server.server._server.server_state.connections
+    assert isinstance(connection, Connection)
+    return connection
 
 
 async def test_stopping_lets_a_request_end_and_closes_idle_connections() -> None:

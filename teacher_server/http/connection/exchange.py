@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from starlette.types import Message, Receive, Send
 from teacher_proto.errors import DeadlineError, LsmError
-from uvicorn.protocols.http.flow_control import CLOSE_HEADER
+from uvicorn.protocols.http.flow_control import CLOSE_HEADER, FlowControl
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from teacher_server.http.connection.head import malformed
-from teacher_server.http.connection.table import Rank
-
-if TYPE_CHECKING:
-    from teacher_server.http.connection.connection import Connection
+from teacher_server.http.connection.host import Host
+from teacher_server.http.connection.table import Entry, Rank
 
 # What a chunked body may spend on its framing beside one part in FRAMING of its data. Each
 # chunk costs the interpreter the same, however small it is.
@@ -31,11 +29,24 @@ SLICE = 64 * 1024
 WHERE = "the request's body"
 
 
+class Carrier(Protocol):
+    """The connection that carries an exchange; ``unread`` is what has arrived of it."""
+
+    host: Host
+    entry: Entry
+    flow: FlowControl
+    loop: asyncio.AbstractEventLoop
+    unread: bytearray
+
+    def parse(self, data: bytes) -> None: ...
+    def abort(self) -> None: ...
+
+
 class Exchange:
     """What the application calls to read one request's body and to answer it."""
 
     def __init__(
-        self, connection: Connection, cycle: RequestResponseCycle, receive: Receive, send: Send
+        self, connection: Carrier, cycle: RequestResponseCycle, receive: Receive, send: Send
     ) -> None:
         """``receive``, ``send``: uvicorn's."""
         self._connection = connection
