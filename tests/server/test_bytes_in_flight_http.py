@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 import time
+import weakref
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -13,9 +15,11 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 from teacher_proto.client.credentials import ClientCredentials
+from teacher_proto.errors import LsmError
 
 from teacher_server.config import LimitSettings
 from teacher_server.http.body import UNDECLARED, Charge
+from teacher_server.http.errors import error_response
 from teacher_server.queue.budget import ByteBudget, Owner
 from tests.access.pki import ALICE, BOB, RUNS_WITHOUT_CERTIFICATES, write_secret
 from tests.server.raw_http import Answer, Peer, alone, connected
@@ -132,6 +136,33 @@ async def test_a_body_without_a_length_is_charged_as_it_comes() -> None:
         assert (await peer.answer()).status == 200
         assert app.read == [4 * UNDECLARED]
         await eventually(lambda: budget.by_run() == {})
+
+
+class Part:
+    """Stands for what a handler holds of a body."""
+
+
+async def test_a_refused_body_is_let_go_of_when_it_is_answered() -> None:
+    parts: list[weakref.ref[Part]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        part = Part()
+        parts.append(weakref.ref(part))
+        try:
+            while True:
+                await receive()
+        except LsmError as error:
+            await error_response(error)(scope, receive, send)
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    gc.disable()
+    try:
+        async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+            await peer.send(head + b"none\r\n")
+            assert (await peer.answer()).error["reason"] == "MALFORMED_HTTP"
+            await eventually(lambda: parts[0]() is None)
+    finally:
+        gc.enable()
 
 
 async def test_who_waits_for_room_is_not_read_meanwhile() -> None:

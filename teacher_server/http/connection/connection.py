@@ -14,7 +14,7 @@ from teacher_proto.errors import LsmError, OverloadedError
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from teacher_server.access.certificates import certificate_names
-from teacher_server.failures import is_ending
+from teacher_server.failures import forget_frames, is_ending
 from teacher_server.http.connection import exchange
 from teacher_server.http.connection.exchange import Exchange
 from teacher_server.http.connection.head import malformed, take_head
@@ -183,6 +183,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
                 log.error("a request ended with %s", type(error).__name__, exc_info=error)
                 failure = LsmError("the server failed on this request", reason="INTERNAL")
                 await self.host.answer(failure)(scope, exchange.receive, exchange.send)
+        finally:
+            forget_frames(exchange.failure)  # they may hold what was read of the body
 
     def _no_room(self, path: str) -> LsmError | None:
         """The refusal of what a connection beyond the bounds may not ask for."""

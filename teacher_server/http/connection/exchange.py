@@ -43,7 +43,11 @@ class Carrier(Protocol):
 
 
 class Exchange:
-    """What the application calls to read one request's body and to answer it."""
+    """What the application calls to read one request's body and to answer it.
+
+    Attributes:
+        failure: why the body cannot be read on.
+    """
 
     def __init__(
         self, connection: Carrier, cycle: RequestResponseCycle, receive: Receive, send: Send
@@ -57,7 +61,7 @@ class Exchange:
         self._piece = PIECE_OF_CHUNKS if chunked else PIECE
         self._fed = self._data = 0
         self._wanted = False
-        self._failure: LsmError | None = None
+        self.failure: LsmError | None = None
 
     async def receive(self) -> Message:
         """The next part of the body, or that the caller is gone.
@@ -66,8 +70,8 @@ class Exchange:
             InvalidRequestError: the body is not framed as HTTP has it.
             DeadlineError: none of it arrived for ``limits.body_seconds``.
         """
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         if not self._cycle.more_body:
             return await self._receive()
         await asyncio.sleep(0)  # others have their turn
@@ -79,7 +83,7 @@ class Exchange:
             async with asyncio.timeout(seconds):
                 message = await self._receive()
         except TimeoutError:
-            self._failure = DeadlineError(
+            self.failure = DeadlineError(
                 f"no more of it arrived for {seconds:g} s (limits.body_seconds)",
                 where=WHERE,
                 fix="send the body without pauses",
@@ -88,8 +92,8 @@ class Exchange:
         finally:
             self._wanted = False
             self._move(Rank.BUSY)
-        if self._failure is not None:
-            raise self._failure
+        if self.failure is not None:
+            raise self.failure
         return message
 
     async def send(self, message: Message) -> None:
@@ -119,13 +123,13 @@ class Exchange:
 
     def fail(self, error: LsmError) -> None:
         """The body cannot be read on: whoever waits for it is told so."""
-        self._failure = error
+        self.failure = error
         self._cycle.message_event.set()
 
     def _parse_piece(self) -> bool:
         """Whether there was something to parse."""
         cycle, unread = self._cycle, self._connection.unread
-        if not cycle.more_body or self._failure is not None or not unread:
+        if not cycle.more_body or self.failure is not None or not unread:
             return False
         piece = bytes(unread[: self._piece])
         del unread[: self._piece]
