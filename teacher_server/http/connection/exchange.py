@@ -18,8 +18,8 @@ from teacher_server.http.connection.table import Entry, Rank
 # chunk costs the interpreter the same, however small it is.
 FREE_FRAMING = 64 * 1024
 FRAMING = 32
-# Bytes of a body that are parsed before others have their turn: in 2 KiB are at most 340
-# chunks. Where the length is declared, the bytes are parsed as one.
+# Bytes of a body that are parsed at once. Where the length is declared, they cost as much as
+# one; chunks cost each, 340 of which fit in 2 KiB, and bodies in chunks take turns.
 PIECE = 64 * 1024
 PIECE_OF_CHUNKS = 2 * 1024
 # Pieces of a body that nobody asked for, which are passed over before the response.
@@ -57,8 +57,9 @@ class Exchange:
         self._cycle = cycle
         self._receive = receive
         self._send = send
-        chunked = any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
-        self._piece = PIECE_OF_CHUNKS if chunked else PIECE
+        self._chunked = any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
+        self._piece = PIECE_OF_CHUNKS if self._chunked else PIECE
+        self._in_line = False
         self._fed = self._data = 0
         self._wanted = False
         self.failure: LsmError | None = None
@@ -116,15 +117,22 @@ class Exchange:
 
     def feed(self) -> None:
         """Lets uvicorn read some of what has arrived, if the application waits for it."""
-        waiting = self._wanted and not self._cycle.body
-        if waiting and self._parse_piece():
-            # The piece may have been framing alone.
-            self._connection.loop.call_soon(self.feed)
+        if not self._chunked:
+            self._take_turn()
+        elif not self._in_line:
+            self._in_line = True
+            self._connection.host.framing.add(self._take_turn)
 
     def fail(self, error: LsmError) -> None:
         """The body cannot be read on: whoever waits for it is told so."""
         self.failure = error
         self._cycle.message_event.set()
+
+    def _take_turn(self) -> None:
+        self._in_line = False
+        waiting = self._wanted and not self._cycle.body
+        if waiting and self._parse_piece() and self._chunked:
+            self.feed()  # the piece may have been framing alone
 
     def _parse_piece(self) -> bool:
         """Whether there was something to parse."""

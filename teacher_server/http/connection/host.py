@@ -12,6 +12,7 @@ from uvicorn.server import ServerState
 
 from teacher_server.config import LimitSettings
 from teacher_server.http.connection.table import Table
+from teacher_server.http.connection.turns import Turns
 
 # Bytes of one read of a socket.
 READ_AT_ONCE = 32 * 1024
@@ -33,6 +34,7 @@ class Host:
         answer: the response to a refusal.
         cut: counts connections that were ended, by reason.
         refused: told of what no route saw: the peer's address and the refusal.
+        framing: where chunked bodies wait to be parsed.
         buffer: what a read of the socket fills; its bytes are taken out at once.
     """
 
@@ -44,4 +46,5 @@ class Host:
     answer: Callable[[LsmError], Response]
     cut: Callable[[str], None]
     refused: Callable[[Address, LsmError], None]
+    framing: Turns = field(default_factory=Turns)
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_AT_ONCE)))

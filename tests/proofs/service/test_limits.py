@@ -71,7 +71,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
     ),
     "max_connections": (CONNECTIONS, "test_health_is_answered_when_every_connection_is_busy"),
     "max_connections_per_address": (
-        CONNECTIONS,
+        "tests/server/test_connection_table.py",
         "test_the_address_with_most_connections_gives_way",
     ),
     "header_seconds": (CONNECTIONS, "test_headers_that_do_not_end_end_the_connection"),
