@@ -12,6 +12,7 @@ from teacher_proto.errors import LsmError
 
 from teacher_server.access.audit import AuditLog
 from teacher_server.access.certificates import Certificates, check_tls
+from teacher_server.access.peers import address_of
 from teacher_server.access.rules import Principal, authenticate
 from teacher_server.access.store import CredentialStore
 from teacher_server.access.strangers import Line
@@ -35,7 +36,8 @@ class Caller:
         principal: None while nobody is known, or where nobody has to be.
         request_id: once it is known to be a name.
         owner: whose the bytes of its body and reply are, once it is admitted.
-        work_owner: whose the work for it is: the run of the credentials, else the address.
+        work_owner: whose the work for it is: the run of the credentials, else the address,
+            the same over both wires, or the /64 of IPv6.
     """
 
     surface: str
@@ -62,7 +64,7 @@ class Guard:
         """Sets who the caller is; raises UnauthenticatedError when nobody is known."""
         if self.credentials is None:
             caller.owner = Owner("", caller.peer)
-            caller.work_owner = caller.peer.rpartition(":")[0]
+            caller.work_owner = address_of(caller.peer)
             return
         principal = authenticate(
             self.credentials.current(), authorization, certificate_names, self.now()

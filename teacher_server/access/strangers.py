@@ -5,9 +5,10 @@ Pure: the caller gives the time and writes the lines that come back.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import OrderedDict
 from dataclasses import dataclass
+
+from teacher_server.access import peers
 
 Line = dict[str, str | int]
 
@@ -17,7 +18,7 @@ SECONDS = 60.0
 MOST_KINDS = 32
 OTHERS = "(others)"
 # What is one place: IPv4 addresses with equal first bits, and IPv6 ones.
-PREFIXES = {4: 24, 6: 48}
+IPV4_PREFIX, IPV6_PREFIX = 24, 48
 
 
 @dataclass
@@ -68,10 +69,4 @@ class Strangers:
 
 def network(peer: str) -> str:
     """The network of a peer: `127.0.0.1:5` and gRPC's `ipv4:127.0.0.1:5` are 127.0.0.0/24."""
-    host = peer.removeprefix("ipv4:").removeprefix("ipv6:").rpartition(":")[0]
-    host = host.replace("%5B", "").replace("%5D", "").strip("[]")
-    try:
-        found = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return OTHERS
-    return str(ipaddress.ip_network((int(found), PREFIXES[found.version]), strict=False))
+    return peers.network(peers.split(peer)[0], IPV4_PREFIX, IPV6_PREFIX) or OTHERS

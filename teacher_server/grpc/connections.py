@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import socket
@@ -19,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
-from urllib.parse import unquote
 
 from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.access.peers import neighbourhood, plain, split
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ DESCRIPTORS = "/dev/fd"
 LOOK_EVERY = 0.25
 # Seconds between two lines of the log.
 REPORT_EVERY = 60.0
-IPV6_PREFIX = 64
 
 
 class Peer(NamedTuple):
@@ -42,10 +40,7 @@ class Peer(NamedTuple):
     @property
     def address(self) -> str:
         """What is counted as one: the address, or the /64 of IPv6."""
-        found = ipaddress.ip_address(self.host)
-        if found.version == 4:
-            return self.host
-        return str(ipaddress.ip_network((int(found), IPV6_PREFIX), strict=False))
+        return neighbourhood(self.host)
 
 
 @dataclass
@@ -161,7 +156,7 @@ class Connections:
             if found.getsockname()[1] != self._port:
                 return None
             host, port = found.getpeername()[:2]
-            return Peer(_plain(host), port)
+            return Peer(plain(host), port)
         except OSError:
             return None
         finally:
@@ -176,7 +171,7 @@ class Connections:
             # A copy stays the same connection, whatever gRPC does with its own.
             with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
                 host, port = copy.getpeername()[:2]
-                if Peer(_plain(host), port) == peer:
+                if Peer(plain(host), port) == peer:
                     copy.shutdown(socket.SHUT_RDWR)
                     self._ended += 1
                     self._counted(reason)
@@ -194,14 +189,5 @@ class Connections:
 
 def peer_of(name: str) -> Peer | None:
     """The peer that gRPC names ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
-    kind, _, rest = unquote(name).partition(":")
-    host, _, port = rest.rpartition(":")
-    if kind not in ("ipv4", "ipv6") or not port.isdigit():
-        return None
-    return Peer(_plain(host.strip("[]")), int(port))
-
-
-def _plain(host: str) -> str:
-    found = ipaddress.ip_address(host.partition("%")[0])
-    mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
-    return str(mapped or found)
+    host, port = split(name)
+    return Peer(host, port) if host else None

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import pytest
-
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.http.connection.table import Rank, Table, neighbourhood
+from teacher_server.http.connection.table import Rank, Table
 
 
 def test_the_address_with_most_connections_gives_way() -> None:
@@ -38,17 +36,3 @@ def test_strangers_give_way_first_and_the_busy_never() -> None:
     table.leave(busy)
     assert table.promote(reserved)
     assert len(table) == 4
-
-
-@pytest.mark.parametrize(
-    ("address", "counted"),
-    [
-        ("10.1.2.3", "10.1.2.3"),
-        ("::ffff:10.1.2.3", "10.1.2.3"),
-        ("2001:db8:1:2:3:4:5:6", "2001:db8:1:2::/64"),
-        ("fe80::1%eth0", "fe80::/64"),
-        ("", ""),
-    ],
-)
-def test_an_address_of_ipv6_stands_for_its_network(address: str, counted: str) -> None:
-    assert neighbourhood(address) == counted

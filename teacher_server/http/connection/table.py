@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import enum
-import ipaddress
 from dataclasses import dataclass, field
 
 from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.access.peers import neighbourhood
 
 # Connections beyond the bounds, which may ask for liveness and readiness only.
 RESERVE = 16
@@ -25,19 +25,6 @@ class Rank(enum.IntEnum):
     IDLE = 2
     WAITS = 3
     BUSY = 4
-
-
-def neighbourhood(address: str) -> str:
-    """What counts as one address: an IPv4 address, or a /64 of IPv6."""
-    try:
-        found = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if isinstance(found, ipaddress.IPv4Address):
-        return str(found)
-    if found.ipv4_mapped is not None:
-        return str(found.ipv4_mapped)
-    return str(ipaddress.ip_network((int(found) >> 64 << 64, 64)))
 
 
 @dataclass(eq=False)
