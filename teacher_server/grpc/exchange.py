@@ -105,6 +105,14 @@ class Exchange:
             self._enlarge(size)
         return message
 
+    async def next(self) -> bytes | None:
+        """The call's next message, of any size; None after the last one.
+
+        Raises:
+            DeadlineError, TeacherUnavailableError, OverloadedError: as ``read``.
+        """
+        return await self._message(self._limits.max_request_bytes)
+
     async def parts(self, most: int) -> AsyncIterator[bytes]:
         """The call's messages, which hold ``most`` bytes altogether.
 

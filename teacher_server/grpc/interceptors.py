@@ -10,7 +10,13 @@ from typing import Any, TypeAlias, cast
 
 import grpc
 from teacher_proto.client.credentials import AUTHORIZATION, RUN
-from teacher_proto.errors import InvalidRequestError, LsmError, UnauthenticatedError
+from teacher_proto.errors import (
+    DeadlineError,
+    InvalidRequestError,
+    LsmError,
+    OverloadedError,
+    UnauthenticatedError,
+)
 from teacher_proto.status import DETAILS_KEY, to_rpc_status
 
 from teacher_server.access.guard import UNKNOWN, Caller, Guard
@@ -18,6 +24,7 @@ from teacher_server.access.rules import run_of
 from teacher_server.failures import as_exception, forget_frames, is_ending
 from teacher_server.grpc import health
 from teacher_server.grpc.exchange import Exchange
+from teacher_server.grpc.places import Places
 from teacher_server.grpc.servicer import SERVICE, Method
 
 log = logging.getLogger(__name__)
@@ -26,6 +33,10 @@ PUBLIC_METHODS = frozenset(f"/{health.NAME}/{name}" for name in health.DESCRIPTO
 OWN = f"/{SERVICE}/"
 # Bytes of a message to another service than ours: it holds names.
 MOST_ELSEWHERE = 4096
+# Streams to such a service at once: of everybody, and of one run or, where none is known, of
+# one address; and the seconds for which one may be open.
+MOST_STREAMS, MOST_STREAMS_BY_OWNER = 32, 4
+STREAM_SECONDS = 60.0
 
 RpcHandler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 Continuation: TypeAlias = "Callable[[grpc.HandlerCallDetails], Awaitable[RpcHandler | None]]"
@@ -51,6 +62,7 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
     def __init__(self, guard: Guard, exchanges: Exchanges) -> None:
         self._guard = guard
         self._exchanges = exchanges
+        self._streams = Places(MOST_STREAMS, MOST_STREAMS_BY_OWNER)
 
     async def intercept_service(
         self, continuation: Continuation, handler_call_details: grpc.HandlerCallDetails
@@ -117,31 +129,53 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
 
     def _streamed(self, handler: RpcHandler, caller: Caller, begin: Begin) -> RpcHandler:
         """A method of another service: messages of names, and replies in turn."""
-        parse: Any = handler.request_deserializer
-        method: Any = handler.stream_stream
 
-        async def parsed(requests: Any) -> AsyncIterator[Any]:
-            async for message in requests:
-                if len(message) > MOST_ELSEWHERE:
-                    raise InvalidRequestError(
-                        f"the message is {len(message)} bytes, of {MOST_ELSEWHERE} at most",
-                        fix="ask for less at once",
-                        reason="REQUEST_TOO_LARGE",
-                    )
-                yield parse(message)
-
-        async def call(requests: Any, context: Any) -> AsyncIterator[Any]:
+        async def call(requests: Any, context: Any) -> None:
             try:
                 begin(context)
-                async for reply in method(parsed(requests), context):
-                    yield reply
+                await self._stream(handler, caller, context)
                 self._guard.record(caller, "OK")
+            except asyncio.CancelledError:
+                self._cancelled(caller)
+                raise
             except BaseException as error:
                 if is_ending(error):
                     raise
                 await self._fail(caller, context, as_exception(error))
 
-        return grpc.stream_stream_rpc_method_handler(call, None, handler.response_serializer)
+        return grpc.stream_stream_rpc_method_handler(call)
+
+    async def _stream(self, handler: RpcHandler, caller: Caller, context: Any) -> None:
+        parse: Any = handler.request_deserializer
+        method: Any = handler.stream_stream
+        serialize: Any = handler.response_serializer
+        owner = caller.work_owner
+        if not self._streams.take(owner):
+            raise OverloadedError(
+                f"{MOST_STREAMS_BY_OWNER} streams of one caller and {MOST_STREAMS} of all may "
+                f"be open at once to {caller.method}",
+                fix="end the others first",
+                retry_after=STREAM_SECONDS,
+            )
+        try:
+            async with asyncio.timeout(STREAM_SECONDS):
+                while True:
+                    # One message and its replies are as one call of the service's own.
+                    async with self._exchanges(caller, context) as exchange:
+                        message = await exchange.next()
+                        if message is None:
+                            return
+                        _check_elsewhere(len(message))
+                        async for reply in method(_alone(parse(message)), context):
+                            await exchange.send(serialize(reply))
+        except TimeoutError as error:
+            if isinstance(error, LsmError):
+                raise
+            raise DeadlineError(
+                f"the stream was open for {STREAM_SECONDS:g} s", fix="open another"
+            ) from None
+        finally:
+            self._streams.leave(owner)
 
     async def _fail(self, caller: Caller, context: Any, error: Exception) -> None:
         """Ends the call with the error's status.
@@ -171,6 +205,19 @@ class AccessInterceptor(grpc.aio.ServerInterceptor):
             self._guard.record(caller, "CANCELLED")
         except LsmError:
             return  # it is in the server's log, and nobody waits for an answer
+
+
+def _check_elsewhere(size: int) -> None:
+    if size > MOST_ELSEWHERE:
+        raise InvalidRequestError(
+            f"the message is {size} bytes, of {MOST_ELSEWHERE} at most",
+            fix="ask for less at once",
+            reason="REQUEST_TOO_LARGE",
+        )
+
+
+async def _alone(message: Any) -> AsyncIterator[Any]:
+    yield message
 
 
 def _names(context: Any) -> tuple[str, ...]:

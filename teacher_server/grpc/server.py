@@ -57,7 +57,9 @@ class GrpcServer:
                 round(limits.header_seconds * 1000),
             ),
         )
-        self._health = health.Health(SERVICE)
+        self._health = health.Health(
+            SERVICE, connections=self._connections, write_seconds=limits.write_seconds
+        )
         self._server.add_generic_rpc_handlers(
             (
                 Servicer(service).handlers(),
