@@ -193,7 +193,8 @@ class StudentTokenizers:
         await self._started()
         asked, roles = list(teachers), upload.special_tokens
         sha256 = await self._thread.run(lambda: hashlib.sha256(upload.file).hexdigest())
-        async with self._pool.hold(key_of(sha256, roles), run) as process:
+        key, size = key_of(sha256, roles), len(upload.file)
+        async with self._pool.hold(key, run, size) as process:
             facts = await self._pool.open(process, roles, lambda: upload.file)
             if named:
                 check_uploaded_hash(upload.tokenizer_hash, facts.hash)
@@ -285,7 +286,7 @@ class StudentTokenizers:
         """The process of a registered tokenizer."""
         await self._started()
         key = key_of(entry.file_sha256, entry.roles)
-        async with self._pool.hold(key, run) as process:
+        async with self._pool.hold(key, run, entry.file_bytes) as process:
             await self._pool.open(process, entry.roles, partial(self._read, entry))
             yield process
 

@@ -28,7 +28,7 @@ async def encode(
         if ids.min(initial=0) < 0 or ids.max(initial=0) >= vocabulary_size:
             raise FrameError("an id that the tokenizer has not")
     except FrameError:
-        raise pool.distrust(process) from None
+        raise pool.distrust(process, run) from None
     return np.split(ids, np.cumsum(lengths)[:-1]) if texts else []
 
 
@@ -42,7 +42,7 @@ async def token_texts(
         if len(texts) != len(ids):
             raise FrameError("texts of another number than was asked for")
     except FrameError:
-        raise pool.distrust(process) from None
+        raise pool.distrust(process, run) from None
     each = zip(ids.tolist(), texts, known.tolist(), strict=True)
     return {token: text if has else None for token, text, has in each}
 

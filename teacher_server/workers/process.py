@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from teacher_proto.errors import InvalidRequestError, LsmError, TeacherUnavailableError
 from teacher_proto.tokenizer_hash import hash_version
 
+from teacher_server.failures import as_exception, is_ending
 from teacher_server.frames import Frame, FrameError
-from teacher_server.lanes import SingleThread
 from teacher_server.realign.pair.tokenizer_json import MAX_ID
 from teacher_server.workers.inside.errors import WorkerError
 from teacher_server.workers.inside.vocabularies import Roles
+from teacher_server.workers.memory import LEAST_BYTES
 from teacher_server.workers.room import Room
 from teacher_server.workers.worker import Worker
 
 RETRY_HINT = 1.0
+# Memory is looked at after these messages, and after others when it was not for so many seconds.
+MEASURED, MEASURE_SECONDS = ("open", "pair"), 1.0
 
 
 @dataclass(frozen=True)
@@ -44,53 +50,99 @@ class StudentProcess:
 
     Attributes:
         key: of the tokenizer's file and roles.
-        users: how many hold it; while there are any it is kept.
-        run: that used it last.
+        name: of the process: the key, and the run that has it for itself, or None.
+        callers: how often each run holds it; while any does it is kept.
+        steps: that are waited for or going on, whether their callers have left or not.
+        left_at: when the last caller left while there were steps, by the monotonic clock.
+        run: that it counts for: the first of those that hold it.
         opening, building: the work that opens it, and that builds the tables with a teacher's
             vocabulary, by that vocabulary's number; done or not.
-        teachers: a teacher of each of these vocabularies.
+        teachers: a teacher of each vocabulary with which there are tables.
+        expected_bytes: of memory.
         private_bytes: of memory, when that was last looked at.
         failed: how it ended; None while it has not.
+        blamed: the run whose request made it fail, or None for the tokenizer itself.
+        asked: whether anything but its opening and tables was ever asked.
         rows: room for the teacher's rows of the requests that it realigns.
     """
 
-    def __init__(self, key: str, start: Callable[[], Worker], row_bytes: int) -> None:
-        self.key = key
-        self.users = 0
+    def __init__(
+        self,
+        name: tuple[str, str | None],
+        start: Callable[[], Worker],
+        expected_bytes: int,
+        row_bytes: int,
+    ) -> None:
+        self.name = name
+        self.key = name[0]
+        self.callers: Counter[str] = Counter()
+        self.steps = 0
+        self.left_at = 0.0
         self.run = ""
         self.opening: asyncio.Task[Facts] | None = None
         self.building: dict[int, asyncio.Task[None]] = {}
         self.teachers: dict[int, str] = {}
+        self.expected_bytes = expected_bytes
         self.private_bytes = 0
         self.failed: WorkerError | None = None
+        self.blamed: str | None = None
+        self.asked = False
         self.rows = Room(row_bytes)
         self._start = start
         self._worker: Worker | None = None
-        self._closed = False
-        self._thread = SingleThread("student")
+        self._closed = threading.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="student")
         self._sessions = 0
+        self._measured = 0.0
 
-    async def ask(self, frame: Frame, seconds: float, *, measure: bool = False) -> Frame:
-        """The answer to a message; what was asked before is answered first.
+    async def ask(self, frame: Frame, seconds: float, *, run: str | None = None) -> Frame:
+        """The answer to a message; what was asked before is answered first. A caller that is
+        cancelled leaves when the step that was begun for it has ended.
 
         Args:
             seconds: of a processor that the step may take.
-            measure: whether to look at the process's memory after it.
+            run: whose request it is; None for what is asked of the tokenizer itself.
 
         Raises:
             InvalidRequestError: the tokenizer failed at this step, in a way that is its own.
             TeacherUnavailableError: the process is gone for another reason.
             LsmError: what the step was answered with.
         """
-        if self.failed is not None or self._closed:
-            raise _lost()
+        if self.failed is not None or self._closed.is_set():
+            raise lost()
+        self.asked = self.asked or run is not None
+        begun = self._thread.submit(self._guarded, frame, seconds)
         try:
-            return await self._thread.run(partial(self._ask, frame, seconds, measure))
+            return await asyncio.wrap_future(begun)
+        except asyncio.CancelledError:
+            if not begun.cancelled():
+                await asyncio.wait([asyncio.wrap_future(begun)])
+                error = begun.exception()
+                if isinstance(error, WorkerError):
+                    self._note(error, run)
+            raise
         except WorkerError as error:
-            first, self.failed = self.failed is None, self.failed or error
-            if first and error.own:
-                raise refused(error.what) from None
-            raise _lost() from None
+            if self._note(error, run) and error.own:
+                raise (refused(error.what) if run is None else too_much(error)) from None
+            raise lost() from None
+
+    def _note(self, error: WorkerError, run: str | None) -> bool:
+        """Whether this is how the process ended."""
+        if self.failed is not None:
+            return False
+        self.failed, self.blamed = error, run
+        return True
+
+    @property
+    def users(self) -> int:
+        """How many hold it, and how many steps are going on."""
+        return self.callers.total() + self.steps
+
+    @property
+    def charged_bytes(self) -> int:
+        """Of memory that it counts for: at least what is expected, until its tables are built."""
+        least = LEAST_BYTES if self.teachers else self.expected_bytes
+        return max(self.private_bytes, least)
 
     @property
     def useless(self) -> bool:
@@ -112,20 +164,32 @@ class StudentProcess:
 
     def close(self) -> None:
         """Ends the process at once; from any thread."""
-        self._closed = True
+        self._closed.set()
         worker = self._worker
         if worker is not None:
             worker.kill()
-        self._thread.close()
+        self._thread.shutdown(wait=False)
 
-    def _ask(self, frame: Frame, seconds: float, measure: bool) -> Frame:
+    def _guarded(self, frame: Frame, seconds: float) -> Frame:
+        """In the process's thread: whatever fails arrives as an ``Exception``."""
+        try:
+            return self._ask(frame, seconds)
+        except BaseException as error:
+            if is_ending(error):
+                raise
+            raise as_exception(error) from None
+
+    def _ask(self, frame: Frame, seconds: float) -> Frame:
+        if self._closed.is_set():
+            raise WorkerError("has ended", own=False)
         if self._worker is None:
             self._worker = self._start()
-        if self._closed:
+        if self._closed.is_set():  # meanwhile
             self._worker.end()
         answer = self._worker.ask(frame, seconds)
-        if measure:
-            self.private_bytes = self._worker.private_bytes()
+        if frame.kind in MEASURED or time.monotonic() > self._measured + MEASURE_SECONDS:
+            self.private_bytes = self._worker.private_bytes() or self.private_bytes
+            self._measured = time.monotonic()
         return answer
 
 
@@ -146,7 +210,7 @@ async def open_tokenizer(
         {"file": np.frombuffer(file, np.uint8)},
     )
     try:
-        answer = await process.ask(frame, seconds, measure=True)
+        answer = await process.ask(frame, seconds)
     except LsmError as error:
         notes: list[str] = getattr(error, "__notes__", [])
         if not notes or hash_version(notes[0]) is None:
@@ -169,7 +233,21 @@ def refused(what: str) -> InvalidRequestError:
     )
 
 
-def _lost() -> TeacherUnavailableError:
+def too_much(error: WorkerError) -> InvalidRequestError:
+    """The error for a request at which a process failed."""
+    if not error.limit:
+        return refused(error.what)
+    return InvalidRequestError(
+        f"the request {error.what} in its tokenizer's process",
+        where="tokenizer_hash",
+        fix="send less text, or fewer tokens, in one request; tokenizers.worker_memory_bytes on "
+        "the server bounds the memory",
+        reason="LIMIT_EXCEEDED",
+    )
+
+
+def lost() -> TeacherUnavailableError:
+    """The error for what was asked of a process that is gone."""
     return TeacherUnavailableError(
         "the process of the request's tokenizer ended; it is started again",
         where="tokenizer_hash",

@@ -47,7 +47,8 @@ class Session:
         await self._held.aclose()
         if self._going_on and self._process.failed is None:
             frame = Frame("drop", {"session": self._number})
-            self._pool.in_background(self._process.ask(frame, self._seconds))
+            dropped = self._process.ask(frame, self._seconds, run=self._run)
+            self._pool.in_background(dropped)
 
 
 @contextlib.asynccontextmanager
@@ -67,6 +68,6 @@ async def open_session(
     try:
         yield session
     except FrameError:
-        raise pool.distrust(process) from None
+        raise pool.distrust(process, run) from None
     finally:
         await session.close()

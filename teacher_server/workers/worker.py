@@ -174,7 +174,7 @@ class _Clock:
         starved = used - self._used_before < self._seconds and not waits
         if starved and passed <= PATIENCE * self._seconds:
             return
-        raise WorkerError(f"took more than {self._seconds:g} s", own=True)
+        raise WorkerError(f"took more than {self._seconds:g} s", own=True, limit=True)
 
 
 def _used(pid: int) -> tuple[float, bool]:
@@ -190,7 +190,7 @@ def _used(pid: int) -> tuple[float, bool]:
 
 def _failure(how: str) -> WorkerError:
     if how == "memory":
-        return WorkerError("took more memory than it may", own=True)
+        return WorkerError("took more memory than it may", own=True, limit=True)
     if how == "unknown":
         return WorkerError("has ended", own=False)
     # A process that is killed from outside is no fault of the tokenizer.

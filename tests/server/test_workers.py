@@ -17,8 +17,8 @@ from teacher_proto.errors import InvalidRequestError, TeacherUnavailableError
 from teacher_proto.types import ScoreReply
 from tokenizers import Tokenizer
 
+from teacher_server.workers.failures import MAX_FAILURES
 from teacher_server.workers.inside.components import MAX_TOKENS
-from teacher_server.workers.pool import MAX_FAILURES
 from tests.server.crossed import TEXT, changed, request, upload
 from tests.server.running import LONG, Running, eventually, running
 
@@ -240,6 +240,8 @@ async def test_an_expression_that_backtracks_costs_its_own_run_alone_and_not_for
         await neighbours_score(guarded, student_file, student, f"beside-{attempt}")
         await live_until(guarded, asking)
         error = asking.result().json()["error"]
-        assert (asking.result().status_code, error["reason"]) == (400, "TOKENIZER_REFUSED"), error
-        why = "took more than" if attempt < MAX_FAILURES else f"failed {MAX_FAILURES} times"
+        why, reason = f"failed {MAX_FAILURES} times", "TOKENIZER_REFUSED"
+        if attempt < MAX_FAILURES:
+            why, reason = "the request took more than", "LIMIT_EXCEEDED"
+        assert (asking.result().status_code, error["reason"]) == (400, reason), error
         assert why in error["what"]

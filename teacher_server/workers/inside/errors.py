@@ -23,12 +23,14 @@ class WorkerError(Exception):
     Attributes:
         what: as a sentence about the tokenizer goes on.
         own: whether the tokenizer, or the request of this step, is what made it fail.
+        limit: whether it took more time or memory than it may.
     """
 
-    def __init__(self, what: str, *, own: bool) -> None:
+    def __init__(self, what: str, *, own: bool, limit: bool = False) -> None:
         super().__init__(what)
         self.what = what
         self.own = own
+        self.limit = limit
 
 
 def error_frame(error: BaseException) -> Frame:
@@ -69,7 +71,7 @@ def read_error(frame: Frame) -> LsmError:
     """
     name = frame.text("class")
     if name == MEMORY:
-        raise WorkerError("took more memory than it may", own=True)
+        raise WorkerError("took more memory than it may", own=True, limit=True)
     if name not in KINDS:
         raise FrameError("an error of an unknown class")
     what, where, fix = (frame.text(field, LONGEST) for field in ("what", "where", "fix"))
