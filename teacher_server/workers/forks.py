@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from teacher_proto.errors import ConfigurationError, TeacherUnavailableError
+from teacher_proto.errors import ConfigurationError, OverloadedError, TeacherUnavailableError
 
 from teacher_server.frames import Frame, FrameError, pack, receive, send
 from teacher_server.workers.inside.vocabularies import TeacherFile
@@ -31,7 +31,7 @@ MODULE = "teacher_server.workers.inside.fork_server"
 START_SECONDS, ANSWER_SECONDS = 600.0, 120.0
 # Seconds between one start and the next: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
-RETRY_HINT = 1.0
+RETRY_HINT, BUSY_HINT = 1.0, 5.0
 # Of the server's environment, what a Python program needs; credentials are in others.
 ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
 SINGLE_THREADED = {
@@ -104,10 +104,22 @@ class ForkServer:
         """Forks a process that answers on ``end``; returns its number.
 
         Raises:
+            OverloadedError: the system has no process or descriptor to give.
             TeacherUnavailableError: the process is being started again.
         """
         frame = Frame("fork", {"memory_bytes": memory_bytes, "niceness": niceness})
-        return self._ask(frame, end.fileno()).integer("pid", 1)
+        answer = self._ask(frame, end.fileno())
+        if "error" in answer.header:
+            why = answer.text("error", 200)
+            log.error("no process can be forked for a student's tokenizer: %s", why)
+            raise OverloadedError(
+                f"no process can be started for the tokenizer: {why}",
+                where="tokenizers",
+                fix="try again; or raise the limits of processes, memory and open files that "
+                "the server runs under",
+                retry_after=BUSY_HINT,
+            )
+        return answer.integer("pid", 1)
 
     def end(self, pid: int) -> str:
         """Ends a forked process, if it still runs; returns the name of the signal that ended
@@ -164,7 +176,7 @@ class ForkServer:
                     sys.executable,
                     "-P",
                     "-m",
-                    "teacher_server.workers.inside.fork_server",
+                    MODULE,
                     str(its.fileno()),
                 ],
                 pass_fds=[its.fileno()],

@@ -5,7 +5,7 @@ threaded. It obeys the server over a socket and ends when that closes, its child
 ``python -m teacher_server.workers.inside.fork_server DESCRIPTOR`` is for the server alone to call.
 
     teachers  the teachers' tokenizers -> what is known of their vocabularies
-    fork      a socket, and bounds -> the number of the process that answers on it
+    fork      a socket, and bounds -> the number of the process that answers on it, or ``error``
     end       ends a process -> how it ended
 """
 
@@ -91,12 +91,22 @@ class ForkServer:
         gc.freeze()
 
     def _fork(self, frame: Frame, descriptor: int) -> Frame:
+        """Where the system has no process or descriptor to give, those that run are kept."""
         memory, niceness = frame.integer("memory_bytes"), frame.integer("niceness", 0, 19)
-        readable, writable = os.pipe()
-        os.set_blocking(readable, False)
-        os.set_blocking(writable, False)
+        if descriptor < 0:
+            return Frame("fork", {"error": "no descriptor is left for its socket"})
+        opened = [descriptor]
         own = os.getpid()
-        pid = os.fork()
+        try:
+            readable, writable = os.pipe()
+            opened += [readable, writable]
+            os.set_blocking(readable, False)
+            os.set_blocking(writable, False)
+            pid = os.fork()
+        except OSError as error:
+            for one in opened:
+                os.close(one)
+            return Frame("fork", {"error": os.strerror(error.errno or 0)})
         if pid == 0:
             status = 1
             with contextlib.suppress(BaseException):
