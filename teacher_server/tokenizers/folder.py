@@ -6,12 +6,14 @@
                             the last use
 
 KEY is a digest of the run's name and the fingerprint: a name is any text, and never a path.
-Several servers may share a folder; what another one removed is gone for all of them.
+Several servers may share a folder; what another one removed is gone for all of them, and what
+a registration of another one is of is kept. They change it one at a time.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import logging
@@ -65,6 +67,10 @@ class Folder:
 
         What is no such file, or of another version of the fingerprint, is left alone.
         """
+        with self._alone():
+            return self._load(now)
+
+    def _load(self, now: float) -> tuple[dict[str, Entry], list[Registration]]:
         found = {path: _read_entry(path) for path in self._documents(CONTENTS)}
         runs = {path: _read_registration(path, now) for path in self._documents(RUNS)}
         others = [one for one in found.values() if one is not None and _is_other(one)]
@@ -91,6 +97,10 @@ class Folder:
         Raises:
             OSError: they cannot be written; what was begun is removed.
         """
+        with self._alone():
+            self._write(entry, file, registration)
+
+    def _write(self, entry: Entry, file: bytes, registration: Registration) -> None:
         written: list[Path] = []
 
         def write_new(path: Path, data: bytes) -> None:
@@ -101,7 +111,7 @@ class Folder:
             path = self.path / FILES / entry.file_sha256
             if not _holds(path, entry.file_sha256):
                 write_new(path, file)
-            path = self.path / CONTENTS / f"{entry.content}.json"
+            path = self._content(entry.content)
             if _read_entry(path) != entry:
                 write_new(path, _json(as_json(entry)))
             path = self._registration(registration)
@@ -119,7 +129,7 @@ class Folder:
         return (
             known is not None
             and known.content == entry.content
-            and _read_entry(self.path / CONTENTS / f"{entry.content}.json") == entry
+            and self._entry(entry.content) == entry
             and _holds(self.path / FILES / entry.file_sha256, entry.file_sha256)
         )
 
@@ -149,14 +159,66 @@ class Folder:
             return registration.used
         return max(noted, registration.used)
 
-    def forget(self, registration: Registration) -> None:
-        _unlink(self._registration(registration))
+    def forget(
+        self, registrations: Iterable[Registration], entries: Iterable[Entry]
+    ) -> list[Entry]:
+        """Removes registrations, and what belongs to these entries alone, where no registration
+        in the folder is of one; returns those that were removed."""
+        with self._alone():
+            for one in registrations:
+                _unlink(self._registration(one))
+            entries = list(entries)
+            if not entries:
+                return []
+            try:
+                named = self._named()
+            except OSError as error:
+                log.warning("%s cannot be read: %s", self.path, error.strerror)
+                return []
+            gone = [entry for entry in entries if entry.content not in named]
+            for entry in gone:
+                _unlink(self._content(entry.content))
+            kept = {one.file_sha256 for one in map(self._entry, named) if one is not None}
+            for sha256 in {entry.file_sha256 for entry in gone} - kept:
+                _unlink(self.path / FILES / sha256)
+            return gone
 
-    def forget_entry(self, entry: Entry) -> None:
-        _unlink(self.path / CONTENTS / f"{entry.content}.json")
+    def entries(self) -> list[Entry]:
+        """All that are in the folder, of any version of the fingerprint."""
+        found = (_read_entry(path) for path in self._documents(CONTENTS))
+        return [entry for entry in found if entry is not None]
 
-    def forget_file(self, sha256: str) -> None:
-        _unlink(self.path / FILES / sha256)
+    def _named(self) -> set[str]:
+        """The contents that registrations are of; raises OSError where that is not known."""
+        named = set()
+        for path in self._documents(RUNS):
+            with contextlib.suppress(FileNotFoundError):
+                path.stat()
+                if (one := _read_registration(path, 0.0)) is not None:
+                    named.add(one.content)
+        return named
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other server, and no other thread, changes the folder meanwhile, where its file
+        system has locks."""
+        try:
+            folder = os.open(self.path / RUNS, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:
+            yield
+            return
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(folder, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(folder)
+
+    def _content(self, content: str) -> Path:
+        return self.path / CONTENTS / f"{content}.json"
+
+    def _entry(self, content: str) -> Entry | None:
+        return _read_entry(self._content(content))
 
     def _registration(self, one: Registration) -> Path:
         return self.path / RUNS / f"{_key(one.run, one.tokenizer_hash)}.json"

@@ -33,7 +33,7 @@ from teacher_server.teachers.teacher import Teacher
 from teacher_server.tokenizers.differences import Differences
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.store import TokenizerStore
-from teacher_server.tokenizers.tables import forget_tables, tables_of
+from teacher_server.tokenizers.tables import forget_tables, sweep_tables, tables_of
 from teacher_server.tokenizers.texts import encode, token_texts
 from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.vocabularies import TeacherFile
@@ -75,7 +75,7 @@ class StudentTokenizers:
         self.settings = settings
         self._store = TokenizerStore(settings)
         self._tables = None if settings.folder is None else settings.folder / "tables"
-        self._forget_tables()
+        sweep_tables(self._tables, set(map(_key, self._store.known())))
         self._thread = SingleThread("tokenizers")
         self._forks = ForkServer(
             {
@@ -142,8 +142,7 @@ class StudentTokenizers:
     def drop(self, run: str, hash_: str) -> bool:
         """Forgets what a run registered; whether there was such a registration."""
         gone = self._store.drop(run, hash_)
-        if gone:
-            self._forget_tables()
+        self._forget_tables(gone or ())
         return gone is not None
 
     def level(self, entry: Entry, teacher: Teacher) -> Level | None:
@@ -235,8 +234,7 @@ class StudentTokenizers:
         )
 
         def put() -> None:
-            if self._store.put(run, entry, upload.file):
-                self._forget_tables()
+            self._forget_tables(self._store.put(run, entry, upload.file))
 
         await self._thread.run(put)
 
@@ -285,8 +283,7 @@ class StudentTokenizers:
     async def _opened(self, entry: Entry, run: str) -> AsyncIterator[StudentProcess]:
         """The process of a registered tokenizer."""
         await self._started()
-        key = key_of(entry.file_sha256, entry.roles)
-        async with self._pool.hold(key, run, entry.file_bytes) as process:
+        async with self._pool.hold(_key(entry), run, entry.file_bytes) as process:
             await self._pool.open(process, entry.roles, partial(self._read, entry))
             yield process
 
@@ -296,7 +293,11 @@ class StudentTokenizers:
             raise unknown_tokenizer(entry.tokenizer_hash)
         return file
 
-    def _forget_tables(self) -> None:
-        """Deletes the tables on disk of tokenizers that no run has registered."""
-        known = {key_of(entry.file_sha256, entry.roles) for entry in self._store.entries()}
-        forget_tables(self._tables, known)
+    def _forget_tables(self, gone: Iterable[Entry]) -> None:
+        """Deletes the tables on disk of tokenizers that no run has registered any more."""
+        forget_tables(self._tables, map(_key, gone))
+
+
+def _key(entry: Entry) -> str:
+    """Of the tokenizer's process."""
+    return key_of(entry.file_sha256, entry.roles)

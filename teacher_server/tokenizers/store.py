@@ -65,7 +65,7 @@ class TokenizerStore:
         if self._folder is not None:
             self._entries, found = self._folder.load(self._synced)
             self._registrations = {one.key: one for one in found}
-            self.sweep()
+            self._gone += self.sweep()
 
     def find(self, run: str, tokenizer_hash: str) -> Entry | None:
         """What this run registered under a fingerprint, which counts as a use."""
@@ -101,6 +101,10 @@ class TokenizerStore:
         """Each content that some run has registered."""
         with self._lock:
             return list(self._entries.values())
+
+    def known(self) -> list[Entry]:
+        """Each content that some run has registered, or that is in the folder; read from it."""
+        return self.entries() + ([] if self._folder is None else self._folder.entries())
 
     def read(self, entry: Entry) -> bytes | None:
         """The file; None, and every registration of it is forgotten, when it is gone or
@@ -244,7 +248,8 @@ class TokenizerStore:
             raise _failed("keep", folder, error) from error
 
     def _remove(self, going: Iterable[Registration]) -> list[Entry]:
-        """Forgets registrations, and the entries and files that no run has any more."""
+        """Forgets registrations, and the entries and files that no run has any more; returns
+        the entries that none has on any server."""
         going = list(going)
         with self._lock:
             for one in going:
@@ -254,17 +259,9 @@ class TokenizerStore:
             for entry in gone:
                 del self._entries[entry.content]
             files = {entry.file_sha256 for entry in self._entries.values()}
-            lost = {entry.file_sha256 for entry in gone} - files
-            for sha256 in lost:
+            for sha256 in {entry.file_sha256 for entry in gone} - files:
                 self._files.pop(sha256, None)
-        if self._folder is not None:
-            for one in going:
-                self._folder.forget(one)
-            for entry in gone:
-                self._folder.forget_entry(entry)
-            for sha256 in lost:
-                self._folder.forget_file(sha256)
-        return gone
+        return gone if self._folder is None else self._folder.forget(going, gone)
 
 
 def _failed(verb: str, folder: Folder, error: OSError) -> TeacherUnavailableError:

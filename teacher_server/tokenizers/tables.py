@@ -6,10 +6,12 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-from collections.abc import Container
+import time
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 from teacher_server.realign.pair.cache import student_of
+from teacher_server.tokenizers.folder import LEFT_BEHIND_SECONDS
 
 _KEY = re.compile(r"[0-9a-f]{64}")
 
@@ -19,8 +21,16 @@ def tables_of(folder: Path | None, key: str) -> str:
     return "" if folder is None else str(folder / key)
 
 
-def forget_tables(folder: Path | None, kept: Container[str]) -> None:
-    """Deletes the tables of all tokenizers but those with these keys.
+def forget_tables(folder: Path | None, keys: Iterable[str]) -> None:
+    """Deletes the tables of these tokenizers."""
+    if folder is not None:
+        for key in keys:
+            shutil.rmtree(folder / key, ignore_errors=True)
+
+
+def sweep_tables(folder: Path | None, kept: Container[str]) -> None:
+    """Deletes tables that were left behind: those of all tokenizers but the ones with these
+    keys, unless a server may just have built them.
 
     Tables of an earlier release, which are in no such folder, go too; what is no table is left
     alone.
@@ -30,6 +40,7 @@ def forget_tables(folder: Path | None, kept: Container[str]) -> None:
     with contextlib.suppress(OSError):  # there is none yet, or it cannot be written
         for path in folder.iterdir():
             if _KEY.fullmatch(path.name) and path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
+                if time.time() - path.stat().st_mtime > LEFT_BEHIND_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
             elif student_of(path) is not None:
                 path.unlink(missing_ok=True)

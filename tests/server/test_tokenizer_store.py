@@ -314,6 +314,24 @@ def test_servers_share_a_folder(tmp_path: Path, clock: Clock) -> None:
     assert first.find("run", "one") is None
 
 
+def test_a_server_keeps_what_another_one_s_runs_have(tmp_path: Path, clock: Clock) -> None:
+    first, second = make(tmp_path, clock), make(tmp_path, clock)
+    put(first, "a", "one")
+    put(first, "a", "one", t1=SpecialRole.PADDING)
+    put(second, "b", "one")
+    put(second, "c", "one", t1=SpecialRole.TURN_END)
+    # One server knows nothing of the other's runs.
+    assert [entry.roles for entry in first.drop("a", "one") or []] == [{1: SpecialRole.PADDING}]
+    for run in ("b", "c"):
+        entry = second.find(run, "one")
+        assert entry is not None
+        assert second.read(entry) == file_of("one")
+        assert make(tmp_path, clock).find(run, "one") == entry
+    assert second.drop("b", "one") != []
+    assert second.drop("c", "one") != []
+    assert files(tmp_path) == 0
+
+
 def test_servers_that_write_at_once_leave_whole_files(tmp_path: Path, clock: Clock) -> None:
     servers = [make(tmp_path, clock, max_per_run=3) for _ in range(3)]
 

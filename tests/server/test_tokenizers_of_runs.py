@@ -23,6 +23,7 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, ScoreReply, SpecialRole
 from tokenizers import Tokenizer
 
+from teacher_server.tokenizers.pairs import StudentTokenizers
 from tests.server.crossed import TEXT, changed, request, upload
 from tests.server.running import LONG, Running, running
 
@@ -203,6 +204,29 @@ async def test_tables_on_disk_go_with_the_registrations(
     assert len(list(tables.iterdir())) == 2
     await drop_all(empty)
     assert list(tables.iterdir()) == []
+
+
+async def test_servers_that_share_a_folder_keep_each_other_s_tables(
+    empty: Running, student_file: bytes, student: Tokenizer
+) -> None:
+    settings = empty.server._config.tokenizers
+    teachers = list(empty.server.lifecycle.served.teachers)
+    end = student.token_to_id("<|im_end|>")
+    other = StudentTokenizers(settings, teachers)
+    try:
+        theirs = changed(student_file, name_extra(43))
+        await other.register(upload(theirs, run="theirs"), "theirs", teachers)
+        for role in (SpecialRole.TURN_END, SpecialRole.OTHER):  # the first one's tables go
+            mine = upload(theirs, special_tokens={end: role})
+            await empty.client.register_tokenizer(mine, timeout=LONG)
+        await drop_all(empty)
+        tables = settings.folder / "tables"  # type: ignore[operator]
+        (one,) = tables.iterdir()
+        assert len(list(one.iterdir())) == 1
+        other.drop("theirs", tokenizer_hash(theirs))
+        assert list(tables.iterdir()) == []
+    finally:
+        await other.close()
 
 
 async def test_registrations_under_many_names_evict_nobody_active(
