@@ -163,6 +163,20 @@ def check_row_bytes(size: int, limits: ServerLimits) -> None:
         )
 
 
+def check_session_bytes(size: int, worker_memory_bytes: int) -> None:
+    """Refuses what the process of a tokenizer has no memory to realign; the rest of what it may
+    take is for its tables and its messages."""
+    limit = worker_memory_bytes * 3 // 4
+    if size > limit:
+        raise over_limit(
+            f"to realign its rows would take {size} bytes of memory",
+            "continuations",
+            "three quarters of tokenizers.worker_memory_bytes",
+            limit,
+            SMALLER_REPLY,
+        )
+
+
 def check_request_bytes(size: int, limits: ServerLimits) -> None:
     if size > limits.max_request_bytes:
         raise over_limit(

@@ -44,7 +44,12 @@ from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of
 from teacher_server.realign.requests.request_frames import GO, rows_frame, start_frame
 from teacher_server.realign.requests.step_frames import StepReader
 from teacher_server.refusals.facts import StudentFacts
-from teacher_server.refusals.sizes import check_row_bytes, check_sizes, check_text
+from teacher_server.refusals.sizes import (
+    check_row_bytes,
+    check_session_bytes,
+    check_sizes,
+    check_text,
+)
 from teacher_server.scoring.context import RequestContext
 from teacher_server.scoring.jobs import JobRunner
 from teacher_server.scoring.without_rows import not_finite
@@ -65,7 +70,8 @@ class Session(Protocol):
         ...
 
     async def reserve(self, size: int) -> None:
-        """Waits until there is room for ``size`` bytes of the teacher's rows."""
+        """Waits until there is room for ``size`` bytes, which its rows and what is made of
+        them take."""
         ...
 
 
@@ -113,9 +119,11 @@ async def realigned_scores(
                 check_text(step.text_bytes, "continuations", context.limits)
                 frame = GO
             case Plan():
-                row_bytes = step.row_bytes(best_of(asked, step.limit))
-                _check_plan(step, context, len(prompt), row_bytes)
-                await session.reserve(row_bytes)
+                best = best_of(asked, step.limit)
+                size = step.session_bytes(asked, best)
+                _check_plan(step, context, len(prompt), step.row_bytes(best))
+                check_session_bytes(size, settings.worker_memory_bytes)
+                await session.reserve(size)
                 frame = GO
             case Pause():
                 frame = GO

@@ -14,6 +14,7 @@ import pytest
 from teacher_proto.types import ContinuationScores, Status
 
 from teacher_server.frames import Frame, FrameError, pack, unpack
+from teacher_server.realign.requests import realigned as realigning
 from teacher_server.realign.requests import serve as serving
 from teacher_server.realign.requests.messages import (
     AskedContextFree,
@@ -182,6 +183,42 @@ def test_explicit_ids_of_different_numbers_come_back_in_their_places() -> None:
     shapes = [None if part is None else part.values.shape for part in parts]
     assert shapes == [(len(asked[0].positions), 3), None, (len(asked[2].positions), 1)]
     assert all(one.rows.support is None for one in found.scores)
+
+
+def with_explicit_ids(request: RealignRequest) -> RealignRequest:
+    asked = [
+        replace(one, explicit_ids=np.tile(np.arange(6, dtype=np.int32), (len(one.positions), 1)))
+        for one in request.continuations
+    ]
+    return replace(request, continuations=tuple(asked))
+
+
+@pytest.mark.parametrize("explicit", [False, True])
+def test_positions_by_parts_give_the_bytes_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, explicit: bool
+) -> None:
+    request = toy_request(*TEXTS)
+    if explicit:
+        request = with_explicit_ids(request)
+    whole = result(converse(request, InProcess(toy_pair())))
+    monkeypatch.setattr(realigning, "BLOCK_ENTRIES", 1)
+    assert len(realigning.position_blocks(5, 3)) == 5
+    same(result(converse(request, InProcess(toy_pair()))), whole)
+
+
+def test_what_a_request_takes_is_known_from_its_plan() -> None:
+    """All that is made of its rows counts, and long continuations are walked by parts."""
+    request, plan = toy_request("ab"), Plan((8192,), (8192,), ("",), 50_000)
+
+    def session_bytes(explicit: int, best: int) -> int:
+        ids, places = np.zeros(8192, np.int32), np.arange(8192, dtype=np.int32)
+        asked = AskedContinuation(ids, places, np.zeros((8192, explicit), np.int32))
+        return plan.session_bytes(replace(request, continuations=(asked,)), best)
+
+    assert session_bytes(0, 1024) > 52 * 8192 * 1024
+    assert session_bytes(0, 1024) < 3 * 2**29
+    assert session_bytes(1024, 1024) >= session_bytes(0, 1024) + 40 * 8192 * 1024
+    assert session_bytes(4096, 8192) > 2**32
 
 
 # What a process may claim instead of the truth, by the kind of the message.

@@ -28,6 +28,7 @@ from teacher_server.refusals.sizes import (
     ROWS_PER_REPLY,
     check_request_bytes,
     check_row_bytes,
+    check_session_bytes,
     check_sizes,
 )
 from teacher_server.refusals.validation import check_request
@@ -312,6 +313,13 @@ def test_rows_that_take_too_much_are_refused() -> None:
     check_row_bytes(ROWS_PER_REPLY * 10_000, LIMITS)
     with pytest.raises(InvalidRequestError, match=r"limits\.max_reply_bytes") as found:
         check_row_bytes(ROWS_PER_REPLY * 10_000 + 1, LIMITS)
+    assert found.value.reason == "LIMIT_EXCEEDED"
+
+
+def test_what_a_tokenizer_s_process_has_no_memory_for_is_refused() -> None:
+    check_session_bytes(300, 400)
+    with pytest.raises(InvalidRequestError, match=r"tokenizers\.worker_memory_bytes") as found:
+        check_session_bytes(301, 400)
     assert found.value.reason == "LIMIT_EXCEEDED"
 
 

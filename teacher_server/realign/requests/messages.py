@@ -11,6 +11,14 @@ from dataclasses import dataclass
 from teacher_proto.rows import Rows
 from teacher_proto.types import ContinuationScores, Int32
 
+# Entries of the teacher's rows whose positions are realigned at once, at most.
+BLOCK_ENTRIES = 1 << 20
+# Bytes that an entry of a row takes: as it is received; as it is read, of one continuation;
+# as it is kept until no more is asked for; while it is walked and certified; and left open.
+RECEIVED_BYTES, READ_BYTES, KEPT_BYTES, WALKED_BYTES, OPEN_BYTES = 8, 32, 12, 300, 56
+# Bytes that an entry of the result takes, its message included.
+RETURNED_BYTES = 40
+
 
 @dataclass(frozen=True)
 class AskedContinuation:
@@ -94,6 +102,19 @@ class Plan:
         rollout during its walk."""
         asked = sum(self.needed) * best * 8
         return asked + max(self.lengths, default=0) * best * 12
+
+    def session_bytes(self, request: RealignRequest, best: int) -> int:
+        """Bytes of memory that it takes to realign rows of ``best`` ids, at most."""
+        asked = request.continuations
+        positions = [len(one.positions) for one in asked]
+        received = sum(self.needed) * best * RECEIVED_BYTES
+        read = max(self.lengths, default=0) * best * READ_BYTES
+        kept = sum(self.lengths) * best * KEPT_BYTES
+        opened = sum(positions) * best * OPEN_BYTES if request.extra_rounds else 0
+        walked = min(max(positions, default=0) * best, BLOCK_ENTRIES + best) * WALKED_BYTES
+        explicit = sum(one.explicit_ids.size for one in asked if one.explicit_ids is not None)
+        returned = sum(positions) * (request.top_k + 1) + explicit
+        return received + read + kept + opened + walked + returned * RETURNED_BYTES
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ Where that cannot be done the continuation is NOT_REALIGNED and its detail is th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,11 @@ from teacher_proto.types import (
     Int32,
     Realignment,
     Status,
+    UInt8,
 )
 
-from teacher_server.realign.realigner import Realigner
-from teacher_server.realign.requests.messages import RealignRequest
+from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.requests.messages import BLOCK_ENTRIES, RealignRequest
 from teacher_server.realign.requests.planned import PlannedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.masses import Entries, WalkResult
@@ -93,47 +95,139 @@ def realign_rows(
     """One continuation's scores out of the teacher's rows as the walk reads them."""
     layout = required(planned.layout, "layout")
     continuation = planned.continuation
-    positions = continuation.positions.astype(np.int64)
-    width = request.top_k
-    if continuation.explicit_ids is not None:
-        # Every id that the rows can certify, to look the explicit ones up among them.
-        width = max(width, rows.ids.shape[1])
     limit = request.student_vocabulary_size
-    found = realigner.realign(
-        layout, positions, rows, top_k=width, limit=limit, context_free=context_free
-    )
-    certified = found.certified
-    chunks, chunk_index = np.unique(found.chunk_index, return_inverse=True)
+    parts: list[_Part] = []
+    for block in position_blocks(len(continuation.positions), rows.ids.shape[1]):
+        positions = continuation.positions[block].astype(np.int64)
+        asked = None
+        if continuation.explicit_ids is not None:
+            asked = continuation.explicit_ids[block]
+        # Every id that the rows can certify, to look the explicit ones up among them.
+        width = request.top_k if asked is None else max(request.top_k, rows.ids.shape[1])
+        found = realigner.realign(
+            layout, positions, rows, top_k=width, limit=limit, context_free=context_free
+        )
+        own = continuation.token_ids[positions]
+        keep = bool(request.extra_rounds)
+        parts.append(_part(found, asked, own, request.top_k, block.start, keep_open=keep))
+        chunk_log_likelihood = found.chunk_log_likelihood
+        del found
+    chunk_index = np.concatenate([part.chunk_index for part in parts])
+    chunks, chunk_index = np.unique(chunk_index, return_inverse=True)
     explicit = None
     if continuation.explicit_ids is not None:
-        sampled_ids = continuation.token_ids[positions]
-        explicit = _look_up(continuation.explicit_ids, certified.ids, certified.log_probs)
-        own = continuation.explicit_ids == sampled_ids[:, None]
-        explicit = np.where(own, certified.sampled[:, None], explicit)
-    support = Support(
-        np.ascontiguousarray(certified.ids[:, : request.top_k]),
-        np.ascontiguousarray(certified.log_probs[:, : request.top_k]),
-        np.minimum(certified.counts, request.top_k).astype(np.int32),
-    )
+        explicit = np.concatenate([required(part.explicit, "explicit") for part in parts])
     scores = _scores(
         request,
-        support,
-        certified.sampled,
+        Support(
+            np.concatenate([part.support.ids for part in parts]),
+            np.concatenate([part.support.log_probs for part in parts]),
+            np.concatenate([part.support.counts for part in parts]),
+        ),
+        np.concatenate([part.sampled for part in parts]),
         explicit,
         Realignment(
             coverage=np.zeros(0, np.float32),
-            open_mass=_probability(certified.open_mass),
-            lost_mass=_probability(certified.lost_mass),
-            position_class=found.position_class,
+            open_mass=np.concatenate([part.open_mass for part in parts]),
+            lost_mass=np.concatenate([part.lost_mass for part in parts]),
+            position_class=np.concatenate([part.position_class for part in parts]),
             chunk_index=chunk_index.astype(np.int32),
-            chunk_log_likelihood=found.chunk_log_likelihood[chunks],
+            chunk_log_likelihood=chunk_log_likelihood[chunks],
         ),
     )
-    wanted = NOTHING if context_free is None else found.walked.wanted
-    if not request.extra_rounds:
-        return RealignedContinuation(scores, wanted, rows if len(wanted) else None)
-    walked = replace(found.walked, settled=NO_ENTRIES)
-    return RealignedContinuation(scores, wanted, rows, walked)
+    wanted = NOTHING
+    if context_free is not None:
+        wanted = np.unique(np.concatenate([part.wanted for part in parts]))
+    kept = rows if len(wanted) or request.extra_rounds else None
+    opened = [part.opened for part in parts if part.opened is not None]
+    return RealignedContinuation(scores, wanted, kept, _joined(opened) if opened else None)
+
+
+def position_blocks(count: int, width: int) -> list[slice]:
+    """Positions that are realigned at once, of ``count`` whose rows have ``width`` ids: in most
+    requests all."""
+    size = max(1, BLOCK_ENTRIES // max(1, width))
+    return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some positions of a continuation, as they are returned.
+
+    Attributes:
+        explicit: float64 [n, E], -inf where it is not known; None where none was asked for.
+        opened: what the walk has left open; None where it is not needed.
+    """
+
+    support: Support
+    sampled: Float64
+    explicit: Float64 | None
+    open_mass: Float32
+    lost_mass: Float32
+    position_class: UInt8
+    chunk_index: Int32
+    wanted: Int64
+    opened: WalkResult | None
+
+
+def _part(
+    found: RealignedRows,
+    asked: Int32 | None,
+    own: Int32,
+    top_k: int,
+    start: int,
+    *,
+    keep_open: bool,
+) -> _Part:
+    """What is returned of positions from the continuation's ``start``-th on.
+
+    Args:
+        asked: int32 [n, E] or None, the explicit ids.
+        own: int32 [n], the rollout's own tokens.
+    """
+    certified, walked = found.certified, found.walked
+    explicit = None
+    if asked is not None:
+        explicit = _look_up(asked, certified.ids, certified.log_probs)
+        explicit = np.where(asked == own[:, None], certified.sampled[:, None], explicit)
+    opened = None
+    if keep_open:
+        left = replace(walked.open, position=walked.open.position + start)
+        opened = replace(walked, settled=NO_ENTRIES, open=left)
+    return _Part(
+        support=Support(
+            np.ascontiguousarray(certified.ids[:, :top_k]),
+            np.ascontiguousarray(certified.log_probs[:, :top_k]),
+            np.minimum(certified.counts, top_k).astype(np.int32),
+        ),
+        sampled=certified.sampled,
+        explicit=explicit,
+        open_mass=_probability(certified.open_mass),
+        lost_mass=_probability(certified.lost_mass),
+        position_class=found.position_class,
+        chunk_index=found.chunk_index,
+        wanted=walked.wanted,
+        opened=opened,
+    )
+
+
+def _joined(parts: list[WalkResult]) -> WalkResult:
+    """What the walks of all positions have left open; nothing is settled."""
+
+    def joined(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(part, name) for part in parts])
+
+    names = [one.name for one in fields(Entries)]
+    opened = {n: np.concatenate([getattr(part.open, n) for part in parts]) for n in names}
+    return WalkResult(
+        settled=NO_ENTRIES,
+        open=Entries(**opened),
+        lost=joined("lost"),
+        total=joined("total"),
+        tail=joined("tail"),
+        floor=joined("floor"),
+        wanted=joined("wanted"),
+    )
 
 
 def _scores(
