@@ -85,11 +85,17 @@ def entry_of(known: Any) -> Entry:
     return Entry(
         tokenizer_hash=str(known["tokenizer_hash"]),
         file_sha256=str(known["file_sha256"]),
-        file_bytes=int(known["file_bytes"]),
+        file_bytes=_integer(known["file_bytes"]),
         ordinary_hash=str(known["ordinary_hash"]),
-        vocabulary_size=int(known["vocabulary_size"]),
+        vocabulary_size=_integer(known["vocabulary_size"]),
         roles={int(token): SpecialRole[role] for token, role in known["roles"].items()},
     )
+
+
+def _integer(number: Any) -> int:
+    if type(number) is not int or number < 0:
+        raise ValueError("no number of anything")
+    return number
 
 
 def _plain(roles: Roles) -> dict[str, str]:

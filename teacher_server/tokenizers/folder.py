@@ -17,6 +17,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import tempfile
@@ -37,6 +38,16 @@ FILES, CONTENTS, RUNS = "files", "contents", "runs"
 # A file of no registration that is older was left behind; a younger one may be about to get
 # its registration from another server.
 LEFT_BEHIND_SECONDS = 3600.0
+# What reading a damaged file can raise; a number of it may be infinite.
+BROKEN = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    ArithmeticError,
+)
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 
 
@@ -283,7 +294,7 @@ def _read_entry(path: Path) -> Entry | None:
     """None when there is none, or what is there does not have this content."""
     try:
         entry = entry_of(json.loads(path.read_bytes()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except BROKEN:
         return None
     is_file = _DIGEST.fullmatch(entry.file_sha256) is not None
     return entry if is_file and entry.content == path.stem else None
@@ -297,13 +308,20 @@ def _read_registration(path: Path, now: float) -> Registration | None:
             run=str(known["run"]),
             tokenizer_hash=str(known["tokenizer_hash"]),
             content=str(known["content"]),
-            registered=float(known["registered"]),
+            registered=_seconds(known["registered"]),
             used=used,
         )
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except BROKEN:
         return None
     # A clock that was ahead must not keep it active for ever.
     return replace(one, used=min(used, now)) if _key(*one.key) == path.stem else None
+
+
+def _seconds(number: Any) -> float:
+    """Since the epoch; raises ValueError."""
+    if type(number) not in (int, float) or not math.isfinite(number):
+        raise ValueError("no time")
+    return float(number)
 
 
 def _holds(path: Path, sha256: str) -> bool:

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -275,6 +276,25 @@ def test_damage_is_no_crash(tmp_path: Path, clock: Clock) -> None:
         assert found is not None
         assert again.read(found) == file_of(name)
     assert (tmp_path / ("0" * 64) / "entry.json").exists()
+
+
+@pytest.mark.parametrize("number", ["Infinity", "-Infinity", "NaN", "1e999", '"7"', "[7]"])
+@pytest.mark.parametrize("name", ["file_bytes", "vocabulary_size", "registered"])
+def test_a_number_that_is_none_is_no_crash(
+    tmp_path: Path, clock: Clock, number: str, name: str
+) -> None:
+    store = make(tmp_path, clock)
+    put(store, "run", "one")
+    put(store, "run", "two")
+    (entry,) = [one for one in store.entries() if one.tokenizer_hash == "one"]
+    for path in [
+        *(tmp_path / "contents").glob(f"{entry.content}.json"),
+        *(tmp_path / "runs").iterdir(),
+    ]:
+        text = path.read_text()
+        if f'"{name}"' in text and '"one"' in text:
+            path.write_text(re.sub(rf'"{name}": [0-9.]+', f'"{name}": {number}', text))
+    assert hashes(make(tmp_path, clock)) == ["two"]
 
 
 def test_what_no_registration_is_of_is_removed_at_a_start(tmp_path: Path, clock: Clock) -> None:
