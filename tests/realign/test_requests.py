@@ -115,7 +115,8 @@ def test_rows_are_read_as_they_were_written() -> None:
 
 
 def test_a_request_says_its_size_and_its_plan_before_it_asks() -> None:
-    steps = list(converse(toy_request(*TEXTS), InProcess(toy_pair())))
+    said = converse(toy_request(*TEXTS), InProcess(toy_pair()))
+    steps = [step for step in said if not isinstance(step, Pause)]  # on a slow machine there are
     kinds = [type(step) for step in steps]
     assert kinds[:3] == [TextSize, Plan, AskedRollouts]
     assert {AskedContextFree, AskedPaths} <= set(kinds[3:])
@@ -249,7 +250,7 @@ def set_at(frame: Frame, name: str, place: int, value: Any) -> Frame:
 
 for _kind, _name, _values in (
     ("size", "text_bytes", (-1, 1.5, None, "3", 1 << 70, True)),
-    ("size", "seconds", (-1.0, math.nan, math.inf, "1", None)),
+    ("size", "seconds", (-1.0, math.nan, math.inf, 1.7e308, 1000.0, "1", None)),
     ("plan", "limit", (0, TEACHER.size + 1, None)),
     ("plan", "problems", (["", ""], ["", "", 3], "abc", ["x" * 5000, "", ""], ["no", "", ""])),
     ("done", "details", ([], ["", "", "x" * 5000], {"a": 1})),

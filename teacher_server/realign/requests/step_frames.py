@@ -7,8 +7,8 @@ the request's own bounds, and every array must have its type, its shape and ids 
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+import time
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from teacher_proto.types import Int32
@@ -32,6 +32,8 @@ from teacher_server.realign.requests.request_frames import joined, lengths, spli
 from teacher_server.realign.requests.result_frames import details_of, result_frame, result_of
 
 MAX_TOKENS = 1 << 31
+# Seconds by which the steps may say that they took longer than all took here.
+CLOCKS_APART = 1.0
 
 
 def step_frame(step: Step | Realigned, seconds: float) -> Frame:
@@ -105,12 +107,14 @@ class StepReader:
     _plan: Plan | None = None
     _rounds: int = 0
     _pauses: int = 0
+    _began: float = field(default_factory=time.monotonic)
 
     def read(self, frame: Frame) -> Step | Realigned:
         """The step in the next message; raises FrameError for whatever it may not hold."""
         seconds = frame.header.get("seconds")
-        if not isinstance(seconds, float) or not math.isfinite(seconds) or seconds < 0:
-            raise FrameError(f"{frame.kind}: seconds is no duration")
+        passed = time.monotonic() - self._began + CLOCKS_APART
+        if not isinstance(seconds, float) or not 0 <= seconds <= passed - self.seconds:
+            raise FrameError(f"{frame.kind}: seconds is no duration, or longer than it took")
         self.seconds += seconds
         if frame.kind == "working":
             return self._pause()
