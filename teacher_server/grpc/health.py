@@ -16,7 +16,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from grpc_health.v1 import health_pb2
 
-from teacher_server.grpc.connections import Connections, peer_of
+from teacher_server.access.peers import address_of
+from teacher_server.grpc.connections import Connections
 from teacher_server.grpc.places import AT_ONCE, Full, Places
 
 DESCRIPTOR = health_pb2.DESCRIPTOR.services_by_name["Health"]
@@ -188,8 +189,7 @@ async def _refuse_late(context: Any) -> NoReturn:
 
 def _address(name: str) -> str:
     """What is counted as one of this peer of gRPC's."""
-    peer = peer_of(name)
-    return name if peer is None else peer.address
+    return address_of(name) or name
 
 
 def _service(message: Any) -> str | None:
