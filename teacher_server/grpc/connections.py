@@ -11,42 +11,33 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
-import socket
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.access.peers import neighbourhood, plain, split
+from teacher_server.grpc.sockets import Peer, Sockets, peer_of
 
 log = logging.getLogger(__name__)
 
-DESCRIPTORS = "/dev/fd"
-# Seconds between two looks at how many connections there are.
+# Seconds between two looks at which connections there are.
 LOOK_EVERY = 0.25
 # Seconds between two lines of the log.
 REPORT_EVERY = 60.0
 
 
-class Peer(NamedTuple):
-    """The far end of a connection, by its plain IP address."""
-
-    host: str
-    port: int
-
-    @property
-    def address(self) -> str:
-        """What is counted as one: the address, or the /64 of IPv6."""
-        return neighbourhood(self.host)
-
-
 @dataclass
 class _Seen:
-    """When a connection was first seen or seen calling, and whether it ever called."""
+    """A connection.
 
+    Attributes:
+        address: what it is counted under.
+        since: when it was last seen calling, else when it was first seen.
+        called: whether it ever made a call of the service.
+    """
+
+    address: str
     since: float
     called: bool = False
     calling: bool = False
@@ -55,9 +46,10 @@ class _Seen:
 class Connections:
     """Which connections there are, and which of them are ended.
 
-    Beyond a bound those go that never made a call of the service, the oldest first, so
-    that a new one has its time; then, by address, those without a call in progress. One
-    that made a call stays however many others come.
+    Beyond the bound of an address its own go, and beyond that of all those of any: first
+    those that never made a call of the service, the oldest first; then those without a call
+    in progress, of the address that has most, the one that is idle for longest. One with a
+    call in progress stays.
 
     Attributes:
         calls: of the service that are in progress, by gRPC's name of the peer. Who counts
@@ -72,109 +64,96 @@ class Connections:
         # Room that is kept for those who come next.
         self._most = bounds.total - max(1, bounds.total // 8)
         self._seen: dict[Peer, _Seen] = {}
-        self._port = -1
+        self._cut: dict[Peer, str] = {}
+        self._sockets = Sockets(-1)
         self._ended = 0
         self._reported = -REPORT_EVERY
 
     def __len__(self) -> int:
-        """How many there are at present."""
-        return len(self._peers())
+        """How many there were at the last look."""
+        return len(self._seen)
 
     def cut(self, name: str, reason: str) -> None:
-        """Ends the connection of this peer of gRPC's, and every call over it."""
+        """Ends the connection of this peer of gRPC's, and every call over it, at the next
+        look."""
         peer = peer_of(name)
         if peer is not None:
-            self._end({peer}, reason)
+            self._cut[peer] = reason
 
-    def end_silent(self) -> None:
+    async def end_silent(self) -> None:
         """Ends those that never made a call, so that nothing waits for them at the end."""
-        peers = set(self._peers())
-        self._note(peers)
-        self._end({peer for peer in peers if not self._seen[peer].called}, "silent")
+        with contextlib.suppress(OSError):
+            peers = await self._look()
+            self._end(peers, (peer for peer in peers if not self._seen[peer].called), "silent")
 
     async def watch(self, port: int) -> None:
-        """Ends what is beyond the bounds, for ever."""
-        self._port = port
-        least = min(self._most, self._bounds.per_address)
+        """Ends what is cut or beyond the bounds, for ever."""
+        self._sockets = Sockets(port)
         while True:
             await asyncio.sleep(LOOK_EVERY)
-            if len(os.listdir(DESCRIPTORS)) > least or len(self.calls) > self._bounds.total:
-                peers = await asyncio.to_thread(self._peers)
-                self._end(self._beyond(set(peers)), "gave_way")
+            try:
+                peers = await self._look()
+            except OSError as error:
+                log.debug("gRPC's connections cannot be looked at: %s", error.strerror)
+                continue
+            for peer, reason in self._cut.items():
+                self._end(peers, [peer], reason)
+            self._cut.clear()
+            self._end(peers, self._beyond(), "gave_way")
             self._report()
 
-    def _beyond(self, peers: set[Peer]) -> set[Peer]:
-        """Those of the connections that have to go."""
+    async def _look(self) -> Mapping[Peer, int]:
+        """The descriptor of each connection; raises OSError when no file is left to look with."""
+        peers = await asyncio.to_thread(self._sockets.look)
         self._note(peers)
-        by_address: dict[str, list[Peer]] = {}
-        for peer in peers:
-            by_address.setdefault(peer.address, []).append(peer)
-        ended: set[Peer] = set()
-        for found in by_address.values():
-            idle = [peer for peer in self._ranked(found) if not self._seen[peer].calling]
-            ended.update(idle[: max(0, len(found) - self._bounds.per_address)])
-        silent = [peer for peer in self._ranked(peers - ended) if not self._seen[peer].called]
-        ended.update(silent[: max(0, len(peers) - len(ended) - self._most)])
-        return ended
+        return peers
 
-    def _note(self, peers: set[Peer]) -> None:
+    def _note(self, peers: Iterable[Peer]) -> None:
         """Keeps what is known of these connections, and of no others."""
         now = time.monotonic()
-        self._seen = {peer: self._seen.get(peer) or _Seen(now) for peer in peers}
+        self._seen = {
+            peer: self._seen.get(peer) or _Seen(peer.address, since=now) for peer in peers
+        }
         for seen in self._seen.values():
             seen.calling = False
         for name, calls in list(self.calls.items()):
             peer = peer_of(name)
             if peer in self._seen:
-                self._seen[peer] = _Seen(now, called=True, calling=calls > 0)
-            elif not calls:
+                seen = self._seen[peer]
+                seen.since, seen.called, seen.calling = now, True, calls > 0
+            if not calls:
                 del self.calls[name]
 
-    def _ranked(self, peers: set[Peer] | list[Peer]) -> list[Peer]:
-        """Those that go first come first."""
-        return sorted(peers, key=lambda peer: (self._seen[peer].called, self._seen[peer].since))
+    def _beyond(self) -> set[Peer]:
+        """Those of the connections that have to go."""
+        ranked = self._giving_way()
+        count = Counter(seen.address for seen in self._seen.values())
+        ended: set[Peer] = set()
+        for peer in ranked:
+            address = self._seen[peer].address
+            if count[address] > self._bounds.per_address:
+                count[address] -= 1
+                ended.add(peer)
+        rest = [peer for peer in ranked if peer not in ended]
+        ended.update(rest[: max(0, count.total() - self._most)])
+        return ended
 
-    def _peers(self) -> list[Peer]:
-        return [peer for _, peer in self._sockets()]
+    def _giving_way(self) -> list[Peer]:
+        """Those that have no call in progress; those that go first come first."""
+        count = Counter(seen.address for seen in self._seen.values())
+        ranks: dict[Peer, tuple[bool, int, float]] = {}
+        for peer, seen in sorted(self._seen.items(), key=_by_age):
+            if not seen.calling:
+                # How many its address has, once those that go before it are gone.
+                ranks[peer] = (seen.called, -count[seen.address] if seen.called else 0, seen.since)
+                count[seen.address] -= 1
+        return sorted(ranks, key=ranks.__getitem__)
 
-    def _sockets(self) -> Iterator[tuple[int, Peer]]:
-        """(descriptor, its peer) of every connection to the port."""
-        for name in os.listdir(DESCRIPTORS):
-            peer = self._peer(int(name))
-            if peer is not None:
-                yield int(name), peer
-
-    def _peer(self, descriptor: int) -> Peer | None:
-        """None for what is no connection to the port, or is none any more."""
-        try:
-            found = socket.socket(fileno=descriptor)
-        except OSError:
-            return None
-        try:
-            if found.family not in (socket.AF_INET, socket.AF_INET6):
-                return None
-            if found.getsockname()[1] != self._port:
-                return None
-            host, port = found.getpeername()[:2]
-            return Peer(plain(host), port)
-        except OSError:
-            return None
-        finally:
-            found.detach()
-
-    def _end(self, peers: set[Peer], reason: str) -> None:
-        if not peers:
-            return
-        for descriptor, peer in self._sockets():
-            if peer not in peers:
-                continue
-            # A copy stays the same connection, whatever gRPC does with its own.
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
-                host, port = copy.getpeername()[:2]
-                if Peer(plain(host), port) == peer:
-                    copy.shutdown(socket.SHUT_RDWR)
-                    self._ended += 1
-                    self._counted(reason)
+    def _end(self, peers: Mapping[Peer, int], ended: Iterable[Peer], reason: str) -> None:
+        for peer in ended:
+            if peer in peers and self._sockets.end(peers[peer], peer):
+                self._ended += 1
+                self._counted(reason)
 
     def _report(self) -> None:
         now = time.monotonic()
@@ -187,7 +166,5 @@ class Connections:
             self._ended, self._reported = 0, now
 
 
-def peer_of(name: str) -> Peer | None:
-    """The peer that gRPC names ``ipv4:127.0.0.1:1234`` or ``ipv6:%5B::1%5D:1234``."""
-    host, port = split(name)
-    return Peer(host, port) if host else None
+def _by_age(item: tuple[Peer, _Seen]) -> tuple[bool, float]:
+    return item[1].called, item[1].since

@@ -103,7 +103,7 @@ class GrpcServer:
     async def stop(self, grace: float) -> None:
         if self._watching is not None:
             self._watching.cancel()
-            self._connections.end_silent()
+            await self._connections.end_silent()
         await self._server.stop(grace)
 
     async def wait_closed(self) -> None:

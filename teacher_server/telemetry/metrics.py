@@ -171,7 +171,7 @@ class Metrics:
 
         self._connections = Gauge(
             "lsm_teacher_connections",
-            "Open connections, of HTTP.",
+            "Open connections of each port; those of gRPC as they were at most a moment ago.",
             ("surface",),
             registry=self.registry,
         )

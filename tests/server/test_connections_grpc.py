@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,9 @@ from grpc_health.v1 import health_pb2
 from teacher_proto import AsyncTeacherClient, TeacherClient, channel
 from teacher_proto.client.credentials import ClientCredentials
 
-from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import MIB
 from teacher_server.grpc import server as server_module
-from teacher_server.grpc.connections import Connections, Peer, peer_of
+from teacher_server.grpc.sockets import Sockets
 from tests.server.processes import command, serving
 from tests.server.running import (
     LONG,
@@ -177,6 +176,16 @@ async def test_a_new_caller_finds_room_among_connections_that_only_sit_there(
         await eventually(lambda: sum(not one.ended.is_set() for one in attackers) < CONNECTIONS)
 
 
+async def test_a_new_caller_finds_room_among_connections_that_called_once(strict: Running) -> None:
+    async with callers(strict, CONNECTIONS - 5) as neighbours, callers(strict, 5) as last:
+        for caller in (*neighbours, *last):
+            caller.begin(1, GET_TEACHER)
+            await caller.send(1, message(0), end=True)
+        assert await checked(strict.server.grpc_address) == 1
+        await strict.score(strict.request(request_id="among-idle"))
+        await eventually(lambda: any(one.ended.is_set() for one in (*neighbours, *last)))
+
+
 async def test_health_takes_a_name_and_no_more(strict: Running) -> None:
     address = strict.server.grpc_address
     assert await checked(address) == health_pb2.HealthCheckResponse.SERVING
@@ -228,36 +237,6 @@ async def test_reflection_takes_names_and_no_more(strict: Running) -> None:
         assert await call.code() is grpc.StatusCode.INVALID_ARGUMENT
 
 
-async def test_who_goes_first_when_there_are_too_many() -> None:
-    found = Connections(ConnectionBounds(total=8, per_address=4), str)
-    far = [Peer("10.0.0.1", port) for port in range(6)]
-    near = [Peer(f"10.0.1.{number}", 1) for number in range(4)]
-    found.calls.update(["ipv4:10.0.0.1:0", "ipv4:10.0.1.0:1", "ipv4:10.0.9.9:9"])
-    # Of the address with too many, one that is not calling; then those that never did.
-    (one,) = found._beyond({*far[:5]})
-    assert one in far[1:5]
-    assert found._beyond({*far[:4], *near[:3]}) == set()
-    gone = found._beyond({*far, *near})
-    assert far[0] not in gone
-    assert near[0] not in gone
-    assert len({*far, *near} - gone) == 7
-    # What once called stays among others, unless it is idle and its address has too many.
-    for name in found.calls:
-        found.calls[name] = 0
-    later = [Peer(f"10.0.2.{number}", 1) for number in range(12)]
-    assert found._beyond({far[0], near[0], *later}) <= {*later}
-    assert found.calls.keys() == {"ipv4:10.0.0.1:0", "ipv4:10.0.1.0:1"}
-
-
-async def test_peers_are_told_by_their_plain_address() -> None:
-    assert peer_of("ipv4:127.0.0.1:1234") == Peer("127.0.0.1", 1234)
-    assert peer_of("ipv6:%5B::1%5D:1234") == Peer("::1", 1234)
-    assert peer_of("ipv6:[::ffff:10.0.0.1]:7") == Peer("10.0.0.1", 7)
-    assert peer_of("unix:/tmp/x") is None
-    assert Peer("2001:db8::1", 1).address == Peer("2001:db8::2", 9).address
-    assert Peer("2001:db8:0:1::1", 1).address != Peer("2001:db8::2", 9).address
-
-
 async def test_a_client_does_not_notice_that_its_quiet_connection_was_ended(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,11 +277,9 @@ def quickly_idle(*arguments: Any) -> Any:
     return tuple((options | {channel.MAX_IDLE: 300}).items())
 
 
-def peers(server: Running) -> list[Peer]:
+def peers(server: Running) -> Collection[Any]:
     """The connections to the gRPC port."""
-    found = Connections(server.server.bounds, str)
-    found._port = int(server.server.grpc_address.rpartition(":")[2])
-    return found._peers()
+    return Sockets(int(server.server.grpc_address.rpartition(":")[2])).look()
 
 
 async def test_a_process_of_few_files_serves_beside_more_connections_than_it_may_have(
