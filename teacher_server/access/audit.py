@@ -22,6 +22,8 @@ from teacher_server.access.strangers import Line, Strangers
 log = logging.getLogger(__name__)
 
 SETTING = "access.audit_file"
+STDERR = 2
+MOST_LINKS = 16
 
 
 class AuditLog:
@@ -62,6 +64,8 @@ class AuditLog:
 
     def reopen(self) -> None:
         """Opens the path again, for a file that was moved away; raises OSError."""
+        if _is_stderr(self._path):  # nobody can move it away
+            return
         old, self._file = self._file, self._open()
         os.close(old)
 
@@ -96,8 +100,13 @@ class AuditLog:
             TeacherUnavailableError: its line cannot be written.
         """
         line = self._strangers.add(entry, time.monotonic())
-        if line is not None:
+        if line is None:
+            return
+        try:
             self.write(line)
+        except LsmError:
+            self._strangers.not_written(entry)
+            raise
 
     def look(self) -> None:
         """Writes the counts that are due, and tries again where a line could not be written."""
@@ -115,6 +124,9 @@ class AuditLog:
         os.close(self._file)
 
     def _open(self) -> int:
+        if _is_stderr(self._path):
+            # The server's own, whatever its descriptor stands for later on.
+            return os.dup(STDERR)
         return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def _write(self, entry: Line) -> None:
@@ -126,3 +138,15 @@ class AuditLog:
         self._whole = written == len(line)
         if not self._whole:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _is_stderr(path: Path) -> bool:
+    """Whether a path, as ``/dev/stderr``, names this process's standard error."""
+    names = {f"{folder}/{STDERR}" for folder in ("/dev/fd", "/proc/self/fd")}
+    for _ in range(MOST_LINKS):
+        if str(path) in names | {"/dev/stderr", f"/proc/{os.getpid()}/fd/{STDERR}"}:
+            return True
+        if not path.is_symlink():
+            return False
+        path = path.parent / path.readlink()
+    return False

@@ -6,6 +6,7 @@ Pure: the caller gives the time and writes the lines that come back.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from teacher_server.access import peers
@@ -40,31 +41,42 @@ class Strangers:
         Args:
             line: surface, method, status, reason and peer, besides others.
         """
-        kind = {name: line[name] for name in ("surface", "method", "status", "reason")}
-        kind["peer"] = network(str(line["peer"]))
-        found = self._kinds.get(tuple(kind.values()))
-        if found is None and len(self._kinds) >= MOST_KINDS:
-            kind = dict.fromkeys(kind, OTHERS)
-            found = self._kinds.get(tuple(kind.values()))
-            line = line | kind
+        kind, found = self._find(line)
         if found is None:
+            if OTHERS in kind.values():
+                line = line | kind
             self._kinds[tuple(kind.values())] = _Kind(line | kind, now)
             return line
         found.count += 1
         return None
 
-    def due(self, now: float, *, all_of_them: bool = False) -> list[Line]:
-        """Lines with the counts of the kinds whose time is over, each given once."""
-        lines: list[Line] = []
+    def not_written(self, line: Line) -> None:
+        """Counts a refusal whose line, which ``add`` gave, could not be written."""
+        _, found = self._find(line)
+        if found is not None:
+            found.count += 1
+
+    def due(self, now: float, *, all_of_them: bool = False) -> Iterator[Line]:
+        """Lines with the counts of the kinds whose time is over; each is counted anew once
+        the next one is asked for, so that none is lost that could not be written."""
         for key, kind in list(self._kinds.items()):
             if now - kind.since < SECONDS and not all_of_them:
                 continue
             if kind.count == 0:
                 del self._kinds[key]
                 continue
-            lines.append(kind.line | {"count": kind.count})
+            yield kind.line | {"count": kind.count}
             kind.since, kind.count = now, 0
-        return lines
+
+    def _find(self, line: Line) -> tuple[Line, _Kind | None]:
+        """The kind of a refusal, and what is known of it."""
+        kind = {name: line[name] for name in ("surface", "method", "status", "reason")}
+        kind["peer"] = network(str(line["peer"]))
+        found = self._kinds.get(tuple(kind.values()))
+        if found is None and len(self._kinds) >= MOST_KINDS:
+            kind = dict.fromkeys(kind, OTHERS)
+            found = self._kinds.get(tuple(kind.values()))
+        return kind, found
 
 
 def network(peer: str) -> str:

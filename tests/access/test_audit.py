@@ -9,7 +9,9 @@ from typing import Any
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2
+from teacher_proto.errors import TeacherUnavailableError
 
+from teacher_server.access import strangers
 from teacher_server.access.audit import AuditLog
 from teacher_server.access.strangers import MOST_KINDS, OTHERS, SECONDS, Line, Strangers, network
 from tests.access.pki import OLD
@@ -33,12 +35,12 @@ def test_a_kind_of_refusal_has_one_line_and_then_a_count_a_minute() -> None:
     assert found.add(refusal(), 0.0) == refusal()
     for number in range(1000):
         assert found.add(refusal(peer=f"10.0.0.{number % 250}:{number}"), 1.0) is None
-    assert found.due(SECONDS - 1) == []
-    assert found.due(SECONDS) == [refusal(peer="10.0.0.0/24") | {"count": 1000}]
-    assert found.due(SECONDS) == []
+    assert [*found.due(SECONDS - 1)] == []
+    assert [*found.due(SECONDS)] == [refusal(peer="10.0.0.0/24") | {"count": 1000}]
+    assert [*found.due(SECONDS)] == []
     assert found.add(refusal(), SECONDS + 1) is None
-    assert found.due(2 * SECONDS) == [refusal(peer="10.0.0.0/24") | {"count": 1}]
-    assert found.due(3 * SECONDS) == []
+    assert [*found.due(2 * SECONDS)] == [refusal(peer="10.0.0.0/24") | {"count": 1}]
+    assert [*found.due(3 * SECONDS)] == []
     assert found.add(refusal(), 3 * SECONDS) == refusal(), "it was quiet for a minute"
 
 
@@ -79,6 +81,30 @@ def test_the_counts_are_written_at_the_end(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line.get("count") for line in lines] == [None, None, 499]
     assert path.stat().st_size < 1000
+
+
+def test_no_count_is_lost_while_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    log = AuditLog(path)
+    moved = path.rename(tmp_path / "moved.jsonl")
+    path.symlink_to("/dev/full")
+    log.reopen()
+    with pytest.raises(TeacherUnavailableError):
+        log.refused(refusal())
+    for _ in range(41):
+        log.refused(refusal())
+    monkeypatch.setattr(strangers, "SECONDS", 0.0)
+    log.look()
+    path.unlink()
+    moved.rename(path)
+    log.reopen()
+    log.look()
+    log.look()
+    log.close()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [line.get("event", line.get("count")) for line in lines] == ["start", "writable", 42]
 
 
 @pytest.mark.asyncio(loop_scope="module")
