@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from teacher_proto.program.entrypoint import add_shared_options, run_program
 
 from teacher_server.commands import doctor, probe, tokenizers, top
+from teacher_server.telemetry.stderr import open_missing_streams
 
 if TYPE_CHECKING:
     from teacher_proto.program.settings_show import Resolved
@@ -216,4 +217,5 @@ def run(argv: Sequence[str] | None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
+    open_missing_streams()
     return run_program(run, argv, extra="teacher")

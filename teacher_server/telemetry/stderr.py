@@ -13,9 +13,11 @@ import contextlib
 import faulthandler
 import logging
 import os
+import select
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -26,9 +28,11 @@ from teacher_server.telemetry import native_lines
 
 log = logging.getLogger(__name__)
 
-STDERR = 2
+STDIN, STDOUT, STDERR = 0, 1, 2
 # How long the last lines of native code may take once the server has ended.
 READER_SECONDS = 2.0
+# After which it is tried again to start the reader.
+AGAIN_SECONDS = 1.0
 
 
 @contextlib.contextmanager
@@ -40,16 +44,7 @@ def json_stderr() -> Iterator[TextIO]:
     """
     sys.stderr.flush()
     saved = os.dup(STDERR)
-    reader = subprocess.Popen(
-        [sys.executable, "-I", "-S", str(Path(native_lines.__file__))],
-        stdin=subprocess.PIPE,
-        stdout=saved,
-        stderr=saved,
-        start_new_session=True,
-    )
-    assert reader.stdin is not None
-    os.dup2(reader.stdin.fileno(), STDERR)
-    reader.stdin.close()
+    reader = _Reader(saved)
     faulthandler.enable(STDERR)
     # It stays open: what is logged as the program ends still has a place.
     stream = open(saved, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
@@ -59,10 +54,80 @@ def json_stderr() -> Iterator[TextIO]:
     finally:
         faulthandler.disable()
         sys.stderr.flush()
-        os.dup2(saved, STDERR)
+        reader.end()
+
+
+def open_missing_streams() -> None:
+    """Opens the null device in place of a standard stream that is closed, so that no other
+    file takes its number."""
+    for descriptor in (STDIN, STDOUT, STDERR):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            os.dup2(opened, descriptor)
+            if opened != descriptor:
+                os.close(opened)
+            else:
+                os.set_inheritable(descriptor, True)
+    if sys.stdout is None:
+        sys.stdout = open(STDOUT, "w", closefd=False)  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(STDERR, "w", errors="backslashreplace", closefd=False)  # noqa: SIM115
+
+
+class _Reader:
+    """The process that makes JSON of what is written to descriptor 2.
+
+    Where it ends before the server, another one goes on with the same pipe, so that neither
+    the server nor its children notice.
+    """
+
+    def __init__(self, output: int) -> None:
+        """``output``: descriptor that it writes to."""
+        self._output = output
+        self._pipe, write = os.pipe()
+        self._ending = threading.Event()
+        self._process = self._start()
+        os.dup2(write, STDERR)
+        os.close(write)
+        threading.Thread(target=self._watch, name="stderr", daemon=True).start()
+
+    def end(self) -> None:
+        """Stderr is what it was; what was written is read to its end."""
+        self._ending.set()
+        os.dup2(self._output, STDERR)
         # Children of the server may still hold the pipe; the reader ends with the last one.
         with contextlib.suppress(subprocess.TimeoutExpired):
-            reader.wait(READER_SECONDS)
+            self._process.wait(READER_SECONDS)
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            [sys.executable, "-I", "-S", str(Path(native_lines.__file__))],
+            stdin=self._pipe,
+            stdout=self._output,
+            stderr=self._output,
+            start_new_session=True,
+        )
+
+    def _watch(self) -> None:
+        while True:
+            self._process.wait()
+            if self._ending.is_set():
+                return
+            log.error("the process that reads stderr ended; it is started again")
+            try:
+                self._process = self._start()
+            except OSError as error:
+                log.error("it cannot be started: %s", error.strerror)
+                self._leave_out(AGAIN_SECONDS)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Nobody waits meanwhile for what is in the pipe to be read."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0 and not self._ending.is_set():
+            if select.select([self._pipe], [], [], left)[0]:
+                os.read(self._pipe, 65536)
 
 
 @contextlib.contextmanager

@@ -6,14 +6,18 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
+from teacher_proto.errors import EXIT_CONFIGURATION
 
 from teacher_server.telemetry.native_lines import BURST, MAX_LINE, PAUSE, NativeLines
 from tests.server.chatty_server import ABSL, PANIC, SECRET
-from tests.server.processes import LONG, ROOT
+from tests.server.processes import LONG, ROOT, serving
 
 
 def lines_of(ending: str, model: Path, code: int) -> list[dict[str, Any]]:
@@ -72,6 +76,39 @@ def test_a_reason_not_to_start_is_one_plain_line(tmp_path: Path) -> None:
     *logged, last = ended.stderr.splitlines()
     assert last.startswith("error: ")
     assert all(json.loads(line) for line in logged)
+
+
+def test_a_closed_stderr_is_no_reason_to_fail(tmp_path: Path) -> None:
+    start = [sys.executable, "-m", "teacher_server", "serve", "--grpc-port", "0"]
+    closed = ["bash", "-c", 'exec "$0" "$@" 2>&-', *start]
+    arguments = ["--http-port", "0", "--model", str(tmp_path / "none")]
+    audit = tmp_path / "audit.jsonl"
+    ended = subprocess.run(
+        [*closed, *arguments, "--audit-file", str(audit)], timeout=LONG, cwd=ROOT
+    )
+    assert ended.returncode == EXIT_CONFIGURATION
+    (line,) = audit.read_text().splitlines()
+    assert json.loads(line)["event"] == "start", "the audit file took the place of stderr"
+
+
+def test_stderr_is_read_on_and_the_audit_log_stays_there(
+    tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    arguments = ("--model", str(tiny_model_dir), "--audit-file", "/dev/stderr")
+    with serving(tmp_path, *arguments) as program:
+        server = psutil.Process(program.process.pid)
+        (reader,) = (one for one in server.children() if "native_lines" in " ".join(one.cmdline()))
+        reader.kill()
+        end = time.monotonic() + LONG
+        while "it is started again" not in program.log.read_text():
+            assert time.monotonic() < end
+        program.process.send_signal(signal.SIGHUP)
+        for _ in range(50):
+            httpx.get(f"http://{program.facts['http_address']}/v1/teacher").raise_for_status()
+        assert program.end() == 0
+        lines = [json.loads(line) for line in program.log.read_text().splitlines()]
+    assert sum(line.get("method") == "GET /v1/teacher" for line in lines) == 50
+    assert reader.pid not in {one.pid for one in psutil.process_iter()}, "nobody waited for it"
 
 
 class Read:
