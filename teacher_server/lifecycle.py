@@ -42,7 +42,7 @@ class Lifecycle:
     """The phase, and the refusal that goes with it. Phases only move forward.
 
     Attributes:
-        active: requests to score that are in progress.
+        active: requests that are in progress.
     """
 
     def __init__(self, failure: Callable[[], LsmError | None] = lambda: None) -> None:

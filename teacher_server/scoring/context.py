@@ -13,6 +13,7 @@ from teacher_server.lanes import Lanes
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.teachers.teacher import Teacher, Teachers
 from teacher_server.telemetry.observation import Observation
+from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
 # The text of an id; None for one that no token has.
@@ -125,6 +126,8 @@ class RequestContext:
         policy: what its run is entitled to.
         lanes: threads for checks, rendering, tokenizing and encoding.
         students: the tokenizers that are registered.
+        entry: of the request's tokenizer, which its run may register anew meanwhile; None where
+            it is the teacher's, or not registered.
         seen: what is known of the request when its log line is written.
     """
 
@@ -136,4 +139,5 @@ class RequestContext:
     limits: ServerLimits
     lanes: Lanes
     students: StudentTokenizers
+    entry: Entry | None
     seen: Observation

@@ -98,8 +98,7 @@ async def _foreign_scores(
     context: RequestContext, runner: JobRunner
 ) -> tuple[tuple[ContinuationScores, ...], RealignmentTotals]:
     """Scores of a request in a tokenizer that has to be registered."""
-    request, students = context.request, context.students
-    entry = students.find(request.run, request.tokenizer_hash)
+    request, students, entry = context.request, context.students, context.entry
     facts = None if entry is None else await students.facts(entry, context.teacher)
     prepare = partial(_checked_prompt, context, facts)
     prompt = await context.lanes.run(prepare, size=context.size, owner=request.run)

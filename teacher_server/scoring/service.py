@@ -32,10 +32,10 @@ from teacher_server.lifecycle import Lifecycle, Served
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
-from teacher_server.refusals.errors import refuse
+from teacher_server.refusals.errors import refuse, unknown_tokenizer
 from teacher_server.refusals.sizes import check_reply, reply_bytes
 from teacher_server.refusals.validation import check_name, check_readable, is_name
-from teacher_server.scoring.context import Call, Received, RequestContext, TextReceived, TokenTexts
+from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import score
@@ -43,6 +43,7 @@ from teacher_server.teachers.teacher import Teachers
 from teacher_server.telemetry.log import bind
 from teacher_server.telemetry.metrics import Metrics
 from teacher_server.telemetry.observation import Observation, observed
+from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.pairs import Registered, StudentTokenizers
 
 T = TypeVar("T")
@@ -136,9 +137,9 @@ class TeacherService:
         """
         run = run_of(principal, upload.run, "header.run")
         check_name(run, "header.run")
-        served = self.lifecycle.served
-        teachers = served.teachers.for_principal(principal)
-        return await served.students.register(upload, run, teachers, named=named)
+        with self.lifecycle.working() as served:
+            teachers = served.teachers.for_principal(principal)
+            return await served.students.register(upload, run, teachers, named=named)
 
     async def list_tokenizers(self, run: str, caller: Caller) -> RegisteredTokenizers:
         """What the caller's run has registered; without credentials what the named run has,
@@ -220,16 +221,15 @@ class TeacherService:
             owner = call.caller.work_owner
             found = await self._lanes.run(decode, size=len(body), owner=owner)
             async with _until(found.deadline, call.started):
+                entry = None
                 if not isinstance(found, Received):
-                    found = await self._finished(found, len(body), owner, served)
-                return await self._answer(call, found, served, seen)
-
-    async def _finished(
-        self, found: TextReceived, size: int, owner: str, served: Served
-    ) -> Received:
-        """The request, once its texts in a student's tokens are tokenized."""
-        ids = await served.students.encode(found.run, found.tokenizer_hash, found.texts)
-        return await self._lanes.run(partial(found.finish, ids), size=size, owner=owner)
+                    entry = served.students.find(found.run, found.tokenizer_hash)
+                    if entry is None:
+                        raise unknown_tokenizer(found.tokenizer_hash)
+                    ids = await served.students.encode(entry, found.run, found.texts)
+                    finish = partial(found.finish, ids)
+                    found = await self._lanes.run(finish, size=len(body), owner=owner)
+                return await self._answer(call, found, served, entry, seen)
 
     async def render(self, call: RenderCall) -> bytes:
         """Answers how a teacher reads prompts; nothing is scored and no quota is used.
@@ -267,8 +267,17 @@ class TeacherService:
                 return call.joined(renderer.parts)
 
     async def _answer(
-        self, call: Call, received: Received, served: Served, seen: Observation
+        self,
+        call: Call,
+        received: Received,
+        served: Served,
+        entry: Entry | None,
+        seen: Observation,
     ) -> bytes:
+        """
+        Args:
+            entry: of the tokenizer whose ids the request's texts were; None where it had none.
+        """
         request, caller = received.request, call.caller
         check_name(request.request_id, "request_id")
         caller.request_id = request.request_id
@@ -286,15 +295,19 @@ class TeacherService:
             "top_k": request.top_k,
         }
         with self.metrics.rejections(request.run):
+            teacher = served.teachers.get(request.teacher)
+            if entry is None and request.tokenizer_hash != teacher.tokenizer.hash:
+                entry = served.students.find(request.run, request.tokenizer_hash)
             context = RequestContext(
                 call=call,
                 request=request,
                 size=received.size,
-                teacher=served.teachers.get(request.teacher),
+                teacher=teacher,
                 policy=policy,
                 limits=self.limits,
                 lanes=self._lanes,
                 students=served.students,
+                entry=entry,
                 seen=seen,
             )
             most = reply_bytes(request, call.surface.bytes_per_entry)
@@ -341,9 +354,9 @@ class TeacherService:
         self, context: RequestContext, reply: ScoreReply, size: int
     ) -> TokenTexts | None:
         """The texts that a reply in a student's tokens shows; None where it shows none."""
-        request = context.request
+        request, entry = context.request, context.entry
         shown = partial(context.call.shown_ids, request, reply)
         ids = await self._lanes.run(shown, size=size, owner=request.run)
-        if not len(ids):
+        if not len(ids) or entry is None:
             return None
-        return await context.students.token_texts(request.run, request.tokenizer_hash, ids)
+        return await context.students.token_texts(entry, request.run, ids)

@@ -256,28 +256,21 @@ class StudentTokenizers:
             async with open_session(self._pool, process, run, teacher.name, tokens) as session:
                 yield session
 
-    async def encode(self, run: str, hash_: str, texts: Sequence[str]) -> list[Int32]:
-        """The ids of each text, int32 [L], in the tokenizer that this run registered.
+    async def encode(self, entry: Entry, run: str, texts: Sequence[str]) -> list[Int32]:
+        """The ids of each text, int32 [L], in a tokenizer that ``find`` gave.
 
         Raises:
-            ContractMismatchError: it registered none of this hash.
+            ContractMismatchError: the tokenizer's file is gone.
             LsmError: see ``Pool``.
         """
-        entry = self._registered(run, hash_)
         async with self._opened(entry, run) as process:
             return await encode(self._pool, process, run, texts, entry.vocabulary_size)
 
-    async def token_texts(self, run: str, hash_: str, ids: Int32) -> dict[int, str | None]:
-        """The text of each id in the tokenizer that this run registered; None for an id that no
-        token has. Raises as ``encode``."""
-        async with self._opened(self._registered(run, hash_), run) as process:
+    async def token_texts(self, entry: Entry, run: str, ids: Int32) -> dict[int, str | None]:
+        """The text of each id in a tokenizer that ``find`` gave; None for an id that no token
+        has. Raises as ``encode``."""
+        async with self._opened(entry, run) as process:
             return await token_texts(self._pool, process, run, ids)
-
-    def _registered(self, run: str, hash_: str) -> Entry:
-        entry = self._store.find(run, hash_)
-        if entry is None:
-            raise unknown_tokenizer(hash_)
-        return entry
 
     @contextlib.asynccontextmanager
     async def _opened(self, entry: Entry, run: str) -> AsyncIterator[StudentProcess]:

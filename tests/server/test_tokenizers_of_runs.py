@@ -351,3 +351,33 @@ async def test_what_is_not_there_is_not_dropped(empty: Running) -> None:
             "/v1/tokenizers", params={"tokenizer_hash": hash_}
         )
         assert answer.json() == {"dropped": False}
+
+
+async def test_a_request_ends_with_the_tokenizer_that_it_began_with(
+    empty: Running, student_file: bytes
+) -> None:
+    await empty.client.register_tokenizer(upload(student_file), timeout=LONG)
+    hash_ = tokenizer_hash(student_file)
+    expected = await texts(empty, "run", hash_)
+    engine = empty.engines["default"]
+    engine.hold()
+    scoring = asyncio.create_task(texts(empty, "run", hash_))
+    await engine.has_jobs(1)
+    assert await empty.client.drop_tokenizer(hash_, timeout=LONG)
+    engine.gate.set()
+    assert await scoring == expected
+
+
+async def test_a_registration_is_work_that_a_server_ends_with(
+    empty: Running, student_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register, seen = StudentTokenizers.register, []
+
+    async def watched(self: StudentTokenizers, *given: Any, **named: Any) -> Any:
+        seen.append(empty.server.lifecycle.active)
+        return await register(self, *given, **named)
+
+    monkeypatch.setattr(StudentTokenizers, "register", watched)
+    await empty.client.register_tokenizer(upload(student_file), timeout=LONG)
+    assert seen == [1]
+    assert empty.server.lifecycle.active == 0
