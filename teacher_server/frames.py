@@ -104,10 +104,12 @@ def pack(frame: Frame) -> bytes:
     return b"".join([prefix, *parts])
 
 
-def check_prefix(prefix: bytes, max_bytes: int = MAX_BYTES) -> int:
+def check_prefix(
+    prefix: bytes, max_bytes: int = MAX_BYTES, max_header_bytes: int = MAX_HEADER_BYTES
+) -> int:
     """How many bytes follow a message's first 16; raises FrameError for too many."""
     header, length = PREFIX.unpack(prefix)
-    if header > min(length, MAX_HEADER_BYTES) or length > max_bytes:
+    if header > min(length, max_header_bytes) or length > max_bytes:
         raise FrameError(f"a message of {length} bytes with a header of {header}")
     found: int = length
     return found

@@ -26,6 +26,8 @@ PATIENCE = 4.0
 NICENESS = 3
 # Bytes of an answer, and of a part that is read at once.
 MAX_ANSWER_BYTES, PART_BYTES = 1 << 29, 1 << 20
+# Bytes of an answer's header: what reads JSON keeps the event loop from its turn meanwhile.
+MAX_ANSWER_HEADER_BYTES = 1 << 20
 _TICKS = os.sysconf("SC_CLK_TCK")
 
 
@@ -124,7 +126,7 @@ class Worker:
     def _receive(self, of: socket.socket, clock: _Clock) -> Frame:
         parts = [bytearray(PREFIX.size)]
         self._fill(of, memoryview(parts[0]), clock)
-        left = check_prefix(bytes(parts[0]), MAX_ANSWER_BYTES)
+        left = check_prefix(bytes(parts[0]), MAX_ANSWER_BYTES, MAX_ANSWER_HEADER_BYTES)
         while left:  # no more memory than has come
             parts.append(bytearray(min(left, PART_BYTES)))
             self._fill(of, memoryview(parts[-1]), clock)

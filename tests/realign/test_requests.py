@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from teacher_proto.types import ContinuationScores, Status
 
-from teacher_server.frames import Frame, FrameError, pack, unpack
+from teacher_server.frames import Frame, FrameError, pack, texts_array, unpack
 from teacher_server.realign.requests import realigned as realigning
 from teacher_server.realign.requests import serve as serving
 from teacher_server.realign.requests.messages import (
@@ -252,8 +252,6 @@ for _kind, _name, _values in (
     ("size", "text_bytes", (-1, 1.5, None, "3", 1 << 70, True)),
     ("size", "seconds", (-1.0, math.nan, math.inf, 1.7e308, 1000.0, "1", None)),
     ("plan", "limit", (0, TEACHER.size + 1, None)),
-    ("plan", "problems", (["", ""], ["", "", 3], "abc", ["x" * 5000, "", ""], ["no", "", ""])),
-    ("done", "details", ([], ["", "", "x" * 5000], {"a": 1})),
 ):
     for _value in _values:
 
@@ -262,7 +260,24 @@ for _kind, _name, _values in (
 
         LIES.append((_kind, f"{_name}={str(_value)[:20]}", _header))
 
+for _kind, _texts in (
+    ("plan", ["", ""]),
+    ("plan", ["x" * 5000, "", ""]),
+    ("plan", ["no", "", ""]),
+    ("plan", ["\ud800", "", ""]),
+    ("done", []),
+    ("done", ["", "", "x" * 5000]),
+    ("done", ["", "", "x" * 2**20]),
+):
+
+    def _says(frame: Frame, texts: list[str] = _texts) -> Frame:
+        return replace(frame, arrays={**frame.arrays, **texts_array(texts)})
+
+    LIES.append((_kind, f"texts={ascii(_texts)[:20]}", _says))
+
 for _kind, _name, _place, _value in (
+    ("plan", "text_bytes", 0, -1),
+    ("done", "text_bytes", 0, 1 << 62),
     ("plan", "lengths", 0, -1),
     ("plan", "lengths", 0, 1 << 40),
     ("plan", "needed", 0, 1 << 20),

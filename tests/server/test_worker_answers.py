@@ -15,6 +15,7 @@ from teacher_server.frames import PREFIX, Frame, pack, receive
 from teacher_server.workers import worker
 from teacher_server.workers.inside.errors import WorkerError
 from teacher_server.workers.worker import MAX_ANSWER_BYTES, PART_BYTES, Worker
+from teacher_server.workers.worker import MAX_ANSWER_HEADER_BYTES as LONGEST
 
 ANSWER = Frame("texts", {"n": 1}, {"a": np.arange(PART_BYTES // 4, dtype=np.int64)})
 
@@ -62,6 +63,7 @@ def test_an_answer_in_pieces_is_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         (b"", "has ended"),
         (pack(ANSWER)[:-1], "has ended"),
         (PREFIX.pack(8, MAX_ANSWER_BYTES + 1), "gave an answer that is none"),
+        (PREFIX.pack(LONGEST + 8, LONGEST + 8), "gave an answer that is none"),
         (PREFIX.pack(8, 8) + b"[1, 2, ]", "gave an answer that is none"),
         (pack(Frame("error", {"class": "SystemExit"})), "gave an answer that is none"),
         (pack(Frame("error", {"class": "memory"})), "took more memory than it may"),

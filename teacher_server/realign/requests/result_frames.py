@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from teacher_proto.rows import EXPLICIT, LOG_TAIL, SAMPLED, SUPPORT, Rows
 from teacher_proto.types import ContinuationScores, PositionClass, Realignment, Status
 
-from teacher_server.frames import Frame, FrameError
+from teacher_server.frames import Frame, FrameError, texts_array, texts_of
 from teacher_server.realign.requests.messages import (
     AskedContinuation,
     Plan,
@@ -53,9 +53,10 @@ def result_frame(result: Realigned) -> Frame:
     chunks = [one.realignment.chunk_log_likelihood for one in found if one.realignment]
     return Frame(
         "done",
-        {"details": [one.detail for one in result.scores]},
+        {},
         {
             **arrays,
+            **texts_array([one.detail for one in result.scores]),
             "status": np.array([one.status for one in result.scores], np.uint8),
             "chunk_log_likelihood": joined(chunks, np.float32),
             "chunks": lengths(chunks),
@@ -74,7 +75,7 @@ def result_of(frame: Frame, request: RealignRequest, plan: Plan) -> Realigned:
     """
     asked = request.continuations
     status = frame.array("status", np.uint8, len(asked))
-    details = details_of(frame, "details", len(asked))
+    details = details_of(frame, len(asked))
     if not np.isin(status, list(Status)).all():
         raise FrameError("done: a status that there is not")
     unreadable = np.array([problem != "" for problem in plan.problems], np.bool_)
@@ -137,11 +138,18 @@ def _blocks(frame: Frame, continuations: list[AskedContinuation]) -> Iterator[Re
         yield Realignment(**block, chunk_log_likelihood=log_likelihood)
 
 
-def details_of(frame: Frame, name: str, count: int) -> tuple[str, ...]:
-    """``count`` texts of the header; raises FrameError."""
-    found = frame.header.get(name)
-    if type(found) is not list or len(found) != count:
-        raise FrameError(f"{frame.kind}: {name} are not {count} texts")
-    if any(type(one) is not str or len(one) > LONGEST_DETAIL for one in found):
-        raise FrameError(f"{frame.kind}: {name} are not texts of {LONGEST_DETAIL} characters")
+def details_of(frame: Frame, count: int) -> tuple[str, ...]:
+    """``count`` texts of ``texts_array``, each of at most ``LONGEST_DETAIL`` characters; raises
+    FrameError."""
+    frame.array("text_bytes", np.int64, count)
+    if frame.array("text", np.uint8, None).size > 4 * LONGEST_DETAIL * count:
+        raise FrameError(f"{frame.kind}: texts of more than {LONGEST_DETAIL} characters")
+    found = texts_of(frame)
+    if any(len(one) > LONGEST_DETAIL or (not one.isascii() and _broken(one)) for one in found):
+        raise FrameError(f"{frame.kind}: not texts of {LONGEST_DETAIL} characters")
     return tuple(found)
+
+
+def _broken(text: str) -> bool:
+    """Whether it holds what is no character."""
+    return any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from teacher_proto.types import Int32
 
-from teacher_server.frames import Frame, FrameError
+from teacher_server.frames import Frame, FrameError, texts_array
 from teacher_server.realign.requests.messages import (
     Asked,
     AskedContextFree,
@@ -62,8 +62,9 @@ def _frame(step: Step | Realigned) -> Frame:
         case Plan():
             return Frame(
                 "plan",
-                {"problems": list(step.problems), "limit": step.limit},
+                {"limit": step.limit},
                 {
+                    **texts_array(list(step.problems)),
                     "lengths": np.array(step.lengths, np.int64),
                     "needed": np.array(step.needed, np.int64),
                 },
@@ -156,7 +157,7 @@ class StepReader:
     def _planned(self, frame: Frame) -> Plan:
         count = len(self.request.continuations)
         sizes, needed = (frame.array(n, np.int64, count) for n in ("lengths", "needed"))
-        problems = details_of(frame, "problems", count)
+        problems = details_of(frame, count)
         if ((sizes < 0) | (sizes > MAX_TOKENS) | (needed < 0) | (needed > sizes)).any():
             raise FrameError("plan: a length that none can have")
         if any(size for size, problem in zip(sizes.tolist(), problems, strict=True) if problem):
