@@ -63,8 +63,9 @@ class Guard:
     ) -> None:
         """Sets who the caller is; raises UnauthenticatedError when nobody is known."""
         if self.credentials is None:
-            caller.owner = Owner("", caller.peer)
-            caller.work_owner = address_of(caller.peer)
+            address = address_of(caller.peer)
+            caller.owner = Owner("", caller.peer, address)
+            caller.work_owner = address
             return
         principal = authenticate(
             self.credentials.current(), authorization, certificate_names, self.now()

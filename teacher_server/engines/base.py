@@ -80,11 +80,6 @@ class Job:
     want_log_tail: bool = False
     adapter: str = ""
 
-    @property
-    def tokens(self) -> int:
-        """Tokens that a single pass over the group has to read."""
-        return len(self.prompt_ids) + sum(len(span.token_ids) for span in self.spans)
-
 
 @dataclass(frozen=True)
 class JobResult:

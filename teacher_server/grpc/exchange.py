@@ -12,9 +12,10 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 from teacher_proto.channel import MIB
@@ -23,13 +24,11 @@ from teacher_proto.errors import DeadlineError, InvalidRequestError, TeacherUnav
 from teacher_server.access.guard import Caller
 from teacher_server.config import LimitSettings
 from teacher_server.grpc.connections import Connections
+from teacher_server.lanes import LIGHT_BYTES
 from teacher_server.lifecycle import RETRY_HINT
-from teacher_server.queue.budget import ByteBudget, Hold
+from teacher_server.queue.budget import SLOW_AFTER, ByteBudget, Hold, no_room
 from teacher_server.refusals.sizes import check_request_bytes
 
-# A message that is not there after so many seconds arrives slowly, and is charged with all
-# that it may be; until then it is charged as a small one, which nearly all are.
-SLOW_AFTER = 0.25
 # Nothing of a message shows before all of it is there. The seconds of limits.body_seconds
 # and limits.write_seconds are for so many bytes of it, and as many again for each more.
 PACE = 16 * MIB
@@ -65,15 +64,22 @@ class Exchange:
         self._limits = limits
         self._connections = connections
         self._draining = draining
+        # Of a message: all of it has to be there.
+        self._seconds = limits.body_seconds * max(1.0, limits.max_request_bytes / PACE)
         self._stack = AsyncExitStack()
         self.hold: Hold
-        self._charged = min(limits.max_request_bytes, budget.queue.small)
 
     async def __aenter__(self) -> Self:
         """Raises DeadlineError: there was no room for a message until the deadline."""
-        hold = self._budget.hold(self.caller.owner, self._charged, self.deadline)
-        self.hold = await self._stack.enter_async_context(hold)
-        self._connections.calls[self.caller.peer] += 1
+        first = min(self._limits.max_request_bytes, self._budget.queue.unread)
+        calls, peer = self._connections.calls, self.caller.peer
+        calls[peer] += 1  # who waits for room is calling
+        try:
+            hold = self._budget.hold(self.caller.owner, first, self.deadline, unread=True)
+            self.hold = await self._stack.enter_async_context(hold)
+        except BaseException:
+            calls[peer] -= 1
+            raise
         return self
 
     async def __aexit__(
@@ -94,6 +100,7 @@ class Exchange:
             DeadlineError: it did not arrive in time.
             TeacherUnavailableError: it had not arrived when the server began to shut down.
             OverloadedError: there is no room for one that arrives slowly, or is large.
+            asyncio.CancelledError: the caller left before it was whole.
         """
         message = await self._message(self._limits.max_request_bytes)
         if message is None:
@@ -101,8 +108,7 @@ class Exchange:
         size = self.hold.body = len(message)
         if size > self._limits.max_request_bytes:
             check_request_bytes(size, self._limits.server_limits())
-        if size > self._charged:
-            self._enlarge(size)
+        self.hold.settle(size)
         return message
 
     async def next(self) -> bytes | None:
@@ -117,10 +123,10 @@ class Exchange:
         """The call's messages, which hold ``most`` bytes altogether.
 
         Raises:
-            DeadlineError, TeacherUnavailableError: as ``read``.
-            OverloadedError: there is no room for as much.
+            DeadlineError, TeacherUnavailableError: as ``read``; DeadlineError as well when
+                there was no room for as much until the deadline.
         """
-        self._enlarge(most)
+        await self.hold.enter(most)
         while (message := await self._message(most)) is not None:
             yield message
 
@@ -130,6 +136,9 @@ class Exchange:
         A caller that does not take it in time loses its connection: nothing else makes
         gRPC let go of the bytes. The call then ends as one that was cancelled.
         """
+        held = self.hold.claim.size
+        if held < len(reply) or held > LIGHT_BYTES:
+            self.hold.settle(len(reply))
         seconds = self._limits.write_seconds * max(1.0, len(reply) / PACE)
         try:
             async with asyncio.timeout(seconds):
@@ -140,42 +149,76 @@ class Exchange:
         except grpc.aio.InternalError:  # the caller is gone
             raise asyncio.CancelledError from None
 
-    def _enlarge(self, size: int) -> None:
-        if size > self._charged:
-            self.hold.enlarge(size)
-            self._charged = size
-
     async def _message(self, most: int) -> bytes | None:
-        """The next message, charged as ``most`` when it is slow; None after the last one."""
-        limits = self._limits
-        seconds = limits.body_seconds * max(1.0, limits.max_request_bytes / PACE)
-        first = min(SLOW_AFTER, seconds)
-        reading = asyncio.ensure_future(self.context.read())
+        """The next message, of ``most`` bytes, once it is charged; None after the last one.
+
+        One that is slow is charged with ``most``, and may arrive while it waits for that. It
+        gives way when small ones wait for its room.
+        """
+        reading: asyncio.Future[Any] = asyncio.ensure_future(self.context.read())
         try:
-            await asyncio.wait((reading,), timeout=first)
+            await asyncio.wait((reading,), timeout=SLOW_AFTER)
             if not reading.done():
-                self._enlarge(most)
-                await asyncio.wait(
-                    (reading, self._draining),
-                    timeout=seconds - first,
-                    return_when=asyncio.FIRST_COMPLETED,
-                )
-            if not reading.done() and self._draining.done():
-                raise TeacherUnavailableError(
-                    "the server is shutting down and the message had not arrived whole",
-                    fix="try again: the server may come back, or another replica may answer",
-                    reason="DRAINING",
-                    retry_after=RETRY_HINT,
-                )
-            if not reading.done():
-                raise DeadlineError(
-                    f"the message did not arrive whole within {seconds:g} s "
-                    f"(limits.body_seconds={limits.body_seconds:g})",
-                    where="the request's body",
-                    fix="send it faster, or raise limits.body_seconds on the server",
-                    reason="BODY_TOO_SLOW",
-                )
-            message: Any = reading.result()
+                await self._slow(reading, most)
+            message = reading.result()
+            if message is grpc.aio.EOF:
+                if self.context.cancelled():
+                    raise asyncio.CancelledError
+                return None
+            size = len(message)
+            if self.hold.claim.size < size <= self._limits.max_request_bytes:
+                await self._large(size)
+            return cast(bytes, message)
         finally:
             reading.cancel()
-        return None if message is grpc.aio.EOF else message
+
+    async def _slow(self, reading: asyncio.Future[Any], most: int) -> None:
+        """Returns when the message is there; it waits for room for ``most`` bytes meanwhile."""
+        seconds = self._seconds - SLOW_AFTER
+        async with self._charging(most, slow_after=0.0) as (_, gave_way):
+            await _first(seconds, reading, self._draining, gave_way)
+        if reading.done():
+            return
+        if gave_way.done():
+            raise no_room("a message that arrives slowly, while others wait")
+        if self._draining.done():
+            raise TeacherUnavailableError(
+                "the server is shutting down and the message had not arrived whole",
+                fix="try again: the server may come back, or another replica may answer",
+                reason="DRAINING",
+                retry_after=RETRY_HINT,
+            )
+        raise DeadlineError(
+            f"the message did not arrive whole within {self._seconds:g} s "
+            f"(limits.body_seconds={self._limits.body_seconds:g})",
+            where="the request's body",
+            fix="send it faster, or raise limits.body_seconds on the server",
+            reason="BODY_TOO_SLOW",
+        )
+
+    async def _large(self, size: int) -> None:
+        """Returns when a message that is there has room."""
+        async with self._charging(size, SLOW_AFTER) as waiting:
+            await _first(self._seconds, *waiting)
+        if self.hold.claim.size < size:
+            raise no_room(f"a message of {size} bytes")
+
+    @asynccontextmanager
+    async def _charging(
+        self, size: int, slow_after: float
+    ) -> AsyncIterator[tuple[asyncio.Future[None], asyncio.Future[None]]]:
+        """While the block runs, waits for room for ``size`` bytes and gives way to small ones;
+        (done when there is room, done when it has to give way)."""
+        gave_way = asyncio.get_running_loop().create_future()
+        charging = asyncio.ensure_future(self.hold.charge(size))
+        try:
+            with self.hold.arriving(partial(gave_way.set_result, None), slow_after):
+                yield charging, gave_way
+        finally:
+            charging.cancel()
+            await asyncio.wait((charging,))
+
+
+async def _first(seconds: float, *futures: asyncio.Future[Any]) -> None:
+    """Until one of them is done, at most so long."""
+    await asyncio.wait(futures, timeout=max(0.0, seconds), return_when=asyncio.FIRST_COMPLETED)

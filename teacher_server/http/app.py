@@ -256,7 +256,7 @@ async def _answer_unless_gone(
         if not working.done():
             tell_reason(request, "CLIENT_CLOSED")
             return Response(status_code=CLIENT_CLOSED)
-        answered = await call.charge.answer(working.result())
+        answered = call.charge.answer(working.result())
         return answered
     finally:
         leaving.cancel()

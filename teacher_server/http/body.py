@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -18,7 +19,7 @@ from teacher_proto.errors import DeadlineError, InvalidRequestError, LsmError
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.models import Body, ScoreBody
-from teacher_server.queue.budget import ByteBudget, Hold, Owner
+from teacher_server.queue.budget import ByteBudget, Hold, Owner, no_room
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_bytes
 
@@ -59,7 +60,8 @@ class Charge:
         Raises:
             InvalidRequestError: compressed, cut off, or refused by ``check``.
             DeadlineError: there was no room, or the body did not arrive in time.
-            OverloadedError: there is no room for more of a body without a length.
+            OverloadedError: there is no room for more of a body without a length, or small
+                ones waited for that of one that arrived slowly.
         """
         if request.headers.get("content-encoding", "identity").lower() != "identity":
             raise refuse(
@@ -73,11 +75,14 @@ class Charge:
         check(size or 0)
         hold = self._hold = await self._enter(UNDECLARED if size is None else size)
         try:
-            async with asyncio.timeout_at(self._deadline):
-                body = await self._arrive(request, hold, check)
+            async with asyncio.timeout_at(self._deadline) as limit:
+                with hold.arriving(lambda: limit.reschedule(time.monotonic())):
+                    body = await self._arrive(request, hold, check)
         except LsmError:  # some are TimeoutErrors as well
             raise
         except TimeoutError:
+            if hold.gave_way:
+                raise no_room("a body that arrives slowly, while others wait") from None
             raise DeadlineError(
                 "the body did not arrive within the time of the request", fix="send it faster"
             ) from None
@@ -85,7 +90,7 @@ class Charge:
             raise InvalidRequestError(
                 "the connection ended before the body did", reason="CLIENT_CLOSED"
             ) from None
-        await hold.resize(len(body))
+        hold.settle(len(body))
         return body
 
     async def read_json(self, request: Request, limits: ServerLimits) -> bytes:
@@ -107,12 +112,15 @@ class Charge:
             DeadlineError: there was none until the deadline.
         """
         assert self._hold is not None
-        await self._hold.resize(self._hold.size + size, self._deadline)
+        await self._hold.resize(self._hold.claim.size + size, self._deadline)
 
-    async def answer(self, reply: bytes) -> Response:
-        """The response, which holds the reply's bytes, and they alone, until it has left."""
+    def answer(self, reply: bytes) -> Response:
+        """The response, which holds the reply's bytes, and they alone, until it has left.
+
+        They are charged whether there is room for them or not: nothing that was computed waits.
+        """
         assert self._hold is not None
-        await self._hold.resize(len(reply), self._deadline)
+        self._hold.settle(len(reply))
         return _Held(reply, self)
 
     async def aclose(self) -> None:
@@ -128,8 +136,8 @@ class Charge:
         async for chunk in request.stream():
             size = len(body) + len(chunk)
             check(size)
-            if size > hold.size:
-                hold.enlarge(max(size, 2 * hold.size))
+            if size > hold.claim.size:
+                hold.enlarge(max(size, 2 * hold.claim.size))
             body += chunk
         return bytes(body)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import ScoreRequest, ServerLimits
@@ -10,17 +11,23 @@ from teacher_proto.types import ScoreRequest, ServerLimits
 from teacher_server.refusals.errors import empty_prompt, over_limit, refuse
 from teacher_server.refusals.facts import TeacherFacts
 
-# Bytes of a reply besides its supports: per row (valid count, sampled
-# log-probability, tail, bitmaps), per continuation (shapes, tags) and per reply (identity,
-# request id, times).
-ROW_BYTES = 16
+# Bytes of a reply besides its rows: per continuation (shapes, tags; more, where realignment is
+# asked for) and per reply (identity, request id, times).
 CONTINUATION_BYTES = 256
 REPLY_BYTES = 2048
-# More, where realignment is asked for: per row, per token (its chunk's likelihood) and per
-# continuation.
-REALIGNED_ROW_BYTES = 17
-CHUNK_BYTES = 4
 REALIGNED_BYTES = 192
+
+
+class RowBytes(NamedTuple):
+    """Bytes of a row besides its entries, and where realignment is asked for, more per row and
+    per token (its chunk's likelihood)."""
+
+    row: int
+    realigned: int
+    chunk: int
+
+
+ARRAYS = RowBytes(row=16, realigned=17, chunk=4)
 # Times the limit of a reply: what the teacher's rows may take, of which a realigned reply
 # keeps a part.
 ROWS_PER_REPLY = 4
@@ -71,17 +78,18 @@ def check_sizes(
     check_reply(reply, request.max_reply_bytes)
 
 
-def reply_bytes(request: ScoreRequest, bytes_per_entry: int) -> int:
-    """The most bytes that a reply takes, of arrays; as text it is an estimate."""
+def reply_bytes(request: ScoreRequest, bytes_per_entry: int, each: RowBytes = ARRAYS) -> int:
+    """The most bytes that a reply takes, of arrays, or as the wire has them by ``each``; of
+    text it is what tokens of usual length take."""
     size = REPLY_BYTES
     for continuation in request.continuations:
         explicit = continuation.explicit_ids
         per_row = request.top_k + (0 if explicit is None else explicit.shape[1])
         rows = continuation.row_count
-        size += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + ROW_BYTES)
+        size += CONTINUATION_BYTES + rows * (per_row * bytes_per_entry + each.row)
         if request.returns.realignment:
-            size += REALIGNED_BYTES + rows * REALIGNED_ROW_BYTES
-            size += len(continuation.token_ids) * CHUNK_BYTES
+            size += REALIGNED_BYTES + rows * each.realigned
+            size += len(continuation.token_ids) * each.chunk
     return size
 
 

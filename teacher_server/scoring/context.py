@@ -11,6 +11,7 @@ from teacher_proto.types import Int32, ScoreReply, ScoreRequest, ServerLimits
 from teacher_server.access.guard import Caller
 from teacher_server.lanes import Lanes
 from teacher_server.queue.policy import RunPolicy
+from teacher_server.refusals.sizes import ARRAYS, RowBytes
 from teacher_server.teachers.teacher import Teacher, Teachers
 from teacher_server.telemetry.observation import Observation
 from teacher_server.tokenizers.entry import Entry
@@ -22,15 +23,23 @@ TokenTexts = Mapping[int, str | None]
 
 @dataclass(frozen=True)
 class Surface:
-    """A wire: its name, and the bytes one (id, log-probability) takes in its replies."""
+    """A wire: its name, and the bytes that parts of its replies take.
+
+    Attributes:
+        bytes_per_entry: of one (id, log-probability).
+        held: the most that a row, what realignment adds to a row, and a chunk's likelihood
+            take besides, their tokens' texts as in an entry.
+    """
 
     name: str
     bytes_per_entry: int
+    held: RowBytes
 
 
-GRPC = Surface("grpc", bytes_per_entry=8)
+GRPC = Surface("grpc", bytes_per_entry=8, held=ARRAYS)
 # {"token_id":49151,"token":"\\u00e9...","log_prob":-12.345678901234567}
-HTTP = Surface("http", bytes_per_entry=80)
+# {"row":16384,"token_id":49151,"token":"...","sampled_log_prob":...,"top":[],...}
+HTTP = Surface("http", bytes_per_entry=80, held=RowBytes(row=192, realigned=224, chunk=26))
 
 
 @dataclass(frozen=True)

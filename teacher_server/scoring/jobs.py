@@ -61,7 +61,8 @@ class JobRunner:
             OverloadedError, InvalidRequestError, DeadlineError: see ``Admission.slot``.
             EngineError, TeacherUnavailableError: the engine failed.
         """
-        tokens = job.tokens
+        # What a single pass over the group has to read.
+        tokens = len(job.prompt_ids) + sum(len(span.token_ids) for span in job.spans)
         ticket = Ticket(tokens=tokens, policy=self.policy, deadline=self.deadline)
         async with contextlib.AsyncExitStack() as held:
             with tracing.span("admission", lsm_tokens=tokens):

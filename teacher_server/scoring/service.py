@@ -310,7 +310,7 @@ class TeacherService:
                 entry=entry,
                 seen=seen,
             )
-            most = reply_bytes(request, call.surface.bytes_per_entry)
+            most = reply_bytes(request, call.surface.bytes_per_entry, call.surface.held)
             await call.expect(min(most, self.limits.max_reply_bytes))
             key = (request.run, request.request_id, received.digest)
             work = partial(self._work, context)

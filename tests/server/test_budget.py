@@ -15,6 +15,7 @@ from teacher_proto.errors import DeadlineError, InvalidRequestError, OverloadedE
 
 from teacher_server.config import MIB, LimitSettings
 from teacher_server.queue.budget import PARTS, BudgetQueue, ByteBudget, Claim, Hold, Owner
+from teacher_server.queue.byte_accounts import ADDRESS_PARTS, UNREAD_AT_ONCE, Pace
 
 A, B, C = Owner("a"), Owner("b"), Owner("", "ipv4:127.0.0.1:1")
 TOTAL, PER_OWNER, ROOM = 3200, 1600, 640
@@ -58,7 +59,7 @@ def test_bounds_hold_and_everybody_is_served_in_the_end(steps: list[tuple[str, i
 
     for what, index, size in steps:
         if what == "enter":
-            claim = Claim(Owner(f"run-{index}"))
+            claim = Claim(Owner(f"run-{index}", address="" if index % 2 else "near"))
             queue.check(size, grows=False)
             waiting.append(claim)
             took(queue.offer(claim, size))
@@ -75,12 +76,17 @@ def test_bounds_hold_and_everybody_is_served_in_the_end(steps: list[tuple[str, i
             elif what == "leave":
                 held.remove(claim)
                 took(queue.leave(claim))
+        assert sum(near(queue)) <= max(PER_OWNER, TOTAL // ADDRESS_PARTS)
     # Whatever is waiting gets its turn once those that were served leave.
     while held or waiting:
         assert held, "nobody can go on"
         took(queue.leave(held.pop(0)))
     assert queue.held == 0
     assert queue.by_owner() == {}
+
+
+def near(queue: BudgetQueue) -> list[int]:
+    return [size for owner, size in queue.by_owner().items() if owner.address]
 
 
 async def entered(stack: AsyncExitStack, budget: ByteBudget, owner: Owner, size: int) -> Hold:
@@ -167,7 +173,7 @@ async def test_a_hold_is_enlarged_only_where_there_is_room() -> None:
             second.enlarge(840)
         assert refused.value.retry_after
         assert "limits.max_bytes_in_flight_per_run" in refused.value.fix
-        assert second.size == 10
+        assert second.claim.size == 10
         await first.resize(5)
         second.enlarge(840)
         with pytest.raises(InvalidRequestError, match=r"limits.max_bytes_in_flight_per_run=1600"):
@@ -202,7 +208,7 @@ async def test_a_deadline_or_a_cancellation_frees_its_place() -> None:
         other = await entered(stack, found, A, 100)
         with pytest.raises(DeadlineError):
             await other.resize(801, deadline=time.monotonic())
-        assert other.size == 100
+        assert other.claim.size == 100
         waits = asyncio.create_task(other.resize(1400, math.inf))
         await settled()
         await hold.resize(50)
@@ -235,3 +241,80 @@ def test_limits_of_any_size_leave_room_for_what_they_allow() -> None:
     found = BudgetQueue(limits.bytes_in_flight, limits.bytes_in_flight_per_run, 777)
     found.check(1000, grows=False)
     found.check(1777, grows=True)
+
+
+async def test_replies_that_are_there_never_wait() -> None:
+    """However much larger they are than was expected of them."""
+    found = budget()
+
+    async def one(number: int) -> None:
+        async with found.hold(Owner(f"run-{number}"), 10) as hold:
+            await hold.resize(ROOM - 40)
+            await asyncio.sleep(0)
+            hold.settle(4 * ROOM)
+            await asyncio.sleep(0)
+
+    async with asyncio.timeout(10):
+        await asyncio.gather(*(one(number) for number in range(40)))
+    assert found.queue.held == 0
+
+
+async def test_an_address_has_a_part_of_all_and_its_connections_take_turns() -> None:
+    found = budget(total=8 * PER_OWNER)
+    most = 8 * PER_OWNER // ADDRESS_PARTS
+    ports = [Owner("", f"10.0.0.1:{port}", "10.0.0.1") for port in range(40)]
+    async with AsyncExitStack() as stack:
+        waiting = [asyncio.create_task(entered(stack, found, one, 800)) for one in ports]
+        await settled()
+        assert 0 < found.queue.held <= most
+        await entered(stack, found, Owner("", "10.0.0.2:1", "10.0.0.2"), 800)
+        await entered(stack, found, A, 800)
+        await entered(stack, found, ports[-1]._replace(peer="10.0.0.1:99"), SMALL // 4)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def test_messages_of_unknown_size_are_few_at_once() -> None:
+    queue = BudgetQueue(TOTAL, PER_OWNER, ROOM)
+    claims = [Claim(A, unread=True) for _ in range(3 * UNREAD_AT_ONCE)]
+    granted = [one for claim in claims for one in queue.offer(claim, queue.unread)]
+    assert granted == claims[:UNREAD_AT_ONCE]
+    # One that is read, or charged with all that it may be, makes room for the next.
+    assert queue.settle(claims[0], 5) == [claims[UNREAD_AT_ONCE]]
+    assert queue.offer(claims[1], 400) == [claims[1], claims[UNREAD_AT_ONCE + 1]]
+    # Small bodies whose size is known are not among them.
+    assert len(queue.offer(Claim(A), SMALL // 2)) == 1
+
+
+def test_slow_small_bodies_leave_the_part_of_the_small_ones() -> None:
+    queue = BudgetQueue(TOTAL, PER_OWNER, ROOM)
+    large = Claim(Owner("", "1:1", "1"))
+    queue.offer(large, 860)  # there is no more room among the large ones
+    slow = [Claim(Owner("", f"1:{port + 2}", "1")) for port in range(3)]
+    granted = [one for claim in slow for one in queue.offer(claim, SMALL)]
+    assert granted == slow[:1]
+    assert queue.give_way() == []
+    queue.slow(slow[0], Pace.SLOW)
+    assert queue.give_way() == slow[:1]
+    assert queue.give_way() == [], "it is told once"
+    assert queue.leave(slow[0]) == [slow[1]]
+    # Nobody waits behind one that found room among the large ones.
+    queue.leave(large)
+    queue.slow(slow[1], Pace.SLOW)
+    assert slow[1].large
+    assert queue.give_way() == []
+
+
+def test_a_slow_body_gives_way_to_its_own_owner_only_when_it_stalls() -> None:
+    queue = BudgetQueue(TOTAL, PER_OWNER, ROOM)
+    claims = [Claim(A, unread=True) for _ in range(UNREAD_AT_ONCE + 1)]
+    for claim in claims:
+        queue.offer(claim, queue.unread)
+    queue.slow(claims[0], Pace.SLOW)
+    assert queue.give_way() == []
+    queue.slow(claims[0], Pace.STALLED)
+    assert queue.give_way() == [claims[0]]
+    queue.keep(claims[0])
+    assert queue.leave(claims[0]) == [claims[-1]]
+    assert queue.give_way() == []

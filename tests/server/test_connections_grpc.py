@@ -22,6 +22,7 @@ from teacher_server.config import MIB
 from teacher_server.grpc import server as server_module
 from teacher_server.grpc.sockets import Sockets
 from tests.server.processes import command, serving
+from tests.server.raw_http import connected
 from tests.server.running import (
     LONG,
     SCORE,
@@ -139,6 +140,84 @@ async def test_replies_that_nobody_takes_hold_what_is_charged_and_are_cut(strict
     text = (await strict.http.get("/metrics")).text
     assert 'connections_cut_total{reason="unread_reply",surface="grpc"} 4.0' in text
     await eventually(lambda: budget.queue.held == 0)
+
+
+async def test_calls_without_bodies_hold_what_their_replies_are(strict: Running) -> None:
+    """Replies that nobody takes are small, however large a message could have been."""
+    budget = strict.server.service.budget
+    async with callers(strict, 8, window=0) as attackers:
+        for attacker in attackers:
+            for stream in range(1, 21, 2):
+                attacker.begin(stream, GET_TEACHER)
+                await attacker.send(stream, message(0), end=True)
+        await strict.score(strict.request(request_id="beside-names"))
+        await eventually(lambda: 0 < budget.queue.held < 80 * 4096)
+        await asyncio.gather(*(attacker.ended.wait() for attacker in attackers))
+    await eventually(lambda: budget.queue.held == 0)
+
+
+async def test_small_messages_that_arrive_slowly_are_not_refused(strict: Running) -> None:
+    budget, engine = strict.server.service.budget, strict.engines["default"]
+    before = len(engine.jobs)
+    bodies = {
+        stream: body_of(strict.request(request_id=f"slow-{stream}")) for stream in range(1, 17, 2)
+    }
+    async with raw_caller(strict.server.grpc_address) as slow:
+        for stream, body in bodies.items():
+            slow.begin(stream, SCORE)
+            await slow.send(stream, message(len(body)) + body[:50])
+        # Some are charged with what they may be, and there is no room for all of them.
+        await eventually(lambda: budget.queue.held > BODY)
+        for stream, body in bodies.items():
+            await slow.send(stream, body[50:], end=True)
+        await eventually(lambda: len(engine.jobs) == before + len(bodies))
+    await eventually(lambda: budget.queue.held == 0)
+
+
+async def test_stalled_bodies_of_both_wires_keep_no_small_request_out(strict: Running) -> None:
+    """Of one address without credentials, where small ones are stalled as well."""
+    head = (
+        b"POST /v1/score HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n{"
+    )
+    budget = strict.server.service.budget
+    async with contextlib.AsyncExitStack() as stack:
+        for size in [BODY] * 6 + [MIB] * 12:
+            peer = await stack.enter_async_context(connected(strict.server.http_address))
+            await peer.send(head % size)
+        await eventually(lambda: budget.queue.held >= BODY + MIB)
+        assert budget.queue.held <= 20 * MIB, "one address has a part of all"
+        await strict.score(strict.request(request_id="beside-stalled"))
+        assert (await strict.http.post("/v1/score", json={})).status_code == 400
+    await eventually(lambda: budget.queue.held == 0)
+
+
+async def test_a_reset_in_a_message_is_no_wrong_request(strict: Running) -> None:
+    async with raw_caller(strict.server.grpc_address) as caller:
+        for stream in range(1, 41, 2):
+            caller.begin(stream, SCORE)
+            await caller.send(stream, message(1000) + bytes(100))
+        await eventually(lambda: strict.server.lifecycle.active == 8)
+        for stream in range(1, 41, 2):
+            caller.reset(stream)
+        await eventually(lambda: strict.server.lifecycle.active == 0)
+    text = (await strict.http.get("/metrics")).text
+    assert 'method="Score",outcome="cancelled",reason="CANCELLED"' in text
+    assert 'method="Score",outcome="refused",reason="INVALID_REQUEST"' not in text
+
+
+async def test_who_waits_for_room_is_calling(strict: Running) -> None:
+    budget = strict.server.service.budget
+    async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(pytest.MonkeyPatch.context()).setattr(
+            budget.queue, "unread", 64 * MIB
+        )  # no message finds room
+        (caller,) = await stack.enter_async_context(callers(strict, 1))
+        caller.begin(1, GET_TEACHER)
+        await caller.send(1, message(0), end=True)
+        await eventually(lambda: bool(budget._waiting))
+        assert not caller.ended.is_set()
+    await eventually(lambda: not budget._waiting)
 
 
 async def test_a_call_that_is_given_up_leaves_nothing_behind(strict: Running) -> None:

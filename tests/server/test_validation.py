@@ -22,9 +22,9 @@ from teacher_proto.types import (
 
 from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.refusals.sizes import (
+    ARRAYS,
     CONTINUATION_BYTES,
     REPLY_BYTES,
-    ROW_BYTES,
     ROWS_PER_REPLY,
     check_request_bytes,
     check_row_bytes,
@@ -174,7 +174,7 @@ REPLY_LIMIT = LIMITS.max_reply_bytes
 
 def _reply_of(excess: int) -> tuple[ServerLimits, ScoreRequest]:
     """A request whose reply is estimated at max_reply_bytes + excess."""
-    size = REPLY_BYTES + CONTINUATION_BYTES + 2 * (5 * 8 + ROW_BYTES)
+    size = REPLY_BYTES + CONTINUATION_BYTES + 2 * (5 * 8 + ARRAYS.row)
     return replace(LIMITS, max_reply_bytes=size - excess), VALID
 
 

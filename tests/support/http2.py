@@ -12,6 +12,7 @@ PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 DATA, HEADERS, RESET, SETTINGS, PING, GOAWAY, WINDOW_UPDATE = 0, 1, 3, 4, 6, 7, 8
 END_STREAM, ACK, END_HEADERS = 1, 1, 4
 INITIAL_WINDOW = 4
+CANCEL = 8
 DEFAULT_WINDOW = 65_535
 
 
@@ -78,6 +79,9 @@ class RawCaller:
             self._window[stream] -= len(part)
             if last:
                 return
+
+    def reset(self, stream: int) -> None:
+        self._writer.write(frame(RESET, 0, stream, struct.pack(">I", CANCEL)))
 
     async def status(self) -> int:
         """The gRPC status of the first call that ends."""
