@@ -196,30 +196,6 @@ async def test_metrics_show_what_is_held(tight: Running) -> None:
         assert (await peer.answer()).status == 200
 
 
-async def test_replies_larger_than_was_expected_do_not_wait_for_each_other() -> None:
-    budget = ByteBudget(64 * MIB, 32 * MIB, 16 * MIB)
-    app = Expecting(budget)
-    async with alone(app, LimitSettings()) as server, contextlib.AsyncExitStack() as stack:
-        peers = [await stack.enter_async_context(connected(server.address)) for _ in range(6)]
-        for peer in peers:
-            await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        answers = await asyncio.gather(*(peer.answer() for peer in peers))
-        assert {len(answer.body) for answer in answers} == {LARGE}
-        await eventually(lambda: budget.by_run() == {})
-
-
-class Expecting(Echo):
-    """As ``Echo``, of callers whose replies are larger than was expected of them."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        charge = Charge(self.budget, Owner(f"run-{len(self.read)}"), time.monotonic() + LONG)
-        self.read.append(0)
-        await charge.read(Request(scope, receive), lambda size: None)
-        await charge.expect(16 * MIB)
-        await asyncio.sleep(0)
-        await charge.answer(bytes(LARGE))(scope, receive, send)
-
-
 async def test_a_slow_small_body_gives_its_room_to_one_that_waits() -> None:
     budget = ByteBudget(16 * MIB, 4 * MIB)
     head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
