@@ -13,10 +13,9 @@ from pathlib import Path
 
 import pytest
 from starlette.requests import Request
-from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 from teacher_proto.client.credentials import ClientCredentials
-from teacher_proto.errors import LsmError, OverloadedError
+from teacher_proto.errors import LsmError
 
 from teacher_server.config import LimitSettings
 from teacher_server.http.body import UNDECLARED, Charge
@@ -194,39 +193,3 @@ async def test_metrics_show_what_is_held(tight: Running) -> None:
         assert 'lsm_teacher_connections{surface="http"}' in text
         await peer.send(json.dumps(http_body()).encode().ljust(1000))
         assert (await peer.answer()).status == 200
-
-
-async def test_a_slow_small_body_gives_its_room_to_one_that_waits() -> None:
-    budget = ByteBudget(16 * MIB, 4 * MIB)
-    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
-
-    class Peers(Echo):
-        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-            peer = f"10.0.0.1:{len(self.read)}"
-            self.read.append(0)
-            charge = Charge(self.budget, Owner("", peer, "10.0.0.1"), time.monotonic() + LONG)
-            async with contextlib.aclosing(charge):
-                try:
-                    await charge.read(Request(scope, receive), lambda size: None)
-                except OverloadedError as error:
-                    await PlainTextResponse(f"{error.reason}: {error.what}")(scope, receive, send)
-                else:
-                    await charge.answer(b"{}")(scope, receive, send)
-
-    large = 4 * MIB - 256 * 1024  # all that is not kept for small ones
-    async with (
-        alone(Peers(budget), LimitSettings()) as server,
-        connected(server.address) as stalled,
-        connected(server.address) as slow,
-        connected(server.address) as waiting,
-    ):
-        await stalled.send(head % large)
-        await eventually(lambda: budget.queue.held == large)
-        await slow.send(head % (256 * 1024) + b" ")
-        await eventually(lambda: budget.queue.held == 4 * MIB)
-        await waiting.send(head % 10 + bytes(10))
-        assert (await waiting.answer()).status == 200
-        assert (
-            b"TOO_MANY_BYTES: there is no room for a body that arrives slowly"
-            in (await slow.answer()).body
-        )
