@@ -84,6 +84,7 @@ class StudentTokenizers:
             }
         )
         self._starting = asyncio.Lock()
+        self._tidies: set[asyncio.Task[None]] = set()
         if self._store.entries():
             self._forks.start()
         self._pool = Pool(self._forks, settings, partial(tables_of, self._tables))
@@ -92,6 +93,7 @@ class StudentTokenizers:
     async def close(self) -> None:
         """Ends the processes."""
         await self._pool.close()
+        await asyncio.gather(*self._tidies, return_exceptions=True)
         await self._thread.run(self._forks.close)
         self._thread.close()
 
@@ -193,7 +195,7 @@ class StudentTokenizers:
         asked, roles = list(teachers), upload.special_tokens
         sha256 = await self._thread.run(lambda: hashlib.sha256(upload.file).hexdigest())
         key, size = key_of(sha256, roles), len(upload.file)
-        async with self._pool.hold(key, run, size) as process:
+        async with self._pool.hold(key, run, size) as process, self._tidying(key, process):
             facts = await self._pool.open(process, roles, lambda: upload.file)
             if named:
                 check_uploaded_hash(upload.tokenizer_hash, facts.hash)
@@ -222,6 +224,29 @@ class StudentTokenizers:
             ),
         )
         return Registered(facts.hash, TokenizerLevels(levels, differences))
+
+    @contextlib.asynccontextmanager
+    async def _tidying(self, key: str, process: StudentProcess) -> AsyncIterator[None]:
+        """Where a registration ends early, what was built for it on disk is deleted."""
+        try:
+            yield
+        except BaseException:
+            if self._tables is not None:
+                task = asyncio.create_task(self._tidy(key, process))
+                self._tidies.add(task)
+                task.add_done_callback(self._tidies.discard)
+            raise
+
+    async def _tidy(self, key: str, process: StudentProcess) -> None:
+        """Deletes the tables of a tokenizer, unless a run has registered it, once none of them
+        is being built."""
+        await asyncio.gather(*process.building.values(), return_exceptions=True)
+
+        def forget() -> None:
+            if key not in map(_key, self._store.known()):
+                forget_tables(self._tables, [key])
+
+        await self._thread.run(forget)
 
     async def _keep(self, upload: TokenizerUpload, run: str, sha256: str, facts: Facts) -> None:
         entry = Entry(

@@ -23,9 +23,11 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, ScoreReply, SpecialRole
 from tokenizers import Tokenizer
 
+from teacher_server.refusals.errors import tokenizers_full
 from teacher_server.tokenizers.pairs import StudentTokenizers
+from teacher_server.tokenizers.store import TokenizerStore
 from tests.server.crossed import TEXT, changed, request, upload
-from tests.server.running import LONG, Running, running
+from tests.server.running import LONG, Running, eventually, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -204,6 +206,28 @@ async def test_tables_on_disk_go_with_the_registrations(
     assert len(list(tables.iterdir())) == 2
     await drop_all(empty)
     assert list(tables.iterdir()) == []
+
+
+async def test_tables_of_no_registration_are_not_left_behind(
+    empty: Running, student_file: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = empty.server._config.tokenizers.folder / "tables"  # type: ignore[operator]
+    built = []
+
+    def put(self: TokenizerStore, *given: Any) -> Any:
+        built.extend(tables.iterdir())
+        raise tokenizers_full(1.0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TokenizerStore, "put", put)
+        with pytest.raises(OverloadedError):
+            file = changed(student_file, name_extra(44))
+            async with AsyncTeacherClient(
+                empty.server.grpc_address, run="run", max_attempts=1
+            ) as client:
+                await client.register_tokenizer(upload(file), timeout=LONG)
+    assert len(built) == 1
+    await eventually(lambda: list(tables.iterdir()) == [])
 
 
 async def test_servers_that_share_a_folder_keep_each_other_s_tables(
