@@ -99,6 +99,14 @@ def _many_added(document: dict[str, Any]) -> None:
     ]
 
 
+def _no_number(document: dict[str, Any]) -> None:
+    document["model"]["dropout"] = float("nan")
+
+
+def _no_dropout(document: dict[str, Any]) -> None:
+    document["model"]["dropout"] = 7
+
+
 def _panics(document: dict[str, Any]) -> None:
     document["model"]["continuing_subword_prefix"] = "\u00e9" * 3
 
@@ -115,6 +123,8 @@ def _panics(document: dict[str, Any]) -> None:
         (with_part("normalizer", {"type": "Precompiled", "precompiled_charsmap": ""}), "Precomp"),
         (with_part("decoder", {"type": "CTC", "pad_token": "a"}), "'CTC'"),
         (_many_added, "added tokens"),
+        (_no_number, "NaN is no number"),
+        (_no_dropout, "cannot be used"),
         (_panics, "makes the tokenizers library fail"),
     ],
 )
@@ -137,6 +147,14 @@ async def test_a_vocabulary_of_a_million_is_refused_before_it_is_looked_at_close
 
 async def test_json_that_is_nested_without_end_is_refused(guarded: Running) -> None:
     assert "is not JSON" in await refused(guarded, b'{"model":' + b"[" * 10**6, "attacker")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+async def test_a_file_in_another_encoding_than_the_library_s_is_refused(
+    guarded: Running, student_file: bytes, encoding: str
+) -> None:
+    file = student_file.decode().encode(encoding)
+    assert "is not JSON in UTF-8" in await refused(guarded, file, "attacker")
 
 
 async def test_a_file_that_takes_too_long_or_too_much_memory_is_refused(

@@ -107,9 +107,11 @@ class Student:
             unreadable = InvalidRequestError(error.what, where=error.where, fix=error.fix)
             return error_frame(unreadable)
         try:
-            self._document = json.loads(self._file)
+            self._document = _parsed(self._file)
             check_components(self._document)
             own = self._vocabulary = student_vocabulary(self._file, roles)
+            self.__dict__.pop("_text", None)
+            _ = self._text  # the library must have it too
         except BaseException as error:
             refusal = error_frame(error)
             return Frame("error", {**refusal.header, "hash": found})
@@ -181,6 +183,24 @@ class Student:
                     "ask over gRPC, whose replies hold ids alone",
                 )
         return Frame("texts", {}, {**texts_array(texts), "known": np.array(known, np.bool_)})
+
+
+def _parsed(file: bytes) -> Any:
+    """The content of a tokenizer.json; raises InvalidRequestError for what Python reads and the
+    tokenizers library does not."""
+    try:
+        return json.loads(file.decode(), parse_constant=_no_number)
+    except ValueError as error:
+        raise InvalidRequestError(
+            f"the tokenizer cannot be used: its file is not JSON in UTF-8: {error}"[:500],
+            where="tokenizer.json",
+            fix="give the file as the tokenizers library itself writes it",
+            reason="TOKENIZER_REFUSED",
+        ) from None
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is no number in JSON")
 
 
 def _too_much(what: str, fix: str) -> InvalidRequestError:
