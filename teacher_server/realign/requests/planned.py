@@ -34,12 +34,6 @@ class PlannedContinuation:
     problem: str = ""
 
 
-def best_of(top_k: int, explicit: int, limit: int) -> int:
-    """M: how many teacher ids to ask for per row, so that they yield K student ids."""
-    width = max(top_k, explicit)
-    return min(max(2 * width, width + 64), limit)
-
-
 def plan_continuation(
     continuation: AskedContinuation, realigner: Realigner, logits: int
 ) -> PlannedContinuation:
