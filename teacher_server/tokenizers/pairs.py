@@ -196,7 +196,7 @@ class StudentTokenizers:
         sha256 = await self._thread.run(lambda: hashlib.sha256(upload.file).hexdigest())
         key, size = key_of(sha256, roles), len(upload.file)
         async with self._pool.hold(key, run, size) as process, self._tidying(key, process):
-            facts = await self._pool.open(process, roles, lambda: upload.file)
+            facts = await self._pool.open(process, run, roles, lambda: upload.file)
             if named:
                 check_uploaded_hash(upload.tokenizer_hash, facts.hash)
             levels = {
@@ -209,7 +209,7 @@ class StudentTokenizers:
             for teacher in asked:
                 if levels.get(teacher.name, Level.SAME) is not Level.SAME:
                     side = self._forks.sides[teacher.name].number
-                    await self._pool.build(process, teacher.name, side)
+                    await self._pool.build(process, run, teacher.name, side)
             known = [teacher for teacher in asked if teacher.name in levels]
             differences = await self._differences.describe(process, sha256, facts.hash, known)
             if facts.refusal is None:
@@ -277,7 +277,8 @@ class StudentTokenizers:
             LsmError: see ``Pool``.
         """
         async with self._opened(entry, run) as process:
-            await self._pool.build(process, teacher.name, self._forks.sides[teacher.name].number)
+            side = self._forks.sides[teacher.name].number
+            await self._pool.build(process, run, teacher.name, side)
             async with open_session(self._pool, process, run, teacher.name, tokens) as session:
                 yield session
 
@@ -302,7 +303,7 @@ class StudentTokenizers:
         """The process of a registered tokenizer."""
         await self._started()
         async with self._pool.hold(_key(entry), run, entry.file_bytes) as process:
-            await self._pool.open(process, entry.roles, partial(self._read, entry))
+            await self._pool.open(process, run, entry.roles, partial(self._read, entry))
             yield process
 
     def _read(self, entry: Entry) -> bytes:

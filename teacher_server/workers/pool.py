@@ -13,7 +13,6 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakValueDictionary
 
 from teacher_proto.errors import LsmError, OverloadedError, TeacherUnavailableError
 
@@ -27,7 +26,7 @@ from teacher_server.workers.inside.vocabularies import Roles
 from teacher_server.workers.memory import Expected, in_use, to_end, to_end_for
 from teacher_server.workers.process import Facts, StudentProcess, open_tokenizer, refused
 from teacher_server.workers.tables import to_forget
-from teacher_server.workers.turns import Turns
+from teacher_server.workers.turns import Turns, Use
 from teacher_server.workers.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -35,6 +34,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 # Tokenizers that are opened, or whose tables are built, at once.
 BUILDS = 2
+# More of them at once whose files have fewer bytes, of runs that have used little time.
+QUICK_BUILDS, SMALL_FILE = 2, 1 << 20
 # The part of a process's memory for the rows of the requests that it realigns: they are copied
 # and widened there.
 ROWS_SHARE = 8
@@ -82,9 +83,10 @@ class Pool:
         self._expected = Expected(min(settings.worker_memory_bytes, settings.max_memory_bytes))
         self._waiting: list[_Waiter] = []
         cores = max(2, os.cpu_count() or 2)
-        self._turns = Turns(cores, per_run=cores // 2)
-        self._builds = asyncio.Semaphore(BUILDS)
-        self._builds_of: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        use = Use()
+        self._turns = Turns(cores, per_run=cores // 2, quick=cores, use=use)
+        # A run prepares one tokenizer at once, so that it leaves room for the others.
+        self._builds = Turns(BUILDS, per_run=1, quick=QUICK_BUILDS, use=use)
         self._failures = Failures()
         self._ending = SingleThread("ending")
         self._background: set[asyncio.Task[Any]] = set()
@@ -114,10 +116,13 @@ class Pool:
         finally:
             self._leave(process, run)
 
-    async def open(self, process: StudentProcess, roles: Roles, read: Callable[[], bytes]) -> Facts:
+    async def open(
+        self, process: StudentProcess, run: str, roles: Roles, read: Callable[[], bytes]
+    ) -> Facts:
         """What is known of the tokenizer of a process that is held, which is opened first.
 
         Args:
+            run: in whose turn it is opened.
             read: its file; called in a thread where it is opened.
 
         Raises:
@@ -125,12 +130,12 @@ class Pool:
         """
 
         async def opened() -> Facts:
-            async with self._turn(process):
+            async with self._builds.take(run, process.file_bytes < SMALL_FILE) as turn:
                 file = await asyncio.to_thread(read)
                 seconds = self._settings.worker_seconds
                 tables = self._tables(process.key)
                 try:
-                    return await open_tokenizer(process, file, roles, tables, seconds)
+                    return await open_tokenizer(process, file, roles, tables, seconds, turn)
                 except FrameError:
                     raise self.distrust(process, None) from None
 
@@ -139,19 +144,19 @@ class Pool:
         assert process.opening is not None
         return await asyncio.shield(process.opening)
 
-    async def build(self, process: StudentProcess, teacher: str, side: int) -> None:
+    async def build(self, process: StudentProcess, run: str, teacher: str, side: int) -> None:
         """Builds the tables of an opened process that is held with this teacher's vocabulary,
         unless they are there; raises as ``StudentProcess.ask``.
 
         Args:
+            run: in whose turn they are built.
             side: the vocabulary's number.
         """
 
         async def built() -> None:
-            async with self._turn(process):
-                await process.ask(
-                    Frame("pair", {"teacher": teacher}), self._settings.worker_seconds
-                )
+            async with self._builds.take(run, process.file_bytes < SMALL_FILE) as turn:
+                frame = Frame("pair", {"teacher": teacher})
+                await process.ask(frame, self._settings.worker_seconds, turn=turn)
             process.teachers[side] = teacher
             if not process.asked:
                 process.expected_bytes = process.private_bytes
@@ -172,10 +177,10 @@ class Pool:
         blamed = None if frame.kind == "difference" else run
 
         async def asked() -> Frame:
-            async with self._turns.take(run):
+            async with self._turns.take(run) as turn:
                 began = time.monotonic()
                 try:
-                    return await process.ask(frame, seconds, run=blamed)
+                    return await process.ask(frame, seconds, run=blamed, turn=turn)
                 finally:
                     alone = not set(process.callers) - {run}
                     if blamed and not alone and time.monotonic() > began + LONG_STEP_SECONDS:
@@ -294,15 +299,6 @@ class Pool:
             self.in_background(one.ask(frame, self._settings.worker_seconds))
         self._admit()
 
-    @contextlib.asynccontextmanager
-    async def _turn(self, process: StudentProcess) -> AsyncIterator[None]:
-        """A run builds one thing at once, so that it leaves room for the others."""
-        own = self._builds_of.get(process.run)
-        if own is None:
-            own = self._builds_of[process.run] = asyncio.Lock()
-        async with own, self._builds:
-            yield
-
     async def _room_for(
         self, name: tuple[str, str | None], run: str, file_bytes: int
     ) -> StudentProcess:
@@ -351,7 +347,7 @@ class Pool:
             for one in ended:
                 self.end(one)
             rows = self._settings.worker_memory_bytes // ROWS_SHARE
-            process = StudentProcess(waiter.name, self._start, more, rows)
+            process = StudentProcess(waiter.name, self._start, waiter.file_bytes, more, rows)
             self._processes[waiter.name] = process
         self._enter(process, waiter.run)
         waiter.ready.set_result(process)

@@ -21,6 +21,7 @@ from teacher_server.workers.inside.errors import WorkerError
 from teacher_server.workers.inside.vocabularies import Roles
 from teacher_server.workers.memory import LEAST_BYTES
 from teacher_server.workers.room import Room
+from teacher_server.workers.turns import Turn
 from teacher_server.workers.worker import Worker
 
 RETRY_HINT = 1.0
@@ -54,6 +55,7 @@ class StudentProcess:
         callers: how often each run holds it; while any does it is kept.
         steps: that are waited for or going on, whether their callers have left or not.
         left_at: when the last caller left while there were steps, by the monotonic clock.
+        file_bytes: of the tokenizer's file.
         run: that it counts for: the first of those that hold it.
         opening, building: the work that opens it, and that builds the tables with a teacher's
             vocabulary, by that vocabulary's number; done or not.
@@ -70,6 +72,7 @@ class StudentProcess:
         self,
         name: tuple[str, str | None],
         start: Callable[[], Worker],
+        file_bytes: int,
         expected_bytes: int,
         row_bytes: int,
     ) -> None:
@@ -78,6 +81,7 @@ class StudentProcess:
         self.callers: Counter[str] = Counter()
         self.steps = 0
         self.left_at = 0.0
+        self.file_bytes = file_bytes
         self.run = ""
         self.opening: asyncio.Task[Facts] | None = None
         self.building: dict[int, asyncio.Task[None]] = {}
@@ -95,13 +99,16 @@ class StudentProcess:
         self._sessions = 0
         self._measured = 0.0
 
-    async def ask(self, frame: Frame, seconds: float, *, run: str | None = None) -> Frame:
+    async def ask(
+        self, frame: Frame, seconds: float, *, run: str | None = None, turn: Turn | None = None
+    ) -> Frame:
         """The answer to a message; what was asked before is answered first. A caller that is
         cancelled leaves when the step that was begun for it has ended.
 
         Args:
             seconds: of a processor that the step may take.
             run: whose request it is; None for what is asked of the tokenizer itself.
+            turn: in which it is asked; what it uses is noted there.
 
         Raises:
             InvalidRequestError: the tokenizer failed at this step, in a way that is its own.
@@ -111,7 +118,7 @@ class StudentProcess:
         if self.failed is not None or self._closed.is_set():
             raise lost()
         self.asked = self.asked or run is not None
-        begun = self._thread.submit(self._guarded, frame, seconds)
+        begun = self._thread.submit(self._guarded, frame, seconds, turn or Turn("", False))
         try:
             return await asyncio.wrap_future(begun)
         except asyncio.CancelledError:
@@ -170,23 +177,29 @@ class StudentProcess:
             worker.kill()
         self._thread.shutdown(wait=False)
 
-    def _guarded(self, frame: Frame, seconds: float) -> Frame:
+    def _guarded(self, frame: Frame, seconds: float, turn: Turn) -> Frame:
         """In the process's thread: whatever fails arrives as an ``Exception``."""
         try:
-            return self._ask(frame, seconds)
+            return self._ask(frame, seconds, turn)
         except BaseException as error:
             if is_ending(error):
                 raise
             raise as_exception(error) from None
 
-    def _ask(self, frame: Frame, seconds: float) -> Frame:
+    def _ask(self, frame: Frame, seconds: float, turn: Turn) -> Frame:
         if self._closed.is_set():
             raise WorkerError("has ended", own=False)
         if self._worker is None:
             self._worker = self._start()
         if self._closed.is_set():  # meanwhile
             self._worker.end()
-        answer = self._worker.ask(frame, seconds)
+        began, before = time.monotonic(), self._worker.processor_seconds()
+        try:
+            answer = self._worker.ask(frame, seconds)
+        finally:
+            after = self._worker.processor_seconds()
+            # Of a process that has ended nothing is known but how long it took.
+            turn.used += after - before if after else time.monotonic() - began
         if frame.kind in MEASURED or time.monotonic() > self._measured + MEASURE_SECONDS:
             self.private_bytes = self._worker.private_bytes() or self.private_bytes
             self._measured = time.monotonic()
@@ -194,12 +207,13 @@ class StudentProcess:
 
 
 async def open_tokenizer(
-    process: StudentProcess, file: bytes, roles: Roles, tables: str, seconds: float
+    process: StudentProcess, file: bytes, roles: Roles, tables: str, seconds: float, turn: Turn
 ) -> Facts:
     """Gives the process its tokenizer.
 
     Args:
         tables: folder for tables of pairs; empty for none.
+        turn: in which it is opened.
 
     Raises:
         LsmError: the file has no fingerprint; and as ``StudentProcess.ask``.
@@ -210,7 +224,7 @@ async def open_tokenizer(
         {"file": np.frombuffer(file, np.uint8)},
     )
     try:
-        answer = await process.ask(frame, seconds)
+        answer = await process.ask(frame, seconds, turn=turn)
     except LsmError as error:
         notes: list[str] = getattr(error, "__notes__", [])
         if not notes or hash_version(notes[0]) is None:

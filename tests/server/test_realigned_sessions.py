@@ -177,9 +177,9 @@ async def test_runs_with_one_tokenizer_share_its_process_and_each_takes_its_own_
     taken: list[str] = []
     take = Turns.take
 
-    def counted(self: Turns, run: str) -> Any:
+    def counted(self: Turns, run: str, quick: bool = True) -> Any:
         taken.append(run)
-        return take(self, run)
+        return take(self, run, quick)
 
     monkeypatch.setattr(Turns, "take", counted)
     engine.gate.set()

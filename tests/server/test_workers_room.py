@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from teacher_server.workers.room import Room
-from teacher_server.workers.turns import Turns
+from teacher_server.workers.turns import HALF_LIFE, Turns, Use
 
 pytestmark = pytest.mark.asyncio
 
@@ -68,8 +68,10 @@ async def turn(turns: Turns, run: str, log: list[str], leave: asyncio.Event) -> 
         await leave.wait()
 
 
-async def test_runs_take_turns_and_one_run_never_has_them_all() -> None:
-    turns, log = Turns(total=2, per_run=1), list[str]()
+async def test_the_run_that_has_used_least_is_next_and_one_run_never_has_all_turns() -> None:
+    use, log = Use(lambda: 0.0), list[str]()
+    turns = Turns(total=2, per_run=1, quick=0, use=use)
+    use.add("greedy", 5.0)
     asked = ["greedy", "greedy", "greedy", "other", "third"]
     leaves = [asyncio.Event() for _ in asked]
     tasks = [
@@ -79,16 +81,46 @@ async def test_runs_take_turns_and_one_run_never_has_them_all() -> None:
     assert log == ["greedy", "other"]
     leaves[0].set()
     await settled()
-    assert log == ["greedy", "other", "greedy"]
-    leaves[1].set()
+    assert log == ["greedy", "other", "third"]
+    leaves[3].set()
     await settled()
-    assert log == ["greedy", "other", "greedy", "third"]
+    assert log == ["greedy", "other", "third", "greedy"]
     tasks[2].cancel()
     for leave in leaves:
         leave.set()
     await asyncio.gather(*tasks, return_exceptions=True)
     async with asyncio.timeout(1), turns.take("a"), turns.take("b"):
         pass
+
+
+async def test_what_is_quick_finds_a_turn_beside_what_is_not() -> None:
+    use, log, leave = Use(lambda: 0.0), list[str](), asyncio.Event()
+    turns = Turns(total=1, per_run=1, quick=1, use=use, seconds=0.0)
+    for run in ("first", "second"):
+        use.add(run, 5.0)
+    long = [asyncio.create_task(turn(turns, run, log, leave)) for run in ("first", "second")]
+    await settled()
+    assert log == ["first"]  # the second has used much
+    for run in ("new", "newer"):  # each leaves the quick turn when it lasts
+        long.append(asyncio.create_task(turn(turns, run, log, leave)))
+        await settled()
+    async with asyncio.timeout(1), turns.take("little"):
+        pass
+    assert log == ["first", "new", "newer"]
+    leave.set()
+    await asyncio.gather(*long)
+    assert log[-1] == "second"
+    async with asyncio.timeout(1), turns.take("second"), turns.take("little"):
+        pass
+
+
+async def test_what_is_long_ago_counts_less() -> None:
+    at = 0.0
+    use = Use(lambda: at)
+    use.add("run", 8.0)
+    at = 2 * HALF_LIFE
+    assert use.of("run") == 2.0
+    assert use.of("another") == 0.0
 
 
 async def test_a_run_that_asks_for_much_leaves_others_their_turn() -> None:

@@ -71,6 +71,9 @@ class Child:
     def until_killed(self) -> None:
         assert self.killed.wait(LONG)
 
+    def processor_seconds(self) -> float:
+        return 0.0
+
     def private_bytes(self) -> int:
         return self._children.size
 
@@ -96,13 +99,13 @@ class Sharing:
 
     async def use(self, key: str, run: str, kind: str = "encode") -> Frame:
         async with self.pool.hold(key, run, 100) as process:
-            await self.pool.open(process, {}, lambda: b"{}")
-            await self.pool.build(process, "teacher", 0)
+            await self.pool.open(process, run, {}, lambda: b"{}")
+            await self.pool.build(process, run, "teacher", 0)
             return await self.pool.ask(process, run, Frame(kind), LONG)
 
     async def keep(self, key: str, run: str, leave: asyncio.Event) -> None:
         async with self.pool.hold(key, run, 100) as process:
-            await self.pool.open(process, {}, lambda: b"{}")
+            await self.pool.open(process, run, {}, lambda: b"{}")
             await leave.wait()
 
 
@@ -176,10 +179,10 @@ async def test_tables_are_not_blamed_on_the_tokenizer_once_it_was_asked(sharing:
     one.children.on("pair", fails)
     for _ in range(MAX_FAILURES + 1):
         async with one.pool.hold("shared", "evil", 100) as process:
-            await one.pool.open(process, {}, lambda: b"{}")
+            await one.pool.open(process, "run", {}, lambda: b"{}")
             await one.pool.ask(process, "evil", Frame("encode"), LONG)
             with pytest.raises(InvalidRequestError, match="took more than"):
-                await one.pool.build(process, "teacher", 1)
+                await one.pool.build(process, "run", "teacher", 1)
     del one.children.steps["pair"]
     await one.use("shared", "good")
 
@@ -218,8 +221,8 @@ async def test_tables_that_nobody_waits_for_cost_no_other_run_its_own(sharing: A
 async def test_tables_in_use_are_kept(sharing: Any) -> None:
     one = sharing(max_pairs=1)
     async with one.pool.hold("good", "good", 100) as process:
-        await one.pool.open(process, {}, lambda: b"{}")
-        await one.pool.build(process, "teacher", 0)
+        await one.pool.open(process, "run", {}, lambda: b"{}")
+        await one.pool.build(process, "run", "teacher", 0)
         await one.use("evil", "evil")
         assert process.teachers == {0: "teacher"}
     assert sum(len(one.teachers) for one in one.pool._processes.values()) == 1
@@ -299,8 +302,8 @@ async def test_what_has_grown_goes_first_and_what_is_in_use_as_expected_stays(sh
     await turned()
     await one.use("idle", "good", "texts")
     async with one.pool.hold("evil", "evil", 100) as process:
-        await one.pool.open(process, {}, lambda: b"{}")
-        await one.pool.build(process, "teacher", 0)
+        await one.pool.open(process, "run", {}, lambda: b"{}")
+        await one.pool.build(process, "run", "teacher", 0)
         process._measured = 0.0
         one.children.size = 1024 * MIB
         await one.pool.ask(process, "evil", Frame("encode"), LONG)
