@@ -212,7 +212,7 @@ async def test_tables_of_no_registration_are_not_left_behind(
     empty: Running, student_file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables = empty.server._config.tokenizers.folder / "tables"  # type: ignore[operator]
-    built = []
+    built: list[Path] = []
 
     def put(self: TokenizerStore, *given: Any) -> Any:
         built.extend(tables.iterdir())
@@ -220,11 +220,9 @@ async def test_tables_of_no_registration_are_not_left_behind(
 
     with monkeypatch.context() as patch:
         patch.setattr(TokenizerStore, "put", put)
-        with pytest.raises(OverloadedError):
-            file = changed(student_file, name_extra(44))
-            async with AsyncTeacherClient(
-                empty.server.grpc_address, run="run", max_attempts=1
-            ) as client:
+        file, address = changed(student_file, name_extra(44)), empty.server.grpc_address
+        async with AsyncTeacherClient(address, run="run", max_attempts=1) as client:
+            with pytest.raises(OverloadedError):
                 await client.register_tokenizer(upload(file), timeout=LONG)
     assert len(built) == 1
     await eventually(lambda: list(tables.iterdir()) == [])
@@ -395,7 +393,8 @@ async def test_a_request_ends_with_the_tokenizer_that_it_began_with(
 async def test_a_registration_is_work_that_a_server_ends_with(
     empty: Running, student_file: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    register, seen = StudentTokenizers.register, []
+    register: Any = StudentTokenizers.register
+    seen: list[int] = []
 
     async def watched(self: StudentTokenizers, *given: Any, **named: Any) -> Any:
         seen.append(empty.server.lifecycle.active)
