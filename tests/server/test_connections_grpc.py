@@ -272,8 +272,9 @@ async def test_a_new_caller_finds_room_among_connections_that_only_sit_there(
 async def test_a_new_caller_finds_room_among_connections_that_called_once(strict: Running) -> None:
     async with callers(strict, CONNECTIONS - 5) as neighbours, callers(strict, 5) as last:
         for caller in (*neighbours, *last):
-            caller.begin(1, GET_TEACHER)
-            await caller.send(1, message(0), end=True)
+            with contextlib.suppress(ConnectionError):  # it may have given way before it called
+                caller.begin(1, GET_TEACHER)
+                await caller.send(1, message(0), end=True)
         assert await checked(strict.server.grpc_address) == 1
         await strict.score(strict.request(request_id="among-idle"))
         await eventually(lambda: any(one.ended.is_set() for one in (*neighbours, *last)))
