@@ -36,9 +36,8 @@ T = TypeVar("T")
 BUILDS = 2
 # More of them at once whose files have fewer bytes, of runs that have used little time.
 QUICK_BUILDS, SMALL_FILE = 2, 1 << 20
-# The part of a process's memory for the rows of the requests that it realigns: they are copied
-# and widened there.
-ROWS_SHARE = 8
+# The part of a process's memory for the requests that it realigns, each by what it takes.
+ROWS_SHARE = 2
 # Seconds that a tokenizer waits for memory that others are using, at most.
 ROOM_SECONDS = 30.0
 RETRY_HINT = 5.0
