@@ -123,8 +123,9 @@ class StudentProcess:
             return await asyncio.wrap_future(begun)
         except asyncio.CancelledError:
             if not begun.cancelled():
-                await asyncio.wait([asyncio.wrap_future(begun)])
-                error = begun.exception()
+                ended = asyncio.wrap_future(begun)
+                await asyncio.wait([ended])
+                error = ended.exception()
                 if isinstance(error, WorkerError):
                     self._note(error, run)
             raise
