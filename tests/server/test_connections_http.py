@@ -136,6 +136,32 @@ async def test_who_has_asked_is_read_before_it_gives_way_to_a_flood() -> None:
                 assert (await asyncio.wait_for(reading, LONG)).startswith(b"HTTP/1.1 200")
 
 
+async def test_chunks_of_who_has_left_are_not_read() -> None:
+    class Gone(App):
+        data = 0
+        told = ""
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            await self.gate.wait()
+            while (message := await receive())["type"] == "http.request":
+                self.data += len(message["body"])
+            self.told = message["type"]
+            self.ended += 1
+
+    app = Gone()
+    app.gate.clear()
+    chunks = 10_000
+    async with alone(app, PATIENT, ConnectionBounds(4, 4)) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port))) as peer:
+            head = POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked")
+            peer.sendall(head + b"1\r\n \r\n" * chunks)
+        app.gate.set()
+        await eventually(lambda: app.ended == 1)
+    assert app.told == "http.disconnect"
+    assert app.data < chunks // 10
+
+
 async def test_slow_bodies_keep_nobody_out() -> None:
     bounds = ConnectionBounds(4, 4)
     async with alone(App(), PATIENT, bounds) as server, idle(server, 4) as peers:

@@ -18,9 +18,10 @@ from teacher_server.http.connection.table import Entry
 
 log = logging.getLogger(__name__)
 
-# Connections that are taken before the loop does something else. A new one's first bytes are
-# read a few turns later; with many in a turn, a flood would make it give way before that.
-TURN = 4
+# Connections that are taken before the loop does something else, at most, and one in so many of
+# those there may be: a new one's first bytes are read a few turns later, and with many in a turn
+# a flood would make it give way before that.
+TURN, TURNS = 16, 10
 # Connections that are closed at once when there are no files to take them.
 TURNED_AWAY = 32
 OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -43,6 +44,7 @@ class Acceptor:
         self._listener = listener
         self._host = host
         self._context = context
+        self._turn = max(1, min(TURN, host.table.most // TURNS))
         self._loop = asyncio.get_running_loop()
         self._connections: dict[Entry, Connection] = {}
         self._opening: dict[Entry, asyncio.Task[None]] = {}
@@ -81,7 +83,7 @@ class Acceptor:
 
     def _accept(self) -> None:
         try:
-            for _ in range(TURN):
+            for _ in range(self._turn):
                 connection, peer = self._listener.accept()
                 self._enter(connection, str(peer[0]))
         except OSError as error:

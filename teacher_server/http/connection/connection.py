@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -34,6 +35,8 @@ LINGER_BYTES = 1024 * 1024
 # Bytes of a chunk's own line, at most.
 LONGEST_LINE = 16 * 1024
 RETRY_SECONDS = 1.0
+# The state of a TCP connection that both ends have open (Linux, tcp_states.h).
+ESTABLISHED = 1
 
 
 class Connection(H11Protocol, asyncio.BufferedProtocol):
@@ -104,6 +107,15 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._unset_keepalive_if_required()
         self.unread.clear()
         self._lost(self.entry)
+
+    def left(self) -> bool:
+        """Whether the caller has closed its end; True where Linux says so, before all that it
+        sent was read."""
+        asked = self._socket.get_extra_info("socket")
+        if not hasattr(socket, "TCP_INFO") or asked.family == socket.AF_UNIX:
+            return False
+        state: bytes = asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+        return state[0] != ESTABLISHED
 
     def abort(self) -> None:
         """Ends the connection at once."""

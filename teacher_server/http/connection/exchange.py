@@ -19,9 +19,9 @@ from teacher_server.http.connection.table import Entry, Rank
 FREE_FRAMING = 64 * 1024
 FRAMING = 32
 # Bytes of a body that are parsed at once. Where the length is declared, they cost as much as
-# one; chunks cost each, 340 of which fit in 2 KiB, and bodies in chunks take turns.
+# one; chunks cost each, 85 of which fit in 512 bytes, and bodies in chunks take turns.
 PIECE = 64 * 1024
-PIECE_OF_CHUNKS = 2 * 1024
+PIECE_OF_CHUNKS = 512
 # Pieces of a body that nobody asked for, which are passed over before the response.
 SKIPPED = 4
 # Bytes that are written at once.
@@ -39,6 +39,7 @@ class Carrier(Protocol):
     unread: bytearray
 
     def parse(self, data: bytes) -> None: ...
+    def left(self) -> bool: ...
     def abort(self) -> None: ...
 
 
@@ -131,7 +132,9 @@ class Exchange:
     def _take_turn(self) -> None:
         self._in_line = False
         waiting = self._wanted and not self._cycle.body
-        if waiting and self._parse_piece() and self._chunked:
+        if waiting and self._chunked and self._connection.left():
+            self._connection.abort()  # nobody waits for what the chunks would cost
+        elif waiting and self._parse_piece() and self._chunked:
             self.feed()  # the piece may have been framing alone
 
     def _parse_piece(self) -> bool:

@@ -68,6 +68,7 @@ class Table:
 
     def __init__(self, bounds: ConnectionBounds) -> None:
         self._bounds = bounds
+        self.most = bounds.total
         self._groups: dict[str, _Group] = {}
         self._reserve: dict[Entry, None] = {}
         self._count = 0
