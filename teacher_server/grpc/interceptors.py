@@ -29,7 +29,7 @@ from teacher_server.grpc.servicer import SERVICE, Method
 
 log = logging.getLogger(__name__)
 
-PUBLIC_METHODS = frozenset(f"/{health.NAME}/{name}" for name in health.DESCRIPTOR.methods_by_name)
+PUBLIC_METHODS = frozenset(f"/{health.NAME}/{name}" for name in health.METHODS)
 OWN = f"/{SERVICE}/"
 # Bytes of a message to another service than ours: it holds names.
 MOST_ELSEWHERE = 4096
