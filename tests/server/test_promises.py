@@ -129,9 +129,10 @@ async def test_a_joined_request_outlives_a_cancelled_original(server: Running) -
     original = asyncio.create_task(server.raw_score(body))
     await engine.has_jobs(1)
     joiner = asyncio.create_task(server.raw_score(body))
-    await active(server, 2)
+    (running,) = server.server.service._replay._running.values()
+    await eventually(lambda: running.waiters == 2)
     original.cancel()
-    await active(server, 1)
+    await eventually(lambda: running.waiters == 1)
     engine.gate.set()
     reply = codec.decode_reply(await joiner)
     assert reply.request_id == "request-1"
