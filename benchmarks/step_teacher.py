@@ -19,6 +19,7 @@ from teacher_proto.rows import Rows, Support, Values
 
 from teacher_server import cli
 from teacher_server.engines.base import EngineDescription, Job, JobResult
+from teacher_server.scoring.jobs import tokens_of
 from teacher_server.teachers import load
 
 
@@ -50,7 +51,7 @@ class TimedEngine:
         self._free_at = max(self._free_at, time.monotonic()) + seconds
         await asyncio.sleep(self._free_at - time.monotonic())
         rows = tuple(self._rows(len(span.positions), job) for span in job.spans)
-        return JobResult(rows, computed_tokens=job.tokens, engine_seconds=seconds)
+        return JobResult(rows, computed_tokens=tokens_of(job), engine_seconds=seconds)
 
     def _rows(self, count: int, job: Job) -> Rows:
         log_prob = -np.log(self.description.vocabulary_size)

@@ -20,6 +20,7 @@ from teacher_proto.errors import TeacherUnavailableError
 from teacher_proto.rows import Rows, Support, Values
 
 from teacher_server.engines.base import EngineDescription, Job, JobResult, ScoredSpan
+from teacher_server.scoring.jobs import tokens_of
 
 
 @dataclass(eq=False)
@@ -93,9 +94,9 @@ class TimedEngine:
                 continue
             self._began(task.job)
             begin = time.monotonic()
-            time.sleep(task.job.tokens / self._rate)
+            time.sleep(tokens_of(task.job) / self._rate)
             rows = tuple(self._rows(task.job, span) for span in task.job.spans)
-            result = JobResult(rows, task.job.tokens, time.monotonic() - begin)
+            result = JobResult(rows, tokens_of(task.job), time.monotonic() - begin)
             self._loop.call_soon_threadsafe(_settle, task.future, result)
 
     def _rows(self, job: Job, span: ScoredSpan) -> Rows:

@@ -39,6 +39,11 @@ def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
     )
 
 
+def tokens_of(job: Job) -> int:
+    """Tokens that a single pass over the group has to read."""
+    return len(job.prompt_ids) + sum(len(span.token_ids) for span in job.spans)
+
+
 @dataclass(frozen=True)
 class JobRunner:
     """Runs the jobs of one request, each through the teacher's queue and engine.
@@ -62,7 +67,7 @@ class JobRunner:
             EngineError, TeacherUnavailableError: the engine failed.
         """
         # What a single pass over the group has to read.
-        tokens = len(job.prompt_ids) + sum(len(span.token_ids) for span in job.spans)
+        tokens = tokens_of(job)
         ticket = Ticket(tokens=tokens, policy=self.policy, deadline=self.deadline)
         async with contextlib.AsyncExitStack() as held:
             with tracing.span("admission", lsm_tokens=tokens):

@@ -13,6 +13,7 @@ from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavail
 
 from teacher_server.engines.base import Engine, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.scoring.jobs import tokens_of
 from tests.engines.conformance import (
     Subject,
     assert_equals_reference,
@@ -264,7 +265,7 @@ async def test_computed_tokens_count_a_shared_prompt_once(engine: Engine) -> Non
     # The prompt but for its last token; each continuation but for its last token,
     # after the prompt's last one.
     assert result.computed_tokens == 99 + 10 + 20 + 15 + 5
-    assert result.computed_tokens < job.tokens
+    assert result.computed_tokens < tokens_of(job)
 
 
 @pytest.mark.parametrize("name", ["max_batch_tokens", "head_block_rows"])

@@ -25,7 +25,7 @@ from teacher_server.realign.requests.further_rows import context_free_prompt, le
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.scoring.context import GRPC, RequestContext
-from teacher_server.scoring.jobs import JobRunner
+from teacher_server.scoring.jobs import JobRunner, tokens_of
 from teacher_server.scoring.realigned_path import realigned_scores
 from tests.realign.toys import SPACE, toy
 from tests.server.crossed import TEXT, block, file_of, given, request, upload
@@ -138,7 +138,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     class Toy(JobRunner):
         async def run(self, job: Job) -> JobResult:
             asked.append(job)
-            return JobResult(tuple(answer(job, one) for one in job.spans), job.tokens, 0.0)
+            return JobResult(tuple(answer(job, one) for one in job.spans), tokens_of(job), 0.0)
 
     def answer(job: Job, sequence: ScoredSpan) -> Rows:
         read = [*job.prompt_ids.tolist(), *sequence.token_ids.tolist()]
@@ -180,6 +180,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         lanes=Lanes(),
         students=nothing,
         seen=nothing,
+        entry=nothing,
     )
     await realigned_scores(
         context,

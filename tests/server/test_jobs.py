@@ -12,7 +12,7 @@ from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
-from teacher_server.scoring.jobs import JobRunner
+from teacher_server.scoring.jobs import JobRunner, tokens_of
 from teacher_server.teachers.load import load_teachers
 from tests.server.running import eventually
 
@@ -45,7 +45,7 @@ async def test_a_runner_adds_up_what_its_jobs_take(tiny_model_dir: Path) -> None
         await teacher.engine.close()
     assert first.computed_tokens > 0
     assert first.engine_seconds > 0
-    assert runner.cost.job_tokens == 2 * JOB.tokens == 10
+    assert runner.cost.job_tokens == 2 * tokens_of(JOB) == 10
     assert runner.cost.computed_tokens == first.computed_tokens + second.computed_tokens
     assert runner.cost.engine_seconds == first.engine_seconds + second.engine_seconds
     assert runner.cost.queue_seconds > waited
