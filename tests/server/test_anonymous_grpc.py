@@ -4,7 +4,6 @@ others leave unfinished, and what they may leave is bounded in number, bytes and
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from teacher_server.config import MIB
 from teacher_server.grpc import health, interceptors
 from teacher_server.grpc.places import Full, Places
 from tests.server.running import LONG, Running, eventually, running
-from tests.support.http2 import RawCaller, message, raw_caller
+from tests.support.http2 import message, raw_callers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -48,15 +47,6 @@ async def server(tiny_model_dir: Path) -> AsyncIterator[Running]:
             yield found
 
 
-@contextlib.asynccontextmanager
-async def callers(server: Running, count: int, **options: Any) -> AsyncIterator[list[RawCaller]]:
-    async with contextlib.AsyncExitStack() as stack:
-        address = server.server.grpc_address
-        yield [
-            await stack.enter_async_context(raw_caller(address, **options)) for _ in range(count)
-        ]
-
-
 async def checked(server: Running) -> int:
     """The status of health, as a probe asks for it: over a new connection."""
     options = [("grpc.use_local_subchannel_pool", 1)]
@@ -80,7 +70,7 @@ async def test_a_probe_waits_for_none_of_those_that_stall(
 ) -> None:
     monkeypatch.setattr(health, "READ_SECONDS", 1000.0)
     monkeypatch.setattr(health, "LATE_SECONDS", 1000.0)
-    async with callers(server, 100) as attackers:
+    async with raw_callers(server.server.grpc_address, 100) as attackers:
         for attacker in attackers:
             for number in range(4):
                 attacker.begin(1 + 2 * number, CHECK)
@@ -108,7 +98,7 @@ async def test_who_does_not_take_an_answer_of_health_loses_the_connection(
     server: Running, method: str
 ) -> None:
     before = await cut(server, "unread_reply")
-    async with callers(server, 2, window=0) as attackers:
+    async with raw_callers(server.server.grpc_address, 2, window=0) as attackers:
         for attacker in attackers:
             attacker.begin(1, method)
             await attacker.send(1, message(0), end=True)
@@ -119,7 +109,7 @@ async def test_who_does_not_take_an_answer_of_health_loses_the_connection(
 
 
 async def test_a_connection_checks_few_times_at_once(server: Running) -> None:
-    async with callers(server, 1, window=0) as (attacker,):
+    async with raw_callers(server.server.grpc_address, 1, window=0) as (attacker,):
         for number in range(health.MOST_CHECKS + 1):
             attacker.begin(1 + 2 * number, CHECK)
             await attacker.send(1 + 2 * number, message(0), end=True)
@@ -146,7 +136,7 @@ async def test_what_is_done_at_once_needs_no_place() -> None:
 
 async def test_a_message_to_reflection_is_charged_and_has_its_time(server: Running) -> None:
     budget = server.server.service.budget.queue
-    async with callers(server, 1) as (attacker,):
+    async with raw_callers(server.server.grpc_address, 1) as (attacker,):
         attacker.begin(1, REFLECTION)
         await attacker.send(1, message(len(LIST)) + LIST)
         await attacker.send(1, message(BODY) + bytes(1000))
@@ -161,7 +151,7 @@ async def test_a_reply_of_reflection_that_nobody_takes_ends_the_connection(
     server: Running,
 ) -> None:
     before = await cut(server, "unread_reply")
-    async with callers(server, 1, window=0) as (attacker,):
+    async with raw_callers(server.server.grpc_address, 1, window=0) as (attacker,):
         attacker.begin(1, REFLECTION)
         await attacker.send(1, message(len(LIST)) + LIST)
         async with asyncio.timeout(LONG):
@@ -170,7 +160,9 @@ async def test_a_reply_of_reflection_that_nobody_takes_ends_the_connection(
 
 
 async def test_an_address_has_few_streams_of_reflection(server: Running) -> None:
-    async with callers(server, interceptors.MOST_STREAMS_BY_OWNER + 1) as attackers:
+    async with raw_callers(
+        server.server.grpc_address, interceptors.MOST_STREAMS_BY_OWNER + 1
+    ) as attackers:
         for attacker in attackers:
             attacker.begin(1, REFLECTION)
         statuses = await asyncio.gather(*(attacker.status() for attacker in attackers))
@@ -181,7 +173,7 @@ async def test_a_stream_of_reflection_ends(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interceptors, "STREAM_SECONDS", 0.1)
-    async with callers(server, 1) as (attacker,):
+    async with raw_callers(server.server.grpc_address, 1) as (attacker,):
         attacker.begin(1, REFLECTION)
         assert await attacker.status() == LATE
         assert b"the stream was open for 0.1 s" in attacker.text

@@ -36,7 +36,7 @@ from tests.server.running import (
     http_client,
     running,
 )
-from tests.support.http2 import RawCaller, message, raw_caller
+from tests.support.http2 import message, raw_caller, raw_callers
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -68,15 +68,6 @@ async def strict(tiny_model_dir: Path) -> AsyncIterator[Running]:
             yield found
 
 
-@contextlib.asynccontextmanager
-async def callers(server: Running, count: int, **options: Any) -> AsyncIterator[list[RawCaller]]:
-    async with contextlib.AsyncExitStack() as stack:
-        address = server.server.grpc_address
-        yield [
-            await stack.enter_async_context(raw_caller(address, **options)) for _ in range(count)
-        ]
-
-
 async def checked(address: str, request: bytes = b"") -> int:
     """The status of health, by a new connection that waits until it comes about."""
     options = [("grpc.use_local_subchannel_pool", 1), ("grpc.max_reconnect_backoff_ms", 100)]
@@ -88,7 +79,7 @@ async def checked(address: str, request: bytes = b"") -> int:
 
 async def test_bodies_without_an_end_hold_what_is_charged_and_are_ended(strict: Running) -> None:
     budget = strict.server.service.budget
-    async with callers(strict, 12) as attackers:
+    async with raw_callers(strict.server.grpc_address, 12) as attackers:
         sending = []
         for attacker in attackers:
             attacker.begin(1, SCORE)
@@ -129,7 +120,7 @@ async def test_a_registration_that_stops_is_ended(strict: Running) -> None:
 
 async def test_replies_that_nobody_takes_hold_what_is_charged_and_are_cut(strict: Running) -> None:
     budget = strict.server.service.budget
-    async with callers(strict, 4, window=0) as attackers:
+    async with raw_callers(strict.server.grpc_address, 4, window=0) as attackers:
         for number, attacker in enumerate(attackers):
             request = strict.request(request_id=f"unread-{number}", top_k=320)
             request = replace(request, continuations=(continuation(*range(5, 45)),))
@@ -148,7 +139,7 @@ async def test_replies_that_nobody_takes_hold_what_is_charged_and_are_cut(strict
 async def test_calls_without_bodies_hold_what_their_replies_are(strict: Running) -> None:
     """Replies that nobody takes are small, however large a message could have been."""
     budget = strict.server.service.budget
-    async with callers(strict, 8, window=0) as attackers:
+    async with raw_callers(strict.server.grpc_address, 8, window=0) as attackers:
         for attacker in attackers:
             for stream in range(1, 21, 2):
                 attacker.begin(stream, GET_TEACHER)
@@ -230,7 +221,7 @@ async def test_who_waits_for_room_is_calling(
         for port in range(UNREAD_AT_ONCE):
             owner = Owner("", f"127.0.0.1:{port}", "127.0.0.1")
             await stack.enter_async_context(budget.hold(owner, budget.queue.unread, unread=True))
-        (caller,) = await stack.enter_async_context(callers(strict, 1))
+        (caller,) = await stack.enter_async_context(raw_callers(strict.server.grpc_address, 1))
         caller.begin(1, GET_TEACHER)
         await caller.send(1, message(0), end=True)
         await eventually(lambda: bool(made))
@@ -267,7 +258,7 @@ async def test_a_new_caller_finds_room_among_connections_that_only_sit_there(
     strict: Running,
 ) -> None:
     """They speak HTTP/2, so that no time-out of a handshake ends them."""
-    async with callers(strict, 2 * CONNECTIONS) as attackers:
+    async with raw_callers(strict.server.grpc_address, 2 * CONNECTIONS) as attackers:
         assert await checked(strict.server.grpc_address) == 1
         await strict.score(strict.request(request_id="among"))
         async with http_client(strict.server.http_address, ClientCredentials()) as http:
@@ -276,7 +267,8 @@ async def test_a_new_caller_finds_room_among_connections_that_only_sit_there(
 
 
 async def test_a_new_caller_finds_room_among_connections_that_called_once(strict: Running) -> None:
-    async with callers(strict, CONNECTIONS - 5) as neighbours, callers(strict, 5) as last:
+    address = strict.server.grpc_address
+    async with raw_callers(address, CONNECTIONS - 5) as neighbours, raw_callers(address, 5) as last:
         for caller in (*neighbours, *last):
             with contextlib.suppress(ConnectionError):  # it may have given way before it called
                 caller.begin(1, GET_TEACHER)

@@ -138,3 +138,13 @@ async def raw_caller(address: str, *, window: int = DEFAULT_WINDOW) -> AsyncIter
         reading.cancel()
         await asyncio.gather(reading, return_exceptions=True)
         writer.close()
+
+
+@contextlib.asynccontextmanager
+async def raw_callers(
+    address: str, count: int, *, window: int = DEFAULT_WINDOW
+) -> AsyncIterator[list[RawCaller]]:
+    """So many of them, each with a connection of its own."""
+    async with contextlib.AsyncExitStack() as stack:
+        callers = [raw_caller(address, window=window) for _ in range(count)]
+        yield [await stack.enter_async_context(one) for one in callers]
