@@ -252,6 +252,7 @@ async def test_replies_that_are_there_never_wait() -> None:
             await hold.resize(ROOM - 40)
             await asyncio.sleep(0)
             hold.settle(4 * ROOM)
+            assert hold.claim.size == 4 * ROOM
             await asyncio.sleep(0)
 
     async with asyncio.timeout(10):
