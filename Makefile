@@ -41,9 +41,13 @@ quickstart-cross: $(VENV)/.quickstart ## the same across tokenizers: the student
 
 # Files of tests go to so many processes; 0 runs all in one, as a debugger needs it.
 TEST_PROCESSES ?= 2
+# Python 3.11 may fail while it parses a source next to other threads (SystemError: AST
+# constructor recursion depth mismatch), and a process of tests ends with it. Native
+# tracebacks are not parsed.
+PYTEST_MANY := -n $(TEST_PROCESSES) --dist loadfile --tb=native
 
 test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest $(PYTEST_MANY) $(ARGS)
 
 test-install: $(VENV)/.dev ## both programs where pip has installed them, torch and all (5 minutes)
 	$(BIN)/python -m pytest -m install tests/packaging $(ARGS)
@@ -67,7 +71,7 @@ $(FLOOR_VENV)/.installed: pyproject.toml constraints.txt .ci/floors.py | $(FLOOR
 # Left out: what needs tools for development (stubs, site), and packaging, which the
 # declared versions do not touch.
 test-floor: $(FLOOR_VENV)/.installed ## the tests with every dependency at its lowest declared version
-	$(FLOOR_BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --ignore tests/packaging --ignore tests/docs/test_site.py \
+	$(FLOOR_BIN)/python -m pytest $(PYTEST_MANY) --ignore tests/packaging --ignore tests/docs/test_site.py \
 	  --deselect tests/contract/test_stubs_and_imports.py::test_the_stubs_are_those_of_the_sources \
 	  --deselect tests/contract/test_stubs_and_imports.py::test_the_check_sees_drift $(ARGS)
 

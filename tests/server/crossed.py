@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import (
     ChatMessage,
@@ -22,6 +23,16 @@ from tests.server.running import Running, continuation
 
 EVERYTHING = Returns(sampled=True, log_tail=True, realignment=True)
 TEXT = "The student learns from every token; def score(self): return 12345 rows."
+
+
+def student_processes() -> dict[int, list[psutil.Process]]:
+    """The children of the process that students' processes are forked from, by its number.
+    Other tests of one session have processes of other kinds beside them."""
+    return {
+        one.pid: one.children()
+        for one in psutil.Process().children()
+        if "teacher_server.workers.inside.fork_server" in one.cmdline()
+    }
 
 
 def upload(file: bytes, **changes: Any) -> TokenizerUpload:

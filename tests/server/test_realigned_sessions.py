@@ -30,7 +30,7 @@ from teacher_server.tokenizers.pairs import StudentTokenizers
 from teacher_server.workers.process import StudentProcess
 from teacher_server.workers.session import Session
 from teacher_server.workers.turns import Turns
-from tests.server.crossed import TEXT, file_of, request, upload
+from tests.server.crossed import TEXT, file_of, request, student_processes, upload
 from tests.server.running import LONG, Running, body_of, continuation, eventually, running
 from tests.support.realigning import InProcess
 
@@ -62,9 +62,14 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def students() -> list[psutil.Process]:
-    """The processes of students' tokenizers: those that are forked from the one that the
-    server started."""
-    return [child for one in psutil.Process().children() for child in one.children()]
+    return [child for children in student_processes().values() for child in children]
+
+
+@pytest_asyncio.fixture(autouse=True, loop_scope="module")
+async def nothing_stays_held(crossed: Running) -> AsyncIterator[None]:
+    """A test that fails while it holds the engine fails alone."""
+    yield
+    crossed.engines["default"].gate.set()
 
 
 def asked(server: Running, file: bytes, tokens: list[int], name: str, **changes: Any) -> Any:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from teacher_server.workers.failures import MAX_FAILURES
 from teacher_server.workers.inside.components import MAX_TOKENS
-from tests.server.crossed import TEXT, changed, request, upload
+from tests.server.crossed import TEXT, changed, request, student_processes, upload
 from tests.server.running import LONG, Running, eventually, running
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -173,20 +173,11 @@ async def test_a_file_that_takes_too_long_or_too_much_memory_is_refused(
     await neighbours_score(guarded, student_file, student, "after-slow")
 
 
-def processes() -> dict[int, list[psutil.Process]]:
-    """The children of the process that students' processes are forked from, by its number."""
-    return {
-        one.pid: one.children()
-        for one in psutil.Process().children()
-        if "teacher_server.workers.inside.fork_server" in one.cmdline()
-    }
-
-
 async def test_a_process_that_is_killed_is_started_again(
     guarded: Running, student_file: bytes, student: Tokenizer
 ) -> None:
     expected = await neighbours_score(guarded, student_file, student, "before")
-    (children,) = processes().values()
+    (children,) = student_processes().values()
     for child in children:
         child.kill()
     await eventually(lambda: all(c.status() == psutil.STATUS_ZOMBIE for c in children))
@@ -200,10 +191,10 @@ async def test_the_process_they_are_forked_from_is_started_again(
     guarded: Running, student_file: bytes, student: Tokenizer
 ) -> None:
     await neighbours_score(guarded, student_file, student, "before-the-fork-server")
-    ((number, children),) = processes().items()
+    ((number, children),) = student_processes().items()
     os.kill(number, signal.SIGKILL)
     await eventually(lambda: not any(child.is_running() for child in children))
-    await eventually(lambda: number not in processes() and len(processes()) == 1)
+    await eventually(lambda: number not in student_processes() and len(student_processes()) == 1)
 
     async def answered() -> bool:
         await live(guarded)
@@ -222,7 +213,7 @@ async def test_a_process_that_never_answers_is_ended(
     guarded: Running, student_file: bytes, student: Tokenizer
 ) -> None:
     await neighbours_score(guarded, student_file, student, "before-stop")
-    (children,) = processes().values()
+    (children,) = student_processes().values()
     for child in children:
         child.suspend()
     asking = asyncio.create_task(neighbours_score(guarded, student_file, student, "stopped"))
