@@ -159,11 +159,16 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Returns:
-    """What to return beside the support; each only when asked for."""
+    """What to return beside the support; each only when asked for.
+
+    Attributes:
+        coarse: COARSE rows in place of masked ones where they can be; with ``realignment``.
+    """
 
     sampled: bool = True
     log_tail: bool = False
     realignment: bool = False
+    coarse: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,11 +217,32 @@ class PositionClass(enum.IntEnum):
     MID = 4
     SPECIAL = 5
     MASKED = 6
+    COARSE = 7
+
+
+class MaskReason(enum.IntEnum):
+    """Why a row is masked or coarse: the first that holds, in this order (v1/score.proto)."""
+
+    NOT_CANONICAL = 1
+    UNREADABLE = 2
+    NO_COUNTERPART = 3
+    LONG_CHUNK = 4
+    MERGED_SPACES = 5
+    LITTLE_AGREES = 6
+    NOTHING_CERTIFIED = 7
+    LARGE_REST = 8
+    ONE_CERTIFIED = 9
+    DOUBTFUL = 10
 
 
 @dataclass(frozen=True)
 class Realignment:
-    """Per row (R) and per chunk (C); see v1/score.proto."""
+    """Per row (R) and per chunk (C); see v1/score.proto.
+
+    Attributes:
+        mask_reason: uint8 [R], values of MaskReason, 0 for rows that are neither masked nor
+            coarse, and others of a newer server; None: an older server, which does not say.
+    """
 
     coverage: Float32
     open_mass: Float32
@@ -224,6 +250,7 @@ class Realignment:
     position_class: UInt8
     chunk_index: Int32
     chunk_log_likelihood: Float32
+    mask_reason: UInt8 | None = None
 
 
 @dataclass(frozen=True)

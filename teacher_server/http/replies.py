@@ -14,7 +14,9 @@ from teacher_proto.types import (
     ContinuationScores,
     Float32,
     Int32,
+    MaskReason,
     PositionClass,
+    Realignment,
     ScoreReply,
     ScoreRequest,
     ServerInfo,
@@ -167,9 +169,17 @@ def _row_parts(
         block = scores.realignment
         parts["realignment"] = {
             "position_class": PositionClass(int(block.position_class[slot])).name,
+            "mask_reason": _reason(block, slot),
             "coverage": float(block.coverage[slot]),
             "open_mass": float(block.open_mass[slot]),
             "lost_mass": float(block.lost_mass[slot]),
             "chunk": int(block.chunk_index[slot]),
         }
     return parts
+
+
+def _reason(block: Realignment, slot: int) -> str | None:
+    """The reason's name; None for a row that is neither masked nor coarse."""
+    if block.mask_reason is None or not block.mask_reason[slot]:
+        return None
+    return MaskReason(int(block.mask_reason[slot])).name

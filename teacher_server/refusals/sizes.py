@@ -27,7 +27,7 @@ class RowBytes(NamedTuple):
     chunk: int
 
 
-ARRAYS = RowBytes(row=16, realigned=17, chunk=4)
+ARRAYS = RowBytes(row=16, realigned=18, chunk=4)
 # Times the limit of a reply: what the teacher's rows may take, of which a realigned reply
 # keeps a part.
 ROWS_PER_REPLY = 4

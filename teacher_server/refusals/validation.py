@@ -226,6 +226,12 @@ def check_support(request: ScoreRequest, facts: TeacherFacts) -> None:
             "returns.log_tail",
             "set top_k >= 1 or leave log_tail out",
         )
+    if request.returns.coarse and not request.returns.realignment:
+        raise refuse(
+            "coarse rows cannot be told from others without position_class",
+            "returns.coarse",
+            "set returns.realignment too, or leave coarse out",
+        )
     student = request.student_vocabulary_size
     if student is None:
         return

@@ -39,7 +39,7 @@ class Surface:
 GRPC = Surface("grpc", bytes_per_entry=8, held=ARRAYS)
 # {"token_id":49151,"token":"\\u00e9...","log_prob":-12.345678901234567}
 # {"row":16384,"token_id":49151,"token":"...","sampled_log_prob":...,"top":[],...}
-HTTP = Surface("http", bytes_per_entry=80, held=RowBytes(row=192, realigned=224, chunk=26))
+HTTP = Surface("http", bytes_per_entry=80, held=RowBytes(row=192, realigned=260, chunk=26))
 
 
 @dataclass(frozen=True)

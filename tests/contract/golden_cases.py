@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from teacher_proto import codec
-from teacher_proto.rows import Rows, Support, Values
+from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import (
     ChatInfo,
     ChatMessage,
@@ -22,6 +22,7 @@ from teacher_proto.types import (
     Continuation,
     ContinuationScores,
     Level,
+    MaskReason,
     PositionClass,
     Prompt,
     Realignment,
@@ -241,6 +242,35 @@ REPLY_REALIGNED = ScoreReply(
     ),
     timing=Timing(0.25, 0.75, 1.5, 4096),
 )
+# Coarse rows and reasons, which an older server neither reads nor sends.
+REQUEST_COARSE = replace(
+    REQUEST_GROUP, returns=Returns(sampled=True, log_tail=True, realignment=True, coarse=True)
+)
+_BLOCK = required(REPLY_REALIGNED.results[0].realignment, "realignment")
+REPLY_COARSE = replace(
+    REPLY_REALIGNED,
+    results=(
+        replace(
+            REPLY_REALIGNED.results[0],
+            realignment=replace(
+                _BLOCK,
+                position_class=np.array(
+                    [
+                        PositionClass.ALIGNED,
+                        PositionClass.REMAP,
+                        PositionClass.COARSE,
+                        PositionClass.MASKED,
+                        PositionClass.SPECIAL,
+                    ],
+                    np.uint8,
+                ),
+                mask_reason=np.array(
+                    [0, 0, MaskReason.DOUBTFUL, MaskReason.UNREADABLE, 0], np.uint8
+                ),
+            ),
+        ),
+    ),
+)
 REQUEST_CHAT_NOW = replace(
     REQUEST_CHAT_PLAIN,
     prompt=replace(REQUEST_CHAT_PLAIN.prompt, now="2026-11-29T05:53:12"),  # type: ignore[arg-type]
@@ -370,6 +400,8 @@ CASES = (
     ),
     Case("reply", REPLY, _one(codec.encode_reply), codec.decode_reply),
     Case("reply_realigned", REPLY_REALIGNED, _one(codec.encode_reply), codec.decode_reply),
+    Case("request_coarse", REQUEST_COARSE, _one(codec.encode_request), codec.decode_request),
+    Case("reply_coarse", REPLY_COARSE, _one(codec.encode_reply), codec.decode_reply),
     Case("server_info", SERVER_INFO, _one(codec.encode_server_info), codec.decode_server_info),
     Case("request_chat_now", REQUEST_CHAT_NOW, _one(codec.encode_request), codec.decode_request),
     # As clients of other languages may send it, which write no JSON.

@@ -101,7 +101,7 @@ requests = st.builds(
     continuations=st.lists(continuations, max_size=3).map(tuple),
     top_k=st.integers(-(2**31), 2**31 - 1),
     temperature=st.floats(),
-    returns=st.builds(Returns, st.booleans(), st.booleans(), st.booleans()),
+    returns=st.builds(Returns, *[st.booleans()] * 4),
     teacher_prompt=st.none() | prompts,
     student_vocabulary_size=st.none() | st.integers(-(2**31), 2**31 - 1),
     expected_identity=text,
@@ -120,6 +120,7 @@ def realignments(draw: st.DrawFn, rows: int) -> Realignment:
         draw(classes),
         draw(array(np.int32, (rows,))),
         draw(array(np.float32, (chunks,))),
+        draw(st.none() | array(np.uint8, (rows,))),
     )
 
 

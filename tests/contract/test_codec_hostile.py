@@ -242,8 +242,12 @@ def put(path: str, field: str, value: Any) -> Edit:
             "results[0].realignment.position_class",
         ),
         (
-            put("results[0].realignment.position_class", "data", b"\x07\x01"),
+            put("results[0].realignment.position_class", "data", b"\x08\x01"),
             "results[0].realignment.position_class",
+        ),
+        (
+            put("results[0].realignment.mask_reason", "data", b"\x01\x00"),
+            "results[0].realignment.mask_reason",
         ),
     ],
     ids=lambda value: value if isinstance(value, str) else "",

@@ -11,10 +11,12 @@ import pytest
 from teacher_proto import codec, rows
 from teacher_proto.client.reply_check import check_reply
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
-from teacher_proto.rows import Rows
+from teacher_proto.rows import Rows, required
 from teacher_proto.types import (
     Continuation,
     ContinuationScores,
+    MaskReason,
+    PositionClass,
     Realignment,
     Returns,
     ScoreReply,
@@ -315,3 +317,74 @@ def test_realignment(changes: dict[str, Any], place: str) -> None:
     unasked = dataclasses.replace(request, returns=Returns())
     with pytest.raises(PoisonedReplyError, match="not asked"):
         check_reply(unasked, good)
+
+
+def coarse_reply(request: ScoreRequest) -> ScoreReply:
+    """Three rows: one as any other, a coarse one and a masked one."""
+    classes = np.array([PositionClass.ALIGNED, PositionClass.COARSE, PositionClass.MASKED])
+    reasons = np.array([0, MaskReason.DOUBTFUL, MaskReason.LONG_CHUNK], np.uint8)
+    return with_realignment(
+        make_reply(request), block(3, position_class=classes.astype(np.uint8), mask_reason=reasons)
+    )
+
+
+COARSE = make_request(
+    returns=Returns(sampled=True, log_tail=True, realignment=True, coarse=True),
+    tokenizer_hash="other",
+    continuations=make_request().continuations[:1],
+)
+
+
+def test_coarse_rows_pass_where_they_were_asked_for() -> None:
+    check_reply(COARSE, coarse_reply(COARSE), TEACHER)
+    without_ids = dataclasses.replace(
+        COARSE, top_k=0, returns=dataclasses.replace(COARSE.returns, log_tail=False)
+    )
+    check_reply(without_ids, coarse_reply(without_ids), TEACHER)
+    unasked = dataclasses.replace(COARSE, returns=dataclasses.replace(COARSE.returns, coarse=False))
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(unasked, coarse_reply(unasked), TEACHER)
+    assert caught.value.where == "results[0].realignment.position_class[1]"
+
+
+def test_a_reason_of_a_newer_server_passes() -> None:
+    reply = coarse_reply(COARSE)
+    found = block(3, position_class=reply.results[0].realignment.position_class)  # type: ignore[union-attr]
+    check_reply(COARSE, with_realignment(reply, found), TEACHER)
+    newer = np.array([0, 10, 200], np.uint8)
+    check_reply(
+        COARSE, with_realignment(reply, dataclasses.replace(found, mask_reason=newer)), TEACHER
+    )
+
+
+@pytest.mark.parametrize(
+    ("reasons", "place"),
+    [((1, 10, 4), "[0]"), ((0, 0, 4), "[1]"), ((0, 10, 0), "[2]"), ((0, 10), "")],
+)
+def test_reasons_are_those_of_masked_and_coarse_rows(reasons: tuple[int, ...], place: str) -> None:
+    reply = coarse_reply(COARSE)
+    found = required(reply.results[0].realignment, "realignment")
+    other = dataclasses.replace(found, mask_reason=np.array(reasons, np.uint8))
+    with pytest.raises(PoisonedReplyError) as caught:
+        check_reply(COARSE, with_realignment(reply, other), TEACHER)
+    assert caught.value.where == f"results[0].realignment.mask_reason{place}"
+
+
+def test_a_coarse_row_has_ids_and_a_tail() -> None:
+    reply = coarse_reply(COARSE)
+    (scores,) = reply.results
+    arrays = {name: array.copy() for name, array in scores.rows.arrays().items()}
+    width = COARSE.top_k
+    nothing = {**arrays, "log_tail": arrays["log_tail"].copy()}
+    nothing["log_tail"][1] = 0
+    for name, value in (("top_ids", -1), ("top_log_probs", 0), ("valid_counts", 0)):
+        nothing[name] = arrays[name].copy()
+        nothing[name][1] = value
+    everything = {name: array.copy() for name, array in arrays.items()}
+    everything["top_log_probs"][1] = np.log(1 / width)
+    everything["log_tail"][1], everything["log_tail_valid"][1] = 0, False
+    for changed, where in ((nothing, "valid_counts"), (everything, "log_tail")):
+        bad = dataclasses.replace(reply, results=(with_arrays(scores, **changed),))
+        with pytest.raises(PoisonedReplyError) as caught:
+            check_reply(COARSE, bad, TEACHER)
+        assert caught.value.where == f"results[0].{where}[1]"

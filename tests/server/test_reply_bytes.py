@@ -46,6 +46,7 @@ def full_reply(rows: int, tokens: int, k: int, explicit: int) -> ScoreReply:
         np.ones(rows, np.uint8),
         np.ones(rows, np.int32),
         np.ones(tokens, np.float32),
+        np.ones(rows, np.uint8),
     )
     found = Rows(
         support=Support(

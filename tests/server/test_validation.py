@@ -146,6 +146,7 @@ REFUSED: list[tuple[str, ScoreRequest, str]] = [
         replace(VALID, top_k=0, returns=Returns(log_tail=True)),
         "returns.log_tail",
     ),
+    ("coarse rows unseen", replace(VALID, returns=Returns(coarse=True)), "returns.coarse"),
     *[
         (f"temperature {value}", replace(VALID, temperature=value), "temperature")
         for value in (0.0, -1.0, float("nan"), float("inf"), 1e-300, 9.9e-7, 1.1e6, 1e300)

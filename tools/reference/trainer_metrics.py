@@ -92,6 +92,7 @@ METRICS = (
     Key("realign_aligned_share", "share", "Positions of class ALIGNED.", ACROSS),
     Key("realign_mid_share", "share", "Positions of class MID.", ACROSS),
     Key("realign_special_share", "share", "Positions of class SPECIAL.", ACROSS),
+    Key("realign_coarse_share", "share", "Positions of class COARSE.", ACROSS),
     Key("realign_coverage", "probability", "Mass that a realigned support holds, mean.", ACROSS),
     Key("realign_open_mass", "probability", "Mass whose token is not settled, mean.", ACROSS),
     Key("realign_lost_mass", "probability", "Mass that no token can express, mean.", ACROSS),

@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
-from teacher_proto.rows import EXPLICIT, LOG_TAIL, SAMPLED, Support, Values, required
+from teacher_proto.rows import EXPLICIT, LOG_TAIL, SAMPLED, Rows, Support, Values, required
 from teacher_proto.types import (
     Bool,
     Continuation,
     ContinuationScores,
+    PositionClass,
     Realignment,
     ScoreReply,
     ScoreRequest,
@@ -31,6 +32,7 @@ LARGEST_LOG_PROB = 1e-4
 MASS_TOLERANCE = 1e-3
 # The same token's log-probability by two ways through the same logits (nats).
 AGREEMENT = 1e-2
+MASSES = ("coverage", "open_mass", "lost_mass")
 FIX = "the teacher breaks the contract: check its version and report it to whoever runs it"
 
 
@@ -63,7 +65,7 @@ def check_reply(request: ScoreRequest, reply: ScoreReply, info: TeacherInfo | No
         _check_parts(request, continuation, scores, where)
         if scores.status is Status.OK:
             _check_scores(request, continuation, scores, id_limit, where)
-            _check_realignment(request, continuation, scores.realignment, info, where)
+            _check_realignment(request, continuation, scores, info, where)
 
 
 def _check_identity(request: ScoreRequest, reply: ScoreReply, info: TeacherInfo | None) -> None:
@@ -218,10 +220,11 @@ def _check_agreement(continuation: Continuation, support: Support, own: Values, 
 def _check_realignment(
     request: ScoreRequest,
     continuation: Continuation,
-    block: Realignment | None,
+    scores: ContinuationScores,
     info: TeacherInfo | None,
     where: str,
 ) -> None:
+    block, result = scores.realignment, where
     where = f"{where}.realignment"
     if block is None:
         foreign = info is not None and request.tokenizer_hash != info.identity.tokenizer_hash
@@ -231,11 +234,13 @@ def _check_realignment(
     if not request.returns.realignment:
         _poisoned("was not asked for", where)
     rows = len(continuation.selected_positions)
-    for name in ("coverage", "open_mass", "lost_mass", "position_class", "chunk_index"):
+    for name in (*MASSES, "position_class", "chunk_index", "mask_reason"):
         values = getattr(block, name)
+        if values is None and name == "mask_reason":  # of an older server
+            continue
         if values.shape != (rows,):
             _poisoned(f"has shape {values.shape}, must have ({rows},)", f"{where}.{name}")
-    for name in ("coverage", "open_mass", "lost_mass"):
+    for name in MASSES:
         values = getattr(block, name)
         bad = ~((values >= -MASS_TOLERANCE) & (values <= 1 + MASS_TOLERANCE))
         _refuse_rows(bad, f"{where}.{name}", "is not a probability")
@@ -244,6 +249,28 @@ def _check_realignment(
     _refuse_rows(outside, f"{where}.chunk_index", f"is not in 0..{len(chunks) - 1}")
     every = np.ones(len(chunks), np.bool_)
     _check_values(Values(chunks, every), f"{where}.chunk_log_likelihood")
+    _check_coarse(request, scores.rows, block, result)
+
+
+def _check_coarse(request: ScoreRequest, rows: Rows, block: Realignment, where: str) -> None:
+    """Coarse rows are there only when asked for, and have ids and a tail; a row has a reason
+    where it is masked or coarse."""
+    coarse = block.position_class == PositionClass.COARSE
+    if not request.returns.coarse:
+        name = f"{where}.realignment.position_class"
+        _refuse_rows(coarse, name, "is COARSE, which was not asked for")
+    if rows.support is not None:
+        empty = coarse & (rows.support.counts < 1)
+        _refuse_rows(empty, f"{where}.valid_counts", "is 0 in a coarse row")
+    if rows.log_tail is not None:
+        untold = coarse & ~rows.log_tail.valid
+        _refuse_rows(untold, f"{where}.log_tail", "is not valid in a coarse row")
+    if block.mask_reason is not None:
+        told = block.mask_reason != 0
+        wanted = coarse | (block.position_class == PositionClass.MASKED)
+        name = f"{where}.realignment.mask_reason"
+        _refuse_rows(wanted & ~told, name, "is 0 where the row is masked or coarse")
+        _refuse_rows(told & ~wanted, name, "is not 0 where the row is neither masked nor coarse")
 
 
 def _refuse_rows(bad: NDArray[Any], where: str, what: str) -> None:

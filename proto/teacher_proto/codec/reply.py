@@ -46,7 +46,10 @@ REALIGNMENT_PARTS = (
     ("position_class", UINT8),
     ("chunk_index", INT32),
     ("chunk_log_likelihood", FLOAT32),
+    ("mask_reason", UINT8),
 )
+# Those that an older server does not send.
+LATER_PARTS = frozenset(["mask_reason"])
 TIMES = ("queue_seconds", "engine_seconds", "total_seconds")
 
 
@@ -99,10 +102,11 @@ def _encode_scores(
     if scores.realignment is not None:
         block = message.realignment
         for name, kind in REALIGNMENT_PARTS:
+            values = getattr(scores.realignment, name)
+            if values is None and name in LATER_PARTS:
+                continue
             inner = f"{where}.realignment.{name}"
-            encode_array(
-                getattr(scores.realignment, name), getattr(block, name), kind, 1, inner, EngineError
-            )
+            encode_array(values, getattr(block, name), kind, 1, inner, EngineError)
 
 
 def _decode_scores(message: score_pb2.ContinuationResult, where: str) -> ContinuationScores:
@@ -141,6 +145,8 @@ def _decode_realignment(message: score_pb2.Realignment, where: str) -> Realignme
     parts: dict[str, Any] = {}
     for name, kind in REALIGNMENT_PARTS:
         if not fields.HasField(name):
+            if name in LATER_PARTS:
+                continue
             raise error("is missing", where=f"{where}.{name}")
         parts[name] = decode_array(getattr(fields, name), kind, 1, f"{where}.{name}", error)
     known = np.array([int(item) for item in PositionClass], np.uint8)

@@ -54,6 +54,7 @@ def encode_request(request: ScoreRequest) -> score_pb2.ScoreRequest:
             sampled=request.returns.sampled,
             log_tail=request.returns.log_tail,
             realignment=request.returns.realignment,
+            coarse=request.returns.coarse,
         ),
         expected_identity=check_text(request.expected_identity, "expected_identity", Error),
     )
@@ -99,6 +100,7 @@ def decode_request(message: score_pb2.ScoreRequest | bytes) -> ScoreRequest:
             sampled=message.returns.sampled,
             log_tail=message.returns.log_tail,
             realignment=message.returns.realignment,
+            coarse=message.returns.coarse,
         ),
         teacher_prompt=(
             decode_prompt(message.teacher_prompt, "teacher_prompt")

@@ -84,6 +84,13 @@ class _PositionClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Positio
     POSITION_CLASS_MID: _PositionClass.ValueType  # 4
     POSITION_CLASS_SPECIAL: _PositionClass.ValueType  # 5
     POSITION_CLASS_MASKED: _PositionClass.ValueType  # 6
+    """Without ids and without a sampled or explicit log-probability."""
+    POSITION_CLASS_COARSE: _PositionClass.ValueType  # 7
+    """Only where ReturnOptions.coarse asked for it. The ids, and the log-probabilities that are
+    valid, are as certain as those of any other row; an id that is not returned may be the
+    most likely one. At least one id, unless top_k is 0. log_tail is valid and holds everything
+    else: 1 - coverage.
+    """
 
 class PositionClass(_PositionClass, metaclass=_PositionClassEnumTypeWrapper): ...
 
@@ -94,7 +101,76 @@ POSITION_CLASS_ALIGNED: PositionClass.ValueType  # 3
 POSITION_CLASS_MID: PositionClass.ValueType  # 4
 POSITION_CLASS_SPECIAL: PositionClass.ValueType  # 5
 POSITION_CLASS_MASKED: PositionClass.ValueType  # 6
+"""Without ids and without a sampled or explicit log-probability."""
+POSITION_CLASS_COARSE: PositionClass.ValueType  # 7
+"""Only where ReturnOptions.coarse asked for it. The ids, and the log-probabilities that are
+valid, are as certain as those of any other row; an id that is not returned may be the
+most likely one. At least one id, unless top_k is 0. log_tail is valid and holds everything
+else: 1 - coverage.
+"""
 Global___PositionClass: _TypeAlias = PositionClass  # noqa: Y015
+
+class _MaskReason:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _MaskReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskReason.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MASK_REASON_UNSPECIFIED: _MaskReason.ValueType  # 0
+    """The row is neither masked nor coarse."""
+    MASK_REASON_NOT_CANONICAL: _MaskReason.ValueType  # 1
+    """The row's own token is not what the student's tokenizer writes at this place."""
+    MASK_REASON_UNREADABLE: _MaskReason.ValueType  # 2
+    """The teacher reads text of the row's chunk byte by byte."""
+    MASK_REASON_NO_COUNTERPART: _MaskReason.ValueType  # 3
+    """The row's chunk has a special token without a counterpart."""
+    MASK_REASON_LONG_CHUNK: _MaskReason.ValueType  # 4
+    """The row's chunk has too many tokens."""
+    MASK_REASON_MERGED_SPACES: _MaskReason.ValueType  # 5
+    """Inside a token of a teacher that merges spaces with each other."""
+    MASK_REASON_LITTLE_AGREES: _MaskReason.ValueType  # 6
+    """Inside a teacher token, where almost nothing of the teacher's row agrees with the text."""
+    MASK_REASON_NOTHING_CERTIFIED: _MaskReason.ValueType  # 7
+    """No id is certified."""
+    MASK_REASON_LARGE_REST: _MaskReason.ValueType  # 8
+    """One of the two below, and the certified ids hold less than a tenth of the row: masked even
+    where coarse rows were asked for.
+    """
+    MASK_REASON_ONE_CERTIFIED: _MaskReason.ValueType  # 9
+    """A single id is certified, and it does not hold the row. Coarse where asked for."""
+    MASK_REASON_DOUBTFUL: _MaskReason.ValueType  # 10
+    """An id that is not certified could be the most likely one. Coarse where asked for."""
+
+class MaskReason(_MaskReason, metaclass=_MaskReasonEnumTypeWrapper):
+    """Why a row is masked, or coarse and not more: the first that holds, in this order. A client
+    takes a value that it does not know for the reason of a newer server.
+    """
+
+MASK_REASON_UNSPECIFIED: MaskReason.ValueType  # 0
+"""The row is neither masked nor coarse."""
+MASK_REASON_NOT_CANONICAL: MaskReason.ValueType  # 1
+"""The row's own token is not what the student's tokenizer writes at this place."""
+MASK_REASON_UNREADABLE: MaskReason.ValueType  # 2
+"""The teacher reads text of the row's chunk byte by byte."""
+MASK_REASON_NO_COUNTERPART: MaskReason.ValueType  # 3
+"""The row's chunk has a special token without a counterpart."""
+MASK_REASON_LONG_CHUNK: MaskReason.ValueType  # 4
+"""The row's chunk has too many tokens."""
+MASK_REASON_MERGED_SPACES: MaskReason.ValueType  # 5
+"""Inside a token of a teacher that merges spaces with each other."""
+MASK_REASON_LITTLE_AGREES: MaskReason.ValueType  # 6
+"""Inside a teacher token, where almost nothing of the teacher's row agrees with the text."""
+MASK_REASON_NOTHING_CERTIFIED: MaskReason.ValueType  # 7
+"""No id is certified."""
+MASK_REASON_LARGE_REST: MaskReason.ValueType  # 8
+"""One of the two below, and the certified ids hold less than a tenth of the row: masked even
+where coarse rows were asked for.
+"""
+MASK_REASON_ONE_CERTIFIED: MaskReason.ValueType  # 9
+"""A single id is certified, and it does not hold the row. Coarse where asked for."""
+MASK_REASON_DOUBTFUL: MaskReason.ValueType  # 10
+"""An id that is not certified could be the most likely one. Coarse where asked for."""
+Global___MaskReason: _TypeAlias = MaskReason  # noqa: Y015
 
 @_typing.final
 class ChatMessage(_message.Message):
@@ -337,6 +413,7 @@ class ReturnOptions(_message.Message):
     SAMPLED_FIELD_NUMBER: _builtins.int
     LOG_TAIL_FIELD_NUMBER: _builtins.int
     REALIGNMENT_FIELD_NUMBER: _builtins.int
+    COARSE_FIELD_NUMBER: _builtins.int
     sampled: _builtins.bool
     """The log-probability of each row's own token."""
     log_tail: _builtins.bool
@@ -345,16 +422,22 @@ class ReturnOptions(_message.Message):
     """The Realignment block, for a request in another tokenizer than the
     teacher's.
     """
+    coarse: _builtins.bool
+    """Rows of POSITION_CLASS_COARSE, which the caller understands, in place of masked ones where
+    they can be. Needs realignment: position_class says which rows they are. Servers without
+    Realignment.mask_reason do not read it and return no such rows.
+    """
     def __init__(
         self,
         *,
         sampled: _builtins.bool = ...,
         log_tail: _builtins.bool = ...,
         realignment: _builtins.bool = ...,
+        coarse: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_tail", b"log_tail", "realignment", b"realignment", "sampled", b"sampled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["coarse", b"coarse", "log_tail", b"log_tail", "realignment", b"realignment", "sampled", b"sampled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -485,6 +568,7 @@ class Realignment(_message.Message):
     POSITION_CLASS_FIELD_NUMBER: _builtins.int
     CHUNK_INDEX_FIELD_NUMBER: _builtins.int
     CHUNK_LOG_LIKELIHOOD_FIELD_NUMBER: _builtins.int
+    MASK_REASON_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def coverage(self) -> _array_pb2.Array:
         """float32 [R]: mass of the returned support."""
@@ -509,6 +593,10 @@ class Realignment(_message.Message):
     def chunk_log_likelihood(self) -> _array_pb2.Array:
         """float32 [C]: log-likelihood of each chunk, nats."""
 
+    @_builtins.property
+    def mask_reason(self) -> _array_pb2.Array:
+        """uint8 [R]: values of MaskReason. Absent: the server is older."""
+
     def __init__(
         self,
         *,
@@ -518,12 +606,15 @@ class Realignment(_message.Message):
         position_class: _array_pb2.Array | None = ...,
         chunk_index: _array_pb2.Array | None = ...,
         chunk_log_likelihood: _array_pb2.Array | None = ...,
+        mask_reason: _array_pb2.Array | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk_index", b"chunk_index", "chunk_log_likelihood", b"chunk_log_likelihood", "coverage", b"coverage", "lost_mass", b"lost_mass", "open_mass", b"open_mass", "position_class", b"position_class"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_mask_reason", b"_mask_reason", "chunk_index", b"chunk_index", "chunk_log_likelihood", b"chunk_log_likelihood", "coverage", b"coverage", "lost_mass", b"lost_mass", "mask_reason", b"mask_reason", "open_mass", b"open_mass", "position_class", b"position_class"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk_index", b"chunk_index", "chunk_log_likelihood", b"chunk_log_likelihood", "coverage", b"coverage", "lost_mass", b"lost_mass", "open_mass", b"open_mass", "position_class", b"position_class"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_mask_reason", b"_mask_reason", "chunk_index", b"chunk_index", "chunk_log_likelihood", b"chunk_log_likelihood", "coverage", b"coverage", "lost_mass", b"lost_mass", "mask_reason", b"mask_reason", "open_mass", b"open_mass", "position_class", b"position_class"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__mask_reason: _TypeAlias = _typing.Literal["mask_reason"]  # noqa: Y015
+    _WhichOneofArgType__mask_reason: _TypeAlias = _typing.Literal["_mask_reason", b"_mask_reason"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__mask_reason) -> _WhichOneofReturnType__mask_reason | None: ...
 
 Global___Realignment: _TypeAlias = Realignment  # noqa: Y015
 

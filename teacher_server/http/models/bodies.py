@@ -131,6 +131,10 @@ class ReturnsBody(Body):
     realignment: bool = Field(
         default=False, description="For a tokenizer other than the teacher's."
     )
+    coarse: bool = Field(
+        default=False,
+        description="COARSE rows in place of masked ones where they can be; with realignment.",
+    )
 
 
 class ScoreBody(Body):

@@ -43,7 +43,10 @@ class EntryReply(Body):
 class RealignmentReply(Body):
     """What is known of a row that was realigned from another tokenizer."""
 
-    position_class: str = Field(description="ALIGNED, MID, SPECIAL, REMAP or MASKED.")
+    position_class: str = Field(description="ALIGNED, MID, SPECIAL, REMAP, MASKED or COARSE.")
+    mask_reason: str | None = Field(
+        description="Why it is MASKED, or COARSE and not more; null for other rows."
+    )
     coverage: float = Field(description="Mass of the returned support.")
     open_mass: float = Field(description="Mass whose token is not settled.")
     lost_mass: float = Field(description="Mass that no token of the tokenizer can express.")
