@@ -87,7 +87,7 @@ class AdmissionQueue:
             InvalidRequestError: the run's quota is smaller than the ticket.
         """
         self._quotas.check(policy, tokens, now)
-        enters = self._fits(tokens) and not len(self._waiting)
+        enters = self._enters(tokens)
         if not enters:
             self._check_room(policy, tokens)
         return enters
@@ -96,9 +96,12 @@ class AdmissionQueue:
         """Takes a new ticket: True when it is admitted at once, False when it waits.
 
         Raises:
-            OverloadedError, InvalidRequestError: as ``check``.
+            OverloadedError, InvalidRequestError: as ``check``; never for what has begun.
         """
-        enters = self.check(ticket.policy, ticket.tokens, now)
+        if ticket.begun:
+            enters = self._enters(ticket.tokens)
+        else:
+            enters = self.check(ticket.policy, ticket.tokens, now)
         self._quotas.take(ticket.policy, ticket.tokens, now)
         ticket.arrived = now
         self._waiting.add(ticket)
@@ -141,6 +144,9 @@ class AdmissionQueue:
         """Seconds the longest wait so far has taken; 0 when nobody waits."""
         first = next(iter(self._waiting), None)
         return 0.0 if first is None else now - first.arrived
+
+    def _enters(self, tokens: int) -> bool:
+        return self._fits(tokens) and not len(self._waiting)
 
     def _fits(self, tokens: int) -> bool:
         return not self._inflight or self.inflight_tokens + tokens <= self.max_inflight_tokens

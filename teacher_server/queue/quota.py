@@ -32,8 +32,9 @@ class Quotas:
     """What each run has left of its ``tokens_per_minute``.
 
     A bucket holds the tokens of one minute and starts full: over any t seconds at most
-    ``tokens_per_minute * (1 + t / 60)`` tokens are taken. A request counts when it is
-    accepted, whether or not it is computed in the end; a refused one does not count.
+    ``tokens_per_minute * (1 + t / 60)`` tokens are taken, and on top what requests that have
+    begun take beyond them, which is missing afterwards. A request counts when it is accepted,
+    whether or not it is computed in the end; a refused one does not count.
     Times are seconds of a monotonic clock.
     """
 
@@ -72,7 +73,7 @@ class Quotas:
             )
 
     def take(self, policy: RunPolicy, tokens: int, now: float) -> None:
-        """Counts tokens that ``check`` allowed at the same time."""
+        """Counts tokens that ``check`` allowed at the same time, or of a request that has begun."""
         if policy.tokens_per_minute is not None:
             self._bucket(policy.run, policy.tokens_per_minute, now).level -= tokens
 

@@ -61,12 +61,14 @@ class Ticket:
         tokens: what it costs.
         policy: of the run it belongs to.
         deadline: until when it is wanted.
+        begun: part of the same work was done before it; it is never refused.
         arrived: when it was offered, seconds of the queue's clock.
     """
 
     tokens: int
     policy: RunPolicy
     deadline: Deadline
+    begun: bool = False
     arrived: float = 0.0
 
 

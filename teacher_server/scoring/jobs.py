@@ -59,16 +59,23 @@ class JobRunner:
     deadline: Deadline
     cost: Cost = field(default_factory=Cost)
 
-    async def run(self, job: Job) -> JobResult:
+    async def run(self, job: Job, tokens: int | None = None) -> JobResult:
         """Waits for the job's turn and runs it.
 
+        Of a request that has begun no job is refused: what it has had computed would be lost,
+        and to ask again would cost as much again. Its tokens count nevertheless.
+
+        Args:
+            tokens: for which it counts in the queue and the quota; None: ``tokens_of``.
+
         Raises:
-            OverloadedError, InvalidRequestError, DeadlineError: see ``Admission.slot``.
+            OverloadedError, InvalidRequestError: the first job, see ``Admission.slot``.
+            DeadlineError: see ``Admission.slot``.
             EngineError, TeacherUnavailableError: the engine failed.
         """
-        # What a single pass over the group has to read.
-        tokens = tokens_of(job)
-        ticket = Ticket(tokens=tokens, policy=self.policy, deadline=self.deadline)
+        tokens = tokens_of(job) if tokens is None else tokens
+        begun = self.cost.job_tokens > 0
+        ticket = Ticket(tokens=tokens, policy=self.policy, deadline=self.deadline, begun=begun)
         async with contextlib.AsyncExitStack() as held:
             with tracing.span("admission", lsm_tokens=tokens):
                 waited = await held.enter_async_context(self.teacher.admission.slot(ticket))

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pytest
+from teacher_proto.errors import DeadlineError, OverloadedError
 
 from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.base import Job, ScoredSpan
@@ -49,3 +51,38 @@ async def test_a_runner_adds_up_what_its_jobs_take(tiny_model_dir: Path) -> None
     assert runner.cost.computed_tokens == first.computed_tokens + second.computed_tokens
     assert runner.cost.engine_seconds == first.engine_seconds + second.engine_seconds
     assert runner.cost.queue_seconds > waited
+
+
+async def test_a_request_that_has_begun_is_charged_and_not_refused(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its further jobs take what the quota does not hold: the next request waits for it."""
+    teachers = await load_teachers(
+        {"default": TeacherSettings(model=str(tiny_model_dir))},
+        EngineSettings(device="cpu", dtype="float32"),
+        LimitSettings(),
+    )
+    teacher, policy = teachers.get("default"), RunPolicy("run", tokens_per_minute=6)
+    monkeypatch.setattr(teacher.admission, "_clock", lambda: 1.0)
+    began = JobRunner(teacher, policy, Deadline(math.inf))
+    other = RunPolicy("other", tokens_per_minute=6)
+    late = JobRunner(teacher, other, Deadline(math.inf))
+    try:
+        await began.run(JOB)
+        with pytest.raises(OverloadedError) as found:
+            await JobRunner(teacher, policy, Deadline(math.inf)).run(JOB)
+        assert found.value.retry_after == pytest.approx(40.0)
+        await began.run(JOB, 2)
+        assert began.cost.job_tokens == tokens_of(JOB) + 2
+        with pytest.raises(OverloadedError) as found:
+            await JobRunner(teacher, policy, Deadline(math.inf)).run(JOB)
+        assert found.value.reason == "QUOTA_EXCEEDED"
+        assert found.value.retry_after == pytest.approx(60.0)  # for 5 tokens and 1 of debt
+        # The deadline of a request is that of its further jobs too.
+        await late.run(JOB)
+        late.deadline.at = 1.0
+        with pytest.raises(DeadlineError):
+            await late.run(JOB, 2)
+        assert late.cost.job_tokens == tokens_of(JOB)
+    finally:
+        await teacher.engine.close()
