@@ -342,19 +342,29 @@ class TokenizerSettings(Settings):
         description="Ask the teacher for context-free rows, which follow a single token, each "
         "once; without them more mass of a realigned row stays open.",
     )
-    extra_rounds: int = Field(
-        default=0,
+    extra_rounds: int | None = Field(
+        default=None,
         ge=0,
         le=8,
-        description="Further forward passes of a request, one batch each, that settle mass a "
-        "row leaves open.",
+        description="Rounds of extra rows of a request, one batch each, that settle mass which "
+        "its rows leave open; 0: none. Unset, 2 of a teacher whose engine keeps the prefixes that "
+        "it has read (vllm), and none of one that would read them again in each round.",
     )
-    extra_rows: int = Field(default=256, ge=1, le=4096, description="Rows of one such batch.")
+    extra_rows_per_token: float = Field(
+        default=0.3,
+        ge=0.0,
+        le=8.0,
+        description="Extra rows of a request, in all of its rounds together, for each of the "
+        "teacher's tokens that are scored, at most; 0: none.",
+    )
+    extra_rows: int = Field(
+        default=1024, ge=1, le=4096, description="Rows of one such batch, at most."
+    )
     extra_least_open: float = Field(
-        default=0.1,
+        default=0.05,
         ge=0.001,
         le=1.0,
-        description="Open mass from which a row is worth one of them.",
+        description="A row with less open mass is not worth one of them.",
     )
 
     @model_validator(mode="after")

@@ -25,6 +25,8 @@ class EngineDescription:
     Attributes:
         pass_tokens: tokens that a full pass reads; only a single longer sequence makes a
             larger one. None for the engine's ``max_batch_tokens``.
+        keeps_prefixes: a job reads little again of what an earlier job of the same prompt has
+            read, so that rows after paths that leave its continuations cost little.
     """
 
     engine: str
@@ -37,6 +39,7 @@ class EngineDescription:
     max_length: int
     deterministic: bool
     pass_tokens: int | None = None
+    keeps_prefixes: bool = False
 
 
 @dataclass(frozen=True)

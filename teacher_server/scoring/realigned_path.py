@@ -58,6 +58,8 @@ from teacher_server.telemetry.realignment_totals import RealignmentTotals
 T = TypeVar("T")
 # Bytes of a message that are read or written on the event loop: a tenth of a millisecond.
 AT_ONCE = 1 << 16
+# Rounds of extra rows where the settings leave their number to the engine.
+EXTRA_ROUNDS = 2
 # What the check of a reply compares with what is expected, of which nothing is here.
 NO_IDENTITY = TeacherIdentity("", "", "", "", "", "")
 
@@ -129,7 +131,10 @@ async def realigned_scores(
                 frame = GO
             case AskedRollouts() | AskedContextFree() | AskedPaths():
                 job = _job(step, prompt, asked, reader.plan.limit)
-                rows = (await runner.run(job)).rows
+                tokens = None
+                if isinstance(step, AskedPaths) and context.teacher.facts.keeps_prefixes:
+                    tokens = len(job.spans)  # what precedes the paths' last tokens was read
+                rows = (await runner.run(job, tokens)).rows
                 frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
 
 
@@ -152,10 +157,17 @@ def _realign_request(
         prompt_tokens=prompt_tokens,
         max_length=facts.max_length,
         context_free_rows=settings.context_free_rows,
-        extra_rounds=settings.extra_rounds,
+        extra_rounds=_extra_rounds(context, settings),
+        extra_rows_per_token=settings.extra_rows_per_token,
         extra_rows=settings.extra_rows,
         extra_least_open=settings.extra_least_open,
     )
+
+
+def _extra_rounds(context: RequestContext, settings: TokenizerSettings) -> int:
+    if settings.extra_rounds is not None:
+        return settings.extra_rounds
+    return EXTRA_ROUNDS if context.teacher.facts.keeps_prefixes else 0
 
 
 def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, row_bytes: int) -> None:

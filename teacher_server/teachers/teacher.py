@@ -134,6 +134,7 @@ def make_teacher(
             tokenizer_hash=tokenizer.hash,
             identity_digest=identity.digest,
             longest_token=tokenizer.longest_token,
+            keeps_prefixes=description.keeps_prefixes,
         ),
         admission=admission,
     )

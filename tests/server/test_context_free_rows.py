@@ -136,7 +136,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     asked: list[Job] = []
 
     class Toy(JobRunner):
-        async def run(self, job: Job) -> JobResult:
+        async def run(self, job: Job, tokens: int | None = None) -> JobResult:
             asked.append(job)
             return JobResult(tuple(answer(job, one) for one in job.spans), tokens_of(job), 0.0)
 
@@ -187,7 +187,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         ids(len(teacher.token_bytes) - 1),
         InProcess(Pair(tables)),
         StudentFacts(student.size, realigned=True),
-        TokenizerSettings(extra_rounds=1),
+        TokenizerSettings(extra_rounds=1, extra_rows_per_token=1.0),
         Toy(context.teacher, nothing, nothing),
     )
     own, before, extra, after = asked

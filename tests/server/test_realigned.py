@@ -380,13 +380,18 @@ async def test_extra_forwards_settle_more(
     tokens = student.encode(TEXT).ids
     found: list[ScoreReply] = []
     for rounds in (0, 2):
-        tokenizers = {"extra_rounds": rounds, "extra_least_open": 0.02, "context_free_rows": False}
+        tokenizers = {
+            "extra_rounds": rounds,
+            "extra_rows_per_token": 1.0,
+            "context_free_rows": False,
+        }
         settings = {"tokenizers": tokenizers}
         async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
             await server.client.register_tokenizer(upload(student_file), timeout=LONG)
             found.append(await server.score(request(server, student_file, tokens)))
             jobs = server.engines["default"].jobs
             assert len(jobs) == 1 + rounds
+            assert sum(len(job.spans) for job in jobs[1:]) <= len(jobs[0].spans[0].positions)
             metrics = (await server.http.get("/metrics")).text
             extra = sum(len(job.spans) for job in jobs[1:])
             label = f'teacher="default",tokenizer="{tokenizer_hash(student_file)[:12]}"'

@@ -60,6 +60,7 @@ def toy_request(*texts: str, **changes: Any) -> RealignRequest:
         "max_length": 64,
         "context_free_rows": True,
         "extra_rounds": 1,
+        "extra_rows_per_token": 1.0,
         "extra_rows": 8,
         "extra_least_open": 0.001,
     }

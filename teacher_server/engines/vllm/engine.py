@@ -190,6 +190,7 @@ class VllmEngine:
                     vocabulary_size=max(sizes),
                     max_length=config.model_config.max_model_len,
                     deterministic=self._deterministic,
+                    keeps_prefixes=_keeps_prefixes(config),
                 )
             )
             await self_score(self)
@@ -287,6 +288,12 @@ class VllmEngine:
                 )
             except Exception as error:
                 raise refused(self._model, first_failure(failures) or str(error)) from error
+
+
+def _keeps_prefixes(config: VllmConfig) -> bool:
+    """Whether a sequence reads little again of what another has begun with. On a CPU vLLM's
+    blocks of the cache are large, and each sequence reads half of one again."""
+    return bool(config.cache_config.enable_prefix_caching) and not current_platform.is_cpu()
 
 
 def _core_request(

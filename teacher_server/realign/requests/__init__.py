@@ -7,6 +7,7 @@ Read in this order:
     planned.py       what the teacher reads of it
     realigned.py     scores of a continuation out of the teacher's rows
     further_rows.py  rows beyond the rollout's own
+    extra_rows.py    which of them are worth a round
     serve.py         the generator over messages, between processes
     request_frames.py, step_frames.py, result_frames.py
                      these messages, and what of them is believed

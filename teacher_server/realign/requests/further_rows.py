@@ -15,11 +15,11 @@ from teacher_proto.types import Int32, SpecialRole
 
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import Realigner
+from teacher_server.realign.requests.extra_rows import NO_PATHS, OpenPaths, needs_of, paths_of
 from teacher_server.realign.requests.planned import PlannedContinuation
 from teacher_server.realign.requests.realigned import RealignedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, with_extra_rows
-from teacher_server.realign.walk.walker import unsettled_paths
 
 Int64 = NDArray[np.int64]
 
@@ -54,17 +54,17 @@ def learn_context_free(
     realigner.learn(context_free, tokens[finite], np.maximum(support.ids, 0), log_probs)
 
 
-def open_paths(realigned: RealignedContinuation, most: int, least: float) -> list[tuple[int, int]]:
-    """(row, teacher token) of at most ``most`` paths whose next row would settle most."""
-    walked = realigned.walked
-    if walked is None or realigned.rows is None:
-        return []
-    open_mass = np.bincount(walked.open.position, walked.open.mass, len(walked.total))
-    shares = np.sort(open_mass / np.maximum(walked.total, 1e-300))[::-1]
-    if len(shares) > most:
-        least = max(least, float(shares[most]))
-    known = realigned.rows.extra_rows
-    return [path for path in unsettled_paths(walked, least) if path not in known][:most]
+def open_paths(realigned: RealignedContinuation, least_open: float) -> tuple[float, OpenPaths]:
+    """(needs of the continuation's rows together, the paths whose next rows are not there).
+
+    Args:
+        least_open: open mass from which a row counts.
+    """
+    walked, block = realigned.walked, realigned.scores.realignment
+    if walked is None or block is None or realigned.rows is None:
+        return 0.0, NO_PATHS
+    needed = float(needs_of(block).sum())
+    return needed, paths_of(walked, block, least_open, realigned.rows.extra_rows)
 
 
 def path_ids(

@@ -6,6 +6,8 @@ in its result, the teacher's in between.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from teacher_proto.rows import Rows
@@ -16,6 +18,10 @@ BLOCK_ENTRIES = 1 << 20
 # Bytes that an entry of a row takes: as it is received; as it is read, of one continuation;
 # as it is kept until no more is asked for; while it is walked and certified; and left open.
 RECEIVED_BYTES, READ_BYTES, KEPT_BYTES, WALKED_BYTES, OPEN_BYTES = 8, 32, 12, 300, 56
+# Tokens of the sequences that one round asks for, at most.
+BATCH_TOKENS = 1 << 21
+# Of a product that should be a whole number.
+ROUNDING = 1e-9
 # Bytes that an entry of the result takes, its message included.
 RETURNED_BYTES = 40
 
@@ -47,9 +53,10 @@ class RealignRequest:
         prompt_tokens: that the teacher reads before each continuation.
         max_length: tokens of a sequence that the teacher can read.
         context_free_rows: whether to ask for context-free rows.
-        extra_rounds: how often to ask for rows after paths.
+        extra_rounds: how often to ask for rows after paths, at most.
+        extra_rows_per_token: in all rounds together, for each teacher row along the rollouts.
         extra_rows: of one round, at most.
-        extra_least_open: open mass from which a row is worth one.
+        extra_least_open: a row with less open mass is not worth one.
     """
 
     teacher: str
@@ -64,8 +71,18 @@ class RealignRequest:
     max_length: int
     context_free_rows: bool
     extra_rounds: int
+    extra_rows_per_token: float
     extra_rows: int
     extra_least_open: float
+
+    def extra_budget(self, needed: Sequence[int]) -> int:
+        """Rows after paths of all rounds together, at most; ``needed`` as in ``Plan``."""
+        rows = math.floor(self.extra_rows_per_token * sum(needed) + ROUNDING)
+        return min(rows, self.extra_rounds * self.extra_rows)
+
+    def extra_batch(self, lengths: Sequence[int]) -> int:
+        """Rows of one round, at most; ``lengths`` as in ``Plan``."""
+        return min(self.extra_rows, BATCH_TOKENS // max(1, *lengths))
 
     @property
     def explicit_width(self) -> int:
@@ -107,10 +124,11 @@ class Plan:
         """Bytes of memory that it takes to realign rows of ``best`` ids, at most."""
         asked = request.continuations
         positions = [len(one.positions) for one in asked]
-        received = sum(self.needed) * best * RECEIVED_BYTES
-        read = max(self.lengths, default=0) * best * READ_BYTES
-        kept = sum(self.lengths) * best * KEPT_BYTES
-        opened = sum(positions) * best * OPEN_BYTES if request.extra_rounds else 0
+        extra = request.extra_budget(self.needed)
+        received = max(sum(self.needed), extra) * best * RECEIVED_BYTES
+        read = (max(self.lengths, default=0) + extra) * best * READ_BYTES
+        kept = (sum(self.lengths) + extra) * best * KEPT_BYTES
+        opened = sum(positions) * best * OPEN_BYTES if extra else 0
         walked = min(max(positions, default=0) * best, BLOCK_ENTRIES + best) * WALKED_BYTES
         explicit = sum(one.explicit_ids.size for one in asked if one.explicit_ids is not None)
         returned = sum(positions) * (request.top_k + 1) + explicit

@@ -15,6 +15,7 @@ import numpy as np
 from teacher_proto.rows import Rows, required
 
 from teacher_server.realign.paired import Pair
+from teacher_server.realign.requests.extra_rows import ExtraBudget, OpenPaths
 from teacher_server.realign.requests.further_rows import (
     context_free_prompt,
     learn_context_free,
@@ -74,14 +75,18 @@ def realigned(request: RealignRequest, pair: Pair) -> Generator[Step, Answer | N
             plan_continuation(continuation, pair.realigner, request.vocabulary_size)
         )
         yield PAUSE
-    yield plan_of(work.planned, min(request.vocabulary_size, pair.tables.teacher.size))
+    plan = plan_of(work.planned, min(request.vocabulary_size, pair.tables.teacher.size))
+    yield plan
     readable = [index for index, one in enumerate(work.planned) if not one.problem]
     if readable:
         yield from _ask_rollouts(work, readable)
         yield from _ask_context_free_rows(work)
-    for _ in range(request.extra_rounds):
-        if not (yield from _extra_round(work)):
-            break
+    budget = ExtraBudget(
+        rows=request.extra_budget(plan.needed),
+        rounds=request.extra_rounds,
+        most=request.extra_batch(plan.lengths),
+    )
+    while budget.rounds and (yield from _extra_round(work, budget)):
         yield from _ask_context_free_rows(work)
     return Realigned(
         tuple(
@@ -156,27 +161,28 @@ def _ask_context_free_rows(work: _Work) -> Generator[Step, Answer | None, None]:
         yield PAUSE
 
 
-def _extra_round(work: _Work) -> Generator[Step, Answer | None, bool]:
-    """Asks for the rows that leave most mass open; whether there were any."""
+def _extra_round(work: _Work, budget: ExtraBudget) -> Generator[Step, Answer | None, bool]:
+    """Asks for the rows that gain most; whether there were any."""
     request = work.request
-    share = max(1, request.extra_rows // max(1, len(work.realigned)))
+    needed, paths = 0.0, dict[int, OpenPaths]()
+    for index, one in work.realigned.items():
+        need, paths[index] = open_paths(one, request.extra_least_open)
+        needed += need
+        yield PAUSE
     asked: list[tuple[int, tuple[int, int]]] = []
     sequences = []
-    for index, one in work.realigned.items():
-        paths = open_paths(one, share, request.extra_least_open)
-        for path in paths[: request.extra_rows - len(asked)]:
-            ids = path_ids(one, work.planned[index], path)
-            if request.prompt_tokens + len(ids) <= request.max_length:
-                asked.append((index, path))
-                sequences.append(ids)
-        yield PAUSE
+    for index, path in budget.choose(needed, paths):
+        ids = path_ids(work.realigned[index], work.planned[index], path)
+        if request.prompt_tokens + len(ids) <= request.max_length:
+            asked.append((index, path))
+            sequences.append(ids)
     if not asked:
         return False
     found = yield from _ask(AskedPaths(tuple(sequences)))
     for index in dict.fromkeys(index for index, _ in asked):
         places = [place for place, (of, _) in enumerate(asked) if of == index]
-        paths = [asked[place][1] for place in places]
-        rows = with_paths(work.realigned[index], paths, [found[place] for place in places])
+        chosen = [asked[place][1] for place in places]
+        rows = with_paths(work.realigned[index], chosen, [found[place] for place in places])
         if rows is None:
             work.realigned[index] = RealignedContinuation(not_finite())
         else:

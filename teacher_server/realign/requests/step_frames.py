@@ -195,12 +195,16 @@ class StepReader:
         self._rounds += 1
         ids = self._ids(frame.array("token_ids", np.int32, None))
         sizes = frame.array("lengths", np.int64, None)
-        if self._rounds > self.request.extra_rounds or len(sizes) > self.request.extra_rows:
+        self.extra_rows += len(sizes)
+        if (
+            self._rounds > self.request.extra_rounds
+            or len(sizes) > self.request.extra_batch(self.plan.lengths)
+            or self.extra_rows > self.request.extra_budget(self.plan.needed)
+        ):
             raise FrameError("paths: more than may be asked for")
         longest = self.request.max_length - self.request.prompt_tokens
         if not len(sizes) or ((sizes < 1) | (sizes > longest)).any():
             raise FrameError(f"paths: sequences that are not of 1 to {longest} tokens")
-        self.extra_rows += len(sizes)
         return AskedPaths(tuple(split(ids, sizes)))
 
     def _ids(self, ids: Int32) -> Int32:
