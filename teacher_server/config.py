@@ -361,7 +361,7 @@ class TokenizerSettings(Settings):
         default=1024, ge=1, le=4096, description="Rows of one such batch, at most."
     )
     extra_least_open: float = Field(
-        default=0.05,
+        default=0.01,
         ge=0.001,
         le=1.0,
         description="A row with less open mass is not worth one of them.",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from teacher_proto.types import PositionClass, Realignment
+from teacher_proto.types import MaskReason, PositionClass, Realignment
 
 from teacher_server.frames import FrameError
 from teacher_server.realign.requests.extra_rows import (
     FIRST_SHARE,
     LEAST_GAIN,
+    MASKED_POWER,
     ExtraBudget,
     OpenPaths,
     needs_of,
@@ -71,7 +73,7 @@ def test_the_gain_of_a_path_is_the_need_of_every_row_that_it_is_open_at() -> Non
             continue
         for step in {(row, token) for _, row, token, _ in here if row >= 0}:
             share = sum(part for _, *its, part in here if tuple(its) == step) / mass
-            gain = needs[place] * (share**2 if place < 4 else share)
+            gain = needs[place] * (share**MASKED_POWER if place < 4 else share)
             wanted[step] = wanted.get(step, 0.0) + gain
     assert any(mass < LEAST_GAIN for mass in wanted.values())
     known = {max(wanted, key=lambda step: wanted[step])}
@@ -84,6 +86,15 @@ def test_the_gain_of_a_path_is_the_need_of_every_row_that_it_is_open_at() -> Non
     steps = list(zip(found.row.tolist(), found.token.tolist(), strict=True))
     assert steps == list(wanted)
     np.testing.assert_allclose(found.gain, list(wanted.values()), atol=1e-3)
+
+
+def test_rows_that_no_further_row_settles_need_none() -> None:
+    reasons = [MaskReason.LONG_CHUNK, MaskReason.DOUBTFUL, MaskReason.NOT_CANONICAL, 0]
+    classes = [PositionClass.MASKED] * 3 + [PositionClass.ALIGNED]
+    rows = replace(block(classes, [0.0, 0.0, 0.0, 0.25]), mask_reason=np.array(reasons, np.uint8))
+    assert needs_of(rows).tolist() == [0.0, 1.0, 0.0, 0.75]
+    walked = left_open(4, [(place, place, 2, 0.9) for place in range(4)], np.ones(4))
+    assert paths_of(walked, rows, 0.05, {}).row.tolist() == [1, 3]
 
 
 def offer(gains: list[float]) -> dict[int, OpenPaths]:
