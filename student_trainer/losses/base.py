@@ -108,6 +108,10 @@ class LossBatch:
             vocabulary.
         teacher_hidden, teacher_head: [T, H'] and the teacher's own projection to V,
             instead of ``teacher_logits``.
+        coarse: bool [T], rows in which an id outside the support could be the teacher's most
+            likely one, or None when there are none. They are compared on the support and one
+            outcome for the rest of each side, whatever ``LossSettings.tail`` says of the
+            others, and need ``teacher_log_tail`` and one valid id.
     """
 
     hidden: Tensor
@@ -128,6 +132,14 @@ class LossBatch:
     teacher_logits: Tensor | None = None
     teacher_hidden: Tensor | None = None
     teacher_head: Head | None = None
+    coarse: Tensor | None = None
+
+    @property
+    def coarse_rows(self) -> Tensor:
+        """bool [T]: the coarse rows; all False where ``coarse`` is None."""
+        return (
+            torch.zeros_like(self.weights, dtype=torch.bool) if self.coarse is None else self.coarse
+        )
 
 
 @dataclass(frozen=True)
@@ -171,8 +183,10 @@ class LossResult:
         per_row: float32 [T], detached, nats; 0 for unused rows.
         used: bool [T], rows that count in numerator and denominator.
         dropped_non_finite: number of rows with weight > 0 that are not finite.
-        dropped_small_support: number of rows with weight > 0 and fewer than two valid ids.
-        metrics: sums over used rows (each with weight 1), by name.
+        dropped_small_support: number of rows with weight > 0 and fewer than two valid ids,
+            or, of coarse rows, fewer than two outcomes.
+        metrics: sums over used rows that are not coarse (each with weight 1), by name.
+        coarse_metrics: sums over used coarse rows, by name; empty where there are none.
     """
 
     total: Tensor
@@ -181,6 +195,7 @@ class LossResult:
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
+    coarse_metrics: dict[str, float] = field(default_factory=dict)
 
 
 LossFunction = Callable[[LossBatch, Head, LossSettings], LossResult]

@@ -8,7 +8,8 @@
 With ``tail="none"`` p and q are renormalised on the support; the normaliser over the
 vocabulary cancels, and the [T, V] logits are never built. With ``tail="bucket"`` one more
 outcome has the mass outside the support on each side, nothing is renormalised, and the
-student's normaliser is computed in blocks of rows.
+student's normaliser is computed in blocks of rows. Coarse rows have this outcome whatever the
+tail is.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from student_trainer.losses.divergences import (
     reverse_kl,
 )
 from student_trainer.losses.gathered import gathered_logits
-from student_trainer.losses.tail import log_outside
+from student_trainer.losses.tail import divergence_with_rest, log_outside
 
 
 def lsm(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
@@ -70,48 +71,51 @@ def support_loss(
     divergence: Divergence,
     normalise: bool = True,
 ) -> LossResult:
-    """Rows with weight 0, with fewer than two valid ids, or not finite on either side count
-    in neither numerator nor denominator; the latter two are counted as dropped.
+    """Rows with weight 0, with fewer than two valid ids (a coarse row: fewer than one and a
+    rest), or not finite on either side count in neither numerator nor denominator; the latter
+    two are counted as dropped.
 
     Raises:
         ValueError: the batch lacks values that the settings need; or K < 2 without a tail,
-            where the loss is 0 for every student.
+            where the loss is 0 for every student; or a row is coarse and not to be normalised.
     """
     ids, log_q, valid = _support(batch)
-    if ids.shape[1] < 2 and settings.tail == "none" and normalise:
+    coarse = batch.coarse_rows
+    if not normalise:
+        if bool((coarse & (batch.weights > 0)).any()):
+            raise ValueError(
+                "unnormalised_reverse_kl has no outcome for the rest of a coarse row: give coarse "
+                "rows weight 0, or do not ask the service for them"
+            )
+    elif ids.shape[1] < 2 and settings.tail == "none" and batch.coarse is None:
         raise ValueError(
             f"a support needs at least 2 ids, got {ids.shape[1]}: "
             "renormalised on one id the loss is 0 for every student"
         )
     active = batch.weights > 0
-    enough = valid.sum(-1) >= 2
+    count = valid.sum(-1)
+    enough = count >= 2
     finite = log_q.where(valid, 0).isfinite().all(-1)
     finite &= batch.hidden.detach().isfinite().all(-1)
-    if settings.tail == "bucket" and normalise:
+    if normalise and (settings.tail == "bucket" or batch.coarse is not None):
         tail, has_tail = _teacher_tail(batch)
-        finite &= tail.where(has_tail, 0).isfinite()
+        enough |= coarse & has_tail & (count == 1)
+        with_rest = has_tail if settings.tail == "bucket" else has_tail & coarse
+        finite &= tail.where(with_rest, 0).isfinite()
     rows = select_rows(active & enough & finite)
 
-    hidden, ids, valid, log_q = (
-        batch.hidden.index_select(0, rows),
-        ids[rows],
-        valid[rows],
-        log_q[rows],
-    )
-    logits = gathered_logits(hidden, head, ids.where(valid, 0))
+    hidden = batch.hidden.index_select(0, rows)
+    logits = gathered_logits(hidden, head, ids[rows].where(valid[rows], 0))
     good = logits.detach().isfinite().all(-1)
     logits = torch.where(good[:, None], logits, 0)
-    log_q = log_q.to(logits.dtype)
-    if settings.tail == "none" and normalise:
-        log_p = renormalise(logits / settings.temperature, valid)
-        losses = divergence(log_p, renormalise(log_q, valid), valid)
+    if normalise:
+        losses = _normalised(batch, rows, hidden, head, logits, settings, divergence)
     else:
-        outside = log_outside(hidden, head, ids, valid, settings.temperature, settings.chunk_rows)
-        scaled = logits / settings.temperature
-        if normalise:
-            losses = _with_tail(batch, rows, scaled, log_q, valid, outside, divergence)
-        else:
-            losses = divergence(_of_everything(scaled, valid, outside), log_q, valid)
+        at = ids[rows], valid[rows], settings.temperature, settings.chunk_rows
+        log_p = _of_everything(
+            logits / settings.temperature, valid[rows], log_outside(hidden, head, *at)
+        )
+        losses = divergence(log_p, log_q[rows].to(logits.dtype), valid[rows])
     good = good & losses.detach().isfinite()
     losses = torch.where(good, losses, 0)
     bounded = losses if settings.row_clamp is None else losses.clamp_max(settings.row_clamp)
@@ -120,9 +124,16 @@ def support_loss(
     used[rows] = good
     per_row = torch.zeros_like(batch.weights)
     per_row[rows] = bounded.detach().to(per_row.dtype)
-    metrics = _support_metrics(batch, rows[good], logits.detach()[good])
+    fine, rough = good & ~coarse[rows], good & coarse[rows]
+    metrics = _support_metrics(batch, rows[fine], logits.detach()[fine])
+    coarse_metrics: dict[str, float] = {}
+    if batch.coarse is not None:
+        coarse_metrics["coarse_loss"] = float(per_row[rows][rough].sum())
     if settings.row_clamp is not None:
-        metrics["row_clamped"] = float((losses.detach() > settings.row_clamp).sum())
+        clamped = losses.detach() > settings.row_clamp
+        metrics["row_clamped"] = float((clamped & fine).sum())
+        if batch.coarse is not None:
+            coarse_metrics["row_clamped"] = float((clamped & rough).sum())
     return LossResult(
         total=(bounded * batch.weights[rows]).sum(),
         per_row=per_row,
@@ -130,7 +141,52 @@ def support_loss(
         dropped_non_finite=int((active & enough & ~used).sum()),
         dropped_small_support=int((active & ~enough).sum()),
         metrics=metrics,
+        coarse_metrics=coarse_metrics,
     )
+
+
+def _normalised(
+    batch: LossBatch,
+    rows: Tensor,
+    hidden: Tensor,
+    head: Head,
+    logits: Tensor,
+    settings: LossSettings,
+    divergence: Divergence,
+) -> Tensor:
+    """The divergence of each row on its support, renormalised there or with one outcome for the
+    rest. Only rows of the second kind are multiplied with the whole head, [R].
+
+    Args:
+        rows: int64 [R], of the batch.
+        hidden, logits: [R, H] and [R, K], of these rows.
+    """
+    ids, log_q, valid = (part[rows] for part in _support(batch))
+    scaled, log_q = logits / settings.temperature, log_q.to(logits.dtype)
+
+    def on_support(at: Tensor) -> Tensor:
+        log_p = renormalise(scaled[at], valid[at])
+        return divergence(log_p, renormalise(log_q[at], valid[at]), valid[at])
+
+    def with_rest(at: Tensor) -> Tensor:
+        outside = log_outside(
+            hidden.index_select(0, at), head, ids[at], valid[at],
+            settings.temperature, settings.chunk_rows,
+        )  # fmt: skip
+        tail, known = (part[rows[at]] for part in _teacher_tail(batch))
+        return divergence_with_rest(
+            scaled[at], log_q[at], valid[at], outside, (tail, known), divergence
+        )
+
+    every = torch.arange(len(rows), device=rows.device)
+    if settings.tail == "bucket":
+        return with_rest(every)
+    if batch.coarse is None:
+        return on_support(every)
+    coarse = batch.coarse[rows]
+    fine, rough = every[~coarse], every[coarse]
+    losses = logits.new_zeros(len(rows))
+    return losses.index_put((fine,), on_support(fine)).index_put((rough,), with_rest(rough))
 
 
 def _of_everything(scaled: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
@@ -140,33 +196,11 @@ def _of_everything(scaled: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
     return renormalise(weights, torch.cat([valid, rest], -1))[:, :-1]
 
 
-def _with_tail(
-    batch: LossBatch,
-    rows: Tensor,
-    scaled: Tensor,
-    log_q: Tensor,
-    valid: Tensor,
-    outside: Tensor,
-    divergence: Divergence,
-) -> Tensor:
-    """The divergence over the support and one outcome for the rest, [T].
-
-    Args:
-        rows: int64 [T], of the batch.
-        scaled, log_q, valid: [T, K], student logits / temperature, teacher, valid slots.
-        outside: [T], log of the student's weight outside the support, not normalised.
-    """
-    tail, known = _teacher_tail(batch)
-    has_tail = known[rows] & outside.detach().isfinite()
-    tail_q = tail[rows].to(scaled.dtype).where(has_tail, 0)
-    every = torch.cat([valid, has_tail[:, None]], -1)
-    weights = torch.cat([scaled, torch.where(has_tail, outside, 0)[:, None]], -1)
-    return divergence(renormalise(weights, every), torch.cat([log_q, tail_q[:, None]], -1), every)
-
-
 def _teacher_tail(batch: LossBatch) -> tuple[Tensor, Tensor]:
     if batch.teacher_log_tail is None or batch.teacher_tail_valid is None:
-        raise ValueError('tail="bucket" needs the teacher\'s log_tail from the service')
+        raise ValueError(
+            'tail="bucket" and coarse rows need the teacher\'s log_tail from the service'
+        )
     return batch.teacher_log_tail, batch.teacher_tail_valid
 
 
@@ -177,7 +211,7 @@ def _support(batch: LossBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _support_metrics(batch: LossBatch, rows: Tensor, logits: Tensor) -> dict[str, float]:
-    """Sums over the used rows."""
+    """Sums over these rows."""
     ids, log_q, valid = (part[rows] for part in _support(batch))
     inside = ((ids == batch.sampled_ids[rows, None]) & valid).any(-1)
     log_q = log_q.where(valid, -torch.inf)

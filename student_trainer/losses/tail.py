@@ -1,7 +1,8 @@
-"""The student's mass outside a support, in blocks of [rows, V].
+"""One outcome for everything outside a support: a divergence with it, and the student's mass
+of it, in blocks of [rows, V].
 
-It is summed over the ids outside, never taken as 1 minus the mass inside, which would
-lose all precision to cancellation.
+The student's mass is summed over the ids outside, never taken as 1 minus the mass inside,
+which would lose all precision to cancellation.
 """
 
 from __future__ import annotations
@@ -12,7 +13,33 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses.base import Head
+from student_trainer.losses.divergences import Divergence, renormalise
 from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
+
+
+def divergence_with_rest(
+    scaled: Tensor,
+    log_q: Tensor,
+    valid: Tensor,
+    outside: Tensor,
+    teacher_rest: tuple[Tensor, Tensor],
+    divergence: Divergence,
+) -> Tensor:
+    """The divergence over the support and one outcome for the rest of each side, [T]. Where a
+    side has no rest, both are renormalised on the support.
+
+    Args:
+        scaled, log_q, valid: [T, K], student logits / temperature, teacher, valid slots.
+        outside: [T], of ``log_outside``.
+        teacher_rest: float and bool [T], the teacher's log-probability of the rest, and whether
+            there is one.
+    """
+    tail, known = teacher_rest
+    has_rest = known & outside.detach().isfinite()
+    rest_q = tail.to(scaled.dtype).where(has_rest, 0)
+    every = torch.cat([valid, has_rest[:, None]], -1)
+    weights = torch.cat([scaled, torch.where(has_rest, outside, 0)[:, None]], -1)
+    return divergence(renormalise(weights, every), torch.cat([log_q, rest_q[:, None]], -1), every)
 
 
 def log_outside(
