@@ -143,12 +143,14 @@ class Pipeline:
         Which rollouts share a request depends on their contents, never on timing.
         """
         loss, size = self.config.loss, self.config.rollout.group_size
+        asked = loss.asks(realigned=self.teacher.realigned)
         for _, members in groupby(places, key=lambda place: place // size):
             together = list(members)
             future = self.teacher.submit_rollouts(
                 [rollouts[place] for place in together],
-                loss.teacher_top_k,
+                asked.top_k,
                 loss.temperature,
-                loss.needs_log_tail,
+                log_tail=asked.log_tail,
+                coarse=asked.coarse,
             )
             batch.scores.update({p: (future, index) for index, p in enumerate(together)})

@@ -211,8 +211,9 @@ def measured(start: Start) -> Measured:
         chunk_rows=loss.chunk_rows,
     )
     clock.append(time.monotonic())
+    asked = loss.asks(realigned=link.realigned)
     scores = link.submit_rollouts(
-        rollouts, loss.teacher_top_k, loss.temperature, loss.needs_log_tail
+        rollouts, asked.top_k, loss.temperature, log_tail=asked.log_tail, coarse=asked.coarse
     ).result()
     clock.append(time.monotonic())
     updater = Updater(student, config, link.realigned)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from teacher_proto.types import ChatMessage, ChatPrompt, TeacherInfo, TextPrompt
+from teacher_proto.types import ContinuationScores, TeacherInfo
 
 from student_trainer.evaluation.cache import cached_rows
 from student_trainer.evaluation.divergence import full_divergence
@@ -30,7 +29,6 @@ from student_trainer.evaluation.results import (
     Evaluation,
     FrozenPositions,
     Lengths,
-    Sample,
     TeacherDescription,
 )
 from student_trainer.evaluation.rows import (
@@ -40,6 +38,7 @@ from student_trainer.evaluation.rows import (
     full_rows,
     shared_ids,
 )
+from student_trainer.evaluation.samples import sample
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.evaluation import EvaluationSettings
@@ -84,11 +83,15 @@ def evaluate(
     counted = fresh if settings.rollouts else []
     whole = partial(_whole, digest=frozen.digest, cache=cache)
     measure = _realigned if teacher.realigned else whole
-    found = measure(student, teacher, on_frozen, counted, settings)
+    found, scores = measure(student, teacher, on_frozen, counted, settings)
+    scored = dict(enumerate(scores))
     return Evaluation(
         prompts=len(prompts),
         lengths=response_lengths(counted) if counted else None,
-        samples=tuple(_sample(student, rollout) for rollout in fresh[: settings.samples]),
+        samples=tuple(
+            sample(student, rollout, scored.get(place))
+            for place, rollout in enumerate(fresh[: settings.samples])
+        ),
         frozen_digest=frozen.digest,
         teacher=describe_teacher(teacher.info),
         seconds=time.monotonic() - started,
@@ -104,8 +107,8 @@ def _whole(
     settings: EvaluationSettings,
     digest: str,
     cache: Path,
-) -> dict[str, Any]:
-    """Fields of an Evaluation over the vocabulary that both sides share."""
+) -> tuple[dict[str, Any], Sequence[ContinuationScores]]:
+    """Fields of an Evaluation over the vocabulary that both sides share, and no scores."""
     ids = shared_ids(student, teacher)
     compared = compared_ids(student, ids)
     found: dict[str, Any] = {"frozen": None, "fresh": None}
@@ -117,7 +120,7 @@ def _whole(
         pieces = cut_blocks(chosen)
         rows = full_rows(teacher, pieces, ids)
         found["fresh"] = full_divergence(student, pieces, rows, compared, settings.batch_size)
-    return found
+    return found, ()
 
 
 def _realigned(
@@ -126,15 +129,15 @@ def _realigned(
     on_frozen: Sequence[Selection],
     fresh: Sequence[Rollout],
     settings: EvaluationSettings,
-) -> dict[str, Any]:
-    """Fields of an Evaluation across tokenizers."""
+) -> tuple[dict[str, Any], Sequence[ContinuationScores]]:
+    """Fields of an Evaluation across tokenizers, and the scores of the fresh responses."""
     check_top_k(teacher, settings.top_k)
     found: dict[str, Any] = {"frozen": None, "fresh": None}
+    scores: list[ContinuationScores] = []
     if on_frozen:
         whole = [_as_rollout(selection) for selection in on_frozen]
-        scores = score_whole(teacher, whole, settings.top_k)
         found["frozen_realigned"] = realigned_divergence(
-            student, on_frozen, scores, settings.batch_size
+            student, on_frozen, score_whole(teacher, whole, settings.top_k), settings.batch_size
         )
     if fresh:
         scores = score_whole(teacher, fresh, settings.top_k)
@@ -145,7 +148,7 @@ def _realigned(
                 student, [s for s, _ in pairs], [r for _, r in pairs], settings.batch_size
             )
         found["likelihood"] = chunk_likelihood(student, fresh, scores, settings.batch_size)
-    return found
+    return found, scores
 
 
 def _as_rollout(selection: Selection) -> Rollout:
@@ -201,35 +204,3 @@ def response_lengths(fresh: Sequence[Rollout]) -> Lengths:
         mean=sum(len(rollout.token_ids) for rollout in fresh) / len(fresh),
         truncated_share=sum(not rollout.finished for rollout in fresh) / len(fresh),
     )
-
-
-def _sample(student: Student, rollout: Rollout) -> Sample:
-    ids = rollout.token_ids.tolist()
-    if rollout.ended_by_token(student.terminators):
-        ids = ids[:-1]
-    return Sample(
-        prompt_id=rollout.prompt.prompt_id,
-        prompt=prompt_text(rollout.prompt),
-        response=student.tokenizer.decode(ids, skip_special_tokens=False),
-        tokens=len(rollout.token_ids),
-        finished=rollout.finished,
-    )
-
-
-def prompt_text(prompt: PromptItem) -> str:
-    """The prompt for a reader: the text of a single message, otherwise role by role."""
-    source = prompt.source
-    if isinstance(source, TextPrompt):
-        return source.text
-    if isinstance(source, ChatPrompt):
-        if len(source.messages) == 1:
-            return _said(source.messages[0])
-        return "\n".join(f"{m.role}: {_said(m)}" for m in source.messages)
-    return " ".join(str(i) for i in source.token_ids.tolist())
-
-
-def _said(message: ChatMessage) -> str:
-    if isinstance(message.content, str):
-        return message.content
-    fields = message.as_read()
-    return json.dumps({name: fields[name] for name in fields if name != "role"}, ensure_ascii=False)

@@ -13,6 +13,7 @@ from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.results import (
     ChunkLikelihood,
+    CoarseDivergence,
     Evaluation,
     FrozenContinuation,
     FrozenPositions,
@@ -20,6 +21,7 @@ from student_trainer.evaluation.results import (
     Lengths,
     RealignedDivergence,
     Sample,
+    SampledPosition,
     TeacherDescription,
 )
 
@@ -68,12 +70,12 @@ def load_evaluation(path: Path) -> Evaluation:
             frozen=_optional(FullDivergence, raw["frozen"]),
             fresh=_optional(FullDivergence, raw["fresh"]),
             lengths=_optional(Lengths, raw["lengths"]),
-            samples=tuple(Sample(**sample) for sample in raw["samples"]),
+            samples=tuple(_sample(sample) for sample in raw["samples"]),
             frozen_digest=str(raw["frozen_digest"]),
             teacher=TeacherDescription(**raw["teacher"]),
             seconds=float(raw["seconds"]),
-            frozen_realigned=_optional(RealignedDivergence, raw.get("frozen_realigned")),
-            fresh_realigned=_optional(RealignedDivergence, raw.get("fresh_realigned")),
+            frozen_realigned=_realigned(raw.get("frozen_realigned")),
+            fresh_realigned=_realigned(raw.get("fresh_realigned")),
             likelihood=_optional(ChunkLikelihood, raw.get("likelihood")),
         )
     except (KeyError, TypeError, ValueError) as error:
@@ -82,6 +84,19 @@ def load_evaluation(path: Path) -> Evaluation:
 
 def _optional(kind: Any, value: Any) -> Any:
     return None if value is None else kind(**value)
+
+
+def _realigned(value: Any) -> RealignedDivergence | None:
+    """A file of before there were coarse rows says nothing of them."""
+    if value is None:
+        return None
+    coarse = _optional(CoarseDivergence, value.get("coarse"))
+    return RealignedDivergence(**{**value, "coarse": coarse})
+
+
+def _sample(value: Any) -> Sample:
+    positions = tuple(SampledPosition(**position) for position in value.get("positions", ()))
+    return Sample(**{**value, "positions": positions})
 
 
 def _integers(values: Any) -> tuple[int, ...]:

@@ -8,18 +8,22 @@ of chunks of text (docs/realignment.md). R rows, K ids; nats unless stated other
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError, LsmError
-from teacher_proto.rows import Support, required
-from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, PositionClass, Status
+from teacher_proto.rows import required
+from teacher_proto.types import Bool, ContinuationScores, Int32, PositionClass, Status
 from torch import Tensor
 
-from student_trainer.evaluation.results import ChunkLikelihood, RealignedDivergence
+from student_trainer.evaluation.results import (
+    ChunkLikelihood,
+    CoarseDivergence,
+    RealignedDivergence,
+)
 from student_trainer.evaluation.rows import BLOCK_ROWS, TEMPERATURE, Selection, student_hidden
 from student_trainer.losses.divergences import forward_kl, renormalise, reverse_kl
 from student_trainer.losses.normaliser import token_log_probs
@@ -28,7 +32,7 @@ from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student, not_finite
 from student_trainer.teacher.link import TeacherLink
-from student_trainer.update.realigned import chunks_known
+from student_trainer.update.realigned import chunks_known, complete_rows
 
 
 def check_top_k(teacher: TeacherLink, top_k: int) -> None:
@@ -44,20 +48,13 @@ def check_top_k(teacher: TeacherLink, top_k: int) -> None:
 def score_whole(
     teacher: TeacherLink, responses: Sequence[Rollout], top_k: int
 ) -> list[ContinuationScores]:
-    """The scores of every row of each response. The requests are sent together."""
+    """The scores of every row of each response, coarse ones among them whatever the loss does
+    with them. The requests are sent together."""
     futures: list[Future[list[ContinuationScores]]] = [
-        teacher.submit_rollouts([response], top_k, TEMPERATURE) for response in responses
+        teacher.submit_rollouts([response], top_k, TEMPERATURE, log_tail=True, coarse=True)
+        for response in responses
     ]
     return [future.result()[0] for future in futures]
-
-
-@dataclass(frozen=True)
-class _Certified:
-    """R rows that can be compared: their support, its coverage and the open mass."""
-
-    support: Support
-    coverage: Float32
-    open_mass: Float32
 
 
 @torch.no_grad()
@@ -67,78 +64,135 @@ def realigned_divergence(
     scores: Sequence[ContinuationScores],
     batch_size: int,
 ) -> RealignedDivergence:
-    """Divergences on the certified supports at the selected positions.
+    """Divergences on the certified supports at the selected positions, coarse ones apart.
 
     Args:
         scores: of every row of each selection's response.
 
     Raises:
-        LsmError: every position is masked, or the student's logits are not finite.
+        LsmError: every position is masked or coarse, or the student's logits are not finite.
     """
     hidden = student_hidden(student, selections, batch_size)
     asked = sum(len(selection.rows) for selection in selections)
     sums: dict[str, list[float]] = {}
+    coarse_sums: dict[str, list[float]] = {}
     start = 0
     for selection, scored in zip(selections, scores, strict=True):
         states = hidden[start : start + len(selection.rows)]
         start += len(selection.rows)
-        usable = _usable(scored, len(selection.response))[selection.rows]
-        chosen, places = selection.rows[usable], torch.from_numpy(np.flatnonzero(usable))
-        for at in range(0, len(chosen), BLOCK_ROWS):
-            piece = slice(at, at + BLOCK_ROWS)
-            rows = _certified(scored, chosen[piece])
-            logits = head_logits(student.head, states[places[piece].to(states.device)])
-            for name, values in _compare(logits, rows).items():
-                sums.setdefault(name, []).extend(values.tolist())
+        complete, coarse = comparable_rows(scored, len(selection.response))
+        for kept, compare, into in (
+            (complete, _compare, sums),
+            (coarse, _compare_coarse, coarse_sums),
+        ):
+            usable = kept[selection.rows]
+            chosen, places = selection.rows[usable], torch.from_numpy(np.flatnonzero(usable))
+            for at in range(0, len(chosen), BLOCK_ROWS):
+                piece = slice(at, at + BLOCK_ROWS)
+                logits = head_logits(student.head, states[places[piece].to(states.device)])
+                if not bool(torch.isfinite(logits).all()):
+                    raise not_finite("evaluation")
+                for name, values in compare(logits, scored, chosen[piece]).items():
+                    into.setdefault(name, []).extend(values.tolist())
+    coarse_count = len(coarse_sums.get("reverse_kl", ()))
     if not sums:
         raise LsmError(
-            f"none of {asked} positions could be realigned",
+            f"none of {asked} positions could be realigned"
+            + (f" whole; {coarse_count} are coarse" if coarse_count else ""),
             where="evaluation",
             fix="compare the tokenizers (teacher-server tokenizers compare), or set "
             "evaluation.prompts to 0",
         )
     count = len(sums["coverage"])
-    means = {name: math.fsum(values) / count for name, values in sums.items()}
-    return RealignedDivergence(rows=count, masked_rows=asked - count, **means)
-
-
-def _usable(scores: ContinuationScores, rows: int) -> Bool:
-    """bool [n]: rows with a support of at least two ids."""
-    if scores.status is not Status.OK or scores.realignment is None:
-        return np.zeros(rows, np.bool_)
-    known: Bool = scores.realignment.position_class != PositionClass.MASKED
-    return known & (required(scores.rows.support, "support").counts >= 2)
-
-
-def _certified(scores: ContinuationScores, rows: Int32) -> _Certified:
-    block = required(scores.realignment, "realignment")
-    return _Certified(
-        support=required(scores.rows.at(rows).support, "support"),
-        coverage=block.coverage[rows],
-        open_mass=block.open_mass[rows],
+    return RealignedDivergence(
+        rows=count,
+        masked_rows=asked - count - coarse_count,
+        coarse_rows=coarse_count,
+        coarse=CoarseDivergence(**_means(coarse_sums)) if coarse_count else None,
+        **_means(sums),
     )
 
 
-def _compare(logits: Tensor, rows: _Certified) -> dict[str, Tensor]:
-    """The metrics of RealignedDivergence for each row, float64 [R], by name."""
-    if not bool(torch.isfinite(logits).all()):
-        raise not_finite("evaluation")
+def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    return {name: math.fsum(of_rows) / len(of_rows) for name, of_rows in values.items()}
+
+
+def comparable_rows(scores: ContinuationScores, rows: int) -> tuple[Bool, Bool]:
+    """bool [n], twice: rows with the teacher's most likely ids, at least two; and coarse ones,
+    with at least one."""
+    block = scores.realignment
+    if scores.status is not Status.OK or block is None:
+        return np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
+    counts = required(scores.rows.support, "support").counts
+    coarse: Bool = block.position_class == PositionClass.COARSE
+    return complete_rows(block) & (counts >= 2), coarse & (counts >= 1)
+
+
+def _sides(logits: Tensor, scores: ContinuationScores, rows: Int32) -> _Sides:
+    support = required(scores.rows.at(rows).support, "support")
     device = logits.device
-    valid = torch.from_numpy(rows.support.valid).to(device)
-    ids = torch.from_numpy(rows.support.ids.astype(np.int64)).to(device)
+    valid = torch.from_numpy(support.valid).to(device)
+    ids = torch.from_numpy(support.ids.astype(np.int64)).to(device)
     log_pi = torch.log_softmax(logits.double(), -1)
-    own = log_pi.gather(1, ids.where(valid, 0))
-    p = renormalise(own, valid)
-    q = renormalise(torch.from_numpy(rows.support.log_probs).to(device).double(), valid)
+    return _Sides(
+        ids=ids,
+        valid=valid,
+        log_pi=log_pi,
+        own=log_pi.gather(1, ids.where(valid, 0)),
+        log_q=torch.from_numpy(support.log_probs).to(device).double(),
+    )
+
+
+@dataclass(frozen=True)
+class _Sides:
+    """Both sides of R rows.
+
+    Attributes:
+        ids, valid: int64 and bool [R, K], the certified ids.
+        log_pi: float64 [R, V], the student.
+        own, log_q: float64 [R, K], the student and the teacher at these ids.
+    """
+
+    ids: Tensor
+    valid: Tensor
+    log_pi: Tensor
+    own: Tensor
+    log_q: Tensor
+
+
+def _compare(logits: Tensor, scores: ContinuationScores, rows: Int32) -> dict[str, Tensor]:
+    """The metrics of RealignedDivergence for each row, float64 [R], by name."""
+    at, block = _sides(logits, scores, rows), required(scores.realignment, "realignment")
+    p, q = renormalise(at.own, at.valid), renormalise(at.log_q, at.valid)
     return {
-        "reverse_kl": reverse_kl(p, q, valid),
-        "forward_kl": forward_kl(p, q, valid),
+        "reverse_kl": reverse_kl(p, q, at.valid),
+        "forward_kl": forward_kl(p, q, at.valid),
         # Slot 0 is the teacher's most likely token: a row where an unsettled id could be
-        # more likely is masked.
-        "agreement": (log_pi.argmax(-1) == ids[:, 0]).double(),
-        "student_mass": own.exp().where(valid, 0).sum(-1),
-        "coverage": torch.from_numpy(rows.coverage).double(),
-        "open_mass": torch.from_numpy(rows.open_mass).double(),
+        # more likely is masked or coarse.
+        "agreement": (at.log_pi.argmax(-1) == at.ids[:, 0]).double(),
+        "student_mass": at.own.exp().where(at.valid, 0).sum(-1),
+        "coverage": torch.from_numpy(block.coverage[rows]).double(),
+        "open_mass": torch.from_numpy(block.open_mass[rows]).double(),
+    }
+
+
+def _compare_coarse(logits: Tensor, scores: ContinuationScores, rows: Int32) -> dict[str, Tensor]:
+    """The metrics of CoarseDivergence for each row, float64 [R], by name."""
+    at = _sides(logits, scores, rows)
+    tail = required(scores.rows.log_tail, "log_tail").values[rows]
+    count, width = at.log_pi.shape
+    # One more column takes the invalid slots.
+    inside = torch.zeros(count, width + 1, dtype=torch.bool, device=logits.device)
+    inside = inside.scatter(1, at.ids.where(at.valid, width), True)[:, :width]
+    own_rest = at.log_pi.masked_fill(inside, -torch.inf).logsumexp(-1, keepdim=True)
+    rest = torch.from_numpy(tail).to(logits.device).double()[:, None]
+    p, q = torch.cat([at.own, own_rest], -1), torch.cat([at.log_q, rest], -1)
+    every = torch.cat([at.valid, torch.ones_like(at.valid[:, :1])], -1)
+    return {
+        "reverse_kl": reverse_kl(p, q, every),
+        "forward_kl": forward_kl(p, q, every),
+        "student_rest": own_rest.exp()[:, 0],
+        "teacher_rest": rest.exp()[:, 0],
     }
 
 

@@ -87,8 +87,8 @@ class FullDivergence:
 @dataclass(frozen=True)
 class RealignedDivergence:
     """Divergences of student pi and a teacher q with another tokenizer, at temperature 1:
-    means over the positions that are not masked. None of them is over the teacher's whole
-    vocabulary, which does not exist in the student's tokens.
+    means over the positions that are neither masked nor coarse. None of them is over the
+    teacher's whole vocabulary, which does not exist in the student's tokens.
 
     Attributes:
         rows: positions in the means.
@@ -100,6 +100,9 @@ class RealignedDivergence:
             the divergences.
         coverage: the teacher's mass on the certified ids.
         open_mass: the teacher's mass that is not settled.
+        coarse_rows: positions of class COARSE, in none of the means above; None in a file of
+            before there were any, which counted them as masked.
+        coarse: means over these; None where there are none.
     """
 
     rows: int
@@ -110,6 +113,24 @@ class RealignedDivergence:
     student_mass: float
     coverage: float
     open_mass: float
+    coarse_rows: int | None = None
+    coarse: CoarseDivergence | None = None
+
+
+@dataclass(frozen=True)
+class CoarseDivergence:
+    """Means over positions of class COARSE, over the certified ids and one outcome for the rest
+    of each side.
+
+    Attributes:
+        reverse_kl, forward_kl: KL(pi || q) and KL(q || pi), nats.
+        student_rest, teacher_rest: mass outside the certified ids.
+    """
+
+    reverse_kl: float
+    forward_kl: float
+    student_rest: float
+    teacher_rest: float
 
 
 @dataclass(frozen=True)
@@ -139,14 +160,37 @@ class Lengths:
 
 
 @dataclass(frozen=True)
+class SampledPosition:
+    """A token of a response as a teacher with another tokenizer knows it.
+
+    Attributes:
+        text: of the token alone.
+        kind: name of its PositionClass.
+        reason: why it is masked or coarse (``teacher.mask_reasons``); empty otherwise.
+    """
+
+    text: str
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class Sample:
-    """One fresh response as text; ``finished`` is False when the length limit cut it."""
+    """One fresh response as text.
+
+    Attributes:
+        tokens: how many it has.
+        finished: False when the length limit cut it.
+        positions: of its tokens, in order; empty with one tokenizer, and where the response
+            was not scored or not realigned.
+    """
 
     prompt_id: str
     prompt: str
     response: str
     tokens: int
     finished: bool
+    positions: tuple[SampledPosition, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,13 @@ TWO_TOKENIZERS = (
         "Teacher's mass on it (coverage), frozen positions", "support_coverage", "{:.1%}", 0
     ),
     HeldOutMetric("Positions masked, frozen", "support_masked_share", "{:.1%}", 0),
+    HeldOutMetric("Positions coarse, frozen", "support_coarse_share", "{:.1%}", 0),
+    HeldOutMetric(
+        "Reverse KL of coarse positions, on their ids and one rest, frozen",
+        "support_coarse_reverse_kl",
+        "{:.3f}",
+        -1,
+    ),
     HeldOutMetric(
         "Reverse KL on the teacher's support, fresh answers",
         "fresh_support_reverse_kl",
@@ -78,6 +85,7 @@ TWO_TOKENIZERS = (
     HeldOutMetric("Same most likely token, fresh answers", "fresh_support_agreement", "{:.1%}", 1),
     HeldOutMetric("Coverage, fresh answers", "fresh_support_coverage", "{:.1%}", 0),
     HeldOutMetric("Positions masked, fresh answers", "fresh_support_masked_share", "{:.1%}", 0),
+    HeldOutMetric("Positions coarse, fresh answers", "fresh_support_coarse_share", "{:.1%}", 0),
     HeldOutMetric(
         "Teacher's bits per byte of the fresh answers",
         "teacher_bits_per_byte",

@@ -84,6 +84,7 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
                     ("realign_mid_share", "inside a token"),
                     ("realign_special_share", "special"),
                     ("realign_masked_share", "masked"),
+                    ("realign_coarse_share", "coarse"),
                 ),
                 share=True,
             ),

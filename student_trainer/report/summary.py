@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.results import Evaluation, FullDivergence, Lengths, Sample
 from student_trainer.report.collect import RunFiles, read_run
+from student_trainer.teacher.mask_reasons import EXPLAINED, OTHER, metric_of
 
 
 def write_summary(run_dir: Path) -> dict[str, Any]:
@@ -47,6 +50,7 @@ def summarise(run: RunFiles) -> dict[str, Any]:
         "seconds": round(seconds, 3),
         "held_out_prompts": evaluation.prompts if evaluation else 0,
         "frozen_rows": _frozen_rows(evaluation),
+        "mask_reasons": mask_reasons(run.metrics),
     }
     for name, found in (("before", before), ("after", after)):
         summary |= _divergence("", name, found.frozen if found else None)
@@ -59,6 +63,19 @@ def summarise(run: RunFiles) -> dict[str, Any]:
     return summary
 
 
+def mask_reasons(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
+    """Share of the positions of all steps that are masked or coarse, by reason; None with one
+    tokenizer, and for a run of before there were reasons."""
+    told = [row for row in metrics if row.get(metric_of(OTHER)) is not None]
+    tokens = sum(int(row["tokens"]) for row in told)
+    if not tokens:
+        return None
+    return {
+        name: sum(float(row[metric_of(name)]) * int(row["tokens"]) for row in told) / tokens
+        for name in EXPLAINED
+    }
+
+
 def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
     """The results of a run across tokenizers, under names of their own."""
     values: dict[str, Any] = {}
@@ -69,8 +86,13 @@ def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
         names = ("reverse_kl", "forward_kl", "agreement", "student_mass", "coverage", "open_mass")
         for name in names:
             values[f"{prefix}_{name}_{when}"] = getattr(part, name) if part else None
-        share = part.masked_rows / (part.rows + part.masked_rows) if part else None
-        values[f"{prefix}_masked_share_{when}"] = share
+        coarse = part.coarse_rows or 0 if part else 0
+        every = part.rows + part.masked_rows + coarse if part else 0
+        values[f"{prefix}_masked_share_{when}"] = part.masked_rows / every if part else None
+        values[f"{prefix}_coarse_share_{when}"] = coarse / every if part else None
+        for name in ("reverse_kl", "forward_kl", "student_rest", "teacher_rest"):
+            of_coarse = getattr(part.coarse, name) if part and part.coarse else None
+            values[f"{prefix}_coarse_{name}_{when}"] = of_coarse
         values[f"{prefix}_rows_{when}"] = part.rows if part else 0
     likelihood = found.likelihood if found else None
     for side in ("student", "teacher"):
@@ -120,7 +142,14 @@ def sample_pairs(before: Evaluation | None, after: Evaluation | None) -> list[di
 def _response(sample: Sample | None) -> dict[str, Any] | None:
     if sample is None:
         return None
-    return {"text": sample.response, "tokens": sample.tokens, "finished": sample.finished}
+    told: dict[str, Any] = {
+        "text": sample.response,
+        "tokens": sample.tokens,
+        "finished": sample.finished,
+    }
+    if sample.positions:
+        told["positions"] = [asdict(position) for position in sample.positions]
+    return told
 
 
 def _write(path: Path, content: Any) -> None:

@@ -14,6 +14,7 @@ from student_trainer.report.collect import RunFiles, read_run, setting_texts
 from student_trainer.report.held_out import HeldOutMetric, held_out_metrics, is_across
 from student_trainer.report.plots import Plot, all_plots
 from student_trainer.report.summary import sample_pairs, summarise
+from student_trainer.teacher.mask_reasons import EXPLAINED
 
 REPORT_TEMPLATE = "report.html.j2"
 NOT_MEASURED = "not measured"
@@ -47,6 +48,7 @@ def render_html(run: RunFiles, plots: list[Plot]) -> str:
         summary=summary,
         results=[_result(summary, metric) for metric in held_out_metrics(summary)],
         across=is_across(summary),
+        reasons=_reasons(summary),
         cards=_cards(summary),
         teacher=asdict(evaluation.teacher) if evaluation else {},
         plots=[
@@ -59,6 +61,15 @@ def render_html(run: RunFiles, plots: list[Plot]) -> str:
         finished=run.after is not None,
         evaluated=evaluation is not None,
     )
+
+
+def _reasons(summary: dict[str, Any]) -> list[dict[str, str]]:
+    """The reasons that a run has, the most frequent first: name, share, and what it means."""
+    shares: dict[str, float] = summary["mask_reasons"] or {}
+    most = sorted((name for name in shares if shares[name]), key=lambda name: -shares[name])
+    return [
+        {"name": name, "share": f"{shares[name]:.2%}", "text": EXPLAINED[name]} for name in most
+    ]
 
 
 def _uri(png: bytes) -> str:

@@ -46,9 +46,11 @@ FREE_KEYS = (
 )
 
 
-# Settings that a checkpoint of before there were any does not speak of: whether they change a
-# run's prompts is told by the digest of the prompts, and by how the teacher reads them.
-TOLD_BY_PROMPTS = ("data.now", "data.add_bos", "teacher.prompt")
+# Settings that a checkpoint of before there were any does not speak of. Whether they change
+# anything is told later: of prompts by their digest and by how the teacher reads them, of coarse
+# rows once the tokenizers are compared.
+COARSE = "loss.coarse"
+TOLD_LATER = ("data.now", "data.add_bos", "teacher.prompt", COARSE)
 
 # What a run did before there was a setting for it, where that is not the setting's default.
 # A checkpoint that lacks such a key was written by a run that did this.
@@ -118,7 +120,7 @@ def check_settings(
         ConfigurationError: other keys differ, or fewer steps are asked for than were made.
     """
     free = [*FREE_KEYS, *allowed]
-    free += [key for key in TOLD_BY_PROMPTS if key not in flatten(state.config)]
+    free += [key for key in TOLD_LATER if key not in flatten(state.config)]
     if state.now and flatten(config).get("data.now") == state.now:
         free.append("data.now")
     if config["optimizer"]["schedule"] == "constant":

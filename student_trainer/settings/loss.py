@@ -11,9 +11,9 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
-from teacher_proto.templates.thinking import THINKING
 
-from student_trainer.settings.base import Count, Positive, PositiveInt, Settings, Share
+from student_trainer.settings.base import Count, Positive, Share
+from student_trainer.settings.every_loss import LossCommon, RowsAsked
 
 SupportKind = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 
@@ -24,91 +24,7 @@ UNNORMALISED = (
 )
 
 
-class MaskSettings(Settings):
-    """Positions that are left out of the loss, by their sampled token."""
-
-    strings: tuple[str, ...] = Field(
-        default=THINKING[0],
-        description="Literal texts whose tokens are left out, whether one token spells them or "
-        "several.",
-    )
-    token_ids: tuple[Count, ...] = Field(default=(), description="Sampled ids that are left out.")
-    remove_from_support: bool = Field(
-        default=False,
-        description="Also take those of the masked ids that are single tokens out of every "
-        "support.",
-    )
-
-    @field_validator("strings")
-    @classmethod
-    def _not_empty(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if "" in value:
-            raise ValueError("an empty string would match everywhere")
-        return value
-
-
-class LossCommon(Settings):
-    """What every loss shares.
-
-    Attributes:
-        policy_gradient: whether the loss is a policy gradient at the sampled tokens. It
-            then needs the teacher's log-probability of a row's sampled token rather than
-            a support, its own definition holds the ratio to the policy that drew the
-            token, and loss and rollout have one temperature.
-    """
-
-    policy_gradient: ClassVar[bool] = False
-
-    temperature: Positive = Field(
-        default=1.0, description="Divides the logits of both sides before they are compared."
-    )
-    mean: Literal["token", "sequence"] = Field(
-        default="token",
-        description="What the loss of an update is the mean of: all its used tokens (`token`), "
-        "or the means of its responses (`sequence`).",
-    )
-    chunk_rows: PositiveInt = Field(
-        default=128,
-        description="Rows computed at once where [rows, vocabulary] is needed; fewer take less "
-        "memory.",
-    )
-    max_non_finite_share: Share = Field(
-        default=0.01, description="A step is refused when a larger share of its rows is not finite."
-    )
-    mask: MaskSettings = Field(default_factory=MaskSettings)
-    masked_chunks: bool = Field(
-        default=False,
-        description="Across tokenizers, learn from masked positions too: a policy gradient on "
-        "the likelihood of the chunk that holds them (docs/losses.md).",
-    )
-    nucleus_weights: bool = Field(
-        default=True,
-        description="With `rollout.top_p` below 1, weigh what is learnt at drawn tokens "
-        "(`sampled_token`, `masked_chunks`) by the student's probability of the nucleus that "
-        "they were drawn from (docs/losses.md). Losses on a support do not depend on it.",
-    )
-    chunk_clamp: Positive | None = Field(
-        default=None,
-        description="Bound on the absolute advantage of a chunk, in nats; unset, none.",
-    )
-
-    @property
-    def needs_log_tail(self) -> bool:
-        """Whether the teacher has to return its mass outside the top K."""
-        return False
-
-    @property
-    def teacher_top_k(self) -> int:
-        """How many of its own ids the teacher returns for each row."""
-        raise NotImplementedError
-
-    @property
-    def student_top_k(self) -> int:
-        """At how many of the student's ids the teacher is scored for each row."""
-        return 0
-
-
-class SupportLoss(LossCommon):
+class OnSupport(LossCommon):
     """Settings that all losses on a support share."""
 
     top_k: int = Field(
@@ -145,7 +61,7 @@ class SupportLoss(LossCommon):
         return value
 
     @model_validator(mode="after")
-    def _the_mass_is_the_teachers(self) -> SupportLoss:
+    def _the_mass_is_the_teachers(self) -> OnSupport:
         if self.support_mass is not None and not self._holds_teacher:
             raise ValueError(
                 "support_mass cuts the teacher's ids: use a support that holds them "
@@ -153,14 +69,13 @@ class SupportLoss(LossCommon):
             )
         return self
 
-    @property
-    def needs_log_tail(self) -> bool:
-        return self.tail == "bucket"
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        return self._asks(log_tail=self.tail == "bucket")
 
-    @property
-    def teacher_top_k(self) -> int:
+    def _asks(self, *, log_tail: bool, coarse: bool = False) -> RowsAsked:
         # The service's tail is outside the teacher's top K, whatever the support.
-        return self.top_k if self._holds_teacher or self.needs_log_tail else 0
+        top_k = self.top_k if self._holds_teacher or log_tail else 0
+        return RowsAsked(top_k, log_tail, coarse)
 
     @property
     def student_top_k(self) -> int:
@@ -169,6 +84,22 @@ class SupportLoss(LossCommon):
     @property
     def _holds_teacher(self) -> bool:
         return self.support in ("teacher", "teacher+sampled", "union")
+
+
+class SupportLoss(OnSupport):
+    """Settings of the losses that can compare a support and one outcome for the rest."""
+
+    coarse: Literal["bucket", "mask"] = Field(
+        default="bucket",
+        description="Across tokenizers, positions at which the teacher's ids are certain and one "
+        "that it does not return may be the most likely (class COARSE). `bucket` compares them "
+        "on their ids and one outcome for the rest, whatever `loss.tail` says; `mask` leaves "
+        "them out. With one tokenizer there are none.",
+    )
+
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        coarse = realigned and self.coarse == "bucket"
+        return self._asks(log_tail=coarse or self.tail == "bucket", coarse=coarse)
 
 
 class LsmLoss(SupportLoss):
@@ -192,7 +123,7 @@ class TopkJsdLoss(SupportLoss):
     )
 
 
-class UnnormalisedReverseKlLoss(SupportLoss):
+class UnnormalisedReverseKlLoss(OnSupport):
     """Reverse KL on the support, neither renormalised nor with a tail."""
 
     kind: Literal["unnormalised_reverse_kl"] = "unnormalised_reverse_kl"
@@ -241,9 +172,8 @@ class SampledTokenLoss(LossCommon):
         "is sequence-level.",
     )
 
-    @property
-    def teacher_top_k(self) -> int:
-        return self.top_k
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        return RowsAsked(self.top_k)
 
 
 LossConfig = Annotated[

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.settings_keys import flatten
 
-from student_trainer.run.resume import check_prompts, check_teacher
+from student_trainer.run.resume import COARSE, check_prompts, check_teacher
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.inputs import longest_response
 from student_trainer.startup.start import Start
@@ -40,12 +41,13 @@ def tokenizer(start: Start) -> str:
     where the student can draw tokens that the teacher has no row for.
 
     Raises:
-        LsmError: as ``TeacherLink`` and ``check_realigned``.
+        LsmError: as ``TeacherLink``, ``check_realigned`` and ``check_earlier_coarse``.
     """
     config = start.config
     link = TeacherLink(config.teacher, start.student, run=config.run.name)
     start.teacher = start.stack.enter_context(link)
     check_realigned(config, link)
+    check_earlier_coarse(start)
     drawn, theirs = start.student.drawn_below, link.info.vocabulary_size
     if not link.realigned and drawn > theirs:
         start.warn(
@@ -62,7 +64,7 @@ def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
     Raises:
         ConfigurationError: the loss needs a mass that is not known across tokenizers.
     """
-    if teacher.realigned and config.loss.needs_log_tail:
+    if teacher.realigned and config.loss.asks(realigned=False).log_tail:
         raise ConfigurationError(
             'tail = "bucket" needs the teacher\'s mass outside the support, and across tokenizers '
             "a part of it is not settled: it could belong to the support",
@@ -71,11 +73,27 @@ def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
         )
 
 
+def check_earlier_coarse(start: Start) -> None:
+    """Raises ConfigurationError when a run continues that an earlier version began, which left
+    out rows that this one would learn from, and the settings do not allow it."""
+    before = start.resumed
+    if before is None or COARSE in flatten(before.config):
+        return
+    asks = start.config.loss.asks(realigned=start.teacher.realigned)
+    if asks.coarse and COARSE not in start.config.checkpoint.allow_changed:
+        raise ConfigurationError(
+            "the checkpoint is of an earlier version, which left coarse rows out of the loss",
+            where=COARSE,
+            fix='set it to "mask", or name it in checkpoint.allow_changed',
+        )
+
+
 def limits(start: Start) -> str:
     """Raises ConfigurationError when a request of the run would exceed a limit of the
     teacher."""
     config, link = start.config, start.teacher
-    top_k, explicit = config.loss.teacher_top_k, config.loss.student_top_k
+    top_k = config.loss.asks(realigned=link.realigned).top_k
+    explicit = config.loss.student_top_k
     longest = longest_response(config, start.evaluates)
     link.check_fits(
         top_k=top_k,

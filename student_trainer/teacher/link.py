@@ -159,7 +159,13 @@ class TeacherLink:
                 )
 
     def submit_rollouts(
-        self, group: Sequence[Rollout], top_k: int, temperature: float, log_tail: bool = False
+        self,
+        group: Sequence[Rollout],
+        top_k: int,
+        temperature: float,
+        *,
+        log_tail: bool = False,
+        coarse: bool = False,
     ) -> Future[list[ContinuationScores]]:
         """Requests the scores of one prompt's responses.
 
@@ -169,6 +175,8 @@ class TeacherLink:
 
         Args:
             log_tail: also the mass outside each row's support.
+            coarse: also rows of class COARSE in place of masked ones, of a teacher with another
+                tokenizer.
 
         Returns:
             A future of the scores in the order of the responses; those that the teacher
@@ -191,6 +199,7 @@ class TeacherLink:
             self.limits,
             max(asked),
         )
+        returns = Returns(log_tail=log_tail, realignment=self.realigned, coarse=coarse)
         requests = [
             self._request(
                 prompt,
@@ -200,7 +209,7 @@ class TeacherLink:
                 ),
                 top_k,
                 temperature,
-                log_tail,
+                returns,
             )
             for piece in pieces
         ]
@@ -258,7 +267,8 @@ class TeacherLink:
         for start in range(0, len(rows), most):
             chosen = rows[start : start + most].astype(np.int32)
             continuation = Continuation((Segment(response),), rows=chosen)
-            request = self._request(prompt, (continuation,), top_k, temperature)
+            returns = Returns(realignment=self.realigned)
+            request = self._request(prompt, (continuation,), top_k, temperature, returns)
             try:
                 reply = self.client.score(request, timeout=self.settings.timeout_seconds)
             except LsmError as error:
@@ -312,7 +322,7 @@ class TeacherLink:
         continuations: tuple[Continuation, ...],
         top_k: int,
         temperature: float,
-        log_tail: bool = False,
+        returns: Returns,
     ) -> ScoreRequest:
         request = ScoreRequest(
             request_id="",
@@ -323,7 +333,7 @@ class TeacherLink:
             continuations=continuations,
             top_k=top_k,
             temperature=temperature,
-            returns=Returns(sampled=True, log_tail=log_tail, realignment=self.realigned),
+            returns=returns,
             student_vocabulary_size=self._vocabulary_size,
             expected_identity=self.info.identity.digest,
         )

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from teacher_proto.rows import Rows, Support, Values, required
-from teacher_proto.types import Bool, ContinuationScores, Int32, Status
+from teacher_proto.types import Bool, ContinuationScores, Int32, PositionClass, Status
 from torch import Tensor
 
 from student_trainer.losses.base import LossBatch
@@ -131,6 +131,7 @@ def loss_batch(
     if explicit is not None:
         asked = [required(r.support_ids, "support_ids")[steps] for r, _, steps in places]
         explicit_ids = tensor(np.concatenate(asked).astype(np.int64))
+    coarse = np.concatenate([_coarse(scored, steps) for _, scored, steps in places])
     return LossBatch(
         hidden=hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
         sampled_ids=tensor(sampled.astype(np.int64)),
@@ -147,6 +148,7 @@ def loss_batch(
         explicit_valid=None if explicit is None else tensor(explicit.valid),
         responses=batch.owners.to(device),
         steps=batch.steps.to(device),
+        coarse=tensor(coarse) if coarse.any() else None,
     )
 
 
@@ -178,6 +180,15 @@ def _known_rows(rollout: Rollout, scores: ContinuationScores, steps: Array, top_
         log_tail=_unknown(count) if given.log_tail is None else given.log_tail,
         explicit=None if asked is None else required(given.explicit, "explicit ids"),
     )
+
+
+def _coarse(scores: ContinuationScores, steps: Array) -> Bool:
+    """bool: which of the rows at ``steps`` are of class COARSE."""
+    block = scores.realignment
+    if block is None:
+        return np.zeros(len(steps), np.bool_)
+    coarse: Bool = block.position_class[steps] == PositionClass.COARSE
+    return coarse
 
 
 def _unknown(*shape: int) -> Values:

@@ -56,6 +56,7 @@ class UpdateTotals:
         unusable: other rows for which a teacher with another tokenizer gives no usable
             row.
         rows_by_chunk: rows that learn from their chunk.
+        coarse: used rows that are compared on their ids and one outcome for the rest.
         refused: responses that the teacher refuses by themselves, and why the first one.
         empty: updates without a usable row, which change nothing.
     """
@@ -69,6 +70,7 @@ class UpdateTotals:
     masked: int = 0
     unusable: int = 0
     rows_by_chunk: int = 0
+    coarse: int = 0
     refused: int = 0
     refusal: str = ""
     empty: int = 0
@@ -107,9 +109,15 @@ def add_rows(
         rollout_temperature: at which the rows' tokens were drawn.
     """
     means, used = totals.means, result.used
-    count = int(used.sum())
-    for name, total in result.metrics.items():
-        means.add(name, total, count)
+    coarse = batch.coarse_rows
+    rough = int((used & coarse).sum())
+    totals.coarse += rough
+    for found, count in (
+        (result.metrics, int(used.sum()) - rough),
+        (result.coarse_metrics, rough),
+    ):
+        for name, total in found.items():
+            means.add(name, total, count)
     if batch.teacher_sampled is not None and batch.old_log_probs is not None:
         ratio = batch.teacher_sampled - batch.old_log_probs
         means.add_values("log_ratio_mean", ratio[used & ratio.isfinite()])
@@ -128,10 +136,13 @@ def add_rows(
         None if batch.support_valid is None else batch.support_valid[rows],
     )
     means.add_values("student_entropy", statistics.entropy)
+    coarse = coarse[rows]
     if statistics.support_mass is not None:
-        means.add_values("student_support_mass", statistics.support_mass)
+        means.add_values("student_support_mass", statistics.support_mass[~coarse])
+        if batch.coarse is not None:
+            means.add_values("coarse_student_rest", 1 - statistics.support_mass[coarse])
     if statistics.support_overlap is not None:
-        means.add_values("support_overlap", statistics.support_overlap)
+        means.add_values("support_overlap", statistics.support_overlap[~coarse])
     if settings.temperature == rollout_temperature and batch.old_log_probs is not None:
         moved = statistics.sampled_log_probs - batch.old_log_probs[rows]
         means.add_values("rollout_log_prob_gap", moved.abs())
@@ -189,6 +200,7 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "masked_tokens": totals.masked,
         "unusable_tokens": totals.unusable,
         "chunk_tokens": totals.rows_by_chunk,
+        "coarse_tokens": totals.coarse,
         "refused_rollouts": totals.refused,
         "empty_updates": totals.empty,
         "dropped_non_finite": totals.dropped_non_finite,

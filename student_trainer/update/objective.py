@@ -106,6 +106,7 @@ class Objective:
         self._head = head
         self._removed = removed
         self._realigned = realigned
+        self._asked = config.loss.asks(realigned=realigned)
         self._function = LOSSES[config.loss.kind]
         self._nuclei = config.loss.nucleus_weights and config.learns_from_nuclei
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
@@ -188,8 +189,8 @@ class Objective:
         loss = self.config.loss
         inputs = [student_input(rollouts[member]) for member in batch.members]
         hidden = hidden_states(self._student, inputs)
-        rows = loss_batch(batch, hidden, rollouts, scores, loss.teacher_top_k)
-        if loss.teacher_top_k or loss.student_top_k:
+        rows = loss_batch(batch, hidden, rollouts, scores, self._asked.top_k)
+        if self._asked.top_k or loss.student_top_k:
             removed = self._removed.to(hidden.device)
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
         by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)

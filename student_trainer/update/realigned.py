@@ -13,18 +13,23 @@ from teacher_proto.types import (
     Bool,
     ContinuationScores,
     Float32,
+    MaskReason,
     PositionClass,
     Realignment,
     Status,
+    UInt8,
 )
 
 from student_trainer.rollout.base import Rollout
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.mask_reasons import EXPLAINED, OTHER, metric_of
 from student_trainer.update.metrics import Means
 
 # A step beyond one of these causes a warning (docs/training.md).
 LOW_COVERAGE = 0.8
 HIGH_MASKED = 0.1
+MASSES = ("coverage", "open_mass", "lost_mass", "masked_share", "coarse_share", "failed_share")
+NAMED_REASONS = 3
 
 
 def refuse_not_realigned(scores: ContinuationScores) -> None:
@@ -54,9 +59,14 @@ def usable_rows(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool
     return known
 
 
+def complete_rows(block: Realignment) -> Bool:
+    """bool [n]: rows whose ids are the teacher's most likely ones: neither masked nor coarse."""
+    return ~np.isin(block.position_class, (PositionClass.MASKED, PositionClass.COARSE))
+
+
 def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None:
-    """Adds a response to the ``realign_*`` metrics: masses are means over the positions
-    that are not masked, shares are of all positions."""
+    """Adds a response to the ``realign_*`` metrics: masses are means over the positions that
+    are neither masked nor coarse, shares are of all positions."""
     not_realigned = scores.status is Status.NOT_REALIGNED
     means.add("realign_failed_share", float(not_realigned), 1)
     block = scores.realignment
@@ -68,12 +78,28 @@ def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None
     for kind in PositionClass:
         name = f"realign_{kind.name.lower()}_share"
         means.add(name, float((classes == kind).sum()), rows)
+    for name, count in reasons_of(classes, None if block is None else block.mask_reason).items():
+        means.add(metric_of(name), float(count), rows)
     if block is None:
         return
-    known = classes != PositionClass.MASKED
+    known, coarse = complete_rows(block), classes == PositionClass.COARSE
     for name in ("coverage", "open_mass", "lost_mass"):
         values = getattr(block, name)[known]
         means.add(f"realign_{name}", float(values.sum(dtype=np.float64)), len(values))
+    rest = 1 - block.coverage[coarse].astype(np.float64)
+    means.add("realign_coarse_rest", float(rest.sum()), len(rest))
+
+
+def reasons_of(classes: UInt8, told: UInt8 | None) -> dict[str, int]:
+    """How many positions are masked or coarse for each reason of ``EXPLAINED``.
+
+    Args:
+        classes: uint8 [n], of PositionClass.
+        told: uint8 [n], of ``Realignment.mask_reason``; None where nothing is told.
+    """
+    poor = int(np.isin(classes, (PositionClass.MASKED, PositionClass.COARSE)).sum())
+    found = {} if told is None else {r.name: int((told == r).sum()) for r in MaskReason}
+    return {name: found.get(name, 0) for name in EXPLAINED} | {OTHER: poor - sum(found.values())}
 
 
 def low_coverage(line: Mapping[str, object]) -> str:
@@ -89,22 +115,32 @@ def low_coverage(line: Mapping[str, object]) -> str:
         return ""
     masses = ", ".join(
         f"{name} {value:.3f}"
-        for name in ("coverage", "open_mass", "lost_mass", "masked_share", "failed_share")
+        for name in MASSES
         if isinstance(value := line.get(f"realign_{name}"), float)
     )
     return (
         f"step {line['step']}: the teacher's rows are poorly realigned to the student's tokens "
-        f"({masses}). "
+        f"({masses}{_main_reasons(line)}). "
         "Open mass is not settled by the tokenizers; what is neither covered, open nor lost is "
         "beyond loss.top_k or not certified (docs/realignment.md)"
     )
+
+
+def _main_reasons(line: Mapping[str, object]) -> str:
+    """The most frequent reasons of a step with their shares of all positions, after a
+    semicolon; empty where there is none."""
+    shares = {name: line.get(metric_of(name)) for name in EXPLAINED}
+    found = {name: share for name, share in shares.items() if isinstance(share, float) and share}
+    most = sorted(found, key=lambda name: -found[name])[:NAMED_REASONS]
+    told = ", ".join(f"{name} {found[name]:.3f}" for name in most)
+    return f"; masked or coarse: {told}" if told else ""
 
 
 def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
     """The level of the pair and the coverage of one response, as half a sentence."""
     if scores.realignment is None:
         return f"level {teacher.level.name}, could not be realigned: {scores.detail}"
-    known = scores.realignment.position_class != PositionClass.MASKED
+    known = complete_rows(scores.realignment)
     if not known.any():
         return f"level {teacher.level.name}"
     coverage = float(scores.realignment.coverage[known].mean())

@@ -14,7 +14,8 @@ from student_trainer.losses.choose_support import SupportKind as OfLosses
 from student_trainer.losses.divergences import jsd
 from student_trainer.losses.sampled_token import sampled_token
 from student_trainer.losses.support import support_loss
-from student_trainer.settings.loss import LossCommon, LossConfig, SupportKind, SupportLoss
+from student_trainer.settings.every_loss import LossCommon, RowsAsked
+from student_trainer.settings.loss import LossConfig, SupportKind, SupportLoss
 from student_trainer.settings.train import TrainConfig
 from student_trainer.update.metrics import UpdateTotals
 from tests.trainer.local_teacher import LocalTeacher
@@ -41,9 +42,8 @@ class AtTheToken(LossCommon):
     top_k: int = 16
     clip: float = 0.4
 
-    @property
-    def teacher_top_k(self) -> int:
-        return self.top_k
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        return RowsAsked(self.top_k)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
 from tools.reference.markdown import code, section, table
 
 
@@ -25,6 +26,7 @@ SUPPORT = "a loss on a support, or `sampled_token` with `loss.top_k` above 0"
 WHOLE = "`report.metric_rows` above 0"
 ACROSS = "the teacher has another tokenizer"
 POLICY = '`loss.kind = "sampled_token"`'
+COARSE = f'{ACROSS}, `loss.coarse = "bucket"`, and there are such positions'
 STALE = "a stale batch, `pipeline.importance_cap` set, a loss on a support"
 
 METRICS = (
@@ -40,6 +42,12 @@ METRICS = (
         "Further tokens for which a teacher with another tokenizer gives no usable row.",
     ),
     Key("chunk_tokens", "tokens", "Those of them that learn from their chunk instead."),
+    Key(
+        "coarse_tokens",
+        "tokens",
+        "Those of `tokens_used` that are compared on certain ids and one outcome for the rest "
+        "(class COARSE).",
+    ),
     Key(
         "refused_rollouts",
         "count",
@@ -87,6 +95,24 @@ METRICS = (
     Key("chunk_advantage", "nats", "Mean advantage of `chunk_tokens`.", "`loss.masked_chunks`"),
     Key("realign_failed_share", "share", "Responses that could not be realigned.", ACROSS),
     Key("realign_masked_share", "share", "Positions of class MASKED.", ACROSS),
+    Key("realign_coarse_share", "share", "Positions of class COARSE.", ACROSS),
+    Key("realign_coarse_rest", "probability", "Mass beside a coarse row's ids, mean.", COARSE),
+    Key("coarse_loss", "nats", "Mean loss of `coarse_tokens`.", COARSE),
+    Key(
+        "coarse_student_rest",
+        "probability",
+        "The student's mass beside a coarse row's ids, mean.",
+        f"{COARSE}; {WHOLE}",
+    ),
+    *(
+        Key(
+            metric_of(name),
+            "share",
+            f"Positions masked or coarse: {text}.",
+            ACROSS,
+        )
+        for name, text in EXPLAINED.items()
+    ),
     Key("realign_exact_share", "share", "Positions of class EXACT.", ACROSS),
     Key("realign_remap_share", "share", "Positions of class REMAP.", ACROSS),
     Key("realign_aligned_share", "share", "Positions of class ALIGNED.", ACROSS),
@@ -120,6 +146,12 @@ SUMMARY = (
     Key("seconds", "seconds", "Time of all steps and both evaluations."),
     Key("held_out_prompts", "count", "Held-out prompts that were evaluated."),
     Key("frozen_rows", "positions", "Frozen positions that were measured."),
+    Key(
+        "mask_reasons",
+        "share",
+        "Positions of all steps that are masked or coarse, as an object by reason; `null` with "
+        "one tokenizer.",
+    ),
 )
 
 SAME = "the teacher has the student's tokenizer"
@@ -143,6 +175,11 @@ ON_SUPPORT = (
     Key("coverage", "probability", "the teacher's mass on the certified ids, mean"),
     Key("open_mass", "probability", "the teacher's mass that is not settled, mean"),
     Key("masked_share", "share", "those without a usable row, left out of all means"),
+    Key("coarse_share", "share", "those of class COARSE, left out of the means above"),
+    Key("coarse_reverse_kl", "nats", "reverse KL of coarse ones, on their ids and one rest"),
+    Key("coarse_forward_kl", "nats", "forward KL of coarse ones, on their ids and one rest"),
+    Key("coarse_student_rest", "probability", "the student's mass of this rest, mean"),
+    Key("coarse_teacher_rest", "probability", "the teacher's mass of this rest, mean"),
     Key("rows", "positions", "how many were measured"),
 )
 PLACES = {"support": "Frozen positions", "fresh_support": "Positions of fresh rollouts"}
@@ -177,7 +214,8 @@ def sections() -> list[str]:
             "metrics.jsonl",
             "One JSON object per step. A key that is not in every step has `null` or is missing "
             "elsewhere. Means are over the rows in the loss, those of the whole vocabulary over "
-            "`report.metric_rows` of them; realigned ones are over positions that are not masked. "
+            "`report.metric_rows` of them; realigned ones are over positions that are neither "
+            "masked nor coarse, and those of supports over rows that are not coarse. "
             "π is the student, π_old the student that wrote the rollout, q the teacher.",
             _table(METRICS),
         ),
