@@ -86,10 +86,10 @@ def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
         names = ("reverse_kl", "forward_kl", "agreement", "student_mass", "coverage", "open_mass")
         for name in names:
             values[f"{prefix}_{name}_{when}"] = getattr(part, name) if part else None
-        coarse = part.coarse_rows or 0 if part else 0
-        every = part.rows + part.masked_rows + coarse if part else 0
+        coarse = part.coarse_rows if part else None
+        every = part.rows + part.masked_rows + (coarse or 0) if part else 0
         values[f"{prefix}_masked_share_{when}"] = part.masked_rows / every if part else None
-        values[f"{prefix}_coarse_share_{when}"] = coarse / every if part else None
+        values[f"{prefix}_coarse_share_{when}"] = None if coarse is None else coarse / every
         for name in ("reverse_kl", "forward_kl", "student_rest", "teacher_rest"):
             of_coarse = getattr(part.coarse, name) if part and part.coarse else None
             values[f"{prefix}_coarse_{name}_{when}"] = of_coarse

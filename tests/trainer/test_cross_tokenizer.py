@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import shutil
@@ -16,16 +17,20 @@ import torch
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.templates.thinking import THINKING
-from teacher_proto.types import Level, PositionClass, SpecialRole, Status
+from teacher_proto.types import Level, PositionClass, SpecialRole, Status, TeacherIdentity
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+import student_trainer.startup.teacher as start_of_teacher
 from student_trainer.commands.dry_run import compare_tokenizers
 from student_trainer.data import load_prompts
 from student_trainer.data.templates import thinking, thinking_tail
 from student_trainer.rollout.generate import generate
+from student_trainer.run.checkpoint import TrainState
+from student_trainer.run.resume import check_settings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.start import Start
 from student_trainer.student.model import load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.own_tokenizer import special_roles
@@ -139,6 +144,42 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
 ) -> None:
     settings = config(**KINDS[kind])
     resumed_exactly(settings, tmp_path)
+
+
+def test_a_run_of_before_coarse_rows_goes_on_without_them_or_asked(config: MakeConfig) -> None:
+    identity = TeacherIdentity("", "", "", "", "", "")
+    for allowed, coarse, refused in (
+        ([], "bucket", True), ([], "mask", False), (["loss.coarse"], "bucket", False),
+    ):  # fmt: skip
+        settings = config(loss={"coarse": coarse}, checkpoint={"allow_changed": allowed})
+        values = settings.model_dump(mode="json")
+        current = TrainState(1, 1, 1, "", identity, copy.deepcopy(values))
+        del values["loss"]["coarse"]
+        before = TrainState(1, 1, 1, "", identity, values)
+        check_settings(before, settings.model_dump(mode="json"))
+        with Start(settings) as start:
+            start.student = load_student(settings.student)
+            start.resumed = before
+            if refused:
+                with pytest.raises(ConfigurationError, match="left coarse rows out") as caught:
+                    start_of_teacher.tokenizer(start)
+                assert caught.value.where == "loss.coarse"
+            else:
+                assert "level CROSS" in start_of_teacher.tokenizer(start)
+            start.resumed = current
+            assert "level CROSS" in start_of_teacher.tokenizer(start)
+
+
+def test_with_one_tokenizer_a_run_of_before_coarse_rows_goes_on(
+    config: MakeConfig, student_model_dir: Path
+) -> None:
+    settings = config(student_model_dir)
+    values = settings.model_dump(mode="json")
+    del values["loss"]["coarse"]
+    with Start(settings) as start:
+        start.student = load_student(settings.student)
+        start.resumed = TrainState(1, 1, 1, "", TeacherIdentity("", "", "", "", "", ""), values)
+        assert start_of_teacher.tokenizer(start).startswith("one tokenizer")
 
 
 def test_a_dry_run_tells_the_level_once_the_service_knows_it(config: MakeConfig) -> None:
