@@ -28,7 +28,7 @@ from teacher_server.grpc.form import (
     score_bounds,
     tokenizer_bounds,
 )
-from teacher_server.scoring.context import GRPC, Received, TokenTexts
+from teacher_server.scoring.context import GRPC, Bytes, Received, TokenTexts
 from teacher_server.scoring.render import RawPrompt, ReceivedRender
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
@@ -60,7 +60,8 @@ class _Unary:
 
 
 class _ScoreCall(_Unary):
-    def decode(self, body: bytes, teachers: Teachers) -> Received:
+    def decode(self, body: Bytes, teachers: Teachers) -> Received:
+        body = bytes(body)  # gRPC's own
         check_wire(body, score_pb2.ScoreRequest.DESCRIPTOR, self._bounds)
         request = codec.decode_request(body)
         return Received(request, self._deadline, len(body), hashlib.sha256(body).digest())
@@ -75,7 +76,8 @@ class _ScoreCall(_Unary):
 
 
 class _RenderCall(_Unary):
-    def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
+    def decode(self, body: Bytes, teachers: Teachers) -> ReceivedRender:
+        body = bytes(body)
         check_wire(body, render_pb2.RenderRequest.DESCRIPTOR, self._bounds)
         request, prompts = codec.decode_render(body)
         raw = tuple(RawPrompt(one.size, one.decode) for one in prompts)

@@ -51,7 +51,7 @@ from teacher_server.http.replies import (
 from teacher_server.http.schema import install_schema
 from teacher_server.http.tokenizers import make_upload, render_levels, render_registered
 from teacher_server.refusals.sizes import check_tokenizer_bytes
-from teacher_server.scoring.context import HTTP, Received, TextReceived, TokenTexts
+from teacher_server.scoring.context import HTTP, Bytes, Received, TextReceived, TokenTexts
 from teacher_server.scoring.render import ReceivedRender
 from teacher_server.scoring.service import TeacherService
 from teacher_server.teachers.teacher import Teacher, Teachers
@@ -77,7 +77,7 @@ class _Posted:
         self._timeout = timeout
         self.charge = Charge(service.budget, self.caller.owner, self.started + timeout)
 
-    async def read(self) -> bytes:
+    async def read(self) -> Bytes:
         body = await self.charge.read_json(self._request, self._limits)
         self.body_read.set()
         return body
@@ -95,7 +95,7 @@ class _Posted:
 
 
 class _ScoreCall(_Posted):
-    def decode(self, body: bytes, teachers: Teachers) -> Received | TextReceived:
+    def decode(self, body: Bytes, teachers: Teachers) -> Received | TextReceived:
         parsed = parse_score_body(body)
         teacher = choose_teacher(parsed.teacher, teachers)
         hash_ = parsed.tokenizer_hash or teacher.tokenizer.hash
@@ -128,7 +128,7 @@ class _ScoreCall(_Posted):
 
 
 class _RenderCall(_Posted):
-    def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
+    def decode(self, body: Bytes, teachers: Teachers) -> ReceivedRender:
         parsed = parse_render_body(body)
         teacher = choose_teacher(parsed.teacher, teachers)
         request = render_request(parsed, teacher.name, self.default_run)

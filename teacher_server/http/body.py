@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from teacher_proto.codec.json_counts import JsonCounts, beyond
+from teacher_proto.codec.json_pieces.counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import DeadlineError, InvalidRequestError, LsmError
 from teacher_proto.types import ServerLimits
@@ -22,6 +22,7 @@ from teacher_server.http.models import Body, ScoreBody
 from teacher_server.queue.budget import ByteBudget, Hold, Owner, no_room
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_bytes
+from teacher_server.scoring.context import Bytes
 
 # Of one body. A parser makes an object out of two bytes and holds the interpreter while it
 # does; as many values as 131,072 ids have are the most that neighbours can wait for.
@@ -51,7 +52,7 @@ class Charge:
         self._stack = AsyncExitStack()
         self._hold: Hold | None = None
 
-    async def read(self, request: Request, check: Callable[[int], None]) -> bytes:
+    async def read(self, request: Request, check: Callable[[int], None]) -> Bytes:
         """The body's bytes, as they are.
 
         Args:
@@ -93,7 +94,7 @@ class Charge:
         hold.settle(len(body))
         return body
 
-    async def read_json(self, request: Request, limits: ServerLimits) -> bytes:
+    async def read_json(self, request: Request, limits: ServerLimits) -> Bytes:
         """As ``read``, of a body that is declared as JSON and within the limits."""
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
         if kind != "application/json":
@@ -131,15 +132,21 @@ class Charge:
         return await self._stack.enter_async_context(hold)
 
     @staticmethod
-    async def _arrive(request: Request, hold: Hold, check: Callable[[int], None]) -> bytes:
-        body = bytearray()
+    async def _arrive(request: Request, hold: Hold, check: Callable[[int], None]) -> Bytes:
+        # As long as what is charged: a buffer that grew with each part would be copied again
+        # and again, on the event loop.
+        body = bytearray(hold.claim.size)
+        filled = 0
         async for chunk in request.stream():
-            size = len(body) + len(chunk)
+            size = filled + len(chunk)
             check(size)
-            if size > hold.claim.size:
+            if size > len(body):
                 hold.enlarge(max(size, 2 * hold.claim.size))
-            body += chunk
-        return bytes(body)
+                body += bytes(hold.claim.size - len(body))
+            body[filled:size] = chunk
+            filled = size
+        del body[filled:]
+        return body
 
 
 class _Held(Response):
@@ -158,19 +165,19 @@ class _Held(Response):
             await self._charge.aclose()
 
 
-def parse_body(body: bytes) -> Any:
+def parse_body(body: Bytes) -> Any:
     """The document; raises InvalidRequestError for anything RFC 8259 does not allow."""
     try:
-        return parse_json(body.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise _malformed(f"it is not UTF-8 (byte {error.start})") from None
+        return parse_json(body)
     except StrictJsonError as error:
-        raise _malformed(str(error)) from None
+        raise refuse(
+            str(error), "the request's body", "send one JSON object", "MALFORMED_JSON"
+        ) from None
 
 
-def check_counts(body: bytes) -> None:
+def check_counts(body: Bytes) -> None:
     """Refuses a body that holds more than ``MOST``, before it is parsed."""
-    kind = beyond(body.decode("utf-8", "replace"), MOST)
+    kind = beyond(body, MOST)
     if kind:
         raise refuse(
             f"it holds more {kind} than {getattr(MOST, kind)}",
@@ -180,7 +187,7 @@ def check_counts(body: bytes) -> None:
         )
 
 
-def parse_score_body(body: bytes) -> ScoreBody:
+def parse_score_body(body: Bytes) -> ScoreBody:
     """Raises InvalidRequestError naming the first field that is wrong."""
     check_counts(body)
     return validated(ScoreBody, parse_body(body))
@@ -214,7 +221,3 @@ def _path(location: tuple[int | str, ...]) -> str:
         else:
             path += f".{part[:100]}" if path else part[:100]
     return path or BODY
-
-
-def _malformed(what: str) -> InvalidRequestError:
-    return refuse(what, "the request's body", "send one JSON object", "MALFORMED_JSON")

@@ -37,6 +37,7 @@ from teacher_server.http.models import (
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_tokens, check_text
 from teacher_server.refusals.validation import check_continuation_count, exactly_one
+from teacher_server.scoring.prompts import text_bytes
 from teacher_server.teachers.teacher import Teacher, Teachers
 
 # Text -> ids, int32 [L]; the check is called with L and may raise to refuse them.
@@ -107,7 +108,7 @@ def continuation_texts(body: ScoreBody, limits: ServerLimits) -> list[str]:
     """Each text of the continuations, once; raises InvalidRequestError for too much of it."""
     check_continuation_count(len(body.continuations), limits)
     texts = [text for one in body.continuations for text in _texts(one)]
-    check_text(sum(len(text.encode()) for text in texts), "continuations", limits)
+    check_text(text_bytes(texts), "continuations", limits)
     return list(dict.fromkeys(texts))
 
 

@@ -11,10 +11,11 @@ from teacher_server.http.body import check_counts, parse_body, validated
 from teacher_server.http.convert import read_prompt
 from teacher_server.http.models import PromptBody, RenderBody
 from teacher_server.http.replies import to_json
+from teacher_server.scoring.context import Bytes
 from teacher_server.scoring.render import RawPrompt
 
 
-def parse_render_body(body: bytes) -> RenderBody:
+def parse_render_body(body: Bytes) -> RenderBody:
     """Raises InvalidRequestError naming the first field that is wrong, prompts aside."""
     check_counts(body)
     return validated(RenderBody, parse_body(body))

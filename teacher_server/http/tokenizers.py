@@ -13,9 +13,10 @@ from teacher_proto.types import (
 
 from teacher_server.http.replies import to_json
 from teacher_server.refusals.errors import refuse
+from teacher_server.scoring.context import Bytes
 
 
-def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
+def make_upload(file: Bytes, run: str, roles: list[str]) -> TokenizerUpload:
     """The upload of a tokenizer.json, which names no fingerprint.
 
     Args:
@@ -34,7 +35,7 @@ def make_upload(file: bytes, run: str, roles: list[str]) -> TokenizerUpload:
                 f"write 151645:TURN_END; roles are {', '.join(SpecialRole.__members__)}",
             )
         given[int(number)] = SpecialRole[name]
-    return TokenizerUpload(run, "", file, given)
+    return TokenizerUpload(run, "", bytes(file), given)
 
 
 def render_levels(tokenizer: str, levels: TokenizerLevels) -> bytes:

@@ -17,6 +17,8 @@ from teacher_server.telemetry.observation import Observation
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
+# A body as it was read.
+Bytes = bytes | bytearray
 # The text of an id; None for one that no token has.
 TokenTexts = Mapping[int, str | None]
 
@@ -94,7 +96,7 @@ class Call(Protocol):
         """When the call arrived, ``time.monotonic``."""
         ...
 
-    async def read(self) -> bytes:
+    async def read(self) -> Bytes:
         """The body; raises InvalidRequestError or DeadlineError when it cannot be had."""
         ...
 
@@ -102,7 +104,7 @@ class Call(Protocol):
         """Waits until there is room for a reply of ``size`` bytes; raises DeadlineError."""
         ...
 
-    def decode(self, body: bytes, teachers: Teachers) -> Received | TextReceived:
+    def decode(self, body: Bytes, teachers: Teachers) -> Received | TextReceived:
         """The request in the body. Runs in another thread."""
         ...
 

@@ -90,7 +90,8 @@ def text_bytes(value: Any) -> int:
     """Bytes in UTF-8 of all text in a prompt or a plain value."""
     match value:
         case str():
-            return len(value.encode("utf-8", "surrogatepass"))
+            # One of ASCII letters has its length as it is: a copy of it would take its time.
+            return len(value if value.isascii() else value.encode("utf-8", "surrogatepass"))
         case TextPrompt(text):
             return text_bytes(text)
         case ChatPrompt(messages, _, template_arguments, _):

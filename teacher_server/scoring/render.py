@@ -25,7 +25,7 @@ from teacher_server.lanes import LIGHT_BYTES, Lanes
 from teacher_server.refusals.errors import empty_prompt, over_limit, refuse, too_many_prompts
 from teacher_server.refusals.sizes import check_text_tokens
 from teacher_server.refusals.validation import check_ids, check_prompt
-from teacher_server.scoring.context import Surface
+from teacher_server.scoring.context import Bytes, Surface
 from teacher_server.scoring.prompts import prompt_text, with_begin
 from teacher_server.teachers.teacher import Teacher, Teachers
 
@@ -79,11 +79,11 @@ class RenderCall(Protocol):
     @property
     def started(self) -> float: ...
 
-    async def read(self) -> bytes:
+    async def read(self) -> Bytes:
         """The body; raises InvalidRequestError or DeadlineError when it cannot be had."""
         ...
 
-    def decode(self, body: bytes, teachers: Teachers) -> ReceivedRender:
+    def decode(self, body: Bytes, teachers: Teachers) -> ReceivedRender:
         """The request in the body. Runs in another thread."""
         ...
 

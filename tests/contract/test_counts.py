@@ -12,7 +12,8 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto import codec
-from teacher_proto.codec.json_counts import JsonCounts, beyond
+from teacher_proto.codec.json_pieces import counts as json_counts
+from teacher_proto.codec.json_pieces.counts import JsonCounts, beyond
 from teacher_proto.codec.wire_counts import Bound, TextBound, WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
@@ -193,14 +194,24 @@ def counted(value: Any) -> JsonCounts:
     return JsonCounts(*map(int, total))
 
 
-@given(document=documents, ascii_only=st.booleans())
-def test_json_is_counted_as_the_parser_finds_it(document: Any, ascii_only: bool) -> None:
-    text = json.dumps(document, ensure_ascii=ascii_only)
+@given(
+    document=documents,
+    ascii_only=st.booleans(),
+    piece=st.sampled_from([1, 2, 3, json_counts.PIECE]),
+    as_bytes=st.booleans(),
+)
+def test_json_is_counted_as_the_parser_finds_it(
+    document: Any, ascii_only: bool, piece: int, as_bytes: bool
+) -> None:
+    written = json.dumps(document, ensure_ascii=ascii_only)
+    text = written.encode() if as_bytes else written
     most = vars(counted(document))
     # An empty list or object counts as if it held one value.
-    empty = text.count("[]") + text.count("{}")
-    assert beyond(text, JsonCounts(**(most | {"values": most["values"] + empty}))) == ""
-    for name, count in most.items():
-        if count and name != "values":
-            few = most | {"values": PLENTY, name: count - 1}
-            assert beyond(text, JsonCounts(**few)) == name
+    empty = written.count("[]") + written.count("{}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_counts, "PIECE", piece)
+        assert beyond(text, JsonCounts(**(most | {"values": most["values"] + empty}))) == ""
+        for name, count in most.items():
+            if count and name != "values":
+                few = most | {"values": PLENTY, name: count - 1}
+                assert beyond(text, JsonCounts(**few)) == name

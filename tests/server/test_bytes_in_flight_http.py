@@ -18,6 +18,7 @@ from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import LsmError
 
 from teacher_server.config import LimitSettings
+from teacher_server.http import body as http_body_module
 from teacher_server.http.body import UNDECLARED, Charge
 from teacher_server.http.errors import error_response
 from teacher_server.queue.budget import ByteBudget, Owner
@@ -136,6 +137,52 @@ async def test_a_body_without_a_length_is_charged_as_it_comes() -> None:
         assert (await peer.answer()).status == 200
         assert app.read == [4 * UNDECLARED]
         await eventually(lambda: budget.by_run() == {})
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_is_read_as_it_was_sent(chunked: bool) -> None:
+    budget = ByteBudget(64 * MIB, 64 * MIB)
+    sent = bytes(number * number % 251 for number in range(300_001))
+    found: list[bytes] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        charge = Charge(budget, Owner("alice"), time.monotonic() + LONG)
+        found.append(bytes(await charge.read(Request(scope, receive), lambda size: None)))
+        await charge.answer(b"{}")(scope, receive, send)
+
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        if chunked:
+            await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+            for part in (sent[:70_000], sent[70_000:70_001], sent[70_001:]):
+                await peer.send(b"%x\r\n%b\r\n" % (len(part), part))
+            await peer.send(b"0\r\n\r\n")
+        else:
+            head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+            await peer.send(head % len(sent) + sent)
+        assert (await peer.answer()).status == 200
+    assert found == [sent]
+
+
+async def test_a_body_whose_length_is_known_has_its_place_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    made: list[int] = []
+
+    class Counted(bytearray):
+        def __init__(self, size: int) -> None:
+            made.append(size)
+            super().__init__(size)
+
+        def __iadd__(self, more: object) -> Counted:
+            raise AssertionError("the body is copied while it arrives")
+
+    monkeypatch.setattr(http_body_module, "bytearray", Counted, raising=False)
+    app = Echo(ByteBudget(64 * MIB, 64 * MIB))
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        await peer.send(head % (2 * MIB) + bytes(2 * MIB))
+        assert (await peer.answer()).status == 200
+    assert (app.read, made) == ([2 * MIB], [2 * MIB])
 
 
 class Part:
