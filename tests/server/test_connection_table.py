@@ -36,3 +36,25 @@ def test_strangers_give_way_first_and_the_busy_never() -> None:
     table.leave(busy)
     assert table.promote(reserved)
     assert len(table) == 4
+
+
+def test_of_new_and_waiting_ones_the_more_numerous_give_way() -> None:
+    table = Table(ConnectionBounds(8, 8))
+    new = [table.enter("a", Rank.NEW)[0] for _ in range(5)]
+    waits = [table.enter("a")[0] for _ in range(3)]
+    for entry in waits:
+        table.move(entry, Rank.WAITS)
+    assert table.enter("b", Rank.BUSY)[1] is new[0]  # of all
+    assert table.enter("a", Rank.BUSY)[1] is new[1]
+    assert table.enter("a", Rank.BUSY)[1] is new[2]
+    assert table.enter("a", Rank.BUSY)[1] is waits[0]
+    assert table.enter("a", Rank.BUSY)[1] is new[3]
+    assert table.enter("a", Rank.BUSY)[1] is waits[1]
+
+
+def test_idle_ones_give_way_before_new_ones() -> None:
+    table = Table(ConnectionBounds(2, 2))
+    new, idle = table.enter("a", Rank.NEW)[0], table.enter("a")[0]
+    table.rest(idle, let_in=True)
+    assert table.enter("a", Rank.BUSY)[1] is idle
+    assert table.enter("a", Rank.BUSY)[1] is new

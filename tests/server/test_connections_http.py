@@ -13,9 +13,10 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
+from teacher_server.http.connection.acceptor import LEFT
 from teacher_server.http.connection.connection import MOST_UNREAD, Connection
 from teacher_server.http.connection.host import READ_AT_ONCE
-from teacher_server.http.connection.table import RESERVE, Rank
+from teacher_server.http.connection.table import RESERVE, Entry, Rank
 from tests.server.raw_http import Alone, alone, ask, connected
 from tests.server.running import LONG, eventually
 
@@ -142,6 +143,7 @@ async def test_chunks_of_who_has_left_are_not_read() -> None:
         told = ""
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            self.begun += 1
             await self.gate.wait()
             while (message := await receive())["type"] == "http.request":
                 self.data += len(message["body"])
@@ -155,11 +157,93 @@ async def test_chunks_of_who_has_left_are_not_read() -> None:
         host, _, port = server.address.rpartition(":")
         with socket.create_connection((host, int(port))) as peer:
             head = POST.replace(b"Content-Length: 10", b"Transfer-Encoding: chunked")
-            peer.sendall(head + b"1\r\n \r\n" * chunks)
+            peer.sendall(head)
+            await eventually(lambda: app.begun == 1)
+            peer.sendall(b"1\r\n \r\n" * chunks)
         app.gate.set()
         await eventually(lambda: app.ended == 1)
     assert app.told == "http.disconnect"
     assert app.data < chunks // 10
+
+
+async def test_nothing_is_begun_for_who_has_left() -> None:
+    """Those who came before somebody else and have left again are not in the way."""
+    app = App()
+    async with alone(app, PATIENT, ConnectionBounds(400, 400)) as server:
+        host, _, port = server.address.rpartition(":")
+        # The server's loop does not run before all of them are there, and have left.
+        for _ in range(200):
+            with socket.create_connection((host, int(port))) as peer:
+                peer.sendall(POST)
+        entered: list[Entry] = []
+        enter = server.server.table.enter
+
+        def counted(address: str, rank: Rank) -> Any:
+            found = enter(address, rank)
+            entered.append(found[0])
+            return found
+
+        server.server.table.enter = counted  # type: ignore[method-assign]
+        assert (await ask(server.address, LIVE)).status == 200
+        assert app.begun <= len(entered)
+        assert len(entered) <= 200 // LEFT + 3  # the first of each turn, and who asked
+        await eventually(lambda: len(server.server.table) == 0)
+        assert server.cut.count("left") >= 200 - len(entered)
+
+
+async def test_new_ones_are_read_where_slow_bodies_have_every_other_place() -> None:
+    bounds = ConnectionBounds(16, 16)
+    async with alone(App(), PATIENT, bounds) as server, idle(server, 16) as peers:
+        for peer in peers:
+            await peer.send(POST)
+        await eventually(lambda: len(waiting(server)) == 16)
+        host, _, port = server.address.rpartition(":")
+        with contextlib.ExitStack() as stack:
+            # The server's loop does not run before all of them are there, and have asked.
+            asking = [
+                stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(12)
+            ]
+            for peer in asking:
+                peer.sendall(LIVE)
+            for peer in asking:
+                peer.setblocking(False)
+                reading = asyncio.get_running_loop().sock_recv(peer, 65536)
+                assert (await asyncio.wait_for(reading, LONG)).startswith(b"HTTP/1.1 200")
+
+
+async def test_who_gives_way_while_it_opens_is_closed() -> None:
+    """However far it has come: none stays open beside the table."""
+    bounds = ConnectionBounds(8, 8)
+    async with alone(App(), PATIENT, bounds) as server:
+        host, _, port = server.address.rpartition(":")
+        with contextlib.ExitStack() as stack:
+            held = [
+                stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(200)
+            ]
+            await eventually(lambda: server.cut.count("gave_way") >= 200 - 8)
+            assert len(server.server.table) <= 8
+
+            def closed(one: socket.socket) -> bool:
+                one.setblocking(False)
+                try:
+                    return one.recv(1) == b""
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    return True
+
+            await eventually(lambda: sum(map(closed, held)) >= 200 - 8)
+
+
+async def test_who_asks_one_thing_may_close_its_side() -> None:
+    async with alone(App(), PATIENT) as server:
+        host, _, port = server.address.rpartition(":")
+        with socket.create_connection((host, int(port))) as peer:
+            peer.sendall(LIVE)
+            peer.shutdown(socket.SHUT_WR)
+            peer.setblocking(False)
+            reading = asyncio.get_running_loop().sock_recv(peer, 65536)
+            assert (await asyncio.wait_for(reading, LONG)).startswith(b"HTTP/1.1 200")
 
 
 async def test_slow_bodies_keep_nobody_out() -> None:

@@ -14,14 +14,19 @@ from functools import partial
 from teacher_server.http.connection.connection import LINGER_SECONDS, Connection
 from teacher_server.http.connection.host import Host
 from teacher_server.http.connection.notices import Notice
-from teacher_server.http.connection.table import Entry
+from teacher_server.http.connection.table import Entry, Rank
+from teacher_server.http.connection.transport import has_left
 
 log = logging.getLogger(__name__)
 
 # Connections that are taken before the loop does something else, at most, and one in so many of
-# those there may be: a new one's first bytes are read a few turns later, and with many in a turn
-# a flood would make it give way before that.
+# those there may be.
 TURN, TURNS = 16, 10
+# Of those there may be, one in so many is new at once: more are taken when the first bytes of
+# these were read, if they are there.
+NEW = 4
+# Connections of one turn whose callers have left already, at most. Nothing else is done for them.
+LEFT = 64
 # Connections that are closed at once when there are no files to take them.
 TURNED_AWAY = 32
 OUT_OF_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
@@ -48,6 +53,8 @@ class Acceptor:
         self._loop = asyncio.get_running_loop()
         self._connections: dict[Entry, Connection] = {}
         self._opening: dict[Entry, asyncio.Task[None]] = {}
+        self._new = 0
+        self._most_new = max(1, host.table.most // NEW)
         self._spare = _spare()
         self._retry: asyncio.TimerHandle | None = None
         self._out_of_files = Notice(
@@ -82,10 +89,21 @@ class Acceptor:
             os.close(self._spare)
 
     def _accept(self) -> None:
+        entered, most = 0, min(self._turn, self._most_new - self._new)
+        if most <= 0:
+            return
         try:
-            for _ in range(self._turn):
+            for _ in range(most + LEFT):
                 connection, peer = self._listener.accept()
+                if entered and has_left(connection):
+                    # The first one is served: who asks one thing may have closed its side.
+                    connection.close()
+                    self._host.cut("left")
+                    continue
                 self._enter(connection, str(peer[0]))
+                entered += 1
+                if entered == most:
+                    break
         except OSError as error:
             if error.errno in OUT_OF_FILES:
                 self._make_room()
@@ -97,7 +115,9 @@ class Acceptor:
             self.failure = error
 
     def _enter(self, accepted: socket.socket, address: str) -> None:
-        entry, gone = self._host.table.enter(address)
+        # A handshake may take its time: who has not ended it is a stranger.
+        plain = self._context is None
+        entry, gone = self._host.table.enter(address, Rank.NEW if plain else Rank.STRANGER)
         if gone is not None:
             self._gave_way.count()
             self._host.cut("gave_way")
@@ -105,6 +125,7 @@ class Acceptor:
         self._connections[entry] = Connection(self._host, entry, self._leave)
         task = self._loop.create_task(self._open(accepted, self._connections[entry]))
         self._opening[entry] = task
+        self._new += plain
         task.add_done_callback(partial(self._opened, entry, accepted))
 
     async def _open(self, accepted: socket.socket, protocol: Connection) -> None:
@@ -121,16 +142,25 @@ class Acceptor:
 
     def _opened(self, entry: Entry, accepted: socket.socket, task: asyncio.Task[None]) -> None:
         del self._opening[entry]
+        if self._context is None:
+            self._loop.call_soon(self._read, entry)  # what is there is read before
         if task.cancelled() or task.exception() is not None:
             if not task.cancelled():
                 self._host.cut("no_handshake")
             accepted.close()
             self._leave(entry)
 
+    def _read(self, entry: Entry) -> None:
+        """Its first bytes were read, if there were any."""
+        self._new -= 1
+        if entry.rank is Rank.NEW:
+            self._host.table.move(entry, Rank.STRANGER)
+
     def _end(self, entry: Entry) -> None:
         """Ends a connection that has left the table."""
-        if entry in self._opening:
-            self._opening[entry].cancel()
+        opening = self._opening.get(entry)
+        if opening is not None and not opening.done():
+            opening.cancel()
         elif entry in self._connections:
             self._connections[entry].abort()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -21,7 +20,7 @@ from teacher_server.http.connection.exchange import Exchange
 from teacher_server.http.connection.head import malformed, take_head
 from teacher_server.http.connection.host import CALLER_KEY, NAMES_KEY, Host
 from teacher_server.http.connection.table import Entry, Rank
-from teacher_server.http.connection.transport import Flow, closed_by
+from teacher_server.http.connection.transport import Flow, closed_by, has_left
 
 log = logging.getLogger(__name__)
 
@@ -35,8 +34,6 @@ LINGER_BYTES = 1024 * 1024
 # Bytes of a chunk's own line, at most.
 LONGEST_LINE = 16 * 1024
 RETRY_SECONDS = 1.0
-# The state of a TCP connection that both ends have open (Linux, tcp_states.h).
-ESTABLISHED = 1
 
 
 class Connection(H11Protocol, asyncio.BufferedProtocol):
@@ -109,13 +106,8 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._lost(self.entry)
 
     def left(self) -> bool:
-        """Whether the caller has closed its end; True where Linux says so, before all that it
-        sent was read."""
-        asked = self._socket.get_extra_info("socket")
-        if not hasattr(socket, "TCP_INFO") or asked.family == socket.AF_UNIX:
-            return False
-        state: bytes = asked.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-        return state[0] != ESTABLISHED
+        """Whether the caller has closed its end, before all that it sent was read."""
+        return has_left(self._socket.get_extra_info("socket"))
 
     def abort(self) -> None:
         """Ends the connection at once."""

@@ -19,9 +19,10 @@ from teacher_server.http.connection.table import Entry, Rank
 FREE_FRAMING = 64 * 1024
 FRAMING = 32
 # Bytes of a body that are parsed at once. Where the length is declared, they cost as much as
-# one; chunks cost each, 85 of which fit in 512 bytes, and bodies in chunks take turns.
+# one; chunks cost each. So of a body in chunks a piece has few lines, two of which are a
+# chunk's, or few bytes, and such bodies take turns.
 PIECE = 64 * 1024
-PIECE_OF_CHUNKS = 512
+LINES, FEW = 128, 512
 # Pieces of a body that nobody asked for, which are passed over before the response.
 SKIPPED = 4
 # Bytes that are written at once.
@@ -59,7 +60,6 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._chunked = any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
-        self._piece = PIECE_OF_CHUNKS if self._chunked else PIECE
         self._in_line = False
         self._fed = self._data = 0
         self._wanted = False
@@ -142,8 +142,9 @@ class Exchange:
         cycle, unread = self._cycle, self._connection.unread
         if not cycle.more_body or self.failure is not None or not unread:
             return False
-        piece = bytes(unread[: self._piece])
-        del unread[: self._piece]
+        size = _few_lines(unread) if self._chunked else PIECE
+        piece = bytes(unread[:size])
+        del unread[:size]
         before = len(cycle.body)
         self._connection.parse(piece)
         self._fed += len(piece)
@@ -182,3 +183,11 @@ class Exchange:
 
     def _move(self, rank: Rank) -> None:
         self._connection.host.table.move(self._connection.entry, rank)
+
+
+def _few_lines(unread: bytearray) -> int:
+    """Bytes of the next piece of a body in chunks."""
+    size = PIECE
+    while size > FEW and unread.count(b"\n", 0, size) > LINES:
+        size //= 2
+    return size

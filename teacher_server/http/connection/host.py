@@ -34,7 +34,7 @@ class Host:
         answer: the response to a refusal.
         cut: counts connections that were ended, by reason.
         refused: told of what no route saw: the peer's address and the refusal.
-        framing: where chunked bodies wait to be parsed.
+        framing: where chunked bodies wait to be parsed, which takes a part of the loop's time.
         buffer: what a read of the socket fills; its bytes are taken out at once.
     """
 

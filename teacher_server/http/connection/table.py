@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from teacher_server.access.descriptors import ConnectionBounds
@@ -16,15 +17,18 @@ class Rank(enum.IntEnum):
     """What a connection is doing; those of the lowest rank give way first.
 
     STRANGER is idle and had no answer yet, VISITOR is idle and had answers to health alone,
-    IDLE is between two requests, WAITS keeps the server waiting for the rest of a body or
-    for room to write, BUSY never gives way.
+    IDLE is between two requests, NEW was taken just now and nothing of it was read yet, WAITS
+    keeps the server waiting for the rest of a body or for room to write, BUSY never gives
+    way. Of NEW and WAITS those go first of which there are more: a flood of one of them
+    leaves the other alone.
     """
 
     STRANGER = 0
     VISITOR = 1
     IDLE = 2
-    WAITS = 3
-    BUSY = 4
+    NEW = 3
+    WAITS = 4
+    BUSY = 5
 
 
 @dataclass(eq=False)
@@ -76,7 +80,7 @@ class Table:
     def __len__(self) -> int:
         return self._count + len(self._reserve)
 
-    def enter(self, address: str) -> tuple[Entry, Entry | None]:
+    def enter(self, address: str, rank: Rank = Rank.STRANGER) -> tuple[Entry, Entry | None]:
         """The new connection's entry, and the one that has to be closed for it."""
         address = neighbourhood(address)
         gone = None
@@ -85,7 +89,7 @@ class Table:
             if gone is None:
                 return self._enter_reserve(address)
             self.leave(gone)
-        entry = Entry(address, reserved=False)
+        entry = Entry(address, reserved=False, rank=rank)
         self._add(entry)
         return entry, gone
 
@@ -139,12 +143,10 @@ class Table:
         own = self._groups.get(address)
         if own is None or len(own) < self._bounds.per_address:
             return self._idlest_of_all(below=Rank.BUSY)
-        return next((e for rank in Rank if rank < Rank.BUSY and (e := own.first(rank))), None)
+        return next((e for rank in _order([own], Rank.BUSY) if (e := own.first(rank))), None)
 
     def _idlest_of_all(self, below: Rank) -> Entry | None:
-        for rank in Rank:
-            if rank >= below:
-                return None
+        for rank in _order(self._groups.values(), below):
             groups = [group for group in self._groups.values() if group.ranks[rank]]
             if groups:
                 return max(groups, key=len).first(rank)
@@ -162,3 +164,16 @@ class Table:
     def _add(self, entry: Entry) -> None:
         self._groups.setdefault(entry.address, _Group()).ranks[entry.rank][entry] = None
         self._count += 1
+
+
+def _order(groups: Iterable[_Group], below: Rank) -> list[Rank]:
+    """The ranks below this one, in the order in which they give way among these groups."""
+    found = [rank for rank in Rank if rank < below]
+    if Rank.WAITS in found:
+        new, waits = 0, 0
+        for group in groups:
+            new += len(group.ranks[Rank.NEW])
+            waits += len(group.ranks[Rank.WAITS])
+        if waits > new:
+            found[Rank.NEW], found[Rank.WAITS] = Rank.WAITS, Rank.NEW
+    return found

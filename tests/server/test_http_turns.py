@@ -1,0 +1,115 @@
+"""Bodies in chunks take turns, in pieces of few chunks, and a part of the event loop's time."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from starlette.types import Receive, Scope, Send
+
+from teacher_server.config import LimitSettings
+from teacher_server.http.connection.connection import Connection
+from teacher_server.http.connection.exchange import FEW, LINES
+from teacher_server.http.connection.turns import AT_ONCE, SHARE, Turns
+from tests.server.raw_http import alone, connected
+from tests.server.running import LONG
+
+
+class Clock:
+    """Processor time that passes when a piece of work says so."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+async def finished(turns: Turns, clock: Clock, costs: list[float]) -> list[int]:
+    """Adds a piece of work for each cost, and returns the order in which they were done."""
+    done: list[int] = []
+    over = asyncio.Event()
+
+    def piece(number: int) -> None:
+        clock.now += costs[number]
+        done.append(number)
+        if len(done) == len(costs):
+            over.set()
+
+    for number in range(len(costs)):
+        turns.add(lambda number=number: piece(number))
+    await asyncio.wait_for(over.wait(), LONG)
+    return done
+
+
+async def test_pieces_are_done_in_their_order() -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    assert await finished(turns, clock, [AT_ONCE / 10] * 30) == list(range(30))
+    assert await finished(turns, clock, [0.0] * 3) == list(range(3))
+
+
+async def test_much_work_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, pauses = asyncio.get_running_loop(), []
+    later = loop.call_later
+
+    def watched(seconds: float, call: object, *rest: object) -> asyncio.TimerHandle:
+        if getattr(call, "__self__", None) is turns:
+            pauses.append(seconds)
+            seconds = 0.0
+        return later(seconds, call, *rest)  # type: ignore[arg-type]
+
+    clock = Clock()
+    turns = Turns(clock)
+    monkeypatch.setattr(loop, "call_later", watched)
+    cost = 2 * AT_ONCE
+    await finished(turns, clock, [cost] * 10)
+    # One part of the time is work; whoever comes last does not wait for it.
+    assert pauses[:9] == pytest.approx([(SHARE - 1) * cost] * 9)
+    pauses.clear()
+    await finished(turns, clock, [AT_ONCE / 4] * 8)
+    assert 1 <= len(pauses) <= 3
+
+
+async def test_work_that_fails_holds_up_nobody() -> None:
+    turns, clock = Turns(), Clock()
+
+    def fails() -> None:
+        raise RuntimeError("for a test")
+
+    told: list[object] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda loop, context: told.append(context["exception"]))
+    turns.add(fails)
+    assert await finished(turns, clock, [0.0] * 2) == [0, 1]
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 4096, 50_000])
+async def test_a_piece_has_few_chunks_or_few_bytes(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    pieces: list[bytes] = []
+    parse = Connection.parse
+
+    def watched(self: Connection, data: bytes) -> None:
+        pieces.append(data)
+        parse(self, data)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["more_body"]:
+            pass
+        headers = [(b"content-length", b"2")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": b"{}"})
+
+    monkeypatch.setattr(Connection, "parse", watched)
+    count = max(1, min(5000, 200_000 // chunk))
+    body = b"%x\r\n%b\r\n" % (chunk, b"a" * chunk) * count + b"0\r\n\r\n"
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
+        assert (await peer.answer()).status == 200
+    assert b"".join(pieces[1:]) == body  # after the head
+    assert all(len(piece) <= FEW or piece.count(b"\n") <= LINES for piece in pieces[1:])
+    if chunk > FEW:  # where chunks are large there are few pieces, as many as are read at once
+        assert len(pieces) < len(body) // (8 * FEW)
