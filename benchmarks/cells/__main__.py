@@ -1,0 +1,114 @@
+"""The study of cells: `python -m benchmarks.cells`. It writes benchmarks/results/cells.json.
+
+A run that was made with these sources and this plan is kept in the cache and not made again,
+so that seeds can be made side by side: `--seeds 1`, `--seeds 2`, and then all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from benchmarks.cells.arms import ARMS, Arm
+from benchmarks.cells.distil import Outcome, Plan, distil, judged
+from benchmarks.cells.gate import Summary, verdict
+from benchmarks.cells.model import Recipe, accuracy, trained
+from benchmarks.cells.pair import side
+from benchmarks.cells.rows import Scorer
+from benchmarks.cells.task import held_out
+from benchmarks.harness import print_table, write_result
+from student_trainer.quickstart.cache import cache_dir
+
+TEACHER = Recipe(digits=1, seed=0, steps=1600, whole=1600)
+# What a run depends on.
+SOURCES = ("task", "pair", "model", "rows", "exact", "cells", "losses", "arms", "distil")
+# Tokens of the teacher's longest solution, with its end.
+TEACHER_TOKENS = 16
+
+
+def start_of(seed: int) -> Recipe:
+    return Recipe(digits=3, seed=seed, steps=600, whole=600)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.cells", description=__doc__)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+", choices=[one.name for one in ARMS])
+    parser.add_argument("--teacher-tokens", type=int, default=24_000, help="of each run")
+    parser.add_argument("--replies", type=int, default=48, help="of each update")
+    parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    plan = Plan(given.teacher_tokens, given.replies, given.rate, held_out(200))
+    arms = [one for one in ARMS if given.arms is None or one.name in given.arms]
+    teacher = trained(TEACHER, plan.held_out)
+    scorer = Scorer(teacher)
+    outcomes = [_run(arm, seed, scorer, plan) for seed in given.seeds for arm in (None, *arms)]
+    if len(given.seeds) < 2:
+        return
+    _write(outcomes, accuracy(teacher, side(1), plan.held_out, TEACHER_TOKENS), plan)
+
+
+def _run(arm: Arm | None, seed: int, scorer: Scorer, plan: Plan) -> Outcome:
+    """A run, or without an arm the student that its runs begin with; kept in the cache."""
+    sources = [(Path(__file__).parent / f"{name}.py").read_text() for name in SOURCES]
+    recipes = asdict(TEACHER), asdict(start_of(seed))
+    facts = [asdict(plan), arm and asdict(arm), seed, recipes, sources]
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    path = cache_dir() / "cells" / f"{name}.json"
+    if path.exists():
+        return Outcome(**json.loads(path.read_text()))
+    start = trained(start_of(seed), plan.held_out)
+    if arm is None:
+        found = judged(start, scorer, Outcome("start", seed), plan)
+        found.curve = [found.accuracy]
+    else:
+        found = distil(start, scorer, arm, seed, plan)
+    path.write_text(json.dumps(asdict(found)))
+    print(found.arm, seed, f"{found.accuracy:.3f} {found.bits_per_byte:.3f}", flush=True)
+    return found
+
+
+def _write(outcomes: Sequence[Outcome], of_teacher: float, plan: Plan) -> None:
+    by_arm: dict[str, list[Outcome]] = defaultdict(list)
+    for one in outcomes:
+        by_arm[one.arm].append(one)
+    summaries = {name: Summary.of(some) for name, some in by_arm.items()}
+    print_table(
+        ("arm", "accuracy", "on the way", "bits a byte", "KL, nats a token", "masked", "updates"),
+        [
+            (
+                name,
+                str(one.accuracy),
+                str(one.on_the_way),
+                str(one.bits_per_byte),
+                str(one.exact_kl),
+                f"{by_arm[name][0].shares.get('masked', 0):.2f}",
+                str(by_arm[name][0].updates),
+            )
+            for name, one in summaries.items()
+        ],
+    )
+    figures = {
+        f"{measure}_{name}": getattr(one, measure).mean
+        for name, one in summaries.items()
+        for measure in ("accuracy", "bits_per_byte", "exact_kl")
+    }
+    won = {f"{name}_wins": float(yes) for name, yes in verdict(summaries).items()}
+    details = {
+        "plan": {**asdict(plan), "held_out": len(plan.held_out)},
+        "summaries": {name: asdict(one) for name, one in summaries.items()},
+        "runs": [asdict(one) for one in outcomes],
+    }
+    write_result("cells", {**won, "accuracy_teacher": of_teacher, **figures}, details)
+
+
+if __name__ == "__main__":
+    main()

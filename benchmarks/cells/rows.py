@@ -1,0 +1,201 @@
+"""The teacher's answers: realigned by the product, and by brute force for comparison."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from teacher_proto.types import Bool, Int32, PositionClass
+from torch import Tensor
+from transformers import LlamaForCausalLM
+
+from benchmarks.cells.cells import Cells, cells_of, without
+from benchmarks.cells.pair import pair, side
+from benchmarks.cells.task import Problem
+from teacher_server.realign.certify import Certified, certify
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.realigner import (
+    LEAST_AGREEING,
+    MAX_CHUNK_TOKENS,
+    RealignedRows,
+    Realigner,
+)
+from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows
+from teacher_server.realign.walk.walker import unsettled_paths
+
+Int64 = NDArray[np.int64]
+Float64 = NDArray[np.float64]
+TOP_K = 64
+# Open mass from which a row is worth a further row, as in the service's settings.
+LEAST_OPEN = 0.1
+# Another path of the teacher: after so many tokens of the reply, these.
+Path = tuple[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One reply of n tokens.
+
+    Attributes:
+        ids: int64 [n], the student's.
+        certified: of all rows, those too that the product masks.
+        masked: bool [n], the product returns nothing.
+        partly: bool [n], of the masked rows those that are masked for what is open alone.
+        teacher_tokens: that the teacher has read for it.
+    """
+
+    ids: Int64
+    layout: Layout
+    realigned: RealignedRows
+    certified: Certified
+    masked: Bool
+    partly: Bool
+    teacher_tokens: int
+
+    def cells(self, index: int) -> Cells:
+        found = cells_of(self.realigned.walked, self.certified, index, pair().student)
+        return without(found, side(3).never)
+
+    def chunk_advantages(self, log_probs: Float64) -> Float64:
+        """float64 [n]: log q - log pi of the chunk that holds each token.
+
+        Args:
+            log_probs: float64 [n], of the student's tokens when they were drawn.
+        """
+        own = np.bincount(self.realigned.chunk_index, log_probs)
+        return (self.realigned.chunk_log_likelihood - own)[self.realigned.chunk_index]
+
+
+class Scorer:
+    """The teacher, and the product's realignment of what it says."""
+
+    def __init__(self, teacher: LlamaForCausalLM) -> None:
+        self._teacher = teacher
+        self._side = side(1)
+        self._realigner = Realigner(pair())
+        self._context_free = ContextFreeRows(pair())
+
+    def score(
+        self, asked: Sequence[Problem], replies: Sequence[Int64], extra_rounds: int = 0
+    ) -> list[Scored]:
+        layouts = [self._realigner.lay_out(ids.astype(np.int32)) for ids in replies]
+        lines = [one.teacher_ids.tolist() for one in layouts]
+        rows = self.rows(asked, lines, [[(at, ()) for at in range(len(one))] for one in lines])
+        found = [
+            teacher_rows(np.array(line, np.int32), *_ranked(own), own[np.arange(len(line)), line])
+            for line, own in zip(lines, rows, strict=True)
+        ]
+        realigned = [self._realign(layout, one) for layout, one in zip(layouts, found, strict=True)]
+        spent = [len(line) for line in lines]
+        for _ in range(extra_rounds):
+            steps = [unsettled_paths(one.walked, LEAST_OPEN) for one in realigned]
+            further = self.rows(
+                asked,
+                lines,
+                [
+                    [_path(one, *step) for step in some]
+                    for one, some in zip(found, steps, strict=True)
+                ],
+            )
+            for index, some in enumerate(steps):
+                if some:
+                    found[index] = with_extra_rows(found[index], some, *_ranked(further[index]))
+                    realigned[index] = self._realign(layouts[index], found[index])
+                    spent[index] += len(some)
+        return [_scored(*one) for one in zip(replies, layouts, realigned, spent, strict=True)]
+
+    def _realign(self, layout: Layout, rows: TeacherRows) -> RealignedRows:
+        positions = np.arange(len(layout.student_ids))
+        while True:
+            found = self._realigner.realign(
+                layout, positions, rows, top_k=TOP_K, context_free=self._context_free
+            )
+            wanted = found.walked.wanted
+            if not len(wanted):
+                return found
+            inputs = [[self._side.begin, token] for token in wanted.tolist()]
+            with torch.inference_mode():
+                logits = self._teacher(torch.tensor(inputs)).logits[:, -1]
+            ids, log_probs = _ranked(torch.log_softmax(logits.double(), -1).numpy())
+            self._realigner.learn(self._context_free, wanted, ids, log_probs)
+
+    @torch.inference_mode()
+    def rows(
+        self, asked: Sequence[Problem], lines: Sequence[list[int]], paths: Sequence[Sequence[Path]]
+    ) -> list[Float64]:
+        """For each reply float64 [p, V_T]: log-probabilities after each of its paths.
+
+        A reply and its paths are one prefix tree: a path's tokens see the reply up to where
+        they leave it, and each other.
+        """
+        before = [self._side.prompt_ids(one.prompt) for one in asked]
+        trees = [_tree(*one) for one in zip(before, lines, paths, strict=True)]
+        longest = max(len(tree.ids) for tree in trees)
+        ids = torch.full((len(trees), longest), self._side.end)
+        places = torch.zeros((len(trees), longest), dtype=torch.int64)
+        seen = torch.eye(longest, dtype=torch.bool).repeat(len(trees), 1, 1)
+        for index, tree in enumerate(trees):
+            size = len(tree.ids)
+            ids[index, :size] = torch.tensor(tree.ids)
+            places[index, :size] = torch.tensor(tree.places)
+            seen[index, :size, :size] = tree.seen
+        mask = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        logits = self._teacher(ids, attention_mask=mask[:, None], position_ids=places).logits
+        return [
+            torch.log_softmax(logits[index, tree.ends].double(), -1).numpy()
+            for index, tree in enumerate(trees)
+        ]
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """ids, places: of each node; seen: bool [n, n], who sees whom; ends: each path's last."""
+
+    ids: list[int]
+    places: list[int]
+    seen: Tensor
+    ends: list[int]
+
+
+def _tree(before: list[int], line: list[int], paths: Sequence[Path]) -> _Tree:
+    ids = before + line
+    places = list(range(len(ids)))
+    size = len(ids) + sum(len(tokens) for _, tokens in paths)
+    seen = torch.zeros((size, size), dtype=torch.bool)
+    trunk = len(ids)
+    seen[:trunk, :trunk] = torch.ones(trunk, trunk, dtype=torch.bool).tril()
+    ends = []
+    for at, tokens in paths:
+        begin, kept = len(ids), len(before) + at
+        for depth, token in enumerate(tokens):
+            seen[begin + depth, :kept] = True
+            seen[begin + depth, begin : begin + depth + 1] = True
+            ids.append(token)
+            places.append(kept + depth)
+        ends.append(len(ids) - 1 if tokens else kept - 1)
+    return _Tree(ids, places, seen, ends)
+
+
+def _path(rows: TeacherRows, row: int, token: int) -> Path:
+    at, tokens = rows.path(row)
+    return at, (*tokens, token)
+
+
+def _ranked(log_probs: Float64) -> tuple[Int32, Float64]:
+    """Every id of each row with its log-probability, the most likely first."""
+    order = np.argsort(-log_probs, 1, kind="stable")
+    return order.astype(np.int32), np.take_along_axis(log_probs, order, 1)
+
+
+def _scored(ids: Int64, layout: Layout, realigned: RealignedRows, spent: int) -> Scored:
+    tables = pair()
+    certified = certify(realigned.walked, ids, TOP_K, tables.student.size, tables)
+    masked = realigned.position_class == PositionClass.MASKED
+    whole = layout.canonical & ~layout.unrealignable
+    whole &= layout.chunk_tokens[layout.chunk] <= MAX_CHUNK_TOKENS
+    whole &= realigned.walked.total >= LEAST_AGREEING
+    return Scored(ids, layout, realigned, certified, masked, masked & whole, spent)
