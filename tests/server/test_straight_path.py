@@ -30,6 +30,8 @@ MOST_STOPS = 39
 # Counted there for a request in another tokenizer: 125 stops, 99 of them returns.
 MOST_STOPS_REALIGNED = 85
 MOST_PARAMETERS = 6
+# What the server does from time to time, and the order in which threads end, may add a stop.
+TRIALS = 10
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,7 @@ async def test_a_request_makes_half_the_stops(followed: Running, footsteps: Foot
     scored = followed.request()
     await followed.score(replace(scored, request_id="first"))
     ways = []
-    for number in range(3):  # what the server does from time to time may fall into one of them
+    for number in range(TRIALS):
         with footsteps.following() as way:
             await followed.score(replace(scored, request_id=f"followed-{number}"))
         ways.append(way)
@@ -72,7 +74,7 @@ async def test_a_request_in_another_tokenizer_takes_the_same_way(
         await followed.score(replace(scored, request_id="first"))
     check_parameters(first)  # it asks for rows that the next one finds known
     ways = []
-    for number in range(3):
+    for number in range(TRIALS):
         with footsteps.following() as way:
             await followed.score(replace(scored, request_id=f"followed-{number}"))
         ways.append(way)
