@@ -34,16 +34,16 @@ TEACHER_TOKENS = 16
 
 
 def start_of(seed: int) -> Recipe:
-    return Recipe(digits=3, seed=seed, steps=600, whole=600)
+    return Recipe(digits=3, seed=seed, steps=1000, whole=1000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.cells", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=[one.name for one in ARMS])
-    parser.add_argument("--teacher-tokens", type=int, default=24_000, help="of each run")
+    parser.add_argument("--teacher-tokens", type=int, default=16_000, help="of each run")
     parser.add_argument("--replies", type=int, default=48, help="of each update")
-    parser.add_argument("--rate", type=float, default=1e-3, help="the learning rate")
+    parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate")
     given = parser.parse_args()
     torch.set_num_threads(1)
     plan = Plan(given.teacher_tokens, given.replies, given.rate, held_out(200))

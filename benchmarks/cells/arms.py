@@ -51,15 +51,15 @@ class Arm:
 
 
 ARMS = (
-    Arm("masked"),
     Arm("masked_chunks", chunks=True),
-    Arm("coarse", partial="bucket"),
     Arm("coarse_chunks", chunks=True, partial="bucket"),
-    Arm("cells_alone", chunks=True, partial="finest"),
-    Arm("cells_residual", chunks=True, partial="residual"),
     Arm("cells_path", chunks=True, partial="path"),
-    Arm("extra_rows", chunks=True, partial="bucket", extra_rounds=2),
+    Arm("cells_residual", chunks=True, partial="residual"),
+    Arm("masked"),
+    Arm("coarse", partial="bucket"),
     Arm("exact", exact=True),
+    Arm("cells_alone", chunks=True, partial="finest"),
+    Arm("extra_rows", chunks=True, partial="bucket", extra_rounds=2),
 )
 
 

@@ -8,6 +8,7 @@ cell, the rest, has every other token, so that cells are a partition of the voca
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.certify import Certified
+from teacher_server.realign.pair.tables import MAX_UNSETTLED
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.walk.masses import WalkResult
 
@@ -44,8 +46,8 @@ class Cells:
 def cells_of(walked: WalkResult, certified: Certified, index: int, student: Vocabulary) -> Cells:
     """The finest cells whose masses the walk knows, of its position ``index``.
 
-    Every open path makes a cell of the tokens that begin with its bytes. One that lies within
-    another is part of it. A token that is not certified and that open paths' bytes begin with
+    Every open path makes a cell of the tokens that begin with its bytes and are in no finer
+    cell. A token that is not certified and that open paths' bytes begin with
     belongs to the heaviest such path's cell: the path may still end there.
     """
     count = int(certified.counts[index])
@@ -54,7 +56,7 @@ def cells_of(walked: WalkResult, certified: Certified, index: int, student: Voca
     masses = [0.0]
     labels = [b""]
     total = walked.total[index]
-    for low, high, mass in _outer(walked, index):
+    for low, high, mass in _open_ranges(walked, index):
         cell_of[student.order[low:high]] = len(masses)
         masses.append(mass / total)
         labels.append(_common(student.sorted_bytes[low], student.sorted_bytes[high - 1]))
@@ -71,7 +73,8 @@ def cells_of(walked: WalkResult, certified: Certified, index: int, student: Voca
     at = at[~np.isin(walked.settled.token[at], singles)]
     mass = np.array(masses)
     np.add.at(mass, cell_of[walked.settled.token[at]], walked.settled.mass[at] / total)
-    mass[REST] += walked.lost[index] / total
+    # What is below the rows' best ids is in no cell.
+    mass[REST] += (walked.lost[index] + walked.tail[index]) / total
     return Cells(cell_of, mass, tuple(labels))
 
 
@@ -91,18 +94,29 @@ def label_of(token: int, student: Vocabulary) -> bytes:
     return data or b"\xff" + student.specials[token].encode()
 
 
-def _outer(walked: WalkResult, index: int) -> list[tuple[int, int, float]]:
-    """(low, high, mass) of the open paths' ranks of tokens, those within others merged; paths
-    that no token begins with are left out: their mass is in no cell."""
+def _open_ranges(walked: WalkResult, index: int) -> list[tuple[int, int, float]]:
+    """(low, high, mass) of the open paths' ranks of tokens, outer ones before those within
+    them; paths that no token begins with are left out: their mass is in no cell.
+
+    A path within others is part of the innermost of them if their mass, which may be its own,
+    could change it by more than MAX_UNSETTLED.
+    """
     opened = walked.open
     at = np.flatnonzero((opened.position == index) & (opened.high > opened.low))
+    sums: dict[tuple[int, int], float] = defaultdict(float)
+    for one in at.tolist():
+        sums[int(opened.low[one]), -int(opened.high[one])] += float(opened.mass[one])
     found: list[tuple[int, int, float]] = []
-    for one in at[np.lexsort([-opened.high[at], opened.low[at]])].tolist():
-        low, high, mass = int(opened.low[one]), int(opened.high[one]), float(opened.mass[one])
-        if found and low < found[-1][1]:
-            found[-1] = (*found[-1][:2], found[-1][2] + mass)
+    around: list[int] = []
+    for (low, minus_high), mass in sorted(sums.items()):
+        while around and found[around[-1]][1] <= low:
+            around.pop()
+        if around and sum(found[one][2] for one in around) > MAX_UNSETTLED * mass:
+            begin, end, before = found[around[-1]]
+            found[around[-1]] = begin, end, before + mass
         else:
-            found.append((low, high, mass))
+            around.append(len(found))
+            found.append((low, -minus_high, mass))
     return found
 
 

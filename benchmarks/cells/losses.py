@@ -65,7 +65,8 @@ def log_masses(log_probs: Tensor, cells: Sequence[Cells]) -> tuple[Tensor, Tenso
     mass = torch.from_numpy(_padded([one.mass for one in cells], 0.0))
     p = log_probs.double().exp()
     of_cells = p.new_zeros(mass.shape).scatter_add(1, cell_of, p)
-    members = torch.zeros_like(mass).scatter_add(1, cell_of, torch.ones_like(p)) > 0
+    # A cell that has no token which the student draws is no outcome.
+    members = torch.zeros_like(mass).scatter_add(1, cell_of, (p > 0).double()) > 0
     valid = members & (mass > 0)
     valid[:, REST] &= mass[:, REST] > LEAST_REST
     return _log_normalised(of_cells, valid), _log_normalised(mass, valid), valid

@@ -30,6 +30,8 @@ from teacher_server.realign.walk.walker import unsettled_paths
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
 TOP_K = 64
+# Ids of a teacher's row that are read: all digits and signs, and some bytes beside them.
+BEST = 32
 # Open mass from which a row is worth a further row, as in the service's settings.
 LEAST_OPEN = 0.1
 # Another path of the teacher: after so many tokens of the reply, these.
@@ -93,14 +95,10 @@ class Scorer:
         spent = [len(line) for line in lines]
         for _ in range(extra_rounds):
             steps = [unsettled_paths(one.walked, LEAST_OPEN) for one in realigned]
-            further = self.rows(
-                asked,
-                lines,
-                [
-                    [_path(one, *step) for step in some]
-                    for one, some in zip(found, steps, strict=True)
-                ],
-            )
+            paths = [
+                [_path(one, *step) for step in some] for one, some in zip(found, steps, strict=True)
+            ]
+            further = self.rows(asked, lines, paths)
             for index, some in enumerate(steps):
                 if some:
                     found[index] = with_extra_rows(found[index], some, *_ranked(further[index]))
@@ -186,8 +184,8 @@ def _path(rows: TeacherRows, row: int, token: int) -> Path:
 
 
 def _ranked(log_probs: Float64) -> tuple[Int32, Float64]:
-    """Every id of each row with its log-probability, the most likely first."""
-    order = np.argsort(-log_probs, 1, kind="stable")
+    """The BEST ids of each row with their log-probabilities, the most likely first."""
+    order = np.argsort(-log_probs, 1, kind="stable")[:, :BEST]
     return order.astype(np.int32), np.take_along_axis(log_probs, order, 1)
 
 
