@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import statistics
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,7 @@ import torch
 
 from benchmarks.cells.arms import ARMS, Arm
 from benchmarks.cells.distil import Outcome, Plan, distil, judged
-from benchmarks.cells.gate import Summary, verdict
+from benchmarks.cells.gate import verdict
 from benchmarks.cells.model import Recipe, accuracy, trained
 from benchmarks.cells.pair import side
 from benchmarks.cells.rows import Scorer
@@ -29,6 +30,7 @@ from student_trainer.quickstart.cache import cache_dir
 TEACHER = Recipe(digits=1, seed=0, steps=1600, whole=1600)
 # What a run depends on.
 SOURCES = ("task", "pair", "model", "rows", "exact", "cells", "losses", "arms", "distil")
+MEASURES = ("accuracy", "bits_per_byte", "exact_kl")
 # Tokens of the teacher's longest solution, with its end.
 TEACHER_TOKENS = 16
 
@@ -80,34 +82,37 @@ def _write(outcomes: Sequence[Outcome], of_teacher: float, plan: Plan) -> None:
     by_arm: dict[str, list[Outcome]] = defaultdict(list)
     for one in outcomes:
         by_arm[one.arm].append(one)
-    summaries = {name: Summary.of(some) for name, some in by_arm.items()}
     print_table(
-        ("arm", "accuracy", "on the way", "bits a byte", "KL, nats a token", "masked", "updates"),
+        ("arm", *MEASURES, "on the way", "masked", "updates"),
         [
             (
                 name,
-                str(one.accuracy),
-                str(one.on_the_way),
-                str(one.bits_per_byte),
-                str(one.exact_kl),
-                f"{by_arm[name][0].shares.get('masked', 0):.2f}",
-                str(by_arm[name][0].updates),
+                *(_spread([getattr(one, measure) for one in some]) for measure in MEASURES),
+                _spread([statistics.mean(one.curve) for one in some]),
+                f"{statistics.mean(one.shares.get('masked', 0.0) for one in some):.3f}",
+                str(some[0].updates),
             )
-            for name, one in summaries.items()
+            for name, some in by_arm.items()
         ],
     )
     figures = {
-        f"{measure}_{name}": getattr(one, measure).mean
-        for name, one in summaries.items()
-        for measure in ("accuracy", "bits_per_byte", "exact_kl")
+        f"{measure}_{name}": statistics.mean(getattr(one, measure) for one in some)
+        for name, some in by_arm.items()
+        for measure in MEASURES
     }
-    won = {f"{name}_wins": float(yes) for name, yes in verdict(summaries).items()}
+    against = verdict(by_arm)
+    won = {f"{name}_wins": float(all(rivals.values())) for name, rivals in against.items()}
     details = {
         "plan": {**asdict(plan), "held_out": len(plan.held_out)},
-        "summaries": {name: asdict(one) for name, one in summaries.items()},
+        "wins_against": against,
         "runs": [asdict(one) for one in outcomes],
     }
     write_result("cells", {**won, "accuracy_teacher": of_teacher, **figures}, details)
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation over seeds."""
+    return f"{statistics.mean(values):.3f} ± {statistics.stdev(values):.3f}"
 
 
 if __name__ == "__main__":

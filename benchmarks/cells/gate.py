@@ -1,65 +1,45 @@
-"""Who has won: the rule that decides whether cells are worth building."""
+"""Who has won: the rule that decides whether cells are worth building.
+
+Arms are compared seed by seed: with one seed they begin with the same student and the same
+problems. One is better *beyond the spread* if the lower end of the 95% interval of its mean
+advantage over the seeds (one-sided, Student's t) is above 0.
+"""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from benchmarks.cells.distil import Outcome
 
 # What the product does, or can do, without cells.
 RIVALS = ("masked", "masked_chunks", "coarse", "coarse_chunks")
 CELLS = ("cells_residual", "cells_path")
+# Student's t by the number of seeds.
+T_95 = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132, 6: 2.015, 7: 1.943, 8: 1.895}
 
 
-@dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation over seeds."""
-
-    mean: float
-    deviation: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Spread:
-        return cls(statistics.mean(values), statistics.stdev(values))
-
-    def beyond(self, other: Spread) -> bool:
-        """Whether this mean is above the other by more than both deviations together."""
-        return self.mean - other.mean > self.deviation + other.deviation
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3f} ± {self.deviation:.3f}"
+def beyond(values: Sequence[float], others: Sequence[float]) -> bool:
+    """Whether the values are greater than the others, seed by seed, beyond the spread."""
+    advantages = [one - other for one, other in zip(values, others, strict=True)]
+    count = len(advantages)
+    error = statistics.stdev(advantages) / count**0.5
+    return statistics.mean(advantages) > T_95[count] * error
 
 
-@dataclass(frozen=True)
-class Summary:
-    accuracy: Spread
-    on_the_way: Spread
-    bits_per_byte: Spread
-    exact_kl: Spread
-
-    @classmethod
-    def of(cls, outcomes: Sequence[Outcome]) -> Summary:
-        return cls(
-            Spread.of([one.accuracy for one in outcomes]),
-            Spread.of([statistics.mean(one.curve) for one in outcomes]),
-            Spread.of([one.bits_per_byte for one in outcomes]),
-            Spread.of([one.exact_kl for one in outcomes]),
-        )
+def wins(cells: Sequence[Outcome], rival: Sequence[Outcome]) -> bool:
+    """Better beyond the spread in accuracy, and not worse beyond it in bits per byte; both
+    by seed, in the same order."""
+    better = beyond([one.accuracy for one in cells], [one.accuracy for one in rival])
+    worse = beyond([one.bits_per_byte for one in cells], [one.bits_per_byte for one in rival])
+    return better and not worse
 
 
-def wins(cells: Summary, rival: Summary) -> bool:
-    """Better beyond the spread in accuracy, and not worse beyond it in bits per byte."""
-    worse = cells.bits_per_byte.beyond(rival.bits_per_byte)
-    return cells.accuracy.beyond(rival.accuracy) and not worse
-
-
-def verdict(summaries: Mapping[str, Summary]) -> dict[str, bool]:
-    """For each form of cells whether it wins against every rival that was run."""
-    rivals = [summaries[name] for name in RIVALS if name in summaries]
+def verdict(by_arm: Mapping[str, Sequence[Outcome]]) -> dict[str, dict[str, bool]]:
+    """For each form of cells, which rivals it wins against. It is worth building if it wins
+    against all of them."""
     return {
-        name: all(wins(summaries[name], rival) for rival in rivals)
+        name: {rival: wins(by_arm[name], by_arm[rival]) for rival in RIVALS if rival in by_arm}
         for name in CELLS
-        if name in summaries
+        if name in by_arm
     }

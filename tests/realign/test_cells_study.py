@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks.cells.cells import REST, Cells, cells_of, groups_by_level, label_of, merged
+from benchmarks.cells.distil import Outcome
+from benchmarks.cells.gate import wins
 from benchmarks.cells.losses import coarse_kl, log_mass_ratio_of_sampled, path_kl
 from benchmarks.cells.pair import pair, side
 from student_trainer.losses import Head, LossBatch, LossSettings, chunk_policy, lsm
@@ -231,3 +233,19 @@ def test_the_label_of_a_special_token_is_no_text() -> None:
     student = side(3).vocabulary
     assert label_of(side(3).end, student).startswith(b"\xff")
     assert label_of(side(3).encode("12")[0], student) == b"12"
+
+
+def outcomes(accuracies: list[float], bits: list[float]) -> list[Outcome]:
+    pairs = zip(accuracies, bits, strict=True)
+    return [Outcome("", seed, accuracy=a, bits_per_byte=b) for seed, (a, b) in enumerate(pairs)]
+
+
+def test_the_gate_opens_for_what_is_better_beyond_the_spread_alone() -> None:
+    rival = outcomes([0.30, 0.50, 0.20], [0.5, 0.4, 0.6])
+    better = [0.41, 0.62, 0.30]
+    assert wins(outcomes(better, [0.5, 0.41, 0.6]), rival)
+    # Better on average, and not by more than the seeds differ in it.
+    assert not wins(outcomes([0.31, 0.50, 0.50], [0.5, 0.4, 0.6]), rival)
+    # Bought with bits.
+    assert not wins(outcomes(better, [0.55, 0.46, 0.65]), rival)
+    assert not wins(rival, outcomes(better, [0.5, 0.4, 0.6]))
