@@ -120,7 +120,7 @@ def add_rows(
             means.add(name, total, count)
     if batch.teacher_sampled is not None and batch.old_log_probs is not None:
         ratio = batch.teacher_sampled - batch.old_log_probs
-        means.add_values("log_ratio_mean", ratio[used & ratio.isfinite()])
+        means.add_values("log_ratio_mean", ratio[used & ~coarse & ratio.isfinite()])
     if batch.support_log_probs is not None and "teacher_support_mass" not in result.metrics:
         _add_support(means, batch, used)
     rows = torch.nonzero(chosen.to(used.device) & used).squeeze(-1)

@@ -95,7 +95,6 @@ METRICS = (
     Key("chunk_advantage", "nats", "Mean advantage of `chunk_tokens`.", "`loss.masked_chunks`"),
     Key("realign_failed_share", "share", "Responses that could not be realigned.", ACROSS),
     Key("realign_masked_share", "share", "Positions of class MASKED.", ACROSS),
-    Key("realign_coarse_share", "share", "Positions of class COARSE.", ACROSS),
     Key("realign_coarse_rest", "probability", "Mass beside a coarse row's ids, mean.", COARSE),
     Key("coarse_loss", "nats", "Mean loss of `coarse_tokens`.", COARSE),
     Key(
