@@ -62,23 +62,13 @@ def first_example(
     Raises:
         LsmError: as ``TeacherLink.submit_rollouts``.
     """
-    limit = min(rollout.max_new_tokens, RESPONSE_TOKENS)
-    settings = rollout.model_copy(update={"group_size": 1, "max_new_tokens": limit})
-    (drawn,) = generate(student, [prompt], settings, seed=seed, step=1)
+    drawn = first_response(student, prompt, rollout, seed)
     mask = token_mask(loss.mask, student.tokenizer, student.vocabulary_size)
     masked = mask.masked(drawn.token_ids).tolist()
     kinds = ["masked" if here else "loss" for here in masked]
     if teacher is None:
         return token_table(student, drawn, kinds, reads=reads, colour=colour)
-    asked = loss.asks(realigned=True)
-    scores = teacher.submit_rollouts(
-        [drawn],
-        max(asked.top_k, 2),
-        loss.temperature,
-        log_tail=asked.log_tail,
-        coarse=asked.coarse,
-    )
-    (found,) = scores.result()
+    found = realigned_rows(teacher, drawn, loss)
     usable = realigned.usable_rows(found, len(kinds), sampled=loss.policy_gradient).tolist()
     reasons = row_reasons(found, usable)
     for place, kind in enumerate(kinds):
@@ -88,6 +78,33 @@ def first_example(
     return token_table(
         student, drawn, kinds, known=known, reasons=reasons, reads=reads, colour=colour
     )
+
+
+def first_response(
+    student: Student, prompt: PromptItem, rollout: RolloutSettings, seed: int
+) -> Rollout:
+    """The first ``RESPONSE_TOKENS`` that step 1 draws after the prompt."""
+    limit = min(rollout.max_new_tokens, RESPONSE_TOKENS)
+    settings = rollout.model_copy(update={"group_size": 1, "max_new_tokens": limit})
+    (drawn,) = generate(student, [prompt], settings, seed=seed, step=1)
+    return drawn
+
+
+def realigned_rows(teacher: TeacherLink, drawn: Rollout, loss: LossConfig) -> ContinuationScores:
+    """What the loss would get of a teacher with another tokenizer.
+
+    Raises:
+        LsmError: as ``TeacherLink.submit_rollouts``.
+    """
+    asked = loss.asks(realigned=True)
+    scores = teacher.submit_rollouts(
+        [drawn],
+        max(asked.top_k, 2),
+        loss.temperature,
+        log_tail=asked.log_tail,
+        coarse=asked.coarse,
+    )
+    return scores.result()[0]
 
 
 def row_reasons(scores: ContinuationScores, usable: Sequence[bool]) -> list[str]:

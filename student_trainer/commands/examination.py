@@ -8,12 +8,15 @@ import time
 import numpy as np
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.program.checks import check_folder
+from teacher_proto.types import PositionClass
 
 from student_trainer.commands import estimate
+from student_trainer.first_example import first_response, realigned_rows
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start, Step
 from student_trainer.student.model import Student
 from student_trainer.teacher.connection import service_date
+from student_trainer.update.realigned import describe_realigned, reasons_of
 
 # Seconds; beyond this, tokens and certificates may be valid on one side only.
 CLOCK_TOLERANCE = 30.0
@@ -92,10 +95,39 @@ def repeat(start: Start) -> str:
     return f"{known.sum()} tokens scored twice lie {apart:.2g} nats apart"
 
 
+def rows(start: Start) -> str:
+    """What a teacher with another tokenizer gives of the start of a response, and why it is not
+    more.
+
+    Raises:
+        LsmError: as ``TeacherLink.submit_rollouts``.
+    """
+    config, link = start.config, start.teacher
+    if not link.realigned:
+        return "those of the teacher: there is one tokenizer"
+    prompt = start.prompts.first(config.run.seed)
+    drawn = first_response(start.student, prompt, config.rollout, config.run.seed)
+    found = realigned_rows(link, drawn, config.loss)
+    told = describe_realigned(found, link)
+    if found.realignment is None:
+        return told
+    classes, why = found.realignment.position_class, found.realignment.mask_reason
+    counts = {name: count for name, count in reasons_of(classes, why).items() if count}
+    reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
+    masked, coarse = (
+        int((classes == kind).sum()) for kind in (PositionClass.MASKED, PositionClass.COARSE)
+    )
+    return (
+        f"{told}; of {len(classes)} positions of a response {masked} are masked and {coarse} coarse"
+        + (f" ({reasons})" if reasons else "")
+    )
+
+
 EXAMINATION = (
     Step("clock", clock, needs=("teacher",)),
     Step("disk", disk, needs=("student",), reads="model"),
     Step("repeat", repeat, needs=("tokenizer", "limits", "readings")),
+    Step("rows", rows, needs=("tokenizer", "limits", "readings")),
     Step("memory", estimate.memory, needs=("student",), reads="model"),
     Step("time", estimate.duration, needs=("limits", "lengths", "ids", "readings")),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from student_trainer.commands.examination import EXAMINATION, clock
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
 from student_trainer.startup.steps import STEPS
+from student_trainer.teacher.mask_reasons import EXPLAINED
 from tests.trainer.conftest import settings, write_prompts
 from tests.trainer.processes import ENVIRONMENT, PATIENCE, Server, serve
 
@@ -81,6 +83,7 @@ def test_a_run_that_can_start_is_healthy_and_nothing_is_written(
         "K 16 of 320, 84 tokens of 512",
         "6 prompts to train on",
         "lie 0 nats apart",
+        "there is one tokenizer",
     ):
         assert detail in ended.stdout
     assert sorted(tmp_path.iterdir()) == before
@@ -115,6 +118,13 @@ def test_another_tokenizer_is_told_by_its_level_and_a_teacher_not_served_is_2(
     assert code == 0
     assert "level CROSS" in found["tokenizer"]["detail"]
     assert "tokens scored twice lie 0 nats apart" in found["repeat"]["detail"]
+    told = re.search(r"of (\d+) positions of a response (\d+) are masked and (\d+) coarse(.*)",
+                     found["rows"]["detail"])  # fmt: skip
+    assert told, found["rows"]["detail"]
+    assert "level CROSS" in found["rows"]["detail"]
+    reasons = dict(re.findall(r"([A-Z_]+) (\d+)", told[4]))
+    assert sum(map(int, reasons.values())) == int(told[2]) + int(told[3])
+    assert set(reasons) <= set(EXPLAINED)
     code, found = doctor(str(config), "--set", "teacher.name=other", "--set", "loss.tail=bucket")
     assert code == 2
     assert statuses(found, "failed") == {"tokenizer"}
