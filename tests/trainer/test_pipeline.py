@@ -55,8 +55,15 @@ class Recorder:
         self.sent: list[list[Rollout]] = []
 
     def submit_rollouts(
-        self, group: Sequence[Rollout], top_k: int, temperature: float, log_tail: bool = False
+        self,
+        group: Sequence[Rollout],
+        top_k: int,
+        temperature: float,
+        *,
+        log_tail: bool,
+        coarse: bool,
     ) -> Future[list[ContinuationScores]]:
+        assert (log_tail, coarse) == (False, False), "as with one tokenizer"
         self.sent.append(list(group))
         future: Future[list[ContinuationScores]] = Future()
         future.set_result(self.teacher.score(group, top_k, temperature))
