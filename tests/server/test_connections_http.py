@@ -217,7 +217,8 @@ async def test_who_gives_way_when_it_has_just_opened_is_closed() -> None:
     async def opened() -> None:
         pass
 
-    async with alone(App(), PATIENT) as server, connected(server.address) as peer:
+    never = LimitSettings(header_seconds=100 * LONG)
+    async with alone(App(), never) as server, connected(server.address) as peer:
         await eventually(lambda: len(server.server.table) == 1)
         acceptor = server.server._server._acceptor
         (entry,) = acceptor._connections
