@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from teacher_proto.client.credentials import ClientCredentials
-from teacher_proto.errors import LsmError
+from teacher_proto.errors import LsmError, OverloadedError
 
 from teacher_server.config import LimitSettings
 from teacher_server.http import body as http_body_module
@@ -240,3 +241,89 @@ async def test_metrics_show_what_is_held(tight: Running) -> None:
         assert 'lsm_teacher_connections{surface="http"}' in text
         await peer.send(json.dumps(http_body()).encode().ljust(1000))
         assert (await peer.answer()).status == 200
+
+
+class Asked(Echo):
+    """Answers with ``LARGE`` bytes once there is room for them; everybody is an owner."""
+
+    def __init__(self, budget: ByteBudget) -> None:
+        super().__init__(budget)
+        self.most = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        owner = Owner("", f"10.0.0.{len(self.read)}:1", f"10.0.0.{len(self.read)}")
+        self.read.append(0)
+        charge = Charge(self.budget, owner, time.monotonic() + LONG)
+        async with contextlib.aclosing(charge):  # also where it is refused
+            try:
+                await charge.read(Request(scope, receive), lambda size: None)
+                await charge.expect(LARGE)
+                self.most = max(self.most, self.budget.queue.held)
+                answer: Response = charge.answer(bytes(LARGE))
+            except LsmError as error:
+                answer = PlainTextResponse(f"{error.reason}: {error.what}")
+            await answer(scope, receive, send)
+
+
+async def test_replies_that_do_not_fit_together_come_one_after_the_other() -> None:
+    """Each holds its room until its caller has read it: who reads one after the other in an
+    order of its own would wait for a reply that waits for the room of the next one's."""
+    app = Asked(ByteBudget(LARGE + 2 * MIB, LARGE + 2 * MIB, LARGE))
+    async with (
+        alone(app, LimitSettings()) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        peers = [await stack.enter_async_context(connected(server.address)) for _ in range(6)]
+        for peer in peers:
+            await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        answers = await asyncio.gather(*(peer.answer() for peer in peers))
+        assert [len(answer.body) for answer in answers] == [LARGE] * 6
+        assert app.most <= LARGE + 2 * MIB
+        await eventually(lambda: app.budget.queue.held == 0)
+
+
+async def test_a_reply_that_could_never_be_held_is_refused_and_leaves_nothing() -> None:
+    app = Asked(ByteBudget(16 * MIB, 16 * MIB))
+    async with (
+        alone(app, LimitSettings()) as server,
+        contextlib.AsyncExitStack() as stack,
+    ):
+        peers = [await stack.enter_async_context(connected(server.address)) for _ in range(6)]
+        for peer in peers:
+            await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert (await peer.answer()).body.startswith(b"LIMIT_EXCEEDED: 20971520 bytes")
+        assert app.budget.queue.held == 0
+
+
+async def test_a_slow_small_body_gives_its_room_to_one_that_waits() -> None:
+    budget = ByteBudget(16 * MIB, 4 * MIB)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+
+    class OfOneAddress(Echo):
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            peer = f"10.0.0.1:{len(self.read)}"
+            self.read.append(0)
+            charge = Charge(self.budget, Owner("", peer, "10.0.0.1"), time.monotonic() + LONG)
+            async with contextlib.aclosing(charge):
+                try:
+                    await charge.read(Request(scope, receive), lambda size: None)
+                    answer: Response = charge.answer(b"{}")
+                except OverloadedError as error:
+                    answer = PlainTextResponse(f"{error.reason}: {error.what}")
+                await answer(scope, receive, send)
+
+    large = 4 * MIB - 256 * 1024  # all that is not kept for small ones
+    async with (
+        alone(OfOneAddress(budget), LimitSettings()) as server,
+        connected(server.address) as stalled,
+        connected(server.address) as slow,
+        connected(server.address) as waiting,
+    ):
+        await stalled.send(head % large)
+        await eventually(lambda: budget.queue.held == large)
+        await slow.send(head % (256 * 1024) + b" ")
+        await eventually(lambda: budget.queue.held == 4 * MIB)
+        await waiting.send(head % 10 + bytes(10))
+        assert (await waiting.answer()).status == 200
+        told = (await slow.answer()).body
+        assert b"TOO_MANY_BYTES: there is no room for a body that arrives slowly" in told
