@@ -82,6 +82,7 @@ class Hold:
         was read; until the call's deadline, as ``ByteBudget.hold``."""
         self._budget.queue.check(size, grows=False)
         self.settle(0)
+        self.claim.entered = False
         await self._budget.wait(self.claim, size, self._deadline)
 
     async def charge(self, size: int) -> None:

@@ -46,6 +46,7 @@ class Claim:
 
     Attributes:
         unread: it stands for a message of unknown size, of which more may be there.
+        entered: it was let in, and may grow now, however few bytes it holds.
         large: it counts among the large ones, however few its bytes are.
         left: it gave way, and is about to leave.
     """
@@ -54,6 +55,7 @@ class Claim:
     size: int = 0
     wanted: int = 0
     unread: bool = False
+    entered: bool = False
     large: bool = False
     pace: Pace = Pace.PROMPT
     left: bool = False

@@ -103,6 +103,7 @@ class BudgetQueue:
         claim.wanted = size
         self._accounts.count(claim, -1)
         claim.unread = claim.large = False
+        claim.entered = True
         claim.size = size
         self._accounts.count(claim, 1)
         self._slow.pop(claim, None)
@@ -165,7 +166,7 @@ class BudgetQueue:
 
     def _line(self, claim: Claim) -> _Line:
         small = claim.wanted <= self.small
-        if claim.size > 0 and not claim.unread:
+        if claim.entered and not claim.unread:
             return self._growing_small if small else self._growing
         if not small:
             return self._large
@@ -200,6 +201,7 @@ class BudgetQueue:
 
     def _take(self, claim: Claim) -> None:
         self._accounts.count(claim, -1)
+        claim.entered = True
         claim.size = claim.wanted
         if claim.size > self.unread:
             claim.unread = False
