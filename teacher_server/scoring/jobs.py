@@ -10,6 +10,7 @@ from teacher_proto.errors import EngineError
 from teacher_proto.types import Int32, ScoreRequest
 
 from teacher_server.engines.base import Job, JobResult, ScoredSpan
+from teacher_server.engines.torch.prefix_tree import common_prefixes
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
 from teacher_server.teachers.teacher import Teacher
@@ -42,6 +43,12 @@ def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
 def tokens_of(job: Job) -> int:
     """Tokens that a single pass over the group has to read."""
     return len(job.prompt_ids) + sum(len(span.token_ids) for span in job.spans)
+
+
+def tokens_of_paths(job: Job) -> int:
+    """Tokens that a single pass has to read of spans that begin alike: each beginning once."""
+    spans = sorted(span.token_ids.tobytes() for span in job.spans)
+    return tokens_of(job) - int(common_prefixes(spans).sum())
 
 
 @dataclass(frozen=True)

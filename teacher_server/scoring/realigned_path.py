@@ -51,7 +51,7 @@ from teacher_server.refusals.sizes import (
     check_text,
 )
 from teacher_server.scoring.context import RequestContext
-from teacher_server.scoring.jobs import JobRunner
+from teacher_server.scoring.jobs import JobRunner, tokens_of_paths
 from teacher_server.scoring.without_rows import not_finite
 from teacher_server.telemetry.realignment_totals import RealignmentTotals
 
@@ -132,8 +132,8 @@ async def realigned_scores(
             case AskedRollouts() | AskedContextFree() | AskedPaths():
                 job = _job(step, prompt, asked, reader.plan.limit)
                 tokens = None
-                if isinstance(step, AskedPaths) and context.teacher.facts.keeps_prefixes:
-                    tokens = len(job.spans)  # what precedes the paths' last tokens was read
+                if isinstance(step, AskedPaths):
+                    tokens = await compute(partial(_path_tokens, job, context), said.nbytes)
                 rows = (await runner.run(job, tokens)).rows
                 frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
 
@@ -198,6 +198,12 @@ def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Jo
         vocabulary_limit=limit,
         want_sampled=isinstance(asked, AskedRollouts),
     )
+
+
+def _path_tokens(job: Job, context: RequestContext) -> int:
+    """For which rows after paths count: one each where what precedes them was kept."""
+    kept = context.teacher.facts.keeps_prefixes
+    return len(job.spans) if kept else tokens_of_paths(job)
 
 
 def _check_result(result: Realigned, context: RequestContext, student: StudentFacts) -> None:

@@ -147,7 +147,7 @@ def test_the_rows_that_gain_most_are_chosen_and_none_below_the_least() -> None:
 def test_a_request_that_gains_nothing_stops_asking() -> None:
     budget = ExtraBudget(rows=300, rounds=8, most=1000)
     gains = [0.9] * 400
-    assert len(budget.choose(200.0, offer(gains))) == 100
+    assert len(budget.choose(200.0, offer(gains))) == FIRST_SHARE * 300
     assert budget.choose(200.0, offer(gains)) == []  # nothing has changed
     worse = ExtraBudget(rows=300, rounds=8, most=1000)
     worse.choose(200.0, offer(gains))
@@ -157,8 +157,9 @@ def test_a_request_that_gains_nothing_stops_asking() -> None:
 def test_later_rounds_promise_what_the_last_one_kept() -> None:
     """A fifth of it came: only rows that promise 0.5 and more are asked for still."""
     budget = ExtraBudget(rows=300, rounds=2, most=1000)
-    assert len(budget.choose(200.0, offer([1.0] * 400))) == 100
-    chosen = budget.choose(180.0, offer([0.49] * 20 + [0.5] * 20))
+    trial = len(budget.choose(200.0, offer([1.0] * 400)))
+    assert trial == FIRST_SHARE * 300
+    chosen = budget.choose(200.0 - trial / 5, offer([0.49] * 20 + [0.5] * 20))
     assert budget.yielded == pytest.approx(0.2)
     assert {index for index, _ in chosen} == {5}
     assert len(chosen) == 20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
-from teacher_server.scoring.jobs import JobRunner, tokens_of
+from teacher_server.scoring.jobs import JobRunner, tokens_of, tokens_of_paths
 from teacher_server.teachers.load import load_teachers
 from tests.server.running import eventually
 
@@ -86,3 +87,18 @@ async def test_a_request_that_has_begun_is_charged_and_not_refused(
         assert late.cost.job_tokens == tokens_of(JOB)
     finally:
         await teacher.engine.close()
+
+
+def test_what_paths_begin_with_counts_once() -> None:
+    draw = np.random.default_rng(4)
+    rollouts = draw.integers(0, 3, (2, 12)).astype(np.int32)
+    paths = [
+        np.concatenate([rollouts[which][:kept], draw.integers(0, 3, tail)]).astype(np.int32)
+        for which, kept, tail in draw.integers(0, (2, 12, 4), (40, 3)).tolist()
+    ]
+    last = np.array([0], np.int32)
+    paths = [path for path in paths if len(path)]
+    job = replace(JOB, spans=tuple(ScoredSpan(path, last) for path in paths))
+    nodes = {tuple(path[:end]) for path in paths for end in range(1, len(path) + 1)}
+    assert tokens_of_paths(job) == len(JOB.prompt_ids) + len(nodes)
+    assert tokens_of_paths(job) < tokens_of(job)

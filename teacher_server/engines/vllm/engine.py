@@ -291,9 +291,12 @@ class VllmEngine:
 
 
 def _keeps_prefixes(config: VllmConfig) -> bool:
-    """Whether a sequence reads little again of what another has begun with. On a CPU vLLM's
-    blocks of the cache are large, and each sequence reads half of one again."""
-    return bool(config.cache_config.enable_prefix_caching) and not current_platform.is_cpu()
+    """Whether a sequence reads little again of what an earlier job has begun with. On a CPU
+    vLLM's blocks are large, and each sequence reads half of one again; of several data-parallel
+    ranks another than before may get the next job, and each has a cache of its own."""
+    one_cache = config.parallel_config.data_parallel_size == 1
+    kept = bool(config.cache_config.enable_prefix_caching) and one_cache
+    return kept and not current_platform.is_cpu()
 
 
 def _core_request(

@@ -32,7 +32,7 @@ MASKED_POWER = 1.5
 # Rows: what the row after a path must gain at least.
 LEAST_GAIN = 0.1
 # Of a request's budget, what the first of several rounds may spend.
-FIRST_SHARE = 1 / 3
+FIRST_SHARE = 1 / 4
 # Why a row may be masked that further rows settle.
 SETTLED_BY_ROWS = (
     MaskReason.NOTHING_CERTIFIED,
