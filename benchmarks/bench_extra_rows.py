@@ -157,7 +157,7 @@ def measure(work: Pair, teacher: Teacher, ids: Int32, *, rounds: int, budget: fl
         if isinstance(step, AskedRollouts | AskedPaths | AskedContextFree):
             answer = answered(step, teacher, best_of(request, request.vocabulary_size))
         if isinstance(step, AskedRollouts):
-            own = nats(answer)
+            own = nats(required(answer, "answer"))
     (scores,) = result.scores
     classes = required(scores.realignment, "realignment").position_class
     found.masked = float((classes == PositionClass.MASKED).mean())

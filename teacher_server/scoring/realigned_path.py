@@ -165,9 +165,10 @@ def _realign_request(
 
 
 def _extra_rounds(context: RequestContext, settings: TokenizerSettings) -> int:
-    if settings.extra_rounds is not None:
-        return settings.extra_rounds
-    return EXTRA_ROUNDS if context.teacher.facts.keeps_prefixes else 0
+    rounds = settings.extra_rounds
+    if rounds is None:
+        rounds = EXTRA_ROUNDS if context.teacher.facts.keeps_prefixes else 0
+    return rounds if settings.extra_rows_per_token else 0
 
 
 def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, row_bytes: int) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,6 +24,8 @@ from teacher_proto.types import (
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
+from teacher_server.engines.base import EngineDescription
+from teacher_server.engines.torch.transformers import TransformersEngine
 from teacher_server.http.models import ScoreReplyBody
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables
@@ -29,6 +33,7 @@ from teacher_server.realign.pair.vocabulary import read_vocabulary
 from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
+from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 from tests.server.crossed import (
     TEXT,
     block,
@@ -382,16 +387,15 @@ async def test_extra_forwards_settle_more(
     for rounds in (0, 2):
         tokenizers = {
             "extra_rounds": rounds,
-            "extra_rows_per_token": 1.0,
+            "extra_rows_per_token": 4.0,
             "context_free_rows": False,
         }
-        settings = {"tokenizers": tokenizers}
-        async with running({"default": teacher_dir}, monkeypatch, **settings) as server:
+        async with running({"default": teacher_dir}, monkeypatch, tokenizers=tokenizers) as server:
             await server.client.register_tokenizer(upload(student_file), timeout=LONG)
             found.append(await server.score(request(server, student_file, tokens)))
             jobs = server.engines["default"].jobs
             assert len(jobs) == 1 + rounds
-            assert sum(len(job.spans) for job in jobs[1:]) <= len(jobs[0].spans[0].positions)
+            assert sum(len(job.spans) for job in jobs[1:]) <= 4 * len(jobs[0].spans[0].positions)
             metrics = (await server.http.get("/metrics")).text
             extra = sum(len(job.spans) for job in jobs[1:])
             label = f'teacher="default",tokenizer="{tokenizer_hash(student_file)[:12]}"'
@@ -400,6 +404,36 @@ async def test_extra_forwards_settle_more(
     assert found[1].timing.computed_tokens > found[0].timing.computed_tokens
     kept = block(without).position_class != PositionClass.MASKED
     assert block(with_).open_mass[kept].sum() < 0.8 * block(without).open_mass[kept].sum()
+
+
+async def test_extra_rows_are_the_default_where_the_engine_keeps_prefixes(
+    teacher_dir: Path, student_file: bytes, student: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = student.encode(TEXT).ids
+    description = vars(TransformersEngine)["description"]
+    settings: dict[str, Any] = {"context_free_rows": False}
+    none: dict[str, Any] = {"extra_rows_per_token": 0.0}
+    for keeps, own in ((False, {}), (True, none), (True, {})):
+
+        def told(engine: TransformersEngine, keeps: bool = keeps) -> EngineDescription:
+            whole: EngineDescription = description.fget(engine)
+            return replace(whole, keeps_prefixes=keeps)
+
+        monkeypatch.setattr(TransformersEngine, "description", property(told))
+        tokenizers = settings | own
+        async with running({"default": teacher_dir}, monkeypatch, tokenizers=tokenizers) as server:
+            await server.client.register_tokenizer(upload(student_file), timeout=LONG)
+            await server.score(request(server, student_file, tokens))
+            rollouts, *rounds = server.engines["default"].jobs
+            metrics = (await server.http.get("/metrics")).text
+        rows = sum(len(job.spans) for job in rounds)
+        if keeps and not own:
+            assert 1 <= len(rounds) <= EXTRA_ROUNDS
+            assert 0 < rows <= 0.3 * len(rollouts.spans[0].positions)
+        else:
+            assert rows == 0
+        charged = len(rollouts.prompt_ids) + len(rollouts.spans[0].token_ids) + rows
+        assert f'lsm_teacher_run_tokens_total{{run="run"}} {float(charged)}' in metrics
 
 
 async def test_the_teacher_s_length_counts(

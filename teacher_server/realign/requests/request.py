@@ -86,7 +86,7 @@ def realigned(request: RealignRequest, pair: Pair) -> Generator[Step, Answer | N
         rounds=request.extra_rounds,
         most=request.extra_batch(plan.lengths),
     )
-    while budget.rounds and (yield from _extra_round(work, budget)):
+    while budget.rows and budget.rounds and (yield from _extra_round(work, budget)):
         yield from _ask_context_free_rows(work)
     return Realigned(
         tuple(
