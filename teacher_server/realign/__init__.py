@@ -20,10 +20,11 @@ Read in this order:
     segmentation/   how each tokenizer cuts text, asked once and remembered
     walk/           how the mass of each teacher row reaches the student's tokens
     certify.py      which ids are returned, and what is not known about them
+    reasons.py      which rows are masked or coarse, and why
     remap.py        pairs that share their ordinary ids need no walk
     requests/       a whole request: what is asked of the teacher, and when
     compare.py      the command that compares two tokenizers
 
 Pure: tokenizer files and numbers go in, numbers come out; no engine, no wire. What is
-exact, what is approximate and what is masked: docs/realignment.md.
+exact, what is approximate, what is masked and what coarse: docs/realignment.md.
 """

@@ -88,7 +88,9 @@ def certify(
     rival = np.where(sure, 0.0, masses + threats).max(1, initial=0.0)
     largest_open = np.zeros(count)
     np.maximum.at(largest_open, walked.open.position, walked.open.mass)
-    doubtful = np.maximum(rival, largest_open / total) > best
+    # A threat is an upper bound: no id has more than what the certified ones leave.
+    left = 1.0 - np.where(sure, masses, 0.0).sum(1)
+    doubtful = np.minimum(np.maximum(rival, largest_open / total), left) > best
     sure &= ids < limit
     place = np.cumsum(sure, 1) - 1
     keep = sure & (place < top_k)

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from teacher_proto.types import Level
+from teacher_proto.types import Level, MaskReason
 
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.layout import lay_out
@@ -16,7 +17,7 @@ from teacher_server.realign.pair.levels import pair_level
 from teacher_server.realign.pair.static_tables import BYTE_TOKENS
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.realigner import MAX_CHUNK_TOKENS
+from teacher_server.realign.reasons import STATIC_REASONS, static_reasons
 
 # What the comparison encodes when no text is given: the cases on which tokenizers differ.
 SAMPLE = """\
@@ -32,6 +33,7 @@ def area(radius: float) -> float:
 \tTabs,  two spaces,\r\nline ends \u2581 and <|im_end|> typed as text.
 """
 EXTENSIONS_SHOWN = 10
+NEED_ROWS = tuple(reason.name for reason in MaskReason if reason not in STATIC_REASONS)
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class Comparison:
         aligned: share of positions where the teacher's encoding has a boundary.
         inside: share of positions inside a teacher token.
         masked: share of positions that are masked whatever the teacher's rows hold.
+        reasons: the same by reason, of those that need no row to be known.
         round_trip_failures: bytes that the teacher reads only one by one.
         extensions: (teacher token, rate), the tokens that most often turn out to be the
             beginning of a longer student token; rate as ``StaticTables.extension_rate``.
@@ -65,6 +68,7 @@ class Comparison:
     aligned: float
     inside: float
     masked: float
+    reasons: Mapping[MaskReason, float]
     round_trip_failures: int
     extensions: tuple[tuple[str, float], ...]
     extendable_tokens: int
@@ -92,8 +96,8 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
     layout = lay_out(ids, tables)
     seconds = time.perf_counter() - started
     meets = np.isin(layout.student_offsets[:-1], layout.teacher_offsets)
-    masked = layout.unrealignable | ~layout.canonical
-    masked |= layout.chunk_tokens[layout.chunk] > MAX_CHUNK_TOKENS
+    reasons = static_reasons(layout, np.arange(len(ids)), tables)
+    masked = reasons != 0
     return Comparison(
         level=pair_level(student, teacher),
         student_hash=student.hash,
@@ -106,6 +110,7 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
         aligned=float((meets & ~masked).mean()),
         inside=float((~meets & ~masked).mean()),
         masked=float(masked.mean()),
+        reasons={one: float((reasons == one).mean()) for one in STATIC_REASONS},
         round_trip_failures=int(teacher.encoder.encode(text).byte_by_byte.sum()),
         extensions=_extensions(tables),
         extendable_tokens=int(tables.may_extend.sum()),
@@ -162,6 +167,8 @@ def as_json(found: Comparison) -> dict[str, Any]:
             "inside_a_teacher_token": found.inside,
             "masked": found.masked,
         },
+        "mask_reasons": {reason.name: share for reason, share in found.reasons.items()},
+        "mask_reasons_that_need_rows": list(NEED_ROWS),
         "round_trip_failures": found.round_trip_failures,
         "extendable_tokens": found.extendable_tokens,
         "trie_nodes": found.trie_nodes,
@@ -180,6 +187,11 @@ def as_text(found: Comparison) -> str:
         f"aligned             {found.aligned:8.2%}  the teacher has a boundary there",
         f"inside a token      {found.inside:8.2%}  of the teacher",
         f"masked              {found.masked:8.2%}  whatever the teacher's rows hold",
+        *[
+            f"  {reason.name:<18}{share:8.2%}  {STATIC_REASONS[reason]}"
+            for reason, share in found.reasons.items()
+        ],
+        f"  not known without the teacher's rows: {', '.join(NEED_ROWS)}",
         f"round-trip failures {found.round_trip_failures:8d}  bytes",
         f"spelt added tokens  {found.spelt_by_teacher:8d}  of the student by the teacher, "
         f"{found.spelt_by_student} the other way round",

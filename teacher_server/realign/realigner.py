@@ -16,7 +16,8 @@ from teacher_proto.types import Bool, Float32, Int32, Level, PositionClass, UInt
 
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.pair.layout import Layout, lay_out
-from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
+from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.reasons import LEAST_IDS, row_classes, row_reasons
 from teacher_server.realign.remap import Remap
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.masses import WalkResult
@@ -24,12 +25,6 @@ from teacher_server.realign.walk.rows import Float64, TeacherRows
 from teacher_server.realign.walk.walker import Walker
 
 Int64 = NDArray[np.int64]
-# Tokens, on the side that has more, of a chunk whose inner positions are still realigned.
-MAX_CHUNK_TOKENS = 6
-# Agreeing mass below which a position inside a teacher token means too little.
-LEAST_AGREEING = 1e-3
-# Class of a row that was gathered by id.
-GATHERED = {Level.SAME: PositionClass.EXACT, Level.REMAP: PositionClass.REMAP}
 
 
 @dataclass(frozen=True)
@@ -39,6 +34,8 @@ class RealignedRows:
     Attributes:
         certified: the rows; masked ones have no ids there.
         position_class: uint8 [n], values of PositionClass.
+        mask_reason: uint8 [n], values of MaskReason; 0 for rows that are neither masked nor
+            coarse.
         chunk_index: int32 [n].
         chunk_log_likelihood: float32 [C], nats.
         walked: the masses the rows come from.
@@ -46,6 +43,7 @@ class RealignedRows:
 
     certified: Certified
     position_class: UInt8
+    mask_reason: UInt8
     chunk_index: Int32
     chunk_log_likelihood: Float32
     walked: WalkResult
@@ -86,6 +84,8 @@ class Realigner:
         rows: TeacherRows,
         *,
         top_k: int,
+        more: int = 0,
+        coarse: bool = False,
         limit: int | None = None,
         context_free: ContextFreeRows | None = None,
     ) -> RealignedRows:
@@ -93,25 +93,30 @@ class Realigner:
 
         Args:
             rows: the teacher's, of ``layout.teacher_ids``.
-            top_k: ids returned for a row, at most.
+            top_k: K, ids of a row. A row of fewer than two has the class of one of two.
+            more: ids of ``certified`` besides them, for whoever looks for others.
+            coarse: whether rows may be COARSE; else these are MASKED.
             limit: only ids below it are returned; None: all of the student's.
             context_free: of this teacher and temperature; None to go without.
         """
         sampled = layout.student_ids[positions].astype(np.int64)
         most = self.tables.student.size if limit is None else limit
+        width = max(top_k, LEAST_IDS) + more
         if layout.level is Level.CROSS:
             walked = self._walker.walk(layout, positions, rows, context_free)
-            certified = certify(walked, sampled, top_k, most, self.tables)
-            classes = self._classes(layout, positions, walked, certified)
+            certified = certify(walked, sampled, width, most, self.tables)
+            reasons = row_reasons(layout, positions, self.tables, walked, certified, top_k)
         else:
             assert self._remap is not None
             walked = self._remap.walk(positions, rows)
-            certified = self._remap.certify(walked, sampled, top_k, most)
-            classes = np.full(len(positions), GATHERED[layout.level], np.uint8)
+            certified = self._remap.certify(walked, sampled, width, most)
+            reasons = np.zeros(len(positions), np.uint8)
+        classes = row_classes(layout, positions, reasons, coarse)
         masked = classes == PositionClass.MASKED
         return RealignedRows(
             certified=_without(certified, masked),
             position_class=classes,
+            mask_reason=reasons,
             chunk_index=layout.chunk[positions].astype(np.int32),
             chunk_log_likelihood=chunk_log_likelihoods(layout, rows),
             walked=walked,
@@ -122,27 +127,6 @@ class Realigner:
     ) -> None:
         """Adds the context-free rows of ``tokens`` [n]: ids, log_probs [n, M]."""
         context_free.learn(tokens, ids.astype(np.int64), log_probs, self._walker.pair)
-
-    def _classes(
-        self, layout: Layout, positions: Int64, walked: WalkResult, certified: Certified
-    ) -> UInt8:
-        """uint8 [n]: the class of each position of a rollout that was walked."""
-        offsets = layout.student_offsets[positions]
-        at = np.searchsorted(layout.teacher_offsets, offsets)
-        aligned = layout.teacher_offsets[at] == offsets
-        classes = np.where(aligned, PositionClass.ALIGNED, PositionClass.MID)
-        classes[layout.special[positions]] = PositionClass.SPECIAL
-        masked = layout.unrealignable[positions] | ~layout.canonical[positions]
-        masked |= layout.chunk_tokens[layout.chunk[positions]] > MAX_CHUNK_TOKENS
-        masked |= ~aligned & (walked.total < LEAST_AGREEING)
-        if self.tables.teacher.merges_spaces:
-            spelt = self.tables.teacher.is_spelt[layout.teacher_ids[np.maximum(at - 1, 0)]]
-            masked |= ~aligned & ~spelt
-        masked |= certified.doubtful | (certified.counts < 1)
-        few = certified.counts < min(2, certified.ids.shape[1])
-        masked |= few & (certified.coverage < 1 - MAX_UNSETTLED)
-        classes[masked] = PositionClass.MASKED
-        return classes.astype(np.uint8)
 
 
 def chunk_log_likelihoods(layout: Layout, rows: TeacherRows) -> Float32:

@@ -7,17 +7,21 @@ as jobs, and what it says is not believed until it is checked.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from teacher_proto.client.reply_check import check_reply
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
+from teacher_proto.rows import required
 from teacher_proto.types import (
     ContinuationScores,
     Int32,
+    MaskReason,
     PositionClass,
     ScoreReply,
     Status,
@@ -153,6 +157,7 @@ def _realign_request(
         student_vocabulary_size=request.student_vocabulary_size,
         sampled=request.returns.sampled,
         log_tail=request.returns.log_tail,
+        coarse=request.returns.coarse,
         vocabulary_size=facts.vocabulary_size,
         prompt_tokens=prompt_tokens,
         max_length=facts.max_length,
@@ -233,21 +238,21 @@ def _as_asked(result: Realigned, context: RequestContext) -> tuple[ContinuationS
 
 def _totals(result: Realigned, reader: StepReader) -> RealignmentTotals:
     blocks = [one.realignment for one in result.scores if one.realignment is not None]
-    classes = np.concatenate([np.zeros(0, np.uint8), *(block.position_class for block in blocks)])
-    counts = np.bincount(classes, minlength=max(PositionClass) + 1).tolist()
 
-    def total(name: str) -> float:
-        sums = [
-            float(getattr(block, name)[block.position_class != PositionClass.MASKED].sum())
-            for block in blocks
-        ]
-        return sum(sums)
+    def joined(name: str) -> NDArray[Any]:
+        parts = [required(getattr(block, name), name) for block in blocks]
+        return np.concatenate(parts) if parts else np.zeros(0)
 
+    classes, reasons = joined("position_class"), joined("mask_reason")
+    kept, told = classes != PositionClass.MASKED, reasons != 0
+    rows = Counter(classes.tolist())
+    pairs = Counter(zip(classes[told].tolist(), reasons[told].tolist(), strict=True))
     return RealignmentTotals(
-        rows={kind: counts[kind] for kind in PositionClass if counts[kind]},
-        coverage=total("coverage"),
-        open_mass=total("open_mass"),
-        lost_mass=total("lost_mass"),
+        rows={PositionClass(kind): count for kind, count in rows.items()},
+        reasons={(PositionClass(k), MaskReason(r)): count for (k, r), count in pairs.items()},
+        coverage=float(joined("coverage")[kept].sum()),
+        open_mass=float(joined("open_mass")[kept].sum()),
+        lost_mass=float(joined("lost_mass")[kept].sum()),
         not_realigned=sum(one.status is Status.NOT_REALIGNED for one in result.scores),
         extra_rows=reader.extra_rows,
         context_free_rows=reader.context_free_rows,

@@ -331,6 +331,7 @@ class TeacherService:
             context.seen.fields |= {
                 "realign_seconds": round(scored.realignment.seconds, 6),
                 "masked_rows": scored.realignment.rows.get(PositionClass.MASKED, 0),
+                "coarse_rows": scored.realignment.rows.get(PositionClass.COARSE, 0),
             }
         context.seen.fields |= {
             "rows": scored.rows,

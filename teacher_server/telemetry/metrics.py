@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from teacher_proto.errors import EngineError, LsmError
-from teacher_proto.types import PositionClass, ScoreRequest
+from teacher_proto.types import ScoreRequest
 
 from teacher_server.engines.base import Engine
 from teacher_server.queue.admission import Admission
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.telemetry.collectors import BytesInFlight, EnginePasses, RunQueues
 from teacher_server.telemetry.cost import Cost
-from teacher_server.telemetry.realignment_totals import RealignmentTotals
+from teacher_server.telemetry.realignment_totals import RealignmentMetrics, RealignmentTotals
 
 SECONDS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
 TOP_K = (0, 1, 8, 16, 32, 64, 128, 256, 1024, 8192)
@@ -98,55 +98,7 @@ class Metrics:
             "Requests that were answered with the reply to an equal one.",
             registry=self.registry,
         )
-        pair = ("teacher", "tokenizer")
-        self._realigned_rows = Counter(
-            "lsm_teacher_realigned_rows",
-            "Rows realigned for a student with another tokenizer, by class of the position.",
-            (*pair, "position_class"),
-            registry=self.registry,
-        )
-        self._realigned_coverage = Counter(
-            "lsm_teacher_realigned_coverage",
-            "Mass of the returned supports, summed over rows that are not masked.",
-            pair,
-            registry=self.registry,
-        )
-        self._realigned_open_mass = Counter(
-            "lsm_teacher_realigned_open_mass",
-            "Mass whose token is not settled, summed over rows that are not masked.",
-            pair,
-            registry=self.registry,
-        )
-        self._realigned_lost_mass = Counter(
-            "lsm_teacher_realigned_lost_mass",
-            "Mass that no token can express, summed over rows that are not masked.",
-            pair,
-            registry=self.registry,
-        )
-        self._not_realigned = Counter(
-            "lsm_teacher_not_realigned",
-            "Continuations that could not be realigned.",
-            pair,
-            registry=self.registry,
-        )
-        self._realign_seconds = Counter(
-            "lsm_teacher_realign_seconds",
-            "Seconds of one core that realignment took.",
-            pair,
-            registry=self.registry,
-        )
-        self._realign_extra_rows = Counter(
-            "lsm_teacher_realign_extra_rows",
-            "Rows that extra rounds asked of the teacher.",
-            pair,
-            registry=self.registry,
-        )
-        self._realign_context_free_rows = Counter(
-            "lsm_teacher_realign_context_free_rows",
-            "Context-free rows, which follow a single token, that were asked of the teacher.",
-            pair,
-            registry=self.registry,
-        )
+        self._realigned = RealignmentMetrics(self.registry)
         self._ready = Gauge(
             "lsm_teacher_ready", "1 while the server takes work, else 0.", registry=self.registry
         )
@@ -240,18 +192,8 @@ class Metrics:
 
     def realigned(self, request: ScoreRequest, totals: RealignmentTotals) -> None:
         """One request whose rows were realigned to another tokenizer."""
-        pair = request.teacher, self._tokenizer_label(request.tokenizer_hash)
-        # Every class is there from the start: shares of what never occurred are 0.
-        for kind in PositionClass:
-            rows = totals.rows.get(kind, 0)
-            self._realigned_rows.labels(*pair, kind.name).inc(rows)
-        self._realigned_coverage.labels(*pair).inc(totals.coverage)
-        self._realigned_open_mass.labels(*pair).inc(totals.open_mass)
-        self._realigned_lost_mass.labels(*pair).inc(totals.lost_mass)
-        self._not_realigned.labels(*pair).inc(totals.not_realigned)
-        self._realign_seconds.labels(*pair).inc(totals.seconds)
-        self._realign_extra_rows.labels(*pair).inc(totals.extra_rows)
-        self._realign_context_free_rows.labels(*pair).inc(totals.context_free_rows)
+        tokenizer = self._tokenizer_label(request.tokenizer_hash)
+        self._realigned.add(request.teacher, tokenizer, totals)
 
     def replayed(self) -> None:
         self._replayed.inc()

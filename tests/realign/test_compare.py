@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import MaskReason
 
 from teacher_server.cli import run
 from teacher_server.realign.pair.cache import TableCache
@@ -54,6 +55,11 @@ def test_compare_prints_what_a_program_can_read(
         "inside_a_teacher_token": 0.0,
         "masked": 0.0,
     }
+    reasons = found["mask_reasons"]
+    assert reasons == dict.fromkeys(
+        ("NOT_CANONICAL", "UNREADABLE", "NO_COUNTERPART", "LONG_CHUNK", "MERGED_SPACES"), 0.0
+    )
+    assert {*reasons, *found["mask_reasons_that_need_rows"]} == set(MaskReason.__members__)
     assert {"role": "END_OF_TEXT", "student": "</s>", "teacher": "</s>"} in found["roles"]
     assert run(words) == 0
     assert "level               CROSS" in capsys.readouterr().out

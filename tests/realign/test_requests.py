@@ -297,6 +297,7 @@ for _kind, _name, _place, _value in (
     ("done", "status", 0, int(Status.NON_FINITE)),
     ("done", "position_class", 0, 0),
     ("done", "position_class", 0, 200),
+    ("done", "mask_reason", 0, 11),
     ("done", "chunks", 0, -1),
     ("done", "chunks", 0, 1 << 62),
 ):

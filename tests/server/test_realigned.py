@@ -14,6 +14,7 @@ from teacher_proto.types import (
     Continuation,
     ContinuationScores,
     Level,
+    MaskReason,
     PositionClass,
     Returns,
     ScoreReply,
@@ -35,6 +36,7 @@ from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 from tests.server.crossed import (
+    EVERYTHING,
     TEXT,
     block,
     changed,
@@ -444,3 +446,61 @@ async def test_the_teacher_s_length_counts(
         await crossed.score(request(crossed, student_file, tokens))
     assert found.value.where == "continuations[0]"
     assert "engine.max_length" in found.value.what
+
+
+async def test_coarse_rows_over_both_wires(
+    crossed: Running, student_file: bytes, student: Tokenizer
+) -> None:
+    """Where they are asked for they stand in place of masked rows, with ids and their rest."""
+    label = 'mask_reason="DOUBTFUL",position_class="{}",teacher="default",tokenizer="{}"'
+
+    async def counted(kind: str) -> float:
+        labels = label.format(kind, tokenizer_hash(student_file)[:12])
+        text = (await crossed.http.get("/metrics")).text
+        name = f"lsm_teacher_realigned_mask_reasons_total{{{labels}}} "
+        lines = [line for line in text.splitlines() if line.startswith(name)]
+        return float(lines[0].removeprefix(name)) if lines else 0.0
+
+    tokens = student.encode(f"{TEXT} 1/3 = 0.333333; unbelievable retokenisation").ids
+    plain = (await crossed.score(request(crossed, student_file, tokens))).results[0]
+    was = {kind: await counted(kind) for kind in ("MASKED", "COARSE")}
+    returns = replace(EVERYTHING, coarse=True)
+    scores = (await crossed.score(request(crossed, student_file, tokens, returns=returns))).results[
+        0
+    ]
+    masked, found = block(plain), block(scores)
+    np.testing.assert_array_equal(masked.mask_reason, found.mask_reason)
+    coarse = found.position_class == PositionClass.COARSE
+    assert coarse.any()
+    np.testing.assert_array_equal(coarse, masked.position_class != found.position_class)
+    assert (masked.position_class[coarse] == PositionClass.MASKED).all()
+    tail = given(scores.rows.log_tail)
+    assert tail.valid[coarse].all()
+    np.testing.assert_allclose(np.exp(tail.values) + found.coverage, 1.0, atol=1e-5)
+    assert (found.coverage[coarse] >= 0.1).all()
+    doubtful = int((found.mask_reason[coarse] == MaskReason.DOUBTFUL).sum())
+    assert await counted("COARSE") == was["COARSE"] + doubtful
+    assert await counted("MASKED") == was["MASKED"]
+    body = {
+        "run": "run",
+        "prompt": {"messages": [{"role": "user", "content": "Hi"}]},
+        "continuations": [{"token_ids": tokens}],
+        "top_k": 8,
+        "temperature": 1.0,
+        "tokenizer_hash": tokenizer_hash(student_file),
+        "returns": {"log_tail": True, "realignment": True, "coarse": True},
+    }
+    answer = await crossed.http.post("/v1/score", json=body)
+    shown = ScoreReplyBody.model_validate(answer.json()).results[0].rows
+    for row, got in enumerate(shown):
+        realigned = given(got.realignment)
+        assert realigned.position_class == PositionClass(found.position_class[row]).name
+        reason = int(given(found.mask_reason)[row])
+        assert realigned.mask_reason == (MaskReason(reason).name if reason else None)
+        if coarse[row]:
+            assert got.top
+            assert got.log_tail == pytest.approx(float(tail.values[row]), abs=1e-4)
+    unseen = await crossed.http.post(
+        "/v1/score", json=body | {"returns": {"log_tail": True, "coarse": True}}
+    )
+    assert unseen.json()["error"]["where"] == "returns.coarse"

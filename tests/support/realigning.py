@@ -55,6 +55,7 @@ def toy_request(*texts: str, **changes: Any) -> RealignRequest:
         "student_vocabulary_size": None,
         "sampled": True,
         "log_tail": True,
+        "coarse": False,
         "vocabulary_size": TEACHER.size,
         "prompt_tokens": 1,
         "max_length": 64,

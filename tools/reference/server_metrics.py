@@ -9,6 +9,7 @@ from teacher_server.telemetry.metrics import Metrics
 from tools.reference.markdown import code, section, table
 
 LABELS = {
+    "mask_reason": "why a realigned row is masked or coarse ([realignment](../realignment.md))",
     "method": "`Score`, `GetTeacher` or `RegisterTokenizer`, on either wire",
     "outcome": "`ok`; `refused` (the request, the state or the load does not allow it); "
     "`failed` (the server's fault); `cancelled` (nobody waits for it any more)",

@@ -121,7 +121,9 @@ class _MaskReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskReason
     MASK_REASON_NOT_CANONICAL: _MaskReason.ValueType  # 1
     """The row's own token is not what the student's tokenizer writes at this place."""
     MASK_REASON_UNREADABLE: _MaskReason.ValueType  # 2
-    """The teacher reads text of the row's chunk byte by byte."""
+    """The teacher can read text of the row's chunk only byte by byte: half a character, or what its
+    tokenizer cannot give back.
+    """
     MASK_REASON_NO_COUNTERPART: _MaskReason.ValueType  # 3
     """The row's chunk has a special token without a counterpart."""
     MASK_REASON_LONG_CHUNK: _MaskReason.ValueType  # 4
@@ -151,7 +153,9 @@ MASK_REASON_UNSPECIFIED: MaskReason.ValueType  # 0
 MASK_REASON_NOT_CANONICAL: MaskReason.ValueType  # 1
 """The row's own token is not what the student's tokenizer writes at this place."""
 MASK_REASON_UNREADABLE: MaskReason.ValueType  # 2
-"""The teacher reads text of the row's chunk byte by byte."""
+"""The teacher can read text of the row's chunk only byte by byte: half a character, or what its
+tokenizer cannot give back.
+"""
 MASK_REASON_NO_COUNTERPART: MaskReason.ValueType  # 3
 """The row's chunk has a special token without a counterpart."""
 MASK_REASON_LONG_CHUNK: MaskReason.ValueType  # 4

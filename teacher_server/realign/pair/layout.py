@@ -36,8 +36,8 @@ class Layout:
         sync: int64 [n], index of the teacher token at the position's sync point.
         special: bool [n], the position's own token is special.
         canonical: bool [n], the student's tokenizer itself gives this token at this place.
-        unrealignable: bool [n], the teacher cannot read the text of the token's chunk as
-            text: it is spelt byte by byte, or is a special token without a counterpart.
+        unreadable: bool [n], the teacher reads text of the token's chunk byte by byte.
+        without_counterpart: bool [n], the token's chunk has a special token without one.
         chunk: int64 [n], index of the position's chunk.
         chunk_teacher: int64 [C + 1], index of the first teacher token of each chunk.
         chunk_tokens: int64 [C], tokens of the chunk on the side that has more; 1 where the
@@ -53,7 +53,8 @@ class Layout:
     sync: Int64
     special: Bool
     canonical: Bool
-    unrealignable: Bool
+    unreadable: Bool
+    without_counterpart: Bool
     chunk: Int64
     chunk_teacher: Int64
     chunk_tokens: Int64
@@ -83,10 +84,7 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
     chunk = np.searchsorted(common, begin, "right") - 1
     first_student = np.searchsorted(own_offsets, common)
     first_teacher = np.searchsorted(teacher_offsets, common)
-    unrealignable = np.zeros(len(common) - 1, np.bool_)
-    for low, high in draft.unrealignable_spans(teacher_offsets):
-        first = np.searchsorted(common, low, "right") - 1
-        unrealignable[first : np.searchsorted(common, high, "left")] = True
+    unreadable = _chunks_with(draft.unreadable_spans(teacher_offsets), common)
     chunk_tokens = np.maximum(np.diff(first_student), np.diff(first_teacher))
     chunk_tokens[chunk[student.is_spelt[student_ids]]] = 1
     spelt_by_student = teacher_offsets[:-1][tables.teacher.is_spelt[teacher_ids]]
@@ -100,11 +98,21 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
         sync=np.searchsorted(teacher_offsets, sync_offsets(begin, common, draft.boundaries)),
         special=special,
         canonical=np.concatenate(draft.canonical),
-        unrealignable=unrealignable[chunk],
+        unreadable=unreadable[chunk],
+        without_counterpart=_chunks_with(draft.unmapped, common)[chunk],
         chunk=chunk,
         chunk_teacher=first_teacher,
         chunk_tokens=chunk_tokens,
     )
+
+
+def _chunks_with(spans: Sequence[tuple[int, int]], common: Int64) -> Bool:
+    """bool [C]: the chunks that a span (begin, end) reaches into."""
+    found = np.zeros(len(common) - 1, np.bool_)
+    for low, high in spans:
+        first = np.searchsorted(common, low, "right") - 1
+        found[first : np.searchsorted(common, high, "left")] = True
+    return found
 
 
 @dataclass
@@ -175,11 +183,10 @@ class _Draft:
             lengths[index] = own_offsets[at + 1] - own_offsets[at]
         return np.concatenate([[0], np.cumsum(lengths)])
 
-    def unrealignable_spans(self, teacher_offsets: Int64) -> list[tuple[int, int]]:
-        """(begin, end) of what the teacher does not read as text."""
+    def unreadable_spans(self, teacher_offsets: Int64) -> list[tuple[int, int]]:
+        """(begin, end) of what the teacher reads byte by byte."""
         raw = np.flatnonzero(np.concatenate(self.byte_by_byte))
-        spans = [(int(teacher_offsets[i]), int(teacher_offsets[i + 1])) for i in raw]
-        return self.unmapped + spans
+        return [(int(teacher_offsets[i]), int(teacher_offsets[i + 1])) for i in raw]
 
 
 def _runs(ids: Int32, special: Bool) -> list[tuple[bool, list[int]]]:

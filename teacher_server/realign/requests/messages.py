@@ -49,6 +49,7 @@ class RealignRequest:
         teacher: its name: context-free rows are kept for each teacher.
         student_vocabulary_size: only ids below it are returned; None: all.
         sampled, log_tail: the parts to return.
+        coarse: whether rows may be COARSE.
         vocabulary_size: of the teacher's model.
         prompt_tokens: that the teacher reads before each continuation.
         max_length: tokens of a sequence that the teacher can read.
@@ -66,6 +67,7 @@ class RealignRequest:
     student_vocabulary_size: int | None
     sampled: bool
     log_tail: bool
+    coarse: bool
     vocabulary_size: int
     prompt_tokens: int
     max_length: int

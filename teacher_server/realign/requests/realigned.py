@@ -103,9 +103,16 @@ def realign_rows(
         if continuation.explicit_ids is not None:
             asked = continuation.explicit_ids[block]
         # Every id that the rows can certify, to look the explicit ones up among them.
-        width = request.top_k if asked is None else max(request.top_k, rows.ids.shape[1])
+        more = 0 if asked is None else max(rows.ids.shape[1] - request.top_k, 0)
         found = realigner.realign(
-            layout, positions, rows, top_k=width, limit=limit, context_free=context_free
+            layout,
+            positions,
+            rows,
+            top_k=request.top_k,
+            more=more,
+            coarse=request.coarse,
+            limit=limit,
+            context_free=context_free,
         )
         own = continuation.token_ids[positions]
         keep = bool(request.extra_rounds)
@@ -133,6 +140,7 @@ def realign_rows(
             position_class=np.concatenate([part.position_class for part in parts]),
             chunk_index=chunk_index.astype(np.int32),
             chunk_log_likelihood=chunk_log_likelihood[chunks],
+            mask_reason=np.concatenate([part.mask_reason for part in parts]),
         ),
     )
     wanted = NOTHING
@@ -165,6 +173,7 @@ class _Part:
     open_mass: Float32
     lost_mass: Float32
     position_class: UInt8
+    mask_reason: UInt8
     chunk_index: Int32
     wanted: Int64
     opened: WalkResult | None
@@ -205,6 +214,7 @@ def _part(
         open_mass=_probability(certified.open_mass),
         lost_mass=_probability(certified.lost_mass),
         position_class=found.position_class,
+        mask_reason=found.mask_reason,
         chunk_index=found.chunk_index,
         wanted=walked.wanted,
         opened=opened,

@@ -8,7 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.rows import EXPLICIT, LOG_TAIL, SAMPLED, SUPPORT, Rows
-from teacher_proto.types import ContinuationScores, PositionClass, Realignment, Status
+from teacher_proto.types import (
+    ContinuationScores,
+    MaskReason,
+    PositionClass,
+    Realignment,
+    Status,
+)
 
 from teacher_server.frames import Frame, FrameError, texts_array, texts_of
 from teacher_server.realign.requests.messages import (
@@ -34,6 +40,7 @@ BLOCK: dict[str, Any] = {
     "open_mass": np.float32,
     "lost_mass": np.float32,
     "position_class": np.uint8,
+    "mask_reason": np.uint8,
     "chunk_index": np.int32,
 }
 
@@ -130,6 +137,9 @@ def _blocks(frame: Frame, continuations: list[AskedContinuation]) -> Iterator[Re
     classes = frame.array("position_class", np.uint8, rows)
     if not np.isin(classes, list(PositionClass)).all():
         raise FrameError("done: a class of positions that there is not")
+    reasons = frame.array("mask_reason", np.uint8, rows)
+    if not np.isin(reasons, [0, *MaskReason]).all():
+        raise FrameError("done: a reason that there is not")
     parts = {name: split(frame.array(name, BLOCK[name], rows), counts) for name in BLOCK}
     sizes = frame.array("chunks", np.int64, len(continuations))
     chunks = split(frame.array("chunk_log_likelihood", np.float32, None), sizes)
