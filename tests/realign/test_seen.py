@@ -29,11 +29,11 @@ def test_only_rows_up_to_the_sync_point_count() -> None:
             np.tile(np.log([goes_on, 1 - goes_on]), (len(text), 1)),
             np.full(len(text), np.log(0.5)),
         )
-        cell = np.array([[True]])
-        found = SeenExtensions(layout, rows, PairSegmentation(tables)).may_extend(
-            cell & estimated, cell & fixed, np.array([[a]]), np.array([sync]), cell
-        )
-        return bool(found[0, 0])
+        seen, token = SeenExtensions(layout, rows, PairSegmentation(tables)), np.array([a])
+        others = np.array([estimated])
+        if not seen.may_correct(others, token)[0]:
+            return estimated
+        return bool(seen.corrected(others, np.array([fixed]), token, np.array([sync]))[0])
 
     # The first "a" has been seen once the row behind it, number 1, is settled.
     assert not may_extend(0.9, False, False, sync=0)

@@ -157,10 +157,9 @@ def test_rows_behind_spaces_alone_and_in_the_rollout_know_what_must_follow() -> 
         np.zeros((count, 1)),
         np.zeros(count),
     )
-    cell = np.array([[True]])
+    yes = np.array([True])
     seen = SeenExtensions(layout, rows, known)
-    last = np.array([count - 1])
-    assert not seen.may_extend(cell, ~cell, np.array([[seven]]), last, cell)[0, 0]
+    assert not seen.corrected(yes, ~yes, np.array([seven]), np.array([count - 1]))[0]
 
 
 def test_own_pairs_know_what_may_follow() -> None:

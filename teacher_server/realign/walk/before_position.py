@@ -8,57 +8,67 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
-from teacher_server.realign.walk.context import SIGNIFICANT, OpenPaths, WalkContext
+from teacher_server.realign.walk.context import WalkContext
 from teacher_server.realign.walk.masses import true_places
-from teacher_server.realign.walk.rows import NO_ROW, Float64
+from teacher_server.realign.walk.paths import SIGNIFICANT, Fate, Paths, act, fates
+from teacher_server.realign.walk.rows import Float64
 from teacher_server.realign.walk.starts import MissingStarts, Starts
 
 Int64 = NDArray[np.int64]
 
 
-def read_rows_before(walk: WalkContext, before: Starts) -> OpenPaths:
+def read_rows_before(walk: WalkContext, before: Starts) -> Paths:
     """Reads the rows ``before`` their positions; returns the paths whose next row is there."""
-    kinds, ledger, extensions, pair = walk.kinds, walk.ledger, walk.extensions, walk.pair
+    tables, states = walk.pair.tables, walk.pair.states
     line, token, mass = _reaching_across(walk, before)
-    position, row, skip = before.position[line], before.row[line], before.skip[line]
-    table = pair.tables.teacher.token_bytes
+    skip, table = before.skip[line], tables.teacher.token_bytes
     data = [table[one][gone:] for one, gone in zip(token.tolist(), skip.tolist(), strict=True)]
-    state = pair.states.enter(walk.initial[position], data)
     # The rest of the token is read as the token with these bytes, where there is one.
-    rest = np.array([pair.tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
-    extendable = (rest >= 0) & kinds.asked[rest]
-    ledger.want(extensions.should_ask(token, mass) & extendable, token)
-    known_to_extend = extendable & extensions.known(token, mass)
-    known_to_extend[known_to_extend] = extensions.rests_may_extend(
-        token[known_to_extend], skip[known_to_extend], pair
+    rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
+    extendable = (rest >= 0) & walk.kinds.asked[rest]
+    node = tables.trie_steps(np.full(len(rest), TRIE_ROOT), np.maximum(rest, 0))
+    paths = Paths(
+        position=before.position[line],
+        row=before.row[line],
+        token=token,
+        mass=mass,
+        state=states.enter(walk.initial[before.position[line]], data),
+        node=np.where(extendable, node, OFF_TRIE),
+        after=walk.rows.children(before.row[line], token),
+        first=np.full(len(token), -1),
     )
-    child = walk.rows.children(row, token)
-    after = np.where(extendable, child, NO_ROW)
-    contradicted = (pair.states.answer(state) == CONTRADICTS) & (after == NO_ROW)
+    answer = states.answer(paths.state)
+    fate = fates(paths, answer, _decided(walk, paths, skip, extendable))
+    possible = np.flatnonzero(fate != Fate.RULE_OUT)
+    paths, fate, answer = paths.some(possible), fate[possible], answer[possible]
+    walk.ledger.agree(paths.position, paths.mass)
+    return act(paths, fate, answer, walk.ledger, lambda left: states.prefix_ranges(left.state))
+
+
+def _decided(walk: WalkContext, paths: Paths, skip: Int64, extendable: Bool) -> Bool:
+    """bool [n]: whether nothing that follows the paths can change their student tokens.
+
+    Args:
+        skip: int64 [n], bytes of the paths' tokens before their positions.
+        extendable: bool [n], the rest of the token is one that may be extended.
+    """
+    states, extensions = walk.pair.states, walk.extensions
+    token, mass = paths.token, paths.mass
+    may_extend = extendable.copy()
+    may_extend[extendable] = extensions.rests_may_extend(
+        token[extendable], mass[extendable], skip[extendable]
+    )
+    goes_on = extendable & paths.have_next_row
+    contradicted = (states.answer(paths.state) == CONTRADICTS) & ~goes_on
     rescued = contradicted & extendable
-    rescued[rescued] = extensions.rescued(token[rescued], mass[rescued], state[rescued], pair)
-    possible = ~contradicted | rescued
-    unsettled = pair.states.inside_character(state) | known_to_extend | rescued
-    on = possible & (unsettled | (after != NO_ROW))
-    ledger.agree(position[possible], mass[possible])
-    settled = possible & ~on
-    ledger.settle(position[settled], pair.states.answer(state[settled]), mass[settled])
-    node = pair.tables.trie_steps(np.full(int(on.sum()), TRIE_ROOT), np.maximum(rest[on], 0))
-    paths = OpenPaths(
-        position=position[on],
-        row=child[on],
-        token=token[on],
-        mass=mass[on],
-        state=state[on],
-        node=np.where(extendable[on], node, OFF_TRIE),
-        first=np.full(len(node), -1),
-    )
-    ends = paths.row == NO_ROW
-    paths.some(ends).leave_open(walk, row[on][ends], token[on][ends])
-    return paths.some(~ends)
+    rescued[rescued] = extensions.rescued(token[rescued], mass[rescued], paths.state[rescued])
+    unsettled = states.inside_character(paths.state) | may_extend | goes_on
+    decided: Bool = ~(rescued | (unsettled & ~contradicted))
+    return decided
 
 
 def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, Float64]:
@@ -81,12 +91,8 @@ def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, F
 def leave_missing_open(walk: WalkContext, missing: MissingStarts) -> None:
     """Leaves the pasts open whose rows are missing. Of a past that continues with another
     token, only the part that does is open."""
-    continues = missing.then >= 0
-    should_ask = walk.extensions.should_ask(missing.token, missing.mass)
-    walk.ledger.want(should_ask & continues, missing.token)
-    known = continues & walk.extensions.known(missing.token, missing.mass)
-    mass = missing.mass.copy()
-    mass[known] *= walk.extensions.shares_of_next(missing.token[known], missing.then[known])
+    mass, on = missing.mass.copy(), missing.then >= 0
+    mass[on] *= walk.extensions.shares_of_next(missing.token[on], mass[on], missing.then[on])
     ranks = np.column_stack([missing.low, missing.high])
     walk.ledger.leave_open(missing.position, missing.token, mass, missing.row, ranks)
     walk.ledger.agree(missing.position, mass)

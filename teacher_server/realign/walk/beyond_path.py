@@ -1,105 +1,119 @@
-"""Further steps of a walk: the rows after paths that have settled nothing yet."""
+"""Further steps of a walk: the rows after paths that have settled nothing yet.
+
+A token that cannot join its path ends the student's token there, whatever it is: such
+tokens are counted together. One that may join it makes a longer path.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE
-from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
-from teacher_server.realign.walk.context import SIGNIFICANT, OpenPaths, WalkContext
+from teacher_server.realign.walk.context import WalkContext
 from teacher_server.realign.walk.masses import true_places
+from teacher_server.realign.walk.paths import SIGNIFICANT, Paths, act, fates
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 
 Int64 = NDArray[np.int64]
 
 
-def read_rows_beyond(walk: WalkContext, paths: OpenPaths) -> OpenPaths:
+def read_rows_beyond(walk: WalkContext, paths: Paths) -> Paths:
     """Reads the rows after ``paths``; returns the paths, one token longer, that still settle
     nothing and whose next row is there."""
-    states, tables = walk.pair.states, walk.pair.tables
-    ids = walk.rows.ids[paths.row].astype(np.int64)
-    mass = np.exp(walk.rows.log_probs[paths.row]) * paths.mass[:, None]
+    states = walk.pair.states
+    ids = walk.rows.ids[paths.after].astype(np.int64)
+    mass = np.exp(walk.rows.log_probs[paths.after]) * paths.mass[:, None]
     joins = states.may_join(paths.state, ids)
-    ended = states.answer(paths.state)
-    spaces = states.end_in_spaces(paths.state)
     slight = joins & (mass < SIGNIFICANT * paths.mass[:, None])
-    whole = _ending(walk, paths, mass, joins, slight)
+    ending = _ending(walk, paths, np.where(joins, 0.0, mass).sum(1))
+    _leave_slight_open(walk, paths, np.where(slight, mass, 0.0).sum(1))
     line, place = true_places(joins & ~slight)
-    token, masses = ids.take(place), mass.take(place)
-    state = states.step(paths.state[line], token)
-    node = tables.trie_steps(paths.node[line], token)
-    row = paths.row[line]
-    after = walk.rows.children(row, token)
-    settles = (node == OFF_TRIE) & ~states.inside_character(state)
-    # What joins and leaves the trie is settled by the text up to here, unless a row that is
-    # there can decide better.
-    implied, depends = walk.pair.implied_by_spaces(state, paths.token[line], token)
-    implied[after != NO_ROW] = NOT_IMPLIED
-    may_move = states.answer_covers(state) | states.end_in_spaces(state)
-    may_move |= states.begins_added(state)
-    settles &= ~may_move | (after == NO_ROW)
-    answers = states.answer(state)
-    # Where the teacher's own tokenizer writes no such token after the path, that text is
-    # another path's: the row's mass stays with the path's token.
-    kept = ~spaces[line] & (answers != ended[line])
-    canonical = walk.pair.canonical_pairs
-    kept[kept] = ~canonical.are_canonical(paths.token[line][kept], token[kept])
-    answers = np.where(kept, ended[line], answers)
-    answers = np.where(is_implied(implied), implied, answers)
-    settles = (settles & ~depends) | is_implied(implied)
+    before = paths.some(line)
+    longer = _longer(walk, before, ids.take(place), mass.take(place))
+    answer, decided = _answers(walk, before, longer)
     # Most of it leaves the student's token as it was: one entry for each path.
-    same = settles & (answers == ended[line])
-    whole += np.bincount(line[same], masses[same], len(whole))
-    some = whole > 0
-    _close(walk, paths.position[some], ended[some], whole[some])
-    position = paths.position[line]
-    settled = settles & ~same
-    _close(walk, position[settled], answers[settled], masses[settled])
-    longer = OpenPaths(
-        position=position,
-        row=after,
-        token=token,
-        mass=masses,
-        state=state,
-        node=node,
-        first=np.full(len(line), -1),
-    ).some(~settles)
-    ends = longer.row == NO_ROW
-    longer.some(ends).leave_open(walk, row[~settles][ends], longer.token[ends])
-    return longer.some(~ends)
+    ended = states.answer(paths.state)
+    same = decided & (answer == ended[line])
+    ending += np.bincount(line[same], longer.mass[same], len(ending))
+    some, other = np.flatnonzero(ending > 0), np.flatnonzero(~same)
+    _act(walk, replace(paths, mass=ending).some(some), ended[some], np.ones(len(some), np.bool_))
+    return _act(walk, longer.some(other), answer[other], decided[other])
 
 
-def _ending(
-    walk: WalkContext, paths: OpenPaths, mass: Float64, joins: Bool, slight: Bool
-) -> Float64:
-    """float64 [n]: of the rows after the paths, the mass that ends the student's token with
-    the path's bytes. What is too small to be looked at stays open.
+def _act(walk: WalkContext, paths: Paths, answer: Int64, decided: Bool) -> Paths:
+    """``act`` on paths whose student tokens are ``answer`` [n] where ``decided`` [n]."""
+    ranges, fate = walk.pair.states.prefix_ranges, fates(paths, answer, decided)
+    return act(paths, fate, answer, walk.ledger, lambda left: ranges(left.state))
+
+
+def _ending(walk: WalkContext, paths: Paths, apart: Float64) -> Float64:
+    """float64 [n]: the mass that ends the student's token with the path's bytes; after the
+    first bytes of a character there is none, and ``apart`` is lost.
 
     Args:
-        mass, joins, slight: [n, w], of the rows' entries: what they weigh, whether they may
-            join the path, and whether they may and are too small.
+        apart: float64 [n], of the entries that cannot join the path.
     """
-    states, ledger = walk.pair.states, walk.ledger
-    # Whatever does not join ends the student's token with the path's bytes.
-    apart = np.where(joins, 0.0, mass).sum(1)
+    states = walk.pair.states
     # So, as far as is known, does what is below the row's best; but not after spaces.
-    below = walk.rows.tail[paths.row] * paths.mass
     spaces = states.end_in_spaces(paths.state)
-    apart += np.where(spaces, 0.0, below)
+    ending = apart + np.where(spaces, 0.0, _below(walk, paths))
     cut = states.inside_character(paths.state)
-    ledger.lose(paths.position[cut], apart[cut])  # bytes that are no text
-    nothing = np.full(len(mass), NO_ROW)
-    small = np.where(slight, mass, 0.0).sum(1) + np.where(spaces, below, 0.0)
+    walk.ledger.lose(paths.position[cut], ending[cut])  # bytes that are no text
+    return np.where(cut, 0.0, ending)
+
+
+def _leave_slight_open(walk: WalkContext, paths: Paths, slight: Float64) -> None:
+    """Leaves open what is not looked at: ``slight``, float64 [n], of the entries that may join
+    the path and are too small, and after spaces what is below the row's best."""
+    states, none = walk.pair.states, np.full(len(slight), NO_ROW)
+    spaces = states.end_in_spaces(paths.state)
+    mass = slight + np.where(spaces, _below(walk, paths), 0.0)
     ranges = states.prefix_ranges(paths.state)
-    ledger.leave_open(paths.position, nothing, small, nothing, ranges, paths.first)
-    return np.where(cut, 0.0, apart)
+    walk.ledger.leave_open(paths.position, none, mass, none, ranges, paths.first)
 
 
-def _close(walk: WalkContext, position: Int64, answers: Int64, mass: Float64) -> None:
-    """Settles mass on the answers; what contradicts the student's tokens is ruled out."""
-    fine = answers != CONTRADICTS
-    walk.ledger.settle(position[fine], answers[fine], mass[fine])
-    walk.ledger.rule_out(position[~fine], mass[~fine])
+def _below(walk: WalkContext, paths: Paths) -> Float64:
+    """float64 [n]: the mass below the best of the rows after the paths."""
+    below: Float64 = walk.rows.tail[paths.after] * paths.mass
+    return below
+
+
+def _longer(walk: WalkContext, paths: Paths, token: Int64, mass: Float64) -> Paths:
+    """The paths [n] with one more token each."""
+    return Paths(
+        position=paths.position,
+        row=paths.after,
+        token=token,
+        mass=mass,
+        state=walk.pair.states.step(paths.state, token),
+        node=walk.pair.tables.trie_steps(paths.node, token),
+        after=walk.rows.children(paths.after, token),
+        first=np.full(len(token), -1),
+    )
+
+
+def _answers(walk: WalkContext, before: Paths, paths: Paths) -> tuple[Int64, Bool]:
+    """(answer, decided), [n] each: the student's tokens, or CONTRADICTS, and whether nothing
+    that follows the paths can change them; ``before``: without their last tokens."""
+    pair, states, state = walk.pair, walk.pair.states, paths.state
+    implied, depends = pair.implied_by_spaces(state, before.token, paths.token)
+    implied[paths.have_next_row] = NOT_IMPLIED
+    # What joins and leaves the trie is settled by the text up to here, unless a row that is
+    # there can decide better.
+    may_move = states.answer_covers(state) | states.end_in_spaces(state)
+    may_move |= states.begins_added(state)
+    goes_on = (paths.node != OFF_TRIE) | states.inside_character(state) | depends
+    goes_on |= may_move & paths.have_next_row
+    # Where the teacher's own tokenizer writes no such token after the path, that text is
+    # another path's: the row's mass stays with the path's token.
+    answer, ended = states.answer(state), states.answer(before.state)
+    kept = (answer != ended) & ~states.end_in_spaces(before.state)
+    kept[kept] = ~pair.canonical_pairs.are_canonical(before.token[kept], paths.token[kept])
+    answer = np.where(kept, ended, answer)
+    sure = is_implied(implied)
+    return np.where(sure, implied, answer), sure | ~goes_on

@@ -1,4 +1,4 @@
-"""Which teacher tokens may be extended: be only the beginning of a longer student token.
+"""May this token be extended here: be only the beginning of a longer student token?
 
 Where a token hardly ever is, it settles which student token comes; else its mass is open
 until the row after it is known. There are three sources, the later ones better: an estimate
@@ -8,111 +8,133 @@ from the vocabularies (``static_tables.extension_rates``), the token's context-f
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
+from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.rows import Float64
+from teacher_server.realign.walk.kinds import TokenKinds
+from teacher_server.realign.walk.paths import SIGNIFICANT
+from teacher_server.realign.walk.rows import Float64, TeacherRows
+from teacher_server.realign.walk.seen import SeenExtensions
 
 Int64 = NDArray[np.int64]
 # Mass from which the context-free row of a token is asked for, and counts.
 LEAST_ASKED = 5e-3
 
 
-class TokenExtensions:
-    """What the first two sources know of teacher tokens, for entries of rows: ids and masses
-    of one shape.
+class Extensions:
+    """What may follow the tokens of one walk, wherever that is known from.
 
-    A context-free row *counts* for entries from LEAST_ASKED on, where it would be asked
-    for: whether other rollouts have already asked for one must not matter.
+    Tokens and masses are those of entries of rows, [n]. A context-free row *counts* for
+    entries from LEAST_ASKED on, where it would be asked for: whether other rollouts have
+    already asked for one must not matter.
     """
 
-    def __init__(self, estimated: Bool, context_free: ContextFreeRows | None) -> None:
-        """``estimated``: bool [V_T], the tokens that may be extended, by the estimate;
-        ``context_free``: None to go without."""
-        self._estimated = estimated
-        self._context_free = context_free
+    def __init__(
+        self,
+        kinds: TokenKinds,
+        pair: PairSegmentation,
+        layout: Layout,
+        rows: TeacherRows,
+        sync: Int64,
+        context_free: ContextFreeRows | None,
+    ) -> None:
+        """
+        Args:
+            sync: the row at each position's sync point.
+            context_free: of this teacher and temperature; None to go without.
+        """
+        self._kinds, self._pair, self._sync = kinds, pair, sync
+        self._layout, self._rows = layout, rows
+        self._asks = context_free is not None
+        self._context_free = context_free or ContextFreeRows(pair.tables)
+        self._wanted: list[Int64] = [np.zeros(0, np.int64)]
 
-    def may_extend(self, ids: Int64, mass: Float64) -> Bool:
-        """Whether the tokens may be extended: by the context-free row where it is known and
-        counts, else by the estimate."""
-        may_extend: Bool = self._estimated.take(ids)
-        if self._context_free is not None:
-            place, tokens, known = self._counting(ids, mass, self._context_free)
-            shares = self._context_free.extension_share[tokens[known]]
-            may_extend.put(place[known], shares > EXTENSION_LIMIT)
+    @cached_property
+    def _seen(self) -> SeenExtensions:
+        return SeenExtensions(self._layout, self._rows, self._pair)
+
+    def wanted(self) -> Int64:
+        """Ascending: teacher tokens whose context-free rows would have been of use."""
+        return np.unique(np.concatenate(self._wanted))
+
+    def may_extend(self, token: Int64, mass: Float64, position: Int64) -> Bool:
+        """bool [n]: whether the tokens may be extended at these positions, by the best source
+        there is."""
+        kinds = self._kinds
+        may_extend: Bool = kinds.estimated.take(token)
+        asked = np.flatnonzero(mass >= LEAST_ASKED)
+        asked = asked[kinds.asked[token[asked]]]
+        known = asked[self._known(token[asked], mass[asked])]
+        shares = self._context_free.extension_share[token[known]]
+        may_extend[known] = (shares > EXTENSION_LIMIT) | kinds.single_space[token[known]]
+        seen = np.flatnonzero((mass >= SIGNIFICANT) & self._seen.may_correct(may_extend, token))
+        may_extend[seen] = self._seen.corrected(
+            may_extend[seen], ~kinds.asked[token[seen]], token[seen], self._sync[position[seen]]
+        )
         return may_extend
 
-    def rests_may_extend(self, ids: Int64, skip: Int64, pair: PairSegmentation) -> Bool:
-        """bool [n]: ``ContextFreeRows.rest_may_extend`` of tokens that are ``known``."""
-        assert self._context_free is not None or not len(ids)
-        found = [
-            self._context_free is not None and self._context_free.rest_may_extend(token, one, pair)
-            for token, one in zip(ids.tolist(), skip.tolist(), strict=True)
-        ]
-        return np.array(found, np.bool_)
+    def rests_may_extend(self, token: Int64, mass: Float64, skip: Int64) -> Bool:
+        """bool [n]: ``ContextFreeRows.rest_may_extend``, and False where the row is not known
+        or does not count."""
+        may_extend = self._known(token, mass)
+        for index in np.flatnonzero(may_extend).tolist():
+            one = int(token[index]), int(skip[index])
+            may_extend[index] = self._context_free.rest_may_extend(*one, self._pair)
+        return may_extend
 
-    def shares_of_next(self, ids: Int64, then: Int64) -> Float64:
-        """float64 [n]: ``ContextFreeRows.share_of_next`` of tokens that are ``known``."""
-        if self._context_free is None:
-            return np.ones(len(ids))
-        pairs = zip(ids.tolist(), then.tolist(), strict=True)
-        return np.array([self._context_free.share_of_next(*pair) for pair in pairs], np.float64)
+    def resegmented(self, token: Int64, mass: Float64) -> Bool:
+        """bool [n]: as in ``ContextFreeRows``, and False where the row is not known or does
+        not count."""
+        resegmented = mass >= LEAST_ASKED
+        counts = np.flatnonzero(resegmented)
+        resegmented[counts] = self._context_free.resegmented[token[counts]]
+        return resegmented
 
-    def rescued(self, ids: Int64, mass: Float64, state: Int64, pair: PairSegmentation) -> Bool:
-        """bool [n]: ``ContextFreeRows.rescues`` where the row is ``known``, else False."""
-        rescued = self.known(ids, mass)
-        if self._context_free is not None:
-            for index in np.flatnonzero(rescued).tolist():
-                key = int(ids[index]), int(state[index])
-                rescued[index] = self._context_free.rescues(*key, pair)
+    def rescued(self, token: Int64, mass: Float64, state: Int64) -> Bool:
+        """bool [n]: ``ContextFreeRows.rescues``, and False where the row is not known or does
+        not count."""
+        rescued = self._counts(token, mass)
+        for index in np.flatnonzero(rescued).tolist():
+            one = int(token[index]), int(state[index])
+            rescued[index] = self._context_free.rescues(*one, self._pair)
         return rescued
 
     def answers_after_spaces(
-        self, before: Int64, ids: Int64, mass: Float64, state: Int64, pair: PairSegmentation
+        self, before: Int64, token: Int64, mass: Float64, state: Int64
     ) -> Int64:
-        """int64 [n]: ``ContextFreeRows.answer_after_spaces`` where the row is ``known``, else
-        OPEN."""
-        answers = np.full(len(ids), OPEN)
-        if self._context_free is not None:
-            for index in np.flatnonzero(self.known(ids, mass)).tolist():
-                key = int(before[index]), int(ids[index]), int(state[index])
-                answers[index] = self._context_free.answer_after_spaces(*key, pair)
+        """int64 [n]: ``ContextFreeRows.answer_after_spaces``, and OPEN where the row is not
+        known or does not count."""
+        answers = np.full(len(token), OPEN)
+        for index in np.flatnonzero(self._counts(token, mass)).tolist():
+            one = int(before[index]), int(token[index]), int(state[index])
+            answers[index] = self._context_free.answer_after_spaces(*one, self._pair)
         return answers
 
-    def resegmented(self, ids: Int64, mass: Float64) -> Bool:
-        """As in ``ContextFreeRows`` where the row is ``known``, else False."""
-        resegmented = np.zeros(ids.shape, np.bool_)
-        if self._context_free is not None:
-            place, tokens, known = self._counting(ids, mass, self._context_free)
-            resegmented.put(place[known], self._context_free.resegmented[tokens[known]])
-        return resegmented
+    def shares_of_next(self, token: Int64, mass: Float64, then: Int64) -> Float64:
+        """float64 [n]: ``ContextFreeRows.share_of_next``, and 1 where the row is not known or
+        does not count."""
+        shares = np.ones(len(token))
+        for index in np.flatnonzero(self._known(token, mass)).tolist():
+            one = int(token[index]), int(then[index])
+            shares[index] = self._context_free.share_of_next(*one)
+        return shares
 
-    def should_ask(self, ids: Int64, mass: Float64) -> Bool:
-        """Entries whose context-free rows would count and are not known."""
-        unknown = np.zeros(ids.shape, np.bool_)
-        if self._context_free is not None:
-            place, _, known = self._counting(ids, mass, self._context_free)
-            unknown.put(place, ~known)
-        return unknown
+    def _counts(self, token: Int64, mass: Float64) -> Bool:
+        """bool [n]: the entry's context-free row is known and counts."""
+        counts: Bool = (mass >= LEAST_ASKED) & self._context_free.known[token]
+        return counts
 
-    def known(self, ids: Int64, mass: Float64) -> Bool:
-        """Entries whose context-free rows count and are known."""
-        found = np.zeros(ids.shape, np.bool_)
-        if self._context_free is not None:
-            place, _, known = self._counting(ids, mass, self._context_free)
-            found.put(place, known)
-        return found
-
-    def _counting(
-        self, ids: Int64, mass: Float64, context_free: ContextFreeRows
-    ) -> tuple[Int64, Int64, Bool]:
-        """The few entries whose context-free rows count: places in the flattened arrays,
-        tokens, and whether the row is known."""
-        place = np.flatnonzero(mass >= LEAST_ASKED)
-        tokens = ids.take(place)
-        return place, tokens, context_free.known[tokens]
+    def _known(self, token: Int64, mass: Float64) -> Bool:
+        """As ``_counts``; where the row would count and is not known, it is wanted."""
+        known = self._counts(token, mass)
+        if self._asks:
+            self._wanted.append(token[(mass >= LEAST_ASKED) & ~known])
+        return known

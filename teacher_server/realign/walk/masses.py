@@ -87,7 +87,6 @@ class MassLedger:
         self.total = np.zeros(count)
         self._settled: list[SettledPart] = []
         self._open: list[OpenPart] = []
-        self._wanted: list[Int64] = [np.zeros(0, np.int64)]
 
     def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
         """Gives mass to student tokens."""
@@ -121,10 +120,6 @@ class MassLedger:
         """Takes mass back that was counted by ``agree``, and does not agree after all."""
         np.subtract.at(self.total, position, mass)
 
-    def want(self, which: Bool, token: Int64) -> None:
-        """Asks for the context-free rows of the teacher tokens where ``which`` is true."""
-        self._wanted.append(token[which])
-
     def settled(self) -> Entries:
         position, token, mass = (
             np.concatenate(column) for column in zip(*self._settled, strict=True)
@@ -140,6 +135,3 @@ class MassLedger:
         return Entries(
             position[some], token[some], mass[some], row[some], low[some], high[some], first[some]
         )
-
-    def wanted(self) -> Int64:
-        return np.unique(np.concatenate(self._wanted))

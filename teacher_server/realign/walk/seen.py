@@ -17,7 +17,6 @@ from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.walk.extension_shares import extension_shares
-from teacher_server.realign.walk.masses import true_places
 from teacher_server.realign.walk.rows import TeacherRows
 
 Int64 = NDArray[np.int64]
@@ -54,25 +53,21 @@ class SeenExtensions:
         # Shares are below 2: adding the group's number keeps the groups' maxima apart.
         self._most = np.maximum.accumulate(share[order] + 2 * group) - 2 * group
 
-    def may_extend(
-        self, may_extend: Bool, fixed: Bool, ids: Int64, sync: Int64, usable: Bool
-    ) -> Bool:
-        """``may_extend`` [n, w] of the other sources, corrected by what has been seen of the
-        tokens ``ids`` [n, w] before the rows ``sync`` [n].
+    def may_correct(self, may_extend: Bool, token: Int64) -> Bool:
+        """bool [n]: the tokens of which something has been seen, in this rollout as a whole,
+        that ``corrected`` could set against ``may_extend`` [n]."""
+        seen: Bool = self._occurs.take(token) & may_extend
+        return seen | self._extended.take(token)
+
+    def corrected(self, may_extend: Bool, fixed: Bool, token: Int64, sync: Int64) -> Bool:
+        """``may_extend`` [n] of the other sources, corrected by what has been seen of the
+        tokens [n] before the rows ``sync`` [n].
 
         Args:
-            fixed: [n, w], tokens that may be extended whatever has been seen.
-            usable: [n, w], entries to correct; the others are left as they are.
+            fixed: [n], tokens that may be extended whatever has been seen.
         """
-        # Of other tokens nothing that has been seen changes what is known.
-        line, place = true_places(usable & (self._extended[ids] | (self._occurs[ids] & may_extend)))
-        tokens = ids.take(place)
-        at = np.searchsorted(self._keys, tokens * self._stride + sync[line], "right") - 1
-        found = (at >= 0) & (self._tokens[at] == tokens)
+        at = np.searchsorted(self._keys, token * self._stride + sync, "right") - 1
+        found = (at >= 0) & (self._tokens[at] == token)
         most = np.where(found, self._most[at], 0.0)
         times = np.where(found, self._times[at], 0)
-        before = may_extend.take(place)
-        unless_seen = fixed.take(place) | (times < MIN_SIGHTINGS)
-        result = may_extend.copy()
-        result.put(place, (most > EXTENSION_LIMIT) | (before & unless_seen))
-        return result
+        return (most > EXTENSION_LIMIT) | (may_extend & (fixed | (times < MIN_SIGHTINGS)))

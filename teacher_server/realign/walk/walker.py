@@ -18,9 +18,10 @@ from teacher_server.realign.segmentation.pair_segmentation import PairSegmentati
 from teacher_server.realign.walk.at_position import read_rows_at
 from teacher_server.realign.walk.before_position import leave_missing_open, read_rows_before
 from teacher_server.realign.walk.beyond_path import read_rows_beyond
-from teacher_server.realign.walk.context import TokenKinds, WalkContext
+from teacher_server.realign.walk.context import WalkContext
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.extensions import TokenExtensions
+from teacher_server.realign.walk.extensions import Extensions
+from teacher_server.realign.walk.kinds import TokenKinds
 from teacher_server.realign.walk.masses import MassLedger, WalkResult
 from teacher_server.realign.walk.rows import NO_ROW, TeacherRows
 from teacher_server.realign.walk.starts import StartFinder
@@ -56,11 +57,11 @@ class Walker:
         walk = WalkContext(
             kinds=self._kinds,
             pair=self.pair,
-            layout=layout,
             rows=rows,
-            sync=layout.sync[positions],
             initial=initial,
-            extensions=TokenExtensions(self._kinds.may_extend, context_free),
+            extensions=Extensions(
+                self._kinds, self.pair, layout, rows, layout.sync[positions], context_free
+            ),
             ledger=ledger,
         )
         paths = read_rows_at(walk, at)
@@ -70,8 +71,8 @@ class Walker:
             if not len(paths.mass):
                 break
             paths = read_rows_beyond(walk, paths)
-        nothing = np.full(len(paths.mass), NO_ROW)
-        paths.leave_open(walk, nothing, nothing)
+        ranges, none = self.pair.states.prefix_ranges(paths.state), np.full(len(paths.mass), NO_ROW)
+        ledger.leave_open(paths.position, none, paths.mass, none, ranges, paths.first)
         # What the rows at the positions do not list.
         tail, floor = np.zeros(len(positions)), np.zeros(len(positions))
         weight = np.exp(at.weight)
@@ -84,7 +85,7 @@ class Walker:
             total=ledger.total,
             tail=tail,
             floor=np.minimum(floor, tail),
-            wanted=ledger.wanted(),
+            wanted=walk.extensions.wanted(),
         )
 
 

@@ -1,0 +1,116 @@
+"""Paths of teacher tokens, and their fates: decided for each path once, and acted on here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+from teacher_proto.types import Bool
+
+from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.walk.masses import MassLedger
+from teacher_server.realign.walk.rows import NO_ROW, Float64
+
+Int64 = NDArray[np.int64]
+Fates = NDArray[np.int8]
+# An entry with a smaller part of its row's or path's mass is not looked at one by one:
+# it stays open (inside a teacher token it does not count).
+SIGNIFICANT = 1e-4
+
+
+class Fate(IntEnum):
+    """What becomes of a path.
+
+    NOTHING: it has no mass, or is decided elsewhere.
+    SETTLE: nothing that follows can change the student's token: it gets the mass.
+    RULE_OUT: the student would have cut the text before the position in another way.
+    LOSE: no student token can express the path.
+    OPEN: what follows decides, and the row after the path was not asked for.
+    FOLLOW: what follows decides, and the row after the path is there.
+    """
+
+    NOTHING = 0
+    SETTLE = 1
+    RULE_OUT = 2
+    LOSE = 3
+    OPEN = 4
+    FOLLOW = 5
+
+
+@dataclass(frozen=True)
+class Paths:
+    """Arrays of n paths: what a teacher may write from a position on.
+
+    Attributes:
+        position: place among the positions asked for.
+        row: the row that the path's last token is read from.
+        token: the path's last teacher token.
+        mass: of the path.
+        state: of ``StudentStates``, once the path is written.
+        node: of the prefix trie, as in ``PairTables.trie_steps``.
+        after: the row after the path; NO_ROW where it was not asked for.
+        first: as in ``Entries``.
+    """
+
+    position: Int64
+    row: Int64
+    token: Int64
+    mass: Float64
+    state: Int64
+    node: Int64
+    after: Int64
+    first: Int64
+
+    def some(self, which: Bool | Int64) -> Paths:
+        """The paths where ``which`` is true, or at these places."""
+        place = np.flatnonzero(which) if which.dtype == np.bool_ else which
+        return Paths(*(getattr(self, name).take(place) for name in self.__dataclass_fields__))
+
+    def __add__(self, other: Paths) -> Paths:
+        names = self.__dataclass_fields__
+        return Paths(*(np.concatenate([getattr(self, n), getattr(other, n)]) for n in names))
+
+    @property
+    def have_next_row(self) -> Bool:
+        """bool [n]: the row after the path is there."""
+        there: Bool = self.after != NO_ROW
+        return there
+
+
+def fates(paths: Paths, answer: Int64, decided: Bool) -> Fates:
+    """int8 [n]: the paths' fates, where student tokens can express them.
+
+    Args:
+        answer: int64 [n], the student's tokens, or CONTRADICTS.
+        decided: bool [n], whether nothing that follows can change them.
+    """
+    fate = np.where(decided, np.int8(Fate.SETTLE), np.int8(Fate.OPEN))
+    fate[decided & (answer == CONTRADICTS)] = Fate.RULE_OUT
+    fate[~decided & paths.have_next_row] = Fate.FOLLOW
+    return fate
+
+
+def act(
+    paths: Paths,
+    fate: Fates,
+    answer: Int64,
+    ledger: MassLedger,
+    ranges: Callable[[Paths], Int64],
+) -> Paths:
+    """Does with each path what its fate says; returns the paths that are followed.
+
+    Args:
+        answer: int64 [n], the student's tokens of paths that settle.
+        ranges: int64 [n, 2] of n open paths: ranks of the student tokens that may come of
+            each.
+    """
+    _, settled, ruled_out, lost, opened, followed = (np.flatnonzero(fate == one) for one in Fate)
+    ledger.settle(paths.position.take(settled), answer.take(settled), paths.mass.take(settled))
+    ledger.rule_out(paths.position[ruled_out], paths.mass[ruled_out])
+    ledger.lose(paths.position[lost], paths.mass[lost])
+    left = paths.some(opened)
+    ledger.leave_open(left.position, left.token, left.mass, left.row, ranges(left), left.first)
+    return paths.some(followed)
