@@ -17,8 +17,8 @@ from teacher_server.realign.pair.static_tables import TRIE_ROOT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.segmentation.states import EMPTY_STATE, OPEN
-from teacher_server.realign.walk.context import WalkContext
-from teacher_server.realign.walk.paths import SIGNIFICANT, Fate, Fates, Paths, act, fates
+from teacher_server.realign.walk.masses import SIGNIFICANT
+from teacher_server.realign.walk.paths import Fate, Fates, Paths, WalkContext, act, fates
 from teacher_server.realign.walk.rows import NO_ROW
 from teacher_server.realign.walk.starts import Starts
 

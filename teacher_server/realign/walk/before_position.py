@@ -12,9 +12,8 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
-from teacher_server.realign.walk.context import WalkContext
-from teacher_server.realign.walk.masses import true_places
-from teacher_server.realign.walk.paths import SIGNIFICANT, Fate, Paths, act, fates
+from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
+from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates
 from teacher_server.realign.walk.rows import Float64
 from teacher_server.realign.walk.starts import MissingStarts, Starts
 

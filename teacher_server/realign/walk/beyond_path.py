@@ -14,9 +14,8 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
-from teacher_server.realign.walk.context import WalkContext
-from teacher_server.realign.walk.masses import true_places
-from teacher_server.realign.walk.paths import SIGNIFICANT, Paths, act, fates
+from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
+from teacher_server.realign.walk.paths import Paths, WalkContext, act, fates
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 
 Int64 = NDArray[np.int64]

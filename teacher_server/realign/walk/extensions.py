@@ -16,11 +16,11 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
+from teacher_server.realign.segmentation.kinds import TokenKinds
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.kinds import TokenKinds
-from teacher_server.realign.walk.paths import SIGNIFICANT
+from teacher_server.realign.walk.masses import SIGNIFICANT
 from teacher_server.realign.walk.rows import Float64, TeacherRows
 from teacher_server.realign.walk.seen import SeenExtensions
 

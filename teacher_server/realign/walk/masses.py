@@ -17,6 +17,9 @@ from teacher_server.realign.walk.rows import Float64
 Int64 = NDArray[np.int64]
 SettledPart = tuple[Int64, Int64, Float64]
 OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]
+# An entry with a smaller part of its row's or path's mass is not looked at one by one:
+# it stays open (inside a teacher token it does not count).
+SIGNIFICANT = 1e-4
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Paths of teacher tokens, and their fates: decided for each path once, and acted on here."""
+"""Paths of teacher tokens, and their fates: each step decides them, and they are acted on here."""
 
 from __future__ import annotations
 
@@ -11,14 +11,35 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.segmentation.kinds import TokenKinds
+from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
+from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger
-from teacher_server.realign.walk.rows import NO_ROW, Float64
+from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
 
 Int64 = NDArray[np.int64]
 Fates = NDArray[np.int8]
-# An entry with a smaller part of its row's or path's mass is not looked at one by one:
-# it stays open (inside a teacher token it does not count).
-SIGNIFICANT = 1e-4
+
+
+@dataclass(frozen=True)
+class WalkContext:
+    """One walk over a rollout: what its steps read, and the ledger they write.
+
+    Attributes:
+        kinds: of the teacher's tokens.
+        pair: how the two tokenizers cut text.
+        rows: the teacher's.
+        initial: int64 [n], the initial state of each position.
+        extensions: which tokens may be extended.
+        ledger: the masses found so far.
+    """
+
+    kinds: TokenKinds
+    pair: PairSegmentation
+    rows: TeacherRows
+    initial: Int64
+    extensions: Extensions
+    ledger: MassLedger
 
 
 class Fate(IntEnum):

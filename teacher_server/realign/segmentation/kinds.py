@@ -1,4 +1,4 @@
-"""What a walk does with each teacher token, whatever the text."""
+"""What is known of each teacher token of a pair, whatever the text."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from teacher_server.realign.segmentation.added import AddedTexts
 
 
 class TokenKinds:
-    """What a walk does with each teacher token, whatever the text: bool [V_T] each, but for
-    the last.
+    """What a walk may do with each teacher token: bool [V_T] each, but for the last.
 
     Attributes:
         not_special: the token is not special.
