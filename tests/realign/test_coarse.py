@@ -6,16 +6,24 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 from teacher_proto.rows import required
 from teacher_proto.types import MaskReason, PositionClass
 
+from benchmarks.realign_reference import enumerate_paths
+from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.static_tables import build_static
-from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
+from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.paired import Pair
 from teacher_server.realign.requests.messages import AskedContinuation, RealignRequest
+from tests.realign.test_exact import realigned, toy_pairs
 from tests.realign.test_requests import TEXTS, with_explicit_ids
-from tests.realign.toys import SPACE, toy
+from tests.realign.toys import SPACE, MarkovTeacher, toy
 from tests.support.realigning import TEACHER, InProcess, converse, result, toy_request
+
+# Coarse rows of each pair of toys whose values are the truth.
+EXACT_ROWS = (8, 3, 8, 0, 4, 12)
 
 
 def doubtful_pair() -> Pair:
@@ -86,3 +94,51 @@ def test_without_ids_a_row_has_the_class_of_two_and_its_sampled_value() -> None:
         assert each[0].rows.support is None
         assert not first.coverage.any()
     assert {PositionClass.COARSE, PositionClass.MASKED, PositionClass.ALIGNED} <= classes
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_coarse_rows_against_enumeration(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their ids and their rest are the truth but for one factor: what is open may yet contradict
+    the student's tokens so far, and then everything else weighs more."""
+    student, teacher = toy_pairs(6, seed=11)[number]
+    # Toys that do would have all rows inside a token masked.
+    monkeypatch.setitem(vars(teacher), "merges_spaces", False)
+    model, layout, got = realigned(student, teacher, seed=number, coarse=True)
+    exact = 0
+    for position in np.flatnonzero(got.position_class == PositionClass.COARSE).tolist():
+        truth = truth_of(model, layout, position, student, teacher)
+        count = int(got.certified.counts[position])
+        ids = got.certified.ids[position, :count].tolist()
+        told = np.exp(got.certified.log_probs[position, :count].astype(np.float64))
+        wanted = np.array([truth.get(token, 0.0) for token in ids])
+        ratio = wanted / told
+        unsettled = 1 + MAX_UNSETTLED
+        most = 1 / (1 - float(got.certified.open_mass[position]))
+        assert ratio.min() >= 1 / unsettled
+        assert ratio.max() <= ratio.min() * unsettled
+        assert ratio.max() <= most * unsettled
+        assert told.sum() == pytest.approx(got.certified.coverage[position], abs=1e-6)
+        if np.abs(ratio - 1).max() < 1e-4:
+            exact += 1
+            assert 1 - wanted.sum() == pytest.approx(1 - told.sum(), abs=1e-4)
+    assert exact >= EXACT_ROWS[number]
+
+
+def truth_of(
+    model: MarkovTeacher, layout: Layout, position: int, student: Vocabulary, teacher: Vocabulary
+) -> dict[int, float]:
+    """Student token -> probability at the position, by enumeration."""
+    sync = int(layout.sync[position])
+    offset = int(layout.teacher_offsets[sync])
+    first = int(np.searchsorted(layout.student_offsets, offset))
+    found = enumerate_paths(
+        model,
+        layout.teacher_ids[:sync].tolist(),
+        layout.data[offset : layout.student_offsets[position]],
+        layout.student_ids[first:position].tolist(),
+        student,
+        teacher,
+        open_share=1e-6,
+        most=20_000,
+    )
+    return required(found, "enumeration").mass

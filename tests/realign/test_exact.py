@@ -48,7 +48,7 @@ def toy_pairs(count: int, seed: int) -> list[tuple[Vocabulary, Vocabulary]]:
 
 
 def realigned(
-    student: Vocabulary, teacher: Vocabulary, seed: int
+    student: Vocabulary, teacher: Vocabulary, seed: int, *, coarse: bool = False
 ) -> tuple[MarkovTeacher, Layout, RealignedRows]:
     model = MarkovTeacher.random(teacher, seed)
     draw = random.Random(seed)
@@ -63,7 +63,9 @@ def realigned(
     with np.errstate(divide="ignore"):
         behind = np.log(np.stack([model.row([token]) for token in tokens.tolist()]))
     realigner.learn(context_free, tokens, every, behind)
-    got = realigner.realign(layout, positions, rows, top_k=student.size, context_free=context_free)
+    got = realigner.realign(
+        layout, positions, rows, top_k=student.size, coarse=coarse, context_free=context_free
+    )
     return model, layout, got
 
 
