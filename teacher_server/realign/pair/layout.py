@@ -147,7 +147,7 @@ class _Draft:
         span = b"".join(student.token_bytes[token] for token in run)
         encoded, own = teacher.encoder.encode(span), student.encoder.encode(span)
         self.canonical.append(_canonical(run, own.ids, student))
-        settled = settled_boundaries(span, encoded, own, self.tables)
+        settled = settled_boundaries(span, [(encoded, teacher), (own, student)])
         self.boundaries += [(self.offset + at, self.offset + from_) for at, from_ in settled]
         self.teacher_ids.append(encoded.ids)
         self.byte_by_byte.append(encoded.byte_by_byte)

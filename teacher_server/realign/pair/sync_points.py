@@ -11,18 +11,19 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Sequence
+from unicodedata import category
 
 import numpy as np
 from numpy.typing import NDArray
 
 from teacher_server.realign.pair.encoder import Encoded
-from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
 
 Int64 = NDArray[np.int64]
 # Inside a longer pre-token (Chinese has no spaces) a boundary counts as settled this many
 # bytes later; the causality test measures what that costs.
 SETTLED_AFTER_BYTES = 24
+APOSTROPHES = "'\u2019"
 
 
 def sync_offsets(begin: Int64, common: Int64, boundaries: Sequence[tuple[int, int]]) -> Int64:
@@ -44,16 +45,16 @@ def sync_offsets(begin: Int64, common: Int64, boundaries: Sequence[tuple[int, in
 
 
 def settled_boundaries(
-    span: bytes, encoded: Encoded, other: Encoded, tables: PairTables
+    span: bytes, cuts: Sequence[tuple[Encoded, Vocabulary]]
 ) -> list[tuple[int, int]]:
-    """(offset, settled from): where both tokenizers begin a pre-token, whatever follows once
+    """(offset, settled from): where all tokenizers begin a pre-token, whatever follows once
     the text up to "settled from" is there.
 
     Args:
-        encoded, other: the teacher's and the student's encoding of ``span``.
+        cuts: the encodings of ``span`` by each of them.
     """
-    starts = _pretoken_starts(span, encoded, tables.teacher)
-    starts &= _pretoken_starts(span, other, tables.student)
+    found = [_pretoken_starts(span, encoded, vocabulary) for encoded, vocabulary in cuts]
+    starts = set.intersection(*found)
     text = span.decode("utf-8", "replace") if starts else ""
     if len(text.encode()) != len(span):
         return []  # not UTF-8: boundaries settle by distance alone
@@ -68,7 +69,7 @@ def settled_boundaries(
     solid = len(characters)
     settled = []
     for index in range(len(characters) - 1, -1, -1):
-        if not characters[index].isspace():
+        if not is_loose(characters[index]):
             solid = index
         if not index or offsets[index] not in starts or solid == len(characters):
             continue
@@ -77,16 +78,23 @@ def settled_boundaries(
     return settled[::-1]
 
 
+def is_loose(character: str) -> bool:
+    """Whether it is white space, or a control or format character: a tokenizer may cut several
+    of them by what follows them."""
+    return character.isspace() or not character.isprintable()
+
+
 def _may_rejoin(before: str, after: str) -> bool:
     """Whether some pre-tokenizers take the boundary between these characters back when they
     read on.
 
-    An apostrophe may turn out to begin a contraction that belongs to the word; an
-    upper-case run after letters without case joins them when lower case follows.
+    An apostrophe may turn out to begin a contraction that belongs to the word; so may the
+    first of its letters. An upper-case run after marks, or after letters that are neither
+    upper nor lower case, joins them when lower case follows.
     """
-    if after in "'\u2019":
+    if after in APOSTROPHES or (before in APOSTROPHES and after.isalpha()):
         return True
-    return not before.isascii() and not before.islower() and after.isupper()
+    return not before.isascii() and category(before) != "Ll" and category(after) in ("Lu", "Lt")
 
 
 def _pretoken_starts(span: bytes, encoded: Encoded, vocabulary: Vocabulary) -> set[int]:

@@ -170,16 +170,6 @@ class Vocabulary:
         return np.array([is_symbol(character) for character in first])
 
     @cached_property
-    def begins_with_space(self) -> Bool:
-        """bool [V]."""
-        return np.array([data[:1].isspace() for data in self.token_bytes], np.bool_)
-
-    @cached_property
-    def only_space(self) -> Bool:
-        """bool [V]."""
-        return np.array([data.isspace() for data in self.token_bytes], np.bool_)
-
-    @cached_property
     def only_character_start(self) -> Bool:
         """bool [V]: the token is the first bytes of one UTF-8 character, without its last."""
         return np.array(
@@ -188,15 +178,6 @@ class Vocabulary:
                 for data in self.token_bytes
             ],
             np.bool_,
-        )
-
-    @cached_property
-    def only_continuation_bytes(self) -> Bool:
-        """bool [V]: the last three bytes (or all, where there are fewer) are continuation
-        bytes of UTF-8, so that the text before the token decides whether a character ends
-        with it."""
-        return np.array(
-            [all(byte & 0xC0 == 0x80 for byte in data[-3:]) for data in self.token_bytes], np.bool_
         )
 
     @cached_property

@@ -2,7 +2,9 @@
 
 Most pre-tokenizers give the last of several spaces to what comes next: a word takes it
 along, and before a digit, which takes none, it is a token by itself. How many spaces make
-up the token before is therefore not known until something else has been written.
+up the token before is therefore not known until something else has been written. Control and
+format characters (joiners, marks of direction) count as white space here: some pre-tokenizers
+cut several of them alike.
 """
 
 from __future__ import annotations
@@ -17,15 +19,21 @@ from numpy.typing import NDArray
 # space before it, a symbol.
 FOLLOWERS = (b" x", b"\n", b"7", b"x", "\u4f60".encode(), b"(")
 # Characters that Unicode counts as white space, in UTF-8.
-_SPACE = (
-    rb"(?:[\t-\r ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
-    rb"|\xe3\x80\x80)"
+_WHITE = (
+    rb"[\t-\r ]|\xc2[\x85\xa0]|\xe1\x9a\x80|\xe2\x80[\x80-\x8a\xa8\xa9\xaf]|\xe2\x81\x9f"
+    rb"|\xe3\x80\x80"
 )
+# Control and format characters.
+_FORMAT = (
+    rb"[\x00-\x08\x0e-\x1f\x7f]|\xc2[\x80-\x9f\xad]|\xe2\x80[\x8b-\x8f\xaa-\xae]"
+    rb"|\xe2\x81[\xa0-\xaf]|\xef\xbb\xbf"
+)
+_SPACE = rb"(?:" + _WHITE + rb"|" + _FORMAT + rb")"
 _SEVERAL = re.compile(_SPACE + _SPACE + rb"\Z")
 _LONGEST = 6  # bytes of two such characters
 # The bytes that such a character may end with.
 _LAST = np.zeros(256, np.bool_)
-_LAST[[*range(0x09, 0x0E), 0x20, *range(0x80, 0x8B), 0x9F, 0xA0, 0xA8, 0xA9, 0xAF]] = True
+_LAST[[*range(0x21), *range(0x7F, 0xB0), 0xBF]] = True
 
 
 def ends_in_spaces(data: bytes) -> bool:

@@ -28,14 +28,13 @@ from teacher_server.realign.segmentation.canonical import (
     contexts_of,
     next_tokens,
 )
+from teacher_server.realign.segmentation.left_context import LeftContexts
 from teacher_server.realign.segmentation.memo import ABSENT, Memo
 from teacher_server.realign.segmentation.spaces import FOLLOWERS, ends_in_spaces
 
 Int64 = NDArray[np.int64]
 # States kept; when there are more, the automaton starts anew with the next rollout.
 MAX_STATES = 1_000_000
-# Tokens of white space only that a left context takes in, besides the last.
-MAX_SPACE_TOKENS = 8
 # The state with no text to the left, or none that could join what follows, and no bytes.
 EMPTY_STATE = 0
 # Instead of an answer: it depends on what follows.
@@ -61,9 +60,8 @@ class StudentStates:
         # Symbols stand together in one pre-token, whatever tokens there are; so may a
         # character of which only the first bytes are known.
         self._symbols = tables.teacher.begins_with_symbol | tables.teacher.only_character_start
-        # How many of several spaces are one token depends on what follows them.
-        self._solid = tables.teacher.ordinary & ~tables.teacher.begins_with_space
         self._ordinary = tables.teacher.ordinary
+        self._left_contexts = LeftContexts(student)
         self._added = AddedTexts(student.token_bytes[token] for token in student.spelt)
         self.generation = 0  # counts how often the states' numbers began anew
         self.clear()
@@ -157,7 +155,7 @@ class StudentStates:
         symbols = np.flatnonzero(kind == _SYMBOL)
         joins[symbols] |= self._symbols[ids[symbols]]
         spaces = np.flatnonzero(kind == _SPACES)
-        joins[spaces] |= self._solid[ids[spaces]]
+        joins[spaces] = True
         joins &= self._ordinary.take(ids)
         return joins
 
@@ -195,45 +193,22 @@ class StudentStates:
         return np.array([entered[key] for key in keys], np.int64)
 
     def initial(self, layout: Layout, positions: Int64) -> Int64:
-        """int64 [n]: the initial state of each position, whose left context is the student's
-        token before it; EMPTY_STATE after a special token.
-
-        The left context is the whole character where that token is only the end of one, and
-        all tokens of white space where several of them stand together.
-        """
-        student = self._tables.student
-        ids, special = layout.student_ids, layout.special
-        before = np.maximum(positions - 1, 0)
-        usable = (positions > 0) & ~special[before]
-        token = ids[before].astype(np.int64)
-        # The end of a character means nothing by itself: the whole character does.
-        ends = usable & student.only_continuation_bytes[token]
+        """int64 [n]: the initial state of each position, with its left context as
+        ``LeftContexts`` has it; EMPTY_STATE without any."""
+        ids, begins = layout.student_ids, self._left_contexts.begins(layout, positions)
+        counts = positions - begins
+        token = ids[np.maximum(positions - 1, 0)].astype(np.int64)
         known = self._initial_of_token
-        for one in np.unique(token[usable & ~ends & (known[token] == _UNKNOWN)]).tolist():
-            known[one] = self._initial_state(self._context_of(student.token_bytes[one]))
-        initial = np.where(usable & ~ends, known[token], EMPTY_STATE)
-        for index in np.flatnonzero(ends).tolist():
-            offset = int(layout.student_offsets[positions[index]])
-            start = offset - 1
-            while start > 0 and layout.data[start] & 0xC0 == 0x80 and offset - start < 4:
-                start -= 1
-            initial[index] = self._initial_state(self._context_of(layout.data[start:offset]))
-        # How several spaces are cut depends on all of them.
-        several = usable & student.only_space[token] & (before > 0)
-        several &= student.only_space[ids[np.maximum(before - 1, 0)]]
-        for index in np.flatnonzero(several).tolist():
-            run = [int(token[index])]
-            first = max(int(before[index]) - MAX_SPACE_TOKENS, 0)
-            for one in ids[first : before[index]][::-1].tolist():
-                if not student.only_space[one]:
-                    break
-                run.insert(0, one)
-            data = b"".join(student.token_bytes[one] for one in run)
-            initial[index] = self._initial_state(LeftContext(data, tuple(run)))
+        table = self._tables.student.token_bytes
+        for one in np.unique(token[(counts == 1) & (known[token] == _UNKNOWN)]).tolist():
+            (context,) = contexts_of(self._tables.student, [table[one]])
+            known[one] = self._initial_state(context)
+        initial = np.where(counts == 1, known[token], EMPTY_STATE)
+        for index in np.flatnonzero(counts > 1).tolist():
+            run = tuple(ids[begins[index] : positions[index]].tolist())
+            data = b"".join(table[one] for one in run)
+            initial[index] = self._initial_state(LeftContext(data, run))
         return initial
-
-    def _context_of(self, data: bytes) -> LeftContext:
-        return contexts_of(self._tables.student, [data])[0]
 
     def _may_join_text(self, state: int, text: bytes) -> bool:
         """As ``may_join``, for bytes that need not be a token."""
@@ -241,7 +216,7 @@ class StudentStates:
         return bool(
             self._adjacent[last, text[0]]
             or (kind == _SYMBOL and is_symbol(text.decode("utf-8", "ignore")[:1]))
-            or (kind == _SPACES and not text[:1].isspace())
+            or kind == _SPACES
         )
 
     def _initial_state(self, context: LeftContext) -> int:

@@ -1,0 +1,108 @@
+"""How much of the text before a position decides how what follows it is cut.
+
+After letters and digits the student's last token is enough: where BPE keeps a boundary, what
+precedes the token before it does not matter. What a pre-tokenizer looks at may reach further
+back, and then the context does too:
+
+- white space: how several spaces are cut depends on all of them;
+- symbols and marks: a word takes one symbol along, but not two, and not one with a space
+  before it; line ends belong to the symbols before them;
+- an apostrophe, and a letter or two after it, may belong to the word before them;
+- digits that are not ASCII: a piece of three digits may be several tokens;
+- a character of several tokens.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.vocabulary import Vocabulary
+
+Int64 = NDArray[np.int64]
+# Tokens of a left context, at most: a longer run is cut off.
+MAX_TOKENS = 24
+_SYMBOL = r"(?:[^\w\s]|_)"
+_APOSTROPHE = "['\u2019]"
+_SHORT = r"[^\W\d_]{1,2}"
+# What is to be whole at the end of the text: symbols, with a space before and line ends after
+# them; white space; the end of a contraction.
+_RUN = re.compile(
+    rf"(?:\s?{_SYMBOL}(?:{_SYMBOL}|[\r\n])*(?:(?<=[\r\n])\s+)?|\s+|{_APOSTROPHE}{_SHORT})\Z"
+)
+# A space and a punctuation mark, or one and another, or one and a line end: what precedes them
+# does not matter. A slash may be the last of line ends that belong to symbols before it.
+_PUNCTUATION = r"[!-/:-@\[-`{-~]"
+_ENOUGH = re.compile(rf" {_PUNCTUATION}|(?!/){_PUNCTUATION}(?:{_PUNCTUATION}|[\r\n])")
+
+
+class LeftContexts:
+    """Where the left contexts of positions begin, for one student's tokenizer."""
+
+    def __init__(self, student: Vocabulary) -> None:
+        texts = [_text(data) for data in student.token_bytes]
+        whole = np.array([not _continues(data) for data in student.token_bytes])
+        self._ends_word = whole & np.array([text[-1:].isalnum() for text in texts])
+        self._short = np.array([re.fullmatch(_SHORT, text) is not None for text in texts])
+        self._apostrophe = np.array([bool(re.search(_APOSTROPHE, text[-3:])) for text in texts])
+        self._digit = np.array([_ends_in_digit(text) for text in texts])
+        self._wide_digit = self._digit & np.array([not text.isascii() for text in texts])
+
+    def begins(self, layout: Layout, positions: Int64) -> Int64:
+        """int64 [n]: the first token of each position's left context; the position itself
+        where a special token, or nothing, precedes it."""
+        ids, special = layout.student_ids, layout.special
+        last = np.maximum(positions - 1, 0)
+        first = np.maximum(last - 1, 0)
+        begins = np.where((positions > 0) & ~special[last], last, positions)
+        token, before = ids[last].astype(np.int64), ids[first].astype(np.int64)
+        enough = self._ends_word[token] & ~self._apostrophe[token] & ~self._wide_digit[token]
+        enough &= ~(self._short[token] & self._apostrophe[before])
+        enough &= ~(self._digit[token] & self._wide_digit[before])
+        enough |= (last == 0) | special[first]
+        for index in np.flatnonzero((begins < positions) & ~enough).tolist():
+            begins[index] = _begin(layout, int(positions[index]))
+        return begins
+
+
+def _begin(layout: Layout, position: int) -> int:
+    """The first token of the left context of a position after an ordinary token."""
+    lowest = max(position - MAX_TOKENS, 0)
+    lowest += int(np.flatnonzero(layout.special[lowest:position]).max(initial=-1)) + 1
+    offsets = layout.student_offsets[lowest : position + 1].tolist()
+    data = layout.data[offsets[0] : offsets[-1]]
+    begin = _begin_of_run(data)
+    for index in range(position, lowest, -1):
+        start = offsets[index - 1 - lowest] - offsets[0]
+        if not _continues(data[start:]) and (start <= begin or _ENOUGH.search(_text(data[start:]))):
+            return index - 1
+    return lowest
+
+
+def _begin_of_run(data: bytes) -> int:
+    """The offset from which on ``data`` is to be whole."""
+    text = _text(data)
+    start = len(text)
+    while start and _ends_in_digit(text[:start]):
+        start -= 1
+    found = _RUN.search(text)
+    if found:
+        start = found.start()
+        start -= bool(re.match(_APOSTROPHE, found[0])) and start > 0
+    return len(text[:start].encode("utf-8", "surrogateescape"))
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _continues(data: bytes) -> bool:
+    """Whether a character began before it."""
+    return b"\x80" <= data[:1] < b"\xc0"
+
+
+def _ends_in_digit(text: str) -> bool:
+    return text[-1:].isnumeric() and not text[-1:].isalpha()
