@@ -123,13 +123,17 @@ def text_too_long(size: int, where: str, limits: ServerLimits) -> InvalidRequest
     )
 
 
-def check_text_fits(size: int, where: str, facts: TeacherFacts) -> None:
-    """Refuses ``size`` bytes of text that are too many tokens however they are encoded."""
+def check_text_fits(size: int, where: str, facts: TeacherFacts, limits: ServerLimits) -> None:
+    """Refuses ``size`` bytes of text that are too many tokens however they are encoded: for
+    the teacher, or for one request."""
     if facts.longest_token is None:
         return
     least = -(-size // facts.longest_token)
+    what = f"{size} bytes of text are {least} tokens or more"
     if least > facts.max_length:
-        raise _too_long(f"{size} bytes of text are {least} tokens or more", where, facts)
+        raise _too_long(what, where, facts)
+    if least > limits.max_request_tokens:
+        raise _too_many(what, where, limits, "shorten it")
 
 
 def check_text_tokens(tokens: int, where: str, facts: TeacherFacts) -> None:
@@ -149,13 +153,12 @@ def _too_long(what: str, where: str, facts: TeacherFacts) -> InvalidRequestError
 
 def check_request_tokens(tokens: int, limits: ServerLimits) -> None:
     if tokens > limits.max_request_tokens:
-        raise over_limit(
-            f"prompt and continuations are {tokens} tokens",
-            "continuations",
-            "limits.max_request_tokens",
-            limits.max_request_tokens,
-            "split the group",
-        )
+        what = f"prompt and continuations are {tokens} tokens"
+        raise _too_many(what, "continuations", limits, "split the group")
+
+
+def _too_many(what: str, where: str, limits: ServerLimits, fix: str) -> InvalidRequestError:
+    return over_limit(what, where, "limits.max_request_tokens", limits.max_request_tokens, fix)
 
 
 def check_row_bytes(size: int, limits: ServerLimits) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from teacher_proto.models.begin_tokens import begin_text, missing_begin
@@ -18,7 +18,12 @@ from teacher_proto.types import (
 )
 
 from teacher_server.refusals.facts import TeacherFacts
-from teacher_server.refusals.sizes import check_text, check_text_fits, check_text_tokens
+from teacher_server.refusals.sizes import (
+    check_request_tokens,
+    check_text,
+    check_text_fits,
+    check_text_tokens,
+)
 from teacher_server.teachers.tokenizer import TeacherTokenizer
 
 log = logging.getLogger(__name__)
@@ -38,8 +43,13 @@ def encoded_prompt(
             where its bytes alone show that, before it is rendered or encoded.
     """
     text, where = prompt_text(prompt, where, tokenizer, limits)
-    check_text_fits(text_bytes(text), where, facts)
-    ids = tokenizer.encode(text, partial(check_text_tokens, where=where, facts=facts))
+    check_text_fits(text_bytes(text), where, facts, limits)
+
+    def check(tokens: int) -> None:
+        check_text_tokens(tokens, where, facts)
+        check_request_tokens(tokens, limits)
+
+    ids = tokenizer.encode(text, check)
     return with_begin(ids, prompt, tokenizer, facts)
 
 

@@ -90,6 +90,20 @@ async def test_text_that_cannot_fit_the_model_is_never_tokenized(
     assert encoded.texts == []
 
 
+@pytest.mark.parametrize("prompt", [TextPrompt("a" * 4 * MIB), chat(3 * MIB)], ids=["text", "chat"])
+async def test_text_of_more_tokens_than_a_request_may_have_is_never_tokenized(
+    long_dir: Path, monkeypatch: pytest.MonkeyPatch, prompt: Any
+) -> None:
+    """A teacher that reads a million tokens, and requests of fewer."""
+    limits = {"max_request_tokens": 200_000}
+    async with running({"default": long_dir}, monkeypatch, limits=limits) as server:
+        encoded = Encoded(monkeypatch)
+        with pytest.raises(InvalidRequestError, match=r"tokens or more.*max_request_tokens") as got:
+            await server.score(server.request(prompt=prompt))
+        assert told(got)[0] == "LIMIT_EXCEEDED"
+        assert encoded.texts == []
+
+
 async def test_texts_of_continuations_count_together(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -126,7 +140,8 @@ async def test_others_are_answered_while_a_long_text_is_tokenized(
     long_dir: Path, monkeypatch: pytest.MonkeyPatch, wire: str, kind: Callable[[str], Any]
 ) -> None:
     text = "q" * (4 * MIB - 1024)
-    async with running({"default": long_dir}, monkeypatch) as server:
+    limits = {"max_request_tokens": MIB}
+    async with running({"default": long_dir}, monkeypatch, limits=limits) as server:
         encoded = Encoded(monkeypatch)
         if wire == "grpc":
             work: Any = server.score(server.request(prompt=kind(text)))
