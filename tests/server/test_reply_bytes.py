@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
-from teacher_proto import codec
+from teacher_proto import AsyncTeacherClient, codec
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.status import from_rpc_error
@@ -125,6 +125,34 @@ async def test_a_stock_client_loses_no_computed_reply(shared: Running) -> None:
     found = await shared.client.score(large(shared, request_id="lost"), timeout=LONG)
     assert len(found.results) == 10
     assert engine.jobs == []
+
+
+async def test_our_client_says_what_it_reads_where_that_is_less(shared: Running) -> None:
+    engine = shared.engines["default"]
+    address = shared.server.grpc_address
+    async with AsyncTeacherClient(address, run="run", max_reply_bytes=READ_BY_LIBRARIES) as small:
+        for known in (False, True):
+            if known:
+                await small.get_teacher(timeout=LONG)
+            engine.jobs.clear()
+            with pytest.raises(InvalidRequestError, match="the caller reads 4194304") as refused:
+                await small.score(large(shared), timeout=LONG)
+            assert refused.value.reason == "REPLY_TOO_LARGE"
+            assert engine.jobs == []
+        asked = [TextPrompt("the cat sat " * 20)] * 3
+        assert len(await small.render(asked, teacher="default", timeout=LONG)) == 3
+    bodies: list[ScoreRequest] = []
+
+    async def kept(body: bytes, request: ScoreRequest, seconds: float) -> bytes:
+        bodies.append(codec.decode_request(body))
+        raise InvalidRequestError("enough")
+
+    async with AsyncTeacherClient(address, run="run") as usual:
+        await usual.get_teacher(timeout=LONG)
+        usual._score = kept  # type: ignore[method-assign]
+        with pytest.raises(InvalidRequestError, match="enough"):
+            await usual.score(shared.request(), timeout=LONG)
+    assert [one.max_reply_bytes for one in bodies] == [None]  # the server's limit is no more
 
 
 async def test_http_has_the_same_bound(shared: Running) -> None:

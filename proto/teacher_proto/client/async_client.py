@@ -82,7 +82,9 @@ class AsyncTeacherClient:
             empty, and is then the run that the credentials belong to.
         credentials: token and TLS.
         max_attempts: sends per call at most; None leaves only the deadline.
-        max_request_bytes, max_reply_bytes: bounds on one message.
+        max_request_bytes, max_reply_bytes: bounds on one message. A server whose replies may
+            be larger, or whose limits are not known yet, is told the second one, and refuses
+            what it makes larger before it computes it.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class AsyncTeacherClient:
         self._identification = Identification(credentials or ClientCredentials(), address)
         self._policy = RetryPolicy(max_attempts)
         self._max_request_bytes = max_request_bytes
+        self._max_reply_bytes = max_reply_bytes
         self._options = client_options(
             address, max_request_bytes=max_request_bytes, max_reply_bytes=max_reply_bytes
         )
@@ -163,6 +166,8 @@ class AsyncTeacherClient:
         """
         if not request.run:
             request = replace(request, run=self.run)
+        if request.max_reply_bytes is None:
+            request = replace(request, max_reply_bytes=self._readable())
         body = codec.serialize(codec.encode_request(request))
         if len(body) > self._max_request_bytes:
             raise InvalidRequestError(
@@ -212,7 +217,7 @@ class AsyncTeacherClient:
         if limits.max_render_prompts is None:
             raise codec.older_server("it does not render prompts for others (Render)", self.address)
         rendering = Rendering(
-            RenderRequest(self.run, teacher, text, token_ids),
+            RenderRequest(self.run, teacher, text, token_ids, self._readable()),
             prompts,
             limits,
             min(self._max_request_bytes, limits.max_request_bytes),
@@ -292,6 +297,13 @@ class AsyncTeacherClient:
         reply = await self._unary("DropTokenizer", body, timeout, run=self.run)
         message = tokenizer_pb2.DropTokenizerResponse()
         return codec.parse(reply, message, PoisonedReplyError).dropped
+
+    def _readable(self) -> int | None:
+        """What a server has to know of the size of replies; None where it makes none larger."""
+        limits = self._limits
+        if limits is not None and limits.max_reply_bytes <= self._max_reply_bytes:
+            return None
+        return self._max_reply_bytes
 
     async def _teachers_within(self, seconds: float) -> Sequence[TeacherInfo]:
         """The server's teachers; empty where they cannot be had in time."""
