@@ -83,6 +83,10 @@ class RenderCall(Protocol):
         """The body; raises InvalidRequestError or DeadlineError when it cannot be had."""
         ...
 
+    async def expect(self, size: int) -> None:
+        """Waits until there is room for a reply of ``size`` bytes; raises DeadlineError."""
+        ...
+
     def decode(self, body: Bytes, teachers: Teachers) -> ReceivedRender:
         """The request in the body. Runs in another thread."""
         ...
@@ -126,6 +130,12 @@ class Renderer:
         self._room = min(most, self._whole // 2)
         self.parts: list[bytes] = []
         self.refused = 0
+
+    def expected(self, size: int) -> int:
+        """Bytes of the reply to a body of ``size`` bytes, as prompts usually make it: their texts
+        as they came, an id for each byte of them, and the rest of each prompt."""
+        each = self._request.text + self._request.token_ids * BYTES_PER_ID
+        return min(self._whole, size * each + LIGHT_BYTES)
 
     async def run(self, received: ReceivedRender, lanes: Lanes) -> None:
         """Renders the first prompts, as many as a reply holds, in slices between which the

@@ -31,9 +31,10 @@ from transformers import AutoTokenizer
 
 from teacher_server.grpc.form import MAX_MESSAGES
 from teacher_server.lanes import LIGHT_BYTES, Lanes
+from teacher_server.queue.budget import Owner
 from teacher_server.scoring.render import RawPrompt, ReceivedRender, Renderer, slices
 from teacher_server.teachers.tokenizer import TeacherTokenizer, load_tokenizer
-from tests.server.running import LONG, SCORE, Running, running
+from tests.server.running import LONG, SCORE, Running, eventually, running
 from tests.server.test_scoring import http_body
 from tests.support.models import END_OF_TEXT, IM_END, make_tiny_model
 
@@ -535,3 +536,30 @@ async def test_rendering_leaves_the_queue_and_the_quota_alone(teacher: Running) 
     jobs.clear()
     await teacher.client.render([TextPrompt("x")] * 100, teacher="default", timeout=LONG)
     assert jobs == []
+
+
+@pytest.mark.parametrize("wire", ["grpc", "http"])
+async def test_nothing_is_rendered_before_there_is_room_for_the_reply(
+    teacher: Running, monkeypatch: pytest.MonkeyPatch, wire: str
+) -> None:
+    budget = teacher.server.service.budget
+    encoded: list[str] = []
+    encode = TeacherTokenizer.encode
+
+    def watched(self: TeacherTokenizer, text: str, check: Any = None) -> Any:
+        encoded.append(text)
+        return encode(self, text, check)
+
+    monkeypatch.setattr(TeacherTokenizer, "encode", watched)
+    prompt = TextPrompt("the cat sat")
+    async with budget.hold(Owner("another"), 1) as hold:
+        hold.settle(512 << 20)  # all there is; a small body finds room beside it
+        if wire == "grpc":
+            asked: Any = teacher.client.render([prompt], teacher="default", timeout=LONG)
+        else:
+            asked = over_http(teacher, [as_json(prompt)])
+        asking = asyncio.create_task(asked)
+        await eventually(lambda: any(claim.entered for claim in budget._waiting))
+        assert encoded == []
+    assert len(await asking) == 1
+    assert encoded == ["the cat sat"]
