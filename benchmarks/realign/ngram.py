@@ -29,7 +29,21 @@ COMMON = 256
 # Probability of a token of the text so far that is not in its row.
 LEAST = 1e-9
 # What may follow white space, each of which may have it cut in another way.
-AFTER_SPACE = ("", " ", "  x", "\t", "\n", " \n", "x", "7", "(", "\u754c", "\u00a0x", "\u00b2", "'s")
+AFTER_SPACE = (
+    "",
+    " ",
+    "  x",
+    "\t",
+    "\n",
+    " \n",
+    "x",
+    "7",
+    "(",
+    "\u754c",
+    "\u00a0x",
+    "\u00b2",
+    "'s",
+)
 Context = tuple[int, ...]
 # (weight, what followed) for each length of context that was seen.
 Known = list[tuple[float, list[int]]]

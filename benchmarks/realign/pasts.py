@@ -20,11 +20,12 @@ LEAST = 1e-9
 FOLLOWING = (
     "", "a", "s ", "ing ", "'s ", "'t", "A", "x y", "Zz", "7", "42", "123 ", "1234 ", " ", "  ",
     "   ", "    x", "  7", " x", " 7", " (", "\t", "\tx", "\n", "\n\n", "\nx", " \n", "\n  x",
-    "\r\n", "\r\n\r\n", "\u00a0", "\u00a0x", "\u3000", ".", ",", ". ", "..", "...", "(", ")", "()", ")\n",
-    "\"", "\" ", "'", "''", "`", "``", "```", "-", "--", "----", "_", "_x", "/", "//", "\\", "\\\\", "{",
-    "}", "=", "==", "*", "**", "#", "##", "<", ">", "|", ":", ";", "!", "?", "$", "%", "&", "@",
-    "\u00e9", "\u0301", "\u00b2", "\u0663", "\u5e74", "\u7684", "\u7684\u4eba", "\u3002", "\uff0c", "\u05d0", "\u0627", "\u0644", "\u0915",
-    "\U0001f600", "\u200d", "\ufe0f", "\u200d\u2640", "\u20ac", "\u2019s", "\u2026", "\uac00",
+    "\r\n", "\r\n\r\n", "\u00a0", "\u00a0x", "\u3000", ".", ",", ". ", "..", "...", "(", ")",
+    "()", ")\n", '"', '" ', "'", "''", "`", "``", "```", "-", "--", "----", "_", "_x", "/", "//",
+    "\\", "\\\\", "{", "}", "=", "==", "*", "**", "#", "##", "<", ">", "|", ":", ";", "!", "?",
+    "$", "%", "&", "@", "\u00e9", "\u0301", "\u00b2", "\u0663", "\u5e74", "\u7684",
+    "\u7684\u4eba", "\u3002", "\uff0c", "\u05d0", "\u0627", "\u0644", "\u0915", "\U0001f600",
+    "\u200d", "\ufe0f", "\u200d\u2640", "\u20ac", "\u2019s", "\u2026", "\uac00",
 )  # fmt: skip
 # Texts that one token reaching across the position is tried with, tokens tried of each length.
 TRIED = 48
@@ -161,9 +162,7 @@ def _text(data: bytes) -> str | None:
         return None
 
 
-def _whole_ends(
-    said: bytes, model: Teacher, window: Window, tokenizer: RawTokenizer
-) -> list[str]:
+def _whole_ends(said: bytes, model: Teacher, window: Window, tokenizer: RawTokenizer) -> list[str]:
     """The text so far as texts: its last character is ended in every way that the teacher's
     tokens know, where it has no end."""
     text = _text(said)

@@ -25,13 +25,14 @@ last character is whole, and long enough that no token near the position touches
 Nothing else is assumed. In particular nothing settles a token but reading whole texts. The
 masses of the teacher's first tokens are exact; how their text goes on is drawn. Where drawn
 texts disagree about s, the next token is written out in turn (``_split``). What is left of
-chance is measured by drawing twice: ``noise`` is half the total variation between both draws.
+chance is measured by drawing twice (``Truth.excess``).
 """
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -47,6 +48,8 @@ BEYOND_BYTES, BEYOND_TOKENS = 20, 3
 APART, WORTH_SPLITTING = 1e-3, 1.5e-3
 # Texts that are drawn to see whether they agree, and parts that may be split.
 PILOT, MOST_SPLITS = 3, 32
+# Noise of a row from which more texts are drawn, and how many before that is given up.
+NOISY, MOST_DRAWS = 0.015, 2000
 
 
 class Teacher(Protocol):
@@ -75,6 +78,34 @@ class Truth:
     noise: float
     halves: tuple[dict[int, float], dict[int, float]]
 
+    def excess(self, values: Mapping[int, float]) -> float:
+        """Total variation between ``values`` (student id -> probability) and the truth over
+        these ids, beyond what chance makes of it: each half of the drawn texts tells on which
+        side of the truth a value lies, and the other half how far. It is 0 in the mean where
+        the values are right, and may be negative."""
+        first, second = self.halves
+        total = 0.0
+        for token, value in values.items():
+            one, other = value - first.get(token, 0.0), value - second.get(token, 0.0)
+            total += _sign(one) * other + _sign(other) * one
+        return total / 4
+
+    @property
+    def entropy(self) -> float:
+        """Nats."""
+        return entropy(self.mass.values())
+
+
+def entropy(masses: Iterable[float]) -> float:
+    """Nats, of probabilities that need not sum to 1: what is missing is one event more."""
+    known = [mass for mass in masses if mass > 0]
+    rest = 1.0 - sum(known)
+    return -sum(mass * math.log(mass) for mass in [*known, *([rest] if rest > 1e-12 else [])])
+
+
+def _sign(value: float) -> int:
+    return (value > 0) - (value < 0)
+
 
 @dataclass
 class _Part:
@@ -88,6 +119,11 @@ class _Part:
     seen: list[int] = field(default_factory=list)
 
     chance: float = 0.0
+
+    @property
+    def disagreement(self) -> float:
+        """``chance``, or 0 where all that was seen agrees."""
+        return self.chance if len(set(self.seen)) > 1 else 0.0
 
     def weigh(self) -> None:
         """Sets ``chance``: standard deviation of one draw of the likeliest outcome, times the
@@ -108,7 +144,8 @@ class Reference:
         """The right row at the end of a window.
 
         Args:
-            draws: texts that decide the result, beside two of each part.
+            draws: texts that decide the result, beside two of each part; more where these
+                leave much to chance.
 
         Returns: None where the teacher writes nothing that agrees with the text so far.
         """
@@ -122,15 +159,25 @@ class Reference:
             parts += self._split(window, root, past.next_tokens)
         self._try(window, parts, rng)
         for _ in range(MOST_SPLITS):
-            worst = max(parts, key=lambda part: part.chance)
-            if worst.chance < WORTH_SPLITTING:
-                break
-            parts.remove(worst)
+            worst = max(parts, key=lambda part: part.disagreement)
             row = self._model.row([*window.before, *worst.path])
             left = {token: mass for token, mass in row.items() if token not in worst.without}
+            if worst.disagreement < WORTH_SPLITTING or not left:
+                break
+            parts.remove(worst)
             new = self._split(window, worst, left)
             self._try(window, new, rng)
             parts += new
+        while True:
+            found = self._decide(window, parts, draws, rng)
+            if found is None or found.noise <= NOISY or draws > MOST_DRAWS:
+                return found
+            draws *= 4  # drawn anew: what was seen does not decide what counts
+
+    def _decide(
+        self, window: Window, parts: list[_Part], draws: int, rng: random.Random
+    ) -> Truth | None:
+        """Draws twice half of ``draws`` texts, most where they may disagree most."""
         chances = sum(part.chance for part in parts)
         counts = [1 + round(draws / 2 * part.chance / chances) for part in parts]
         halves = []
@@ -179,7 +226,7 @@ class Reference:
                 if len(ids) < len(window.student_ids) + 1 + BEYOND_TOKENS and beyond < 400:
                     again.append((part, path))
                 else:
-                    part.seen.append(_outcome(window, part.past, path, ids, cut))
+                    part.seen.append(outcome(window, part.past, path, ids, cut))
             drawn, beyond = again, 3 * beyond
 
     def _first(self, window: Window, part: _Part, rng: random.Random) -> tuple[int, ...]:
@@ -205,7 +252,7 @@ class Reference:
         return tuple(tokens[len(window.before) :])
 
 
-def _outcome(
+def outcome(
     window: Window, past: Past, path: tuple[int, ...], own: list[int], cut: list[int]
 ) -> int:
     """What a text gives, whose ids are ``own`` for the student and ``cut`` for the teacher."""

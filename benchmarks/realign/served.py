@@ -1,38 +1,57 @@
-"""The product, driven over an n-gram teacher as the service drives it over an engine."""
+"""The product, driven over an n-gram teacher as the service drives it over an engine.
+
+The requests are those of the service, with its default settings, and what they ask of the
+teacher is answered here.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Int32
+from teacher_proto.rows import Rows, Support, Values, required
+from teacher_proto.types import Int32, PositionClass, Realignment
 
 from benchmarks.realign.ngram import NgramTeacher
 from benchmarks.realign.pasts import LEAST
+from teacher_server.config import TokenizerSettings
 from teacher_server.realign.pair.layout import Layout
-from teacher_server.realign.realigner import RealignedRows, Realigner
-from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.paired import Pair
+from teacher_server.realign.requests.messages import (
+    Answer,
+    Asked,
+    AskedContextFree,
+    AskedContinuation,
+    AskedPaths,
+    AskedRollouts,
+    RealignRequest,
+)
+from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of, realigned
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 
 Float64 = NDArray[np.float64]
 TOP_K = 64
 # Ids of a row that are read: 2K.
 BEST = 128
+TEMPERATURE = 1.0
 
 
-def top(model: NgramTeacher, before: Sequence[int]) -> tuple[Int32, Float64]:
-    """[BEST] ids, -1 where there is none, and log-probabilities."""
+def top(model: NgramTeacher, before: Sequence[int], best: int = BEST) -> tuple[Int32, Float64]:
+    """[best] ids, -1 where there is none, and log-probabilities."""
     ids, values = model.support(before)
-    space = (0, BEST - min(len(ids), BEST))
+    space = (0, best - min(len(ids), best))
     return (
-        np.pad(ids[:BEST], space, constant_values=-1).astype(np.int32),
-        np.log(np.pad(values[:BEST], space, constant_values=1.0)),
+        np.pad(ids[:best], space, constant_values=-1).astype(np.int32),
+        np.log(np.pad(values[:best], space, constant_values=1.0)),
     )
 
 
 def rows_for(model: NgramTeacher, before: Sequence[int], layout: Layout) -> TeacherRows:
-    """The rows of a rollout's teacher tokens."""
+    """The rows of a rollout's teacher tokens, as the walk reads them."""
     ids = layout.teacher_ids.tolist()
     tokens = [*before, *ids]
     contexts = [tokens[: at + len(before)] for at in range(len(ids))]
@@ -42,24 +61,143 @@ def rows_for(model: NgramTeacher, before: Sequence[int], layout: Layout) -> Teac
     return teacher_rows(layout.teacher_ids, top_ids, values, np.log(np.maximum(own, LEAST)))
 
 
+@dataclass(frozen=True)
+class Served:
+    """What a student is told of n positions.
+
+    Attributes:
+        rows: student id -> probability, of each position; empty where it is masked.
+        sampled: float64 [n], log-probabilities of the rollout's own tokens; NaN where they
+            are not told.
+        block: the rows' classes and masses.
+        extra_rows: that were asked for after paths.
+    """
+
+    rows: list[Mapping[int, float]]
+    sampled: Float64
+    block: Realignment
+    extra_rows: int
+
+    @property
+    def masked(self) -> NDArray[np.bool_]:
+        """bool [n]."""
+        found: NDArray[np.bool_] = self.block.position_class == PositionClass.MASKED
+        return found
+
+    @property
+    def coarse(self) -> NDArray[np.bool_]:
+        """bool [n]."""
+        found: NDArray[np.bool_] = self.block.position_class == PositionClass.COARSE
+        return found
+
+
 class ServedPair:
-    """A pair and its teacher: each context-free row is asked for once."""
+    """A pair and its teacher: each context-free row is asked for once.
 
-    def __init__(self, realigner: Realigner, model: NgramTeacher) -> None:
-        self.realigner = realigner
-        self.context_free = ContextFreeRows(realigner.tables)
-        self.model = model
+    Attributes:
+        context_free_rows: that were asked for so far.
+    """
 
-    def realign(
-        self, layout: Layout, positions: NDArray[np.int64], rows: TeacherRows
-    ) -> RealignedRows:
+    def __init__(self, pair: Pair, model: NgramTeacher, **changes: Any) -> None:
+        """``changes``: of the service's default settings of tokenizers."""
+        self.pair = pair
+        self.context_free_rows = 0
+        self._model = model
+        self._settings = TokenizerSettings(**changes)
+
+    def score(self, ids: Int32, positions: Int32, before: Sequence[int]) -> Served:
+        """The rows at ``positions`` (int32 [n], ascending) of a rollout of student ids, which
+        follows the teacher's tokens ``before``."""
+        request = self._request(ids, positions, len(before))
+        work, answer, extra_rows = realigned(request, self.pair), None, 0
         while True:
-            got = self.realigner.realign(
-                layout, positions, rows, top_k=TOP_K, context_free=self.context_free
+            try:
+                step = work.send(answer)
+            except StopIteration as end:
+                (scores,) = end.value.scores
+                break
+            answer = None
+            if isinstance(step, Asked):
+                answer = self._answer(step, request, before)
+                extra_rows += len(answer) if isinstance(step, AskedPaths) else 0
+        if scores.detail:
+            raise RuntimeError(f"the rollout was not realigned: {scores.detail}")
+        support, sampled = required(scores.rows.support, "support"), scores.rows.sampled
+        rows = [
+            dict(zip(row[:count].tolist(), np.exp(values[:count]).tolist(), strict=True))
+            for row, values, count in zip(
+                support.ids, support.log_probs.astype(np.float64), support.counts, strict=True
             )
-            tokens = got.walked.wanted
-            if not len(tokens):
-                return got
-            best = [top(self.model, [token]) for token in tokens.tolist()]
-            ids, values = (np.stack(part) for part in zip(*best, strict=True))
-            self.realigner.learn(self.context_free, tokens, ids, values)
+        ]
+        own = required(sampled, "sampled tokens")
+        told = np.where(own.valid, own.values.astype(np.float64), np.nan)
+        return Served(rows, told, required(scores.realignment, "realignment"), extra_rows)
+
+    def microseconds(self, ids: Int32, before: Sequence[int], times: int = 3) -> float:
+        """Of the processor, a token: the walk and certification of a rollout's rows, once its
+        context-free rows are known; the best of ``times``."""
+        realigner = self.pair.realigner
+        layout = realigner.lay_out(ids)
+        rows = rows_for(self._model, before, layout)
+        known = self.pair.context_free("ngram", TEMPERATURE)
+        taken = []
+        for _ in range(times):
+            started = time.process_time()
+            realigner.realign(layout, np.arange(len(ids)), rows, top_k=TOP_K, context_free=known)
+            taken.append(time.process_time() - started)
+        return min(taken) / len(ids) * 1e6
+
+    def _request(self, ids: Int32, positions: Int32, prompt_tokens: int) -> RealignRequest:
+        given: dict[str, Any] = {
+            "teacher": "ngram",
+            "continuations": (AskedContinuation(ids, positions),),
+            "top_k": TOP_K,
+            "temperature": TEMPERATURE,
+            "student_vocabulary_size": None,
+            "sampled": True,
+            "log_tail": True,
+            "coarse": True,
+            "vocabulary_size": self.pair.tables.teacher.size,
+            "prompt_tokens": prompt_tokens,
+            "max_length": 1 << 20,
+        }
+        names = {field.name for field in fields(RealignRequest)}
+        settings = {name: getattr(self._settings, name) for name in names - given.keys()}
+        return RealignRequest(**{k: v for k, v in given.items() if k in names}, **settings)
+
+    def _answer(self, asked: Asked, request: RealignRequest, before: Sequence[int]) -> Answer:
+        best = best_of(request, request.vocabulary_size)
+        match asked:
+            case AskedRollouts():
+                return tuple(
+                    self._rows(
+                        [[*before, *span.token_ids[:at].tolist()] for at in span.positions],
+                        best,
+                        span.token_ids[span.positions],
+                    )
+                    for span in asked.spans
+                )
+            case AskedContextFree():
+                self.context_free_rows += len(asked.tokens)
+                contexts = [[token] for token in asked.tokens.tolist()]
+                return tuple(self._rows([one], CONTEXT_FREE_BEST) for one in contexts)
+            case AskedPaths():
+                contexts = [[*before, *ids[:-1].tolist()] for ids in asked.sequences]
+                return tuple(self._rows([one], best) for one in contexts)
+
+    def _rows(self, contexts: list[list[int]], best: int, own: Int32 | None = None) -> Rows:
+        """One row after each context, and the log-probabilities of the tokens ``own``."""
+        found = [top(self._model, context, best) for context in contexts]
+        ids, values = (np.stack(part) for part in zip(*found, strict=True))
+        there = ids >= 0
+        support = Support(
+            ids, np.where(there, values, 0.0).astype(np.float32), there.sum(1).astype(np.int32)
+        )
+        if own is None:
+            return Rows(support)
+        pairs = zip(contexts, own.tolist(), strict=True)
+        masses = [max(self._model.probability(*pair), LEAST) for pair in pairs]
+        return Rows(
+            support,
+            sampled=Values(np.log(masses).astype(np.float32), np.ones(len(masses), np.bool_)),
+        )

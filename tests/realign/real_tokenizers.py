@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.realign.raw_tokenizer import RawTokenizer
 from student_trainer.quickstart.cache import cache_dir
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.tables import PairTables
@@ -131,6 +132,12 @@ def _fetch(name: str, digest: str, path: Path) -> None:
 @cache
 def vocabulary(name: str) -> Vocabulary:
     return read_vocabulary(tokenizer_file(name).read_bytes())
+
+
+@cache
+def raw_tokenizer(name: str, recognised: frozenset[str] = frozenset()) -> RawTokenizer:
+    """As the library itself reads it; arguments as ``RawTokenizer`` has them."""
+    return RawTokenizer(tokenizer_file(name), recognised)
 
 
 @cache

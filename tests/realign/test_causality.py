@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 from teacher_proto.types import Int32
 
-from benchmarks.bench_realign import rows_for
-from benchmarks.realign_reference import NgramTeacher, contradiction, rows_apart
-from benchmarks.realign_texts import texts
+from benchmarks.realign.compared import contradiction, rows_apart
+from benchmarks.realign.ngram import NgramTeacher
+from benchmarks.realign.served import rows_for
+from benchmarks.realign.texts import texts
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
-from tests.realign.real_tokenizers import pair
+from tests.realign.real_tokenizers import pair, raw_tokenizer
 
 PAIRS = [("llama3", "qwen3"), ("qwen3", "llama3"), ("gpt4o", "llama3"), ("mistral_nemo", "qwen3")]
 
@@ -37,7 +38,7 @@ def test_rewriting_what_follows_does_not_change_a_row(student_name: str, teacher
     masked = 0
     for text in texts(1200, tuning=True):
         learnt = tables.teacher.encoder.encode(text.learnt[-40_000:].encode()).ids.tolist()
-        teacher = NgramTeacher(learnt, tables.teacher)
+        teacher = NgramTeacher(learnt, raw_tokenizer(teacher_name))
         ids = tables.student.encoder.encode(text.held_out.encode()).ids
         for _ in range(12):
             position = draw.randrange(4, min(len(ids), 120))
@@ -82,7 +83,7 @@ def test_a_word_that_may_still_go_on_is_not_taken_for_finished(
     learnt_text = texts(1200, tuning=True)[0].learnt[-60_000:]
     words = split_words(tables.student, tables.teacher, learnt_text)
     learnt = tables.teacher.encoder.encode(learnt_text.encode()).ids.tolist()
-    teacher = NgramTeacher(learnt, tables.teacher)
+    teacher = NgramTeacher(learnt, raw_tokenizer(teacher_name))
     apart: list[float] = []
     for word in words[:24]:
         place = learnt_text.index(f"{word} ")
@@ -116,7 +117,7 @@ def test_a_row_behind_several_spaces_does_not_know_what_ends_them(
         for n in range(2, 9)
     )
     learnt = tables.teacher.encoder.encode((learnt_text * 8).encode()).ids.tolist()
-    teacher = NgramTeacher(learnt, tables.teacher)
+    teacher = NgramTeacher(learnt, raw_tokenizer(teacher_name))
     for spaces in ("  ", "     ", "\n\n", "\n   "):
         head = tables.student.encoder.encode(f"word (4){spaces}".encode()).ids
         both = []

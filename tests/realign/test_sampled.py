@@ -17,8 +17,8 @@ from teacher_proto.errors import LsmError
 from teacher_proto.types import Int32, Level, PositionClass
 from tokenizers import Tokenizer
 
-from benchmarks.realign_model import PROMPT, TAILS, SmolLM2, split_some
-from benchmarks.realign_reference import contradiction, rows_apart
+from benchmarks.realign.compared import contradiction, rows_apart
+from benchmarks.realign.real_model import PROMPT, TAILS, SmolLM2, split_some
 from student_trainer.quickstart.cache import cache_dir
 from student_trainer.quickstart.prepare import smollm2_dir
 from teacher_server.realign.pair.cache import TableCache

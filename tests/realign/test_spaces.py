@@ -9,10 +9,13 @@ import numpy as np
 import pytest
 from teacher_proto.types import PositionClass
 
-from benchmarks.bench_realign import ServedPair, rows_for
-from benchmarks.realign_reference import NgramTeacher, enumerate_paths
-from benchmarks.realign_texts import texts
+from benchmarks.realign.ngram import NgramTeacher
+from benchmarks.realign.reference import Reference
+from benchmarks.realign.rollout import Rollout
+from benchmarks.realign.served import ServedPair
+from benchmarks.realign.texts import texts
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT, PairTables
+from teacher_server.realign.paired import Pair
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, contexts_of, next_tokens
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, PairSegmentation
@@ -20,7 +23,7 @@ from teacher_server.realign.segmentation.spaces import ends_in_spaces, spaces_be
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
 from teacher_server.realign.walk.seen import SeenExtensions
-from tests.realign.real_tokenizers import pair
+from tests.realign.real_tokenizers import pair, raw_tokenizer
 
 SURE = 0.98
 SEVEN, EIGHT = b" " * 7, b" " * 8
@@ -201,42 +204,27 @@ def test_white_space_is_what_unicode_says() -> None:
 @pytest.mark.parametrize(
     ("student", "teacher"), [("llama3", "deepseek_v3"), ("gpt4o", "llama3"), ("llama3", "qwen3")]
 )
-def test_rows_next_to_spaces_of_all_kinds_against_enumeration(student: str, teacher: str) -> None:
+def test_rows_next_to_spaces_of_all_kinds_against_the_reference(student: str, teacher: str) -> None:
     """Tabs, line ends and wide spaces before digits, words, marks and Chinese. DeepSeek's
     tokenizer cuts digits and Chinese off first and keeps the spaces before them together."""
-    tables = pair(student, teacher)
-    text = texts(1600, tuning=True)[-1]
-    assert text.name == "layout"
-    learnt = tables.teacher.encoder.encode(text.learnt[-60_000:].encode()).ids.tolist()
-    model = NgramTeacher(learnt, tables.teacher)
-    realigner = Realigner(tables)
-    layout = realigner.lay_out(tables.student.encoder.encode(text.held_out.encode()).ids)
-    rows = rows_for(model, learnt[-3:], layout)
-    positions = np.arange(len(layout.student_ids))
-    got = ServedPair(realigner, model).realign(layout, positions, rows)
-    spaces = spaces_before(layout.data, layout.student_offsets[1:])
-    spaces |= spaces_before(layout.data, layout.student_offsets[:-1])
-    usable = np.flatnonzero(spaces & (got.position_class != PositionClass.MASKED)).tolist()
+    own, theirs = raw_tokenizer(student), raw_tokenizer(teacher)
+    (text,) = texts(1600, tuning=True, names=["layout"])
+    learnt = theirs.encode(text.learnt[-60_000:])
+    model = NgramTeacher(learnt, theirs)
+    rollout = Rollout(text.held_out, own, theirs, tuple(learnt[-3:]))
+    ids = np.array(rollout.student_ids, np.int32)
+    served = ServedPair(Pair(pair(student, teacher)), model)
+    got = served.score(ids, np.arange(len(ids), dtype=np.int32), rollout.before)
+    offsets = np.array(rollout.student_ends)
+    spaces = spaces_before(rollout.data, offsets[1:])
+    spaces |= spaces_before(rollout.data, offsets[:-1])
+    usable = np.flatnonzero(spaces & ~got.masked).tolist()
+    reference = Reference(model, own, theirs)
     apart = []
     for position in random.Random(11).sample(usable, 24):
-        sync, here = int(layout.sync[position]), int(layout.student_offsets[position])
-        offset = int(layout.teacher_offsets[sync])
-        first = int(np.searchsorted(layout.student_offsets, offset))
-        truth = enumerate_paths(
-            model,
-            [*learnt[-3:], *layout.teacher_ids[:sync].tolist()],
-            layout.data[offset:here],
-            layout.student_ids[first:position].tolist(),
-            tables.student,
-            tables.teacher,
-            open_share=0.001,
-            most=2000,
-            enough=0.02,
-        )
+        truth = reference.truth(rollout.window(position), random.Random(position))
         if truth is not None:
-            found = masses(got, position, tables)
-            wanted = {tables.student.token_bytes[t]: m for t, m in truth.mass.items()}
-            apart.append(sum(abs(found[t] - wanted.get(t, 0.0)) for t in found) / 2)
+            apart.append(truth.excess(got.rows[position]))
     assert len(apart) >= 16
     assert np.mean(apart) <= 0.003, sorted(apart)[-5:]
     assert max(apart) <= 0.03

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from teacher_proto.types import Int32, PositionClass
 from transformers import AutoModelForCausalLM
 
-from benchmarks.realign_reference import rows_apart
+from benchmarks.realign.compared import rows_apart
 from student_trainer.quickstart.prepare import smollm2_dir
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.static_tables import build_static
