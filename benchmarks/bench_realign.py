@@ -10,8 +10,8 @@ import argparse
 import multiprocessing
 import os
 from collections.abc import Iterable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from functools import partial
 
 from benchmarks.harness import write_result
 from benchmarks.realign.cell import Cell, measure
@@ -50,13 +50,15 @@ def measure_pair(names: tuple[str, str], arguments: argparse.Namespace) -> list[
 
 
 def measure_all(pairs: Iterable[tuple[str, str]], arguments: argparse.Namespace) -> list[Cell]:
+    """All texts of these pairs, two pairs at a time."""
     os.environ |= {"TOKENIZERS_PARALLELISM": "false", "OMP_NUM_THREADS": "1"}
     cells: list[Cell] = []
-    with ProcessPoolExecutor(
-        PROCESSES, multiprocessing.get_context("spawn"), max_tasks_per_child=1
-    ) as pool:
-        for done in as_completed([pool.submit(measure_pair, one, arguments) for one in pairs]):
-            cells += done.result()
+    context = multiprocessing.get_context("spawn")
+    # A process for each pair: tables of tokenizers take hundreds of megabytes.
+    with context.Pool(PROCESSES, maxtasksperchild=1) as pool:
+        work = partial(measure_pair, arguments=arguments)
+        for found in pool.imap_unordered(work, pairs, chunksize=1):
+            cells += found
     return cells
 
 
