@@ -25,14 +25,17 @@ import student_trainer.startup.teacher as start_of_teacher
 from student_trainer.commands.dry_run import compare_tokenizers
 from student_trainer.data import load_prompts
 from student_trainer.data.templates import thinking, thinking_tail
+from student_trainer.first_example import first_example
 from student_trainer.rollout.generate import generate
 from student_trainer.run.checkpoint import TrainState
+from student_trainer.run.directory import read_metrics
 from student_trainer.run.resume import check_settings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
 from student_trainer.student.model import load_student
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
 from student_trainer.teacher.own_tokenizer import special_roles
 from student_trainer.train import train
 from student_trainer.update.metrics import UpdateTotals
@@ -130,10 +133,50 @@ def test_a_run_trains_evaluates_and_shows_what_it_knows(
     assert (run / "plots" / "realignment.png").exists()
 
 
+def test_coarse_rows_are_learnt_from_and_otherwise_masked(
+    config: MakeConfig, tmp_path: Path
+) -> None:
+    """The same first step twice: what is coarse in one run is masked in the other, for the same
+    reasons, and all the other rows are the same."""
+    lines, examples = {}, {}
+    for coarse in ("bucket", "mask"):
+        settings = config(
+            run={"steps": 1, "output_dir": str(tmp_path / coarse)},
+            loss={"top_k": 48, "coarse": coarse},
+            report={"metric_rows": 10_000},
+        )
+        (lines[coarse],) = read_metrics(train(settings) / "metrics.jsonl")
+        student = load_student(settings.student)
+        prompts = load_prompts(settings.data, student.tokenizer)
+        with TeacherLink(settings.teacher, student, run="test") as link:
+            examples[coarse] = "".join(
+                first_example(
+                    student, prompt, settings.rollout, settings.loss, seed=seed, teacher=link
+                )
+                for seed, prompt in enumerate(prompts.train)
+            )
+    with_them, without = lines["bucket"], lines["mask"]
+    assert with_them["coarse_tokens"] > 0 == without["coarse_tokens"]
+    assert with_them["realign_coarse_share"] > 0 == without["realign_coarse_share"]
+    masked = with_them["realign_masked_share"] + with_them["realign_coarse_share"]
+    assert without["realign_masked_share"] == pytest.approx(masked)
+    assert without["unusable_tokens"] == with_them["unusable_tokens"] + with_them["coarse_tokens"]
+    assert 0 < with_them["realign_coarse_rest"] <= 0.9
+    for name in (*map(metric_of, EXPLAINED), "realign_coverage", "realign_open_mass",
+                 "teacher_support_mass", "student_support_mass", "log_ratio_mean"):  # fmt: skip
+        assert with_them[name] == pytest.approx(without[name]), name
+    reasons = [with_them[metric_of(name)] for name in EXPLAINED]
+    assert sum(reasons) == pytest.approx(masked)
+    assert with_them[metric_of("OTHER")] == 0
+    assert " coarse, DOUBTFUL: " in examples["bucket"]
+    assert " unknown, DOUBTFUL: " in examples["mask"]
+
+
 KINDS = {
     "lsm": {},
     "chunks": {"loss": {"masked_chunks": True, "chunk_clamp": 5.0, "mean": "sequence"}},
     "student, stale": {"loss": {"support": "student+sampled"}, "pipeline": {"staleness": 1}},
+    "mask": {"loss": {"coarse": "mask"}},
     "sampled_token": {"loss": {"kind": "sampled_token"}},
 }
 
@@ -143,7 +186,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one(
     config: MakeConfig, tmp_path: Path, kind: str
 ) -> None:
     settings = config(**KINDS[kind])
-    resumed_exactly(settings, tmp_path)
+    whole = resumed_exactly(settings, tmp_path)
+    coarse = sum(line["coarse_tokens"] for line in read_metrics(whole / "metrics.jsonl"))
+    assert (coarse > 0) is (kind not in ("mask", "sampled_token"))
 
 
 def test_a_run_of_before_coarse_rows_goes_on_without_them_or_asked(config: MakeConfig) -> None:
