@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from teacher_proto.types import Bool, Int32, PositionClass
+from teacher_proto.types import Bool, Int32, MaskReason, PositionClass
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -17,12 +17,7 @@ from benchmarks.cells.pair import pair, side
 from benchmarks.cells.task import Problem
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.pair.layout import Layout
-from teacher_server.realign.realigner import (
-    LEAST_AGREEING,
-    MAX_CHUNK_TOKENS,
-    RealignedRows,
-    Realigner,
-)
+from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows
 from teacher_server.realign.walk.walker import unsettled_paths
@@ -193,7 +188,6 @@ def _scored(ids: Int64, layout: Layout, realigned: RealignedRows, spent: int) ->
     tables = pair()
     certified = certify(realigned.walked, ids, TOP_K, tables.student.size, tables)
     masked = realigned.position_class == PositionClass.MASKED
-    whole = layout.canonical & ~layout.unrealignable
-    whole &= layout.chunk_tokens[layout.chunk] <= MAX_CHUNK_TOKENS
-    whole &= realigned.walked.total >= LEAST_AGREEING
+    # Masked for what is certified of the row, and not for where it stands.
+    whole = realigned.mask_reason >= MaskReason.NOTHING_CERTIFIED
     return Scored(ids, layout, realigned, certified, masked, masked & whole, spent)
