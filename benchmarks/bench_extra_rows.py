@@ -2,8 +2,8 @@
 
 Each text is one request, realigned as the service realigns it, once without extra rows and once
 with each budget. A line has the rows that were asked for beyond the rollout's, for each of the
-teacher's tokens; the part of the student's rows that is masked; and what the others tell, in
-nats: of each row its ids and one event for the rest. It is given as a part of the nats of the
+teacher's tokens; the parts of the student's rows that are masked and coarse; and what all rows
+tell, in nats: of each row its ids and one event for the rest, as a part of the nats of the
 teacher's own rows along the rollout, which is what the student's rows hold on average.
 """
 
@@ -112,6 +112,7 @@ class Measured:
     rows: float = 0.0
     rounds: int = 0
     masked: float = 0.0
+    coarse: float = 0.0
     told: float = 0.0
 
 
@@ -127,6 +128,7 @@ def measure(work: Pair, teacher: Teacher, ids: Int32, *, rounds: int, budget: fl
         student_vocabulary_size=None,
         sampled=True,
         log_tail=True,
+        coarse=True,
         vocabulary_size=work.tables.teacher.size,
         prompt_tokens=1,
         max_length=1 << 20,
@@ -161,6 +163,7 @@ def measure(work: Pair, teacher: Teacher, ids: Int32, *, rounds: int, budget: fl
     (scores,) = result.scores
     classes = required(scores.realignment, "realignment").position_class
     found.masked = float((classes == PositionClass.MASKED).mean())
+    found.coarse = float((classes == PositionClass.COARSE).mean())
     found.told = nats([scores.rows]) / own
     return found
 
@@ -242,7 +245,8 @@ def main() -> None:
             found = measure(work, teacher, ids, rounds=arguments.rounds, budget=budget)
             print(
                 f"{name:24} budget {budget:.2f}: rows a token {found.rows:.3f} in "
-                f"{found.rounds} rounds, masked {found.masked:.3f}, told {found.told:.3f}",
+                f"{found.rounds} rounds, masked {found.masked:.3f}, coarse {found.coarse:.3f}, "
+                f"told {found.told:.3f}",
                 flush=True,
             )
 

@@ -40,11 +40,16 @@ def left_open(count: int, entries: list[tuple[int, int, int, float]], total: Any
     )
 
 
-def block(classes: list[PositionClass], coverage: list[float]) -> Realignment:
+def block(
+    classes: list[PositionClass], coverage: list[float], open_mass: float = 1.0
+) -> Realignment:
+    """Masked rows are doubtful ones."""
+    doubtful = [MaskReason.DOUBTFUL * (one is PositionClass.MASKED) for one in classes]
     nothing: NDArray[Any] = np.zeros(len(classes), np.float32)
     return Realignment(
         coverage=np.array(coverage, np.float32),
-        open_mass=nothing,
+        open_mass=nothing + np.float32(open_mass),
+        mask_reason=np.array(doubtful, np.uint8),
         lost_mass=nothing,
         position_class=np.array(classes, np.uint8),
         chunk_index=np.zeros(len(classes), np.int32),
@@ -93,6 +98,8 @@ def test_rows_that_no_further_row_settles_need_none() -> None:
     classes = [PositionClass.MASKED] * 3 + [PositionClass.ALIGNED]
     rows = replace(block(classes, [0.0, 0.0, 0.0, 0.25]), mask_reason=np.array(reasons, np.uint8))
     assert needs_of(rows).tolist() == [0.0, 1.0, 0.0, 0.75]
+    little = needs_of(replace(rows, open_mass=np.full(4, 0.125, np.float32)))
+    assert little.tolist() == [0.0, 1.0, 0.0, 0.25]
     walked = left_open(4, [(place, place, 2, 0.9) for place in range(4)], np.ones(4))
     assert paths_of(walked, rows, 0.05, {}).row.tolist() == [1, 3]
 

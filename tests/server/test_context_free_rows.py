@@ -131,7 +131,8 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     """What precedes the student's "c" is "a", "b" to the teacher, whose rollout has "bc":
     the row behind "b" is there after a round only, and it is the first to hold a "c"."""
     student = toy("abcd" + SPACE, [("c", "d")])
-    teacher = toy("abcd" + SPACE, [("b", "c")])
+    # With a word that takes its space along: no row is masked for merged spaces.
+    teacher = toy("abcd" + SPACE, [("b", "c"), (SPACE, "b")])
     behind = {"a": {"b": 0.6, "bc": 0.4}, "b": {"c": 0.9, "a": 0.1}}
     asked: list[Job] = []
 

@@ -1,7 +1,7 @@
 """Which rows after paths a round of extra rows asks for, and when a request stops asking.
 
 A row's *need* is the part of it that its student is not told: 1 where it is masked for what it
-leaves open, what its ids do not cover elsewhere, and 0 where no further row could change it. A
+leaves open, elsewhere what its ids do not cover, and 0 where no further row could change it. A
 path's *gain* is what the row after it would take off the needs, counted in rows: of each need
 the path's share of the row's open mass. A masked row tells nothing before most of its open mass
 is settled, so there a small share counts for less (MASKED_POWER): where a row has many small
@@ -20,15 +20,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Float32, MaskReason, PositionClass, Realignment
+from teacher_proto.rows import required
+from teacher_proto.types import MaskReason, PositionClass, Realignment
 
 from teacher_server.realign.walk.masses import WalkResult
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
-# Power of a path's share of a masked row's open mass. It and the two below were chosen on the
+# Power of a path's share of a masked row's open mass. It and the next three were chosen on the
 # benchmark's tuning texts.
 MASKED_POWER = 1.5
+# A row that is not masked needs at most this many times its open mass: of what its ids do not
+# cover, the rest may be below its K best.
+MOST_OF_OPEN = 2
 # Rows: what the row after a path must gain at least.
 LEAST_GAIN = 0.1
 # Of a request's budget, what the first of several rounds may spend.
@@ -65,10 +69,9 @@ NO_PATHS = OpenPaths(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0))
 def needs_of(block: Realignment) -> Float64:
     """float64 [R], the need of each row."""
     masked = block.position_class == PositionClass.MASKED
-    need: Float64 = np.where(masked, 1.0, 1.0 - _as_float64(block.coverage))
-    if block.mask_reason is not None:
-        need[masked & ~np.isin(block.mask_reason, SETTLED_BY_ROWS)] = 0.0
-    return need
+    for_good = masked & ~np.isin(required(block.mask_reason, "mask_reason"), SETTLED_BY_ROWS)
+    untold = np.minimum(1.0 - block.coverage, MOST_OF_OPEN * block.open_mass)
+    return np.where(masked, np.where(for_good, 0.0, 1.0), untold.astype(np.float64))
 
 
 def paths_of(
@@ -150,7 +153,3 @@ class ExtraBudget:
         else:
             part = self.rows // max(self.rounds, 1)
         return min(max(part, 1), self.rows, self.most)
-
-
-def _as_float64(values: Float32) -> Float64:
-    return values.astype(np.float64)
