@@ -20,10 +20,11 @@ import torch
 from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Int32, PositionClass
 
-from benchmarks.bench_realign import top
-from benchmarks.realign_model import BEGIN, PROMPT, WRITTEN, SmolLM2
-from benchmarks.realign_reference import LEAST, NgramTeacher
-from benchmarks.realign_texts import texts
+from benchmarks.realign.ngram import NgramTeacher
+from benchmarks.realign.real_model import BEGIN, PROMPT, WRITTEN, SmolLM2
+from benchmarks.realign.reference.pasts import LEAST
+from benchmarks.realign.served import top
+from benchmarks.realign.texts import texts
 from teacher_server.config import TokenizerSettings
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables
@@ -40,7 +41,7 @@ from teacher_server.realign.requests.messages import (
 )
 from teacher_server.realign.requests.request import best_of, realigned
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
-from tests.realign.real_tokenizers import pair, vocabulary
+from tests.realign.real_tokenizers import pair, raw_tokenizer, vocabulary
 
 PAIRS = ("llama3<qwen3", "qwen3<llama3", "llama3<gemma3", "qwen3<gemma3", "qwen3<smollm2")
 REAL = "smollm2"
@@ -64,7 +65,7 @@ class Ngrams:
 
     def row(self, before: Sequence[int], own: int, best: int) -> Found:
         context = [*self.begun, *before]
-        ids, values = top(self.model, context)
+        ids, values = top(self.model, context, best)
         return ids, values, float(np.log(max(self.model.probability(context, own), LEAST)))
 
 
@@ -221,7 +222,7 @@ def cells(pairs: Sequence[str], names: Sequence[str], size: int, tuning: bool) -
         tables = pair(student, teacher)
         for text in made:
             learnt = tables.teacher.encoder.encode(text.learnt.encode()).ids.tolist()
-            ngrams = Ngrams(NgramTeacher(learnt, tables.teacher), learnt[-3:])
+            ngrams = Ngrams(NgramTeacher(learnt, raw_tokenizer(teacher)), learnt[-3:])
             ids = tables.student.encoder.encode(text.held_out.encode()).ids
             yield f"{name} {text.name}", tables, ngrams, ids
 

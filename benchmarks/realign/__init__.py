@@ -1,7 +1,7 @@
-"""Realignment judged from outside. Read ``reference`` first: it is the specification.
+"""Realignment judged from outside. Read ``reference.specification`` first.
 
-``raw_tokenizer``: a tokenizer file as the ``tokenizers`` library reads it. ``ngram``: the
-language model that stands in for a teacher. ``reference``: what a student's row ought to be,
-by sampling what the teacher would write. ``enumeration``: the same by following the teacher's
-paths. ``served``: the product, driven as the service drives it.
+``ngram``: the language model that stands in for a teacher. ``texts``: what it learns and what is
+realigned. ``served``: the product, driven as the service drives it. ``cell``: one pair and text,
+held against the specification. ``figures``: the worst cells. ``real_model``: rows of SmolLM2.
+``compared``: two versions of one row, for tests.
 """

@@ -18,7 +18,7 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.realign.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]

@@ -17,7 +17,7 @@ from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Int32, PositionClass, Realignment
 
 from benchmarks.realign.ngram import NgramTeacher
-from benchmarks.realign.pasts import LEAST
+from benchmarks.realign.reference.pasts import LEAST
 from teacher_server.config import TokenizerSettings
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.paired import Pair
@@ -32,6 +32,7 @@ from teacher_server.realign.requests.messages import (
 )
 from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of, realigned
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
+from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 
 Float64 = NDArray[np.float64]
 TOP_K = 64
@@ -161,9 +162,11 @@ class ServedPair:
             "prompt_tokens": prompt_tokens,
             "max_length": 1 << 20,
         }
-        names = {field.name for field in fields(RealignRequest)}
-        settings = {name: getattr(self._settings, name) for name in names - given.keys()}
-        return RealignRequest(**{k: v for k, v in given.items() if k in names}, **settings)
+        rest = {field.name for field in fields(RealignRequest)} - given.keys()
+        settings = {name: getattr(self._settings, name) for name in rest}
+        if settings["extra_rounds"] is None:
+            settings["extra_rounds"] = EXTRA_ROUNDS  # as beside vllm
+        return RealignRequest(**given, **settings)
 
     def _answer(self, asked: Asked, request: RealignRequest, before: Sequence[int]) -> Answer:
         best = best_of(request, request.vocabulary_size)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.realign.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 from student_trainer.quickstart.cache import cache_dir
 from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.tables import PairTables

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from teacher_proto.types import Level, PositionClass
 
-from benchmarks.realign.enumeration import enumerate_paths
+from benchmarks.realign.reference.enumeration import enumerate_paths
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables

@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from benchmarks.realign.enumeration import enumerate_paths
-from benchmarks.realign.exhaustive import exhaustive
 from benchmarks.realign.ngram import NgramTeacher
-from benchmarks.realign.pasts import Window, pasts_of
-from benchmarks.realign.raw_tokenizer import RawTokenizer
-from benchmarks.realign.reference import Reference, Truth
-from benchmarks.realign.rollout import Rollout
+from benchmarks.realign.reference.enumeration import enumerate_paths
+from benchmarks.realign.reference.exhaustive import exhaustive
+from benchmarks.realign.reference.pasts import Window, pasts_of
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.rollout import Rollout
+from benchmarks.realign.reference.specification import Reference, Truth
 from benchmarks.realign.texts import texts
 from teacher_server.realign.pair.vocabulary import read_vocabulary
 from tests.realign.real_tokenizers import raw_tokenizer, vocabulary

@@ -10,9 +10,11 @@ import pytest
 from teacher_proto.types import PositionClass
 
 from benchmarks.realign.ngram import NgramTeacher
-from benchmarks.realign.reference import Reference
-from benchmarks.realign.rollout import Rollout
-from benchmarks.realign.served import ServedPair
+from benchmarks.realign.reference.pasts import Window, pasts_of
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.rollout import Rollout
+from benchmarks.realign.reference.specification import Reference
+from benchmarks.realign.served import BEST, ServedPair
 from benchmarks.realign.texts import texts
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT, PairTables
 from teacher_server.realign.paired import Pair
@@ -26,6 +28,7 @@ from teacher_server.realign.walk.seen import SeenExtensions
 from tests.realign.real_tokenizers import pair, raw_tokenizer
 
 SURE = 0.98
+UNREAD = 0.15
 SEVEN, EIGHT = b" " * 7, b" " * 8
 
 
@@ -201,12 +204,22 @@ def test_white_space_is_what_unicode_says() -> None:
     assert several == [4, 7, 18]
 
 
+def unread(window: Window, model: NgramTeacher, tokenizer: RawTokenizer) -> float:
+    """The part of the teacher's next token that lies below the ids that are read."""
+    pasts = pasts_of(window, model, tokenizer)
+    rows = [model.support([*window.before, *past.tokens])[1] for past in pasts]
+    masses = [past.mass for past in pasts]
+    return float(np.average([row[BEST:].sum() for row in rows], weights=masses))
+
+
 @pytest.mark.parametrize(
     ("student", "teacher"), [("llama3", "deepseek_v3"), ("gpt4o", "llama3"), ("llama3", "qwen3")]
 )
 def test_rows_next_to_spaces_of_all_kinds_against_the_reference(student: str, teacher: str) -> None:
     """Tabs, line ends and wide spaces before digits, words, marks and Chinese. DeepSeek's
-    tokenizer cuts digits and Chinese off first and keeps the spaces before them together."""
+    tokenizer cuts digits and Chinese off first and keeps the spaces before them together. Rows
+    of which more than UNREAD lies below the ids that are read take no part: hundreds of numbers
+    that contradict the spaces before them may be there."""
     own, theirs = raw_tokenizer(student), raw_tokenizer(teacher)
     (text,) = texts(1600, tuning=True, names=["layout"])
     learnt = theirs.encode(text.learnt[-60_000:])
@@ -222,9 +235,10 @@ def test_rows_next_to_spaces_of_all_kinds_against_the_reference(student: str, te
     reference = Reference(model, own, theirs)
     apart = []
     for position in random.Random(11).sample(usable, 24):
-        truth = reference.truth(rollout.window(position), random.Random(position))
-        if truth is not None:
+        window = rollout.window(position)
+        truth = reference.truth(window, random.Random(position))
+        if truth is not None and unread(window, model, theirs) <= UNREAD:
             apart.append(truth.excess(got.rows[position]))
-    assert len(apart) >= 16
+    assert len(apart) >= 12
     assert np.mean(apart) <= 0.003, sorted(apart)[-5:]
     assert max(apart) <= 0.03

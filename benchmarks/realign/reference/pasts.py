@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from benchmarks.realign.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 
 # Probability of a token that the text so far holds and the teacher's row does not.
 LEAST = 1e-9

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-from benchmarks.realign.pasts import Past, Window
-from benchmarks.realign.raw_tokenizer import RawTokenizer
-from benchmarks.realign.reference import IMPOSSIBLE, outcome
+from benchmarks.realign.reference.pasts import Past, Window
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.specification import IMPOSSIBLE, outcome
 
 
 class EndingTeacher(Protocol):

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
 
-from benchmarks.realign.pasts import Window
-from benchmarks.realign.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.pasts import Window
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 
 # Bytes that a window has at least, where the rollout is as long.
 LEAST_BYTES, MOST_BYTES = 32, 400

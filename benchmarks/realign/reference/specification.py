@@ -36,8 +36,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from benchmarks.realign.pasts import Past, Window, pasts_of
-from benchmarks.realign.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.pasts import Past, Window, pasts_of
+from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 
 # What a drawn text may give instead of a token.
 IMPOSSIBLE, LOST = -1, -2

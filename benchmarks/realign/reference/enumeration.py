@@ -23,7 +23,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.realign.settling import Settling
+from benchmarks.realign.reference.settling import Settling
 from teacher_server.realign.pair.vocabulary import Vocabulary, incomplete_tail
 
 Float64 = NDArray[np.float64]
