@@ -29,7 +29,10 @@ class Memo:
         slot = self._slot(keys)
         found = self._keys.take(slot)
         there = found == keys
-        result = np.where(there, self._values.take(slot), ABSENT)
+        result = self._values.take(slot)
+        if there.all():
+            return result
+        result[~there] = ABSENT
         open_ = np.flatnonzero(~there & (found != _EMPTY))
         while len(open_):
             slot[open_] = (slot[open_] + 1) & self._mask
@@ -57,7 +60,8 @@ class Memo:
 
     def _slot(self, keys: Int64) -> Int64:
         """Where the search for each key begins."""
-        return ((keys.view(np.uint64) * _MULTIPLIER) >> self._shift).astype(np.int64)
+        slot: Int64 = ((keys.view(np.uint64) * _MULTIPLIER) >> self._shift).view(np.int64)
+        return slot
 
     def _insert(self, keys: Int64, values: Int64) -> None:
         slot = self._slot(keys)

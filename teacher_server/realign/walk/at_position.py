@@ -2,7 +2,8 @@
 
 A token that stands apart from the text before it settles its own student token, unless it
 may be extended or the row after it is there. One that may join that text is written after
-it first: the student may then cut both in another way than it has.
+it first: the student would perhaps cut both in another way than it has, and then the token
+is ruled out, unless what follows may rescue it.
 """
 
 from __future__ import annotations

@@ -13,9 +13,9 @@ from teacher_proto.types import Bool, Float32
 
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT, PairTables
 from teacher_server.realign.segmentation.canonical import CONTRADICTS, possible_followers
+from teacher_server.realign.segmentation.extension_shares import LEAST_LOOKED_UP, extension_shares
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.states import OPEN
-from teacher_server.realign.walk.extension_shares import LEAST_LOOKED_UP, extension_shares
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]

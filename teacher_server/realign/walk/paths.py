@@ -1,4 +1,8 @@
-"""Paths of teacher tokens, and their fates: each step decides them, and they are acted on here."""
+"""Paths of teacher tokens and their fates, and what the steps of a walk share.
+
+Each step of a walk decides a fate for each of its paths (``fates``, and what it knows
+beside); only ``act`` does with them what their fates say.
+"""
 
 from __future__ import annotations
 
@@ -70,7 +74,7 @@ class Paths:
         row: the row that the path's last token is read from.
         token: the path's last teacher token.
         mass: of the path.
-        state: of ``StudentStates``, once the path is written.
+        state: of ``StudentStates``, once the path is written; EMPTY_STATE before.
         node: of the prefix trie, as in ``PairTables.trie_steps``.
         after: the row after the path; NO_ROW where it was not asked for.
         first: as in ``Entries``.

@@ -15,8 +15,8 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
+from teacher_server.realign.segmentation.extension_shares import extension_shares
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
-from teacher_server.realign.walk.extension_shares import extension_shares
 from teacher_server.realign.walk.rows import TeacherRows
 
 Int64 = NDArray[np.int64]

@@ -23,8 +23,9 @@ from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger, WalkResult
 from teacher_server.realign.walk.paths import WalkContext
-from teacher_server.realign.walk.rows import NO_ROW, TeacherRows
-from teacher_server.realign.walk.starts import StartFinder
+from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
+from teacher_server.realign.walk.start_finder import StartFinder
+from teacher_server.realign.walk.starts import FoundStarts, Starts
 
 Int64 = NDArray[np.int64]
 
@@ -52,7 +53,7 @@ class Walker:
         """
         self.pair.states.trim()
         initial = self.pair.states.initial(layout, positions)
-        before, at, missing = self._starts.starts(layout, positions, initial, rows)
+        starts = self._starts.find(layout, positions, initial, rows)
         ledger = MassLedger(len(positions))
         walk = WalkContext(
             kinds=self._kinds,
@@ -64,29 +65,37 @@ class Walker:
             ),
             ledger=ledger,
         )
-        paths = read_rows_at(walk, at)
-        paths += read_rows_before(walk, before)
-        leave_missing_open(walk, missing)
-        for _ in range(self._depth):
-            if not len(paths.mass):
-                break
-            paths = read_rows_beyond(walk, paths)
-        ranges, none = self.pair.states.prefix_ranges(paths.state), np.full(len(paths.mass), NO_ROW)
-        ledger.leave_open(paths.position, none, paths.mass, none, ranges, paths.first)
-        # What the rows at the positions do not list.
-        tail, floor = np.zeros(len(positions)), np.zeros(len(positions))
-        weight = np.exp(at.weight)
-        np.add.at(tail, at.position, rows.tail[at.row] * weight)
-        np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
+        self._settle(walk, starts)
+        tail, floor = _unlisted(starts.at, rows, len(positions))
         return WalkResult(
             settled=ledger.settled(),
             open=ledger.open(),
             lost=ledger.lost,
             total=ledger.total,
             tail=tail,
-            floor=np.minimum(floor, tail),
+            floor=floor,
             wanted=walk.extensions.wanted(),
         )
+
+    def _settle(self, walk: WalkContext, starts: FoundStarts) -> None:
+        """Reads rows until every path has its fate, or the walk has gone deep enough."""
+        paths = read_rows_at(walk, starts.at)
+        paths += read_rows_before(walk, starts.before)
+        leave_missing_open(walk, starts.missing)
+        for _ in range(self._depth):
+            if not len(paths.mass):
+                break
+            paths = read_rows_beyond(walk, paths)
+        ranges, none = self.pair.states.prefix_ranges(paths.state), np.full(len(paths.mass), NO_ROW)
+        walk.ledger.leave_open(paths.position, none, paths.mass, none, ranges, paths.first)
+
+
+def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float64]:
+    """(tail, floor) of ``WalkResult``: what the rows at the positions do not list."""
+    tail, floor, weight = np.zeros(count), np.zeros(count), np.exp(at.weight)
+    np.add.at(tail, at.position, rows.tail[at.row] * weight)
+    np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
+    return tail, np.minimum(floor, tail)
 
 
 def unsettled_paths(walked: WalkResult, least: float) -> list[tuple[int, int]]:

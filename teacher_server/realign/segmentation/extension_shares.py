@@ -10,9 +10,8 @@ from numpy.typing import NDArray
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation, is_implied
 from teacher_server.realign.segmentation.states import EMPTY_STATE
-from teacher_server.realign.walk.masses import true_places
-from teacher_server.realign.walk.rows import Float64
 
+Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 # Next tokens with less mass are not looked up.
 LEAST_LOOKED_UP = 2e-3
@@ -52,10 +51,10 @@ def extension_shares(
         data = [tables.teacher.token_bytes[token][skip:] for token in tokens.tolist()]
         rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
         alone = states.enter(np.full(count, EMPTY_STATE), data)
-    line, place = true_places(log_probs > np.log(LEAST_LOOKED_UP))
-    after = ids.take(place)
+    line, column = np.nonzero(log_probs > np.log(LEAST_LOOKED_UP))
+    after, masses = ids[line, column], np.exp(log_probs[line, column])
     joins = states.may_join(alone[line], after[:, None])[:, 0]
-    line, after, mass = line[joins], after[joins], np.exp(log_probs.take(place[joins]))
+    line, after, mass = line[joins], after[joins], masses[joins]
     known = rest[line] >= 0
     begun = np.maximum(rest[line], 0)
     node = tables.trie_steps(np.where(known, TRIE_ROOT, OFF_TRIE), begun)
