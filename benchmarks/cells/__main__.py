@@ -11,7 +11,7 @@ import hashlib
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,35 +27,44 @@ from benchmarks.cells.task import held_out
 from benchmarks.harness import print_table, write_result
 from student_trainer.quickstart.cache import cache_dir
 
-TEACHER = Recipe(digits=1, seed=0, steps=1600, whole=1600)
+TEACHER = Recipe(digits=1, seed=0, steps=1600, whole=1600, rate=5e-3)
 # What a run depends on.
 SOURCES = ("task", "pair", "model", "rows", "exact", "cells", "losses", "arms", "distil")
+HELD_OUT = 200
+RATES = [1e-3]
 MEASURES = ("accuracy", "bits_per_byte", "exact_kl")
 # Tokens of the teacher's longest solution, with its end.
 TEACHER_TOKENS = 16
 
 
 def start_of(seed: int) -> Recipe:
-    return Recipe(digits=3, seed=seed, steps=1000, whole=1000)
+    return Recipe(digits=3, seed=seed, steps=200, whole=1000)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.cells", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=[one.name for one in ARMS])
-    parser.add_argument("--teacher-tokens", type=int, default=16_000, help="of each run")
-    parser.add_argument("--replies", type=int, default=48, help="of each update")
-    parser.add_argument("--rate", type=float, default=2e-3, help="the learning rate")
+    parser.add_argument("--teacher-tokens", type=int, default=13_000, help="of each run")
+    parser.add_argument("--replies", type=int, default=32, help="of each update")
+    parser.add_argument(
+        "--rates", type=float, nargs="+", default=RATES, help="learning rates; an arm has its best"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
-    plan = Plan(given.teacher_tokens, given.replies, given.rate, held_out(200))
-    arms = [one for one in ARMS if given.arms is None or one.name in given.arms]
-    teacher = trained(TEACHER, plan.held_out)
+    left_out = held_out(HELD_OUT)
+    teacher = trained(TEACHER, left_out)
     scorer = Scorer(teacher)
-    outcomes = [_run(arm, seed, scorer, plan) for seed in given.seeds for arm in (None, *arms)]
-    if len(given.seeds) < 2:
-        return
-    _write(outcomes, accuracy(teacher, side(1), plan.held_out, TEACHER_TOKENS), plan)
+    arms = [one for one in ARMS if given.arms is None or one.name in given.arms]
+    plans = [Plan(given.teacher_tokens, given.replies, rate, left_out) for rate in given.rates]
+    runs: dict[str, dict[float, list[Outcome]]] = defaultdict(lambda: defaultdict(list))
+    for seed in given.seeds:
+        runs["start"][0.0].append(_run(None, seed, scorer, plans[0]))
+        for arm in arms:
+            for plan in plans:
+                runs[arm.name][plan.rate].append(_run(arm, seed, scorer, plan))
+    if len(given.seeds) > 1:
+        _write(runs, accuracy(teacher, side(1), left_out, TEACHER_TOKENS), plans[0])
 
 
 def _run(arm: Arm | None, seed: int, scorer: Scorer, plan: Plan) -> Outcome:
@@ -78,34 +87,46 @@ def _run(arm: Arm | None, seed: int, scorer: Scorer, plan: Plan) -> Outcome:
     return found
 
 
-def _write(outcomes: Sequence[Outcome], of_teacher: float, plan: Plan) -> None:
-    by_arm: dict[str, list[Outcome]] = defaultdict(list)
-    for one in outcomes:
-        by_arm[one.arm].append(one)
+def _write(
+    runs: Mapping[str, Mapping[float, list[Outcome]]], of_teacher: float, plan: Plan
+) -> None:
+    rate_of = {
+        name: max(rates, key=lambda rate: statistics.mean(one.accuracy for one in rates[rate]))
+        for name, rates in runs.items()
+    }
+    best = {name: rates[rate_of[name]] for name, rates in runs.items()}
     print_table(
-        ("arm", *MEASURES, "on the way", "masked", "updates"),
+        ("arm", "rate", *MEASURES, "on the way", "masked", "updates"),
         [
             (
                 name,
+                f"{rate_of[name]:g}",
                 *(_spread([getattr(one, measure) for one in some]) for measure in MEASURES),
                 _spread([statistics.mean(one.curve) for one in some]),
                 f"{statistics.mean(one.shares.get('masked', 0.0) for one in some):.3f}",
                 str(some[0].updates),
             )
-            for name, some in by_arm.items()
+            for name, some in best.items()
         ],
     )
     figures = {
         f"{measure}_{name}": statistics.mean(getattr(one, measure) for one in some)
-        for name, some in by_arm.items()
+        for name, some in best.items()
         for measure in MEASURES
     }
-    against = verdict(by_arm)
+    against = verdict(best)
     won = {f"{name}_wins": float(all(rivals.values())) for name, rivals in against.items()}
     details = {
-        "plan": {**asdict(plan), "held_out": len(plan.held_out)},
+        "teacher_tokens": plan.teacher_tokens,
+        "replies": plan.replies,
+        "held_out": len(plan.held_out),
+        "rates": rate_of,
         "wins_against": against,
-        "runs": [asdict(one) for one in outcomes],
+        "runs": {
+            f"{name} {rate:g}": [asdict(one) for one in some]
+            for name, rates in runs.items()
+            for rate, some in rates.items()
+        },
     }
     write_result("cells", {**won, "accuracy_teacher": of_teacher, **figures}, details)
 

@@ -6,7 +6,6 @@ in what they do with the rows that it masks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -51,39 +50,39 @@ class Arm:
 
 
 ARMS = (
-    Arm("masked_chunks", chunks=True),
-    Arm("coarse_chunks", chunks=True, partial="bucket"),
-    Arm("cells_path", chunks=True, partial="path"),
-    Arm("cells_residual", chunks=True, partial="residual"),
     Arm("masked"),
+    Arm("masked_chunks", chunks=True),
     Arm("coarse", partial="bucket"),
+    Arm("cells_path", chunks=True, partial="path"),
     Arm("exact", exact=True),
+    Arm("cells_residual", chunks=True, partial="residual"),
+    Arm("extra_rows", partial="bucket", extra_rounds=2),
+    Arm("coarse_chunks", chunks=True, partial="bucket"),
     Arm("cells_alone", chunks=True, partial="finest"),
-    Arm("extra_rows", chunks=True, partial="bucket", extra_rounds=2),
 )
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The replies of an update as the teacher has scored them; ``exact``: probabilities
-    [n, V] of each, or None."""
+    """The T tokens of an update as the teacher has scored them; ``exact``: probabilities
+    [T, V], or None."""
 
-    scored: Sequence[Scored]
-    exact: Sequence[Float64] | None = None
+    scored: Scored
+    exact: Float64 | None = None
 
 
 def arm_loss(arm: Arm, drawn: Drawn, hidden: Tensor, head: Head) -> tuple[Tensor, dict[str, float]]:
     """(mean loss over the rows that learn, shares of rows) of T rows, hidden [T, H]."""
     scored = drawn.scored
-    sampled = torch.from_numpy(np.concatenate([one.ids for one in scored]))
+    sampled = torch.from_numpy(scored.ids)
     log_probs = log_softmax(hidden, head)
     if drawn.exact is not None:
-        truth = torch.from_numpy(np.concatenate(drawn.exact)).clamp_min(1e-9)
+        truth = torch.from_numpy(drawn.exact).clamp_min(1e-9)
         loss = (log_probs.exp() * (log_probs - truth.log())).sum(-1).mean()
         return loss, {"masked": 0.0, "partial": 0.0}
     old = log_probs.detach().gather(1, sampled[:, None])[:, 0]
     batch = _batch(scored, hidden, sampled, old)
-    masked = np.concatenate([one.masked for one in scored])
+    masked = scored.masked
     partial = _partial(arm, scored)
     total = lsm(_weighted(batch, ~masked), head, SETTINGS).total.double()
     if partial.any():
@@ -101,29 +100,26 @@ def log_softmax(hidden: Tensor, head: Head) -> Tensor:
     return torch.log_softmax(head.finish_rows(hidden.double() @ head.weight.double().T), -1)
 
 
-def _partial(arm: Arm, scored: Sequence[Scored]) -> Bool:
+def _partial(arm: Arm, scored: Scored) -> Bool:
     """bool [T]: the rows that learn from a part of what the teacher says."""
-    partly = np.concatenate([one.partly for one in scored])
     if arm.partial is None:
-        return np.zeros_like(partly)
+        return np.zeros_like(scored.partly)
     if arm.partial == "bucket":
-        some = np.concatenate([one.certified.counts > 0 for one in scored])
-        rest = 1 - np.concatenate([one.certified.coverage for one in scored])
-        return partly & some & (rest <= MOST_REST)
-    return partly
+        known = (scored.certified.counts > 0) & (1 - scored.certified.coverage <= MOST_REST)
+        return scored.partly & known
+    return scored.partly
 
 
 def _partial_loss(
-    arm: Arm, scored: Sequence[Scored], rows: Bool, log_probs: Tensor, batch: LossBatch, head: Head
+    arm: Arm, scored: Scored, rows: Bool, log_probs: Tensor, batch: LossBatch, head: Head
 ) -> Tensor:
     """The sum over the rows of what the arm learns from them."""
     which = torch.from_numpy(np.flatnonzero(rows))
-    owner = np.repeat(np.arange(len(scored)), [len(one.ids) for one in scored])[rows]
-    place = np.concatenate([np.arange(len(one.ids)) for one in scored])[rows]
-    cells = [
-        bucket_of(scored[one], at) if arm.partial == "bucket" else scored[one].cells(at)
-        for one, at in zip(owner.tolist(), place.tolist(), strict=True)
-    ]
+    places = which.tolist()
+    if arm.partial == "bucket":
+        cells = [bucket_of(scored, at) for at in places]
+    else:
+        cells = [scored.cells(at) for at in places]
     own = log_probs[which]
     if arm.partial in ("bucket", "finest"):
         return coarse_kl(own, cells).sum()
@@ -153,11 +149,11 @@ def bucket_of(scored: Scored, index: int) -> Cells:
     return without(Cells(cell_of, mass, (b"",) * (count + 1)), side(3).never)
 
 
-def _batch(scored: Sequence[Scored], hidden: Tensor, sampled: Tensor, old: Tensor) -> LossBatch:
-    ids = torch.from_numpy(np.concatenate([one.certified.ids for one in scored]))
-    known = torch.from_numpy(np.concatenate([one.certified.log_probs for one in scored]))
+def _batch(scored: Scored, hidden: Tensor, sampled: Tensor, old: Tensor) -> LossBatch:
+    ids = torch.from_numpy(scored.certified.ids)
+    known = torch.from_numpy(scored.certified.log_probs)
     removed = torch.isin(ids, torch.tensor(side(3).never))
-    rest = 1 - torch.from_numpy(np.concatenate([one.certified.coverage for one in scored]))
+    rest = 1 - torch.from_numpy(scored.certified.coverage)
     rest = rest + torch.where(removed, known.double().exp(), 0.0).sum(-1)
     return LossBatch(
         hidden=hidden,
@@ -177,9 +173,6 @@ def _weighted(batch: LossBatch, rows: Bool) -> LossBatch:
     return replace(batch, weights=torch.from_numpy(rows.astype(np.float32)))
 
 
-def _chunk_advantages(scored: Sequence[Scored], old: Tensor) -> Tensor:
+def _chunk_advantages(scored: Scored, old: Tensor) -> Tensor:
     """float32 [T]."""
-    ends = np.cumsum([len(one.ids) for one in scored])[:-1]
-    parts = np.split(old.numpy(), ends)
-    found = [one.chunk_advantages(own) for one, own in zip(scored, parts, strict=True)]
-    return torch.from_numpy(np.concatenate(found)).float()
+    return torch.from_numpy(scored.chunk_advantages(old.numpy())).float()

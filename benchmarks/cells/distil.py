@@ -22,6 +22,8 @@ from benchmarks.cells.task import Problem, problems, worked
 from student_trainer.losses import Head
 
 Int64 = NDArray[np.int64]
+# Updates in which the learning rate rises.
+WARM_UP = 5
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,7 @@ class Plan:
         teacher_tokens: that the teacher reads in a run, at most an update more.
         replies: of an update.
         rate: the learning rate.
-        held_out: problems that are never learnt from.
+        held_out: problems that a run does not learn from.
         judged: how many replies to held-out problems the exact KL is a mean over.
         every: updates between two measurements of the accuracy.
     """
@@ -74,15 +76,17 @@ def distil(start: LlamaForCausalLM, scorer: Scorer, arm: Arm, seed: int, plan: P
         ids, lengths = write(student, tokenizer, asked, generator)
         replies = [line[:length] for line, length in zip(ids, lengths, strict=True)]
         scored = scorer.score(asked, replies, arm.extra_rounds)
-        exact = exact_rows(scorer, asked, replies) if arm.exact else None
+        exact = np.concatenate(exact_rows(scorer, asked, replies)) if arm.exact else None
         hidden = _hidden(student, asked, replies)
         loss, seen = arm_loss(arm, Drawn(scored, exact), hidden, head_of(student))
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate * min((outcome.updates + 1) / WARM_UP, 1.0)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
         optimizer.step()
         shares.append(seen)
-        outcome.teacher_tokens += sum(one.teacher_tokens for one in scored)
+        outcome.teacher_tokens += scored.teacher_tokens
         outcome.updates += 1
         if outcome.updates % plan.every == 0:
             outcome.curve.append(accuracy(student, tokenizer, plan.held_out, MOST_TOKENS))

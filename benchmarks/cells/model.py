@@ -46,7 +46,7 @@ class Recipe:
     width: int = 64
     layers: int = 2
     batch: int = 64
-    rate: float = 5e-3
+    rate: float = 3e-3
 
     def file(self, left_out: Sequence[Problem]) -> Path:
         facts = {**asdict(self), "held_out": [asdict(one) for one in left_out]}
@@ -56,8 +56,11 @@ class Recipe:
 
 
 def fresh(recipe: Recipe) -> LlamaForCausalLM:
+    """A model that has learnt nothing. Its embedding of a number of several digits is the sum
+    of vectors for its digits at their places, as those of pretrained models nearly are: else
+    nothing that is learnt of one number would help with another."""
     torch.manual_seed(recipe.seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
             vocab_size=side(recipe.digits).vocabulary.size,
             hidden_size=recipe.width,
@@ -71,6 +74,16 @@ def fresh(recipe: Recipe) -> LlamaForCausalLM:
             attn_implementation="sdpa",
         )
     )
+    if recipe.digits > 1:
+        places = torch.randn(recipe.digits, 10, recipe.width) * recipe.width**-0.5 / 2
+        embedding = model.model.embed_tokens.weight
+        with torch.no_grad():
+            for token, data in enumerate(side(recipe.digits).vocabulary.token_bytes):
+                if data.isdigit():
+                    digits = [int(chr(one)) for one in reversed(data)]
+                    own = [places[place, digit] for place, digit in enumerate(digits)]
+                    embedding[token] = torch.stack(own).sum(0)
+    return model
 
 
 def trained(recipe: Recipe, left_out: Sequence[Problem]) -> LlamaForCausalLM:

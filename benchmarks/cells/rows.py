@@ -35,18 +35,17 @@ Path = tuple[int, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Scored:
-    """One reply of n tokens.
+    """The n tokens of an update's replies, one reply after the other.
 
     Attributes:
         ids: int64 [n], the student's.
         certified: of all rows, those too that the product masks.
         masked: bool [n], the product returns nothing.
         partly: bool [n], of the masked rows those that are masked for what is open alone.
-        teacher_tokens: that the teacher has read for it.
+        teacher_tokens: that the teacher has read for them.
     """
 
     ids: Int64
-    layout: Layout
     realigned: RealignedRows
     certified: Certified
     masked: Bool
@@ -63,12 +62,18 @@ class Scored:
         Args:
             log_probs: float64 [n], of the student's tokens when they were drawn.
         """
-        own = np.bincount(self.realigned.chunk_index, log_probs)
-        return (self.realigned.chunk_log_likelihood - own)[self.realigned.chunk_index]
+        chunks = self.realigned.chunk_log_likelihood
+        own = np.bincount(self.realigned.chunk_index, log_probs, len(chunks))
+        return (chunks - own)[self.realigned.chunk_index]
 
 
 class Scorer:
-    """The teacher, and the product's realignment of what it says."""
+    """The teacher, and the product's realignment of what it says.
+
+    The replies of an update are realigned as one text, in which each stands behind the end of
+    the one before: what a row may depend on lies between two ends. A reply that was cut gets
+    an end for this, which is no row.
+    """
 
     def __init__(self, teacher: LlamaForCausalLM) -> None:
         self._teacher = teacher
@@ -78,31 +83,37 @@ class Scorer:
 
     def score(
         self, asked: Sequence[Problem], replies: Sequence[Int64], extra_rounds: int = 0
-    ) -> list[Scored]:
-        layouts = [self._realigner.lay_out(ids.astype(np.int32)) for ids in replies]
-        lines = [one.teacher_ids.tolist() for one in layouts]
-        rows = self.rows(asked, lines, [[(at, ()) for at in range(len(one))] for one in lines])
-        found = [
-            teacher_rows(np.array(line, np.int32), *_ranked(own), own[np.arange(len(line)), line])
-            for line, own in zip(lines, rows, strict=True)
-        ]
-        realigned = [self._realign(layout, one) for layout, one in zip(layouts, found, strict=True)]
-        spent = [len(line) for line in lines]
+    ) -> Scored:
+        end = side(3).end
+        closed = [ids if ids[-1] == end else np.append(ids, end) for ids in replies]
+        drawn = [np.arange(len(one)) < len(ids) for one, ids in zip(closed, replies, strict=True)]
+        positions = np.flatnonzero(np.concatenate(drawn))
+        layout = self._realigner.lay_out(np.concatenate(closed).astype(np.int32))
+        ends = np.flatnonzero(layout.teacher_ids == self._side.end) + 1
+        starts = np.concatenate([[0], ends[:-1]])
+        lines = [one.tolist() for one in np.split(layout.teacher_ids, ends[:-1])]
+        own = self.rows(asked, lines, [[(at, ()) for at in range(len(one))] for one in lines])
+        values = np.concatenate(own)
+        of_tokens = values[np.arange(len(values)), layout.teacher_ids]
+        found = teacher_rows(layout.teacher_ids, *_ranked(values), of_tokens)
+        realigned, spent = self._realign(layout, positions, found), len(values)
         for _ in range(extra_rounds):
-            steps = [unsettled_paths(one.walked, LEAST_OPEN) for one in realigned]
-            paths = [
-                [_path(one, *step) for step in some] for one, some in zip(found, steps, strict=True)
-            ]
-            further = self.rows(asked, lines, paths)
-            for index, some in enumerate(steps):
-                if some:
-                    found[index] = with_extra_rows(found[index], some, *_ranked(further[index]))
-                    realigned[index] = self._realign(layouts[index], found[index])
-                    spent[index] += len(some)
-        return [_scored(*one) for one in zip(replies, layouts, realigned, spent, strict=True)]
+            steps = unsettled_paths(realigned.walked, LEAST_OPEN)
+            paths: list[list[Path]] = [[] for _ in lines]
+            for row, token in steps:
+                at, tokens = found.path(row)
+                reply = int(np.searchsorted(starts, at, "right")) - 1
+                paths[reply].append((at - int(starts[reply]), (*tokens, token)))
+            # Steps are in the order of their rows, paths in that of their replies.
+            owner = [int(np.searchsorted(starts, found.path(row)[0], "right")) for row, _ in steps]
+            order = np.argsort(owner, kind="stable")
+            further = np.concatenate(self.rows(asked, lines, paths))
+            found = with_extra_rows(found, [steps[one] for one in order], *_ranked(further))
+            realigned = self._realign(layout, positions, found)
+            spent += len(steps)
+        return _scored(layout, positions, realigned, spent)
 
-    def _realign(self, layout: Layout, rows: TeacherRows) -> RealignedRows:
-        positions = np.arange(len(layout.student_ids))
+    def _realign(self, layout: Layout, positions: Int64, rows: TeacherRows) -> RealignedRows:
         while True:
             found = self._realigner.realign(
                 layout, positions, rows, top_k=TOP_K, context_free=self._context_free
@@ -173,21 +184,16 @@ def _tree(before: list[int], line: list[int], paths: Sequence[Path]) -> _Tree:
     return _Tree(ids, places, seen, ends)
 
 
-def _path(rows: TeacherRows, row: int, token: int) -> Path:
-    at, tokens = rows.path(row)
-    return at, (*tokens, token)
-
-
 def _ranked(log_probs: Float64) -> tuple[Int32, Float64]:
     """The BEST ids of each row with their log-probabilities, the most likely first."""
     order = np.argsort(-log_probs, 1, kind="stable")[:, :BEST]
     return order.astype(np.int32), np.take_along_axis(log_probs, order, 1)
 
 
-def _scored(ids: Int64, layout: Layout, realigned: RealignedRows, spent: int) -> Scored:
-    tables = pair()
+def _scored(layout: Layout, positions: Int64, realigned: RealignedRows, spent: int) -> Scored:
+    tables, ids = pair(), layout.student_ids[positions].astype(np.int64)
     certified = certify(realigned.walked, ids, TOP_K, tables.student.size, tables)
     masked = realigned.position_class == PositionClass.MASKED
     # Masked for what is certified of the row, and not for where it stands.
     whole = realigned.mask_reason >= MaskReason.NOTHING_CERTIFIED
-    return Scored(ids, layout, realigned, certified, masked, masked & whole, spent)
+    return Scored(ids, realigned, certified, masked, masked & whole, spent)
