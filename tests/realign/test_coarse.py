@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from benchmarks.realign.enumeration import enumerate_paths
 from teacher_proto.rows import required
 from teacher_proto.types import MaskReason, PositionClass
 
-from benchmarks.realign.enumeration import enumerate_paths
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
