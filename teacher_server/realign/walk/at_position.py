@@ -32,10 +32,6 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
     paths, joins = _entries(walk, at)
     may_extend = walk.extensions.may_extend(paths.token, paths.mass, paths.position)
     paths = replace(paths, after=_rows_after(walk, paths, may_extend))
-    # What is open of a token apart from the text before it may become what the teacher would
-    # itself begin with the token, unless it is cut in another way.
-    resegmented = walk.extensions.resegmented(paths.token, paths.mass)
-    paths = replace(paths, first=np.where(joins | resegmented, -1, paths.token))
     answer = walk.kinds.student_token.take(paths.token)
     fate = fates(paths, answer, ~(joins | may_extend | paths.have_next_row))
     fate[walk.kinds.inexpressible.take(paths.token)] = Fate.LOSE
@@ -43,6 +39,12 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
     # Those that may join the text before them, and are not too small to be looked at.
     joining = np.flatnonzero(joins & (paths.mass >= SIGNIFICANT) & (fate != Fate.LOSE))
     fate[joining] = Fate.NOTHING
+    # What is open of a token apart from the text before it may become what the teacher would
+    # itself begin with the token, unless it is cut in another way.
+    apart = np.flatnonzero((fate >= Fate.OPEN) & ~joins)
+    token = paths.token[apart]
+    resegmented = walk.extensions.resegmented(token, paths.mass[apart])
+    paths.first[apart] = np.where(resegmented, -1, token)
     on = _act(walk, paths, fate, answer)
     return on + _act(walk, *_join(walk, paths.some(joining), may_extend[joining]))
 

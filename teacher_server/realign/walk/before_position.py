@@ -74,7 +74,7 @@ def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, F
     """(line, token, mass) of the rows' entries that reach across their positions, without
     those of little mass; line: place in ``before``."""
     ids = walk.rows.ids[before.row]
-    rank = walk.pair.tables.teacher.rank[ids]
+    rank = walk.pair.tables.teacher.rank.take(ids)
     fits = (rank >= before.low[:, None]) & (rank < before.high[:, None])
     line, place = true_places(fits)
     column = place - line * fits.shape[1]

@@ -15,7 +15,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.static_tables import OFF_TRIE
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
-from teacher_server.realign.walk.paths import Paths, WalkContext, act, fates
+from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 
 Int64 = NDArray[np.int64]
@@ -32,21 +32,21 @@ def read_rows_beyond(walk: WalkContext, paths: Paths) -> Paths:
     ending = _ending(walk, paths, np.where(joins, 0.0, mass).sum(1))
     _leave_slight_open(walk, paths, np.where(slight, mass, 0.0).sum(1))
     line, place = true_places(joins & ~slight)
-    before = paths.some(line)
-    longer = _longer(walk, before, ids.take(place), mass.take(place))
-    answer, decided = _answers(walk, before, longer)
+    longer = _longer(walk, paths, line, ids.take(place), mass.take(place))
+    answer, decided = _answers(walk, longer, paths.token.take(line), paths.state.take(line))
     # Most of it leaves the student's token as it was: one entry for each path.
     ended = states.answer(paths.state)
-    same = decided & (answer == ended[line])
-    ending += np.bincount(line[same], longer.mass[same], len(ending))
-    some, other = np.flatnonzero(ending > 0), np.flatnonzero(~same)
-    _act(walk, replace(paths, mass=ending).some(some), ended[some], np.ones(len(some), np.bool_))
-    return _act(walk, longer.some(other), answer[other], decided[other])
+    same = decided & (answer == ended.take(line))
+    ending += np.bincount(line, np.where(same, longer.mass, 0.0), len(ending))
+    _act(walk, replace(paths, mass=ending), ended, np.ones(len(ending), np.bool_), ending == 0)
+    return _act(walk, longer, answer, decided, same)
 
 
-def _act(walk: WalkContext, paths: Paths, answer: Int64, decided: Bool) -> Paths:
-    """``act`` on paths whose student tokens are ``answer`` [n] where ``decided`` [n]."""
+def _act(walk: WalkContext, paths: Paths, answer: Int64, decided: Bool, but: Bool) -> Paths:
+    """``act`` on paths whose student tokens are ``answer`` [n] where ``decided`` [n], without
+    those ``but`` [n]."""
     ranges, fate = walk.pair.states.prefix_ranges, fates(paths, answer, decided)
+    fate[but] = Fate.NOTHING
     return act(paths, fate, answer, walk.ledger, lambda left: ranges(left.state))
 
 
@@ -82,25 +82,33 @@ def _below(walk: WalkContext, paths: Paths) -> Float64:
     return below
 
 
-def _longer(walk: WalkContext, paths: Paths, token: Int64, mass: Float64) -> Paths:
-    """The paths [n] with one more token each."""
+def _longer(walk: WalkContext, paths: Paths, line: Int64, token: Int64, mass: Float64) -> Paths:
+    """The paths at ``line`` [n], with one more token each."""
+    row = paths.after.take(line)
     return Paths(
-        position=paths.position,
-        row=paths.after,
+        position=paths.position.take(line),
+        row=row,
         token=token,
         mass=mass,
-        state=walk.pair.states.step(paths.state, token),
-        node=walk.pair.tables.trie_steps(paths.node, token),
-        after=walk.rows.children(paths.after, token),
+        state=walk.pair.states.step(paths.state.take(line), token),
+        node=walk.pair.tables.trie_steps(paths.node.take(line), token),
+        after=walk.rows.children(row, token),
         first=np.full(len(token), -1),
     )
 
 
-def _answers(walk: WalkContext, before: Paths, paths: Paths) -> tuple[Int64, Bool]:
+def _answers(
+    walk: WalkContext, paths: Paths, before: Int64, state_before: Int64
+) -> tuple[Int64, Bool]:
     """(answer, decided), [n] each: the student's tokens, or CONTRADICTS, and whether nothing
-    that follows the paths can change them; ``before``: without their last tokens."""
+    that follows the paths can change them.
+
+    Args:
+        before, state_before: int64 [n], the paths' tokens before their last, and the states
+            with these.
+    """
     pair, states, state = walk.pair, walk.pair.states, paths.state
-    implied, depends = pair.implied_by_spaces(state, before.token, paths.token)
+    implied, depends = pair.implied_by_spaces(state, before, paths.token)
     implied[paths.have_next_row] = NOT_IMPLIED
     # What joins and leaves the trie is settled by the text up to here, unless a row that is
     # there can decide better.
@@ -110,9 +118,9 @@ def _answers(walk: WalkContext, before: Paths, paths: Paths) -> tuple[Int64, Boo
     goes_on |= may_move & paths.have_next_row
     # Where the teacher's own tokenizer writes no such token after the path, that text is
     # another path's: the row's mass stays with the path's token.
-    answer, ended = states.answer(state), states.answer(before.state)
-    kept = (answer != ended) & ~states.end_in_spaces(before.state)
-    kept[kept] = ~pair.canonical_pairs.are_canonical(before.token[kept], paths.token[kept])
+    answer, ended = states.answer(state), states.answer(state_before)
+    kept = (answer != ended) & ~states.end_in_spaces(state_before)
+    kept[kept] = ~pair.canonical_pairs.are_canonical(before[kept], paths.token[kept])
     answer = np.where(kept, ended, answer)
     sure = is_implied(implied)
     return np.where(sure, implied, answer), sure | ~goes_on

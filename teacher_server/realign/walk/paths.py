@@ -132,10 +132,13 @@ def act(
         ranges: int64 [n, 2] of n open paths: ranks of the student tokens that may come of
             each.
     """
-    _, settled, ruled_out, lost, opened, followed = (np.flatnonzero(fate == one) for one in Fate)
+    settled = np.flatnonzero(fate == Fate.SETTLE)  # nearly all of them
     ledger.settle(paths.position.take(settled), answer.take(settled), paths.mass.take(settled))
+    others = np.flatnonzero(fate > Fate.SETTLE)
+    fate, paths = fate[others], paths.some(others)
+    ruled_out, lost = fate == Fate.RULE_OUT, fate == Fate.LOSE
     ledger.rule_out(paths.position[ruled_out], paths.mass[ruled_out])
     ledger.lose(paths.position[lost], paths.mass[lost])
-    left = paths.some(opened)
+    left = paths.some(fate == Fate.OPEN)
     ledger.leave_open(left.position, left.token, left.mass, left.row, ranges(left), left.first)
-    return paths.some(followed)
+    return paths.some(fate == Fate.FOLLOW)
