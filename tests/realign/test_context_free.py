@@ -92,6 +92,22 @@ def test_a_contradiction_that_may_be_rescued_is_open(
     assert settled(got, BC_FIRST) == pytest.approx({"c": 0.3, "d": 0.1})
 
 
+def test_of_a_contradiction_only_what_may_rescue_it_is_open() -> None:
+    got = row_of(BC_FIRST, toy(LETTERS, []), "ad", 1, ROW, {"b": {"c": 0.5, "d": 0.5}})
+    assert got.walked.total[0] == pytest.approx(1 - 0.6 * 0.5)
+    assert got.walked.open.mass.sum() == pytest.approx(0.6 * 0.5, abs=1e-9)
+
+
+def test_what_follows_a_token_may_contradict_the_text_before_it() -> None:
+    """ "abb" is "a", "bb", and "abbc" would be "ab", "bc": that part of "bb" cannot be."""
+    student = toy(LETTERS, [("b", "c"), ("b", "b"), ("a", "b")])
+    row = {"bb": 0.6, "d": 0.4}
+    context_free = {"bb": {"c": 0.5, "d": 0.5}, "d": {"a": 1.0}}
+    got = row_of(student, toy(LETTERS, [("b", "b")]), "ad", 1, row, context_free)
+    assert got.walked.total[0] == pytest.approx(1 - 0.6 * 0.5)
+    assert got.walked.open.mass.sum() == pytest.approx(0.6 * 0.5, abs=1e-9)
+
+
 @pytest.mark.parametrize(("goes_on", "open_"), [("c", True), ("d", False)])
 def test_the_rest_of_a_token_goes_on_as_the_whole_token_does(goes_on: str, open_: bool) -> None:
     """The teacher has "db" as one token: behind "d", its rest is "b" or the beginning of "bc"."""

@@ -85,14 +85,19 @@ def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fat
     before = np.where((before >= 0) & walk.kinds.not_special[before], before, -1)
     implied = _implied(walk, before, paths)
     answer = np.where(is_implied(implied), implied, walk.pair.states.answer(paths.state))
-    # What contradicts the student's tokens if the text ends there may be rescued by what
-    # follows.
     contradicted = (answer == CONTRADICTS) & ~paths.have_next_row
-    rescued = contradicted & (implied == OPEN)
-    ask = contradicted & (implied == NOT_IMPLIED)
-    asked = paths.some(ask)
-    rescued[ask] = walk.extensions.rescued(asked.token, asked.mass, asked.state)
     goes_on = (may_extend | paths.have_next_row) & ~is_implied(implied) & ~contradicted
+    # What contradicts the student's tokens if the text ends there may be rescued by what
+    # follows, and what does not may be contradicted by it.
+    ask = (contradicted | goes_on) & ~paths.have_next_row & (implied == NOT_IMPLIED)
+    asked, kept = paths.some(ask), np.where(contradicted & (implied != OPEN), 0.0, 1.0)
+    kept[ask] = walk.extensions.shares_kept(asked.token, asked.mass, asked.state)
+    rescued = contradicted & (kept > 0)
+    goes_on &= kept > 0
+    answer = np.where(ask & (kept == 0), CONTRADICTS, answer)
+    partly = np.flatnonzero((kept > 0) & (kept < 1))
+    walk.ledger.rule_out(paths.position[partly], (paths.mass * (1 - kept))[partly])
+    paths = replace(paths, mass=np.where(kept > 0, paths.mass * kept, paths.mass))
     fate = fates(paths, answer, ~(goes_on | rescued))
     # Mass on text that the student would have cut in another way: what the teacher's own
     # tokenizer would write so cannot happen here, the rest cannot be expressed.

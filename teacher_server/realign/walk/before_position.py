@@ -6,6 +6,8 @@ across; what is left of the token after the position is its *rest*.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
@@ -41,15 +43,21 @@ def read_rows_before(walk: WalkContext, before: Starts) -> Paths:
         first=np.full(len(token), -1),
     )
     answer = states.answer(paths.state)
-    fate = fates(paths, answer, _decided(walk, paths, skip, extendable))
+    decided, kept = _decided(walk, paths, skip, extendable)
+    answer = np.where(kept == 0, CONTRADICTS, answer)
+    paths = replace(paths, mass=paths.mass * kept)
+    fate = fates(paths, answer, decided)
     possible = np.flatnonzero(fate != Fate.RULE_OUT)
     paths, fate, answer = paths.some(possible), fate[possible], answer[possible]
     walk.ledger.agree(paths.position, paths.mass)
     return act(paths, fate, answer, walk.ledger, lambda left: states.prefix_ranges(left.state))
 
 
-def _decided(walk: WalkContext, paths: Paths, skip: Int64, extendable: Bool) -> Bool:
-    """bool [n]: whether nothing that follows the paths can change their student tokens.
+def _decided(
+    walk: WalkContext, paths: Paths, skip: Int64, extendable: Bool
+) -> tuple[Bool, Float64]:
+    """(decided, kept), [n] each. decided: whether nothing that follows the paths can change
+    their student tokens. kept: the part of them that what follows does not rule out.
 
     Args:
         skip: int64 [n], bytes of the paths' tokens before their positions.
@@ -63,11 +71,12 @@ def _decided(walk: WalkContext, paths: Paths, skip: Int64, extendable: Bool) -> 
     )
     goes_on = extendable & paths.have_next_row
     contradicted = (states.answer(paths.state) == CONTRADICTS) & ~goes_on
-    rescued = contradicted & extendable
-    rescued[rescued] = extensions.rescued(token[rescued], mass[rescued], paths.state[rescued])
+    kept = np.where(contradicted, 0.0, 1.0)
+    ask = extendable & ~goes_on & (contradicted | may_extend)
+    kept[ask] = extensions.shares_kept(token[ask], mass[ask], paths.state[ask])
     unsettled = states.inside_character(paths.state) | may_extend | goes_on
-    decided: Bool = ~(rescued | (unsettled & ~contradicted))
-    return decided
+    decided: Bool = (kept == 0) | ~(contradicted | unsettled)
+    return decided, kept
 
 
 def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, Float64]:

@@ -38,7 +38,7 @@ class ContextFreeRows:
         self.resegmented: Bool = np.zeros(tables.teacher.size, np.bool_)
         self._rows: dict[int, tuple[Int64, Float64]] = {}
         self._rests: dict[tuple[int, int], bool] = {}
-        self._rescues: dict[tuple[int, int], bool] = {}
+        self._kept: dict[tuple[int, int], float] = {}
         self._after_spaces: dict[tuple[int, int, int], int] = {}
         self._generation = 0
 
@@ -80,24 +80,32 @@ class ContextFreeRows:
             self._rests[key] = share > EXTENSION_LIMIT
         return self._rests[key]
 
-    def rescues(self, token: int, state: int, pair: PairSegmentation) -> bool:
-        """Whether what follows the known token may rescue a state whose answer is
-        CONTRADICTS: with more than EXTENSION_LIMIT of the mass the student's tokenizer would
-        cut the text as the student has cut it."""
+    def share_kept(self, token: int, state: int, pair: PairSegmentation) -> float:
+        """Of the mass after the known token, the part that leaves the text before it cut as the
+        student has cut it; ``state``: once the token is written.
+
+        Where the row cannot be used: 0 or 1, as if the text ended there.
+        """
         self._forget_old_states(pair)
         key = token, state
-        if key not in self._rescues:
-            share = 0.0
-            row = self._rows.get(token)
+        if key not in self._kept:
+            states, row = pair.states, self._rows.get(token)
+            here = np.array([state])
+            contradicted = bool(states.answer(here)[0] == CONTRADICTS)
+            share = 0.0 if contradicted else 1.0
             if row is not None:
                 ids, log_probs = row
-                here = np.full(len(ids), state)
-                joins = pair.states.may_join(here[:1], ids[None])[0]
-                after = pair.states.step(here[joins], ids[joins])
-                possible = pair.states.answer(after) != CONTRADICTS
-                share = float(np.exp(log_probs[joins][possible]).sum())
-            self._rescues[key] = share > EXTENSION_LIMIT
-        return self._rescues[key]
+                joins = states.may_join(here, ids[None])[0]
+                ids, mass = ids[joins], np.exp(log_probs[joins])
+                possible = states.answer(states.step(np.full(len(ids), state), ids)) != CONTRADICTS
+                if contradicted:
+                    share = float(mass[possible].sum())
+                else:
+                    # What the teacher's tokenizer would not write after the token is no evidence.
+                    canonical = pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
+                    share = max(1.0 - float(mass[~possible & canonical].sum()), 0.0)
+            self._kept[key] = share
+        return self._kept[key]
 
     def answer_after_spaces(
         self, before: int, token: int, state: int, pair: PairSegmentation
@@ -123,7 +131,7 @@ class ContextFreeRows:
     def _forget_old_states(self, pair: PairSegmentation) -> None:
         """States have other numbers in each generation."""
         if self._generation != pair.states.generation:
-            self._rescues.clear()
+            self._kept.clear()
             self._after_spaces.clear()
             self._generation = pair.states.generation
 

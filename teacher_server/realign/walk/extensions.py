@@ -16,6 +16,7 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
+from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.kinds import TokenKinds
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.states import OPEN
@@ -98,14 +99,18 @@ class Extensions:
         resegmented[counts] = self._context_free.resegmented[token[counts]]
         return resegmented
 
-    def rescued(self, token: Int64, mass: Float64, state: Int64) -> Bool:
-        """bool [n]: ``ContextFreeRows.rescues``, and False where the row is not known or does
-        not count."""
-        rescued = self._counts(token, mass)
-        for index in np.flatnonzero(rescued).tolist():
+    def shares_kept(self, token: Int64, mass: Float64, state: Int64) -> Float64:
+        """float64 [n]: ``ContextFreeRows.share_kept``, and 0 or 1 where it is hardly more or
+        less, or the row is not known or does not count."""
+        contradicted = self._pair.states.answer(state) == CONTRADICTS
+        shares = np.where(contradicted, 0.0, 1.0)
+        for index in np.flatnonzero(self._counts(token, mass)).tolist():
+            assert self._context_free is not None
             one = int(token[index]), int(state[index])
-            rescued[index] = self._context_free.rescues(*one, self._pair)
-        return rescued
+            shares[index] = self._context_free.share_kept(*one, self._pair)
+        shares[shares <= EXTENSION_LIMIT] = 0.0
+        shares[shares >= 1 - EXTENSION_LIMIT] = 1.0
+        return shares
 
     def answers_after_spaces(
         self, before: Int64, token: Int64, mass: Float64, state: Int64
