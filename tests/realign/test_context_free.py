@@ -108,6 +108,20 @@ def test_what_follows_a_token_may_contradict_the_text_before_it() -> None:
     assert got.walked.open.mass.sum() == pytest.approx(0.6 * 0.5, abs=1e-9)
 
 
+@pytest.mark.parametrize(("goes_on", "open_mass"), [("bc", 0.5 / 0.2 * 0.6), ("c", 0.0)])
+def test_the_text_before_may_have_been_cut_for_what_reaches_across(
+    goes_on: str, open_mass: float
+) -> None:
+    """The teacher writes "ab", but "a", "bc" where a "c" follows: then its row after "a" is
+    missing, and what goes on with "bc" there is open."""
+    teacher = toy(LETTERS, [("b", "c"), ("a", "b")])
+    row = {"a": 0.5, "ab": 0.2, "d": 0.3}
+    context_free = {"a": {goes_on: 0.6, "d": 0.4}, "ab": {"d": 1.0}, "d": {"a": 1.0}}
+    got = row_of(toy(LETTERS, []), teacher, "abd", 2, row, context_free)
+    assert got.walked.open.mass.sum() == pytest.approx(open_mass)
+    assert got.walked.total[0] == pytest.approx(1 + open_mass)
+
+
 @pytest.mark.parametrize(("goes_on", "open_"), [("c", True), ("d", False)])
 def test_the_rest_of_a_token_goes_on_as_the_whole_token_does(goes_on: str, open_: bool) -> None:
     """The teacher has "db" as one token: behind "d", its rest is "b" or the beginning of "bc"."""

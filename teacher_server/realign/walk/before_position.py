@@ -98,9 +98,14 @@ def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, F
 
 def leave_missing_open(walk: WalkContext, missing: MissingStarts) -> None:
     """Leaves the pasts open whose rows are missing. Of a past that continues with another
-    token, only the part that does is open."""
+    token, or reaches across, only the part that does is open."""
     mass, on = missing.mass.copy(), missing.then >= 0
     mass[on] *= walk.extensions.shares_of_next(missing.token[on], mass[on], missing.then[on])
+    reaches = missing.reach_low < missing.reach_high
+    of_ranks = (part[reaches] for part in (missing.reach_low, missing.reach_high))
+    mass[reaches] *= walk.extensions.shares_of_ranks(
+        missing.token[reaches], mass[reaches], *of_ranks
+    )
     ranks = np.column_stack([missing.low, missing.high])
     walk.ledger.leave_open(missing.position, missing.token, mass, missing.row, ranks)
     walk.ledger.agree(missing.position, mass)

@@ -66,6 +66,19 @@ class ContextFreeRows:
         ids, log_probs = row
         return float(np.exp(log_probs[ids == then]).sum()) or LEAST_LOOKED_UP
 
+    def share_of_ranks(self, token: int, low: int, high: int, pair: PairSegmentation) -> float:
+        """Of the mass after the known token, the part on teacher tokens of these ranks that the
+        teacher's tokenizer itself writes there. 1 where the row cannot be used."""
+        row = self._rows.get(token)
+        if row is None:
+            return 1.0
+        ids, log_probs = row
+        rank = pair.tables.teacher.rank[ids]
+        within = np.flatnonzero((rank >= low) & (rank < high))
+        ids, mass = ids[within], np.exp(log_probs[within])
+        written = pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
+        return float(mass[written].sum())
+
     def rest_may_extend(self, token: int, skip: int, pair: PairSegmentation) -> bool:
         """Whether the known token without its first ``skip`` bytes is extended with more than
         EXTENSION_LIMIT of the mass; True where the row cannot be used."""

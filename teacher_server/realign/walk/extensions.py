@@ -132,6 +132,15 @@ class Extensions:
             shares[index] = self._context_free.share_of_next(*one)
         return shares
 
+    def shares_of_ranks(self, token: Int64, mass: Float64, low: Int64, high: Int64) -> Float64:
+        """float64 [n]: ``ContextFreeRows.share_of_ranks``, and 1 where the row is not known or
+        does not count."""
+        shares = np.ones(len(token))
+        for index in np.flatnonzero(self._known(token, mass)).tolist():
+            ranks = int(low[index]), int(high[index])
+            shares[index] = self._context_free.share_of_ranks(int(token[index]), *ranks, self._pair)
+        return shares
+
     def _counts(self, token: Int64, mass: Float64) -> Bool:
         """bool [n]: the entry's context-free row is known and counts."""
         counts: Bool = (mass >= LEAST_ASKED) & self._context_free.known[token]

@@ -17,10 +17,15 @@ from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.pasts import MAX_TEXTS, Past, TeacherPasts
 from teacher_server.realign.segmentation.spaces import spaces_before
+from teacher_server.realign.walk.extensions import LEAST_ASKED
+from teacher_server.realign.walk.masses import true_places
 from teacher_server.realign.walk.rows import TeacherRows
 from teacher_server.realign.walk.starts import FoundStarts, StartCollector
 
 Int64 = NDArray[np.int64]
+# Natural logarithm of the probability from which a token that the rollout does not take may
+# begin another past.
+LEAST_LIKELY = float(np.log(LEAST_ASKED))
 
 
 class _Positions(NamedTuple):
@@ -75,6 +80,7 @@ class StartFinder:
         for index, past in pasts:
             self._follow(past, index, asked, index not in begun, starts)
             begun.add(index)
+        self._add_reaching(asked, starts)
         return starts.found()
 
     def _pasts_of_spaces(
@@ -126,6 +132,51 @@ class StartFinder:
         skip = begin[owner] - offsets[node]
         found.before.add_all(which[owner], node, weight, skip, ranks[:, 0], ranks[:, 1])
 
+    def _add_reaching(self, asked: _Positions, found: StartCollector) -> None:
+        """Pasts that leave the rollout's own encoding with a shorter token and reach across the
+        position with the next one: a quote and a bracket are one token, and two when a slash
+        follows, which the bracket takes along."""
+        layout, rows = asked.layout, asked.rows
+        own = len(rows.token_log_probs)
+        token = layout.teacher_ids.astype(np.int64)
+        lengths, table = self._tables.teacher.lengths, self._tables.teacher.token_bytes
+        ids = rows.ids[:own, :-1]
+        likely = rows.log_probs[:own, :-1] >= LEAST_LIKELY
+        likely &= (ids != token[:, None]) & (lengths[ids] > 0)
+        first = self._tables.teacher.first_byte
+        likely &= first[ids] == first[token][:, None]
+        line, place = true_places(likely)
+        for row, other in zip(line.tolist(), ids.take(place).tolist(), strict=True):
+            start = int(layout.teacher_offsets[row])
+            end = start + len(table[other])
+            if not layout.data.startswith(table[other], start):
+                continue
+            log_prob = float(rows.log_likelihood[row]) + rows.log_prob(row, other)
+            for index in range(int(np.searchsorted(asked.begin, end, "right")), len(asked.begin)):
+                here = int(asked.begin[index])
+                reach = self._longer_range(layout.data[end:here])
+                if reach[0] == reach[1]:
+                    break
+                mass = float(np.exp(log_prob - rows.log_likelihood[int(asked.last[index])]))
+                if asked.sync[index] > row or mass < LEAST_ASKED:
+                    continue
+                after = rows.child(row, other)
+                if after is None:
+                    ranks = self._ranks_of_rests(reach, here - end)
+                    found.missing.add(index, row, other, -1, *reach, mass, *ranks)
+                else:
+                    found.before.add(index, after, np.log(mass), here - end, *reach)
+
+    def _ranks_of_rests(self, reach: tuple[int, int], skip: int) -> tuple[int, int]:
+        """Ranks of the student tokens that what is left of teacher tokens, without their first
+        ``skip`` bytes, may begin with; ``reach`` are the ranks of these."""
+        texts = self._tables.teacher.sorted_bytes
+        lowest, highest = (texts[rank][skip : skip + 1] for rank in (reach[0], reach[1] - 1))
+        low, _ = self._tables.student.prefix_range(lowest)
+        if highest == b"\xff":
+            return low, len(self._tables.student.order)
+        return low, self._tables.student.prefix_range(highest)[1]
+
     def _longer_range(self, data: bytes) -> tuple[int, int]:
         """``Vocabulary.longer_range`` of the teacher."""
         found = self._longer_ranges.get(data)
@@ -157,7 +208,8 @@ class StartFinder:
             after = rows.child(row, token)
             offset += self._tables.teacher.lengths_list[token]
             if after is None:
-                found.missing.add(index, row, token, then, float(np.exp(weight)), *past.ranks)
+                mass = float(np.exp(weight))
+                found.missing.add(index, row, token, then, 0, 0, mass, *past.ranks)
                 return
             row = after
         if past.begun:

@@ -47,6 +47,8 @@ class MissingStarts:
         position: place among the positions asked for.
         row, token: the row after this row and teacher token is the missing one.
         then: the token with which the past continues after ``token``; -1 where it ends.
+        reach_low, reach_high: ranks of the teacher tokens with which the past reaches across
+            the position; equal where it ends there, or continues with ``then``.
         mass: of the past up to ``token``.
         low, high: ranks of the student tokens that may come of it.
     """
@@ -55,6 +57,8 @@ class MissingStarts:
     row: Int64
     token: Int64
     then: Int64
+    reach_low: Int64
+    reach_high: Int64
     mass: Float64
     low: Int64
     high: Int64
@@ -94,7 +98,7 @@ class StartCollector:
     of ``Starts`` and ``MissingStarts``."""
 
     def __init__(self) -> None:
-        self.before, self.at, self.missing = _Columns(6), _Columns(6), _Columns(7)
+        self.before, self.at, self.missing = _Columns(6), _Columns(6), _Columns(9)
 
     def found(self) -> FoundStarts:
         return FoundStarts(_starts(self.before), _starts(self.at), _missing(self.missing))
@@ -107,8 +111,10 @@ def _starts(columns: _Columns) -> Starts:
 
 
 def _missing(columns: _Columns) -> MissingStarts:
-    position, row, token, then, mass, low, high = columns.columns()
-    position, row, token, then, low, high = (
-        column.astype(np.int64) for column in (position, row, token, then, low, high)
+    position, row, token, then, reach_low, reach_high, mass, low, high = columns.columns()
+    position, row, token, then, reach_low, reach_high, low, high = (
+        column.astype(np.int64)
+        for column in (position, row, token, then, reach_low, reach_high, low, high)
     )
-    return MissingStarts(position, row, token, then, mass.astype(np.float64), low, high)
+    mass = mass.astype(np.float64)
+    return MissingStarts(position, row, token, then, reach_low, reach_high, mass, low, high)
