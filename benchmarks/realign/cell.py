@@ -12,7 +12,8 @@ from teacher_proto.types import PositionClass
 from benchmarks.realign.ngram import NgramTeacher
 from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 from benchmarks.realign.reference.rollout import Rollout
-from benchmarks.realign.reference.specification import Reference, entropy
+from benchmarks.realign.reference.specification import Reference
+from benchmarks.realign.reference.truth import entropy
 from benchmarks.realign.served import ServedPair
 from benchmarks.realign.texts import Text
 from teacher_server.realign.paired import Pair

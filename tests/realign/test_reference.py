@@ -21,7 +21,8 @@ from benchmarks.realign.reference.exhaustive import exhaustive
 from benchmarks.realign.reference.pasts import Window, pasts_of
 from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 from benchmarks.realign.reference.rollout import Rollout
-from benchmarks.realign.reference.specification import Reference, Truth
+from benchmarks.realign.reference.specification import Reference
+from benchmarks.realign.reference.truth import Truth
 from benchmarks.realign.texts import texts
 from teacher_server.realign.pair.vocabulary import read_vocabulary
 from tests.realign.real_tokenizers import raw_tokenizer, vocabulary

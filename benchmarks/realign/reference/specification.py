@@ -30,14 +30,14 @@ chance is measured by drawing twice (``Truth.excess``).
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from benchmarks.realign.reference.pasts import Past, Window, pasts_of
 from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
+from benchmarks.realign.reference.truth import Truth, truth_of
 
 # What a drawn text may give instead of a token.
 IMPOSSIBLE, LOST = -1, -2
@@ -62,51 +62,6 @@ class Teacher(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Truth:
-    """The right row at one position.
-
-    Attributes:
-        mass: student id -> probability; with ``lost`` they sum to 1.
-        lost: what no student token can express.
-        noise: mean total variation between ``mass`` and what endless drawing would give.
-        halves: ``mass`` from each half of the drawn texts.
-    """
-
-    mass: dict[int, float]
-    lost: float
-    noise: float
-    halves: tuple[dict[int, float], dict[int, float]]
-
-    def excess(self, values: Mapping[int, float]) -> float:
-        """Total variation between ``values`` (student id -> probability) and the truth over
-        these ids, beyond what chance makes of it: each half of the drawn texts tells on which
-        side of the truth a value lies, and the other half how far. It is 0 in the mean where
-        the values are right, and may be negative."""
-        first, second = self.halves
-        total = 0.0
-        for token, value in values.items():
-            one, other = value - first.get(token, 0.0), value - second.get(token, 0.0)
-            total += _sign(one) * other + _sign(other) * one
-        return total / 4
-
-    @property
-    def entropy(self) -> float:
-        """Nats."""
-        return entropy(self.mass.values())
-
-
-def entropy(masses: Iterable[float]) -> float:
-    """Nats, of probabilities that need not sum to 1: what is missing is one event more."""
-    known = [mass for mass in masses if mass > 0]
-    rest = 1.0 - sum(known)
-    return -sum(mass * math.log(mass) for mass in [*known, *([rest] if rest > 1e-12 else [])])
-
-
-def _sign(value: float) -> int:
-    return (value > 0) - (value < 0)
-
-
 @dataclass
 class _Part:
     """Some of what the teacher may write: all texts that begin with ``path``, but for those
@@ -117,7 +72,6 @@ class _Part:
     mass: float
     without: frozenset[int] = frozenset()
     seen: list[int] = field(default_factory=list)
-
     chance: float = 0.0
 
     @property
@@ -184,7 +138,7 @@ class Reference:
         for _ in range(2):
             self._draw(window, parts, counts, rng)
             halves.append(_masses(parts))
-        return _truth(halves)
+        return truth_of(halves, LOST)
 
     def _split(self, window: Window, part: _Part, row: dict[int, float]) -> list[_Part]:
         """Its parts by the next token; the unlikely ones of ``row`` stay together."""
@@ -283,14 +237,3 @@ def _masses(parts: list[_Part]) -> dict[int, float]:
     masses.pop(IMPOSSIBLE, None)
     total = sum(masses.values())
     return {outcome: mass / total for outcome, mass in masses.items()} if total > 0 else {}
-
-
-def _truth(halves: list[dict[int, float]]) -> Truth | None:
-    if not halves[0] or not halves[1]:
-        return None
-    first, second = halves
-    outcomes = first.keys() | second.keys()
-    mass = {one: (first.get(one, 0.0) + second.get(one, 0.0)) / 2 for one in outcomes}
-    apart = sum(abs(first.get(one, 0.0) - second.get(one, 0.0)) for one in outcomes) / 2
-    lost = mass.pop(LOST, 0.0)
-    return Truth(mass, lost, apart / 2, (first, second))
