@@ -22,8 +22,6 @@ from benchmarks.cells.rows import Scored
 from student_trainer.losses import Head, LossBatch, LossSettings, chunk_policy, lsm
 
 Float64 = NDArray[np.float64]
-# A coarse row whose rest holds more is masked.
-MOST_REST = 0.9
 SETTINGS = LossSettings(tail="bucket")
 
 
@@ -105,8 +103,7 @@ def _partial(arm: Arm, scored: Scored) -> Bool:
     if arm.partial is None:
         return np.zeros_like(scored.partly)
     if arm.partial == "bucket":
-        known = (scored.certified.counts > 0) & (1 - scored.certified.coverage <= MOST_REST)
-        return scored.partly & known
+        return scored.coarse
     return scored.partly
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from teacher_proto.types import Bool, Int32, MaskReason, PositionClass
+from teacher_proto.types import Bool, Int32, MaskReason
 from torch import Tensor
 from transformers import LlamaForCausalLM
 
@@ -18,6 +18,7 @@ from benchmarks.cells.task import Problem
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.reasons import COARSE_REASONS
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows
 from teacher_server.realign.walk.walker import unsettled_paths
@@ -29,6 +30,8 @@ TOP_K = 64
 BEST = 32
 # Open mass from which a row is worth a further row, as in the service's settings.
 LEAST_OPEN = 0.1
+# Reasons of rows that further rows could tell.
+OPEN_REASONS = (*COARSE_REASONS, MaskReason.NOTHING_CERTIFIED, MaskReason.LARGE_REST)
 # Another path of the teacher: after so many tokens of the reply, these.
 Path = tuple[int, tuple[int, ...]]
 
@@ -40,7 +43,9 @@ class Scored:
     Attributes:
         ids: int64 [n], the student's.
         certified: of all rows, those too that the product masks.
-        masked: bool [n], the product returns nothing.
+        masked: bool [n], the product returns nothing to a client that does not know coarse
+            rows.
+        coarse: bool [n], of the masked rows those that are coarse for one that does.
         partly: bool [n], of the masked rows those that are masked for what is open alone.
         teacher_tokens: that the teacher has read for them.
     """
@@ -49,6 +54,7 @@ class Scored:
     realigned: RealignedRows
     certified: Certified
     masked: Bool
+    coarse: Bool
     partly: Bool
     teacher_tokens: int
 
@@ -193,7 +199,6 @@ def _ranked(log_probs: Float64) -> tuple[Int32, Float64]:
 def _scored(layout: Layout, positions: Int64, realigned: RealignedRows, spent: int) -> Scored:
     tables, ids = pair(), layout.student_ids[positions].astype(np.int64)
     certified = certify(realigned.walked, ids, TOP_K, tables.student.size, tables)
-    masked = realigned.position_class == PositionClass.MASKED
-    # Masked for what is certified of the row, and not for where it stands.
-    whole = realigned.mask_reason >= MaskReason.NOTHING_CERTIFIED
-    return Scored(ids, realigned, certified, masked, masked & whole, spent)
+    reasons = realigned.mask_reason
+    coarse, partly = np.isin(reasons, COARSE_REASONS), np.isin(reasons, OPEN_REASONS)
+    return Scored(ids, realigned, certified, reasons != 0, coarse, partly, spent)
