@@ -45,7 +45,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.cells", description=__doc__)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=[one.name for one in ARMS])
-    parser.add_argument("--teacher-tokens", type=int, default=20_000, help="of each run")
+    parser.add_argument("--teacher-tokens", type=int, default=26_000, help="of each run")
     parser.add_argument("--replies", type=int, default=32, help="of each update")
     parser.add_argument(
         "--rates", type=float, nargs="+", default=RATES, help="learning rates; an arm has its best"

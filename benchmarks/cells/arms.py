@@ -16,7 +16,7 @@ from teacher_proto.types import Bool
 from torch import Tensor
 
 from benchmarks.cells.cells import Cells, groups_by_level, label_of, merged, without
-from benchmarks.cells.losses import coarse_kl, log_mass_ratio_of_sampled, path_kl
+from benchmarks.cells.losses import LEAST_REST, coarse_kl, log_mass_ratio_of_sampled, path_kl
 from benchmarks.cells.pair import pair, side
 from benchmarks.cells.rows import Scored
 from student_trainer.losses import Head, LossBatch, LossSettings, chunk_policy, lsm
@@ -48,13 +48,13 @@ class Arm:
 
 
 ARMS = (
-    Arm("masked"),
-    Arm("masked_chunks", chunks=True),
     Arm("coarse", partial="bucket"),
     Arm("cells_path", chunks=True, partial="path"),
-    Arm("exact", exact=True),
-    Arm("cells_residual", chunks=True, partial="residual"),
     Arm("extra_rows", partial="bucket", extra_rounds=2),
+    Arm("exact", exact=True),
+    Arm("masked"),
+    Arm("cells_residual", chunks=True, partial="residual"),
+    Arm("masked_chunks", chunks=True),
     Arm("coarse_chunks", chunks=True, partial="bucket"),
     Arm("cells_alone", chunks=True, partial="finest"),
 )
@@ -159,8 +159,8 @@ def _batch(scored: Scored, hidden: Tensor, sampled: Tensor, old: Tensor) -> Loss
         support_ids=ids.long().clamp_min(0),
         support_log_probs=known,
         support_valid=(ids >= 0) & ~removed,
-        teacher_log_tail=rest.clamp_min(1e-12).log().float(),
-        teacher_tail_valid=rest > 1e-6,
+        teacher_log_tail=rest.clamp_min(LEAST_REST).log().float(),
+        teacher_tail_valid=torch.ones(len(rest), dtype=torch.bool),
         old_log_probs=old.float(),
     )
 
