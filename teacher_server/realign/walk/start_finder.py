@@ -149,8 +149,8 @@ class StartFinder:
         for row, other in zip(line.tolist(), ids.take(place).tolist(), strict=True):
             start = int(layout.teacher_offsets[row])
             end = start + len(table[other])
-            if not layout.data.startswith(table[other], start):
-                continue
+            if table[other].isspace() or not layout.data.startswith(table[other], start):
+                continue  # in which ways spaces may be cut is told by ``_pasts_of_spaces``
             log_prob = float(rows.log_likelihood[row]) + rows.log_prob(row, other)
             for index in range(int(np.searchsorted(asked.begin, end, "right")), len(asked.begin)):
                 here = int(asked.begin[index])
