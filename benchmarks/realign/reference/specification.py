@@ -48,6 +48,8 @@ BEYOND_BYTES, BEYOND_TOKENS = 20, 3
 APART, WORTH_SPLITTING = 1e-3, 1.5e-3
 # Texts that are drawn to see whether they agree, and parts that may be split.
 PILOT, MOST_SPLITS = 3, 32
+# Texts that are drawn to see whether a past is possible at all.
+PAST_DRAWS = 24
 # Noise of a row from which more texts are drawn, and how many before that is given up.
 NOISY, MOST_DRAWS = 0.015, 2000
 
@@ -103,7 +105,8 @@ class Reference:
 
         Returns: None where the teacher writes nothing that agrees with the text so far.
         """
-        pasts = pasts_of(window, self._model, self._teacher)
+        found = pasts_of(window, self._model, self._teacher)
+        pasts = [past for past in found if self._may_be(window, past, rng)]
         whole = sum(past.mass for past in pasts)
         if whole <= 0:
             return None
@@ -127,6 +130,14 @@ class Reference:
             if found is None or found.noise <= NOISY or draws > MOST_DRAWS:
                 return found
             draws *= 4  # drawn anew: what was seen does not decide what counts
+
+    def _may_be(self, window: Window, past: Past, rng: random.Random) -> bool:
+        """Whether some text after a past is possible: a likely past that none may follow would
+        hide an unlikely one that has been written."""
+        row = self._model.row([*window.before, *past.tokens])
+        part = _Part(past, past.tokens, 1.0, frozenset(row.keys() - past.next_tokens.keys()))
+        self._draw(window, [part], [PAST_DRAWS], rng)
+        return any(one != IMPOSSIBLE for one in part.seen)
 
     def _decide(
         self, window: Window, parts: list[_Part], draws: int, rng: random.Random
