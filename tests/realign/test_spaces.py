@@ -212,9 +212,7 @@ def unread(window: Window, model: NgramTeacher, tokenizer: RawTokenizer) -> floa
     return float(np.average([row[BEST:].sum() for row in rows], weights=masses))
 
 
-@pytest.mark.parametrize(
-    ("student", "teacher"), [("llama3", "deepseek_v3"), ("gpt4o", "llama3"), ("llama3", "qwen3")]
-)
+@pytest.mark.parametrize(("student", "teacher"), [("llama3", "deepseek_v3"), ("llama3", "qwen3")])
 def test_rows_next_to_spaces_of_all_kinds_against_the_reference(student: str, teacher: str) -> None:
     """Tabs, line ends and wide spaces before digits, words, marks and Chinese. DeepSeek's
     tokenizer cuts digits and Chinese off first and keeps the spaces before them together. Rows
