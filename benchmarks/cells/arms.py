@@ -160,7 +160,7 @@ def _batch(scored: Scored, hidden: Tensor, sampled: Tensor, old: Tensor) -> Loss
         support_log_probs=known,
         support_valid=(ids >= 0) & ~removed,
         teacher_log_tail=rest.clamp_min(LEAST_REST).log().float(),
-        teacher_tail_valid=torch.ones(len(rest), dtype=torch.bool),
+        teacher_tail_valid=rest > LEAST_REST,
         old_log_probs=old.float(),
     )
 

@@ -15,16 +15,15 @@ from torch import Tensor
 from benchmarks.cells.cells import OUTSIDE, REST, Cells
 
 Int64 = NDArray[np.int64]
-# The rest of a row of which the teacher is surer counts as this much, in every arm. The product
-# leaves such a rest out; nothing then keeps the student's mass on the support, and students of
-# so sure a teacher come apart after some fifty updates.
+# Mass of the rest up to which it is no outcome, as with the tail of the product's rows.
 LEAST_REST = 1e-6
 
 
 def coarse_kl(log_probs: Tensor, cells: Sequence[Cells]) -> Tensor:
     """[R]: KL of the student to the teacher over cells, sum p_c (log p_c - log q_c).
 
-    It is at most the KL over tokens, as long as the rest has LEAST_REST or more.
+    It is at most the KL over tokens. Where the rest has LEAST_REST or less of the teacher's
+    mass, the student is normalised without it.
 
     Args:
         log_probs: [R, V], of the student.
@@ -64,12 +63,12 @@ def log_masses(log_probs: Tensor, cells: Sequence[Cells]) -> tuple[Tensor, Tenso
     """(log p, log q, valid) [R, C] of the cells, float64, each side's valid ones normalised."""
     cell_of = torch.from_numpy(np.stack([one.cell_of for one in cells]))
     mass = torch.from_numpy(_padded([one.mass for one in cells], 0.0))
-    mass[:, REST].clamp_(min=LEAST_REST)
     p = log_probs.double().exp()
     of_cells = p.new_zeros(mass.shape).scatter_add(1, cell_of, p)
     # A cell that has no token which the student draws is no outcome.
     members = torch.zeros_like(mass).scatter_add(1, cell_of, (p > 0).double()) > 0
     valid = members & (mass > 0)
+    valid[:, REST] &= mass[:, REST] > LEAST_REST
     return _log_normalised(of_cells, valid), _log_normalised(mass, valid), valid
 
 
