@@ -41,6 +41,7 @@ def plain(host: str) -> str:
     return str(mapped or found)
 
 
+@functools.lru_cache(maxsize=4096)
 def neighbourhood(host: str) -> str:
     """The address that a host counts under, "" where it has no IP address."""
     return network(host, 32, IPV6_PREFIX).removesuffix("/32")

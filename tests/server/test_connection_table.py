@@ -58,3 +58,30 @@ def test_idle_ones_give_way_before_new_ones() -> None:
     table.rest(idle, let_in=True)
     assert table.enter("a", Rank.BUSY)[1] is idle
     assert table.enter("a", Rank.BUSY)[1] is new
+
+
+def test_new_ones_of_an_address_leave_its_idle_ones_alone_where_they_are_more() -> None:
+    table = Table(ConnectionBounds(8, 4))
+    idle, silent = table.enter("10.0.0.1")[0], table.enter("10.0.0.1")[0]
+    table.rest(idle, let_in=True)
+    new = [table.enter("10.0.0.1", Rank.NEW)[0] for _ in range(2)]
+    assert table.enter("10.0.0.1", Rank.NEW)[1] is silent  # as many
+    assert table.enter("10.0.0.1", Rank.NEW)[1] is new[0]
+    assert table.enter("10.0.0.1", Rank.NEW)[1] is new[1]
+    for number in range(4):
+        assert table.enter(f"10.0.1.{number}", Rank.NEW)[1] is None
+    assert table.enter("10.0.2.1", Rank.NEW)[1] is idle  # of all addresses, idle ones go first
+
+
+def test_who_asks_for_health_goes_last_of_its_address() -> None:
+    table = Table(ConnectionBounds(8, 3))
+    health = [table.enter("10.0.0.1", Rank.NEW, asks_health=True)[0] for _ in range(2)]
+    waits = table.enter("10.0.0.1")[0]
+    table.move(waits, Rank.WAITS)
+    assert table.enter("10.0.0.1", Rank.NEW)[1] is waits
+    newest, gone = table.enter("10.0.0.1", Rank.NEW, asks_health=True)
+    assert (gone is None, gone in health) == (False, False)
+    table.move(newest, Rank.BUSY)
+    assert table.enter("10.0.0.1", Rank.BUSY)[1] is health[0]
+    table.leave(health[1])
+    assert len(table) == 2

@@ -13,9 +13,9 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
-from teacher_server.http.connection.acceptor import LEFT
 from teacher_server.http.connection.connection import MOST_UNREAD, Connection
 from teacher_server.http.connection.host import READ_AT_ONCE
+from teacher_server.http.connection.opening import LEFT
 from teacher_server.http.connection.table import RESERVE, Entry, Rank
 from tests.server.raw_http import Alone, alone, ask, connected
 from tests.server.running import LONG, eventually
@@ -178,8 +178,8 @@ async def test_nothing_is_begun_for_who_has_left() -> None:
         entered: list[Entry] = []
         enter = server.server.table.enter
 
-        def counted(address: str, rank: Rank) -> Any:
-            found = enter(address, rank)
+        def counted(address: str, rank: Rank, **more: bool) -> Any:
+            found = enter(address, rank, **more)
             entered.append(found[0])
             return found
 
@@ -219,13 +219,14 @@ async def test_who_gives_way_when_it_has_just_opened_is_closed() -> None:
 
     never = LimitSettings(header_seconds=100 * LONG)
     async with alone(App(), never) as server, connected(server.address) as peer:
-        await eventually(lambda: len(server.server.table) == 1)
-        acceptor = server.server._server._acceptor
-        (entry,) = acceptor._connections
-        acceptor._opening[entry] = asyncio.create_task(opened())
-        await acceptor._opening[entry]
-        acceptor._end(entry)
-        del acceptor._opening[entry]
+        await peer.send(LIVE[:-4])
+        openings = server.server._server._acceptor._openings
+        await eventually(lambda: len(openings._connections) == 1 and not openings._opening)
+        (entry,) = openings._connections
+        openings._opening[entry] = asyncio.create_task(opened())
+        await openings._opening[entry]
+        openings.end(entry)
+        del openings._opening[entry]
         assert await peer.rest() == b""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import sys
 from collections.abc import Callable
@@ -60,6 +61,10 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self._lingering: int | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        with self.host.opening.charged():
+            self._open(transport)
+
+    def _open(self, transport: asyncio.Transport) -> None:
         self._socket = transport
         # Whatever the system does not take at once is seen as not written.
         transport.set_write_buffer_limits(high=1, low=0)
@@ -75,7 +80,9 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         return self.host.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        self.data_received(bytes(self.host.buffer[:nbytes]))
+        first = contextlib.nullcontext() if self._asked else self.host.opening.charged()
+        with first:
+            self.data_received(bytes(self.host.buffer[:nbytes]))
 
     def data_received(self, data: bytes) -> None:
         if self._lingering is not None:

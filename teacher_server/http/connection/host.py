@@ -35,6 +35,7 @@ class Host:
         cut: counts connections that were ended, by reason.
         refused: told of what no route saw: the peer's address and the refusal.
         framing: where chunked bodies wait to be parsed, which takes a part of the loop's time.
+        opening: where connections wait to be opened, which takes another part.
         buffer: what a read of the socket fills; its bytes are taken out at once.
     """
 
@@ -47,4 +48,5 @@ class Host:
     cut: Callable[[str], None]
     refused: Callable[[Address, LsmError], None]
     framing: Turns = field(default_factory=Turns)
+    opening: Turns = field(default_factory=Turns)
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_AT_ONCE)))

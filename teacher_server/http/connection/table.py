@@ -17,10 +17,11 @@ class Rank(enum.IntEnum):
     """What a connection is doing; those of the lowest rank give way first.
 
     STRANGER is idle and had no answer yet, VISITOR is idle and had answers to health alone,
-    IDLE is between two requests, NEW was taken just now and nothing of it was read yet, WAITS
+    IDLE is between two requests, NEW has sent something and nothing of it was read yet, WAITS
     keeps the server waiting for the rest of a body or for room to write, BUSY never gives
-    way. Of NEW and WAITS those go first of which there are more: a flood of one of them
-    leaves the other alone.
+    way. Of NEW and WAITS those go first of which there are more: a flood of one of them leaves
+    the other alone. Where one of an address's own gives way, idle ones of all three ranks are
+    weighed with these, and those that are NEW and ask for health go last.
     """
 
     STRANGER = 0
@@ -31,6 +32,14 @@ class Rank(enum.IntEnum):
     BUSY = 5
 
 
+# Kinds of connections that give way.
+IDLE_RANKS, NEW_RANK, WAITING_RANK = (
+    (Rank.STRANGER, Rank.VISITOR, Rank.IDLE),
+    (Rank.NEW,),
+    (Rank.WAITS,),
+)
+
+
 @dataclass(eq=False)
 class Entry:
     """One connection in the table.
@@ -38,12 +47,14 @@ class Entry:
     Attributes:
         reserved: beyond the bounds; it may ask for liveness and readiness only.
         rests: its rank while it is idle.
+        asks_health: what it asks first is liveness or readiness. It is known before it is NEW.
     """
 
     address: str
     reserved: bool
     rank: Rank = Rank.STRANGER
     rests: Rank = Rank.STRANGER
+    asks_health: bool = False
 
 
 @dataclass
@@ -53,12 +64,25 @@ class _Group:
     ranks: dict[Rank, dict[Entry, None]] = field(
         default_factory=lambda: {rank: {} for rank in Rank}
     )
+    ask_health: dict[Entry, None] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        return sum(len(entries) for entries in self.ranks.values())
+        return sum(map(self.count, Rank))
+
+    def __contains__(self, entry: Entry) -> bool:
+        return entry in self.of(entry)
+
+    def of(self, entry: Entry) -> dict[Entry, None]:
+        """Those among which this one goes first when it is the first."""
+        new = entry.rank is Rank.NEW
+        return self.ask_health if new and entry.asks_health else self.ranks[entry.rank]
+
+    def count(self, rank: Rank) -> int:
+        return len(self.ranks[rank]) + (len(self.ask_health) if rank is Rank.NEW else 0)
 
     def first(self, rank: Rank) -> Entry | None:
-        return next(iter(self.ranks[rank]), None)
+        found = next(iter(self.ranks[rank]), None)
+        return next(iter(self.ask_health), None) if found is None and rank is Rank.NEW else found
 
 
 class Table:
@@ -80,16 +104,18 @@ class Table:
     def __len__(self) -> int:
         return self._count + len(self._reserve)
 
-    def enter(self, address: str, rank: Rank = Rank.STRANGER) -> tuple[Entry, Entry | None]:
+    def enter(
+        self, address: str, rank: Rank = Rank.STRANGER, *, asks_health: bool = False
+    ) -> tuple[Entry, Entry | None]:
         """The new connection's entry, and the one that has to be closed for it."""
         address = neighbourhood(address)
         gone = None
         if not self._has_room(address):
             gone = self._giving_way(address)
             if gone is None:
-                return self._enter_reserve(address)
+                return self._enter_reserve(address, asks_health)
             self.leave(gone)
-        entry = Entry(address, reserved=False, rank=rank)
+        entry = Entry(address, reserved=False, rank=rank, asks_health=asks_health)
         self._add(entry)
         return entry, gone
 
@@ -99,9 +125,9 @@ class Table:
             self._reserve.pop(entry, None)
             return
         group = self._groups.get(entry.address)
-        if group is None or entry not in group.ranks[entry.rank]:
+        if group is None or entry not in group:
             return
-        del group.ranks[entry.rank][entry]
+        del group.of(entry)[entry]
         self._count -= 1
         if not group:
             del self._groups[entry.address]
@@ -111,11 +137,11 @@ class Table:
         if entry.reserved:
             return
         group = self._groups.get(entry.address)
-        if group is None or entry not in group.ranks[entry.rank]:
+        if group is None or entry not in group:
             return  # it has left
-        del group.ranks[entry.rank][entry]
+        del group.of(entry)[entry]
         entry.rank = rank
-        group.ranks[rank][entry] = None
+        group.of(entry)[entry] = None
 
     def rest(self, entry: Entry, *, let_in: bool) -> None:
         """The connection is idle after an answer; ``let_in``: not to health or a refusal."""
@@ -133,7 +159,7 @@ class Table:
 
     def idlest(self) -> Entry | None:
         """The connection that gives way when files are short, whatever its address."""
-        return self._idlest_of_all(below=Rank.WAITS)
+        return self._idlest_of_all([NEW_RANK])
 
     def _has_room(self, address: str) -> bool:
         own = len(self._groups.get(address, ()))
@@ -142,38 +168,36 @@ class Table:
     def _giving_way(self, address: str) -> Entry | None:
         own = self._groups.get(address)
         if own is None or len(own) < self._bounds.per_address:
-            return self._idlest_of_all(below=Rank.BUSY)
-        return next((e for rank in _order([own], Rank.BUSY) if (e := own.first(rank))), None)
+            return self._idlest_of_all([NEW_RANK, WAITING_RANK])
+        kinds = _by_number([own], [IDLE_RANKS, NEW_RANK, WAITING_RANK])
+        held = [*(own.ranks[rank] for kind in kinds for rank in kind), own.ask_health]
+        return next((next(iter(entries)) for entries in held if entries), None)
 
-    def _idlest_of_all(self, below: Rank) -> Entry | None:
-        for rank in _order(self._groups.values(), below):
-            groups = [group for group in self._groups.values() if group.ranks[rank]]
+    def _idlest_of_all(self, after_idle: list[tuple[Rank, ...]]) -> Entry | None:
+        kinds = [IDLE_RANKS, *_by_number(self._groups.values(), after_idle)]
+        for rank in (rank for kind in kinds for rank in kind):
+            groups = [group for group in self._groups.values() if group.count(rank)]
             if groups:
                 return max(groups, key=len).first(rank)
         return None
 
-    def _enter_reserve(self, address: str) -> tuple[Entry, Entry | None]:
+    def _enter_reserve(self, address: str, asks_health: bool) -> tuple[Entry, Entry | None]:
         gone = None
         if len(self._reserve) >= RESERVE:
             gone = next(iter(self._reserve))
             del self._reserve[gone]
-        entry = Entry(address, reserved=True)
+        entry = Entry(address, reserved=True, asks_health=asks_health)
         self._reserve[entry] = None
         return entry, gone
 
     def _add(self, entry: Entry) -> None:
-        self._groups.setdefault(entry.address, _Group()).ranks[entry.rank][entry] = None
+        self._groups.setdefault(entry.address, _Group()).of(entry)[entry] = None
         self._count += 1
 
 
-def _order(groups: Iterable[_Group], below: Rank) -> list[Rank]:
-    """The ranks below this one, in the order in which they give way among these groups."""
-    found = [rank for rank in Rank if rank < below]
-    if Rank.WAITS in found:
-        new, waits = 0, 0
-        for group in groups:
-            new += len(group.ranks[Rank.NEW])
-            waits += len(group.ranks[Rank.WAITS])
-        if waits > new:
-            found[Rank.NEW], found[Rank.WAITS] = Rank.WAITS, Rank.NEW
-    return found
+def _by_number(groups: Iterable[_Group], kinds: list[tuple[Rank, ...]]) -> list[tuple[Rank, ...]]:
+    """The kind of which these groups have most comes first."""
+    held = list(groups)
+    return sorted(
+        kinds, key=lambda kind: -sum(group.count(rank) for group in held for rank in kind)
+    )

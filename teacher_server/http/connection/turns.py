@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 # Of the loop's time, one part in SHARE. A loop that is never idle takes the interpreter from
 # every other thread: an engine's forward waits for it some hundred times.
@@ -33,12 +34,20 @@ class Turns:
             self._running = True
             asyncio.get_running_loop().call_soon(self._next)
 
-    def _next(self) -> None:
+    @contextlib.contextmanager
+    def charged(self) -> Iterator[None]:
+        """What is done within is a part of this work, beside the pieces."""
         begun = self._clock()
         try:
-            self._waiting.popleft()()
+            yield
         finally:
             self._spent += self._clock() - begun
+
+    def _next(self) -> None:
+        try:
+            with self.charged():
+                self._waiting.popleft()()
+        finally:
             pause = 0.0
             if self._spent >= AT_ONCE:
                 pause, self._spent = (SHARE - 1) * self._spent, 0.0
