@@ -31,7 +31,7 @@ TEACHER = Recipe(digits=1, seed=0, steps=1600, whole=1600, rate=5e-3)
 # What a run depends on.
 SOURCES = ("task", "pair", "model", "rows", "exact", "cells", "losses", "arms", "distil")
 HELD_OUT = 200
-RATES = [1e-3]
+RATES = [1e-3, 3e-4]
 MEASURES = ("accuracy", "bits_per_byte", "exact_kl")
 # Tokens of the teacher's longest solution, with its end.
 TEACHER_TOKENS = 16

@@ -82,7 +82,14 @@ def arm_loss(arm: Arm, drawn: Drawn, hidden: Tensor, head: Head) -> tuple[Tensor
     batch = _batch(scored, hidden, sampled, old)
     masked = scored.masked
     partial = _partial(arm, scored)
-    total = lsm(_weighted(batch, ~masked), head, SETTINGS).total.double()
+    assert batch.support_valid is not None
+    lone = ~masked & (batch.support_valid.sum(-1) < 2).numpy()
+    total = lsm(_weighted(batch, ~masked & ~lone), head, SETTINGS).total.double()
+    if lone.any():
+        # The product drops a row of one id. A student of a teacher that is sure of how a reply
+        # ends then forgets how: here such rows learn as the others do.
+        cells = [bucket_of(scored, at) for at in np.flatnonzero(lone).tolist()]
+        total = total + coarse_kl(log_probs[torch.from_numpy(lone)], cells).sum()
     if partial.any():
         total = total + _partial_loss(arm, scored, partial, log_probs, batch, head)
     left = masked & ~partial

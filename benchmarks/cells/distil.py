@@ -24,9 +24,6 @@ from student_trainer.losses import Head
 Int64 = NDArray[np.int64]
 # Updates in which the learning rate rises.
 WARM_UP = 5
-# Adam's. With its usual 1e-8 the step of a parameter whose gradient is next to nothing is as
-# large as any other: students forgot how to end a reply, whose token is nowhere an input.
-EPSILON = 1e-5
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ def distil(start: LlamaForCausalLM, scorer: Scorer, arm: Arm, seed: int, plan: P
     student, tokenizer, outcome = copy.deepcopy(start), side(3), Outcome(arm.name, seed)
     draw, generator = random.Random(seed), torch.Generator().manual_seed(seed)
     left_out = frozenset(plan.held_out)
-    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.rate, eps=EPSILON, weight_decay=0.0)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=plan.rate, weight_decay=0.0)
     shares: list[dict[str, float]] = []
     while outcome.teacher_tokens < plan.teacher_tokens:
         asked = [one for one in problems(draw, plan.replies) if one not in left_out]
