@@ -8,6 +8,7 @@ import json
 import socket
 import struct
 import time
+from functools import partial
 
 from benchmarks.attacks.bodies import on_grpc, on_http
 from benchmarks.attacks.target import MIB, Target, bearer
@@ -17,6 +18,8 @@ SLOW = 60
 UPLOADS, UPLOAD_BYTES = 12, 40 * MIB
 UNREAD, UNREAD_BYTES = 8, 20 * MIB
 ROWS = 2000  # of an unread reply: with K=300 about 20 MB of JSON
+# An address of this machine that is not the neighbour's; others share the neighbour's.
+ELSEWHERE = "127.0.0.2"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
@@ -130,23 +133,24 @@ async def grpc_frames(target: Target) -> None:
     await _in_pieces(target, "grpc", PREFACE + stream, _frame(0, 0, 1, b"\0"))
 
 
-async def http_churn(target: Target) -> None:
+async def http_churn(target: Target, source: str = ELSEWHERE) -> None:
     """Connections that send a little of a body and are gone, one after the other."""
     chunks = _post("/v1/score", "transfer-encoding: chunked") + b"1\r\n \r\n" * 25_000
-    await _come_and_go(target, "http", chunks)
+    await _come_and_go(target, "http", chunks, source)
 
 
-async def grpc_churn(target: Target) -> None:
+async def grpc_churn(target: Target, source: str = ELSEWHERE) -> None:
     """The same on the other wire."""
     stream = _frame(1, 4, 1, _headers()) + _frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
-    await _come_and_go(target, "grpc", PREFACE + stream + _frame(0, 0, 1, b"\0") * 25_000)
+    data = PREFACE + stream + _frame(0, 0, 1, b"\0") * 25_000
+    await _come_and_go(target, "grpc", data, source)
 
 
-async def _come_and_go(target: Target, wire: str, data: bytes) -> None:
+async def _come_and_go(target: Target, wire: str, data: bytes, source: str) -> None:
     await target.begin()
 
     def once() -> str:
-        with target.connect(wire) as one:
+        with target.connect(wire, source=source) as one:
             one.sendall(data)
         return "gone"
 
@@ -193,7 +197,9 @@ CONNECTIONS = {
     "http_chunks": http_chunks,
     "grpc_frames": grpc_frames,
     "http_churn": http_churn,
+    "http_churn_near": partial(http_churn, source=""),
     "grpc_churn": grpc_churn,
+    "grpc_churn_near": partial(grpc_churn, source=""),
     "health_messages": health_messages,
     "anonymous_refusals": anonymous_refusals,
 }

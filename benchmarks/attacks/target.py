@@ -55,13 +55,18 @@ class Target:
     def lasts(self) -> bool:
         return time.monotonic() < self.until
 
-    def connect(self, wire: str, receive_buffer: int = 0) -> socket.socket:
-        """A plain blocking socket to one of the ports, with a time-out of a second."""
+    def connect(self, wire: str, receive_buffer: int = 0, source: str = "") -> socket.socket:
+        """A plain blocking socket to one of the ports, with a time-out of a second.
+
+        ``source``: the address it comes from, where not from the neighbour's own.
+        """
         host, _, port = (self.http_address if wire == "http" else self.grpc_address).rpartition(":")
         made = socket.socket()
         if receive_buffer:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         made.settimeout(1.0)
+        if source:
+            made.bind((source, 0))
         made.connect((host, int(port)))
         return made
 
