@@ -11,6 +11,7 @@ import time
 from functools import partial
 
 from benchmarks.attacks.bodies import on_grpc, on_http
+from benchmarks.attacks.frames import PREFACE, frame, headers, varint
 from benchmarks.attacks.target import MIB, Target, bearer
 
 IDLE = 240  # sockets of each wire
@@ -20,7 +21,6 @@ UNREAD, UNREAD_BYTES = 8, 20 * MIB
 ROWS = 2000  # of an unread reply: with K=300 about 20 MB of JSON
 # An address of this machine that is not the neighbour's; others share the neighbour's.
 ELSEWHERE = "127.0.0.2"
-PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 
 
 async def idle_sockets(target: Target) -> None:
@@ -129,8 +129,8 @@ async def http_chunks(target: Target) -> None:
 
 async def grpc_frames(target: Target) -> None:
     """Messages in frames of a byte."""
-    stream = _frame(1, 4, 1, _headers()) + _frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
-    await _in_pieces(target, "grpc", PREFACE + stream, _frame(0, 0, 1, b"\0"))
+    stream = frame(1, 4, 1, headers()) + frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
+    await _in_pieces(target, "grpc", PREFACE + stream, frame(0, 0, 1, b"\0"))
 
 
 async def http_churn(target: Target, source: str = ELSEWHERE) -> None:
@@ -141,8 +141,8 @@ async def http_churn(target: Target, source: str = ELSEWHERE) -> None:
 
 async def grpc_churn(target: Target, source: str = ELSEWHERE) -> None:
     """The same on the other wire."""
-    stream = _frame(1, 4, 1, _headers()) + _frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
-    data = PREFACE + stream + _frame(0, 0, 1, b"\0") * 25_000
+    stream = frame(1, 4, 1, headers()) + frame(0, 0, 1, b"\0" + struct.pack(">I", 30_000))
+    data = PREFACE + stream + frame(0, 0, 1, b"\0") * 25_000
     await _come_and_go(target, "grpc", data, source)
 
 
@@ -174,7 +174,7 @@ async def _in_pieces(target: Target, wire: str, opening: bytes, piece: bytes) ->
 async def health_messages(target: Target) -> None:
     """What a stranger may call: health, with messages of 4 MB."""
     name = b"a" * (4 * MIB - 64)
-    body = b"\x0a" + _varint(len(name)) + name
+    body = b"\x0a" + varint(len(name)) + name
     target.admitted = 2 * len(body)
     await target.begin()
     await on_grpc(target, "/grpc.health.v1.Health/Check", body, ())
@@ -218,37 +218,3 @@ def _wait_for_end(one: socket.socket, target: Target) -> str:
         except TimeoutError:
             continue
     return "stalled"
-
-
-def _frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
-    return (
-        struct.pack(">I", len(payload))[1:]
-        + bytes([kind, flags])
-        + struct.pack(">I", stream)
-        + payload
-    )
-
-
-def _headers() -> bytes:
-    """HPACK, every field a literal that is not indexed."""
-    fields = {
-        ":method": "POST",
-        ":scheme": "http",
-        ":path": "/teacher_proto.v1.TeacherScoringService/Score",
-        ":authority": "a",
-        "te": "trailers",
-        "content-type": "application/grpc",
-        "authorization": bearer("mallory"),
-    }
-    return b"".join(
-        b"\0" + bytes([len(name)]) + name.encode() + bytes([len(value)]) + value.encode()
-        for name, value in fields.items()
-    )
-
-
-def _varint(number: int) -> bytes:
-    made = bytearray()
-    while number > 127:
-        made.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*made, number])
