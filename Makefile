@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http soak soak-image proofs bench-realign bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -139,6 +139,9 @@ bench-attacks: $(VENV)/.dev ## what a neighbour feels of hostile requests
 
 bench-realign: $(VENV)/.dev ## realigned rows against enumeration, per pair and text
 	$(BIN)/python -m benchmarks.bench_realign $(ARGS)
+
+bench-cells: $(VENV)/.dev ## the study of cells: students with and without (20 minutes, 2 cores)
+	$(BIN)/python -m benchmarks.cells $(ARGS)
 
 bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 	$(BIN)/python -m benchmarks.bench_step $(ARGS)

@@ -17,5 +17,6 @@ product.
     losses.py   what a student learns from them
     arms.py     the sides of the comparison
     distil.py   one run
+    facts.py    what rows hold before anything is learnt
     gate.py     who has won
 """

@@ -19,6 +19,7 @@ import torch
 
 from benchmarks.cells.arms import ARMS, Arm
 from benchmarks.cells.distil import Outcome, Plan, distil, judged
+from benchmarks.cells.facts import facts_of_rows
 from benchmarks.cells.gate import verdict
 from benchmarks.cells.model import Recipe, accuracy, trained
 from benchmarks.cells.pair import side
@@ -31,6 +32,8 @@ TEACHER = Recipe(digits=1, seed=0, steps=1600, whole=1600, rate=5e-3)
 # What a run depends on.
 SOURCES = ("task", "pair", "model", "rows", "exact", "cells", "losses", "arms", "distil")
 HELD_OUT = 200
+# Held-out problems whose replies are looked at row by row.
+JUDGED = 48
 RATES = [1e-3, 3e-4]
 MEASURES = ("accuracy", "bits_per_byte", "exact_kl")
 # Tokens of the teacher's longest solution, with its end.
@@ -64,7 +67,10 @@ def main() -> None:
             for plan in plans:
                 runs[arm.name][plan.rate].append(_run(arm, seed, scorer, plan))
     if len(given.seeds) > 1:
-        _write(runs, accuracy(teacher, side(1), left_out, TEACHER_TOKENS), plans[0])
+        students = [trained(start_of(seed), left_out) for seed in given.seeds]
+        facts = facts_of_rows(students, scorer, left_out[:JUDGED])
+        of_teacher = accuracy(teacher, side(1), left_out, TEACHER_TOKENS)
+        _write(runs, {"accuracy_teacher": of_teacher, **facts}, plans[0])
 
 
 def _run(arm: Arm | None, seed: int, scorer: Scorer, plan: Plan) -> Outcome:
@@ -88,7 +94,7 @@ def _run(arm: Arm | None, seed: int, scorer: Scorer, plan: Plan) -> Outcome:
 
 
 def _write(
-    runs: Mapping[str, Mapping[float, list[Outcome]]], of_teacher: float, plan: Plan
+    runs: Mapping[str, Mapping[float, list[Outcome]]], facts: Mapping[str, float], plan: Plan
 ) -> None:
     rate_of = {
         name: max(rates, key=lambda rate: statistics.mean(one.accuracy for one in rates[rate]))
@@ -128,7 +134,7 @@ def _write(
             for rate, some in rates.items()
         },
     }
-    write_result("cells", {**won, "accuracy_teacher": of_teacher, **figures}, details)
+    write_result("cells", {**won, **facts, **figures}, details)
 
 
 def _spread(values: Sequence[float]) -> str:
