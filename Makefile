@@ -137,7 +137,7 @@ bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods
 bench-attacks: $(VENV)/.dev ## what a neighbour feels of hostile requests
 	$(BIN)/python -m benchmarks.bench_attacks $(ARGS)
 
-bench-realign: $(VENV)/.dev ## realigned rows against enumeration, per pair and text
+bench-realign: $(VENV)/.dev ## realigned rows against their specification, per pair and text
 	$(BIN)/python -m benchmarks.bench_realign $(ARGS)
 
 bench-cells: $(VENV)/.dev ## the study of cells: students with and without (20 minutes, 2 cores)
