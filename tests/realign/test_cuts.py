@@ -23,9 +23,10 @@ from teacher_server.realign.pair.static_tables import StaticTables
 from teacher_server.realign.pair.sync_points import settled_boundaries
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.states import StudentStates
-from tests.realign.real_tokenizers import tokenizer_file, vocabulary
+from tests.realign.real_tokenizers import pair, tokenizer_file, vocabulary
 
 NAMES = ["gpt2", "qwen3", "llama3", "gpt4o", "deepseek_v3", "mistral_nemo", "gemma2", "gemma3"]
 KINDS = {
@@ -186,3 +187,14 @@ def rollout(name: str, tokens: Sequence[int]) -> Any:
         student_offsets=np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
         special=np.zeros(len(tokens) + 1, np.bool_),
     )
+
+
+def test_a_character_that_does_not_end_is_not_known_to_before_it_does_not() -> None:
+    """The first bytes of one are read as a token of their own, or byte by byte, by what
+    follows them: the row after them is masked where they are read byte by byte."""
+    tables = pair("llama3", "qwen3")
+    start = tables.student.by_bytes[b" \xe5\x81"]
+    said = tables.student.encoder.encode(b"x y").ids.tolist()
+    for token, masked in ((b"\x9a", False), (b"7", True), (b" x", True)):
+        ids = np.array([*said, start, tables.student.by_bytes[token]], np.int32)
+        assert bool(Realigner(tables).lay_out(ids).unreadable[-1]) == masked

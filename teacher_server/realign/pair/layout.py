@@ -18,7 +18,7 @@ from teacher_proto.types import Bool, Int32, Level
 
 from teacher_server.realign.pair.sync_points import settled_boundaries, sync_offsets
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.pair.vocabulary import Vocabulary
+from teacher_server.realign.pair.vocabulary import Vocabulary, incomplete_tail
 
 Int64 = NDArray[np.int64]
 
@@ -36,7 +36,8 @@ class Layout:
         sync: int64 [n], index of the teacher token at the position's sync point.
         special: bool [n], the position's own token is special.
         canonical: bool [n], the student's tokenizer itself gives this token at this place.
-        unreadable: bool [n], the teacher reads text of the token's chunk byte by byte.
+        unreadable: bool [n], the teacher reads text of the token's chunk byte by byte, or a character
+            before it that does not end.
         without_counterpart: bool [n], the token's chunk has a special token without one.
         chunk: int64 [n], index of the position's chunk.
         chunk_teacher: int64 [C + 1], index of the first teacher token of each chunk.
@@ -84,13 +85,19 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
     chunk = np.searchsorted(common, begin, "right") - 1
     first_student = np.searchsorted(own_offsets, common)
     first_teacher = np.searchsorted(teacher_offsets, common)
-    unreadable = _chunks_with(draft.unreadable_spans(teacher_offsets), common)
+    unreadable = _chunks_with(draft.unreadable_spans(teacher_offsets), common)[chunk]
+    data = b"".join(draft.pieces)
+    # Bytes that begin a character and do not end it are read one by one because of what follows
+    # them: it must not know that either.
+    for index in np.flatnonzero(unreadable[:-1] & ~unreadable[1:]).tolist():
+        offset = int(begin[index + 1])
+        unreadable[index + 1] = incomplete_tail(data[max(offset - 3, 0) : offset]) > 0
     chunk_tokens = np.maximum(np.diff(first_student), np.diff(first_teacher))
     chunk_tokens[chunk[student.is_spelt[student_ids]]] = 1
     spelt_by_student = teacher_offsets[:-1][tables.teacher.is_spelt[teacher_ids]]
     chunk_tokens[np.searchsorted(common, spelt_by_student, "right") - 1] = 1
     return Layout(
-        data=b"".join(draft.pieces),
+        data=data,
         student_ids=student_ids,
         student_offsets=own_offsets,
         teacher_ids=teacher_ids,
@@ -98,7 +105,7 @@ def lay_out(student_ids: Int32, tables: PairTables) -> Layout:
         sync=np.searchsorted(teacher_offsets, sync_offsets(begin, common, draft.boundaries)),
         special=special,
         canonical=np.concatenate(draft.canonical),
-        unreadable=unreadable[chunk],
+        unreadable=unreadable,
         without_counterpart=_chunks_with(draft.unmapped, common)[chunk],
         chunk=chunk,
         chunk_teacher=first_teacher,
