@@ -36,8 +36,8 @@ class Layout:
         sync: int64 [n], index of the teacher token at the position's sync point.
         special: bool [n], the position's own token is special.
         canonical: bool [n], the student's tokenizer itself gives this token at this place.
-        unreadable: bool [n], the teacher reads text of the token's chunk byte by byte, or a character
-            before it that does not end.
+        unreadable: bool [n], the teacher reads text of the token's chunk byte by byte, or a
+            character before it that does not end.
         without_counterpart: bool [n], the token's chunk has a special token without one.
         chunk: int64 [n], index of the position's chunk.
         chunk_teacher: int64 [C + 1], index of the first teacher token of each chunk.
