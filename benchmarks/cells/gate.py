@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from benchmarks.cells.distil import Outcome
 
 # What the product does, or can do, without cells.
-RIVALS = ("masked", "masked_chunks", "coarse", "coarse_chunks")
-CELLS = ("cells_residual", "cells_path")
+RIVALS = ("masked", "masked_chunks", "coarse", "coarse_chunks", "extra_rows")
+CELLS = ("cells_alone", "cells_residual", "cells_path")
 # Student's t by the number of seeds.
 T_95 = {2: 6.314, 3: 2.920, 4: 2.353, 5: 2.132, 6: 2.015, 7: 1.943, 8: 1.895}
 
