@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.config import LimitSettings
 from teacher_server.http.connection.opening import Openings
 from teacher_server.http.connection.table import Entry
 from teacher_server.http.connection.turns import AT_ONCE, Turns
 from teacher_server.http.connection.waiting import Waiting
+from tests.access.pki import HOSTS, Authority
 from tests.server.raw_http import Alone, alone, connected
 from tests.server.running import LONG, eventually
 
@@ -205,3 +209,70 @@ async def test_opening_has_a_part_of_the_loops_time(monkeypatch: pytest.MonkeyPa
         # A piece, the making of the connection and the first read: three halves, twice each.
         assert pauses >= 10
         assert now >= 20 * 3 * 2 * AT_ONCE / 2
+
+
+@pytest.mark.parametrize("gives_way_to", ["a new caller", "nobody has files"])
+async def test_a_handshake_that_failed_ends_itself_alone(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    gives_way_to: str,
+) -> None:
+    """Plain HTTP sent to the TLS port, and the connection has to go before that is noted."""
+    pair = Authority(tmp_path, "ca").issue("server", *HOSTS)
+    certificates = Certificates(pair.cert, pair.key, None)
+    async with alone(App(), PATIENT, ConnectionBounds(1, 1), certificates) as server:
+        openings, done = await openings_of(server), asyncio.Event()
+        acceptor, opened = server.server._server._acceptor, openings._opened
+
+        def before(entry: Entry, accepted: socket.socket, task: asyncio.Task[None]) -> None:
+            assert isinstance(task.exception(), ssl.SSLError)
+            with contextlib.ExitStack() as stack:
+                stack.callback(done.set)
+                if gives_way_to == "a new caller":
+                    openings.take(mine, "127.0.0.1")
+                else:
+                    acceptor._make_room()
+                opened(entry, accepted, task)
+
+        mine, other = socket.socketpair()
+        monkeypatch.setattr(openings, "_opened", before)
+        with other:
+            async with connected(server.address) as peer:
+                await peer.send(LIVE)
+                await asyncio.wait_for(done.wait(), LONG)
+                await peer.rest()
+        assert acceptor.failure is None
+        assert [record for record in caplog.records if record.exc_info] == []
+        assert server.cut.count("no_handshake") == 1
+        monkeypatch.undo()
+        await eventually(lambda: len(server.server.table) == 0)
+        mine.close()
+        async with connected(server.address, tls_of(tmp_path)) as peer:
+            await peer.send(LIVE)
+            assert (await peer.answer()).status == 200
+
+
+async def test_what_one_connection_raises_ends_that_one(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with alone(App(), PATIENT) as server:
+        openings = await openings_of(server)
+
+        def fails(accepted: socket.socket, address: str) -> None:
+            raise AttributeError("of one")
+
+        with monkeypatch.context() as broken:
+            broken.setattr(openings, "_take", fails)
+            for _ in range(3):
+                async with connected(server.address) as peer:
+                    assert await peer.rest() == b""
+        assert server.server._server._acceptor.failure is None
+        assert sum(record.exc_info is not None for record in caplog.records) == 1
+        async with connected(server.address) as peer:
+            await peer.send(LIVE)
+            assert (await peer.answer()).status == 200
+
+
+def tls_of(folder: Path) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=str(folder / "ca.pem"))

@@ -13,7 +13,6 @@ import ssl
 from teacher_server.http.connection.host import Host
 from teacher_server.http.connection.notices import Notice
 from teacher_server.http.connection.opening import Openings
-from teacher_server.http.connection.transport import has_left
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +33,7 @@ class Acceptor:
     """Accepts until ``close``: to uvicorn, one of the servers that it closes and waits for.
 
     Attributes:
-        failure: why it could not go on.
+        failure: why the listener could not go on. What one connection raises ends that one.
     """
 
     def __init__(self, listener: socket.socket, host: Host, context: ssl.SSLContext | None) -> None:
@@ -45,12 +44,14 @@ class Acceptor:
         self._gave_way = Notice(
             log, "%d connections gave way to newer ones (limits.max_connections and its like)"
         )
-        self._openings = Openings(host, context, self._gave_way.count)
+        self._openings = Openings(host, context, self._gave_way.count, self._note)
         self._spare = _spare()
         self._retry: asyncio.TimerHandle | None = None
         self._out_of_files = Notice(
             log, "no file was left to accept connections with, %d times: idle ones give way"
         )
+        self._broken = Notice(log, "%d new connections were ended by an error of the server's own")
+        self._told = False
         self.failure: Exception | None = None
         listener.setblocking(False)
         self._loop.add_reader(listener, self._accept)
@@ -71,6 +72,7 @@ class Acceptor:
         self._openings.abort()
         self._out_of_files.close()
         self._gave_way.close()
+        self._broken.close()
         if self._spare is not None:
             os.close(self._spare)
 
@@ -78,12 +80,7 @@ class Acceptor:
         try:
             for _ in range(TURN):
                 connection, peer = self._listener.accept()
-                if self._openings and has_left(connection):
-                    # A caller that is alone is served: who asks one thing may have closed its side.
-                    connection.close()
-                    self._host.cut("left")
-                else:
-                    self._openings.take(connection, str(peer[0]))
+                self._openings.take(connection, str(peer[0]))
         except OSError as error:
             if error.errno in OUT_OF_FILES:
                 self._make_room()
@@ -93,6 +90,13 @@ class Acceptor:
         except Exception as error:
             self._loop.remove_reader(self._listener)
             self.failure = error
+
+    def _note(self, error: Exception) -> None:
+        """Whole the first time: a caller that could repeat it would fill the log."""
+        if not self._told:
+            self._told = True
+            log.error("a connection ended with an error of the server's own", exc_info=error)
+        self._broken.count()
 
     def _make_room(self) -> None:
         """No file is left: idle connections give way, else those that wait are turned away."""

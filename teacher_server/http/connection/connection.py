@@ -55,6 +55,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
         self.entry = entry
         self.unread = bytearray()
         self._lost = lost
+        self._socket: asyncio.Transport | None = None  # until it is made
         self._names: tuple[str, ...] = ()
         self._exchange: Exchange | None = None
         self._asked = False
@@ -114,13 +115,14 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def left(self) -> bool:
         """Whether the caller has closed its end, before all that it sent was read."""
-        return has_left(self._socket.get_extra_info("socket"))
+        return self._socket is None or has_left(self._socket.get_extra_info("socket"))
 
     def abort(self) -> None:
         """Ends the connection at once."""
         if self.cycle is not None:
             self.cycle.disconnected = True
-        self._socket.abort()
+        if self._socket is not None:
+            self._socket.abort()
 
     def shutdown(self) -> None:
         """Ends the connection once what it carries is answered."""
@@ -229,7 +231,7 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def _close(self, *, listen: bool = False) -> None:
         """Ends the connection; ``listen``: the caller may still be sending."""
-        if self.transport.is_closing():
+        if self._socket is None or self.transport.is_closing():
             return
         listen = listen or (self.cycle is not None and self.cycle.more_body)
         self._lingering = LINGER_BYTES

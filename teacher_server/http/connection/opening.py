@@ -12,13 +12,11 @@ from functools import partial
 from teacher_server.http.connection.connection import LINGER_SECONDS, Connection
 from teacher_server.http.connection.host import Host
 from teacher_server.http.connection.table import Entry, Rank
-from teacher_server.http.connection.transport import has_left
+from teacher_server.http.connection.transport import has_left, look
 from teacher_server.http.connection.waiting import Waiting
 
 # Connections of one turn whose callers have left meanwhile, at most: nothing is done for them.
 LEFT = 64
-# Bytes that are looked at to know who asks for health.
-LOOKED_AT = 64
 
 
 @dataclass
@@ -38,12 +36,18 @@ class Openings:
     """
 
     def __init__(
-        self, host: Host, context: ssl.SSLContext | None, gave_way: Callable[[], None]
+        self,
+        host: Host,
+        context: ssl.SSLContext | None,
+        gave_way: Callable[[], None],
+        broken: Callable[[Exception], None],
     ) -> None:
-        """``context``: of TLS; None for plain text. ``gave_way`` is told of each that had to."""
+        """``context``: of TLS; None for plain text. ``gave_way`` is told of each that had to,
+        ``broken`` of what one of them raised, which is of no concern to the others."""
         self._host = host
         self._context = context
         self._gave_way = gave_way
+        self._broken = broken
         self._loop = asyncio.get_running_loop()
         health = [f"{verb} {path}" for verb in ("GET", "HEAD") for path in sorted(host.public)]
         ends = " ", "?"
@@ -61,8 +65,20 @@ class Openings:
         return len(self._waiting)
 
     def take(self, accepted: socket.socket, address: str) -> None:
+        try:
+            self._take(accepted, address)
+        except Exception as error:
+            accepted.close()
+            self._broken(error)
+
+    def _take(self, accepted: socket.socket, address: str) -> None:
+        if self._waiting and has_left(accepted):
+            # A caller that is alone is served: who asks one thing may have closed its side.
+            accepted.close()
+            self._host.cut("left")
+            return
         accepted.setblocking(False)
-        asked = _look(accepted)
+        asked = look(accepted)
         if asked == b"":
             accepted.close()
             return
@@ -76,19 +92,29 @@ class Openings:
             self._wait(entry)
             return
         self._silent[entry] = None
-        self._loop.add_reader(accepted, self._speaks, entry)
+        try:
+            self._loop.add_reader(accepted, self._speaks, entry)
+        except Exception:  # the system keeps no more watches
+            self._drop(entry)
+            raise
         if self._timer is None:
             self._expect()
 
     def end(self, entry: Entry) -> None:
         """Ends a connection that has left the table."""
+        try:
+            self._end(entry)
+        except Exception as error:
+            self._broken(error)
+
+    def _end(self, entry: Entry) -> None:
         if entry in self._taken:
             self._drop(entry)
             return
         opening = self._opening.get(entry)
         if opening is not None and not opening.done():
             opening.cancel()
-        elif entry in self._connections:
+        elif entry in self._connections and not (opening is not None and _failed(opening)):
             self._connections[entry].abort()
 
     def close(self) -> None:
@@ -110,7 +136,7 @@ class Openings:
 
     def _speaks(self, entry: Entry) -> None:
         """One that was silent has sent something, or has left."""
-        asked = _look(self._taken[entry].accepted)
+        asked = look(self._taken[entry].accepted)
         if asked == b"":
             self._drop(entry)
         elif asked is not None:
@@ -137,18 +163,23 @@ class Openings:
 
     def _take_turn(self) -> None:
         self._in_line = False
+        try:
+            self._open_next()
+        finally:
+            if self._waiting:
+                self._in_line = True
+                self._host.opening.add(self._take_turn)
+
+    def _open_next(self) -> None:
         for _ in range(LEFT):
             entry = self._waiting.take()
             if entry is None:
                 return
             if not self._waiting or not has_left(self._taken[entry].accepted):
                 self._open(entry)
-                break
+                return
             self._host.cut("left")
             self._drop(entry)
-        if self._waiting:
-            self._in_line = True
-            self._host.opening.add(self._take_turn)
 
     def _open(self, entry: Entry) -> None:
         accepted = self._taken.pop(entry).accepted
@@ -174,7 +205,7 @@ class Openings:
     def _opened(self, entry: Entry, accepted: socket.socket, task: asyncio.Task[None]) -> None:
         del self._opening[entry]
         self._loop.call_soon(self._read, entry)  # what is there is read before
-        if task.cancelled() or task.exception() is not None:
+        if _failed(task):
             if not task.cancelled():
                 self._host.cut("no_handshake")
             accepted.close()
@@ -212,11 +243,6 @@ class Openings:
             self._drop(entry)
 
 
-def _look(accepted: socket.socket) -> bytes | None:
-    """What the caller has sent, which stays there; None: nothing yet; b"": it has left."""
-    try:
-        return accepted.recv(LOOKED_AT, socket.MSG_PEEK)
-    except (BlockingIOError, InterruptedError):
-        return None
-    except OSError:
-        return b""
+def _failed(opening: asyncio.Task[None]) -> bool:
+    """Whether one that is done has no connection; ``_opened`` ends what there is of it."""
+    return opening.cancelled() or opening.exception() is not None

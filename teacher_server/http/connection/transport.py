@@ -1,4 +1,4 @@
-"""What uvicorn sees of a connection's transport."""
+"""What is seen of a connection's transport and socket."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from uvicorn.protocols.http.flow_control import FlowControl
 
 # The state of a TCP connection that both ends have open (Linux, tcp_states.h).
 ESTABLISHED = 1
+# Bytes that are looked at to know who asks for health.
+LOOKED_AT = 64
 
 
 def has_left(connection: socket.socket | asyncio.trsock.TransportSocket) -> bool:
@@ -58,3 +60,13 @@ class Flow(FlowControl):
     def resume_reading(self) -> None:
         if self._room():
             super().resume_reading()
+
+
+def look(accepted: socket.socket) -> bytes | None:
+    """What the caller has sent, which stays there; None: nothing yet; b"": it has left."""
+    try:
+        return accepted.recv(LOOKED_AT, socket.MSG_PEEK)
+    except (BlockingIOError, InterruptedError):
+        return None
+    except OSError:
+        return b""
