@@ -33,18 +33,28 @@ def full_rows(teacher: MarkovTeacher, layout: Layout) -> TeacherRows:
     return teacher_rows(layout.teacher_ids, top, np.where(rows > 0, values, 0.0), own)
 
 
-def toy_pairs(count: int, seed: int) -> list[tuple[Vocabulary, Vocabulary]]:
+Merges = list[tuple[str, str]]
+
+
+def toy_merges(count: int, seed: int) -> list[tuple[Merges, Merges]]:
+    """Of a student's tokenizer over LETTERS, and of a teacher's."""
     draw = random.Random(seed)
-    pairs = []
-    while len(pairs) < count:
-        student, teacher = (toy(LETTERS, random_merges(draw, LETTERS, 4)) for _ in range(2))
+    found: list[tuple[Merges, Merges]] = []
+    while len(found) < count:
+        merges = random_merges(draw, LETTERS, 4), random_merges(draw, LETTERS, 4)
+        student, teacher = (toy(LETTERS, some) for some in merges)
         try:
             MarkovTeacher.random(teacher, 0)
         except ValueError:
             continue
         if student.hash != teacher.hash and settles_by_prefix(student, teacher, "abc"):
-            pairs.append((student, teacher))
-    return pairs
+            found.append(merges)
+    return found
+
+
+def toy_pairs(count: int, seed: int) -> list[tuple[Vocabulary, Vocabulary]]:
+    both = toy_merges(count, seed)
+    return [(toy(LETTERS, student), toy(LETTERS, teacher)) for student, teacher in both]
 
 
 def realigned(
