@@ -6,7 +6,7 @@ rollout and a token that leaves the rollout there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,17 +54,21 @@ def learn_context_free(
     realigner.learn(context_free, tokens[finite], np.maximum(support.ids, 0), log_probs)
 
 
-def open_paths(realigned: RealignedContinuation, least_open: float) -> tuple[float, OpenPaths]:
+def open_paths(
+    realigned: RealignedContinuation, least_open: float, but: Set[tuple[int, int]]
+) -> tuple[float, OpenPaths]:
     """(needs of the continuation's rows together, the paths whose next rows are not there).
 
     Args:
         least_open: open mass from which a row counts.
+        but: the (row, token) of paths that are not to be asked for.
     """
     walked, block = realigned.walked, realigned.scores.realignment
     if walked is None or block is None or realigned.rows is None:
         return 0.0, NO_PATHS
     needed = float(needs_of(block).sum())
-    return needed, paths_of(walked, block, least_open, realigned.rows.extra_rows)
+    known = realigned.rows.extra_rows.keys() | but
+    return needed, paths_of(walked, block, least_open, known)
 
 
 def path_ids(
@@ -80,9 +84,14 @@ def path_ids(
 def with_paths(
     realigned: RealignedContinuation, paths: list[tuple[int, int]], found: list[Rows | None]
 ) -> TeacherRows | None:
-    """The continuation's rows and those after the paths; None when one is not finite."""
-    finite = [rows for rows in found if rows is not None]
-    if len(finite) < len(found):
+    """The continuation's rows and those after the paths that are finite; None when none is."""
+    finite = [(path, rows) for path, rows in zip(paths, found, strict=True) if rows is not None]
+    if not finite:
         return None
-    support = required(Rows.concatenate(finite).support, "support")
-    return with_extra_rows(required(realigned.rows, "rows"), paths, support.ids, support.log_probs)
+    support = required(Rows.concatenate([rows for _, rows in finite]).support, "support")
+    return with_extra_rows(
+        required(realigned.rows, "rows"),
+        [path for path, _ in finite],
+        support.ids,
+        support.log_probs,
+    )

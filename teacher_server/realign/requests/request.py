@@ -8,6 +8,7 @@ to go on after ``TextSize`` and ``Plan``, and may close it after any step.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Generator
 from dataclasses import dataclass, field
 
@@ -44,7 +45,6 @@ from teacher_server.realign.requests.planned import (
 )
 from teacher_server.realign.requests.realigned import (
     RealignedContinuation,
-    not_finite,
     not_realigned,
     realign_engine_rows,
     realign_rows,
@@ -104,6 +104,8 @@ class _Work:
         context_free: of this teacher and temperature; None to go without.
         planned: every continuation, in order.
         realigned: by index, the continuations that the teacher can read.
+        not_finite: by index, the paths after which the teacher's row is not finite: they stay
+            open.
     """
 
     request: RealignRequest
@@ -111,6 +113,7 @@ class _Work:
     context_free: ContextFreeRows | None
     planned: list[PlannedContinuation] = field(default_factory=list)
     realigned: dict[int, RealignedContinuation] = field(default_factory=dict)
+    not_finite: dict[int, set[tuple[int, int]]] = field(default_factory=lambda: defaultdict(set))
 
     def realign(self, index: int, rows: Rows | None) -> None:
         """Realigns a continuation's rows as the engine gave them."""
@@ -166,7 +169,7 @@ def _extra_round(work: _Work, budget: ExtraBudget) -> Generator[Step, Answer | N
     request = work.request
     needed, paths = 0.0, dict[int, OpenPaths]()
     for index, one in work.realigned.items():
-        need, paths[index] = open_paths(one, request.extra_least_open)
+        need, paths[index] = open_paths(one, request.extra_least_open, work.not_finite[index])
         needed += need
         yield PAUSE
     asked: list[tuple[int, tuple[int, int]]] = []
@@ -182,10 +185,9 @@ def _extra_round(work: _Work, budget: ExtraBudget) -> Generator[Step, Answer | N
     for index in dict.fromkeys(index for index, _ in asked):
         places = [place for place, (of, _) in enumerate(asked) if of == index]
         chosen = [asked[place][1] for place in places]
+        work.not_finite[index] |= {asked[place][1] for place in places if found[place] is None}
         rows = with_paths(work.realigned[index], chosen, [found[place] for place in places])
-        if rows is None:
-            work.realigned[index] = RealignedContinuation(not_finite())
-        else:
+        if rows is not None:
             work.realign_again(index, rows)
         yield PAUSE
     return True
