@@ -104,6 +104,17 @@ def test_rows_that_no_further_row_settles_need_none() -> None:
     assert paths_of(walked, rows, 0.05, {}).row.tolist() == [1, 3]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("total", [0.0, 1.0])
+def test_a_row_without_open_mass_takes_no_path_from_the_others(total: float) -> None:
+    """A path that is open with no mass at the first row, and open at the second."""
+    walked = left_open(2, [(0, 4, 2, 0.0), (1, 4, 2, 0.5)], [total, 1.0])
+    rows = block([PositionClass.MASKED] * 2, [0.0, 0.0])
+    found = paths_of(walked, rows, 0.0, {})
+    assert list(zip(found.row.tolist(), found.token.tolist(), strict=True)) == [(4, 2)]
+    assert found.gain.tolist() == [1.0]
+
+
 def offer(gains: list[float]) -> dict[int, OpenPaths]:
     """Paths of two continuations, half of them each."""
     half = len(gains) // 2
