@@ -138,6 +138,7 @@ def measure(work: Pair, teacher: Teacher, ids: Int32, *, rounds: int, budget: fl
         extra_rows_per_token=budget,
         extra_rows=settings.extra_rows,
         extra_least_open=settings.extra_least_open,
+        memory_bytes=settings.worker_memory_bytes,
     )
     found, asked, own = Measured(), realigned(request, work), 0.0
     answer: Answer | None = None

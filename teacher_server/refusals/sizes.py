@@ -174,10 +174,15 @@ def check_row_bytes(size: int, limits: ServerLimits) -> None:
         )
 
 
+def session_memory(worker_memory_bytes: int) -> int:
+    """What a request may take of the memory of a tokenizer's process; the rest is for its
+    tables and its messages."""
+    return worker_memory_bytes * 3 // 4
+
+
 def check_session_bytes(size: int, worker_memory_bytes: int) -> None:
-    """Refuses what the process of a tokenizer has no memory to realign; the rest of what it may
-    take is for its tables and its messages."""
-    limit = worker_memory_bytes * 3 // 4
+    """Refuses what the process of a tokenizer has no memory to realign."""
+    limit = session_memory(worker_memory_bytes)
     if size > limit:
         raise over_limit(
             f"to realign its rows would take {size} bytes of memory",

@@ -53,11 +53,12 @@ from teacher_server.refusals.sizes import (
     check_session_bytes,
     check_sizes,
     check_text,
+    session_memory,
 )
 from teacher_server.scoring.context import RequestContext
 from teacher_server.scoring.jobs import JobRunner, tokens_of_paths
 from teacher_server.scoring.without_rows import not_finite
-from teacher_server.telemetry.realignment_totals import RealignmentTotals
+from teacher_server.telemetry.realignment_totals import EndedEarly, RealignmentTotals
 
 T = TypeVar("T")
 # Bytes of a message that are read or written on the event loop: a tenth of a millisecond.
@@ -166,6 +167,7 @@ def _realign_request(
         extra_rows_per_token=settings.extra_rows_per_token,
         extra_rows=settings.extra_rows,
         extra_least_open=settings.extra_least_open,
+        memory_bytes=session_memory(settings.worker_memory_bytes),
     )
 
 
@@ -254,7 +256,16 @@ def _totals(result: Realigned, reader: StepReader) -> RealignmentTotals:
         open_mass=float(joined("open_mass")[kept].sum()),
         lost_mass=float(joined("lost_mass")[kept].sum()),
         not_realigned=sum(one.status is Status.NOT_REALIGNED for one in result.scores),
+        ended_early=_ended_early(reader),
         extra_rows=reader.extra_rows,
         context_free_rows=reader.context_free_rows,
         seconds=reader.seconds,
     )
+
+
+def _ended_early(reader: StepReader) -> EndedEarly | None:
+    request, plan = reader.request, reader.plan
+    allowed = request.extra_budget(plan.needed)
+    if allowed and not plan.extra_rows(request, best_of(request, plan.limit)):
+        return EndedEarly.MEMORY
+    return None

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from prometheus_client import CollectorRegistry, Counter
 from teacher_proto.types import MaskReason, PositionClass
 
 # Classes of rows that have a reason.
 WITH_REASON = (PositionClass.MASKED, PositionClass.COARSE)
+
+
+class EndedEarly(Enum):
+    """Why a request did without extra rows that the settings allow it.
+
+    MEMORY: what they take does not fit into ``tokenizers.worker_memory_bytes``.
+    """
+
+    MEMORY = "memory"
 
 
 @dataclass(frozen=True)
@@ -21,6 +31,7 @@ class RealignmentTotals:
         reasons: number of masked and coarse rows by class and reason.
         coverage, open_mass, lost_mass: sums over the rows that are not masked.
         not_realigned: continuations that could not be realigned.
+        ended_early: why it did without extra rows; None where it had what it may have.
         extra_rows: rows asked for beyond the rollouts' own.
         context_free_rows: asked for once, by the request that needs them first.
         seconds: of the thread that realigned.
@@ -32,6 +43,7 @@ class RealignmentTotals:
     open_mass: float
     lost_mass: float
     not_realigned: int
+    ended_early: EndedEarly | None
     extra_rows: int
     context_free_rows: int
     seconds: float
@@ -76,6 +88,11 @@ class RealignmentMetrics:
         self._extra_rows = counter(
             "lsm_teacher_realign_extra_rows", "Rows that extra rounds asked of the teacher."
         )
+        self._ended_early = counter(
+            "lsm_teacher_realign_ended_early",
+            "Requests that did without extra rows that the settings allow, by reason.",
+            "reason",
+        )
         self._context_free_rows = counter(
             "lsm_teacher_realign_context_free_rows",
             "Context-free rows, which follow a single token, that were asked of the teacher.",
@@ -97,4 +114,6 @@ class RealignmentMetrics:
         self._not_realigned.labels(*pair).inc(totals.not_realigned)
         self._seconds.labels(*pair).inc(totals.seconds)
         self._extra_rows.labels(*pair).inc(totals.extra_rows)
+        for why in EndedEarly:
+            self._ended_early.labels(*pair, why.value).inc(totals.ended_early is why)
         self._context_free_rows.labels(*pair).inc(totals.context_free_rows)

@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 from teacher_proto.types import ContinuationScores, Status
 
+from teacher_server.config import TokenizerSettings
 from teacher_server.frames import Frame, FrameError, pack, texts_array, unpack
 from teacher_server.realign.requests import realigned as realigning
 from teacher_server.realign.requests import serve as serving
 from teacher_server.realign.requests.messages import (
+    BATCH_TOKENS,
     AskedContextFree,
     AskedContinuation,
     AskedPaths,
@@ -27,6 +29,7 @@ from teacher_server.realign.requests.messages import (
     RealignRequest,
     TextSize,
 )
+from teacher_server.realign.requests.request import best_of
 from teacher_server.realign.requests.request_frames import (
     GO,
     answer_of,
@@ -35,10 +38,13 @@ from teacher_server.realign.requests.request_frames import (
     start_frame,
 )
 from teacher_server.realign.requests.step_frames import StepReader
+from teacher_server.refusals.sizes import check_session_bytes, session_memory
+from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 from tests.support.realigning import (
     TEACHER,
     InProcess,
     converse,
+    follow,
     result,
     student_ids,
     toy_answer,
@@ -216,10 +222,59 @@ def test_what_a_request_takes_is_known_from_its_plan() -> None:
         asked = AskedContinuation(ids, places, np.zeros((8192, explicit), np.int32))
         return plan.session_bytes(replace(request, continuations=(asked,)), best)
 
+    request = replace(request, memory_bytes=1 << 40)
     assert session_bytes(0, 1024) > 52 * 8192 * 1024
     assert session_bytes(0, 1024) < 3 * 2**29
     assert session_bytes(1024, 1024) >= session_bytes(0, 1024) + 40 * 8192 * 1024
     assert session_bytes(4096, 8192) > 2**32
+
+
+@pytest.mark.parametrize(("top_k", "count", "length"), [(32, 63, 4096), (128, 28, 4096)])
+def test_extra_rows_never_make_a_request_too_large(top_k: int, count: int, length: int) -> None:
+    """At the default limits: one that is realigned without them is with them too, and asks for
+    none where they do not fit."""
+    settings = TokenizerSettings()
+    ids, places = np.zeros(length, np.int32), np.arange(length, dtype=np.int32)
+    one = AskedContinuation(ids, places)
+    request = replace(
+        toy_request("ab"),
+        top_k=top_k,
+        extra_rounds=EXTRA_ROUNDS,
+        extra_rows_per_token=settings.extra_rows_per_token,
+        extra_rows=settings.extra_rows,
+        memory_bytes=session_memory(settings.worker_memory_bytes),
+    )
+    best = best_of(request, 50_000)
+    sizes = []
+    for number in (1, count):
+        several = replace(request, continuations=(one,) * number)
+        plan = Plan((length,) * number, (length,) * number, ("",) * number, 50_000)
+        without = plan.session_bytes(replace(several, extra_rounds=0), best)
+        check_session_bytes(without, settings.worker_memory_bytes)
+        check_session_bytes(plan.session_bytes(several, best), settings.worker_memory_bytes)
+        sizes.append(plan.extra_rows(several, best))
+    assert sizes[0] > 0
+    assert sizes[1] == 0
+
+
+def test_rows_that_do_not_fit_are_not_asked_for_and_not_believed() -> None:
+    request = toy_request(*TEXTS, extra_rows_per_token=2.0, extra_rows=100)
+    assert AskedPaths in map(type, converse(request, InProcess(toy_pair())))
+    small = replace(request, memory_bytes=1)
+    assert AskedPaths not in map(type, converse(small, InProcess(toy_pair())))
+    session, reader = InProcess(toy_pair()), StepReader(small)
+    said = session.next(start_frame(request))
+    while said.kind != "paths":
+        said = session.next(follow(reader.read(said), request))
+    with pytest.raises(FrameError, match="more than may be asked for"):
+        reader.read(said)
+
+
+def test_a_round_is_as_large_as_prompts_and_continuations_let_it_be() -> None:
+    request = replace(toy_request("ab"), extra_rows=4096, prompt_tokens=30_000)
+    assert request.extra_batch([10, 20]) == BATCH_TOKENS // 30_020
+    assert request.extra_batch([]) == BATCH_TOKENS // 30_001
+    assert replace(request, prompt_tokens=1).extra_batch([10]) == 4096
 
 
 # What a process may claim instead of the truth, by the kind of the message.

@@ -64,6 +64,7 @@ def toy_request(*texts: str, **changes: Any) -> RealignRequest:
         "extra_rows_per_token": 1.0,
         "extra_rows": 8,
         "extra_least_open": 0.001,
+        "memory_bytes": 1 << 30,
     }
     return RealignRequest(**{**given, **changes})
 

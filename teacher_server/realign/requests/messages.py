@@ -58,6 +58,7 @@ class RealignRequest:
         extra_rows_per_token: in all rounds together, for each teacher row along the rollouts.
         extra_rows: of one round, at most.
         extra_least_open: a row with less open mass is not worth one.
+        memory_bytes: that it may take to realign; extra rows are asked for only within it.
     """
 
     teacher: str
@@ -76,15 +77,18 @@ class RealignRequest:
     extra_rows_per_token: float
     extra_rows: int
     extra_least_open: float
+    memory_bytes: int
 
     def extra_budget(self, needed: Sequence[int]) -> int:
-        """Rows after paths of all rounds together, at most; ``needed`` as in ``Plan``."""
+        """Rows after paths of all rounds together that the settings allow; ``needed`` as in
+        ``Plan``. See ``Plan.extra_rows``."""
         rows = math.floor(self.extra_rows_per_token * sum(needed) + ROUNDING)
         return min(rows, self.extra_rounds * self.extra_rows)
 
     def extra_batch(self, lengths: Sequence[int]) -> int:
-        """Rows of one round, at most; ``lengths`` as in ``Plan``."""
-        return min(self.extra_rows, BATCH_TOKENS // max(1, *lengths))
+        """Rows of one round, at most; ``lengths`` as in ``Plan``. Each is read with its prompt."""
+        longest = self.prompt_tokens + max(lengths, default=1)
+        return min(self.extra_rows, BATCH_TOKENS // max(longest, 1))
 
     @property
     def explicit_width(self) -> int:
@@ -122,11 +126,20 @@ class Plan:
         asked = sum(self.needed) * best * 8
         return asked + max(self.lengths, default=0) * best * 12
 
+    def extra_rows(self, request: RealignRequest, best: int) -> int:
+        """Rows after paths of all rounds together, at most; none where what they take does not
+        fit into the request's memory."""
+        rows = request.extra_budget(self.needed)
+        return rows if self._bytes(request, best, rows) <= request.memory_bytes else 0
+
     def session_bytes(self, request: RealignRequest, best: int) -> int:
-        """Bytes of memory that it takes to realign rows of ``best`` ids, at most."""
+        """Bytes of memory that it takes to realign rows of ``best`` ids, at most, with the
+        extra rows that fit."""
+        return self._bytes(request, best, self.extra_rows(request, best))
+
+    def _bytes(self, request: RealignRequest, best: int, extra: int) -> int:
         asked = request.continuations
         positions = [len(one.positions) for one in asked]
-        extra = request.extra_budget(self.needed)
         received = max(sum(self.needed), extra) * best * RECEIVED_BYTES
         read = (max(self.lengths, default=0) + extra) * best * READ_BYTES
         kept = (sum(self.lengths) + extra) * best * KEPT_BYTES

@@ -82,7 +82,7 @@ def realigned(request: RealignRequest, pair: Pair) -> Generator[Step, Answer | N
         yield from _ask_rollouts(work, readable)
         yield from _ask_context_free_rows(work)
     budget = ExtraBudget(
-        rows=request.extra_budget(plan.needed),
+        rows=plan.extra_rows(request, best_of(request, plan.limit)),
         rounds=request.extra_rounds,
         most=request.extra_batch(plan.lengths),
     )

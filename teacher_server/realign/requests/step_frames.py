@@ -27,7 +27,7 @@ from teacher_server.realign.requests.messages import (
     Step,
     TextSize,
 )
-from teacher_server.realign.requests.request import CONTEXT_FREE_ROWS
+from teacher_server.realign.requests.request import CONTEXT_FREE_ROWS, best_of
 from teacher_server.realign.requests.request_frames import joined, lengths, split
 from teacher_server.realign.requests.result_frames import details_of, result_frame, result_of
 
@@ -196,10 +196,11 @@ class StepReader:
         ids = self._ids(frame.array("token_ids", np.int32, None))
         sizes = frame.array("lengths", np.int64, None)
         self.extra_rows += len(sizes)
+        best = best_of(self.request, self.plan.limit)
         if (
             self._rounds > self.request.extra_rounds
             or len(sizes) > self.request.extra_batch(self.plan.lengths)
-            or self.extra_rows > self.request.extra_budget(self.plan.needed)
+            or self.extra_rows > self.plan.extra_rows(self.request, best)
         ):
             raise FrameError("paths: more than may be asked for")
         longest = self.request.max_length - self.request.prompt_tokens
