@@ -108,10 +108,10 @@ class LossBatch:
             vocabulary.
         teacher_hidden, teacher_head: [T, H'] and the teacher's own projection to V,
             instead of ``teacher_logits``.
-        coarse: bool [T], rows in which an id outside the support could be the teacher's most
-            likely one, or None when there are none. They are compared on the support and one
-            outcome for the rest of each side, whatever ``LossSettings.tail`` says of the
-            others, and need ``teacher_log_tail`` and one valid id.
+        coarse: bool [T], rows that are compared on the support and the rest of each side,
+            whatever ``LossSettings.tail`` says of the others: those in which an id outside the
+            support could be the teacher's most likely one, and across tokenizers those with a
+            single id. They need ``teacher_log_tail`` and one valid id. None: there are none.
     """
 
     hidden: Tensor

@@ -27,6 +27,7 @@ from student_trainer.update.batching import (
     loss_batch,
     micro_batch,
     sequence_weights,
+    single_ids_as_coarse,
     student_input,
 )
 from student_trainer.update.importance import (
@@ -193,6 +194,8 @@ class Objective:
         if self._asked.top_k or loss.student_top_k:
             removed = self._removed.to(hidden.device)
             rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
+        if self._asked.coarse:
+            rows = single_ids_as_coarse(rows)
         by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
         advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
         of_nuclei = torch.from_numpy(chunks.weights).to(hidden.device)

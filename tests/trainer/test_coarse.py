@@ -1,146 +1,24 @@
-"""Coarse rows in the trainer: the loss of an update with them, by autograd over full logits in
-float64, their figures, and what they do to held-out measures."""
+"""Coarse rows in an update: its loss and gradients, by autograd over full logits in float64."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from teacher_proto.errors import LsmError
-from teacher_proto.rows import Rows, Support, Values, required
+from teacher_proto.rows import Values, required
 from teacher_proto.types import (
     Bool,
-    ContinuationScores,
-    MaskReason,
     PositionClass,
-    Realignment,
-    Status,
 )
 
-from student_trainer.evaluation.realigned import realigned_divergence
-from student_trainer.evaluation.rows import Selection
-from student_trainer.evaluation.samples import sample
-from student_trainer.first_example import row_reasons, token_table
-from student_trainer.rollout.base import Rollout
-from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import load_student
-from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
-from student_trainer.update import realigned
 from student_trainer.update.metrics import step_metrics
-from student_trainer.update.updater import Updater
+from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses
 from tests.trainer.local_teacher import LocalTeacher
-from tests.trainer.test_update import Case, assert_close
-
-MakeConfig = Callable[..., TrainConfig]
-TOP_K = 16
-IDS = 4  # of a coarse row, the last of them alone in every other row
-
-
-def told(teacher: LocalTeacher, rollout: Rollout) -> ContinuationScores:
-    """As a teacher with another tokenizer scores it: every fifth row masked, every third of the
-    others coarse, with ids that are not the most likely ones."""
-    log_q = teacher.log_probs(rollout).double()
-    count = len(log_q)
-    order = log_q.argsort(-1, descending=True)
-    place = np.arange(count)
-    masked = place % 5 == 2
-    coarse = ~masked & (place % 3 == 1)
-    counts = np.where(masked, 0, TOP_K).astype(np.int32)
-    counts[coarse] = np.where(place[coarse] % 2 == 0, 1, IDS)
-    ids = np.where(coarse[:, None], order[:, 1 : 1 + TOP_K], order[:, :TOP_K])
-    valid = np.arange(TOP_K) < counts[:, None]
-    at = np.take_along_axis(log_q.numpy(), ids, -1)
-    coverage = np.where(valid, np.exp(at), 0).sum(-1)
-    sampled = rollout.token_ids.astype(np.int64)
-    certified = ~masked & (~coarse | (valid & (ids == sampled[:, None])).any(-1))
-    classes = np.full(count, PositionClass.ALIGNED, np.uint8)
-    classes[masked], classes[coarse] = PositionClass.MASKED, PositionClass.COARSE
-    reasons = np.zeros(count, np.uint8)
-    reasons[masked], reasons[coarse] = MaskReason.LONG_CHUNK, MaskReason.DOUBTFUL
-    return ContinuationScores(
-        rows=Rows(
-            support=Support(
-                np.where(valid, ids, -1).astype(np.int32),
-                np.where(valid, at, 0).astype(np.float32),
-                counts,
-            ),
-            sampled=Values(
-                np.where(certified, log_q.numpy()[place, sampled], 0).astype(np.float32), certified
-            ),
-            log_tail=Values(np.log1p(-coverage).astype(np.float32), np.ones(count, np.bool_)),
-        ),
-        realignment=Realignment(
-            coverage=coverage.astype(np.float32),
-            open_mass=np.where(coarse, 0.3, 0.01).astype(np.float32),
-            lost_mass=np.zeros(count, np.float32),
-            position_class=classes,
-            chunk_index=place.astype(np.int32),
-            chunk_log_likelihood=np.full(count, -1.0, np.float32),
-            mask_reason=reasons,
-        ),
-    )
-
-
-class CoarseCase(Case):
-    def __init__(self, config: TrainConfig, teacher: LocalTeacher) -> None:
-        super().__init__(config, teacher)
-        self.updater = Updater(self.student, config, realigned=True)
-        self.scores = [told(teacher, rollout) for rollout in self.rollouts]
-
-    def of_class(self, kind: PositionClass) -> list[Bool]:
-        blocks = [required(score.realignment, "realignment") for score in self.scores]
-        return [block.position_class == kind for block in blocks]
-
-    def count(self, kind: PositionClass) -> int:
-        return sum(int(rows.sum()) for rows in self.of_class(kind))
-
-
-def row_losses(case: CoarseCase, kind: str, sampled: bool = False) -> list[torch.Tensor]:
-    """[n] of each response, by the definitions over full float64 logits; 0 for masked rows."""
-    found = []
-    for rollout, score in zip(case.rollouts, case.scores, strict=True):
-        ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
-        logits = case.student.causal_model(torch.from_numpy(ids)[None]).logits[0]
-        log_pi = logits[len(rollout.prompt.token_ids) - 1 : -1].double().log_softmax(-1)
-        support, block = required(score.rows.support, "support"), score.realignment
-        own, tail = required(score.rows.sampled, "sampled"), required(score.rows.log_tail, "tail")
-        assert block is not None
-        rows = []
-        for t, count in enumerate(support.counts.tolist()):
-            if count == 0:
-                rows.append(log_pi.new_zeros(()))
-                continue
-            at = support.ids[t, :count].astype(np.int64).tolist()
-            q = np.exp(support.log_probs[t, :count].astype(np.float64)).tolist()
-            rest = float(np.exp(tail.values[t].astype(np.float64)))
-            if sampled and own.valid[t] and int(rollout.token_ids[t]) not in at:
-                at.append(int(rollout.token_ids[t]))
-                q.append(float(np.exp(own.values[t].astype(np.float64))))
-                rest -= q[-1]
-            p = log_pi[t, at].exp()
-            if block.position_class[t] == PositionClass.COARSE:
-                outside = [v for v in range(log_pi.shape[1]) if v not in at]
-                p, qs = (
-                    torch.cat([p, log_pi[t, outside].exp().sum()[None]]),
-                    torch.tensor([*q, rest]),
-                )
-            else:
-                p, qs = p / p.sum(), torch.tensor(q) / sum(q)
-            qs = qs.double()
-            m = 0.5 * (p + qs)
-            rows.append(
-                {
-                    "lsm": (p * (p / qs).log()).sum(),
-                    "topk_forward_kl": (qs * (qs / p).log()).sum(),
-                    "topk_jsd": 0.5 * (qs * (qs / m).log() + p * (p / m).log()).sum(),
-                }[kind]
-            )
-        found.append(torch.stack(rows))
-    return found
+from tests.trainer.test_update import assert_close
 
 
 @pytest.mark.parametrize(
@@ -193,74 +71,6 @@ def test_the_cut_into_micro_batches_does_not_matter(
     }
 
 
-def test_their_figures_are_apart_from_those_of_the_other_rows(
-    make_config: MakeConfig, teacher: LocalTeacher
-) -> None:
-    case = CoarseCase(make_config(report={"metric_rows": 10_000}), teacher)
-    figures, _ = case.gradients()
-    line = step_metrics(figures, case.rollouts)
-    rows = [one.detach() for one in row_losses(case, "lsm")]
-    coarse = torch.cat(
-        [
-            r[torch.from_numpy(c)]
-            for r, c in zip(rows, case.of_class(PositionClass.COARSE), strict=True)
-        ]
-    )
-    assert line["coarse_tokens"] == len(coarse)
-    assert line["coarse_loss"] == pytest.approx(float(coarse.mean()), rel=1e-5)
-    blocks = [required(score.realignment, "realignment") for score in case.scores]
-    coverage = np.concatenate([b.coverage for b in blocks])
-    classes = np.concatenate([b.position_class for b in blocks])
-    rough, complete = classes == PositionClass.COARSE, classes == PositionClass.ALIGNED
-    assert line["realign_coarse_share"] == pytest.approx(rough.mean())
-    assert line["realign_coarse_rest"] == pytest.approx((1 - coverage[rough]).mean(), rel=1e-5)
-    assert line["realign_coverage"] == pytest.approx(coverage[complete].mean(), rel=1e-5)
-    assert line["realign_open_mass"] == pytest.approx(0.01)
-    assert line["teacher_support_mass"] == pytest.approx(coverage[complete].mean(), rel=1e-5)
-    assert 0 < float(str(line["coarse_student_rest"])) < 1
-    shares = {name: line[metric_of(name)] for name in EXPLAINED}
-    assert shares.pop("DOUBTFUL") == pytest.approx(rough.mean())
-    assert shares.pop("LONG_CHUNK") == line["realign_masked_share"]
-    assert set(shares.values()) == {0.0}
-    # Without coarse rows the same figures of the others.
-    for score, here in zip(case.scores, case.of_class(PositionClass.COARSE), strict=True):
-        required(score.realignment, "realignment").position_class[here] = PositionClass.MASKED
-    without = step_metrics(case.gradients()[0], case.rollouts)
-    of_others = ("teacher_support_mass", "student_support_mass", "support_overlap")
-    for name in (*of_others, "top1_agreement_on_support", "sampled_in_support", "realign_coverage"):
-        assert line[name] == pytest.approx(without[name]), name
-    assert without["coarse_tokens"] == 0
-    assert without["realign_coarse_rest"] is None
-    assert "coarse_loss" not in without
-
-
-def test_reasons_that_are_not_told_are_counted_as_others(
-    make_config: MakeConfig, teacher: LocalTeacher
-) -> None:
-    case = CoarseCase(make_config(), teacher)
-    block = required(case.scores[0].realignment, "realignment")
-    assert block.mask_reason is not None
-    newer = int(np.flatnonzero(block.mask_reason)[0])
-    block.mask_reason[newer] = 99
-    case.scores[1] = replace(
-        case.scores[1],
-        realignment=replace(required(case.scores[1].realignment, "realignment"), mask_reason=None),
-    )
-    case.scores[2] = ContinuationScores(status=Status.NOT_REALIGNED, detail="no tokens for these")
-    line = step_metrics(case.gradients()[0], case.rollouts)
-    poor = [PositionClass.MASKED, PositionClass.COARSE]
-    untold = np.isin(required(case.scores[1].realignment, "r").position_class, poor).sum()
-    others = 1 + int(untold) + len(case.rollouts[2].token_ids)
-    rows = sum(len(rollout.token_ids) for rollout in case.rollouts)
-    assert line[metric_of("OTHER")] == pytest.approx(others / rows)
-    shares = [float(str(line[metric_of(name)])) for name in EXPLAINED]
-    whole = float(str(line["realign_masked_share"])) + float(str(line["realign_coarse_share"]))
-    assert sum(shares) == pytest.approx(whole)
-    told_of = realigned.low_coverage({"step": 7, **line})
-    assert "masked or coarse: " in told_of
-    assert f"LONG_CHUNK {line[metric_of('LONG_CHUNK')]:.3f}" in told_of
-
-
 def test_a_coarse_row_is_not_given_to_its_chunk(
     make_config: MakeConfig, teacher: LocalTeacher
 ) -> None:
@@ -304,83 +114,74 @@ def test_losses_without_an_outcome_for_the_rest_refuse_the_setting(
         make_config(loss={"coarse": "cells"})
 
 
-def selections(rollouts: Sequence[Rollout]) -> list[Selection]:
-    return [
-        Selection(r.prompt, r.token_ids, np.arange(len(r.token_ids), dtype=np.int32))
-        for r in rollouts
+def with_single_ids(case: CoarseCase) -> list[Bool]:
+    """Every second full row keeps one id; every fourth has no rest beside it. bool [n] for each
+    response, the rows that have one."""
+    found = []
+    for i, (score, full) in enumerate(
+        zip(case.scores, case.of_class(PositionClass.ALIGNED), strict=True)
+    ):
+        support = required(score.rows.support, "support")
+        tail = required(score.rows.log_tail, "log_tail")
+        single = np.flatnonzero(full)[::2]
+        counts, rest, has_rest = support.counts.copy(), tail.values.copy(), tail.valid.copy()
+        counts[single] = 1
+        mass = np.exp(support.log_probs[single, 0].astype(np.float64))
+        rest[single] = np.log1p(-mass)
+        has_rest[single[1::2]], rest[single[1::2]] = False, 0
+        case.scores[i] = replace(
+            score,
+            rows=replace(
+                score.rows,
+                support=replace(support, counts=counts),
+                log_tail=Values(rest, has_rest),
+            ),
+        )
+        found.append(np.isin(np.arange(len(full)), single[::2]))
+    return found
+
+
+@pytest.mark.parametrize("kind", ["lsm", "topk_forward_kl", "topk_jsd"])
+def test_a_full_row_of_one_id_is_compared_on_the_id_and_the_rest(
+    make_config: MakeConfig, teacher: LocalTeacher, kind: str
+) -> None:
+    case = CoarseCase(make_config(loss={"kind": kind}), teacher)
+    single = with_single_ids(case)
+    every = [required(s.rows.support, "support").counts == 1 for s in case.scores]
+    coarse = case.of_class(PositionClass.COARSE)
+    without = sum(
+        int((one & ~c & ~s).sum()) for one, c, s in zip(every, coarse, single, strict=True)
+    )
+    figures, gradients = case.gradients()
+    assert figures.coarse == sum(int((c | s).sum()) for c, s in zip(coarse, single, strict=True))
+    assert figures.dropped_small_support == without > 0, "an id that holds the whole row"
+    assert figures.dropped_non_finite == 0
+    case.student = load_student(case.config.student)
+    rows = row_losses(case, kind, with_rest=single)
+    kept = [
+        torch.from_numpy(~masked & ~(one & ~c & ~s))
+        for masked, one, c, s in zip(
+            case.of_class(PositionClass.MASKED), every, coarse, single, strict=True
+        )
     ]
+    used = torch.cat([one[here] for one, here in zip(rows, kept, strict=True)])
+    assert figures.losses == [pytest.approx(float(used.mean().detach()), rel=1e-5)]
+    used.mean().backward()
+    named = dict(case.student.module.named_parameters())
+    assert_close(gradients, {n: named[n].grad for n in gradients})  # type: ignore[misc]
 
 
-def test_held_out_measures_are_those_of_the_other_rows(
+def test_a_full_row_of_one_id_is_left_out_where_coarse_rows_are(
     make_config: MakeConfig, teacher: LocalTeacher
 ) -> None:
-    case = CoarseCase(make_config(), teacher)
-    every = selections(case.rollouts)
-    found = realigned_divergence(case.student, every, case.scores, 2)
-    assert found.coarse_rows == case.count(PositionClass.COARSE)
-    assert found.masked_rows == case.count(PositionClass.MASKED)
-    assert found.coarse is not None
-    rows = {
-        k: torch.cat([r.detach() for r in row_losses(case, k)]) for k in ("lsm", "topk_forward_kl")
-    }
-    coarse, masked = (
-        torch.from_numpy(np.concatenate(case.of_class(kind)))
-        for kind in (PositionClass.COARSE, PositionClass.MASKED)
-    )
-    for name, kind in (("reverse_kl", "lsm"), ("forward_kl", "topk_forward_kl")):
-        of_others = float(rows[kind][~coarse & ~masked].mean())
-        assert getattr(found, name) == pytest.approx(of_others, rel=1e-5)
-        of_coarse = float(rows[kind][coarse].mean())
-        assert getattr(found.coarse, name) == pytest.approx(of_coarse, rel=1e-5)
-    rests = np.concatenate([np.exp(s.rows.log_tail.values) for s in case.scores])  # type: ignore[union-attr]
-    assert found.coarse.teacher_rest == pytest.approx(rests[coarse.numpy()].mean(), rel=1e-5)
-    assert 0 < found.coarse.student_rest < 1
-    # A run of before, whose coarse rows are masked, has the same means.
-    for score, here in zip(case.scores, case.of_class(PositionClass.COARSE), strict=True):
-        required(score.realignment, "realignment").position_class[here] = PositionClass.MASKED
-    before = realigned_divergence(case.student, every, case.scores, 2)
-    for name in ("rows", "reverse_kl", "forward_kl", "agreement", "student_mass", "coverage"):
-        assert getattr(before, name) == pytest.approx(getattr(found, name))
-    assert (before.coarse_rows, before.coarse) == (0, None)
-    assert before.masked_rows == found.masked_rows + found.coarse_rows
-
-
-def test_an_evaluation_of_coarse_rows_alone_says_so(
-    make_config: MakeConfig, teacher: LocalTeacher
-) -> None:
-    case = CoarseCase(make_config(), teacher)
-    for score in case.scores:
-        classes = required(score.realignment, "realignment").position_class
-        classes[classes == PositionClass.ALIGNED] = PositionClass.MASKED
-    with pytest.raises(LsmError, match=r"could be realigned whole; \d+ are coarse"):
-        realigned_divergence(case.student, selections(case.rollouts), case.scores, 2)
-
-
-def test_the_first_example_and_the_samples_say_why(
-    make_config: MakeConfig, teacher: LocalTeacher
-) -> None:
-    case = CoarseCase(make_config(), teacher)
-    rollout, score = case.rollouts[0], case.scores[0]
-    usable = realigned.usable_rows(score, len(rollout.token_ids), sampled=False).tolist()
-    reasons = row_reasons(score, usable)
-    assert reasons[:5] == ["", "DOUBTFUL", "LONG_CHUNK", "", "DOUBTFUL"]
-    kinds = ["loss" if not why else "coarse" if ok else "unknown"
-             for why, ok in zip(reasons, usable, strict=True)]  # fmt: skip
-    text = token_table(case.student, rollout, kinds, known="level CROSS", reasons=reasons)
-    lines = text.splitlines()
-    first = next(line for line in lines if line.split()[:1] == ["1"])
-    assert first.split()[2:4] == ["coarse", "DOUBTFUL"]
-    assert "unknown LONG_CHUNK" in text
-    assert (
-        f"{kinds.count('coarse')} coarse, {kinds.count('unknown')} unknown to the teacher" in text
-    )
-    assert lines[-1].strip().partition(" ")[2].startswith(("coarse, DOUBTFUL: ", "unknown, LONG"))
-    assert EXPLAINED["LONG_CHUNK"] in text
-    without = row_reasons(ContinuationScores(status=Status.NOT_REALIGNED), [False, False])
-    assert without == ["OTHER", "OTHER"]
-    shown = sample(case.student, rollout, score)
-    assert len(shown.positions) == len(rollout.token_ids)
-    assert [(p.kind, p.reason) for p in shown.positions[:3]] == [
-        ("ALIGNED", ""), ("COARSE", "DOUBTFUL"), ("MASKED", "LONG_CHUNK"),
-    ]  # fmt: skip
-    assert sample(case.student, rollout, None).positions == ()
+    case = CoarseCase(make_config(loss={"coarse": "mask"}), teacher)
+    for i, score in enumerate(case.scores):
+        block = required(score.realignment, "realignment")
+        block.position_class[block.position_class == PositionClass.COARSE] = PositionClass.MASKED
+        case.scores[i] = score
+    single = with_single_ids(case)
+    for i, score in enumerate(case.scores):
+        case.scores[i] = replace(score, rows=replace(score.rows, log_tail=None))
+    figures, _ = case.gradients()
+    assert figures.coarse == figures.dropped_non_finite == 0
+    assert figures.dropped_small_support > sum(int(rows.sum()) for rows in single)
