@@ -140,7 +140,10 @@ class NgramTeacher:
         return {token for token in tokens if known[token]}
 
     def _context(self, key: Context) -> Context:
-        """The tokens that decide what may be written after them."""
+        """The tokens that decide what may be written after them; none where the last one has
+        no text, as an end of text has none."""
+        if key and not self.tokenizer.token_bytes[key[-1]]:
+            return ()
         spaces = bool(key) and _is_space(self.tokenizer.token_bytes[key[-1]])
         return key[-2:] if spaces else key[-1:]
 

@@ -27,9 +27,10 @@ class RawTokenizer:
         document = json.loads(file.read_text(encoding="utf-8"))
         model = document["model"]
         fallback = bool(model.get("byte_fallback"))
+        document_added = document["added_tokens"]
         added = [
             token | {"lstrip": False, "rstrip": False}
-            for token in document["added_tokens"]
+            for token in document_added
             if token["content"] in recognised
             or (not token["special"] and token["content"] in model["vocab"])
         ]
@@ -43,7 +44,8 @@ class RawTokenizer:
             "padding": None,
         }
         self._tokenizer = Tokenizer.from_str(json.dumps(document))
-        size = 1 + max([*model["vocab"].values(), *(token["id"] for token in added)])
+        every_added = (token["id"] for token in document_added)
+        size = 1 + max([*model["vocab"].values(), *every_added])
         self.token_bytes = [b""] * size
         for text, token in model["vocab"].items():
             self.token_bytes[token] = spelling(text)
