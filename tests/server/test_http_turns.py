@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 import pytest
 from starlette.types import Receive, Scope, Send
+from teacher_proto.errors import InvalidRequestError
 
 from teacher_server.config import LimitSettings
 from teacher_server.http.connection.connection import Connection
 from teacher_server.http.connection.exchange import FEW, LINES
 from teacher_server.http.connection.turns import AT_ONCE, SHARE, Turns
+from teacher_server.http.errors import error_response
 from tests.server.raw_http import alone, connected
 from tests.server.running import LONG
 
@@ -85,10 +88,8 @@ async def test_work_that_fails_holds_up_nobody() -> None:
     assert len(told) == 1
 
 
-@pytest.mark.parametrize("chunk", [1, 100, 4096, 50_000])
-async def test_a_piece_has_few_chunks_or_few_bytes(
-    monkeypatch: pytest.MonkeyPatch, chunk: int
-) -> None:
+async def pieces_of(body: bytes, monkeypatch: pytest.MonkeyPatch) -> tuple[list[bytes], int]:
+    """The pieces in which a body in chunks is parsed, and the answer's status."""
     pieces: list[bytes] = []
     parse = Connection.parse
 
@@ -97,19 +98,58 @@ async def test_a_piece_has_few_chunks_or_few_bytes(
         parse(self, data)
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        while (await receive())["more_body"]:
-            pass
+        try:
+            while (await receive())["more_body"]:
+                pass
+        except InvalidRequestError as error:
+            await error_response(error)(scope, receive, send)
+            return
         headers = [(b"content-length", b"2")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": b"{}"})
 
     monkeypatch.setattr(Connection, "parse", watched)
-    count = max(1, min(5000, 200_000 // chunk))
-    body = b"%x\r\n%b\r\n" % (chunk, b"a" * chunk) * count + b"0\r\n\r\n"
     async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
         await peer.send(b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
-        assert (await peer.answer()).status == 200
-    assert b"".join(pieces[1:]) == body  # after the head
-    assert all(len(piece) <= FEW or piece.count(b"\n") <= LINES for piece in pieces[1:])
+        status = (await peer.answer()).status
+    return pieces[1:], status  # after the head
+
+
+@pytest.mark.parametrize("chunk", [1, 100, 4096, 50_000])
+async def test_a_piece_has_few_chunks_or_few_bytes(
+    monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    count = max(1, min(5000, 200_000 // chunk))
+    body = b"%x\r\n%b\r\n" % (chunk, b"a" * chunk) * count + b"0\r\n\r\n"
+    pieces, status = await pieces_of(body, monkeypatch)
+    assert (b"".join(pieces), status) == (body, 200)
+    assert all(len(piece) <= FEW or piece.count(b"\n") <= LINES for piece in pieces)
     if chunk > FEW:  # where chunks are large there are few pieces, as many as are read at once
         assert len(pieces) < len(body) // (8 * FEW)
+
+
+async def test_line_feeds_of_a_body_are_no_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = b"%x\r\n%b\r\n" % (50_000, b"\n" * 50_000) * 20 + b"0\r\n\r\n"
+    pieces, status = await pieces_of(body, monkeypatch)
+    assert (b"".join(pieces), status) == (body, 200)
+    assert len(pieces) < len(body) // (8 * FEW)
+
+
+@pytest.mark.parametrize(
+    "before", [b"", b"1\r\na\r\n", b"%x\r\n%b\r\n" % (9 * FEW, b"\n" * 9 * FEW)]
+)
+@pytest.mark.parametrize("lines", [1000, 20_000])
+async def test_what_follows_the_last_chunk_is_read_in_small_pieces(
+    monkeypatch: pytest.MonkeyPatch, before: bytes, lines: int
+) -> None:
+    """There a line ends at a line feed."""
+    trailer = b"a:\n" * lines + b"\r\n"
+    pieces, status = await pieces_of(before + b"00\r\n" + trailer, monkeypatch)
+    assert status == (200 if lines == 1000 else 400)  # an end of so many bytes is not read
+    read = b"".join(pieces)
+    for begin, piece in zip(
+        itertools.accumulate(map(len, pieces), initial=0), pieces, strict=False
+    ):
+        if begin + len(piece) > len(before):
+            assert len(piece) <= FEW or piece.count(b"\n") <= LINES
+    assert read.startswith(before)

@@ -23,6 +23,9 @@ FRAMING = 32
 # chunk's, or few bytes, and such bodies take turns.
 PIECE = 64 * 1024
 LINES, FEW = 128, 512
+# How the line of the last chunk begins, after the end of another one. A chunk's line ends at
+# both bytes; the lines that may follow the last chunk end at a line feed as well.
+LAST_CHUNK = b"\r\n0"
 # Pieces of a body that nobody asked for, which are passed over before the response.
 SKIPPED = 4
 # Bytes that are written at once.
@@ -62,6 +65,7 @@ class Exchange:
         self._chunked = any(name == b"transfer-encoding" for name, _ in cycle.scope["headers"])
         self._in_line = False
         self._fed = self._data = 0
+        self._before, self._may_end = LAST_CHUNK[:2], False
         self._wanted = False
         self.failure: LsmError | None = None
 
@@ -142,8 +146,9 @@ class Exchange:
         cycle, unread = self._cycle, self._connection.unread
         if not cycle.more_body or self.failure is not None or not unread:
             return False
-        size = _few_lines(unread) if self._chunked else PIECE
+        size = self._few_lines() if self._chunked else PIECE
         piece = bytes(unread[:size])
+        self._before = (self._before + piece[-2:])[-2:]
         del unread[:size]
         before = len(cycle.body)
         self._connection.parse(piece)
@@ -156,6 +161,16 @@ class Exchange:
             error.fix = "send a Content-Length, or chunks of 1024 bytes and more"
             self.fail(error)
         return True
+
+    def _few_lines(self) -> int:
+        """Bytes of the next piece of a body in chunks, which may hold line feeds as data."""
+        unread = self._connection.unread
+        self._may_end = self._may_end or LAST_CHUNK in self._before + unread[:PIECE]
+        line = b"\n" if self._may_end else b"\r\n"
+        size = PIECE
+        while size > FEW and unread.count(line, 0, size) > LINES:
+            size //= 2
+        return size
 
     def _skip_body(self) -> None:
         """Passes over a body that nobody asked for, as far as it has arrived."""
@@ -183,11 +198,3 @@ class Exchange:
 
     def _move(self, rank: Rank) -> None:
         self._connection.host.table.move(self._connection.entry, rank)
-
-
-def _few_lines(unread: bytearray) -> int:
-    """Bytes of the next piece of a body in chunks."""
-    size = PIECE
-    while size > FEW and unread.count(b"\n", 0, size) > LINES:
-        size //= 2
-    return size
