@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
-from teacher_proto.codec.json_pieces.counts import JsonCounts, beyond
+from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.errors import DeadlineError, InvalidRequestError, LsmError
 from teacher_proto.types import ServerLimits

@@ -12,8 +12,8 @@ from google.protobuf.message import DecodeError, Message
 from hypothesis import given
 from hypothesis import strategies as st
 from teacher_proto import codec
-from teacher_proto.codec.json_pieces import counts as json_counts
-from teacher_proto.codec.json_pieces.counts import JsonCounts, beyond
+from teacher_proto.codec import json_counts
+from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.wire_counts import Bound, TextBound, WireBounds, check_wire
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.v1 import array_pb2, score_pb2, tokenizer_pb2
@@ -215,3 +215,18 @@ def test_json_is_counted_as_the_parser_finds_it(
             if count and name != "values":
                 few = most | {"values": PLENTY, name: count - 1}
                 assert beyond(text, JsonCounts(**few)) == name
+
+
+def test_a_json_count_ends_where_it_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    pieces = json_counts._without_escapes
+
+    def watched(text: Any) -> Any:
+        for piece in pieces(text):
+            counted.append(len(piece))
+            yield piece
+
+    monkeypatch.setattr(json_counts, "_without_escapes", watched)
+    most = JsonCounts(PLENTY, PLENTY, arrays=1000, keys=PLENTY, values=PLENTY)
+    assert beyond(b"[]," * (5 << 20), most) == "arrays"
+    assert counted == [json_counts.PIECE]

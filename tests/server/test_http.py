@@ -25,6 +25,9 @@ BAD_BODIES: list[tuple[str, bytes, str]] = [
     ("deep", b"[" * 50_000, "MALFORMED_JSON"),
     ("twice", b'{"top_k": 1, "top_k": 2}', "MALFORMED_JSON"),
     ("half a surrogate pair", b'{"run": "\\ud800"}', "MALFORMED_JSON"),
+    ("half a pair as bytes", b'{"run": "\xed\xa0\x80"}', "MALFORMED_JSON"),
+    ("a long string cut", b'{"run": "' + b"a" * 20_000, "MALFORMED_JSON"),
+    ("a long string not UTF-8", b'{"run": "' + b"a" * 20_000 + b'\xff"}', "MALFORMED_JSON"),
     ("an array", b"[]", "INVALID_REQUEST"),
 ]
 

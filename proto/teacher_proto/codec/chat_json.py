@@ -7,7 +7,7 @@ import re
 from datetime import datetime
 from typing import Any
 
-from teacher_proto.codec.json_pieces.counts import JsonCounts, beyond
+from teacher_proto.codec.json_counts import JsonCounts, beyond
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
 from teacher_proto.codec.structs import check_text, plain_content, plain_mapping
 from teacher_proto.errors import InvalidRequestError

@@ -7,17 +7,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from typing import Any
+import re
+from typing import Any, NoReturn
 
-from teacher_proto.codec.json_pieces.long_strings import NAME, StrictJsonError, Taken, take_out
+# An escaped half of a surrogate pair without its other half, where no backslash is escaped.
+_HALF = re.compile(
+    r"""\\u[dD](?:
+    [89abAB].. (?!\\u[dD][c-fC-F])
+    | [c-fC-F].. (?<!\\u[dD][89abAB]..\\u[dD]...)
+    )""",
+    re.VERBOSE,
+)
+# Characters that are searched at once, and more than a pair has: other threads have their turn.
+PIECE, PAIR = 64 * 1024, 12
 
-__all__ = ["StrictJsonError", "parse_json"]
+
+class StrictJsonError(ValueError):
+    """What is wrong with a text that should be JSON."""
 
 
 def parse_json(text: str | bytes | bytearray) -> Any:
-    """The document. Strings of more than ``long_strings.LONG`` bytes are read piece by piece,
-    so that other threads have their turn; no key may be as long.
+    """The document.
 
     Args:
         text: as bytes in UTF-8.
@@ -25,45 +35,57 @@ def parse_json(text: str | bytes | bytearray) -> Any:
     Raises:
         StrictJsonError: it is not JSON, an object has a key twice, a number is not finite
             or has too many digits, a string holds half of a surrogate pair, it is nested
-            too deeply for the parser, a key is too long, or bytes are not UTF-8.
+            too deeply for the parser, or bytes are not UTF-8.
     """
-    if isinstance(text, str):
-        taken = take_out(text.encode("utf-8", "surrogatepass"), "surrogatepass")
-    else:
-        taken = take_out(text)
-    found = iter(taken.strings)
-
-    def put_back(constant: str) -> str:
-        string = next(found, None) if constant == NAME else None
-        if string is None:  # one of the text's own
-            raise StrictJsonError(f"{constant} is not a JSON number")
-        return string
-
+    if not isinstance(text, str):
+        text = _decoded(text)
     try:
-        document = _load(taken, put_back)
-        if "\\ud" in taken.text or "\\uD" in taken.text:
-            rest = _load(taken, lambda constant: "") if taken.strings else document
-            json.dumps(rest, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError:
-        raise StrictJsonError("a string holds half of a surrogate pair") from None
+        document = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            object_pairs_hook=_unique,
+        )
     except RecursionError:
         raise StrictJsonError("it is nested too deeply") from None
     except json.JSONDecodeError as error:
-        raise StrictJsonError(f"{error.msg} at character {taken.place(error.pos)}") from None
+        raise StrictJsonError(f"{error.msg} at character {error.pos}") from None
     except StrictJsonError:
         raise
     except ValueError:
         raise StrictJsonError("a number has too many digits") from None
+    if _holds_a_half(text):
+        raise StrictJsonError("a string holds half of a surrogate pair")
     return document
 
 
-def _load(taken: Taken, constant: Callable[[str], str]) -> Any:
-    return json.loads(
-        taken.text,
-        parse_constant=constant,
-        parse_float=_finite,
-        object_pairs_hook=_unique,
-    )
+def _decoded(data: bytes | bytearray) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise StrictJsonError(f"it is not UTF-8 (byte {error.start})") from None
+
+
+def _holds_a_half(text: str) -> bool:
+    """Of a text that is JSON, in which backslashes stand in strings alone."""
+    if not text.isascii():  # as a str it may hold one as it is
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError:
+            return True
+    if "\\ud" not in text and "\\uD" not in text:
+        return False
+    if "\\\\" in text:
+        text = text.replace("\\\\", "..")
+    for begin in range(0, len(text), PIECE):
+        found = _HALF.search(text, begin, begin + PIECE + PAIR)
+        if found is not None and found.start() < begin + PIECE:
+            return True
+    return False
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise StrictJsonError(f"{name} is not a JSON number")
 
 
 def _finite(text: str) -> float:

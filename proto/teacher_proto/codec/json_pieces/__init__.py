@@ -1,1 +1,0 @@
-"""Large JSON texts, piece by piece: what they hold is counted, and their long strings are read."""
