@@ -183,7 +183,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
             charge = Charge(service.budget, caller.owner, time.monotonic() + timeout_seconds)
             async with contextlib.aclosing(charge):
                 check = partial(check_tokenizer_bytes, limits=service.limits)
-                file = await charge.read(request, check)
+                file = await charge.read(request, check, service.limits.max_tokenizer_bytes)
                 named = run or (DEFAULT_RUN if principal is None else principal.run)
                 make = partial(make_upload, file, named, role)
                 upload = await service.compute(make, len(file), caller)

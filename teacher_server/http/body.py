@@ -27,7 +27,8 @@ from teacher_server.scoring.context import Bytes
 # Of one body. A parser makes an object out of two bytes and holds the interpreter while it
 # does; as many values as 131,072 ids have are the most that neighbours can wait for.
 MOST = JsonCounts(strings=65_536, objects=16_384, arrays=65_536, keys=32_768, values=2**17 + 2**13)
-# What a body without a length is charged with at first; twice as much each time it is more.
+# What a body without a length is charged with at first; twice as much each time it is
+# more, up to what its call may have.
 UNDECLARED = 64 * 1024
 # With more errors than these in a body none of them is written out.
 MAX_ERRORS = 1000
@@ -52,11 +53,12 @@ class Charge:
         self._stack = AsyncExitStack()
         self._hold: Hold | None = None
 
-    async def read(self, request: Request, check: Callable[[int], None]) -> Bytes:
+    async def read(self, request: Request, check: Callable[[int], None], most: int) -> Bytes:
         """The body's bytes, as they are.
 
         Args:
             check: refuses a number of bytes; reading stops there.
+            most: bytes that ``check`` lets pass; a body without a length holds no more.
 
         Raises:
             InvalidRequestError: compressed, cut off, or refused by ``check``.
@@ -74,11 +76,11 @@ class Charge:
         declared = request.headers.get("content-length", "")
         size = int(declared) if declared.isascii() and declared.isdigit() else None
         check(size or 0)
-        hold = self._hold = await self._enter(UNDECLARED if size is None else size)
+        hold = self._hold = await self._enter(min(UNDECLARED, most) if size is None else size)
         try:
             async with asyncio.timeout_at(self._deadline) as limit:
                 with hold.arriving(lambda: limit.reschedule(time.monotonic())):
-                    body = await self._arrive(request, hold, check)
+                    body = await self._arrive(request, hold, check, most)
         except LsmError:  # some are TimeoutErrors as well
             raise
         except TimeoutError:
@@ -104,7 +106,8 @@ class Charge:
                 "send application/json",
                 "UNSUPPORTED_MEDIA_TYPE",
             )
-        return await self.read(request, partial(check_request_bytes, limits=limits))
+        check = partial(check_request_bytes, limits=limits)
+        return await self.read(request, check, limits.max_request_bytes)
 
     async def expect(self, size: int) -> None:
         """Waits until there is room for a reply of ``size`` bytes beside the request.
@@ -132,7 +135,9 @@ class Charge:
         return await self._stack.enter_async_context(hold)
 
     @staticmethod
-    async def _arrive(request: Request, hold: Hold, check: Callable[[int], None]) -> Bytes:
+    async def _arrive(
+        request: Request, hold: Hold, check: Callable[[int], None], most: int
+    ) -> Bytes:
         # As long as what is charged: a buffer that grew with each part would be copied again
         # and again, on the event loop.
         body = bytearray(hold.claim.size)
@@ -141,7 +146,7 @@ class Charge:
             size = filled + len(chunk)
             check(size)
             if size > len(body):
-                hold.enlarge(max(size, 2 * hold.claim.size))
+                hold.enlarge(max(size, min(2 * hold.claim.size, most)))
                 body += bytes(hold.claim.size - len(body))
             body[filled:size] = chunk
             filled = size

@@ -97,7 +97,7 @@ class Echo:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         charge = Charge(self.budget, Owner("alice"), time.monotonic() + LONG)
-        body = await charge.read(Request(scope, receive), lambda size: None)
+        body = await charge.read(Request(scope, receive), lambda size: None, LARGE)
         self.read.append(len(body))
         await charge.answer(bytes(LARGE))(scope, receive, send)
 
@@ -148,7 +148,7 @@ async def test_a_body_is_read_as_it_was_sent(chunked: bool) -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         charge = Charge(budget, Owner("alice"), time.monotonic() + LONG)
-        found.append(bytes(await charge.read(Request(scope, receive), lambda size: None)))
+        found.append(bytes(await charge.read(Request(scope, receive), lambda size: None, LARGE)))
         await charge.answer(b"{}")(scope, receive, send)
 
     async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
@@ -256,7 +256,7 @@ class Asked(Echo):
         charge = Charge(self.budget, owner, time.monotonic() + LONG)
         async with contextlib.aclosing(charge):  # also where it is refused
             try:
-                await charge.read(Request(scope, receive), lambda size: None)
+                await charge.read(Request(scope, receive), lambda size: None, LARGE)
                 await charge.expect(LARGE)
                 self.most = max(self.most, self.budget.queue.held)
                 answer: Response = charge.answer(bytes(LARGE))
@@ -306,7 +306,7 @@ async def test_a_slow_small_body_gives_its_room_to_one_that_waits() -> None:
             charge = Charge(self.budget, Owner("", peer, "10.0.0.1"), time.monotonic() + LONG)
             async with contextlib.aclosing(charge):
                 try:
-                    await charge.read(Request(scope, receive), lambda size: None)
+                    await charge.read(Request(scope, receive), lambda size: None, LARGE)
                     answer: Response = charge.answer(b"{}")
                 except OverloadedError as error:
                     answer = PlainTextResponse(f"{error.reason}: {error.what}")
@@ -327,3 +327,39 @@ async def test_a_slow_small_body_gives_its_room_to_one_that_waits() -> None:
         assert (await waiting.answer()).status == 200
         told = (await slow.answer()).body
         assert b"TOO_MANY_BYTES: there is no room for a body that arrives slowly" in told
+
+
+@pytest.mark.parametrize("more", [-1, 0, 1])
+@pytest.mark.parametrize("chunked", [False, True])
+async def test_a_body_as_large_as_may_be_is_read_with_and_without_its_length(
+    chunked: bool, more: int
+) -> None:
+    """The bytes that it may have fit the budget; twice those of what was there before do not."""
+    most = 5 * MIB
+    budget = ByteBudget(64 * MIB, 6 * MIB)
+    limits = LimitSettings(max_request_bytes=most).server_limits()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        charge = Charge(budget, Owner("alice"), time.monotonic() + LONG)
+        async with contextlib.aclosing(charge):
+            try:
+                body = await charge.read_json(Request(scope, receive), limits)
+                answer: Response = PlainTextResponse(str(len(body)))
+            except LsmError as error:
+                answer = PlainTextResponse(error.reason)
+            await answer(scope, receive, send)
+
+    sent = bytes(most + more)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        if chunked:
+            sent = b"".join(
+                b"%x\r\n%b\r\n" % (len(part), part)
+                for part in (sent[begin : begin + MIB] for begin in range(0, len(sent), MIB))
+            )
+            await peer.send(head + b"Transfer-Encoding: chunked\r\n\r\n" + sent + b"0\r\n\r\n")
+        else:
+            await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
+        told = (await peer.answer()).body.decode()
+    assert told == ("REQUEST_TOO_LARGE" if more > 0 else str(most + more))
+    assert budget.queue.held == 0
