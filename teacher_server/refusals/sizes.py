@@ -136,6 +136,12 @@ def check_text_fits(size: int, where: str, facts: TeacherFacts, limits: ServerLi
         raise _too_many(what, where, limits, "shorten it")
 
 
+def check_prompt_tokens(tokens: int, where: str, limits: ServerLimits) -> None:
+    """Refuses a prompt that alone is more tokens than a request may have."""
+    if tokens > limits.max_request_tokens:
+        raise _too_many(f"the text is {tokens} tokens", where, limits, "shorten it")
+
+
 def check_text_tokens(tokens: int, where: str, facts: TeacherFacts) -> None:
     if tokens > facts.max_length:
         raise _too_long(f"the text is {tokens} tokens", where, facts)

@@ -19,7 +19,7 @@ from teacher_proto.types import (
 
 from teacher_server.refusals.facts import TeacherFacts
 from teacher_server.refusals.sizes import (
-    check_request_tokens,
+    check_prompt_tokens,
     check_text,
     check_text_fits,
     check_text_tokens,
@@ -47,7 +47,7 @@ def encoded_prompt(
 
     def check(tokens: int) -> None:
         check_text_tokens(tokens, where, facts)
-        check_request_tokens(tokens, limits)
+        check_prompt_tokens(tokens, where, limits)
 
     ids = tokenizer.encode(text, check)
     return with_begin(ids, prompt, tokenizer, facts)

@@ -104,6 +104,21 @@ async def test_text_of_more_tokens_than_a_request_may_have_is_never_tokenized(
         assert encoded.texts == []
 
 
+@pytest.mark.parametrize("size", [100, 1500])
+async def test_a_prompt_beyond_a_request_is_told_as_the_prompt_however_it_shows(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """By its bytes before it is tokenized, or by its tokens."""
+    limits = {"max_request_tokens": 20}
+    async with running({"default": tiny_model_dir}, monkeypatch, limits=limits) as server:
+        encoded = Encoded(monkeypatch)
+        with pytest.raises(InvalidRequestError, match="max_request_tokens") as got:
+            await server.score(server.request(prompt=TextPrompt("q1" * (size // 2))))
+        assert got.value.where == "prompt.text"
+        assert got.value.fix.startswith("shorten it")
+        assert bool(encoded.texts) == (size == 100)
+
+
 async def test_texts_of_continuations_count_together(
     server: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
