@@ -122,7 +122,9 @@ async def test_a_stock_client_loses_no_computed_reply(shared: Running) -> None:
     assert len(reply.results) == 10
     # The reply that was lost is kept: whoever reads more, and sends the same bytes, gets it.
     engine.jobs.clear()
-    found = await shared.client.score(large(shared, request_id="lost"), timeout=LONG)
+    address = shared.server.grpc_address
+    async with AsyncTeacherClient(address, run="run", max_reply_bytes=-1) as unbounded:
+        found = await unbounded.score(large(shared, request_id="lost"), timeout=LONG)
     assert len(found.results) == 10
     assert engine.jobs == []
 
@@ -141,18 +143,28 @@ async def test_our_client_says_what_it_reads_where_that_is_less(shared: Running)
             assert engine.jobs == []
         asked = [TextPrompt("the cat sat " * 20)] * 3
         assert len(await small.render(asked, teacher="default", timeout=LONG)) == 3
-    bodies: list[ScoreRequest] = []
 
-    async def kept(body: bytes, request: ScoreRequest, seconds: float) -> bytes:
-        bodies.append(codec.decode_request(body))
-        raise InvalidRequestError("enough")
 
-    async with AsyncTeacherClient(address, run="run") as usual:
-        await usual.get_teacher(timeout=LONG)
-        usual._score = kept  # type: ignore[method-assign]
-        with pytest.raises(InvalidRequestError, match="enough"):
-            await usual.score(shared.request(), timeout=LONG)
-    assert [one.max_reply_bytes for one in bodies] == [None]  # the server's limit is no more
+async def test_a_request_sent_again_has_the_same_bytes_once_the_limits_are_known(
+    shared: Running,
+) -> None:
+    engine = shared.engines["default"]
+    request = shared.request(request_id="before and after")
+    async with AsyncTeacherClient(shared.server.grpc_address, run="run") as client:
+        first = await client.score(request, timeout=LONG)
+        await client.get_teacher(timeout=LONG)
+        engine.jobs.clear()
+        again = await client.score(request, timeout=LONG)
+    assert engine.jobs == []  # the reply was kept
+    assert len(again.results) == len(first.results)
+
+
+async def test_a_client_without_bounds_is_served(shared: Running) -> None:
+    unbounded = {"max_reply_bytes": -1, "max_request_bytes": -1}
+    async with AsyncTeacherClient(shared.server.grpc_address, run="run", **unbounded) as client:
+        assert len((await client.score(large(shared), timeout=LONG)).results) == 10
+        asked = [TextPrompt("the cat sat")] * 3
+        assert len(await client.render(asked, teacher="default", timeout=LONG)) == 3
 
 
 async def test_http_has_the_same_bound(shared: Running) -> None:

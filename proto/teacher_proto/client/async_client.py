@@ -82,9 +82,9 @@ class AsyncTeacherClient:
             empty, and is then the run that the credentials belong to.
         credentials: token and TLS.
         max_attempts: sends per call at most; None leaves only the deadline.
-        max_request_bytes, max_reply_bytes: bounds on one message. A server whose replies may
-            be larger, or whose limits are not known yet, is told the second one, and refuses
-            what it makes larger before it computes it.
+        max_request_bytes, max_reply_bytes: bounds on one message; a negative one is none, as
+            in gRPC. The server is told the second one, and refuses what it makes larger
+            before it computes it.
     """
 
     def __init__(
@@ -169,7 +169,7 @@ class AsyncTeacherClient:
         if request.max_reply_bytes is None:
             request = replace(request, max_reply_bytes=self._readable())
         body = codec.serialize(codec.encode_request(request))
-        if len(body) > self._max_request_bytes:
+        if 0 <= self._max_request_bytes < len(body):
             raise InvalidRequestError(
                 f"is {len(body)} bytes, this client sends {self._max_request_bytes} at most",
                 where="request",
@@ -216,11 +216,14 @@ class AsyncTeacherClient:
             limits = (await self._describe(timeout)).limits
         if limits.max_render_prompts is None:
             raise codec.older_server("it does not render prompts for others (Render)", self.address)
+        most = limits.max_request_bytes
+        if self._max_request_bytes >= 0:
+            most = min(most, self._max_request_bytes)
         rendering = Rendering(
             RenderRequest(self.run, teacher, text, token_ids, self._readable()),
             prompts,
             limits,
-            min(self._max_request_bytes, limits.max_request_bytes),
+            most,
         )
         while (body := rendering.next_body()) is not None:
             left = max(deadline - clock(), 0.001)
@@ -299,11 +302,9 @@ class AsyncTeacherClient:
         return codec.parse(reply, message, PoisonedReplyError).dropped
 
     def _readable(self) -> int | None:
-        """What a server has to know of the size of replies; None where it makes none larger."""
-        limits = self._limits
-        if limits is not None and limits.max_reply_bytes <= self._max_reply_bytes:
-            return None
-        return self._max_reply_bytes
+        """What a server has to know of the size of replies; None where any may be read. It is
+        the same before and after the server's limits are known: so are a request's bytes."""
+        return self._max_reply_bytes if self._max_reply_bytes >= 0 else None
 
     async def _teachers_within(self, seconds: float) -> Sequence[TeacherInfo]:
         """The server's teachers; empty where they cannot be had in time."""
