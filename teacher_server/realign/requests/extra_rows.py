@@ -86,7 +86,6 @@ def paths_of(
     """
     opened, count = walked.open, len(walked.total)
     mass = np.bincount(opened.position, opened.mass, count)
-    # A row without open mass has no part of it to share out, and one without any is masked.
     asks = (needs_of(block) > 0) & (mass > 0) & (mass >= least_open * walked.total)
     there = asks[opened.position] & (opened.row >= 0) & (opened.token >= 0)
     steps, path = np.unique(opened.row[there] * _SPAN + opened.token[there], return_inverse=True)
