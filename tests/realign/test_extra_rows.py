@@ -198,6 +198,29 @@ def test_what_an_engine_rounds_apart_changes_no_choice() -> None:
     assert found[1:] == found[:-1]
 
 
+@pytest.mark.parametrize("apart", [-1e-7, 1e-7])
+def test_what_came_of_a_round_is_compared_to_three_digits(apart: float) -> None:
+    """The rows that promise just enough are asked for, however the last digits fall."""
+    budget = ExtraBudget(rows=300, rounds=2, most=1000)
+    trial = len(budget.choose(200.0, offer([1.0] * 400)))
+    chosen = budget.choose(200.0 - trial / 5 + apart, offer([0.49] * 20 + [0.5] * 20))
+    assert budget.yielded == 0.2
+    assert {index for index, _ in chosen} == {5}
+    assert len(chosen) == 20
+
+
+def test_only_what_lies_at_a_border_of_rounding_may_fall_to_either_side() -> None:
+    """The least gain to three digits: .0995 is the border, and .0995 moved by 1e-6 is not sure."""
+    rows = block([PositionClass.ALIGNED] * 2, [0.0, 0.0], open_mass=1.0)
+    sides = []
+    for gain in (0.0994, 0.0995 - 1e-7, 0.0995 + 1e-7, 0.0996):
+        # The second path has the rest of the open mass and is always worth its row.
+        walked = left_open(2, [(0, 1, 2, gain), (0, 0, 3, 1 - gain)], [1.0, 1.0])
+        found = paths_of(walked, rows, 0.05, {})
+        sides.append(2 in found.token.tolist())
+    assert sides == [False, False, True, True]
+
+
 def asked_paths(request: RealignRequest) -> tuple[Plan, list[AskedPaths]]:
     steps = list(converse(request, InProcess(toy_pair())))
     (plan,) = [step for step in steps if isinstance(step, Plan)]

@@ -44,7 +44,8 @@ SETTLED_BY_ROWS = (
     MaskReason.DOUBTFUL,
     MaskReason.LARGE_REST,
 )
-# Gains that differ in later digits are equal: an engine may round equal masses apart.
+# Gains that differ in later digits are mostly taken for equal, since an engine may round equal
+# masses apart: not where a border between two rounded values lies between them.
 GAIN_DIGITS = 3
 _SPAN = 1 << 32
 
@@ -132,14 +133,17 @@ class ExtraBudget:
         """
         if not paths:
             return []
+        needed = round(needed, GAIN_DIGITS)
         if self._promised > 0:
-            self.yielded = min(max((self._needed - needed) / self._promised, 0.0), 1.0)
+            yielded = min(max((self._needed - needed) / self._promised, 0.0), 1.0)
+            self.yielded = round(yielded, GAIN_DIGITS)
         which = np.concatenate([np.full(len(one.gain), index) for index, one in paths.items()])
         row = np.concatenate([one.row for one in paths.values()])
         token = np.concatenate([one.token for one in paths.values()])
         gain = np.concatenate([one.gain for one in paths.values()])
         best = np.argsort(-gain, kind="stable")[: self._size()]
-        best = np.sort(best[gain[best] * self.yielded >= LEAST_GAIN])
+        worth = np.round(gain[best] * self.yielded, GAIN_DIGITS) >= LEAST_GAIN
+        best = np.sort(best[worth])
         self._first, self._needed, self._promised = False, needed, float(gain[best].sum())
         self.rows -= len(best)
         self.rounds -= 1
