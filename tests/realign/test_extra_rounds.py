@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 from teacher_proto.rows import required
 from teacher_proto.types import Status
 
-from teacher_server.realign.requests.messages import AskedPaths, Realigned
+from teacher_server.realign.requests.messages import AskedPaths, Plan, Realigned
 from teacher_server.realign.requests.request_frames import rows_frame, start_frame
 from teacher_server.realign.requests.step_frames import StepReader
 from tests.support.realigning import (
+    TEACHER,
     InProcess,
     converse,
     follow,
@@ -49,3 +51,26 @@ def test_a_row_after_a_path_that_is_not_finite_leaves_the_path_open() -> None:
         for of in (step, without)
     ]
     assert opened[0] < opened[1]
+
+
+@pytest.mark.parametrize("room", [0, 1, 4])
+def test_paths_that_are_too_long_for_the_teacher_cost_nothing(room: int) -> None:
+    """All of the budget goes to those that fit; a continuation whose paths do not fit leaves
+    it to the others."""
+    texts = ("ab cd abc a", "abcd abca " * 4)
+    lengths = [len(TEACHER.encoder.encode(text.encode()).ids) for text in texts]
+    longest = max(lengths) if room else min(lengths)
+    request = toy_request(
+        *texts, extra_rounds=1, extra_rows_per_token=0.12, max_length=1 + longest + room
+    )
+    steps = list(converse(request, InProcess(toy_pair())))
+    (plan,) = [step for step in steps if isinstance(step, Plan)]
+    (asked,) = [step for step in steps if isinstance(step, AskedPaths)]
+    assert max(map(len, asked.sequences)) <= longest + room
+    assert len(asked.sequences) == request.extra_budget(plan.needed)
+    free = toy_request(*texts, extra_rounds=1, extra_rows_per_token=0.12, max_length=99)
+    (wanted,) = [
+        step for step in converse(free, InProcess(toy_pair())) if isinstance(step, AskedPaths)
+    ]
+    # With all the room there is, some of the best are longer.
+    assert (max(map(len, wanted.sequences)) > longest + room) == (room == 0)

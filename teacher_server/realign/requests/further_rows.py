@@ -55,12 +55,16 @@ def learn_context_free(
 
 
 def open_paths(
-    realigned: RealignedContinuation, least_open: float, but: Set[tuple[int, int]]
+    realigned: RealignedContinuation,
+    least_open: float,
+    longest: int,
+    but: Set[tuple[int, int]],
 ) -> tuple[float, OpenPaths]:
     """(needs of the continuation's rows together, the paths whose next rows are not there).
 
     Args:
         least_open: open mass from which a row counts.
+        longest: tokens of ``path_ids`` at most, which the teacher has room for.
         but: the (row, token) of paths that are not to be asked for.
     """
     walked, block = realigned.walked, realigned.scores.realignment
@@ -68,14 +72,25 @@ def open_paths(
         return 0.0, NO_PATHS
     needed = float(needs_of(block).sum())
     known = realigned.rows.extra_rows.keys() | but
-    return needed, paths_of(walked, block, least_open, known)
+    paths = paths_of(walked, block, least_open, known)
+    rows, which = np.unique(paths.row, return_inverse=True)
+    fits = np.array([_path_length(realigned.rows, row) <= longest for row in rows.tolist()], bool)
+    there = fits[which]
+    return needed, OpenPaths(paths.row[there], paths.token[there], paths.gain[there])
+
+
+def _path_length(rows: TeacherRows, row: int) -> int:
+    """Of ``path_ids``, for paths that end with a token from ``row``."""
+    kept, tokens = rows.path(row)
+    return kept + len(tokens) + 2
 
 
 def path_ids(
     realigned: RealignedContinuation, planned: PlannedContinuation, path: tuple[int, int]
 ) -> Int32:
     """int32 [L]: the rollout up to where the path leaves it, the path, and one id more, which
-    is never read: a row does not depend on its own token."""
+    is never read: a row does not depend on its own token. It counts as a rollout's last token
+    does, which is not read either: an engine wants room for a token after what it reads."""
     row, token = path
     kept, tokens = required(realigned.rows, "rows").path(row)
     return np.concatenate([planned.teacher_ids[:kept], [*tokens, token, 0]]).astype(np.int32)

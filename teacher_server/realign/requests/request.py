@@ -167,20 +167,20 @@ def _ask_context_free_rows(work: _Work) -> Generator[Step, Answer | None, None]:
 def _extra_round(work: _Work, budget: ExtraBudget) -> Generator[Step, Answer | None, bool]:
     """Asks for the rows that gain most; whether there were any."""
     request = work.request
+    longest = request.max_length - request.prompt_tokens
     needed, paths = 0.0, dict[int, OpenPaths]()
     for index, one in work.realigned.items():
-        need, paths[index] = open_paths(one, request.extra_least_open, work.not_finite[index])
+        need, paths[index] = open_paths(
+            one, request.extra_least_open, longest, work.not_finite[index]
+        )
         needed += need
         yield PAUSE
-    asked: list[tuple[int, tuple[int, int]]] = []
-    sequences = []
-    for index, path in budget.choose(needed, paths):
-        ids = path_ids(work.realigned[index], work.planned[index], path)
-        if request.prompt_tokens + len(ids) <= request.max_length:
-            asked.append((index, path))
-            sequences.append(ids)
+    asked = budget.choose(needed, paths)
     if not asked:
         return False
+    sequences = [
+        path_ids(work.realigned[index], work.planned[index], path) for index, path in asked
+    ]
     found = yield from _ask(AskedPaths(tuple(sequences)))
     for index in dict.fromkeys(index for index, _ in asked):
         places = [place for place, (of, _) in enumerate(asked) if of == index]
