@@ -93,7 +93,7 @@ class Realigner:
 
         Args:
             rows: the teacher's, of ``layout.teacher_ids``.
-            top_k: K, ids of a row. A row of fewer than two has the class of one of two.
+            top_k: K, ids of a row. A row of none has the class of one of two.
             more: ids of ``certified`` besides them, for whoever looks for others.
             coarse: whether rows may be COARSE; else these are MASKED.
             limit: only ids below it are returned; None: all of the student's.

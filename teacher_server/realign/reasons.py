@@ -1,8 +1,9 @@
 """Why a row is masked, or coarse and not more, and the class that follows from it.
 
-A row that is masked tells nothing. A coarse one tells its certified ids, as exactly as any
-other row does, and that everything else has the rest of the mass; only who understands such
-rows gets them.
+A row that is masked tells nothing. A coarse one tells its certified ids, and that everything
+else has the rest of the mass; only who understands such rows gets them. Its values are exact but
+for one factor: what is open may turn out to contradict the student's tokens so far, and then the
+ids have up to 1 / (1 - open mass) times what the row says, and the rest has less.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ Int64 = NDArray[np.int64]
 MAX_CHUNK_TOKENS = 6
 # Agreeing mass below which a position inside a teacher token means too little.
 LEAST_AGREEING = 1e-3
-# Ids of the row that the reasons are found for, at least, however few are asked for.
+# Ids of the row that the reasons are found for where none is asked for, and the fewest that are
+# looked at.
 LEAST_IDS = 2
 # A coarse row whose rest is larger tells too little.
 LARGEST_REST = 0.9
@@ -73,11 +75,12 @@ def row_reasons(
 
     Args:
         certified: at least LEAST_IDS ids of each position.
-        top_k: K, ids of a row; those of ``certified`` beyond it do not count.
+        top_k: K, ids of a row; for 0 ids the row is judged as one of LEAST_IDS. Those of
+            ``certified`` beyond it are not told, and count as the rest.
     """
     static = static_reasons(layout, positions, tables)
     _, inside = _teacher_token_before(layout, positions)
-    told = _mass(certified.log_probs, certified.counts, max(top_k, LEAST_IDS))
+    told = _mass(certified.log_probs, certified.counts, top_k or LEAST_IDS)
     lone = (certified.counts == 1) & (told < 1 - MAX_UNSETTLED)
     found = _first_that_holds(
         [

@@ -126,6 +126,29 @@ def test_reasons_of_a_row(case: tuple[list[float], bool, int], coarse: bool) -> 
     assert row_classes(layout, first, found, coarse).tolist() == [kind]
 
 
+@pytest.mark.parametrize(
+    ("top_k", "reason"),
+    [(0, MaskReason.DOUBTFUL), (1, MaskReason.LARGE_REST), (2, MaskReason.DOUBTFUL)],
+)
+def test_the_rest_is_what_the_ids_that_are_told_leave(top_k: int, reason: int) -> None:
+    """Of .07 and .04 a request for one id is told .07 alone, and the rest is .93."""
+    layout, tables = toy_layout()
+    row = certified([0.07, 0.04], True)
+    found = row_reasons(layout, np.array([0]), tables, walked(1.0), row, top_k)
+    assert found.tolist() == [reason]
+
+
+@pytest.mark.parametrize("top_k", [0, 1, 2, 8])
+def test_a_lone_id_that_does_not_hold_the_row_is_none_however_many_are_asked_for(
+    top_k: int,
+) -> None:
+    layout, tables = toy_layout()
+    for mass, reason in ((0.94, MaskReason.ONE_CERTIFIED), (0.96, NONE)):
+        row = certified([mass], False)
+        found = row_reasons(layout, np.array([0]), tables, walked(1.0), row, top_k)
+        assert found.tolist() == [reason]
+
+
 def test_what_needs_no_row_comes_first_and_little_agreement_before_doubt() -> None:
     layout, tables = toy_layout()
     at = np.array([1])
