@@ -89,7 +89,8 @@ class _PositionClassEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Positio
     """Only where ReturnOptions.coarse asked for it. The ids, and the log-probabilities that are
     valid, are as certain as those of any other row; an id that is not returned may be the
     most likely one. At least one id, unless top_k is 0. log_tail is valid and holds everything
-    else: 1 - coverage.
+    else: 1 - coverage. All values are exact but for one factor: the ids may have up to
+    1 / (1 - open_mass) times the mass that is said.
     """
 
 class PositionClass(_PositionClass, metaclass=_PositionClassEnumTypeWrapper): ...
@@ -106,7 +107,8 @@ POSITION_CLASS_COARSE: PositionClass.ValueType  # 7
 """Only where ReturnOptions.coarse asked for it. The ids, and the log-probabilities that are
 valid, are as certain as those of any other row; an id that is not returned may be the
 most likely one. At least one id, unless top_k is 0. log_tail is valid and holds everything
-else: 1 - coverage.
+else: 1 - coverage. All values are exact but for one factor: the ids may have up to
+1 / (1 - open_mass) times the mass that is said.
 """
 Global___PositionClass: _TypeAlias = PositionClass  # noqa: Y015
 
