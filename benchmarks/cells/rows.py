@@ -20,8 +20,8 @@ from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.reasons import COARSE_REASONS
 from teacher_server.realign.walk.context_free import ContextFreeRows
+from teacher_server.realign.walk.masses import WalkResult
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows
-from teacher_server.realign.walk.walker import unsettled_paths
 
 Int64 = NDArray[np.int64]
 Float64 = NDArray[np.float64]
@@ -70,7 +70,8 @@ class Scored:
         """
         chunks = self.realigned.chunk_log_likelihood
         own = np.bincount(self.realigned.chunk_index, log_probs, len(chunks))
-        return (chunks - own)[self.realigned.chunk_index]
+        advantages: Float64 = (chunks - own)[self.realigned.chunk_index]
+        return advantages
 
 
 class Scorer:
@@ -104,7 +105,7 @@ class Scorer:
         found = teacher_rows(layout.teacher_ids, *_ranked(values), of_tokens)
         realigned, spent = self._realign(layout, positions, found), len(values)
         for _ in range(extra_rounds):
-            steps = unsettled_paths(realigned.walked, LEAST_OPEN)
+            steps = _unsettled_paths(realigned.walked, LEAST_OPEN)
             paths: list[list[Path]] = [[] for _ in lines]
             for row, token in steps:
                 at, tokens = found.path(row)
@@ -159,6 +160,21 @@ class Scorer:
             torch.log_softmax(logits[index, tree.ends].double(), -1).numpy()
             for index, tree in enumerate(trees)
         ]
+
+
+def _unsettled_paths(walked: WalkResult, least: float) -> list[tuple[int, int]]:
+    """(row, token) pairs such that the row after both would settle most: one for each
+    position with a part of open mass above ``least``, each once, by row."""
+    opened = walked.open
+    mass = np.bincount(opened.position, opened.mass, len(walked.total))
+    share = mass / np.maximum(walked.total, 1e-300)
+    usable = (opened.row >= 0) & (opened.token >= 0) & (share[opened.position] > least)
+    index = np.flatnonzero(usable)
+    index = index[np.lexsort([-opened.mass[index], opened.position[index]])]
+    _, first = np.unique(opened.position[index], return_index=True)
+    chosen = index[first]
+    pairs = zip(opened.row[chosen].tolist(), opened.token[chosen].tolist(), strict=True)
+    return sorted(set(pairs))
 
 
 @dataclass(frozen=True)

@@ -96,18 +96,3 @@ def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float
     np.add.at(tail, at.position, rows.tail[at.row] * weight)
     np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
     return tail, np.minimum(floor, tail)
-
-
-def unsettled_paths(walked: WalkResult, least: float) -> list[tuple[int, int]]:
-    """(row, token) pairs such that the row after both would settle most: one for each
-    position with a part of open mass above ``least``, each once, by row."""
-    opened = walked.open
-    mass = np.bincount(opened.position, opened.mass, len(walked.total))
-    share = mass / np.maximum(walked.total, 1e-300)
-    usable = (opened.row >= 0) & (opened.token >= 0) & (share[opened.position] > least)
-    index = np.flatnonzero(usable)
-    index = index[np.lexsort([-opened.mass[index], opened.position[index]])]
-    _, first = np.unique(opened.position[index], return_index=True)
-    chosen = index[first]
-    pairs = zip(opened.row[chosen].tolist(), opened.token[chosen].tolist(), strict=True)
-    return sorted(set(pairs))
