@@ -70,8 +70,8 @@ class Scored:
         """
         chunks = self.realigned.chunk_log_likelihood
         own = np.bincount(self.realigned.chunk_index, log_probs, len(chunks))
-        advantages: Float64 = (chunks - own)[self.realigned.chunk_index]
-        return advantages
+        advantages: Float64 = chunks.astype(np.float64) - own
+        return advantages[self.realigned.chunk_index]
 
 
 class Scorer:

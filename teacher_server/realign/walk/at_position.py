@@ -20,7 +20,7 @@ from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, i
 from teacher_server.realign.segmentation.states import EMPTY_STATE, OPEN
 from teacher_server.realign.walk.masses import SIGNIFICANT
 from teacher_server.realign.walk.paths import Fate, Fates, Paths, WalkContext, act, fates
-from teacher_server.realign.walk.rows import NO_ROW
+from teacher_server.realign.walk.rows import NO_ROW, Float64
 from teacher_server.realign.walk.starts import Starts
 
 Int64 = NDArray[np.int64]
@@ -46,7 +46,11 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
     resegmented = walk.extensions.resegmented(token, paths.mass[apart])
     paths.first[apart] = np.where(resegmented, -1, token)
     on = _act(walk, paths, fate, answer)
-    return on + _act(walk, *_join(walk, paths.some(joining), may_extend[joining]))
+    joined, fate, answer = _join(walk, paths.some(joining), may_extend[joining])
+    ruled_out = np.zeros(len(paths.mass))
+    ruled_out[joining] = paths.mass[joining] - np.where(fate == Fate.RULE_OUT, 0.0, joined.mass)
+    _rule_out_below(walk, at, paths.mass, ruled_out)
+    return on + _act(walk, joined, fate, answer)
 
 
 def _entries(walk: WalkContext, at: Starts) -> tuple[Paths, Bool]:
@@ -106,6 +110,24 @@ def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fat
     fate[out[~canonical]] = Fate.LOSE
     # What must follow several spaces was not taken into the teacher's token with them.
     return replace(paths, first=np.where(implied == OPEN, paths.token, -1)), fate, answer
+
+
+def _rule_out_below(walk: WalkContext, at: Starts, mass: Float64, ruled_out: Float64) -> None:
+    """Of what lies below the rows' best, rules the part out that was ruled out of the less
+    likely half of those that are not too small to be looked at: they are most like it.
+
+    Args:
+        mass, ruled_out: float64 [n], of the entries, in the order of ``_entries``.
+    """
+    shape = len(at.row), walk.rows.ids.shape[1]
+    # The last column is the rollout's own token.
+    mass, ruled_out = (part.reshape(shape)[:, :-1] for part in (mass, ruled_out))
+    seen = mass >= SIGNIFICANT
+    less_likely = seen & (np.arange(mass.shape[1]) >= seen.sum(1)[:, None] // 2)
+    whole = np.where(less_likely, mass, 0.0).sum(1)
+    share = np.where(less_likely, ruled_out, 0.0).sum(1) / np.maximum(whole, SIGNIFICANT)
+    below = walk.rows.tail[at.row] * np.exp(at.weight)
+    walk.ledger.rule_out(at.position, below * share)
 
 
 def _implied(walk: WalkContext, before: Int64, paths: Paths) -> Int64:
