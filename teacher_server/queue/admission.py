@@ -56,9 +56,14 @@ class AdmissionQueue:
     """A token-bounded queue in front of a token-bounded engine.
 
     At most ``max_inflight_tokens`` are in flight at once; a larger ticket is admitted when
-    nothing else is in flight. At most ``max_queue_tokens`` wait. A run that already waits
-    may take no more of them than it leaves free, so that another run finds room however
-    much the first ones send.
+    nothing else is in flight. At most ``max_queue_tokens`` wait of work that has not begun. A
+    run that already waits may take no more of them than it leaves free, so that another run
+    finds room however much the first ones send.
+
+    What has begun is never refused, and takes room of its own run alone. Work is taken in when
+    there is room and quota for what it may ask for later too, as far as that is known; the
+    quota holds this for it until it is given back. ``max_queue_tokens`` and a minute's quota
+    bound it: a request that they hold is not refused for ever for what it may ask for later.
     """
 
     def __init__(
@@ -77,19 +82,22 @@ class AdmissionQueue:
     def queued_tokens(self) -> int:
         return self._waiting.tokens
 
-    def check(self, policy: RunPolicy, tokens: int, now: float) -> bool:
+    def check(self, policy: RunPolicy, tokens: int, now: float, further: int = 0) -> bool:
         """True when a ticket of this many tokens would be admitted at once, False when it
         would wait.
+
+        Args:
+            further: as in ``Ticket``.
 
         Raises:
             OverloadedError: it would have to wait and the queue has no room for the
                 run, or the run has used its quota.
             InvalidRequestError: the run's quota is smaller than the ticket.
         """
-        self._quotas.check(policy, tokens, now)
+        self._quotas.check(policy, tokens + _held(policy, tokens, further), now)
         enters = self._enters(tokens)
         if not enters:
-            self._check_room(policy, tokens)
+            self._check_room(policy, min(tokens + further, max(tokens, self.max_queue_tokens)))
         return enters
 
     def offer(self, ticket: Ticket, now: float) -> bool:
@@ -101,13 +109,21 @@ class AdmissionQueue:
         if ticket.begun:
             enters = self._enters(ticket.tokens)
         else:
-            enters = self.check(ticket.policy, ticket.tokens, now)
-        self._quotas.take(ticket.policy, ticket.tokens, now)
+            enters = self.check(ticket.policy, ticket.tokens, now, ticket.further)
+            ticket.held = _held(ticket.policy, ticket.tokens, ticket.further)
+            self._quotas.take(ticket.policy, ticket.held, now)
+        held = min(ticket.held, ticket.tokens) if ticket.begun else 0
+        ticket.held -= held
+        self._quotas.take(ticket.policy, ticket.tokens - held, now)
         ticket.arrived = now
         self._waiting.add(ticket)
         if enters:
             self._admit(self._waiting.give(), now)
         return enters
+
+    def give_back(self, policy: RunPolicy, held: int, now: float) -> None:
+        """What the quota held for work that has ended is the run's again."""
+        self._quotas.give_back(policy, held, now)
 
     def leave(self, ticket: Ticket, now: float, *, completed: bool) -> None:
         """The ticket waits no longer or its work ended; does nothing when it is not held."""
@@ -152,7 +168,8 @@ class AdmissionQueue:
         return not self._inflight or self.inflight_tokens + tokens <= self.max_inflight_tokens
 
     def _check_room(self, policy: RunPolicy, tokens: int) -> None:
-        free = self.max_queue_tokens - self.queued_tokens
+        waiting = self.queued_tokens - self._waiting.begun_of_others(policy.run)
+        free = self.max_queue_tokens - waiting
         own = self._waiting.tokens_of(policy.run)
         # The first of a run needs room, every further one leaves as much as the run has.
         missing = tokens - free if own == 0 else own + tokens - (free - tokens)
@@ -160,7 +177,7 @@ class AdmissionQueue:
             return
         full = tokens > free
         raise OverloadedError(
-            f"{self.queued_tokens} tokens wait, {own} of them of run {policy.run!r}, and the "
+            f"{waiting} tokens wait, {own} of them of run {policy.run!r}, and the "
             f"request's {tokens} do not fit into "
             f"{'' if full else 'the part of one run of '}"
             f"limits.max_queue_tokens={self.max_queue_tokens}",
@@ -232,6 +249,10 @@ class Admission:
         """Refuses at once what ``slot`` would refuse; see ``AdmissionQueue.check``."""
         self.queue.check(policy, tokens, self._clock())
 
+    def give_back(self, policy: RunPolicy, held: int) -> None:
+        """See ``AdmissionQueue.give_back``."""
+        self.queue.give_back(policy, held, self._clock())
+
     def oldest_wait(self) -> float:
         return self.queue.oldest_wait(self._clock())
 
@@ -248,6 +269,13 @@ class Admission:
             future = self._waiting.pop(ticket)
             if not future.done():
                 future.set_exception(expired_in_queue())
+
+
+def _held(policy: RunPolicy, tokens: int, further: int) -> int:
+    """Of ``further``, what the run's quota holds for work of ``tokens``: no more than makes a
+    minute's quota with them."""
+    quota = policy.tokens_per_minute
+    return 0 if quota is None else min(further, max(quota - tokens, 0))
 
 
 def expired_in_queue() -> DeadlineError:

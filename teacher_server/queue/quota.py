@@ -33,8 +33,8 @@ class Quotas:
 
     A bucket holds the tokens of one minute and starts full: over any t seconds at most
     ``tokens_per_minute * (1 + t / 60)`` tokens are taken, and on top what requests that have
-    begun take beyond them, which is missing afterwards. A request counts when it is accepted,
-    whether or not it is computed in the end; a refused one does not count.
+    begun take beyond what was held for them, which is missing afterwards. A request counts when
+    it is accepted, whether or not it is computed in the end; a refused one does not count.
     Times are seconds of a monotonic clock.
     """
 
@@ -76,6 +76,11 @@ class Quotas:
         """Counts tokens that ``check`` allowed at the same time, or of a request that has begun."""
         if policy.tokens_per_minute is not None:
             self._bucket(policy.run, policy.tokens_per_minute, now).level -= tokens
+
+    def give_back(self, policy: RunPolicy, tokens: int, now: float) -> None:
+        """Returns tokens that were taken for a request and that it did not use."""
+        if policy.tokens_per_minute is not None:
+            self._bucket(policy.run, policy.tokens_per_minute, now).level += tokens
 
     def _bucket(self, run: str, quota: int, now: float) -> _Bucket:
         bucket = self._buckets.get(run)

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
@@ -62,6 +62,8 @@ class Ticket:
         policy: of the run it belongs to.
         deadline: until when it is wanted.
         begun: part of the same work was done before it; it is never refused.
+        further: tokens that the same work may ask for later, besides.
+        held: of those, what the quota still holds for it.
         arrived: when it was offered, seconds of the queue's clock.
     """
 
@@ -69,6 +71,8 @@ class Ticket:
     policy: RunPolicy
     deadline: Deadline
     begun: bool = False
+    further: int = 0
+    held: int = 0
     arrived: float = 0.0
 
 
@@ -214,6 +218,7 @@ class Scheduler:
         self.tokens = 0
         self._tickets: OrderedDict[Ticket, None] = OrderedDict()
         self._run_tokens: dict[str, int] = {}
+        self._begun: Counter[str] = Counter()  # tokens of what has begun, by run
         self._levels: dict[int, _PriorityLevel] = {}
         self._deadlines: _Heap[Ticket] = _Heap()
 
@@ -231,6 +236,10 @@ class Scheduler:
         """Tokens of ``run`` that wait."""
         return self._run_tokens.get(run, 0)
 
+    def begun_of_others(self, run: str) -> int:
+        """Tokens that wait of what other runs than ``run`` have begun."""
+        return self._begun.total() - self._begun[run]
+
     def add(self, ticket: Ticket) -> None:
         """Adds a ticket; tickets of one run and priority keep their order."""
         level = self._levels.get(ticket.policy.priority)
@@ -241,6 +250,8 @@ class Scheduler:
         self.tokens += ticket.tokens
         run = ticket.policy.run
         self._run_tokens[run] = self._run_tokens.get(run, 0) + ticket.tokens
+        if ticket.begun:
+            self._begun[run] += ticket.tokens
         self._deadlines.set(ticket, ticket.deadline.at)
 
     def next(self) -> Ticket | None:
@@ -305,5 +316,9 @@ class Scheduler:
         self._run_tokens[run] -= ticket.tokens
         if not self._run_tokens[run]:
             del self._run_tokens[run]
+        if ticket.begun:
+            self._begun[run] -= ticket.tokens
+            if not self._begun[run]:
+                del self._begun[run]
         if not level.waits:
             del self._levels[ticket.policy.priority]

@@ -51,9 +51,11 @@ def tokens_of_paths(job: Job) -> int:
     return tokens_of(job) - int(common_prefixes(spans).sum())
 
 
-@dataclass(frozen=True)
+@dataclass
 class JobRunner:
     """Runs the jobs of one request, each through the teacher's queue and engine.
+
+    One that says ``further`` is a context: at its end what the quota held is the run's again.
 
     Attributes:
         policy: what the request's run is entitled to.
@@ -65,8 +67,16 @@ class JobRunner:
     policy: RunPolicy
     deadline: Deadline
     cost: Cost = field(default_factory=Cost)
+    _held: int = 0
 
-    async def run(self, job: Job, tokens: int | None = None) -> JobResult:
+    def __enter__(self) -> JobRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.teacher.admission.give_back(self.policy, self._held)
+        self._held = 0
+
+    async def run(self, job: Job, tokens: int | None = None, *, further: int = 0) -> JobResult:
         """Waits for the job's turn and runs it.
 
         Of a request that has begun no job is refused: what it has had computed would be lost,
@@ -74,6 +84,7 @@ class JobRunner:
 
         Args:
             tokens: for which it counts in the queue and the quota; None: ``tokens_of``.
+            further: tokens for which further jobs may count, said with the first.
 
         Raises:
             OverloadedError, InvalidRequestError: the first job, see ``Admission.slot``.
@@ -82,10 +93,20 @@ class JobRunner:
         """
         tokens = tokens_of(job) if tokens is None else tokens
         begun = self.cost.job_tokens > 0
-        ticket = Ticket(tokens=tokens, policy=self.policy, deadline=self.deadline, begun=begun)
+        ticket = Ticket(
+            tokens=tokens,
+            policy=self.policy,
+            deadline=self.deadline,
+            begun=begun,
+            further=further,
+            held=self._held,
+        )
         async with contextlib.AsyncExitStack() as held:
-            with tracing.span("admission", lsm_tokens=tokens):
-                waited = await held.enter_async_context(self.teacher.admission.slot(ticket))
+            try:
+                with tracing.span("admission", lsm_tokens=tokens):
+                    waited = await held.enter_async_context(self.teacher.admission.slot(ticket))
+            finally:
+                self._held = ticket.held
             with tracing.span("engine", lsm_teacher=self.teacher.name):
                 result = await self.teacher.engine.score(job)
         if len(result.rows) != len(job.spans):

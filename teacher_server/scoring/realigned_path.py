@@ -44,7 +44,7 @@ from teacher_server.realign.requests.messages import (
     RealignRequest,
     TextSize,
 )
-from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of
+from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, CONTEXT_FREE_ROWS, best_of
 from teacher_server.realign.requests.request_frames import GO, rows_frame, start_frame
 from teacher_server.realign.requests.step_frames import StepReader
 from teacher_server.refusals.facts import StudentFacts
@@ -112,6 +112,8 @@ async def realigned_scores(
     asked = await compute(partial(_realign_request, context, len(prompt), settings), context.size)
     reader = StepReader(asked)
     frame = start_frame(asked)
+    ended_early: EndedEarly | None = None
+    further = 0
     while True:
         said = await session.ask(frame)
         if said.nbytes <= AT_ONCE:
@@ -121,7 +123,7 @@ async def realigned_scores(
         match step:
             case Realigned():
                 await compute(partial(_check_result, step, context, student), said.nbytes)
-                return _as_asked(step, context), _totals(step, reader)
+                return _as_asked(step, context), _totals(step, reader, ended_early)
             case TextSize():
                 check_text(step.text_bytes, "continuations", context.limits)
                 frame = GO
@@ -131,6 +133,10 @@ async def realigned_scores(
                 _check_plan(step, context, len(prompt), step.row_bytes(best))
                 check_session_bytes(size, settings.worker_memory_bytes)
                 await session.reserve(size)
+                extra = step.extra_rows(asked, best)
+                if asked.extra_budget(step.needed) and not extra:
+                    ended_early = EndedEarly.MEMORY
+                further = _further_tokens(step, asked, extra, context)
                 frame = GO
             case Pause():
                 frame = GO
@@ -139,7 +145,7 @@ async def realigned_scores(
                 tokens = None
                 if isinstance(step, AskedPaths):
                     tokens = await compute(partial(_path_tokens, job, context), said.nbytes)
-                rows = (await runner.run(job, tokens)).rows
+                rows = (await runner.run(job, tokens, further=further)).rows
                 frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
 
 
@@ -214,6 +220,15 @@ def _path_tokens(job: Job, context: RequestContext) -> int:
     return len(job.spans) if kept else tokens_of_paths(job)
 
 
+def _further_tokens(plan: Plan, request: RealignRequest, rows: int, context: RequestContext) -> int:
+    """For which its jobs after the first may count: ``rows`` extra rows, and one job of
+    context-free rows. A request may need more of these, once for its teacher and temperature."""
+    tokens = 2 * CONTEXT_FREE_ROWS + 1 if request.context_free_rows else 0
+    if rows and not context.teacher.facts.keeps_prefixes:
+        tokens += request.extra_rounds * (request.prompt_tokens + sum(plan.lengths))
+    return tokens + rows
+
+
 def _check_result(result: Realigned, context: RequestContext, student: StudentFacts) -> None:
     """Raises FrameError for a result that would break the contract as a reply."""
     request = context.request
@@ -238,7 +253,9 @@ def _as_asked(result: Realigned, context: RequestContext) -> tuple[ContinuationS
     return tuple(scores)
 
 
-def _totals(result: Realigned, reader: StepReader) -> RealignmentTotals:
+def _totals(
+    result: Realigned, reader: StepReader, ended_early: EndedEarly | None
+) -> RealignmentTotals:
     blocks = [one.realignment for one in result.scores if one.realignment is not None]
 
     def joined(name: str) -> NDArray[Any]:
@@ -256,16 +273,8 @@ def _totals(result: Realigned, reader: StepReader) -> RealignmentTotals:
         open_mass=float(joined("open_mass")[kept].sum()),
         lost_mass=float(joined("lost_mass")[kept].sum()),
         not_realigned=sum(one.status is Status.NOT_REALIGNED for one in result.scores),
-        ended_early=_ended_early(reader),
+        ended_early=ended_early,
         extra_rows=reader.extra_rows,
         context_free_rows=reader.context_free_rows,
         seconds=reader.seconds,
     )
-
-
-def _ended_early(reader: StepReader) -> EndedEarly | None:
-    request, plan = reader.request, reader.plan
-    allowed = request.extra_budget(plan.needed)
-    if allowed and not plan.extra_rows(request, best_of(request, plan.limit)):
-        return EndedEarly.MEMORY
-    return None

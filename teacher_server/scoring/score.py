@@ -106,8 +106,11 @@ async def _foreign_scores(
     assert entry is not None
     assert facts is not None
     tokens = known_tokens(request)
-    async with students.session(entry, request.run, context.teacher, tokens) as session:
-        return await realigned_scores(context, prompt, session, facts, students.settings, runner)
+    with runner:
+        async with students.session(entry, request.run, context.teacher, tokens) as session:
+            return await realigned_scores(
+                context, prompt, session, facts, students.settings, runner
+            )
 
 
 def _own_job(context: RequestContext) -> Job:

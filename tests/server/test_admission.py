@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import math
 from typing import Any
@@ -216,6 +217,61 @@ def test_idle_time_does_not_count_as_throughput() -> None:
     meter.observe(1000.0, busy=True)
     meter.observe(1001.0, busy=False, finished_tokens=10)
     assert meter.rate() == pytest.approx(10.0)
+
+
+def begun(tokens: int, held: int = 0, run: str = "run", **policy: Any) -> Ticket:
+    made = ticket(tokens, run=run, **policy)
+    made.begun, made.held = True, held
+    return made
+
+
+def test_what_one_run_has_begun_takes_no_room_of_another() -> None:
+    queue = AdmissionQueue(max_inflight_tokens=10, max_queue_tokens=4000)
+    queue.offer(ticket(10, run="one"), 0.0)
+    later = [begun(513, run="one") for _ in range(63)]
+    assert not any(queue.offer(item, 0.0) for item in later)
+    assert queue.queued_tokens == 63 * 513
+    with pytest.raises(OverloadedError):
+        queue.offer(ticket(10, run="one"), 0.0)
+    assert not queue.offer(ticket(4000, run="two"), 0.0)
+    with pytest.raises(OverloadedError, match=r"^4000 tokens wait"):
+        queue.offer(ticket(10, run="three"), 0.0)
+    for item in later:
+        queue.leave(item, 0.0, completed=False)
+    assert queue.queued_tokens == 4000
+    assert queue._waiting.begun_of_others("two") == 0
+
+
+def test_work_is_taken_in_when_there_is_room_for_what_it_may_ask_for_later() -> None:
+    queue = AdmissionQueue(max_inflight_tokens=5, max_queue_tokens=100)
+    queue.offer(ticket(5, run="other"), 0.0)
+    assert not queue.check(RunPolicy("one"), 10, 0.0, further=500)  # all room there is
+    queue.offer(ticket(60, run="another"), 0.0)
+    assert not queue.check(RunPolicy("one"), 10, 0.0, further=30)
+    with pytest.raises(OverloadedError):
+        queue.check(RunPolicy("one"), 10, 0.0, further=31)
+
+
+def test_many_small_requests_do_not_overdraw_a_quota_together() -> None:
+    """Each is of 10 tokens and asks for 513 later: what the quota holds for them is enough."""
+    queue = AdmissionQueue(max_inflight_tokens=1 << 20, max_queue_tokens=1 << 20)
+    policy = RunPolicy("run", tokens_per_minute=4000)
+    taken: list[Ticket] = []
+    for _ in range(64):
+        first = Ticket(10, policy, Deadline(math.inf), further=513)
+        with contextlib.suppress(OverloadedError):
+            queue.offer(first, 0.0)
+            taken.append(first)
+    assert len(taken) == 4000 // 523
+    for first in taken:
+        later = begun(500, first.held, tokens_per_minute=4000)
+        queue.offer(later, 0.0)
+        queue.give_back(policy, later.held, 0.0)
+    queue.check(policy, 4000 - len(taken) * 510, 0.0)
+    with pytest.raises(OverloadedError):
+        queue.check(policy, 4001 - len(taken) * 510, 0.0)
+    # A quota that could never hold all of it takes it in when it is full.
+    queue.check(RunPolicy("small", tokens_per_minute=100), 10, 0.0, further=513)
 
 
 async def test_a_waiter_past_its_deadline_is_told_and_never_admitted() -> None:

@@ -137,7 +137,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     asked: list[Job] = []
 
     class Toy(JobRunner):
-        async def run(self, job: Job, tokens: int | None = None) -> JobResult:
+        async def run(self, job: Job, tokens: int | None = None, *, further: int = 0) -> JobResult:
             asked.append(job)
             return JobResult(tuple(answer(job, one) for one in job.spans), tokens_of(job), 0.0)
 
