@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from teacher_proto import tracing
 from teacher_proto.errors import EngineError
@@ -15,6 +15,10 @@ from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
 from teacher_server.teachers.teacher import Teacher
 from teacher_server.telemetry.cost import Cost
+
+# Tokens: half a block of vLLM's prefix cache, which is what a sequence that leaves a kept one
+# anywhere reads again of it on average.
+REST_OF_BLOCK = 8
 
 
 def make_job(request: ScoreRequest, ids: Int32, vocabulary_size: int) -> Job:
@@ -49,6 +53,14 @@ def tokens_of_paths(job: Job) -> int:
     """Tokens that a single pass has to read of spans that begin alike: each beginning once."""
     spans = sorted(span.token_ids.tobytes() for span in job.spans)
     return tokens_of(job) - int(common_prefixes(spans).sum())
+
+
+def tokens_after(job: Job, read: tuple[ScoredSpan, ...]) -> int:
+    """Tokens that an engine reads which keeps what it has read in blocks, after ``read``: of each
+    span the rest of a block on average, and what is in none of the others."""
+    both = tokens_of_paths(replace(job, spans=(*read, *job.spans)))
+    alone = tokens_of_paths(replace(job, spans=read))
+    return both - alone + len(job.spans) * REST_OF_BLOCK
 
 
 @dataclass

@@ -56,13 +56,15 @@ from teacher_server.refusals.sizes import (
     session_memory,
 )
 from teacher_server.scoring.context import RequestContext
-from teacher_server.scoring.jobs import JobRunner, tokens_of_paths
+from teacher_server.scoring.jobs import REST_OF_BLOCK, JobRunner, tokens_after, tokens_of_paths
 from teacher_server.scoring.without_rows import not_finite
 from teacher_server.telemetry.realignment_totals import EndedEarly, RealignmentTotals
 
 T = TypeVar("T")
 # Bytes of a message that are read or written on the event loop: a tenth of a millisecond.
 AT_ONCE = 1 << 16
+# Tokens of a path that is not longer than most, and the one that is never read after it.
+PATH_TOKENS = 2
 # Rounds of extra rows where the settings leave their number to the engine.
 EXTRA_ROUNDS = 2
 # What the check of a reply compares with what is expected, of which nothing is here.
@@ -113,7 +115,7 @@ async def realigned_scores(
     reader = StepReader(asked)
     frame = start_frame(asked)
     ended_early: EndedEarly | None = None
-    further = 0
+    further, read = 0, tuple[ScoredSpan, ...]()
     while True:
         said = await session.ask(frame)
         if said.nbytes <= AT_ONCE:
@@ -143,8 +145,10 @@ async def realigned_scores(
             case AskedRollouts() | AskedContextFree() | AskedPaths():
                 job = _job(step, prompt, asked, reader.plan.limit)
                 tokens = None
+                if isinstance(step, AskedRollouts):
+                    read = job.spans
                 if isinstance(step, AskedPaths):
-                    tokens = await compute(partial(_path_tokens, job, context), said.nbytes)
+                    tokens = await compute(partial(_path_tokens, job, read, context), said.nbytes)
                 rows = (await runner.run(job, tokens, further=further)).rows
                 frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
 
@@ -214,19 +218,21 @@ def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Jo
     )
 
 
-def _path_tokens(job: Job, context: RequestContext) -> int:
-    """For which rows after paths count: one each where what precedes them was kept."""
+def _path_tokens(job: Job, read: tuple[ScoredSpan, ...], context: RequestContext) -> int:
+    """For which rows after paths count, where the rollouts ``read`` were read before."""
     kept = context.teacher.facts.keeps_prefixes
-    return len(job.spans) if kept else tokens_of_paths(job)
+    return tokens_after(job, read) if kept else tokens_of_paths(job)
 
 
 def _further_tokens(plan: Plan, request: RealignRequest, rows: int, context: RequestContext) -> int:
     """For which its jobs after the first may count: ``rows`` extra rows, and one job of
     context-free rows. A request may need more of these, once for its teacher and temperature."""
     tokens = 2 * CONTEXT_FREE_ROWS + 1 if request.context_free_rows else 0
-    if rows and not context.teacher.facts.keeps_prefixes:
+    if context.teacher.facts.keeps_prefixes:
+        return tokens + rows * (REST_OF_BLOCK + PATH_TOKENS)
+    if rows:
         tokens += request.extra_rounds * (request.prompt_tokens + sum(plan.lengths))
-    return tokens + rows
+    return tokens + rows * PATH_TOKENS
 
 
 def _check_result(result: Realigned, context: RequestContext, student: StudentFacts) -> None:

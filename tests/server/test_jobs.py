@@ -15,7 +15,13 @@ from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
-from teacher_server.scoring.jobs import JobRunner, tokens_of, tokens_of_paths
+from teacher_server.scoring.jobs import (
+    REST_OF_BLOCK,
+    JobRunner,
+    tokens_after,
+    tokens_of,
+    tokens_of_paths,
+)
 from teacher_server.teachers.load import load_teachers
 from tests.server.running import eventually
 
@@ -102,3 +108,6 @@ def test_what_paths_begin_with_counts_once() -> None:
     nodes = {tuple(path[:end]) for path in paths for end in range(1, len(path) + 1)}
     assert tokens_of_paths(job) == len(JOB.prompt_ids) + len(nodes)
     assert tokens_of_paths(job) < tokens_of(job)
+    read = tuple(ScoredSpan(ids.astype(np.int32), last) for ids in rollouts)
+    known = {tuple(ids[:end]) for ids in rollouts for end in range(1, len(ids) + 1)}
+    assert tokens_after(job, read) == len(nodes - known) + len(paths) * REST_OF_BLOCK

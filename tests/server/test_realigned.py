@@ -34,6 +34,7 @@ from teacher_server.realign.pair.vocabulary import read_vocabulary
 from teacher_server.realign.realigner import Realigner
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.rows import teacher_rows
+from teacher_server.scoring.jobs import tokens_after
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 from tests.server.crossed import (
     EVERYTHING,
@@ -435,7 +436,8 @@ async def test_extra_rows_are_the_default_where_the_engine_keeps_prefixes(
             assert 0 < rows <= 0.3 * len(rollouts.spans[0].positions)
         else:
             assert rows == 0
-        charged = len(rollouts.prompt_ids) + len(rollouts.spans[0].token_ids) + rows
+        charged = len(rollouts.prompt_ids) + len(rollouts.spans[0].token_ids)
+        charged += sum(tokens_after(job, rollouts.spans) for job in rounds)
         assert f'lsm_teacher_run_tokens_total{{run="run"}} {float(charged)}' in metrics
 
 
