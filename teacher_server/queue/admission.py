@@ -230,7 +230,7 @@ class Admission:
             DeadlineError: the ticket's deadline passed before it was its turn.
         """
         if ticket.deadline.passed(self._clock()):
-            raise expired_in_queue()
+            raise expired_in_queue(ticket)
         completed = False
         try:
             if not self.queue.offer(ticket, self._clock()):
@@ -268,7 +268,7 @@ class Admission:
         for ticket in expired:
             future = self._waiting.pop(ticket)
             if not future.done():
-                future.set_exception(expired_in_queue())
+                future.set_exception(expired_in_queue(ticket))
 
 
 def _held(policy: RunPolicy, tokens: int, further: int) -> int:
@@ -278,8 +278,9 @@ def _held(policy: RunPolicy, tokens: int, further: int) -> int:
     return 0 if quota is None else min(further, max(quota - tokens, 0))
 
 
-def expired_in_queue() -> DeadlineError:
+def expired_in_queue(ticket: Ticket) -> DeadlineError:
+    lost = "what was computed for it is lost" if ticket.begun else "nothing was computed for it"
     return DeadlineError(
-        "the deadline passed while the request waited; nothing was computed for it",
+        f"the deadline passed while the request waited; {lost}",
         fix="give the call more time, or send less at once",
     )

@@ -15,7 +15,7 @@ class TeacherFacts:
         tokenizer_hash: of the teacher's own tokenizer.
         identity_digest: as GetTeacher reports it.
         longest_token: bytes of text that one token stands for at most, where that is known.
-        keeps_prefixes: as in ``EngineDescription``.
+        keeps_prefixes, deterministic: as in ``EngineDescription``.
     """
 
     name: str
@@ -26,6 +26,7 @@ class TeacherFacts:
     identity_digest: str
     longest_token: int | None = None
     keeps_prefixes: bool = False
+    deterministic: bool = False
 
 
 @dataclass(frozen=True)

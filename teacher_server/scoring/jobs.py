@@ -88,7 +88,9 @@ class JobRunner:
         self.teacher.admission.give_back(self.policy, self._held)
         self._held = 0
 
-    async def run(self, job: Job, tokens: int | None = None, *, further: int = 0) -> JobResult:
+    async def run(
+        self, job: Job, tokens: int | None = None, *, further: int = 0, spare: float = 0.0
+    ) -> JobResult:
         """Waits for the job's turn and runs it.
 
         Of a request that has begun no job is refused: what it has had computed would be lost,
@@ -97,6 +99,7 @@ class JobRunner:
         Args:
             tokens: for which it counts in the queue and the quota; None: ``tokens_of``.
             further: tokens for which further jobs may count, said with the first.
+            spare: seconds that are to be left when it is the job's turn.
 
         Raises:
             OverloadedError, InvalidRequestError: the first job, see ``Admission.slot``.
@@ -108,7 +111,7 @@ class JobRunner:
         ticket = Ticket(
             tokens=tokens,
             policy=self.policy,
-            deadline=self.deadline,
+            deadline=Deadline(self.deadline.at - spare) if spare else self.deadline,
             begun=begun,
             further=further,
             held=self._held,

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.client.reply_check import check_reply
-from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
+from teacher_proto.errors import ContractMismatchError, DeadlineError, PoisonedReplyError
 from teacher_proto.rows import required
 from teacher_proto.types import (
     ContinuationScores,
@@ -45,7 +45,7 @@ from teacher_server.realign.requests.messages import (
     TextSize,
 )
 from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, CONTEXT_FREE_ROWS, best_of
-from teacher_server.realign.requests.request_frames import GO, rows_frame, start_frame
+from teacher_server.realign.requests.request_frames import ENOUGH, GO, rows_frame, start_frame
 from teacher_server.realign.requests.step_frames import StepReader
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.sizes import (
@@ -94,6 +94,10 @@ async def realigned_scores(
 ) -> tuple[tuple[ContinuationScores, ...], RealignmentTotals]:
     """Scores of a validated request.
 
+    Rows beyond the rollouts' are asked for while there is as much time left as the request has
+    taken so far, for the walk that follows on them; then it ends with what it has. In
+    deterministic mode the time decides nothing but whether there is a reply.
+
     Args:
         prompt: int32 [P], as the teacher reads it.
         session: of the request's tokenizer and the teacher's.
@@ -115,6 +119,7 @@ async def realigned_scores(
     reader = StepReader(asked)
     frame = start_frame(asked)
     ended_early: EndedEarly | None = None
+    deterministic = context.teacher.facts.deterministic
     further, read = 0, tuple[ScoredSpan, ...]()
     while True:
         said = await session.ask(frame)
@@ -149,7 +154,15 @@ async def realigned_scores(
                     read = job.spans
                 if isinstance(step, AskedPaths):
                     tokens = await compute(partial(_path_tokens, job, read, context), said.nbytes)
-                rows = (await runner.run(job, tokens, further=further)).rows
+                optional = not (isinstance(step, AskedRollouts) or deterministic)
+                spare = reader.seconds + runner.cost.engine_seconds if optional else 0.0
+                try:
+                    rows = (await runner.run(job, tokens, further=further, spare=spare)).rows
+                except DeadlineError:
+                    if not optional:
+                        raise
+                    ended_early, frame = EndedEarly.DEADLINE, ENOUGH
+                    continue
                 frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
 
 

@@ -135,6 +135,7 @@ def make_teacher(
             identity_digest=identity.digest,
             longest_token=tokenizer.longest_token,
             keeps_prefixes=description.keeps_prefixes,
+            deterministic=description.deterministic,
         ),
         admission=admission,
     )

@@ -14,12 +14,14 @@ WITH_REASON = (PositionClass.MASKED, PositionClass.COARSE)
 
 
 class EndedEarly(Enum):
-    """Why a request did without extra rows that the settings allow it.
+    """Why a request did without extra or context-free rows that the settings allow it.
 
     MEMORY: what they take does not fit into ``tokenizers.worker_memory_bytes``.
+    DEADLINE: there was no time for them.
     """
 
     MEMORY = "memory"
+    DEADLINE = "deadline"
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from teacher_proto.errors import DeadlineError
 from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import PositionClass, ScoreRequest, TextPrompt
+from teacher_proto.types import PositionClass, ScoreRequest, Status, TextPrompt
 from tokenizers import Tokenizer
 
 from teacher_server.config import LimitSettings, TokenizerSettings
@@ -27,6 +28,7 @@ from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.scoring.context import GRPC, RequestContext
 from teacher_server.scoring.jobs import JobRunner, tokens_of
 from teacher_server.scoring.realigned_path import realigned_scores
+from teacher_server.telemetry.realignment_totals import EndedEarly
 from tests.realign.toys import SPACE, toy
 from tests.server.crossed import TEXT, block, file_of, given, request, upload
 from tests.server.running import LONG, continuation, ids, running
@@ -127,9 +129,16 @@ async def test_a_row_that_is_not_finite_leaves_its_token_open(
     assert context_free.extension_share[second] == 0.0
 
 
-async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
-    """What precedes the student's "c" is "a", "b" to the teacher, whose rollout has "bc":
-    the row behind "b" is there after a round only, and it is the first to hold a "c"."""
+@pytest.mark.parametrize("answered", [1, 2, 3, 4])
+@pytest.mark.parametrize("deterministic", [False, True])
+async def test_rows_of_an_extra_round_may_ask_for_them_too(
+    answered: int, deterministic: bool
+) -> None:
+    """As long as there is time, which is up after ``answered`` of four jobs.
+
+    What precedes the student's "c" is "a", "b" to the teacher, whose rollout has "bc": the row
+    behind "b" is there after a round only, and it is the first to hold a "c".
+    """
     student = toy("abcd" + SPACE, [("c", "d")])
     # With a word that takes its space along: no row is masked for merged spaces.
     teacher = toy("abcd" + SPACE, [("b", "c"), (SPACE, "b")])
@@ -137,7 +146,16 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
     asked: list[Job] = []
 
     class Toy(JobRunner):
-        async def run(self, job: Job, tokens: int | None = None, *, further: int = 0) -> JobResult:
+        async def run(
+            self,
+            job: Job,
+            tokens: int | None = None,
+            *,
+            further: int = 0,
+            spare: float = 0.0,
+        ) -> JobResult:
+            if len(asked) == answered:
+                raise DeadlineError("too late", fix="none")
             asked.append(job)
             return JobResult(tuple(answer(job, one) for one in job.spans), tokens_of(job), 0.0)
 
@@ -175,7 +193,9 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         call=SimpleNamespace(surface=GRPC),
         request=toy_request,
         size=0,
-        teacher=SimpleNamespace(facts=TeacherFacts("toy", teacher.size, 4, 64, "", "")),
+        teacher=SimpleNamespace(
+            facts=TeacherFacts("toy", teacher.size, 4, 64, "", "", deterministic=deterministic)
+        ),
         policy=nothing,
         limits=LimitSettings().server_limits(),
         lanes=Lanes(),
@@ -183,7 +203,7 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         seen=nothing,
         entry=nothing,
     )
-    await realigned_scores(
+    scored = realigned_scores(
         context,
         ids(len(teacher.token_bytes) - 1),
         InProcess(Pair(tables)),
@@ -191,6 +211,16 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too() -> None:
         TokenizerSettings(extra_rounds=1, extra_rows_per_token=1.0),
         Toy(context.teacher, nothing, nothing),
     )
+    if answered < 4 and deterministic:
+        with pytest.raises(DeadlineError):
+            await scored
+        return
+    (scores,), totals = await scored
+    assert scores.status is Status.OK
+    assert len(asked) == answered
+    assert totals.ended_early is (EndedEarly.DEADLINE if answered < 4 else None)
+    if answered < 4:
+        return
     own, before, extra, after = asked
     assert own.want_sampled
     first = [teacher.token_bytes.index(token) for token in (b"a", b"b", b"bc")]

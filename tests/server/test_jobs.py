@@ -88,8 +88,11 @@ async def test_a_request_that_has_begun_is_charged_and_not_refused(
         # The deadline of a request is that of its further jobs too.
         await late.run(JOB)
         late.deadline.at = 1.0
-        with pytest.raises(DeadlineError):
+        with pytest.raises(DeadlineError, match="what was computed for it is lost"):
             await late.run(JOB, 2)
+        late.deadline.at = 5.0
+        with pytest.raises(DeadlineError):
+            await late.run(JOB, 2, spare=4.0)
         assert late.cost.job_tokens == tokens_of(JOB)
     finally:
         await teacher.engine.close()

@@ -196,7 +196,8 @@ class Pause:
 Asked = AskedRollouts | AskedContextFree | AskedPaths
 Step = TextSize | Plan | Pause | Asked
 # Of the spans that were asked; None for one whose rows are not finite. Nothing follows on
-# what is not asked.
+# what is not asked, nor on rows beyond the rollouts' that cannot be had in time: the request
+# ends with what it has.
 Answer = tuple[Rows | None, ...]
 
 

@@ -80,14 +80,14 @@ def realigned(request: RealignRequest, pair: Pair) -> Generator[Step, Answer | N
     readable = [index for index, one in enumerate(work.planned) if not one.problem]
     if readable:
         yield from _ask_rollouts(work, readable)
-        yield from _ask_context_free_rows(work)
+    in_time = yield from _ask_context_free_rows(work)
     budget = ExtraBudget(
         rows=plan.extra_rows(request, best_of(request, plan.limit)),
         rounds=request.extra_rounds,
         most=request.extra_batch(plan.lengths),
     )
-    while budget.rows and budget.rounds and (yield from _extra_round(work, budget)):
-        yield from _ask_context_free_rows(work)
+    while in_time and budget.rows and budget.rounds and (yield from _extra_round(work, budget)):
+        in_time = yield from _ask_context_free_rows(work)
     return Realigned(
         tuple(
             not_realigned(one.problem) if one.problem else work.realigned[index].scores
@@ -128,44 +128,49 @@ class _Work:
         )
 
 
-def _ask(asked: Asked) -> Generator[Step, Answer | None, list[Rows | None]]:
-    """The rows of the spans, in order."""
-    return list(required((yield asked), "answer"))
+def _ask(asked: Asked) -> Generator[Step, Answer | None, list[Rows | None] | None]:
+    """The rows of the spans, in order; None where they cannot be had in time."""
+    answer = yield asked
+    return None if answer is None else list(answer)
 
 
 def _ask_rollouts(work: _Work, readable: list[int]) -> Generator[Step, Answer | None, None]:
     planned = [work.planned[index] for index in readable]
     spans = tuple(AskedSpan(one.teacher_ids, one.needed) for one in planned)
-    found = yield from _ask(AskedRollouts(spans))
+    found = required((yield from _ask(AskedRollouts(spans))), "answer")
     for place, index in enumerate(readable):
         work.realign(index, found[place])
         found[place] = None  # the walk has its own form of them
         yield PAUSE
 
 
-def _ask_context_free_rows(work: _Work) -> Generator[Step, Answer | None, None]:
-    """Asks for the context-free rows that are not known yet, and realigns again with them.
+def _ask_context_free_rows(work: _Work) -> Generator[Step, Answer | None, bool]:
+    """Asks for the context-free rows that are not known yet, and realigns again with them;
+    False where they cannot be had in time.
 
     They depend on nothing of the request but its temperature.
     """
     if work.context_free is None:
-        return
+        return True
     wanted = {index: one.wanted for index, one in work.realigned.items()}
     asking = [index for index, tokens in wanted.items() if len(tokens)]
     if not asking:
-        return
+        return True
     tokens = np.unique(np.concatenate([wanted[index] for index in asking]))
     before = context_free_prompt(work.pair.tables.teacher)
     for some in np.split(tokens, range(CONTEXT_FREE_ROWS, len(tokens), CONTEXT_FREE_ROWS)):
         rows = yield from _ask(AskedContextFree(before, some.astype(np.int32)))
+        if rows is None:
+            return False
         learn_context_free(some, rows, work.pair.realigner, work.context_free)
     for index in asking:
         work.realign_again(index, required(work.realigned[index].rows, "rows"))
         yield PAUSE
+    return True
 
 
 def _extra_round(work: _Work, budget: ExtraBudget) -> Generator[Step, Answer | None, bool]:
-    """Asks for the rows that gain most; whether there were any."""
+    """Asks for the rows that gain most; whether there were any, in time."""
     request = work.request
     longest = request.max_length - request.prompt_tokens
     needed, paths = 0.0, dict[int, OpenPaths]()
@@ -182,6 +187,8 @@ def _extra_round(work: _Work, budget: ExtraBudget) -> Generator[Step, Answer | N
         path_ids(work.realigned[index], work.planned[index], path) for index, path in asked
     ]
     found = yield from _ask(AskedPaths(tuple(sequences)))
+    if found is None:
+        return False
     for index in dict.fromkeys(index for index, _ in asked):
         places = [place for place, (of, _) in enumerate(asked) if of == index]
         chosen = [asked[place][1] for place in places]

@@ -1,6 +1,7 @@
 """What the service sends of a realigned request as messages: the request, then rows.
 
-``go`` says that nothing stands against what was said; ``rows`` answers what was asked.
+``go`` says that nothing stands against what was said; ``rows`` answers what was asked;
+``enough`` says that there is no time for it, and for nothing that would be asked after it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ Array = NDArray[Any]
 # Of a continuation that has no explicit ids.
 NO_WIDTH = -1
 GO = Frame("go")
+ENOUGH = Frame("enough")
 _PLAIN = [one.name for one in fields(RealignRequest) if one.name != "continuations"]
 
 

@@ -17,7 +17,7 @@ from teacher_server.realign.requests.messages import (
     Step,
 )
 from teacher_server.realign.requests.request import realigned
-from teacher_server.realign.requests.request_frames import answer_of, request_of
+from teacher_server.realign.requests.request_frames import ENOUGH, answer_of, request_of
 from teacher_server.realign.requests.step_frames import asked_counts, step_frame
 
 # A step gives way to others after so long, between two continuations.
@@ -44,6 +44,8 @@ def serve(pair: Pair, start: Frame) -> Generator[Frame, Frame, None]:
         match step:
             case Realigned():
                 return
+            case AskedContextFree() | AskedPaths() if sent.kind == ENOUGH.kind:
+                pass
             case AskedRollouts() | AskedContextFree() | AskedPaths():
                 answer = answer_of(sent, asked_counts(step))
             case _:
