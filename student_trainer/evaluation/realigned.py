@@ -20,6 +20,7 @@ from teacher_proto.types import Bool, ContinuationScores, Int32, PositionClass, 
 from torch import Tensor
 
 from student_trainer.evaluation.results import (
+    OF_FULL_ROWS,
     ChunkLikelihood,
     CoarseDivergence,
     RealignedDivergence,
@@ -70,7 +71,7 @@ def realigned_divergence(
         scores: of every row of each selection's response.
 
     Raises:
-        LsmError: every position is masked or coarse, or the student's logits are not finite.
+        LsmError: no position can be compared, or the student's logits are not finite.
     """
     hidden = student_hidden(student, selections, batch_size)
     asked = sum(len(selection.rows) for selection in selections)
@@ -80,9 +81,9 @@ def realigned_divergence(
     for selection, scored in zip(selections, scores, strict=True):
         states = hidden[start : start + len(selection.rows)]
         start += len(selection.rows)
-        complete, coarse = comparable_rows(scored, len(selection.response))
+        full, coarse = comparable_rows(scored, len(selection.response))
         for kept, compare, into in (
-            (complete, _compare, sums),
+            (full, _compare, sums),
             (coarse, _compare_coarse, coarse_sums),
         ):
             usable = kept[selection.rows]
@@ -94,22 +95,21 @@ def realigned_divergence(
                     raise not_finite("evaluation")
                 for name, values in compare(logits, scored, chosen[piece]).items():
                     into.setdefault(name, []).extend(values.tolist())
-    coarse_count = len(coarse_sums.get("reverse_kl", ()))
-    if not sums:
+    count, coarse_count = len(sums.get("coverage", ())), len(coarse_sums.get("reverse_kl", ()))
+    if not (count or coarse_count):
         raise LsmError(
-            f"none of {asked} positions could be realigned"
-            + (f" whole; {coarse_count} are coarse" if coarse_count else ""),
+            f"none of {asked} positions could be realigned",
             where="evaluation",
             fix="compare the tokenizers (teacher-server tokenizers compare), or set "
             "evaluation.prompts to 0",
         )
-    count = len(sums["coverage"])
+    means: dict[str, float | None] = dict.fromkeys(OF_FULL_ROWS)
     return RealignedDivergence(
         rows=count,
         masked_rows=asked - count - coarse_count,
         coarse_rows=coarse_count,
         coarse=CoarseDivergence(**_means(coarse_sums)) if coarse_count else None,
-        **_means(sums),
+        **(means | _means(sums)),
     )
 
 
@@ -118,14 +118,16 @@ def _means(values: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def comparable_rows(scores: ContinuationScores, rows: int) -> tuple[Bool, Bool]:
-    """bool [n], twice: rows with the teacher's most likely ids, at least two; and coarse ones,
-    with at least one."""
+    """bool [n], twice: full rows of at least two ids; and those that are compared on their ids
+    and the rest: coarse rows, and full ones of a single id that leaves a rest."""
     block = scores.realignment
     if scores.status is not Status.OK or block is None:
         return np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
     counts = required(scores.rows.support, "support").counts
     coarse: Bool = block.position_class == PositionClass.COARSE
-    return complete_rows(block) & (counts >= 2), coarse & (counts >= 1)
+    full, has_rest = complete_rows(block), required(scores.rows.log_tail, "log_tail").valid
+    single = full & (counts == 1) & has_rest
+    return full & (counts >= 2), single | (coarse & (counts >= 1))
 
 
 def _sides(logits: Tensor, scores: ContinuationScores, rows: Int32) -> _Sides:

@@ -84,15 +84,21 @@ class FullDivergence:
     agreement: float
 
 
+# Means of RealignedDivergence: None where there is no full row.
+OF_FULL_ROWS = ("reverse_kl", "forward_kl", "agreement", "student_mass", "coverage", "open_mass")
+
+
 @dataclass(frozen=True)
 class RealignedDivergence:
     """Divergences of student pi and a teacher q with another tokenizer, at temperature 1:
-    means over the positions that are neither masked nor coarse. None of them is over the
-    teacher's whole vocabulary, which does not exist in the student's tokens.
+    means over the full rows, which are neither masked nor coarse; None where there is no full
+    row. None of them is over the teacher's whole vocabulary, which does not exist in the
+    student's tokens.
 
     Attributes:
         rows: positions in the means.
-        masked_rows: positions left out because the teacher's row is masked.
+        masked_rows: positions left out because the teacher's row is masked, or has a single id
+            and no rest.
         reverse_kl, forward_kl: KL(pi || q) and KL(q || pi), both renormalised on the
             certified ids, nats.
         agreement: share of positions whose most likely id, over all ids, is the same.
@@ -100,26 +106,27 @@ class RealignedDivergence:
             the divergences.
         coverage: the teacher's mass on the certified ids.
         open_mass: the teacher's mass that is not settled.
-        coarse_rows: positions of class COARSE, in none of the means above; None in a file of
-            before there were any, which counted them as masked.
+        coarse_rows: positions that are compared on their ids and the rest, in none of the means
+            above: of class COARSE, and full rows of a single id. None in a file of before there
+            were any, which counted them as masked.
         coarse: means over these; None where there are none.
     """
 
     rows: int
     masked_rows: int
-    reverse_kl: float
-    forward_kl: float
-    agreement: float
-    student_mass: float
-    coverage: float
-    open_mass: float
+    reverse_kl: float | None
+    forward_kl: float | None
+    agreement: float | None
+    student_mass: float | None
+    coverage: float | None
+    open_mass: float | None
     coarse_rows: int | None = None
     coarse: CoarseDivergence | None = None
 
 
 @dataclass(frozen=True)
 class CoarseDivergence:
-    """Means over positions of class COARSE, over the certified ids and one outcome for the rest
+    """Means over the coarse rows of a RealignedDivergence, over the certified ids and the rest
     of each side.
 
     Attributes:

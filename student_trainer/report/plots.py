@@ -155,7 +155,8 @@ def _pair(run: RunFiles, where: str, what: str) -> tuple[float, float]:
         found: FullDivergence | RealignedDivergence | None = (
             getattr(evaluation, where) if evaluation else None
         )
-        return NAN if found is None else float(getattr(found, what))
+        value: float | None = None if found is None else getattr(found, what)
+        return NAN if value is None else value
 
     return of(run.before), of(run.after)
 

@@ -11,7 +11,13 @@ from typing import Any
 
 from teacher_proto.program.files import write_text
 
-from student_trainer.evaluation.results import Evaluation, FullDivergence, Lengths, Sample
+from student_trainer.evaluation.results import (
+    OF_FULL_ROWS,
+    Evaluation,
+    FullDivergence,
+    Lengths,
+    Sample,
+)
 from student_trainer.report.collect import RunFiles, read_run
 from student_trainer.teacher.mask_reasons import EXPLAINED, OTHER, metric_of
 
@@ -83,8 +89,7 @@ def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
         ("support", found.frozen_realigned if found else None),
         ("fresh_support", found.fresh_realigned if found else None),
     ):
-        names = ("reverse_kl", "forward_kl", "agreement", "student_mass", "coverage", "open_mass")
-        for name in names:
+        for name in OF_FULL_ROWS:
             values[f"{prefix}_{name}_{when}"] = getattr(part, name) if part else None
         coarse = part.coarse_rows if part else None
         every = part.rows + part.masked_rows + (coarse or 0) if part else 0

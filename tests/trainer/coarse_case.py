@@ -4,6 +4,7 @@ them; and their losses by the definitions over full logits, in float64."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -84,6 +85,33 @@ class CoarseCase(Case):
 
     def count(self, kind: PositionClass) -> int:
         return sum(int(rows.sum()) for rows in self.of_class(kind))
+
+
+def with_single_ids(case: CoarseCase) -> list[Bool]:
+    """Every second full row keeps one id; every fourth has no rest beside it. bool [n] for each
+    response, the rows that have one."""
+    found = []
+    for i, (score, full) in enumerate(
+        zip(case.scores, case.of_class(PositionClass.ALIGNED), strict=True)
+    ):
+        support = required(score.rows.support, "support")
+        tail = required(score.rows.log_tail, "log_tail")
+        single = np.flatnonzero(full)[::2]
+        counts, rest, has_rest = support.counts.copy(), tail.values.copy(), tail.valid.copy()
+        counts[single] = 1
+        mass = np.exp(support.log_probs[single, 0].astype(np.float64))
+        rest[single] = np.log1p(-mass)
+        has_rest[single[1::2]], rest[single[1::2]] = False, 0
+        case.scores[i] = replace(
+            score,
+            rows=replace(
+                score.rows,
+                support=replace(support, counts=counts),
+                log_tail=Values(rest, has_rest),
+            ),
+        )
+        found.append(np.isin(np.arange(len(full)), single[::2]))
+    return found
 
 
 def row_losses(

@@ -8,15 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from teacher_proto.rows import Values, required
+from teacher_proto.rows import required
 from teacher_proto.types import (
-    Bool,
     PositionClass,
 )
 
 from student_trainer.student.model import load_student
 from student_trainer.update.metrics import step_metrics
-from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses
+from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses, with_single_ids
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import assert_close
 
@@ -112,33 +111,6 @@ def test_losses_without_an_outcome_for_the_rest_refuse_the_setting(
             make_config(loss={"kind": kind, "coarse": value})
     with pytest.raises(ValueError, match="'bucket' or 'mask'"):
         make_config(loss={"coarse": "cells"})
-
-
-def with_single_ids(case: CoarseCase) -> list[Bool]:
-    """Every second full row keeps one id; every fourth has no rest beside it. bool [n] for each
-    response, the rows that have one."""
-    found = []
-    for i, (score, full) in enumerate(
-        zip(case.scores, case.of_class(PositionClass.ALIGNED), strict=True)
-    ):
-        support = required(score.rows.support, "support")
-        tail = required(score.rows.log_tail, "log_tail")
-        single = np.flatnonzero(full)[::2]
-        counts, rest, has_rest = support.counts.copy(), tail.values.copy(), tail.valid.copy()
-        counts[single] = 1
-        mass = np.exp(support.log_probs[single, 0].astype(np.float64))
-        rest[single] = np.log1p(-mass)
-        has_rest[single[1::2]], rest[single[1::2]] = False, 0
-        case.scores[i] = replace(
-            score,
-            rows=replace(
-                score.rows,
-                support=replace(support, counts=counts),
-                log_tail=Values(rest, has_rest),
-            ),
-        )
-        found.append(np.isin(np.arange(len(full)), single[::2]))
-    return found
 
 
 @pytest.mark.parametrize("kind", ["lsm", "topk_forward_kl", "topk_jsd"])

@@ -17,6 +17,7 @@ from teacher_proto.types import (
 )
 
 from student_trainer.evaluation.realigned import realigned_divergence
+from student_trainer.evaluation.results import OF_FULL_ROWS
 from student_trainer.evaluation.rows import Selection
 from student_trainer.evaluation.samples import sample
 from student_trainer.first_example import row_reasons, token_table
@@ -24,7 +25,7 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
 from student_trainer.update import realigned
 from student_trainer.update.metrics import step_metrics
-from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses
+from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses, with_single_ids
 from tests.trainer.local_teacher import LocalTeacher
 
 
@@ -137,15 +138,36 @@ def test_held_out_measures_are_those_of_the_other_rows(
     assert before.masked_rows == found.masked_rows + found.coarse_rows
 
 
-def test_an_evaluation_of_coarse_rows_alone_says_so(
-    make_config: MakeConfig, teacher: LocalTeacher
-) -> None:
+def test_coarse_rows_alone_can_be_evaluated(make_config: MakeConfig, teacher: LocalTeacher) -> None:
     case = CoarseCase(make_config(), teacher)
+    whole = realigned_divergence(case.student, selections(case.rollouts), case.scores, 2)
     for score in case.scores:
         classes = required(score.realignment, "realignment").position_class
         classes[classes == PositionClass.ALIGNED] = PositionClass.MASKED
-    with pytest.raises(LsmError, match=r"could be realigned whole; \d+ are coarse"):
+    found = realigned_divergence(case.student, selections(case.rollouts), case.scores, 2)
+    assert (found.rows, found.coarse_rows, found.coarse) == (0, whole.coarse_rows, whole.coarse)
+    assert {getattr(found, name) for name in OF_FULL_ROWS} == {None}
+    for score in case.scores:
+        required(score.realignment, "realignment").position_class[:] = PositionClass.MASKED
+    with pytest.raises(LsmError, match=r"none of \d+ positions could be realigned"):
         realigned_divergence(case.student, selections(case.rollouts), case.scores, 2)
+
+
+def test_a_full_row_of_one_id_is_evaluated_on_the_id_and_the_rest(
+    make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    case = CoarseCase(make_config(), teacher)
+    before = realigned_divergence(case.student, selections(case.rollouts), case.scores, 2)
+    single = with_single_ids(case)
+    found = realigned_divergence(case.student, selections(case.rollouts), case.scores, 2)
+    coarse = [c | s for c, s in zip(case.of_class(PositionClass.COARSE), single, strict=True)]
+    assert found.coarse_rows == sum(int(rows.sum()) for rows in coarse) > (before.coarse_rows or 0)
+    assert found.masked_rows > before.masked_rows, "an id that holds the whole row"
+    assert found.coarse is not None
+    for name, kind in (("reverse_kl", "lsm"), ("forward_kl", "topk_forward_kl")):
+        rows = torch.cat([r.detach() for r in row_losses(case, kind, with_rest=single)])
+        mean = float(rows[torch.from_numpy(np.concatenate(coarse))].mean())
+        assert getattr(found.coarse, name) == pytest.approx(mean, rel=1e-5)
 
 
 def test_the_first_example_and_the_samples_say_why(
