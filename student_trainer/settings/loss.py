@@ -92,9 +92,9 @@ class SupportLoss(OnSupport):
     coarse: Literal["bucket", "mask"] = Field(
         default="bucket",
         description="Across tokenizers, positions at which the teacher's ids are certain and one "
-        "that it does not return may be the most likely (class COARSE). `bucket` compares them "
-        "on their ids and one outcome for the rest, whatever `loss.tail` says; `mask` leaves "
-        "them out. With one tokenizer there are none.",
+        "that it does not return may be the most likely (class COARSE), and those with a single "
+        "id. `bucket` compares them on their ids and the rest; `mask` leaves them out. With one "
+        "tokenizer the setting does nothing.",
     )
 
     def asks(self, *, realigned: bool) -> RowsAsked:

@@ -62,12 +62,14 @@ def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
     """Refuses settings that need a shared tokenizer.
 
     Raises:
-        ConfigurationError: the loss needs a mass that is not known across tokenizers.
+        ConfigurationError: the loss compares full rows with their rest, which is less exact
+            across tokenizers than the ratios of their ids.
     """
     if teacher.realigned and config.loss.asks(realigned=False).log_tail:
         raise ConfigurationError(
-            'tail = "bucket" needs the teacher\'s mass outside the support, and across tokenizers '
-            "a part of it is not settled: it could belong to the support",
+            'tail = "bucket" compares full rows with their rest too, and across tokenizers a part '
+            "of it could belong to their ids; renormalised, these rows keep the ids' ratios. Rows "
+            "that cannot be renormalised are compared with their rest by loss.coarse",
             where="loss.tail",
             fix='set loss.tail = "none"',
         )

@@ -312,7 +312,7 @@ def test_what_cannot_be_realigned_is_refused_before_the_first_step(
         train(settings)
     assert caught.value.reason == "TOKENIZER_REFUSED"
     assert not (settings.run.output_dir / "metrics.jsonl").exists()
-    with pytest.raises(ConfigurationError, match="not settled"):
+    with pytest.raises(ConfigurationError, match="could belong to their ids"):
         train(config(loss={"tail": "bucket"}))
 
 
