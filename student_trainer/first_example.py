@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TextIO
 
-from teacher_proto.types import ContinuationScores, PositionClass
+from teacher_proto.types import CLASSES_WITH_REASON, ContinuationScores
 
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
@@ -118,9 +118,8 @@ def row_reasons(scores: ContinuationScores, usable: Sequence[bool]) -> list[str]
     if block is None:
         return ["" if here else reason_name(0) for here in usable]
     told = [0] * len(usable) if block.mask_reason is None else block.mask_reason.tolist()
-    poor = (PositionClass.MASKED, PositionClass.COARSE)
     return [
-        reason_name(why) if kind in poor else "" if here else NOT_CERTIFIED
+        reason_name(why) if kind in CLASSES_WITH_REASON else "" if here else NOT_CERTIFIED
         for kind, why, here in zip(block.position_class.tolist(), told, usable, strict=True)
     ]
 
@@ -141,7 +140,7 @@ def token_table(
     Args:
         kinds: for each token of the response: loss, masked (by the settings), unknown (no
             usable row of a teacher with another tokenizer) or coarse (with a loss on its ids
-            and one outcome for the rest).
+            and the rest).
         known: what such a teacher knows of the response.
         reasons: of ``row_reasons``, for each token; empty with one tokenizer.
         reads: the end of what the teacher reads in place of the prompt's tokens.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from teacher_proto.program.mask_reasons import COARSE_REASONS
 from teacher_proto.types import Bool, Int32, MaskReason
 from torch import Tensor
 from transformers import LlamaForCausalLM
@@ -18,7 +19,6 @@ from benchmarks.cells.task import Problem
 from teacher_server.realign.certify import Certified, certify
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.realigner import RealignedRows, Realigner
-from teacher_server.realign.reasons import COARSE_REASONS
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.masses import WalkResult
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows, with_extra_rows

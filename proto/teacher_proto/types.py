@@ -220,6 +220,10 @@ class PositionClass(enum.IntEnum):
     COARSE = 7
 
 
+# Classes of rows that have a MaskReason. All others are full rows.
+CLASSES_WITH_REASON = (PositionClass.MASKED, PositionClass.COARSE)
+
+
 class MaskReason(enum.IntEnum):
     """Why a row is masked or coarse: the first that holds, in this order (v1/score.proto)."""
 

@@ -8,7 +8,7 @@ import time
 import numpy as np
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
 from teacher_proto.program.checks import check_folder
-from teacher_proto.types import PositionClass
+from teacher_proto.types import CLASSES_WITH_REASON
 
 from student_trainer.commands import estimate
 from student_trainer.first_example import first_response, realigned_rows
@@ -114,9 +114,7 @@ def rows(start: Start) -> str:
     classes, why = found.realignment.position_class, found.realignment.mask_reason
     counts = {name: count for name, count in reasons_of(classes, why).items() if count}
     reasons = ", ".join(f"{name} {count}" for name, count in counts.items())
-    masked, coarse = (
-        int((classes == kind).sum()) for kind in (PositionClass.MASKED, PositionClass.COARSE)
-    )
+    masked, coarse = (int((classes == kind).sum()) for kind in CLASSES_WITH_REASON)
     return (
         f"{told}; of {len(classes)} positions of a response {masked} are masked and {coarse} coarse"
         + (f" ({reasons})" if reasons else "")

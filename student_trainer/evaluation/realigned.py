@@ -33,7 +33,7 @@ from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student, not_finite
 from student_trainer.teacher.link import TeacherLink
-from student_trainer.update.realigned import chunks_known, complete_rows
+from student_trainer.update.realigned import chunks_known, full_rows
 
 
 def check_top_k(teacher: TeacherLink, top_k: int) -> None:
@@ -125,7 +125,7 @@ def comparable_rows(scores: ContinuationScores, rows: int) -> tuple[Bool, Bool]:
         return np.zeros(rows, np.bool_), np.zeros(rows, np.bool_)
     counts = required(scores.rows.support, "support").counts
     coarse: Bool = block.position_class == PositionClass.COARSE
-    full, has_rest = complete_rows(block), required(scores.rows.log_tail, "log_tail").valid
+    full, has_rest = full_rows(block), required(scores.rows.log_tail, "log_tail").valid
     single = full & (counts == 1) & has_rest
     return full & (counts >= 2), single | (coarse & (counts >= 1))
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from teacher_proto.types import (
+    CLASSES_WITH_REASON,
     ChatMessage,
     ChatPrompt,
     ContinuationScores,
@@ -17,8 +18,6 @@ from student_trainer.evaluation.results import Sample, SampledPosition
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.student.model import Student
 from student_trainer.teacher.mask_reasons import reason_name
-
-POOR = (PositionClass.MASKED, PositionClass.COARSE)
 
 
 def sample(student: Student, rollout: Rollout, scores: ContinuationScores | None) -> Sample:
@@ -50,7 +49,9 @@ def _positions(
     told = [0] * len(ids) if block.mask_reason is None else block.mask_reason.tolist()
     texts = student.tokenizer.batch_decode([[token] for token in ids])
     return tuple(
-        SampledPosition(text, PositionClass(kind).name, reason_name(why) if kind in POOR else "")
+        SampledPosition(
+            text, PositionClass(kind).name, reason_name(why) if kind in CLASSES_WITH_REASON else ""
+        )
         for text, kind, why in zip(texts, block.position_class.tolist(), told, strict=True)
     )
 

@@ -10,6 +10,7 @@ import numpy as np
 from teacher_proto.errors import PoisonedReplyError
 from teacher_proto.rows import required
 from teacher_proto.types import (
+    CLASSES_WITH_REASON,
     Bool,
     ContinuationScores,
     Float32,
@@ -59,9 +60,9 @@ def usable_rows(scores: ContinuationScores, rows: int, *, sampled: bool) -> Bool
     return known
 
 
-def complete_rows(block: Realignment) -> Bool:
+def full_rows(block: Realignment) -> Bool:
     """bool [n]: rows whose ids are the teacher's most likely ones: neither masked nor coarse."""
-    return ~np.isin(block.position_class, (PositionClass.MASKED, PositionClass.COARSE))
+    return ~np.isin(block.position_class, CLASSES_WITH_REASON)
 
 
 def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None:
@@ -82,7 +83,7 @@ def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None
         means.add(metric_of(name), float(count), rows)
     if block is None:
         return
-    known, coarse = complete_rows(block), classes == PositionClass.COARSE
+    known, coarse = full_rows(block), classes == PositionClass.COARSE
     for name in ("coverage", "open_mass", "lost_mass"):
         values = getattr(block, name)[known]
         means.add(f"realign_{name}", float(values.sum(dtype=np.float64)), len(values))
@@ -97,9 +98,11 @@ def reasons_of(classes: UInt8, told: UInt8 | None) -> dict[str, int]:
         classes: uint8 [n], of PositionClass.
         told: uint8 [n], of ``Realignment.mask_reason``; None where nothing is told.
     """
-    poor = int(np.isin(classes, (PositionClass.MASKED, PositionClass.COARSE)).sum())
+    with_reason = int(np.isin(classes, CLASSES_WITH_REASON).sum())
     found = {} if told is None else {r.name: int((told == r).sum()) for r in MaskReason}
-    return {name: found.get(name, 0) for name in EXPLAINED} | {OTHER: poor - sum(found.values())}
+    return {name: found.get(name, 0) for name in EXPLAINED} | {
+        OTHER: with_reason - sum(found.values())
+    }
 
 
 def low_coverage(line: Mapping[str, object]) -> str:
@@ -140,7 +143,7 @@ def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
     """The level of the pair and the coverage of one response, as half a sentence."""
     if scores.realignment is None:
         return f"level {teacher.level.name}, could not be realigned: {scores.detail}"
-    known = complete_rows(scores.realignment)
+    known = full_rows(scores.realignment)
     if not known.any():
         return f"level {teacher.level.name}"
     coverage = float(scores.realignment.coverage[known].mean())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from teacher_proto.program.mask_reasons import REASON_TEXTS
 from teacher_proto.types import Level, MaskReason
 
 from teacher_server.realign.pair.cache import TableCache
@@ -188,7 +189,7 @@ def as_text(found: Comparison) -> str:
         f"inside a token      {found.inside:8.2%}  of the teacher",
         f"masked              {found.masked:8.2%}  whatever the teacher's rows hold",
         *[
-            f"  {reason.name:<18}{share:8.2%}  {STATIC_REASONS[reason]}"
+            f"  {reason.name:<18}{share:8.2%}  {REASON_TEXTS[reason]}"
             for reason, share in found.reasons.items()
         ],
         f"  not known without the teacher's rows: {', '.join(NEED_ROWS)}",

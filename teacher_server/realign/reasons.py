@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.program.mask_reasons import COARSE_REASONS
 from teacher_proto.types import Bool, Float32, Level, MaskReason, PositionClass, UInt8
 
 from teacher_server.realign.certify import Certified
@@ -29,16 +30,14 @@ LEAST_AGREEING = 1e-3
 LEAST_IDS = 2
 # A coarse row whose rest is larger tells too little.
 LARGEST_REST = 0.9
-# Reasons for which a row is coarse where that was asked for.
-COARSE_REASONS = (MaskReason.ONE_CERTIFIED, MaskReason.DOUBTFUL)
-# Reasons that are known without the teacher's rows, in words.
-STATIC_REASONS = {
-    MaskReason.NOT_CANONICAL: "not what the student's tokenizer writes there",
-    MaskReason.UNREADABLE: "in text that the teacher reads byte by byte",
-    MaskReason.NO_COUNTERPART: "with a special token that the teacher does not have",
-    MaskReason.LONG_CHUNK: f"in a chunk of more than {MAX_CHUNK_TOKENS} tokens",
-    MaskReason.MERGED_SPACES: "inside a token of a teacher that merges spaces",
-}
+# Reasons that are known without the teacher's rows.
+STATIC_REASONS = (
+    MaskReason.NOT_CANONICAL,
+    MaskReason.UNREADABLE,
+    MaskReason.NO_COUNTERPART,
+    MaskReason.LONG_CHUNK,
+    MaskReason.MERGED_SPACES,
+)
 # Class of a row that was gathered by id.
 GATHERED = {Level.SAME: PositionClass.EXACT, Level.REMAP: PositionClass.REMAP}
 

@@ -11,6 +11,7 @@ import torch
 from teacher_proto.errors import LsmError
 from teacher_proto.rows import required
 from teacher_proto.types import (
+    CLASSES_WITH_REASON,
     ContinuationScores,
     PositionClass,
     Status,
@@ -47,15 +48,15 @@ def test_their_figures_are_apart_from_those_of_the_other_rows(
     blocks = [required(score.realignment, "realignment") for score in case.scores]
     coverage = np.concatenate([b.coverage for b in blocks])
     classes = np.concatenate([b.position_class for b in blocks])
-    rough, complete = classes == PositionClass.COARSE, classes == PositionClass.ALIGNED
-    assert line["realign_coarse_share"] == pytest.approx(rough.mean())
-    assert line["realign_coarse_rest"] == pytest.approx((1 - coverage[rough]).mean(), rel=1e-5)
-    assert line["realign_coverage"] == pytest.approx(coverage[complete].mean(), rel=1e-5)
+    of_coarse, full = classes == PositionClass.COARSE, classes == PositionClass.ALIGNED
+    assert line["realign_coarse_share"] == pytest.approx(of_coarse.mean())
+    assert line["realign_coarse_rest"] == pytest.approx((1 - coverage[of_coarse]).mean(), rel=1e-5)
+    assert line["realign_coverage"] == pytest.approx(coverage[full].mean(), rel=1e-5)
     assert line["realign_open_mass"] == pytest.approx(0.01)
-    assert line["teacher_support_mass"] == pytest.approx(coverage[complete].mean(), rel=1e-5)
+    assert line["teacher_support_mass"] == pytest.approx(coverage[full].mean(), rel=1e-5)
     assert 0 < float(str(line["coarse_student_rest"])) < 1
     shares = {name: line[metric_of(name)] for name in EXPLAINED}
-    assert shares.pop("DOUBTFUL") == pytest.approx(rough.mean())
+    assert shares.pop("DOUBTFUL") == pytest.approx(of_coarse.mean())
     assert shares.pop("LONG_CHUNK") == line["realign_masked_share"]
     assert set(shares.values()) == {0.0}
     # Without coarse rows the same figures of the others.
@@ -84,8 +85,9 @@ def test_reasons_that_are_not_told_are_counted_as_others(
     )
     case.scores[2] = ContinuationScores(status=Status.NOT_REALIGNED, detail="no tokens for these")
     line = step_metrics(case.gradients()[0], case.rollouts)
-    poor = [PositionClass.MASKED, PositionClass.COARSE]
-    untold = np.isin(required(case.scores[1].realignment, "r").position_class, poor).sum()
+    untold = np.isin(
+        required(case.scores[1].realignment, "r").position_class, CLASSES_WITH_REASON
+    ).sum()
     others = 1 + int(untold) + len(case.rollouts[2].token_ids)
     rows = sum(len(rollout.token_ids) for rollout in case.rollouts)
     assert line[metric_of("OTHER")] == pytest.approx(others / rows)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from teacher_proto.errors import ContractMismatchError, PoisonedReplyError
 from teacher_proto.rows import EXPLICIT, LOG_TAIL, SAMPLED, Rows, Support, Values, required
 from teacher_proto.types import (
+    CLASSES_WITH_REASON,
     Bool,
     Continuation,
     ContinuationScores,
@@ -267,7 +268,7 @@ def _check_coarse(request: ScoreRequest, rows: Rows, block: Realignment, where: 
         _refuse_rows(untold, f"{where}.log_tail", "is not valid in a coarse row")
     if block.mask_reason is not None:
         told = block.mask_reason != 0
-        wanted = coarse | (block.position_class == PositionClass.MASKED)
+        wanted = np.isin(block.position_class, CLASSES_WITH_REASON)
         name = f"{where}.realignment.mask_reason"
         _refuse_rows(wanted & ~told, name, "is 0 where the row is masked or coarse")
         _refuse_rows(told & ~wanted, name, "is not 0 where the row is neither masked nor coarse")
