@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 from prometheus_client import CollectorRegistry, Counter
+from teacher_proto.program.mask_reasons import COARSE_REASONS
 from teacher_proto.types import MaskReason, PositionClass
 
-# Classes of rows that have a reason.
-WITH_REASON = (PositionClass.MASKED, PositionClass.COARSE)
+# The series of the counter by reason: a coarse row has one of two reasons, a masked one any.
+CLASSES_AND_REASONS = (
+    *((PositionClass.MASKED, reason) for reason in MaskReason),
+    *((PositionClass.COARSE, reason) for reason in COARSE_REASONS),
+)
 
 
 class EndedEarly(Enum):
@@ -106,10 +110,9 @@ class RealignmentMetrics:
         # Every class and reason is there from the start: shares of what never occurred are 0.
         for kind in PositionClass:
             self._rows.labels(*pair, kind.name).inc(totals.rows.get(kind, 0))
-        for kind in WITH_REASON:
-            for reason in MaskReason:
-                rows = totals.reasons.get((kind, reason), 0)
-                self._reasons.labels(*pair, kind.name, reason.name).inc(rows)
+        for kind, reason in CLASSES_AND_REASONS:
+            rows = totals.reasons.get((kind, reason), 0)
+            self._reasons.labels(*pair, kind.name, reason.name).inc(rows)
         self._coverage.labels(*pair).inc(totals.coverage)
         self._open_mass.labels(*pair).inc(totals.open_mass)
         self._lost_mass.labels(*pair).inc(totals.lost_mass)

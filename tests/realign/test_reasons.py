@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from prometheus_client import CollectorRegistry
+from teacher_proto.program.mask_reasons import REASON_TEXTS
 from teacher_proto.types import Int32, MaskReason, PositionClass
 
 from teacher_server.realign.certify import Certified
@@ -14,6 +16,7 @@ from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.reasons import row_classes, row_reasons, static_reasons
 from teacher_server.realign.walk.masses import WalkResult
+from teacher_server.telemetry.realignment_totals import RealignmentMetrics, RealignmentTotals
 from tests.realign.real_tokenizers import pair
 from tests.realign.toys import toy
 
@@ -168,3 +171,18 @@ def test_what_needs_no_row_comes_first_and_little_agreement_before_doubt() -> No
         assert found.tolist() == [reason]
         assert row_classes(held, at, found, True).tolist() == [PositionClass.MASKED]
     assert [reason for reason, _ in static.values()] == sorted(r for r, _ in static.values())
+
+
+def test_only_classes_and_reasons_that_can_occur_are_counted() -> None:
+    registry = CollectorRegistry()
+    totals = RealignmentTotals({}, {}, 0.0, 0.0, 0.0, 0, 0, 0, 0.0)
+    RealignmentMetrics(registry).add("teacher", "tokenizer", totals)
+    found = [
+        (one.labels["position_class"], one.labels["mask_reason"])
+        for family in registry.collect()
+        for one in family.samples
+        if one.name == "lsm_teacher_realigned_mask_reasons_total"
+    ]
+    coarse = [("COARSE", "ONE_CERTIFIED"), ("COARSE", "DOUBTFUL")]
+    assert sorted(found) == sorted([*(("MASKED", r.name) for r in MaskReason), *coarse])
+    assert list(REASON_TEXTS) == list(MaskReason)
