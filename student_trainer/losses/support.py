@@ -6,10 +6,10 @@
     unnormalised_reverse_kl   only for studies of its collapse
 
 With ``tail="none"`` p and q are renormalised on the support; the normaliser over the
-vocabulary cancels, and the [T, V] logits are never built. With ``tail="bucket"`` one more
-outcome has the mass outside the support on each side, nothing is renormalised, and the
-student's normaliser is computed in blocks of rows. Coarse rows have this outcome whatever the
-tail is.
+vocabulary cancels, and the [T, V] logits are never built. With ``tail="bucket"`` a row is
+compared on its support and the rest, which is all mass outside the support of each side; nothing
+is renormalised, and the student's normaliser is computed in blocks of rows. Coarse rows are
+compared so whatever the tail is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from student_trainer.losses.divergences import (
     reverse_kl,
 )
 from student_trainer.losses.gathered import gathered_logits
-from student_trainer.losses.tail import divergence_with_rest, log_outside
+from student_trainer.losses.rest import divergence_with_rest, log_rest
 
 
 def lsm(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
@@ -84,7 +84,7 @@ def support_loss(
     if not normalise:
         if bool((coarse & (batch.weights > 0)).any()):
             raise ValueError(
-                "unnormalised_reverse_kl has no outcome for the rest of a coarse row: give coarse "
+                "unnormalised_reverse_kl does not compare the rest of a coarse row: give coarse "
                 "rows weight 0, or do not ask the service for them"
             )
     elif ids.shape[1] < 2 and settings.tail == "none" and batch.coarse is None:
@@ -113,7 +113,7 @@ def support_loss(
     else:
         at = ids[rows], valid[rows], settings.temperature, settings.chunk_rows
         log_p = _of_everything(
-            logits / settings.temperature, valid[rows], log_outside(hidden, head, *at)
+            logits / settings.temperature, valid[rows], log_rest(hidden, head, *at)
         )
         losses = divergence(log_p, log_q[rows].to(logits.dtype), valid[rows])
     good = good & losses.detach().isfinite()
@@ -124,16 +124,16 @@ def support_loss(
     used[rows] = good
     per_row = torch.zeros_like(batch.weights)
     per_row[rows] = bounded.detach().to(per_row.dtype)
-    fine, rough = good & ~coarse[rows], good & coarse[rows]
-    metrics = _support_metrics(batch, rows[fine], logits.detach()[fine])
+    of_full, of_coarse = good & ~coarse[rows], good & coarse[rows]
+    metrics = _support_metrics(batch, rows[of_full], logits.detach()[of_full])
     coarse_metrics: dict[str, float] = {}
     if batch.coarse is not None:
-        coarse_metrics["coarse_loss"] = float(per_row[rows][rough].sum())
+        coarse_metrics["coarse_loss"] = float(per_row[rows][of_coarse].sum())
     if settings.row_clamp is not None:
         clamped = losses.detach() > settings.row_clamp
-        metrics["row_clamped"] = float((clamped & fine).sum())
+        metrics["row_clamped"] = float((clamped & of_full).sum())
         if batch.coarse is not None:
-            coarse_metrics["row_clamped"] = float((clamped & rough).sum())
+            coarse_metrics["row_clamped"] = float((clamped & of_coarse).sum())
     return LossResult(
         total=(bounded * batch.weights[rows]).sum(),
         per_row=per_row,
@@ -154,8 +154,8 @@ def _normalised(
     settings: LossSettings,
     divergence: Divergence,
 ) -> Tensor:
-    """The divergence of each row on its support, renormalised there or with one outcome for the
-    rest. Only rows of the second kind are multiplied with the whole head, [R].
+    """The divergence of each row on its support, renormalised there or with the rest.
+    Only rows of the second kind are multiplied with the whole head, [R].
 
     Args:
         rows: int64 [R], of the batch.
@@ -169,13 +169,13 @@ def _normalised(
         return divergence(log_p, renormalise(log_q[at], valid[at]), valid[at])
 
     def with_rest(at: Tensor) -> Tensor:
-        outside = log_outside(
+        own_rest = log_rest(
             hidden.index_select(0, at), head, ids[at], valid[at],
             settings.temperature, settings.chunk_rows,
         )  # fmt: skip
         tail, known = (part[rows[at]] for part in _teacher_tail(batch))
         return divergence_with_rest(
-            scaled[at], log_q[at], valid[at], outside, (tail, known), divergence
+            scaled[at], log_q[at], valid[at], own_rest, (tail, known), divergence
         )
 
     every = torch.arange(len(rows), device=rows.device)
@@ -184,16 +184,18 @@ def _normalised(
     if batch.coarse is None:
         return on_support(every)
     coarse = batch.coarse[rows]
-    fine, rough = every[~coarse], every[coarse]
+    of_full, of_coarse = every[~coarse], every[coarse]
     losses = logits.new_zeros(len(rows))
-    return losses.index_put((fine,), on_support(fine)).index_put((rough,), with_rest(rough))
+    return losses.index_put((of_full,), on_support(of_full)).index_put(
+        (of_coarse,), with_rest(of_coarse)
+    )
 
 
-def _of_everything(scaled: Tensor, valid: Tensor, outside: Tensor) -> Tensor:
+def _of_everything(scaled: Tensor, valid: Tensor, own_rest: Tensor) -> Tensor:
     """log p of the support's slots, normalised over the whole vocabulary, [T, K]."""
-    rest = outside.detach().isfinite()[:, None]
-    weights = torch.cat([scaled, outside[:, None].where(rest, 0)], -1)
-    return renormalise(weights, torch.cat([valid, rest], -1))[:, :-1]
+    has_rest = own_rest.detach().isfinite()[:, None]
+    weights = torch.cat([scaled, own_rest[:, None].where(has_rest, 0)], -1)
+    return renormalise(weights, torch.cat([valid, has_rest], -1))[:, :-1]
 
 
 def _teacher_tail(batch: LossBatch) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ TWO_TOKENIZERS = (
     HeldOutMetric("Positions masked, frozen", "support_masked_share", "{:.1%}", 0),
     HeldOutMetric("Positions coarse, frozen", "support_coarse_share", "{:.1%}", 0),
     HeldOutMetric(
-        "Reverse KL of coarse positions, on their ids and one rest, frozen",
+        "Reverse KL of coarse positions, on their ids and the rest, frozen",
         "support_coarse_reverse_kl",
         "{:.3f}",
         -1,

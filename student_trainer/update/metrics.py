@@ -56,7 +56,7 @@ class UpdateTotals:
         unusable: other rows for which a teacher with another tokenizer gives no usable
             row.
         rows_by_chunk: rows that learn from their chunk.
-        coarse: used rows that are compared on their ids and one outcome for the rest.
+        coarse: used rows that are compared on their ids and the rest.
         refused: responses that the teacher refuses by themselves, and why the first one.
         empty: updates without a usable row, which change nothing.
     """
@@ -110,11 +110,11 @@ def add_rows(
     """
     means, used = totals.means, result.used
     coarse = batch.coarse_rows
-    rough = int((used & coarse).sum())
-    totals.coarse += rough
+    of_coarse = int((used & coarse).sum())
+    totals.coarse += of_coarse
     for found, count in (
-        (result.metrics, int(used.sum()) - rough),
-        (result.coarse_metrics, rough),
+        (result.metrics, int(used.sum()) - of_coarse),
+        (result.coarse_metrics, of_coarse),
     ):
         for name, total in found.items():
             means.add(name, total, count)

@@ -336,7 +336,7 @@ def test_what_coarse_rows_need_is_said() -> None:
     with pytest.raises(ValueError, match="coarse rows need the teacher's log_tail"):
         lsm(replace(case.batch, teacher_log_tail=None), case.head, SETTINGS)
     study = replace(SETTINGS, study=True)
-    with pytest.raises(ValueError, match="no outcome for the rest of a coarse row"):
+    with pytest.raises(ValueError, match="does not compare the rest of a coarse row"):
         LOSSES["unnormalised_reverse_kl"](case.batch, case.head, study)
     without = with_batch(case, weights=case.batch.weights.where(~COARSE, 0))
     assert int(LOSSES["unnormalised_reverse_kl"](without.batch, case.head, study).used.sum()) == 9

@@ -45,8 +45,8 @@ METRICS = (
     Key(
         "coarse_tokens",
         "tokens",
-        "Those of `tokens_used` that are compared on certain ids and one outcome for the rest "
-        "(class COARSE).",
+        "Those of `tokens_used` that are compared on their ids and the rest "
+        "(class COARSE, or a single id).",
     ),
     Key(
         "refused_rollouts",

@@ -1,4 +1,4 @@
-"""One outcome for everything outside a support: a divergence with it, and the student's mass
+"""The rest, which is everything outside a support: a divergence with it, and the student's mass
 of it, in blocks of [rows, V].
 
 The student's mass is summed over the ids outside, never taken as 1 minus the mass inside,
@@ -21,28 +21,28 @@ def divergence_with_rest(
     scaled: Tensor,
     log_q: Tensor,
     valid: Tensor,
-    outside: Tensor,
+    own_rest: Tensor,
     teacher_rest: tuple[Tensor, Tensor],
     divergence: Divergence,
 ) -> Tensor:
-    """The divergence over the support and one outcome for the rest of each side, [T]. Where a
+    """The divergence over the support and the rest of each side, [T]. Where a
     side has no rest, both are renormalised on the support.
 
     Args:
         scaled, log_q, valid: [T, K], student logits / temperature, teacher, valid slots.
-        outside: [T], of ``log_outside``.
+        own_rest: [T], of ``log_rest``.
         teacher_rest: float and bool [T], the teacher's log-probability of the rest, and whether
             there is one.
     """
     tail, known = teacher_rest
-    has_rest = known & outside.detach().isfinite()
+    has_rest = known & own_rest.detach().isfinite()
     rest_q = tail.to(scaled.dtype).where(has_rest, 0)
     every = torch.cat([valid, has_rest[:, None]], -1)
-    weights = torch.cat([scaled, torch.where(has_rest, outside, 0)[:, None]], -1)
+    weights = torch.cat([scaled, torch.where(has_rest, own_rest, 0)[:, None]], -1)
     return divergence(renormalise(weights, every), torch.cat([log_q, rest_q[:, None]], -1), every)
 
 
-def log_outside(
+def log_rest(
     hidden: Tensor, head: Head, ids: Tensor, valid: Tensor, temperature: float, chunk_rows: int
 ) -> Tensor:
     """log of the sum of exp(logit / temperature) over all ids outside the support.
@@ -55,7 +55,7 @@ def log_outside(
         float32 [T], not normalised, differentiable in hidden and the head's tensors; -inf
         where the support has all ids that can be drawn.
     """
-    result: Tensor = _LogOutside.apply(  # type: ignore[no-untyped-call]
+    result: Tensor = _LogRest.apply(  # type: ignore[no-untyped-call]
         hidden, *head.tensors, ids, valid, head, temperature, chunk_rows
     )
     return result
@@ -74,7 +74,7 @@ def _without_support(
     return (logits / temperature).masked_fill(inside[:, :width], -torch.inf)
 
 
-class _LogOutside(torch.autograd.Function):
+class _LogRest(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
