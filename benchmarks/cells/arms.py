@@ -86,8 +86,7 @@ def arm_loss(arm: Arm, drawn: Drawn, hidden: Tensor, head: Head) -> tuple[Tensor
     lone = ~masked & (batch.support_valid.sum(-1) < 2).numpy()
     total = lsm(_weighted(batch, ~masked & ~lone), head, SETTINGS).total.double()
     if lone.any():
-        # The product drops a row of one id. A student of a teacher that is sure of how a reply
-        # ends then forgets how: here such rows learn as the others do.
+        # As the trainer has them learn: on the id and the rest.
         cells = [bucket_of(scored, at) for at in np.flatnonzero(lone).tolist()]
         total = total + coarse_kl(log_probs[torch.from_numpy(lone)], cells).sum()
     if partial.any():
