@@ -55,6 +55,7 @@ class _Unary:
         self.headers = exchange.context.invocation_metadata() or ()
         self.read = exchange.read
         self.expect = exchange.hold.expect
+        self.grow = exchange.hold.grow
         self._bounds = bounds
         self._deadline = exchange.deadline
 

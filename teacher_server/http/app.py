@@ -85,6 +85,9 @@ class _Posted:
     async def expect(self, size: int) -> None:
         await self.charge.expect(size)
 
+    def grow(self, size: int) -> bool:
+        return self.charge.grow(size)
+
     @property
     def default_run(self) -> str:
         principal = self.caller.principal

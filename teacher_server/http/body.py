@@ -93,7 +93,8 @@ class Charge:
             raise InvalidRequestError(
                 "the connection ended before the body did", reason="CLIENT_CLOSED"
             ) from None
-        hold.settle(len(body))
+        hold.body = len(body)
+        hold.settle(hold.body)
         return body
 
     async def read_json(self, request: Request, limits: ServerLimits) -> Bytes:
@@ -116,7 +117,12 @@ class Charge:
             DeadlineError: there was none until the deadline.
         """
         assert self._hold is not None
-        await self._hold.resize(self._hold.claim.size + size, self._deadline)
+        await self._hold.expect(size)
+
+    def grow(self, size: int) -> bool:
+        """As ``expect``, without a wait; False where there is no room now."""
+        assert self._hold is not None
+        return self._hold.grow(size)
 
     def answer(self, reply: bytes) -> Response:
         """The response, which holds the reply's bytes, and they alone, until it has left.

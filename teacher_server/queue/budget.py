@@ -60,6 +60,12 @@ class Hold:
         """Holds the body and ``reply`` bytes, as ``resize`` does, until the call's deadline."""
         await self.resize(self.body + reply, self._deadline)
 
+    def grow(self, reply: int) -> bool:
+        """Whether the body and ``reply`` bytes are held, as ``expect`` has it, without a wait;
+        where there is no room now nothing changes."""
+        size = self.body + reply
+        return size <= self.claim.size or self._budget.queue.enlarge(self.claim, size, grows=True)
+
     def settle(self, size: int) -> None:
         """Holds ``size`` bytes, which are there already: it never waits, and goes beyond the
         bounds where they were expected to be fewer."""

@@ -89,9 +89,10 @@ class BudgetQueue:
         self._line(claim).add(claim)
         return self._advance()
 
-    def enlarge(self, claim: Claim, size: int) -> bool:
-        """Grants ``size`` bytes if they fit at once, as bytes that enter; else does nothing."""
-        if self._accounts.short(claim, size, grows=False) is not None:
+    def enlarge(self, claim: Claim, size: int, *, grows: bool = False) -> bool:
+        """Grants ``size`` bytes if they fit at once, else does nothing; ``grows``: they are of
+        a reply, not bytes that enter."""
+        if self._accounts.short(claim, size, grows=grows) is not None:
             return False
         claim.wanted = size
         self._take(claim)

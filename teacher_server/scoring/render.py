@@ -87,6 +87,10 @@ class RenderCall(Protocol):
         """Waits until there is room for a reply of ``size`` bytes; raises DeadlineError."""
         ...
 
+    def grow(self, size: int) -> bool:
+        """Whether there is room, at once, for a reply of ``size`` bytes; else nothing changes."""
+        ...
+
     def decode(self, body: Bytes, teachers: Teachers) -> ReceivedRender:
         """The request in the body. Runs in another thread."""
         ...
@@ -137,13 +141,23 @@ class Renderer:
         each = self._request.text + self._request.token_ids * BYTES_PER_ID
         return min(self._whole, size * each + LIGHT_BYTES)
 
-    async def run(self, received: ReceivedRender, lanes: Lanes) -> None:
+    async def run(
+        self, received: ReceivedRender, lanes: Lanes, grow: Callable[[int], bool]
+    ) -> None:
         """Renders the first prompts, as many as a reply holds, in slices between which the
-        threads of ``lanes`` serve others."""
-        owner = self._request.run
+        threads of ``lanes`` serve others.
+
+        Args:
+            grow: as of ``RenderCall``. A template may write much for little: without room for
+                another slice like the largest one, the reply ends.
+        """
+        owner, largest = self._request.run, 0
         for some in slices(received.prompts):
+            before = self._left
             whole = await lanes.run(partial(self._add, some), size=received.size, owner=owner)
-            if not whole:
+            largest = max(largest, before - self._left)
+            written = self._whole - self._left
+            if not whole or not grow(min(self._whole, written + largest)):
                 return
 
     def _add(self, some: Sequence[RawPrompt]) -> bool:

@@ -263,7 +263,7 @@ class TeacherService:
                     check_readable(request.max_reply_bytes)
                     renderer = Renderer(request, teacher, self.limits, call.encode)
                     await call.expect(renderer.expected(received.size))
-                    await renderer.run(received, self._lanes)
+                    await renderer.run(received, self._lanes, call.grow)
                 seen.fields |= {"rendered": len(renderer.parts), "refused": renderer.refused}
                 return call.joined(renderer.parts)
 

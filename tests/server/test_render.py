@@ -430,7 +430,7 @@ async def test_others_get_their_turn_between_the_slices_of_a_large_request(
     found = teacher.server.service.teachers.get("default")
     renderer = Renderer(RenderRequest("run", "default"), found, teacher.info.limits, encode)
     received = ReceivedRender(RenderRequest("run", "default"), raw, LONG, 5 * size)
-    await renderer.run(received, lanes)
+    await renderer.run(received, lanes, lambda size: True)
     await asyncio.gather(*waiting)
     assert order == ["slice", "other", "slice", "slice", "slice", "slice"]
 
@@ -563,3 +563,51 @@ async def test_nothing_is_rendered_before_there_is_room_for_the_reply(
         assert encoded == []
     assert len(await asking) == 1
     assert encoded == ["the cat sat"]
+
+
+@pytest.mark.parametrize("wire", ["grpc", "http"])
+async def test_what_is_rendered_is_charged_however_much_a_template_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wire: str
+) -> None:
+    folder = make_tiny_model(tmp_path, num_hidden_layers=1, max_position_embeddings=8192)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = "{{ 'the cat ' * 256 }}"
+    tokenizer.save_pretrained(folder)
+    uncharged: list[int] = []
+    add = Renderer._add
+    prompts = [chat("", template_arguments={"a": "b" * 150})] * 1000
+    async with running({"default": folder}, monkeypatch) as server:
+        queue = server.server.service.budget.queue
+
+        def watched(self: Renderer, some: Any) -> bool:
+            uncharged.append(sum(map(len, self.parts)) - queue.held)
+            return add(self, some)
+
+        monkeypatch.setattr(Renderer, "_add", watched)
+        if wire == "grpc":
+            found: Any = await server.client.render(
+                prompts, teacher="default", timeout=LONG, token_ids=False
+            )
+        else:
+            body = [as_json(one) for one in prompts]
+            found = await over_http(server, body, token_ids=False)
+        assert len(found) == 1000
+        assert queue.held == 0
+    assert len(uncharged) > 3
+    assert max(uncharged) < 0
+
+
+async def test_without_room_for_more_a_reply_ends_early(teacher: Running) -> None:
+    raw = [RawPrompt(LIGHT_BYTES, lambda: TextPrompt("x")) for _ in range(5)]
+    found = teacher.server.service.teachers.get("default")
+    request = RenderRequest("run", "default")
+    renderer = Renderer(request, found, teacher.info.limits, lambda prompt: bytes(2048))
+    asked: list[int] = []
+
+    def grow(size: int) -> bool:
+        asked.append(size)
+        return len(asked) < 3
+
+    await renderer.run(ReceivedRender(request, raw, LONG, 5), Lanes(), grow)
+    assert asked == [2 * 2048, 3 * 2048, 4 * 2048]
+    assert len(renderer.parts) == 3
