@@ -147,6 +147,19 @@ async def test_a_connection_is_a_socket_until_it_asks() -> None:
         assert (len(openings._silent), len(openings._connections)) == (0, 1)
 
 
+async def test_who_has_asked_does_not_give_way_as_silent_before_the_loop_has_seen_it() -> None:
+    async with alone(App(), PATIENT, ConnectionBounds(20, 10)) as server:
+        openings = await openings_of(server)
+        with queued(server, 1, b"") as (asking,), contextlib.ExitStack() as stack:
+            await eventually(lambda: len(openings._silent) == 1)
+            asking.sendall(LIVE)
+            for _ in range(15):  # in one turn of the loop
+                mine, other = socket.socketpair()
+                stack.enter_context(other)
+                openings.take(mine, "127.0.0.1")
+            await answered(asking)
+
+
 async def test_who_leaves_in_silence_leaves_nothing() -> None:
     async with alone(App(), PATIENT) as server:
         openings = await openings_of(server)

@@ -119,6 +119,11 @@ class Table:
         self._add(entry)
         return entry, gone
 
+    def next_to_go(self, address: str) -> Entry | None:
+        """The one that would have to be closed for a new connection of this address."""
+        address = neighbourhood(address)
+        return None if self._has_room(address) else self._giving_way(address)
+
     def leave(self, entry: Entry) -> None:
         """The connection is closed; saying so twice does no harm."""
         if entry.reserved:
