@@ -16,6 +16,7 @@ from teacher_proto.errors import DeadlineError, OverloadedError
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.quota import Quotas
 from teacher_server.queue.scheduler import Scheduler, Ticket
+from teacher_server.queue.throughput import Throughput
 
 # When a refused caller should come back, seconds: before any throughput was measured, and
 # the bounds of every hint.
@@ -24,32 +25,6 @@ MIN_HINT = 0.1
 MAX_HINT = 60.0
 # Multiples of it, modulo 1, are spread evenly, however many there are.
 GOLDEN = 0.6180339887498949
-
-
-class Throughput:
-    """Tokens per second while the engine is busy; what is long past counts less and less."""
-
-    def __init__(self, window: float = 30.0) -> None:
-        self._window = window
-        self._tokens = 0.0
-        self._busy = 0.0
-        self._since: float | None = None
-
-    def observe(self, now: float, *, busy: bool, finished_tokens: int = 0) -> None:
-        """Records what ended at ``now`` and whether the engine is busy from then on."""
-        if self._since is not None:
-            self._busy += max(0.0, now - self._since)
-        self._tokens += finished_tokens
-        if self._busy > self._window:
-            self._busy /= 2
-            self._tokens /= 2
-        self._since = now if busy else None
-
-    def rate(self) -> float | None:
-        """Tokens per second; None before anything finished."""
-        if self._busy <= 0 or self._tokens <= 0:
-            return None
-        return self._tokens / self._busy
 
 
 class AdmissionQueue:

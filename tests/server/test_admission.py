@@ -20,11 +20,11 @@ from teacher_server.queue.admission import (
     MIN_HINT,
     Admission,
     AdmissionQueue,
-    Throughput,
 )
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.quota import Quotas
 from teacher_server.queue.scheduler import Deadline, Ticket
+from teacher_server.queue.throughput import Throughput
 
 
 def ticket(tokens: int, until: float = math.inf, run: str = "run", **policy: Any) -> Ticket:
