@@ -184,7 +184,7 @@ class LossResult:
         used: bool [T], rows that count in numerator and denominator.
         dropped_non_finite: number of rows with weight > 0 that are not finite.
         dropped_small_support: number of rows with weight > 0 and fewer than two valid ids,
-            or, of coarse rows, fewer than two outcomes.
+            or, of coarse rows, without an id or without a rest beside a single one.
         metrics: sums over used rows that are not coarse (each with weight 1), by name.
         coarse_metrics: sums over used coarse rows, by name; empty where there are none.
     """

@@ -101,8 +101,8 @@ class LossCommon(Settings):
     def _coarse_where_it_means_something(cls, values: Any) -> Any:
         if isinstance(values, dict) and "coarse" in values and "coarse" not in cls.model_fields:
             raise ValueError(
-                f"coarse rows are compared on their ids and one outcome for the rest, and "
-                f"{cls.model_fields['kind'].default} has no such outcome: it leaves these rows "
+                f"coarse rows are compared on their ids and the rest, and "
+                f"{cls.model_fields['kind'].default} does not compare a rest: it leaves these rows "
                 "out. Remove loss.coarse"
             )
         return values

@@ -87,7 +87,7 @@ class OnSupport(LossCommon):
 
 
 class SupportLoss(OnSupport):
-    """Settings of the losses that can compare a support and one outcome for the rest."""
+    """Settings of the losses that can compare a support and the rest."""
 
     coarse: Literal["bucket", "mask"] = Field(
         default="bucket",

@@ -103,11 +103,11 @@ def test_what_a_loss_asks_of_the_teacher(make_config: MakeConfig) -> None:
 
 
 @pytest.mark.parametrize("kind", ["sampled_token", "unnormalised_reverse_kl"])
-def test_losses_without_an_outcome_for_the_rest_refuse_the_setting(
+def test_losses_that_do_not_compare_a_rest_refuse_the_setting(
     make_config: MakeConfig, kind: str
 ) -> None:
     for value in ("bucket", "mask"):
-        with pytest.raises(ValueError, match=f"{kind} has no such outcome.*Remove loss.coarse"):
+        with pytest.raises(ValueError, match=f"{kind} does not compare a rest.*Remove loss.coarse"):
             make_config(loss={"kind": kind, "coarse": value})
     with pytest.raises(ValueError, match="'bucket' or 'mask'"):
         make_config(loss={"coarse": "cells"})
