@@ -175,7 +175,7 @@ def test_what_needs_no_row_comes_first_and_little_agreement_before_doubt() -> No
 
 def test_only_classes_and_reasons_that_can_occur_are_counted() -> None:
     registry = CollectorRegistry()
-    totals = RealignmentTotals({}, {}, 0.0, 0.0, 0.0, 0, 0, 0, 0.0)
+    totals = RealignmentTotals({}, {}, 0.0, 0.0, 0.0, 0, None, 0, 0, 0.0)
     RealignmentMetrics(registry).add("teacher", "tokenizer", totals)
     found = [
         (one.labels["position_class"], one.labels["mask_reason"])
