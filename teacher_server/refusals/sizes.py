@@ -75,7 +75,9 @@ def check_sizes(
             limits.max_reply_bytes,
             SMALLER_REPLY,
         )
-    check_reply(reply, request.max_reply_bytes)
+    readable = request.max_reply_bytes
+    if readable is not None and reply > readable:
+        raise reply_too_large(reply, readable)
 
 
 def reply_bytes(request: ScoreRequest, bytes_per_entry: int, each: RowBytes = ARRAYS) -> int:
@@ -93,15 +95,14 @@ def reply_bytes(request: ScoreRequest, bytes_per_entry: int, each: RowBytes = AR
     return size
 
 
-def check_reply(size: int, readable: int | None) -> None:
-    """Refuses a reply of more bytes than its caller says that it reads."""
-    if readable is not None and size > readable:
-        raise refuse(
-            f"the reply would take {size} bytes, and the caller reads {readable}",
-            "max_reply_bytes",
-            f"{SMALLER_REPLY}, or let the client read more and say so",
-            "REPLY_TOO_LARGE",
-        )
+def reply_too_large(size: int, readable: int) -> InvalidRequestError:
+    """The error for a reply of more bytes than its caller says that it reads."""
+    return refuse(
+        f"the reply would take {size} bytes, and the caller reads {readable}",
+        "max_reply_bytes",
+        f"{SMALLER_REPLY}, or let the client read more and say so",
+        "REPLY_TOO_LARGE",
+    )
 
 
 def check_text(size: int, where: str, limits: ServerLimits) -> None:

@@ -33,7 +33,7 @@ from teacher_server.queue.budget import ByteBudget
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.errors import refuse, unknown_tokenizer
-from teacher_server.refusals.sizes import check_reply, reply_bytes
+from teacher_server.refusals.sizes import reply_bytes, reply_too_large
 from teacher_server.refusals.validation import check_name, check_readable, is_name
 from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
@@ -348,8 +348,9 @@ class TeacherService:
             texts = await self._shown_texts(context, scored.reply, size)
         encode = partial(call.encode, request, scored.reply, context.teacher, texts)
         reply = await self._lanes.run(encode, size=size, owner=request.run)
-        if request.max_reply_bytes is not None:  # text may be more than its estimate
-            check_reply(len(reply), request.max_reply_bytes)
+        readable = request.max_reply_bytes
+        if readable is not None and len(reply) > readable:  # text may be more than its estimate
+            raise reply_too_large(len(reply), readable)
         return reply
 
     async def _shown_texts(

@@ -27,7 +27,8 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.refusals.sizes import check_reply, reply_bytes
+from teacher_server.refusals.sizes import reply_bytes
+from teacher_server.scoring.context import GRPC
 from tests.server.running import LONG, Running, body_of, continuation, ids
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -88,14 +89,15 @@ async def test_no_reply_is_larger_than_it_was_said_to_be(rows: int, k: int, expl
     assert len(codec.serialize(codec.encode_reply(bare))) <= reply_bytes(plain, 8)
 
 
-@pytest.mark.parametrize("excess", [-1, 0, 1])
-async def test_what_the_caller_reads_holds_exactly(excess: int) -> None:
-    if excess <= 0:
-        check_reply(1000 + excess, 1000)
-        return
-    with pytest.raises(InvalidRequestError, match="would take 1001 bytes") as refused:
-        check_reply(1001, 1000)
-    assert (refused.value.reason, refused.value.where) == ("REPLY_TOO_LARGE", "max_reply_bytes")
+async def test_what_the_caller_reads_holds_exactly(shared: Running) -> None:
+    request = shared.request()
+    bound = reply_bytes(request, GRPC.bytes_per_entry)
+    await shared.raw_score(body_of(replace(request, max_reply_bytes=bound)))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await shared.raw_score(body_of(replace(request, max_reply_bytes=bound - 1)))
+    error = from_rpc_error(refused.value)
+    assert (error.reason, error.where) == ("REPLY_TOO_LARGE", "max_reply_bytes")
+    assert f"would take {bound} bytes" in error.what
 
 
 def large(server: Running, **changes: Any) -> ScoreRequest:
