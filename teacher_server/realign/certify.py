@@ -220,6 +220,13 @@ def _threats(
     last = np.searchsorted(lows, interval[:, 1], "left")
     first = np.searchsorted(lows, interval[:, 0], "right")
     sorted_threats[longer] += np.maximum(sums[last] - sums[first], 0.0)
+    # Of a path that no student token begins with only its place among them is known. Where that
+    # is right behind those that begin with the id, its bytes may do so too.
+    nowhere = opened.low[by_bytes] == opened.high[by_bytes]
+    behind, sums = lows[nowhere], np.concatenate([[0.0], np.cumsum(mass[nowhere])])
+    last = np.searchsorted(behind, interval[:, 1], "right")
+    first = np.searchsorted(behind, interval[:, 1], "left")
+    sorted_threats[longer] += sums[last] - sums[first]
     unsorted = np.empty(len(keys))
     unsorted[order] = sorted_threats
     threats = unsorted.reshape(count, width)

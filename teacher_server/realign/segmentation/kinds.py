@@ -7,6 +7,9 @@ import numpy as np
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.segmentation.added import AddedTexts
 
+# Equal symbols that are a run.
+LEAST_RUN = 4
+
 
 class TokenKinds:
     """What a walk may do with each teacher token: bool [V_T] each, but for the last.
@@ -15,7 +18,8 @@ class TokenKinds:
         not_special: the token is not special.
         inexpressible: no student token can express it, so that its mass is lost.
         estimated: it may be extended, as far as the vocabularies tell
-            (``PairTables.may_extend``), or is one space and has an extension.
+            (``PairTables.may_extend``), or is one space or a run of one symbol and has an
+            extension.
         asked: its context-free row may be asked for.
         single_space: it is one space, and has an extension.
         gains_from_row: it has an extension, or ends in what may become an added token of the
@@ -39,7 +43,15 @@ class TokenKinds:
         self.asked = expressible_text & ~tables.partial_character
         # A word takes its space along: a space by itself is written for what comes next.
         self.single_space = np.array([one == b" " for one in teacher.token_bytes]) & has_extension
-        self.estimated = (tables.may_extend & expressible_text) | self.single_space
+        # What draws a line goes on with it, however rare its longer tokens are.
+        runs = np.array([_is_run(one) for one in teacher.token_bytes]) & has_extension
+        self.estimated = (tables.may_extend & expressible_text) | self.single_space | runs
         added = AddedTexts(student.token_bytes[token] for token in student.spelt)
         begins_added = np.array([added.begun(one) > 0 for one in teacher.token_bytes])
         self.gains_from_row = has_extension | (begins_added & expressible_text)
+
+
+def _is_run(data: bytes) -> bool:
+    """Whether it is several times one symbol of ASCII."""
+    symbol = data[:1].isascii() and not data[:1].isalnum() and not data[:1].isspace()
+    return symbol and len(data) >= LEAST_RUN and data == data[:1] * len(data)
