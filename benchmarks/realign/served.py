@@ -32,6 +32,7 @@ from teacher_server.realign.requests.messages import (
 )
 from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of, realigned
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
+from teacher_server.refusals.sizes import session_memory
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 
 Float64 = NDArray[np.float64]
@@ -161,6 +162,7 @@ class ServedPair:
             "vocabulary_size": self.pair.tables.teacher.size,
             "prompt_tokens": prompt_tokens,
             "max_length": 1 << 20,
+            "memory_bytes": session_memory(self._settings.worker_memory_bytes),
         }
         rest = {field.name for field in fields(RealignRequest)} - given.keys()
         settings = {name: getattr(self._settings, name) for name in rest}
