@@ -193,7 +193,10 @@ async def check_figures(watcher: Prometheus) -> None:
     masses = shown["Other tokenizers: mean coverage, open and lost mass of a row"]
     for values in masses:
         assert all(0 <= value <= 1 for value in values.values())
-    (masked,) = shown["Other tokenizers: share of rows masked"][0].values()
+    shares = shown["Other tokenizers: share of rows masked, and coarse"]
+    (masked,), (coarse,) = (list(one.values()) for one in shares)
     assert 0 <= masked < 1
+    reasons = shown["Other tokenizers: share of rows by reason of a mask"][0]
+    assert sum(reasons.values()) == pytest.approx(masked + coarse)
     # K was 4: the histogram's bucket from 1 to 8.
     assert 1 <= shown["K"][0][()] <= 8
