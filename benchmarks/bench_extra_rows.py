@@ -42,6 +42,7 @@ from teacher_server.realign.requests.messages import (
     RealignRequest,
 )
 from teacher_server.realign.requests.request import best_of, realigned
+from teacher_server.refusals.sizes import session_memory
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 from tests.realign.real_tokenizers import pair, raw_tokenizer, vocabulary
 
@@ -142,7 +143,7 @@ def measure(work: Pair, teacher: Teacher, ids: Int32, *, rounds: int, budget: fl
         extra_rows_per_token=budget,
         extra_rows=settings.extra_rows,
         extra_least_open=settings.extra_least_open,
-        memory_bytes=settings.worker_memory_bytes,
+        memory_bytes=session_memory(settings.worker_memory_bytes),
     )
     found, asked, own = Measured(), realigned(request, work), 0.0
     answer: Answer | None = None
