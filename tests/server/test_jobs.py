@@ -60,6 +60,23 @@ async def test_a_runner_adds_up_what_its_jobs_take(tiny_model_dir: Path) -> None
     assert runner.cost.queue_seconds > waited
 
 
+async def test_what_a_request_did_not_ask_for_is_its_runs_again(tiny_model_dir: Path) -> None:
+    teachers = await load_teachers(
+        {"default": TeacherSettings(model=str(tiny_model_dir))},
+        EngineSettings(device="cpu", dtype="float32"),
+        LimitSettings(),
+    )
+    teacher, policy = teachers.get("default"), RunPolicy("run", tokens_per_minute=1000)
+    try:
+        with JobRunner(teacher, policy, Deadline(math.inf)) as runner:
+            await runner.run(JOB, further=900)
+            with pytest.raises(OverloadedError):
+                teacher.admission.check(policy, 900)
+        teacher.admission.check(policy, 900)
+    finally:
+        await teacher.engine.close()
+
+
 async def test_a_request_that_has_begun_is_charged_and_not_refused(
     tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
