@@ -329,7 +329,7 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
             all_sent.set()
             for rollout, future in zip(rollouts, futures, strict=True):
                 assert len(future.result(60)[0].rows.support.ids) == len(rollout.token_ids)
-            teacher.script = [teacher.never()]
+            teacher.script = [teacher.never() for _ in rollouts]
             left = [link.submit_rollouts([r], 4, 1.0) for r in rollouts]
         for future in left:
             with pytest.raises(TeacherUnavailableError):
