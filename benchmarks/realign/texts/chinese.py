@@ -11,6 +11,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from teacher_proto.program.files import atomic_folder
+
 from student_trainer.quickstart.cache import cache_dir
 
 # Manual pages in Chinese, of Debian 12, and the SHA-256 of the archive.
@@ -69,11 +71,13 @@ def _pages() -> Path:
             raise _cannot(done.stderr.decode()[-200:].strip())
         if hashlib.sha256(archives[0].read_bytes()).hexdigest() != SHA256:
             raise _cannot("the archive is another one than the texts were chosen from")
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        part = folder.with_suffix(".part")
-        shutil.rmtree(part, ignore_errors=True)
-        subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(part)], check=True)
-        part.replace(folder)
+        try:
+            with atomic_folder(folder) as work:
+                subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(work)], check=True)
+        except OSError:
+            # Another process may have unpacked it meanwhile.
+            if not folder.is_dir():
+                raise
     return folder
 
 
