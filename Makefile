@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -187,8 +187,11 @@ $(VLLM_VENV)/.installed: pyproject.toml | $(VLLM_BIN)/python
 test-vllm: $(VLLM_VENV)/.installed ## the vLLM engine for real, on its CPU build
 	$(VLLM_BIN)/python -m pytest -m vllm tests/engines $(ARGS)
 
-test-gpu: $(VENV)/.dev ## both engines on a GPU; skipped without one
-	$(BIN)/python -m pytest -m gpu tests/engines $(ARGS)
+test-gpu: $(VENV)/.dev ## engines, kernels and the trainer on a GPU; skipped without one
+	$(BIN)/python -m pytest -m gpu tests/engines tests/losses tests/trainer $(ARGS)
+
+bench-gpu: $(VENV)/.dev ## loss, engine and training step of real shapes on a GPU (10 minutes)
+	$(BIN)/python -m benchmarks.bench_gpu $(ARGS)
 
 bench-vllm: $(VLLM_VENV)/.installed ## the vLLM engine against vLLM itself
 	$(VLLM_BIN)/python -m benchmarks.bench_vllm $(ARGS)

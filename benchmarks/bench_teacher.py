@@ -98,11 +98,17 @@ def rows_of(requests: Sequence[ScoreRequest]) -> int:
 
 
 @contextmanager
-def server(model: Path, environment: dict[str, str] | None = None) -> Iterator[str]:
+def server(
+    model: Path,
+    environment: dict[str, str] | None = None,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+) -> Iterator[str]:
     """Address of a teacher server process that is ready; None for this environment."""
     with tempfile.TemporaryDirectory() as folder:
         ready, log = Path(folder, "ready.json"), Path(folder, "log")
-        arguments = ["--model", str(model.resolve()), "--dtype", "float32", "--device", "cpu"]
+        arguments = ["--model", str(model.resolve()), "--dtype", dtype, "--device", device]
         arguments += ["--grpc-port", "0", "--http-port", "0", "--ready-file", str(ready)]
         with log.open("w") as sink:
             process = subprocess.Popen(

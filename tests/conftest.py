@@ -36,6 +36,16 @@ def logging_as_it_was() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def gpu() -> str:
+    """The device for tests that need a GPU; without one they are skipped."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("torch sees no CUDA device")
+    return "cuda"
+
+
+@pytest.fixture(scope="session")
 def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random Llama, vocabulary 320, with a real byte-level tokenizer and chat template."""
     from tests.support.models import make_tiny_model

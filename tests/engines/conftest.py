@@ -24,16 +24,6 @@ def smollm2() -> Path:
     return smollm2_dir()
 
 
-@pytest.fixture(scope="session")
-def gpu() -> str:
-    """The device for tests that need a GPU; without one they are skipped."""
-    import torch
-
-    if not torch.cuda.is_available():
-        pytest.skip("torch sees no CUDA device")
-    return "cuda"
-
-
 # The tiny model on the embedded engine; modules about other engines have their own.
 
 

@@ -130,7 +130,7 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
     run.path.mkdir()
     with TeacherLink(config.teacher, student, run=config.run.name) as teacher:
         loop = TrainingLoop(config, student, teacher, prompts, run)
-        restore_rng(loop._rng)
+        restore_rng(loop._rng, student.device)
         for _ in range(count):
             line = loop.step()
             with run.metrics.open("a") as file:
