@@ -3,7 +3,8 @@
 Forward and the gradient of hidden work on tiles of consecutive rows. A tile's distinct ids
 are found first, so that each head row is read once and multiplied with all rows of the
 tile in one dense product. The head's gradient is computed by distinct id over all rows:
-each id has one writer, so its sum has one order.
+each id has one writer, so its sum has one order. Triton evaluates annotations of arguments
+among the names that a kernel may use, so that only those of its own are there.
 Shapes: T rows, K ids per row, N tiles of R rows, S = R * K slots, H hidden size.
 """
 
@@ -25,15 +26,15 @@ BLOCK_PAIRS = 32
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _project_kernel(
-    hidden: Any,
-    weight: Any,
-    distinct: Any,
-    counts: Any,
-    out: Any,
-    rows: Any,
-    width: Any,
-    slots: Any,
+def _project_kernel(  # type: ignore[no-untyped-def]
+    hidden,
+    weight,
+    distinct,
+    counts,
+    out,
+    rows,
+    width,
+    slots,
     R: tl.constexpr,
     U: tl.constexpr,
     H: tl.constexpr,
@@ -67,15 +68,15 @@ def _project_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _hidden_gradient_kernel(
-    dense: Any,
-    weight: Any,
-    distinct: Any,
-    counts: Any,
-    out: Any,
-    rows: Any,
-    width: Any,
-    slots: Any,
+def _hidden_gradient_kernel(  # type: ignore[no-untyped-def]
+    dense,
+    weight,
+    distinct,
+    counts,
+    out,
+    rows,
+    width,
+    slots,
     R: tl.constexpr,
     U: tl.constexpr,
     H: tl.constexpr,
@@ -107,15 +108,15 @@ def _hidden_gradient_kernel(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _head_gradient_kernel(
-    hidden: Any,
-    coefficients: Any,
-    row_of_pair: Any,
-    distinct: Any,
-    starts: Any,
-    ends: Any,
-    target: Any,
-    width: Any,
+def _head_gradient_kernel(  # type: ignore[no-untyped-def]
+    hidden,
+    coefficients,
+    row_of_pair,
+    distinct,
+    starts,
+    ends,
+    target,
+    width,
     P: tl.constexpr,
     H: tl.constexpr,
 ) -> None:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,6 +17,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from tests.losses.kernel_agreement import DTYPES, SIZES, agree
 
 pytest.importorskip("triton", reason="Triton is an extra")
+
+TRITON_TYPES = {
+    torch.float32: "fp32",
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.int64: "i64",
+}
 
 
 def test_the_interpreted_kernels_equal_the_eager_path() -> None:
@@ -68,6 +76,58 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(
     gathered_triton.weighted_rows(weight, ids, coefficients)
     gathered_triton.add_head_gradient(weight, hidden, ids, coefficients)
     assert launches == [True] * len(names)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("capability", [80, 90])
+def test_the_kernels_compile_for_a_gpu(
+    capability: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """To machine code, which takes no GPU: the interpreter accepts what the compiler does not."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from student_trainer.losses import gathered_triton
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compiled: list[str] = []
+
+    class Compiler:
+        """Compiles a kernel for the arguments of a launch, and launches nothing."""
+
+        def __init__(self, kernel: Any) -> None:
+            self.kernel = kernel
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            return self.compile
+
+        def compile(self, *arguments: Any) -> None:
+            params = self.kernel.params
+            assert len(arguments) == len(params)
+            signature, constants = {}, {}
+            for param, value in zip(params, arguments, strict=True):
+                if param.is_constexpr:
+                    signature[param.name], constants[param.name] = "constexpr", value
+                elif isinstance(value, torch.Tensor):
+                    signature[param.name] = "*" + TRITON_TYPES[value.dtype]
+                else:
+                    assert isinstance(value, int)
+                    signature[param.name] = "i32"
+            source = ASTSource(self.kernel, signature, constexprs=constants)
+            found = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert len(found.asm["cubin"]) > 1000
+            compiled.append(self.kernel.__name__)
+
+    names = ("_project_kernel", "_hidden_gradient_kernel", "_head_gradient_kernel")
+    for name in names:
+        monkeypatch.setattr(gathered_triton, name, Compiler(getattr(gathered_triton, name)))
+    hidden, weight = torch.ones(20, 40, dtype=dtype), torch.ones(50, 40, dtype=dtype)
+    ids, coefficients = torch.arange(60).reshape(20, 3) % 50, torch.ones(20, 3)
+    gathered_triton.project(hidden, weight, ids)
+    gathered_triton.weighted_rows(weight, ids, coefficients)
+    gathered_triton.add_head_gradient(weight, hidden, ids, coefficients)
+    assert compiled == list(names)
 
 
 @pytest.mark.gpu
