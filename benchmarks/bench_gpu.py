@@ -95,12 +95,12 @@ def _measure(
             found, details[shape] = measure_engine(shape, model, device, repetitions, sizes)
             figures |= found
         return figures, details
-    tokens = 4 if arguments.tiny else 256
+    tokens = 4 if arguments.tiny else 128
     for shape, model in models.items():
         teacher = models[shapes[-1]]
         found, details[shape] = measure_step(
             shape, model, teacher, folder / f"step {shape}", device,
-            steps=1 if arguments.tiny else 3, prompts=1 if arguments.tiny else 16,
+            steps=1 if arguments.tiny else 2, prompts=1 if arguments.tiny else 16,
             tokens=tokens, lora=shape != "0.5B",
         )  # fmt: skip
         figures |= found

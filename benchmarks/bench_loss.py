@@ -214,7 +214,7 @@ def liger_over_gathered(repetitions: int) -> tuple[float | None, str]:
 
     def theirs(n: int) -> None:
         states = hidden(n)
-        fused(states, weight, states.detach(), teacher).backward()
+        fused(states, weight, states.detach(), teacher, None).backward()
         torch.cuda.synchronize()
 
     seconds = alternate({"liger": theirs, "gathered": ours}, repetitions)

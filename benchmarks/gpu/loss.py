@@ -94,7 +94,7 @@ class Problem:
             self.teacher_weight = empty.normal_(0, 0.02, generator=g)
         fused = LigerFusedLinearJSD(jsd_beta=0.5)
         states = batch.hidden.detach()
-        loss = fused(batch.hidden, self.weight, states, self.teacher_weight)
+        loss = fused(batch.hidden, self.weight, states, self.teacher_weight, None)
         loss.backward()
         return loss.detach()
 

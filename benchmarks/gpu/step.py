@@ -74,7 +74,11 @@ def measure_step(
             torch.cuda.reset_peak_memory_stats()
         with TeacherLink(config.teacher, loaded, run="bench") as link:
             loop = TrainingLoop(config, loaded, link, sets, run)
-            lines = [loop.step() for _ in range(1 + steps)][1:]
+            lines = []
+            for _ in range(1 + steps):
+                lines.append(loop.step())
+                print({key: lines[-1][key] for key in ("step", *PHASES)}, flush=True)
+            lines = lines[1:]
         peak = torch.cuda.max_memory_allocated() if device == "cuda" else None
     median = {key: statistics.median(line[key] for line in lines) for key in PHASES}
     rows = statistics.median(line["tokens"] for line in lines)
