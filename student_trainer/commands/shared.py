@@ -25,10 +25,12 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     from teacher_proto.program.settings import from_environment_only, load_settings
 
     from student_trainer.recipes import config_files
+    from student_trainer.settings.dotted import importable_from
     from student_trainer.settings.train import TrainConfig
 
     files = config_files(arguments.configs)
-    resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
+    with importable_from(file.parent for file in files):
+        resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
     from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
     return resolved
 

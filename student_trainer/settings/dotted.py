@@ -1,0 +1,183 @@
+"""A class by its dotted name, ``package.module:Name``: what users bring of their own.
+
+A module is looked for where Python finds any other, and then in the folders of the
+configuration files (``importable_from``). A module from such a folder is imported again when its
+file has changed, and it never hides an installed one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import re
+import sys
+import threading
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from teacher_proto.errors import ConfigurationError, first_line
+from teacher_proto.program.files import file_sha256
+
+C = TypeVar("C")
+DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of the configuration", default=())
+# The sha256 of each file in these folders that a module was imported from.
+_READ: dict[Path, str] = {}
+_IMPORTS = threading.Lock()
+
+
+@contextmanager
+def importable_from(folders: Iterable[Path]) -> Iterator[None]:
+    """Within the block ``load_dotted`` looks in these folders too, the first one first."""
+    token = _FOLDERS.set(tuple(dict.fromkeys(folder.resolve() for folder in folders)))
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(token)
+
+
+def load_dotted(name: str, base: type[C], where: str) -> type[C]:
+    """The class that ``package.module:Name`` names.
+
+    While the module is imported, the folders of the configuration are at the end of
+    ``sys.path``, so that it can import what stands beside it; afterwards they are not.
+
+    Args:
+        base: what the class must extend.
+        where: the setting that has the name, for errors.
+
+    Raises:
+        ConfigurationError: the name has another form, no module is found, importing it
+            raises, or what it calls Name is not a class that extends ``base``.
+    """
+    if not DOTTED.fullmatch(name):
+        raise ConfigurationError(
+            f"{name!r} is not the name of a class",
+            where=where,
+            fix="write it as package.module:Name, such as my_file:MyClass",
+        )
+    module_name, _, class_name = name.partition(":")
+    with _IMPORTS:
+        module = _module(module_name, where)
+    found = getattr(module, class_name, None)
+    if isinstance(found, type) and issubclass(found, base) and found is not base:
+        return found
+    file = getattr(module, "__file__", None) or "built in"
+    fitting = [
+        attribute
+        for attribute, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, base) and value is not base
+    ]
+    close = difflib.get_close_matches(class_name, fitting, n=1) or fitting[:1]
+    fix = f"did you mean {module_name}:{close[0]}?" if close else f"extend {_full_name(base)}"
+    if class_name not in vars(module):
+        what = f"the module {module_name} ({file}) has no {class_name}"
+    elif isinstance(found, type):
+        what = f"{name} ({file}) does not extend {_full_name(base)}"
+    else:
+        what = f"{name} ({file}) is {_kind_of(found)} and not a class"
+    raise ConfigurationError(what, where=where, fix=fix)
+
+
+def source_of(found: type) -> Path | None:
+    """The file that a class was imported from; None where there is none."""
+    file = getattr(sys.modules.get(found.__module__), "__file__", None)
+    return Path(file) if file else None
+
+
+def _module(name: str, where: str) -> ModuleType:
+    folders = _FOLDERS.get()
+    own = not _installed(name.partition(".")[0])
+    added = [str(folder) for folder in folders if str(folder) not in sys.path]
+    sys.path.extend(added)
+    try:
+        importlib.invalidate_caches()
+        if own:
+            _forget_what_changed(name.partition(".")[0], folders)
+        module = importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise _refusal(name, error, folders, where) from error
+    finally:
+        sys.path[:] = [entry for entry in sys.path if entry not in added]
+    if own:
+        _remember(name.partition(".")[0], folders)
+    return module
+
+
+def _installed(root: str) -> bool:
+    """Whether Python finds a top-level module without the folders of the configuration."""
+    finders = (getattr(finder, "find_spec", None) for finder in sys.meta_path)
+    return any(find is not None and find(root, None) is not None for find in finders)
+
+
+def _modules_of(root: str) -> Iterator[tuple[str, Path | None]]:
+    """The imported modules at and below a top-level one, and their files."""
+    for name, module in list(sys.modules.items()):
+        if name == root or name.startswith(f"{root}."):
+            file = getattr(module, "__file__", None)
+            yield name, Path(file) if file else None
+
+
+def _forget_what_changed(root: str, folders: tuple[Path, ...]) -> None:
+    """Lets a module be imported again that was imported from another folder, or from a file
+    that has changed."""
+    imported = list(_modules_of(root))
+    spec = PathFinder.find_spec(root, [str(folder) for folder in folders])
+    now = getattr(sys.modules.get(root), "__file__", None)
+    stale = spec is None or spec.origin != now
+    for _, file in imported:
+        stale |= file is not None and not (file.is_file() and _READ.get(file) == file_sha256(file))
+    if stale:
+        for name, _ in imported:
+            del sys.modules[name]
+
+
+def _remember(root: str, folders: tuple[Path, ...]) -> None:
+    for _, file in _modules_of(root):
+        if file is not None and any(folder in file.parents for folder in folders):
+            _READ[file] = file_sha256(file)
+
+
+def _refusal(
+    name: str, error: BaseException, folders: tuple[Path, ...], where: str
+) -> ConfigurationError:
+    missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
+    if missing is not None and f"{name}.".startswith(f"{missing}."):
+        looked = ", ".join(map(str, folders)) or "no folder of a configuration file"
+        return ConfigurationError(
+            f"there is no module {missing}, neither installed nor in {looked}",
+            where=where,
+            fix=f"put {missing.replace('.', '/')}.py beside the configuration file, or install it",
+        )
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _is_shown(frame)]
+    if isinstance(error, SyntaxError):
+        place = f" ({error.filename}, line {error.lineno})"
+    else:
+        place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    return ConfigurationError(
+        f"importing the module {name} raises {type(error).__name__}: {first_line(error)}{place}",
+        where=where,
+        fix=f"mend it until `python -c 'import {name}'` works in its folder",
+    )
+
+
+def _is_shown(frame: traceback.FrameSummary) -> bool:
+    return not frame.filename.startswith("<frozen ") and frame.filename not in (
+        __file__,
+        importlib.__file__,
+    )
+
+
+def _full_name(found: type) -> str:
+    return f"{found.__module__}.{found.__qualname__}"
+
+
+def _kind_of(found: object) -> str:
+    return "a function" if inspect.isroutine(found) else f"of type {type(found).__name__}"
