@@ -29,7 +29,7 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     from student_trainer.settings.train import TrainConfig
 
     files = config_files(arguments.configs)
-    with importable_from(file.parent for file in files):
+    with importable_from(file.parent for file in reversed(files)):
         resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
     from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
     return resolved

@@ -28,14 +28,17 @@ from teacher_proto.program.files import file_sha256
 C = TypeVar("C")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of the configuration", default=())
-# The sha256 of each file in these folders that a module was imported from.
+# The sha256 of each file in these folders that a module was imported from, and the folder of
+# each top-level module.
 _READ: dict[Path, str] = {}
+_HOMES: dict[str, Path] = {}
 _IMPORTS = threading.Lock()
 
 
 @contextmanager
 def importable_from(folders: Iterable[Path]) -> Iterator[None]:
-    """Within the block ``load_dotted`` looks in these folders too, the first one first."""
+    """Within the block ``load_dotted`` looks in these folders too, the first one first. What it
+    finds there it finds again after the block, in this process."""
     token = _FOLDERS.set(tuple(dict.fromkeys(folder.resolve() for folder in folders)))
     try:
         yield
@@ -93,21 +96,22 @@ def source_of(found: type) -> Path | None:
 
 
 def _module(name: str, where: str) -> ModuleType:
-    folders = _FOLDERS.get()
-    own = not _installed(name.partition(".")[0])
+    root = name.partition(".")[0]
+    own = not _installed(root)
+    folders = (*_FOLDERS.get(), *([_HOMES[root]] if root in _HOMES else []))
     added = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(added)
     try:
         importlib.invalidate_caches()
         if own:
-            _forget_what_changed(name.partition(".")[0], folders)
+            _forget_what_changed(root, folders)
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise _refusal(name, error, folders, where) from error
     finally:
         sys.path[:] = [entry for entry in sys.path if entry not in added]
     if own:
-        _remember(name.partition(".")[0], folders)
+        _remember(root, folders)
     return module
 
 
@@ -143,6 +147,7 @@ def _remember(root: str, folders: tuple[Path, ...]) -> None:
     for _, file in _modules_of(root):
         if file is not None and any(folder in file.parents for folder in folders):
             _READ[file] = file_sha256(file)
+    _HOMES[root] = next(folder for folder in folders if PathFinder.find_spec(root, [str(folder)]))
 
 
 def _refusal(

@@ -106,6 +106,16 @@ def test_a_changed_file_is_imported_again_and_an_unchanged_one_is_not(tmp_path: 
     assert first.sides == 4
 
 
+def test_what_was_found_is_found_again_after_the_block(tmp_path: Path) -> None:
+    folder = write(tmp_path / "a", shapes_j=SQUARE)
+    found = load("shapes_j:Square", folder)
+    assert load_dotted("shapes_j:Square", Shape, "loss.kind") is found
+    write(folder, shapes_j=SQUARE.replace("4", "44"))
+    assert load_dotted("shapes_j:Square", Shape, "loss.kind").sides == 44
+    other = write(tmp_path / "b", shapes_j=SQUARE.replace("4", "5"))
+    assert load("shapes_j:Square", other).sides == 5
+
+
 def test_outside_the_block_the_folder_is_not_looked_in(tmp_path: Path) -> None:
     folder = write(tmp_path / "a", shapes_f=SQUARE)
     with importable_from([folder]):
