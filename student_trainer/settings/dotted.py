@@ -97,7 +97,7 @@ def source_of(found: type) -> Path | None:
 
 def _module(name: str, where: str) -> ModuleType:
     root = name.partition(".")[0]
-    own = not _installed(root)
+    own = root in _HOMES or not (root in sys.modules or _installed(root))
     folders = (*_FOLDERS.get(), *([_HOMES[root]] if root in _HOMES else []))
     added = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(added)

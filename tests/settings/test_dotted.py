@@ -6,6 +6,7 @@ import pickle
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from teacher_proto.errors import EXIT_CONFIGURATION, ConfigurationError
@@ -79,6 +80,14 @@ def test_a_module_of_a_package(tmp_path: Path) -> None:
 
 def test_an_installed_module_needs_no_folder() -> None:
     assert load(f"{__name__}:Installed") is Installed
+
+
+def test_a_module_that_is_there_without_a_file_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = ModuleType("shapes_k")
+    vars(made)["Installed"] = Installed
+    monkeypatch.setitem(sys.modules, "shapes_k", made)
+    assert load("shapes_k:Installed") is Installed
+    assert sys.modules["shapes_k"] is made
 
 
 class Installed(Shape):
