@@ -38,7 +38,7 @@ from benchmarks.harness import (
     write_result,
 )
 from student_trainer.losses import Head, LossBatch, LossSettings, lsm
-from student_trainer.losses.divergences import renormalise, reverse_kl
+from student_trainer.losses.parts.divergences import renormalise, reverse_kl
 
 
 @dataclass(frozen=True)

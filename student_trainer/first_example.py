@@ -16,9 +16,9 @@ from typing import TextIO
 
 from teacher_proto.types import CLASSES_WITH_REASON, ContinuationScores
 
+from student_trainer.losses import Loss
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.loss import LossConfig
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student
@@ -43,7 +43,7 @@ def first_example(
     student: Student,
     prompt: PromptItem,
     rollout: RolloutSettings,
-    loss: LossConfig,
+    loss: Loss,
     seed: int,
     *,
     teacher: TeacherLink | None = None,
@@ -69,7 +69,7 @@ def first_example(
     if teacher is None:
         return token_table(student, drawn, kinds, reads=reads, colour=colour)
     found = realigned_rows(teacher, drawn, loss)
-    usable = realigned.usable_rows(found, len(kinds), sampled=loss.policy_gradient).tolist()
+    usable = realigned.usable_rows(found, len(kinds), sampled=loss.at_sampled_token).tolist()
     reasons = row_reasons(found, usable)
     for place, kind in enumerate(kinds):
         if kind == "loss" and reasons[place]:
@@ -90,7 +90,7 @@ def first_response(
     return drawn
 
 
-def realigned_rows(teacher: TeacherLink, drawn: Rollout, loss: LossConfig) -> ContinuationScores:
+def realigned_rows(teacher: TeacherLink, drawn: Rollout, loss: Loss) -> ContinuationScores:
     """What the loss would get of a teacher with another tokenizer.
 
     Raises:

@@ -75,7 +75,8 @@ def repeat(start: Start) -> str:
     prompt = start.prompts.first(start.config.run.seed)
     response = np.resize(prompt.token_ids, REPEATED_TOKENS).astype(np.int32)
     rows = np.arange(REPEATED_TOKENS, dtype=np.int32)
-    k = min(loss.top_k, link.info.max_top_k)
+    ids = max(loss.asks(realigned=link.realigned).top_k, loss.student_top_k)
+    k = min(ids, link.info.max_top_k)
     every = link.score_rows(prompt, response, rows, k, loss.temperature)
     later = link.score_rows(prompt, response, rows[1:], k, loss.temperature)
     first, second = every.rows.sampled, later.rows.sampled

@@ -26,8 +26,8 @@ from student_trainer.evaluation.results import (
     RealignedDivergence,
 )
 from student_trainer.evaluation.rows import BLOCK_ROWS, TEMPERATURE, Selection, student_hidden
-from student_trainer.losses.divergences import forward_kl, renormalise, reverse_kl
-from student_trainer.losses.normaliser import token_log_probs
+from student_trainer.losses.parts.divergences import forward_kl, renormalise, reverse_kl
+from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes

@@ -1,6 +1,14 @@
-"""Losses: plain functions of (LossBatch, Head, LossSettings), each with a row in LOSSES."""
+"""Losses, one file each; each has a row in LOSSES. ``parts`` holds what they are made of.
 
-from student_trainer.losses.base import (
+A loss is a class whose fields are its settings and whose call, ``loss(batch, head)``, is the loss
+(``parts.loss``). Some are also plain functions of (LossBatch, Head, LossSettings). ``full_*`` need
+the teacher in the same process, so no run can have them.
+"""
+
+from student_trainer.losses.chunk import chunk_policy
+from student_trainer.losses.full import full_jsd, full_reverse_kl
+from student_trainer.losses.lsm import LsmLoss, lsm
+from student_trainer.losses.parts.base import (
     Head,
     LossBatch,
     LossFunction,
@@ -8,44 +16,54 @@ from student_trainer.losses.base import (
     LossSettings,
     LowRank,
 )
-from student_trainer.losses.choose_support import choose_support
-from student_trainer.losses.chunk import chunk_policy
-from student_trainer.losses.full import full_jsd, full_reverse_kl
-from student_trainer.losses.normaliser import top_ids
-from student_trainer.losses.sampled_token import sampled_token
-from student_trainer.losses.support import (
-    lsm,
-    topk_forward_kl,
-    topk_jsd,
+from student_trainer.losses.parts.choose_support import choose_support
+from student_trainer.losses.parts.loss import Loss, RowsAsked
+from student_trainer.losses.parts.normaliser import top_ids
+from student_trainer.losses.parts.on_support import OnSupport, SupportLoss
+from student_trainer.losses.parts.support_rows import support_loss, unnormalised_loss
+from student_trainer.losses.sampled_token import SampledTokenLoss, sampled_token
+from student_trainer.losses.topk_forward_kl import TopkForwardKlLoss, topk_forward_kl
+from student_trainer.losses.topk_jsd import TopkJsdLoss, topk_jsd
+from student_trainer.losses.unnormalised_reverse_kl import (
+    UnnormalisedReverseKlLoss,
     unnormalised_reverse_kl,
 )
 
-LOSSES: dict[str, LossFunction] = {
-    "lsm": lsm,
-    "topk_forward_kl": topk_forward_kl,
-    "topk_jsd": topk_jsd,
-    "sampled_token": sampled_token,
-    "unnormalised_reverse_kl": unnormalised_reverse_kl,
-    "full_reverse_kl": full_reverse_kl,
-    "full_jsd": full_jsd,
+LOSSES: dict[str, type[Loss]] = {
+    "lsm": LsmLoss,
+    "topk_forward_kl": TopkForwardKlLoss,
+    "topk_jsd": TopkJsdLoss,
+    "sampled_token": SampledTokenLoss,
+    "unnormalised_reverse_kl": UnnormalisedReverseKlLoss,
 }
 
 __all__ = [
     "LOSSES",
     "Head",
+    "Loss",
     "LossBatch",
     "LossFunction",
     "LossResult",
     "LossSettings",
     "LowRank",
+    "LsmLoss",
+    "OnSupport",
+    "RowsAsked",
+    "SampledTokenLoss",
+    "SupportLoss",
+    "TopkForwardKlLoss",
+    "TopkJsdLoss",
+    "UnnormalisedReverseKlLoss",
     "choose_support",
     "chunk_policy",
     "full_jsd",
     "full_reverse_kl",
     "lsm",
     "sampled_token",
+    "support_loss",
     "top_ids",
     "topk_forward_kl",
     "topk_jsd",
+    "unnormalised_loss",
     "unnormalised_reverse_kl",
 ]

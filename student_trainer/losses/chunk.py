@@ -19,7 +19,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult, LossSettings
 from student_trainer.losses.sampled_token import sampled_token
 
 

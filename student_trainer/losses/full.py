@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings, select_rows
-from student_trainer.losses.divergences import Divergence, jsd, reverse_kl
-from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult, LossSettings, select_rows
+from student_trainer.losses.parts.divergences import Divergence, jsd, reverse_kl
+from student_trainer.losses.parts.normaliser import add_logit_gradient, logits_blocks
 
 # Maps log p and log q, [rows, V], to the derivative of each row's loss by each p.
 Slope = Callable[[Tensor, Tensor], Tensor]

@@ -11,15 +11,29 @@ r = log pi_old - log q; gamma 0 is token-level, gamma 1 sequence-level.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import replace
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from pydantic import Field
+from teacher_proto.program.settings_types import Count, Positive, Share
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings, select_rows
-from student_trainer.losses.normaliser import token_log_probs
-from student_trainer.losses.returns import discounted_returns
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult, LossSettings
+from student_trainer.losses.parts.loss import Loss, RowsAsked
+from student_trainer.losses.parts.policy_gradient import ClipTerms, clipped_policy_gradient
+from student_trainer.losses.parts.returns import discounted_returns
 
 
-def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
+class SampledTokenTerms(ClipTerms, Protocol):
+    """What the loss reads of its settings."""
+
+    @property
+    def advantage_clamp(self) -> float | None: ...
+    @property
+    def gamma(self) -> float: ...
+
+
+def sampled_token(batch: LossBatch, head: Head, settings: SampledTokenTerms) -> LossResult:
     """Clipped policy gradient. Rows with weight 0, and rows without a finite log-probability
     on both sides, count in neither numerator nor denominator; the latter are counted as
     dropped. Neither adds to the returns of earlier rows.
@@ -40,39 +54,7 @@ def sampled_token(batch: LossBatch, head: Head, settings: LossSettings) -> LossR
         advantage = _returns(batch, advantage.where(active & finite, 0), settings.gamma)
     if settings.advantage_clamp is not None:
         advantage = advantage.clamp(-settings.advantage_clamp, settings.advantage_clamp)
-    rows = select_rows(active & finite)
-
-    log_probs = token_log_probs(
-        batch.hidden.index_select(0, rows),
-        head,
-        batch.sampled_ids[rows],
-        settings.temperature,
-        settings.chunk_rows,
-    )
-    good = log_probs.detach().isfinite()
-    chosen = advantage[rows].to(log_probs.dtype)
-    ratio = torch.exp(torch.where(good, log_probs - batch.old_log_probs[rows], 0))
-    clipped = ratio.clamp(1 - settings.clip, 1 + settings.clip)
-    gain = torch.minimum(ratio * chosen, clipped * chosen)
-    gain = torch.where(chosen < 0, torch.maximum(gain, settings.dual_clip * chosen), gain)
-    losses = torch.where(good, -gain, 0)
-
-    used = torch.zeros_like(active)
-    used[rows] = good
-    per_row = torch.zeros_like(batch.weights)
-    per_row[rows] = losses.detach().to(per_row.dtype)
-    outside = (ratio.detach() - 1).abs() > settings.clip
-    return LossResult(
-        total=(losses * batch.weights[rows]).sum(),
-        per_row=per_row,
-        used=used,
-        dropped_non_finite=int((active & ~used).sum()),
-        metrics={
-            "advantage": float(chosen[good].sum()),
-            "ratio": float(ratio.detach()[good].sum()),
-            "ratio_clipped": float((outside & good).sum()),
-        },
-    )
+    return clipped_policy_gradient(batch, advantage, finite, head, settings)
 
 
 def _returns(batch: LossBatch, advantage: Tensor, gamma: float) -> Tensor:
@@ -82,3 +64,46 @@ def _returns(batch: LossBatch, advantage: Tensor, gamma: float) -> Tensor:
     # Negating twice, the reward and the return, cancels.
     total = discounted_returns(advantage, batch.responses, batch.steps, gamma)
     return total.to(advantage.dtype)
+
+
+class SampledTokenLoss(Loss):
+    """Policy gradient on the teacher's log-ratio at the sampled token. A support is only
+    asked for the metrics."""
+
+    at_sampled_token: ClassVar[bool] = True
+    own_ratio: ClassVar[bool] = True
+    rollout_temperature: ClassVar[bool] = True
+
+    kind: Literal["sampled_token"] = "sampled_token"
+    top_k: Count = Field(
+        default=32,
+        description="Ids of a support that is asked for diagnostics alone; 0 asks for none.",
+    )
+    clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2,
+        description="How far the importance ratio may leave 1 before a token's gradient is cut, "
+        "as in PPO.",
+    )
+    dual_clip: Annotated[float, Field(gt=1)] = Field(
+        default=3.0,
+        description="Bound on the loss of a token with a negative advantage, in multiples of "
+        "that advantage.",
+    )
+    advantage_clamp: Positive | None = Field(
+        default=None,
+        description="Bound on the absolute advantage of a token, in nats; unset, none.",
+    )
+    gamma: Share = Field(
+        default=0.0,
+        description="Discount of later tokens' rewards in a token's return: 0 is token-level, 1 "
+        "is sequence-level.",
+    )
+
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        return RowsAsked(self.top_k)
+
+    def for_chunks(self) -> LossSettings:
+        return replace(super().for_chunks(), clip=self.clip, dual_clip=self.dual_clip)
+
+    def __call__(self, batch: LossBatch, head: Head) -> LossResult:
+        return sampled_token(batch, head, self)

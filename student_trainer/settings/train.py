@@ -7,14 +7,15 @@ of sixteen prompts, temperature 1, top-p 0.9, AdamW at 2e-6 with weight decay
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
+from student_trainer.losses import LsmLoss
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
 from student_trainer.settings.evaluation import EvaluationSettings
-from student_trainer.settings.loss import LossConfig, LsmLoss
+from student_trainer.settings.loss import LossConfig
 from student_trainer.settings.rollout import PipelineSettings, RolloutSettings
 from student_trainer.settings.run import (
     CheckpointSettings,
@@ -66,7 +67,9 @@ class TrainConfig(Settings):
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     loss: LossConfig = Field(
-        default_factory=LsmLoss, description="The loss, chosen by its kind (docs/losses.md)."
+        default_factory=LsmLoss,
+        description="The loss, chosen by its kind, or a class of your own, whose kind is "
+        "`package.module:Name` (docs/losses.md).",
     )
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
@@ -74,12 +77,6 @@ class TrainConfig(Settings):
     report: ReportSettings = Field(default_factory=ReportSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     hub: HubSettings = Field(default_factory=HubSettings)
-
-    @field_validator("loss", mode="before")
-    @classmethod
-    def _lsm_unless_named(cls, value: Any) -> Any:
-        """A loss section without a kind has the default one."""
-        return {"kind": "lsm", **value} if isinstance(value, dict) else value
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -96,7 +93,7 @@ class TrainConfig(Settings):
                 f"step's {responses} responses"
             )
         same = self.loss.temperature == self.rollout.temperature
-        compares = self.loss.policy_gradient or self.loss.masked_chunks
+        compares = self.loss.rollout_temperature or self.loss.masked_chunks
         if compares and not same:
             what = "loss.masked_chunks" if self.loss.masked_chunks else self.loss.kind
             raise ValueError(
@@ -110,7 +107,7 @@ class TrainConfig(Settings):
     def learns_from_nuclei(self) -> bool:
         """Whether the run learns at tokens that were drawn from a nucleus: then only from
         ids in it."""
-        at_draws = self.loss.policy_gradient or self.loss.masked_chunks
+        at_draws = self.loss.at_sampled_token or self.loss.masked_chunks
         return at_draws and self.rollout.top_p < 1
 
     @property

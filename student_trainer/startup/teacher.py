@@ -6,7 +6,6 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.run.resume import COARSE, check_prompts, check_teacher
-from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.inputs import longest_response
 from student_trainer.startup.start import Start
 from student_trainer.teacher.connection import check_reachable
@@ -41,12 +40,13 @@ def tokenizer(start: Start) -> str:
     where the student can draw tokens that the teacher has no row for.
 
     Raises:
-        LsmError: as ``TeacherLink``, ``check_realigned`` and ``check_earlier_coarse``.
+        LsmError: as ``TeacherLink``, ``Loss.check_realigned`` and ``check_earlier_coarse``.
     """
     config = start.config
     link = TeacherLink(config.teacher, start.student, run=config.run.name)
     start.teacher = start.stack.enter_context(link)
-    check_realigned(config, link)
+    if link.realigned:
+        config.loss.check_realigned()
     check_earlier_coarse(start)
     drawn, theirs = start.student.drawn_below, link.info.vocabulary_size
     if not link.realigned and drawn > theirs:
@@ -56,23 +56,6 @@ def tokenizer(start: Start) -> str:
             "out (refused_rollouts, dropped_rows)"
         )
     return link.describe_tokenizers()
-
-
-def check_realigned(config: TrainConfig, teacher: TeacherLink) -> None:
-    """Refuses settings that need a shared tokenizer.
-
-    Raises:
-        ConfigurationError: the loss compares full rows with their rest, which is less exact
-            across tokenizers than the ratios of their ids.
-    """
-    if teacher.realigned and config.loss.asks(realigned=False).log_tail:
-        raise ConfigurationError(
-            'tail = "bucket" compares full rows with their rest too, and across tokenizers a part '
-            "of it could belong to their ids; renormalised, these rows keep the ids' ratios. Rows "
-            "that cannot be renormalised are compared with their rest by loss.coarse",
-            where="loss.tail",
-            fix='set loss.tail = "none"',
-        )
 
 
 def check_earlier_coarse(start: Start) -> None:

@@ -10,7 +10,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.logit_treatment import read_logit_treatment
 from torch import Tensor, nn
 
-from student_trainer.losses.base import Head, LowRank
+from student_trainer.losses.parts.base import Head, LowRank
 
 TARGET_MODULES = "student.lora.target_modules"
 

@@ -18,7 +18,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.byte_alphabet import byte_alphabet
 from teacher_proto.types import Bool, Int32
 
-from student_trainer.settings.every_loss import MaskSettings
+from student_trainer.losses.parts.loss import MaskSettings
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Int32
 from torch import Tensor, nn
 
-from student_trainer.losses.base import Head
+from student_trainer.losses.parts.base import Head
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student.head import check_mergeable, head_logits, read_head
 from student_trainer.student.loading import (

@@ -8,7 +8,7 @@ state at P + t - 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Bool, ContinuationScores, Int32, PositionClass, Status
 from torch import Tensor
 
-from student_trainer.losses.base import LossBatch
+from student_trainer.losses.parts.base import LossBatch
 from student_trainer.rollout.base import Rollout
 
 Array = NDArray[Any]
@@ -150,23 +150,6 @@ def loss_batch(
         steps=batch.steps.to(device),
         coarse=tensor(coarse) if coarse.any() else None,
     )
-
-
-def single_ids_as_coarse(batch: LossBatch) -> LossBatch:
-    """The batch in which rows of a single valid id and a rest are coarse too.
-
-    Renormalised on its id such a row would teach nothing, and it is often one in which the
-    teacher is sure: how a response ends is learnt there. A row of one id without a rest, or with
-    one that is not finite, is no coarse row: it has nothing to be compared with, and the loss
-    drops it.
-
-    Args:
-        batch: of a teacher with another tokenizer, with a support and its ``teacher_log_tail``.
-    """
-    tail = required(batch.teacher_log_tail, "teacher_log_tail")
-    has_rest = required(batch.teacher_tail_valid, "teacher_tail_valid") & tail.isfinite()
-    single = (required(batch.support_valid, "support_valid").sum(-1) == 1) & has_rest
-    return replace(batch, coarse=batch.coarse_rows | single) if bool(single.any()) else batch
 
 
 def sequence_weights(used: Tensor, owners: Tensor, members: int) -> Tensor:

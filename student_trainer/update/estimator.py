@@ -13,7 +13,7 @@ def estimator_notes(config: TrainConfig) -> list[str]:
     """
     if not config.learns_from_nuclei:
         return []
-    what = config.loss.kind if config.loss.policy_gradient else "loss.masked_chunks"
+    what = config.loss.kind if config.loss.at_sampled_token else "loss.masked_chunks"
     outside = round(1 - config.rollout.top_p, 9)
     note = (
         f"{what} learns at drawn tokens alone, and rollout.top_p = {config.rollout.top_p} never "

@@ -13,8 +13,8 @@ from teacher_proto.rows import required
 from teacher_proto.types import Float32
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch
-from student_trainer.losses.normaliser import token_log_probs
+from student_trainer.losses.parts.base import Head, LossBatch
+from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 
 # The smallest weight: a row of weight 0 would not count in the mean's denominator.

@@ -14,8 +14,9 @@ from teacher_proto.rows import required
 from teacher_proto.types import Bool
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings
-from student_trainer.losses.normaliser import row_statistics
+from student_trainer.losses import Loss
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult
+from student_trainer.losses.parts.normaliser import row_statistics
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.sampling import stream
 from student_trainer.update.batching import MicroBatch
@@ -99,7 +100,7 @@ def add_rows(
     result: LossResult,
     chosen: Tensor,
     head: Head,
-    settings: LossSettings,
+    settings: Loss,
     rollout_temperature: float,
 ) -> None:
     """Adds the rows of a micro-batch.

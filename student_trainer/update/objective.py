@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from teacher_proto.types import Bool, ContinuationScores, Float32
 from torch import Tensor
 
-from student_trainer.losses import LOSSES, choose_support, chunk_policy
-from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings
+from student_trainer.losses import chunk_policy
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult
 from student_trainer.rollout.base import Rollout
-from student_trainer.settings.loss import LossConfig
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, hidden_states
 from student_trainer.teacher.left_out import is_left_out
@@ -27,7 +26,6 @@ from student_trainer.update.batching import (
     loss_batch,
     micro_batch,
     sequence_weights,
-    single_ids_as_coarse,
     student_input,
 )
 from student_trainer.update.importance import (
@@ -43,12 +41,6 @@ from student_trainer.update.realigned import (
     refuse_not_realigned,
     usable_rows,
 )
-
-
-def loss_settings(loss: LossConfig) -> LossSettings:
-    """The fields that a loss's configuration shares with ``LossSettings``."""
-    known = {field.name for field in fields(LossSettings)}
-    return LossSettings(**{n: getattr(loss, n) for n in type(loss).model_fields if n in known})
 
 
 @dataclass(frozen=True)
@@ -101,14 +93,12 @@ class Objective:
     def __init__(
         self, student: Student, config: TrainConfig, head: Head, removed: Tensor, realigned: bool
     ) -> None:
-        self.settings = loss_settings(config.loss)
         self._student = student
         self.config = config
         self._head = head
         self._removed = removed
         self._realigned = realigned
         self._asked = config.loss.asks(realigned=realigned)
-        self._function = LOSSES[config.loss.kind]
         self._nuclei = config.loss.nucleus_weights and config.learns_from_nuclei
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
 
@@ -150,7 +140,7 @@ class Objective:
                     refuse_not_realigned(scores[member])
                 continue
             add_realignment(totals.means, scores[member], len(before))
-            usable = usable_rows(scores[member], len(before), sampled=loss.policy_gradient)
+            usable = usable_rows(scores[member], len(before), sampled=loss.at_sampled_token)
             kept[member] = before & usable
             totals.unusable += int((before & ~usable).sum())
             if loss.masked_chunks:
@@ -191,11 +181,8 @@ class Objective:
         inputs = [student_input(rollouts[member]) for member in batch.members]
         hidden = hidden_states(self._student, inputs)
         rows = loss_batch(batch, hidden, rollouts, scores, self._asked.top_k)
-        if self._asked.top_k or loss.student_top_k:
-            removed = self._removed.to(hidden.device)
-            rows = choose_support(rows, loss.support, mass=loss.support_mass, removed=removed)
-        if self._asked.coarse:
-            rows = single_ids_as_coarse(rows)
+        removed = self._removed.to(hidden.device)
+        rows = loss.rows(rows, removed=removed, realigned=self._realigned)
         by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
         advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
         of_nuclei = torch.from_numpy(chunks.weights).to(hidden.device)
@@ -205,12 +192,12 @@ class Objective:
 
         def at(weights: Tensor) -> tuple[LossResult, LossResult]:
             first, later = weights[: len(rows.weights)], weights[len(rows.weights) :]
-            own = self._function(replace(rows, weights=first), self._head, self.settings)
+            own = loss(replace(rows, weights=first), self._head)
             if not len(later):
                 none = first.new_zeros(0)
                 return own, LossResult(first.new_zeros(()), none, none.bool())
             chosen, clamp = replace(by_chunk, weights=later), loss.chunk_clamp
-            return own, chunk_policy(chosen, advantages, self._head, self.settings, clamp)
+            return own, chunk_policy(chosen, advantages, self._head, loss.for_chunks(), clamp)
 
         by_response = loss.mean == "sequence"
         members, of_rows = len(batch.members), owners.to(hidden.device)
@@ -236,23 +223,22 @@ class Objective:
         stale: bool,
     ) -> Tensor:
         """float32 [R]: the weight of each row: for the nucleus that its token was drawn from,
-        where the loss is a policy gradient, which has the ratio to an older student in its
-        definition; otherwise for that student, where the batch is stale."""
-        cap = self.config.pipeline.importance_cap
-        if self.config.loss.policy_gradient:
-            if not self._nuclei:
-                return rows.weights
+        where the loss learns at that token; and for an older student that drew it, where the
+        batch is stale and the loss has no such ratio in its definition."""
+        loss, cap = self.config.loss, self.config.pipeline.importance_cap
+        given = rows.weights
+        if self._nuclei and loss.at_sampled_token:
             of_rows = [
                 nucleus_weights(rollouts[member])[batch.steps[batch.owners == place].numpy()]
                 for place, member in enumerate(batch.members)
             ]
-            return torch.from_numpy(np.concatenate(of_rows)).to(rows.weights.device)
-        if cap is None or not stale:
-            return rows.weights
+            given = torch.from_numpy(np.concatenate(of_rows)).to(given.device)
+        if loss.own_ratio or cap is None or not stale:
+            return given
         temperature = self.config.rollout.temperature
-        ratio = log_ratios(rows, self._head, temperature, self.settings.chunk_rows)
+        ratio = log_ratios(rows, self._head, temperature, loss.chunk_rows)
         weights = truncated_weights(ratio, cap)
         totals.means.add_values("importance_log_ratio", ratio)
         totals.means.add_values("importance_weight", weights)
         totals.means.add_values("importance_truncated", (ratio > math.log(cap)).float())
-        return weights
+        return given * weights

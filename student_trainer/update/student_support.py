@@ -14,7 +14,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from student_trainer.losses.normaliser import top_ids
+from student_trainer.losses.parts.normaliser import top_ids
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.model import Student, hidden_states
 from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input

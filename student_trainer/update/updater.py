@@ -161,7 +161,7 @@ class Updater:
                     losses.own,
                     metrics.micro_batch_rows(batch, chosen),
                     self._head,
-                    self.objective.settings,
+                    self.config.loss,
                     self.config.rollout.temperature,
                 )
         finally:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from student_trainer.losses import gathered
+from student_trainer.losses.parts import gathered
 
 SIZES = [(1, 2, 8, 11), (16, 5, 64, 37), (37, 9, 72, 60)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -65,7 +65,7 @@ def agree_through_autograd(kernels: Any) -> None:
 def main() -> None:
     import triton
 
-    from student_trainer.losses import gathered_triton
+    from student_trainer.losses.parts import gathered_triton
 
     assert triton.knobs.runtime.interpret, "set TRITON_INTERPRET=1"
     for size in SIZES:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from student_trainer.losses import LOSSES, Head, LossBatch, LossSettings, LowRank, choose_support
-from student_trainer.losses.choose_support import SupportKind
-from student_trainer.losses.normaliser import top_ids
-from tests.support.loss_reference import full_logits, problem, support_rows
+from student_trainer.losses import Head, LossBatch, LossSettings, LowRank, choose_support
+from student_trainer.losses.parts.choose_support import SupportKind
+from student_trainer.losses.parts.normaliser import top_ids
+from tests.support.loss_reference import FUNCTIONS, full_logits, problem, support_rows
 
 SUPPORTS = get_args(SupportKind)
 ROWS, VOCABULARY, K = 13, 37, 5
@@ -119,7 +119,7 @@ def test_a_tail_that_cancels_is_not_made_up() -> None:
     )
     chosen = choose_support(batch, "teacher+sampled")
     assert bool(chosen.teacher_log_tail.isnan().all())
-    result = LOSSES["lsm"](chosen, Head(torch.randn(9, 4)), LossSettings(tail="bucket"))
+    result = FUNCTIONS["lsm"](chosen, Head(torch.randn(9, 4)), LossSettings(tail="bucket"))
     assert result.dropped_non_finite == 1
 
 
@@ -193,7 +193,7 @@ def test_gradients_reach_the_model_as_by_full_logits(
     settings = LossSettings(temperature=0.8, chunk_rows=4, tail=tail, beta=0.3, study=True)
     hidden = model(ids)
     chosen = choose_support(answered(hidden, model.head(), base)[0], support)
-    result = LOSSES[name](chosen, model.head(), settings)
+    result = FUNCTIONS[name](chosen, model.head(), settings)
     actual = model.gradients(result.total)
     rows = support_rows(
         name, replace(chosen, hidden=model(ids)), model.head(), 0.8, tail=tail, beta=0.3
@@ -220,7 +220,7 @@ def test_student_equal_to_teacher_gives_no_loss_on_any_support(support: str, tai
     batch, _ = answered(case.batch.hidden, case.head, base)
     chosen = choose_support(batch, support)
     for name in ("lsm", "topk_forward_kl", "topk_jsd"):
-        result = LOSSES[name](chosen, case.head, LossSettings(tail=tail))
+        result = FUNCTIONS[name](chosen, case.head, LossSettings(tail=tail))
         assert float(result.per_row.abs().max()) < 1e-9
         for grad in torch.autograd.grad(result.total, case.leaves):
             assert float(grad.abs().max()) < 1e-7

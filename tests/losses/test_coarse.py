@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses import LOSSES, choose_support, lsm
+from student_trainer.losses import choose_support, lsm
 from tests.support.coarse_losses import (
     COARSE,
     HEADS,
@@ -25,7 +25,14 @@ from tests.support.coarse_losses import (
     reference,
     same,
 )
-from tests.support.loss_reference import Problem, full_logits, problem, support_rows, with_batch
+from tests.support.loss_reference import (
+    FUNCTIONS,
+    Problem,
+    full_logits,
+    problem,
+    support_rows,
+    with_batch,
+)
 
 
 @pytest.mark.parametrize("undrawn", [None, (0, 17, 36)])
@@ -41,7 +48,7 @@ def test_a_coarse_row_compares_its_ids_and_all_the_rest(
             choose_support(case.batch, "teacher", removed=torch.tensor(undrawn)), case.head
         )
     batch = case.batch
-    result = LOSSES[name](batch, case.head, SETTINGS)
+    result = FUNCTIONS[name](batch, case.head, SETTINGS)
     rows = reference(name, batch, case.head, ids_of(batch), COARSE)
     used = result.used
     assert int(used[COARSE].sum()) >= 3
@@ -74,7 +81,7 @@ def test_what_joins_or_leaves_the_support_changes_the_rest(
     removed = torch.tensor([3, 11])
     batch = choose_support(asked, support, mass=mass, removed=removed)  # type: ignore[arg-type]
     case = Problem(batch, case.head)
-    result = LOSSES[name](batch, case.head, SETTINGS)
+    result = FUNCTIONS[name](batch, case.head, SETTINGS)
     assert result.dropped_non_finite == 0
     chosen = ids_of(batch)
     assert not any(ids & {3, 11} for ids in chosen)
@@ -88,7 +95,7 @@ def test_what_joins_or_leaves_the_support_changes_the_rest(
 def test_the_other_rows_follow_the_tail_that_is_set(name: str) -> None:
     case = certified(problem(T, K, 8, V))
     for tail in ("none", "bucket"):
-        result = LOSSES[name](case.batch, case.head, replace(SETTINGS, tail=tail))
+        result = FUNCTIONS[name](case.batch, case.head, replace(SETTINGS, tail=tail))
         others = support_rows(name, case.batch, case.head, 0.7, tail=tail, beta=0.3)
         coarse = reference(name, case.batch, case.head, ids_of(case.batch), COARSE)
         same(result.total, (torch.where(COARSE, coarse, others) * case.batch.weights).sum(), case)
@@ -97,12 +104,12 @@ def test_the_other_rows_follow_the_tail_that_is_set(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_coarse_rows_and_others_together_are_what_they_are_apart(name: str) -> None:
     case = certified(problem(T, K, 8, V))
-    whole = LOSSES[name](case.batch, case.head, SETTINGS)
+    whole = FUNCTIONS[name](case.batch, case.head, SETTINGS)
     weights = case.batch.weights
 
     def of(kept: Tensor) -> Tensor:
         part = with_batch(case, weights=weights.where(kept, 0))
-        return LOSSES[name](part.batch, part.head, SETTINGS).total
+        return FUNCTIONS[name](part.batch, part.head, SETTINGS).total
 
     same(of(COARSE) + of(~COARSE), whole.total, case)
     first = torch.arange(T) < 5
@@ -110,7 +117,7 @@ def test_coarse_rows_and_others_together_are_what_they_are_apart(name: str) -> N
     # A batch of coarse rows alone, as a micro-batch may be.
     rows = torch.nonzero(COARSE)[:, 0]
     part = {k: v[rows] for k, v in vars(case.batch).items() if v is not None}
-    alone = LOSSES[name](replace(case.batch, **part), case.head, SETTINGS).total
+    alone = FUNCTIONS[name](replace(case.batch, **part), case.head, SETTINGS).total
     same(alone, of(COARSE), case)
 
 

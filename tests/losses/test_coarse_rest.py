@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses import LOSSES, Head, lsm
+from student_trainer.losses import Head, lsm
 from tests.support.coarse_losses import (
     COARSE,
     NAMES,
@@ -20,7 +20,7 @@ from tests.support.coarse_losses import (
     same,
     two_sides,
 )
-from tests.support.loss_reference import full_logits, problem, with_batch
+from tests.support.loss_reference import FUNCTIONS, full_logits, problem, with_batch
 
 
 def test_a_coarse_row_needs_two_outcomes() -> None:
@@ -92,7 +92,7 @@ def test_a_tiny_rest_keeps_its_gradient_in_float32(name: str) -> None:
         coarse=torch.ones(T, dtype=torch.bool),
     )
     settings = replace(SETTINGS, temperature=1.0)
-    total = LOSSES[name](batch, Head(torch.eye(V)), settings).total
+    total = FUNCTIONS[name](batch, Head(torch.eye(V)), settings).total
     p = torch.softmax(leaf, -1)
     rows = [
         two_sides(
@@ -134,7 +134,7 @@ def test_a_student_that_is_the_teacher_has_no_loss_on_coarse_rows() -> None:
     own = torch.log_softmax(full_logits(case.batch.hidden, case.head).detach() / 0.7, -1)
     case = certified(with_batch(case, teacher_logits=own))
     for name in NAMES:
-        result = LOSSES[name](case.batch, case.head, SETTINGS)
+        result = FUNCTIONS[name](case.batch, case.head, SETTINGS)
         assert float(result.per_row.abs().max()) < 1e-12
         for grad in torch.autograd.grad(result.total, case.leaves):
             assert float(grad.abs().max()) < 1e-9
@@ -164,6 +164,8 @@ def test_what_coarse_rows_need_is_said() -> None:
         lsm(replace(case.batch, teacher_log_tail=None), case.head, SETTINGS)
     study = replace(SETTINGS, study=True)
     with pytest.raises(ValueError, match="does not compare the rest of a coarse row"):
-        LOSSES["unnormalised_reverse_kl"](case.batch, case.head, study)
+        FUNCTIONS["unnormalised_reverse_kl"](case.batch, case.head, study)
     without = with_batch(case, weights=case.batch.weights.where(~COARSE, 0))
-    assert int(LOSSES["unnormalised_reverse_kl"](without.batch, case.head, study).used.sum()) == 9
+    assert (
+        int(FUNCTIONS["unnormalised_reverse_kl"](without.batch, case.head, study).used.sum()) == 9
+    )

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses import (
-    LOSSES,
     Head,
     LossBatch,
     LossSettings,
     choose_support,
     chunk_policy,
 )
+from tests.support.loss_reference import FUNCTIONS
 
 V = 5
 # The first token's state, and one after each first token.
@@ -212,7 +212,7 @@ def test_losses_on_a_support_are_exact_whatever_the_sampler(
 ) -> None:
     settings = LossSettings(temperature=sampler.temperature, tail=tail)
     rows, visits = Written.by(sampler).batch(sampler.temperature), sampler.visits()
-    found = mean_gradient(lambda head: LOSSES[name](rows, head, settings).total)
+    found = mean_gradient(lambda head: FUNCTIONS[name](rows, head, settings).total)
     expected = gradient(
         lambda logits: (visits * on_the_support(logits, name, tail, sampler.temperature)).sum()
     )
@@ -224,7 +224,7 @@ def test_with_the_sampled_token_it_is_the_mean_over_the_supports(sampler: Sample
     settings = LossSettings(temperature=sampler.temperature)
     rows = Written.by(sampler).batch(sampler.temperature)
     chosen = choose_support(rows, "teacher+sampled")
-    found = mean_gradient(lambda head: LOSSES["lsm"](chosen, head, settings).total)
+    found = mean_gradient(lambda head: FUNCTIONS["lsm"](chosen, head, settings).total)
     draws = sampler.visits()[:, None] * sampler.drawn()
     q = log_teacher(sampler.temperature).exp()
 
@@ -246,7 +246,7 @@ def test_a_loss_over_the_vocabulary_is_exact_whatever_the_sampler(
 ) -> None:
     settings = LossSettings(temperature=sampler.temperature)
     rows, visits = Written.by(sampler).batch(sampler.temperature), sampler.visits()
-    found = mean_gradient(lambda head: LOSSES[name](rows, head, settings).total)
+    found = mean_gradient(lambda head: FUNCTIONS[name](rows, head, settings).total)
     divergence = reverse_kl if name == "full_reverse_kl" else mean_divergence
     expected = gradient(lambda logits: (visits * divergence(logits, sampler.temperature)).sum())
     assert same(found, expected)
@@ -257,7 +257,7 @@ def sampled_gradient(sampler: Sampler, weighed: bool, gamma: float = 0.0) -> Ten
     written = Written.by(sampler)
     weights = sampler.masses()[written.states] if weighed else 1.0
     rows = written.batch(sampler.temperature, weights)
-    return mean_gradient(lambda head: LOSSES["sampled_token"](rows, head, settings).total)
+    return mean_gradient(lambda head: FUNCTIONS["sampled_token"](rows, head, settings).total)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.3])
@@ -400,7 +400,7 @@ def test_a_stale_rows_weight_has_mean_1_at_top_p_1_and_without_a_cap(
     written = Written.by(sampler)
     ratios = (now - old).exp().clamp(max=cap)
     rows = written.batch(1.0, ratios[written.states, written.tokens])
-    found = mean_gradient(lambda head: LOSSES["lsm"](rows, head, LossSettings()).total, NEWER)
+    found = mean_gradient(lambda head: FUNCTIONS["lsm"](rows, head, LossSettings()).total, NEWER)
     mean = (sampler.drawn() * ratios).sum(-1)
     assert bool(torch.allclose(mean, torch.ones_like(mean))) == (top_p == 1 and cap > 2)
     visits = sampler.visits() * mean

@@ -46,7 +46,7 @@ def test_kernels_are_launched_on_the_device_of_their_tensors(
 ) -> None:
     """Triton itself launches on the current device. The launches are fakes here, and so is the
     tensor on a GPU: this holds without one."""
-    from student_trainer.losses import gathered_triton
+    from student_trainer.losses.parts import gathered_triton
 
     with FakeTensorMode():
         chosen = gathered_triton._launching_on(torch.empty(1, device="cuda:1"))
@@ -136,14 +136,14 @@ def test_the_kernels_compile_for_a_gpu(
 def test_the_kernels_on_a_gpu_equal_the_eager_path(
     size: tuple[int, int, int, int], dtype: torch.dtype
 ) -> None:
-    from student_trainer.losses import gathered_triton
+    from student_trainer.losses.parts import gathered_triton
 
     agree(gathered_triton, size, dtype, "cuda")
 
 
 @pytest.mark.gpu
 def test_the_kernels_work_on_a_gpu_that_is_not_the_current_one() -> None:
-    from student_trainer.losses import gathered_triton
+    from student_trainer.losses.parts import gathered_triton
 
     if torch.cuda.device_count() < 2:
         pytest.skip("it needs two GPUs")

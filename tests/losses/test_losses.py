@@ -9,9 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student_trainer.losses import LOSSES, Head, LossSettings, lsm, sampled_token
-from student_trainer.losses.divergences import renormalise, reverse_kl
+from student_trainer.losses import Head, LossSettings, lsm, sampled_token
+from student_trainer.losses.parts.divergences import renormalise, reverse_kl
 from tests.support.loss_reference import (
+    FUNCTIONS,
     Problem,
     full_logits,
     lsm_rows,
@@ -58,7 +59,7 @@ def test_lsm_equals_the_full_logits_reference(head: dict, temperature: float) ->
 def test_support_losses_equal_the_full_logits_reference(name: str, tail: str, head: dict) -> None:
     case = problem(**head)
     chosen = replace(SETTINGS, tail=tail, beta=0.3)
-    result = LOSSES[name](case.batch, case.head, chosen)
+    result = FUNCTIONS[name](case.batch, case.head, chosen)
     rows = support_rows(name, case.batch, case.head, 0.7, tail=tail, beta=0.3)
     torch.testing.assert_close(result.per_row, rows.detach(), rtol=1e-9, atol=1e-11)
     expected = gradients((rows * case.batch.weights).sum(), case)
@@ -114,7 +115,7 @@ def test_the_tail_bucket_needs_the_services_tail() -> None:
 def test_the_unnormalised_loss_needs_the_studys_switch() -> None:
     case = problem()
     with pytest.raises(ValueError, match=r"collapses.*study = true"):
-        LOSSES["unnormalised_reverse_kl"](case.batch, case.head, replace(SETTINGS, study=False))
+        FUNCTIONS["unnormalised_reverse_kl"](case.batch, case.head, replace(SETTINGS, study=False))
 
 
 def test_the_unnormalised_loss_is_least_at_q_over_e() -> None:
@@ -132,7 +133,7 @@ def test_the_unnormalised_loss_is_least_at_q_over_e() -> None:
     )
     head = Head(torch.eye(4, dtype=torch.float64))
     chosen = LossSettings(study=True)
-    unnormalised = LOSSES["unnormalised_reverse_kl"](batch, head, chosen).total
+    unnormalised = FUNCTIONS["unnormalised_reverse_kl"](batch, head, chosen).total
     (grad,) = torch.autograd.grad(unnormalised, batch.hidden)
     assert float(grad.abs().max()) < 1e-12
     assert float(lsm(batch, head, chosen).total.detach()) < 1e-12
@@ -154,7 +155,7 @@ def test_a_row_at_the_clamp_has_its_value_and_no_gradient() -> None:
 @pytest.mark.parametrize("beta", [0.0, 1.0, -0.5, float("nan")])
 def test_beta_outside_its_range_is_refused(beta: float) -> None:
     with pytest.raises(ValueError, match="beta"):
-        LOSSES["topk_jsd"](problem().batch, problem().head, replace(SETTINGS, beta=beta))
+        FUNCTIONS["topk_jsd"](problem().batch, problem().head, replace(SETTINGS, beta=beta))
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -260,15 +261,15 @@ def test_k_1_is_refused() -> None:
         lsm(short.batch, short.head, LossSettings())
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_rows_of_weight_0_take_no_part(name: str) -> None:
     case = problem()
     weights = case.batch.weights.clone()
     weights[[0, 4, 12]] = 0
     masked = with_batch(case, weights=weights)
-    result = LOSSES[name](masked.batch, masked.head, SETTINGS)
+    result = FUNCTIONS[name](masked.batch, masked.head, SETTINGS)
     kept = [t for t in range(13) if t not in (0, 4, 12)]
-    everything = LOSSES[name](case.batch, case.head, SETTINGS)
+    everything = FUNCTIONS[name](case.batch, case.head, SETTINGS)
     torch.testing.assert_close(
         result.total, (everything.per_row[kept] * case.batch.weights[kept]).sum()
     )
@@ -277,14 +278,14 @@ def test_rows_of_weight_0_take_no_part(name: str) -> None:
     assert float(gradients(result.total, masked)[0][[0, 4, 12]].abs().max()) == 0.0
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("side", ["student", "teacher"])
 def test_rows_that_are_not_finite_are_dropped_and_counted(
     name: str, value: float, side: str
 ) -> None:
     case = problem()
-    clean = LOSSES[name](with_batch(case, weights=_without(case, 3)).batch, case.head, SETTINGS)
+    clean = FUNCTIONS[name](with_batch(case, weights=_without(case, 3)).batch, case.head, SETTINGS)
     if side == "student":
         hidden = case.batch.hidden.detach().clone()
         hidden[3, 0] = value
@@ -299,7 +300,7 @@ def test_rows_that_are_not_finite_are_dropped_and_counted(
         bad = with_batch(
             case, support_log_probs=support, teacher_sampled=sampled, teacher_logits=logits
         )
-    result = LOSSES[name](bad.batch, bad.head, SETTINGS)
+    result = FUNCTIONS[name](bad.batch, bad.head, SETTINGS)
     torch.testing.assert_close(result.total, clean.total)
     assert result.dropped_non_finite == 1
     assert not result.used[3]
@@ -329,52 +330,52 @@ def test_rows_with_a_support_below_two_are_dropped_and_counted() -> None:
 
 def test_all_rows_left_out_gives_zero_with_zero_gradient() -> None:
     case = with_batch(problem(), weights=torch.zeros(13, dtype=torch.float64))
-    for loss in LOSSES.values():
+    for loss in FUNCTIONS.values():
         result = loss(case.batch, case.head, SETTINGS)
         assert float(result.total.detach()) == 0.0
         assert not bool(result.used.any())
         assert all(float(g.abs().max()) == 0.0 for g in gradients(result.total, case))
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_in_place_accumulation_adds_the_same_gradient(name: str) -> None:
     case = problem()
     (expected,) = torch.autograd.grad(
-        LOSSES[name](case.batch, case.head, SETTINGS).total, [case.head.weight]
+        FUNCTIONS[name](case.batch, case.head, SETTINGS).total, [case.head.weight]
     )
     case.head.weight.grad = torch.ones_like(case.head.weight)
     buffer = case.head.weight.grad
     head = replace(case.head, accumulate_in_place=True)
-    LOSSES[name](case.batch, head, SETTINGS).total.backward()
+    FUNCTIONS[name](case.batch, head, SETTINGS).total.backward()
     assert case.head.weight.grad is buffer
     torch.testing.assert_close(buffer, expected + 1, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 def test_frozen_head_passes_gradient_to_hidden_alone(name: str) -> None:
     case = problem()
     (expected,) = torch.autograd.grad(
-        LOSSES[name](case.batch, case.head, SETTINGS).total, [case.batch.hidden]
+        FUNCTIONS[name](case.batch, case.head, SETTINGS).total, [case.batch.hidden]
     )
     frozen = replace(case.head, weight=case.head.weight.detach())
     (actual,) = torch.autograd.grad(
-        LOSSES[name](case.batch, frozen, SETTINGS).total, [case.batch.hidden]
+        FUNCTIONS[name](case.batch, frozen, SETTINGS).total, [case.batch.hidden]
     )
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("name", sorted(LOSSES))
+@pytest.mark.parametrize("name", sorted(FUNCTIONS))
 @pytest.mark.parametrize("cut", [1, 5, 12])
 def test_the_sum_does_not_depend_on_the_cut_into_micro_batches(name: str, cut: int) -> None:
     case = problem()
-    whole = LOSSES[name](case.batch, case.head, SETTINGS).total
+    whole = FUNCTIONS[name](case.batch, case.head, SETTINGS).total
     parts = []
     for rows in (slice(0, cut), slice(cut, 13)):
         part = replace(
             case.batch,
             **{key: value[rows] for key, value in vars(case.batch).items() if value is not None},
         )
-        parts.append(LOSSES[name](part, case.head, SETTINGS).total)
+        parts.append(FUNCTIONS[name](part, case.head, SETTINGS).total)
     torch.testing.assert_close(sum(parts), whole, rtol=1e-12, atol=1e-12)
     assert_same(gradients(sum(parts), case), gradients(whole, case))
 

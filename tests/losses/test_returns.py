@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from student_trainer.losses import LossSettings, sampled_token
-from student_trainer.losses.returns import discounted_returns
+from student_trainer.losses.parts.returns import discounted_returns
 from tests.support.loss_reference import problem, sampled_token_rows
 
 

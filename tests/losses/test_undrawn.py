@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from student_trainer.losses import LOSSES, Head, LossSettings
-from student_trainer.losses.base import LossBatch, LowRank
-from student_trainer.losses.normaliser import row_statistics, token_log_probs, top_ids
-from tests.support.loss_reference import problem
+from student_trainer.losses import Head, LossSettings
+from student_trainer.losses.parts.base import LossBatch, LowRank
+from student_trainer.losses.parts.normaliser import row_statistics, token_log_probs, top_ids
+from tests.support.loss_reference import FUNCTIONS, problem
 
 UNDRAWN = (0, 17, 18, 39)
 SETTINGS = {
@@ -20,7 +20,7 @@ SETTINGS = {
     "returns": LossSettings(temperature=0.7, chunk_rows=4, gamma=0.5),
 }
 CASES = [
-    *(("none", name) for name in LOSSES),
+    *(("none", name) for name in FUNCTIONS),
     *(("bucket", name) for name in ("lsm", "topk_forward_kl", "topk_jsd")),
     ("returns", "sampled_token"),
 ]
@@ -94,8 +94,8 @@ def test_a_loss_is_that_of_a_head_without_them(
 ) -> None:
     whole_head, cut_head, kept = heads(softcap)
     whole, cut = batches(kept)
-    found = LOSSES[name](whole, whole_head, SETTINGS[settings])
-    expected = LOSSES[name](cut, cut_head, SETTINGS[settings])
+    found = FUNCTIONS[name](whole, whole_head, SETTINGS[settings])
+    expected = FUNCTIONS[name](cut, cut_head, SETTINGS[settings])
     assert int(found.used.sum()) == int(expected.used.sum()) > 0
     torch.testing.assert_close(found.per_row, expected.per_row, rtol=1e-9, atol=1e-11)
     ours = torch.autograd.grad(found.total, [whole.hidden, *whole_head.tensors])
@@ -137,7 +137,7 @@ def test_nothing_is_outside_a_support_of_all_that_can_be_drawn() -> None:
         every = ids.expand(len(log_q), -1)
         valid = torch.ones_like(every, dtype=torch.bool)
         full = replace(batch, support_ids=every, support_log_probs=log_q, support_valid=valid)
-        results.append(LOSSES["topk_forward_kl"](full, head, SETTINGS["bucket"]))
+        results.append(FUNCTIONS["topk_forward_kl"](full, head, SETTINGS["bucket"]))
     ours, theirs = results
     torch.testing.assert_close(ours.per_row, theirs.per_row)
     assert torch.equal(ours.used, theirs.used)

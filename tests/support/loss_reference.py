@@ -7,7 +7,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from student_trainer.losses import Head, LossBatch, LowRank
+from student_trainer import losses
+from student_trainer.losses import Head, LossBatch, LossFunction, LowRank
+
+NAMES = (
+    "lsm",
+    "topk_forward_kl",
+    "topk_jsd",
+    "sampled_token",
+    "unnormalised_reverse_kl",
+    "full_reverse_kl",
+    "full_jsd",
+)
+FUNCTIONS: dict[str, LossFunction] = {name: getattr(losses, name) for name in NAMES}
 
 
 def full_logits(hidden: Tensor, head: Head) -> Tensor:

@@ -11,7 +11,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings import load_settings
 from teacher_proto.program.settings_show import to_toml
 
-from student_trainer.settings.loss import LsmLoss, SampledTokenLoss
+from student_trainer.losses import LsmLoss, SampledTokenLoss
 from student_trainer.settings.train import TrainConfig
 
 MakeConfig = Callable[..., TrainConfig]

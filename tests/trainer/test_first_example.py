@@ -13,10 +13,10 @@ from teacher_proto.types import TextPrompt
 
 from student_trainer.data import load_prompts
 from student_trainer.first_example import first_example, token_table, wants_colour
+from student_trainer.losses import LsmLoss
+from student_trainer.losses.parts.loss import MaskSettings
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.every_loss import MaskSettings
-from student_trainer.settings.loss import LsmLoss
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 

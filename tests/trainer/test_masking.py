@@ -8,7 +8,7 @@ from teacher_proto.errors import ConfigurationError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from student_trainer.settings.every_loss import MaskSettings
+from student_trainer.losses.parts.loss import MaskSettings
 from student_trainer.student.masking import token_bytes, token_mask
 from student_trainer.student.model import Student
 

@@ -15,7 +15,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from student_trainer.losses.base import Head
+from student_trainer.losses.parts.base import Head
 from student_trainer.settings.student import LoraSettings, StudentSettings
 from student_trainer.student import model as model_module
 from student_trainer.student.head import head_logits

@@ -1,21 +1,30 @@
-"""A new loss is its function, its row in LOSSES and the class of its settings: no other
-code of the trainer names it."""
+"""A new loss is one class in one file: no other code of the trainer names it."""
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
-from typing import ClassVar, Literal, get_args
+from pathlib import Path
+from typing import Annotated, ClassVar
 
 import pytest
 import torch
+from pydantic import Field
 
-from student_trainer.losses import LOSSES, Head, LossBatch, LossResult, LossSettings
-from student_trainer.losses.choose_support import SupportKind as OfLosses
-from student_trainer.losses.divergences import jsd
-from student_trainer.losses.sampled_token import sampled_token
-from student_trainer.losses.support import support_loss
-from student_trainer.settings.every_loss import LossCommon, RowsAsked
-from student_trainer.settings.loss import LossConfig, SupportKind, SupportLoss
+import student_trainer
+from student_trainer.losses import (
+    LOSSES,
+    Head,
+    Loss,
+    LossBatch,
+    LossResult,
+    LossSettings,
+    RowsAsked,
+    SupportLoss,
+    sampled_token,
+    support_loss,
+)
+from student_trainer.losses.parts.divergences import jsd
 from student_trainer.settings.train import TrainConfig
 from student_trainer.update.metrics import UpdateTotals
 from tests.trainer.local_teacher import LocalTeacher
@@ -25,48 +34,51 @@ MakeConfig = Callable[..., TrainConfig]
 
 
 class OnASupport(SupportLoss):
-    kind: Literal["on_a_support"] = "on_a_support"
-    beta: float = 0.25
+    """As topk_jsd."""
+
+    weight: float = 0.25
+
+    def __call__(self, batch: LossBatch, head: Head) -> LossResult:
+        return support_loss(batch, head, self, jsd(self.weight))
 
 
-def on_a_support(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    return support_loss(batch, head, settings, jsd(settings.beta))
+class AtTheToken(Loss):
+    """As sampled_token."""
 
+    at_sampled_token: ClassVar[bool] = True
+    own_ratio: ClassVar[bool] = True
+    rollout_temperature: ClassVar[bool] = True
 
-class AtTheToken(LossCommon):
-    policy_gradient: ClassVar[bool] = True
-    support: ClassVar[SupportKind] = "teacher"
-    support_mass: ClassVar[float | None] = None
-
-    kind: Literal["at_the_token"] = "at_the_token"
-    top_k: int = 16
-    clip: float = 0.4
+    top_k: int = 8
+    width: Annotated[float, Field(gt=0)] = 0.4
 
     def asks(self, *, realigned: bool) -> RowsAsked:
         return RowsAsked(self.top_k)
 
+    def __call__(self, batch: LossBatch, head: Head) -> LossResult:
+        settings = LossSettings(self.temperature, self.chunk_rows, clip=self.width)
+        return sampled_token(batch, head, settings)
+
 
 @pytest.mark.parametrize(
-    ("function", "settings", "known"),
+    ("name", "settings", "known"),
     [
-        (on_a_support, OnASupport(top_k=16), {"kind": "topk_jsd", "beta": 0.25}),
-        (sampled_token, AtTheToken(), {"kind": "sampled_token", "clip": 0.4}),
+        ("OnASupport", {"top_k": 16}, {"kind": "topk_jsd", "beta": 0.25, "top_k": 16}),
+        ("AtTheToken", {}, {"kind": "sampled_token", "clip": 0.4, "top_k": 16}),
     ],
 )
 @pytest.mark.parametrize("stale", [False, True])
 def test_a_new_loss_trains_as_the_known_one_it_repeats(
-    monkeypatch: pytest.MonkeyPatch,
     make_config: MakeConfig,
     teacher: LocalTeacher,
-    function: Callable[..., LossResult],
-    settings: LossCommon,
+    name: str,
+    settings: dict[str, object],
     known: dict[str, object],
     stale: bool,
 ) -> None:
-    new = make_config().model_copy(update={"loss": settings})
-    monkeypatch.setitem(LOSSES, new.loss.kind, function)
     found = []
-    for config in (new, make_config(loss=known)):
+    for loss in ({"kind": f"{__name__}:{name}", **settings}, known):
+        config = make_config(loss=loss)
         case, totals = Case(config, teacher), UpdateTotals()
         case.updater.gradients(case.rollouts, case.scores.__getitem__, totals, 1, stale)
         masters = case.updater.optimizer.masters
@@ -74,16 +86,45 @@ def test_a_new_loss_trains_as_the_known_one_it_repeats(
     (mine, gradients), (theirs, expected) = found
     assert mine.losses == theirs.losses
     assert mine.means.all() == theirs.means.all()
-    assert ("importance_weight" in mine.means.all()) == (stale and not settings.policy_gradient)
+    assert ("importance_weight" in mine.means.all()) == (stale and name == "OnASupport")
     assert gradients.keys() == expected.keys()
-    for name, gradient in gradients.items():
-        assert torch.equal(gradient, expected[name])
+    for parameter, gradient in gradients.items():
+        assert torch.equal(gradient, expected[parameter])
 
 
-def test_settings_and_losses_know_the_same_supports() -> None:
-    assert get_args(SupportKind) == get_args(OfLosses)
+def test_a_new_loss_says_what_it_needs(make_config: MakeConfig) -> None:
+    at_token = {"kind": f"{__name__}:AtTheToken"}
+    with pytest.raises(ValueError, match=r"loss\.temperature \(0\.5\) must equal"):
+        make_config(loss=at_token | {"temperature": 0.5})
+    assert make_config(loss=at_token, rollout={"top_p": 0.9}).learns_from_nuclei
+    on_support = {"kind": f"{__name__}:OnASupport"}
+    assert make_config(loss=on_support | {"temperature": 0.5}).loss.temperature == 0.5
+    assert not make_config(loss=on_support, rollout={"top_p": 0.9}).learns_from_nuclei
 
 
-def test_every_loss_that_needs_no_teacher_in_this_process_can_be_configured() -> None:
-    kinds = {kind.model_fields["kind"].default for kind in get_args(get_args(LossConfig)[0])}
-    assert kinds == {name for name in LOSSES if not name.startswith("full_")}
+def test_a_class_without_a_kind_is_called_by_its_dotted_name(make_config: MakeConfig) -> None:
+    config = make_config().model_copy(update={"loss": OnASupport(weight=0.5)})
+    assert config.loss.kind == f"{__name__}:OnASupport"
+    assert TrainConfig.model_validate(config.model_dump()) == config
+
+
+def test_the_losses_are_called_by_their_kinds() -> None:
+    assert {kind: loss.model_fields["kind"].default for kind, loss in LOSSES.items()} == {
+        kind: kind for kind in LOSSES
+    }
+
+
+def test_no_code_but_a_loss_s_own_file_knows_it_by_name() -> None:
+    """Neither its kind nor its class stands outside of ``losses``, except the default."""
+    package = Path(student_trainer.__file__).parent
+    names = {kind: kind for kind in LOSSES} | {loss.__name__: k for k, loss in LOSSES.items()}
+    found = set()
+    for file in package.rglob("*.py"):
+        if file.is_relative_to(package / "losses"):
+            continue
+        for node in ast.walk(ast.parse(file.read_text())):
+            text = node.value if isinstance(node, ast.Constant) else getattr(node, "id", None)
+            if isinstance(text, str) and text in names:
+                found.add((str(file.relative_to(package)), names[text]))
+    default = {("settings/train.py", "lsm"), ("settings/loss.py", "lsm"), ("__init__.py", "lsm")}
+    assert found == default

@@ -23,7 +23,7 @@ from teacher_proto.types import (
 )
 
 from student_trainer.data import load_prompts
-from student_trainer.losses.base import Head, LossBatch
+from student_trainer.losses.parts.base import Head, LossBatch
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate

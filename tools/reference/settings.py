@@ -14,6 +14,7 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BaseModel, SecretStr
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
+from teacher_proto.program.settings_types import Kinds, annotation_of
 
 from tools.reference.markdown import code, section, table
 
@@ -79,7 +80,9 @@ def _render(each: Section, flags: Mapping[str, str]) -> str:
 def _sections(models: Sequence[type[BaseModel]], name: str, intro: str) -> Iterator[Section]:
     """The section of ``models`` (several are alternatives) and those inside it."""
     fields = {key: field for model in models for key, field in model.model_fields.items()}
-    inner = {key: found for key, field in fields.items() if (found := _models(field.annotation))}
+    inner = {
+        key: found for key, field in fields.items() if (found := _models(annotation_of(field)))
+    }
     own = [_kinds(models, name)] if len(models) > 1 else []
     own += [
         s for key in fields if key not in {"kind", *inner} for s in _settings(models, name, key)
@@ -176,6 +179,9 @@ def _models(annotation: Any) -> tuple[type[BaseModel], ...]:
         return (annotation,)
     arguments = get_args(annotation)
     if get_origin(annotation) is Annotated:
+        for mark in arguments[1:]:
+            if isinstance(mark, Kinds):
+                return tuple(mark.named.values())
         arguments = arguments[:1]
     return tuple(model for argument in arguments for model in _models(argument))
 

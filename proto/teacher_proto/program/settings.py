@@ -25,6 +25,7 @@ from teacher_proto.program.settings_keys import (
     first_unknown,
     holds_only_text,
     kinds_with,
+    may_be_of_ones_own,
     mentioned,
     nearest,
     parse_key,
@@ -154,7 +155,10 @@ class _Layers(Generic[M]):
         return inside[0] if inside and key else DEFAULT
 
     def resolve(self) -> Resolved[M]:
-        unknown = first_unknown(self.model, self.values)
+        try:
+            unknown = first_unknown(self.model, self.values)
+        except ConfigurationError as error:
+            raise self._with_origin(error) from None
         if unknown:
             raise self.unknown(unknown)
         try:
@@ -164,8 +168,14 @@ class _Layers(Generic[M]):
         origins = {dotted(key): self.origins.get(key, DEFAULT) for key, _ in leaves(settings)}
         return Resolved(settings, origins)
 
+    def _with_origin(self, error: ConfigurationError) -> ConfigurationError:
+        """The error about a key, which also says where that came from."""
+        key = parse_key(error.where) or ()
+        where = f"{error.where} ({self.origin(key)})"
+        return ConfigurationError(error.what, where=where, fix=error.fix, reason=error.reason)
+
     def unknown(self, key: Key) -> ConfigurationError:
-        what, fix = "is not a setting", nearest(self.model, key)
+        what, fix = "is not a setting", nearest(self.model, key, self.values)
         tag, owners = kinds_with(self.model, key)
         if tag:
             # Known, but to another kind of the section that it is in.
@@ -186,6 +196,9 @@ class _Layers(Generic[M]):
         named: list[str] = []
         for error in failure.errors(include_url=False):
             key = self._key_of(error["loc"])
+            cause = error.get("ctx", {}).get("error")
+            if isinstance(cause, ConfigurationError) and cause.where:
+                return self._with_origin(cause)
             if error["type"] == "extra_forbidden":
                 return self.unknown(key)
             reason = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
@@ -199,7 +212,7 @@ class _Layers(Generic[M]):
                 problems.append(f"{name} ({self.origin(key)}): {reason}")
             elif isinstance(self._get(key), dict):
                 # Of several keys together: each has an origin of its own.
-                keys = mentioned(self.model, key, reason)
+                keys = mentioned(self.model, key, reason, self.values)
                 origins = ", ".join(f"{dotted(one)}: {self.origin(one)}" for one in keys)
                 named += [dotted(one) for one in keys]
                 before = f"{dotted(key)}: " if key else ""
@@ -220,7 +233,7 @@ class _Layers(Generic[M]):
         node: Any = self.values
         for index, part in enumerate(loc):
             if isinstance(node, dict) and (
-                part in node or annotations_at(self.model, (*key, str(part)))
+                part in node or annotations_at(self.model, (*key, str(part)), self.values)
             ):
                 key.append(str(part))
                 node = node.get(part)
@@ -248,7 +261,8 @@ def _environment(model: type[BaseModel], root: str) -> Iterator[tuple[Key, str, 
         if not name.startswith(f"{root}_"):
             continue
         key = tuple(name.removeprefix(root).lstrip("_").lower().split("__"))
-        if not name.startswith(f"{root}__") or not all(key) or not annotations_at(model, key):
+        known = all(key) and (annotations_at(model, key) or may_be_of_ones_own(model, key))
+        if not name.startswith(f"{root}__") or not known:
             raise ConfigurationError(
                 "is not a setting",
                 where=f"env {name}",

@@ -13,6 +13,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
+from teacher_proto.program.settings_types import Kinds, annotation_of
+
 Key = tuple[str, ...]
 SECRET = re.compile(r"(^|_)token$|password|passphrase|secret|api_?key|credential", re.IGNORECASE)
 # A file's name is no secret, whatever the file holds.
@@ -56,12 +58,34 @@ def is_secret(key: Key) -> bool:
     return any(SECRET.search(part) and not PATH.search(part) for part in key)
 
 
-def annotations_at(model: type[BaseModel], key: Key) -> list[Any]:
-    """Every annotation a key can have; empty when the model does not know the key."""
+def annotations_at(
+    model: type[BaseModel], key: Key, values: Mapping[str, Any] | None = None
+) -> list[Any]:
+    """Every annotation a key can have; empty when the model does not know the key.
+
+    Args:
+        values: nested, of the whole model. Where they name a class of a user's own as the kind
+            of a section, its keys are known too.
+
+    Raises:
+        ConfigurationError: there is no such class.
+    """
     found: list[Any] = [model]
+    node: Any = values
     for part in key:
-        found = [inner for outer in found for inner in _step(outer, part)]
+        found = [inner for outer in found for inner in _step(outer, part, node)]
+        node = node.get(part) if isinstance(node, Mapping) else None
     return found
+
+
+def may_be_of_ones_own(model: type[BaseModel], key: Key) -> bool:
+    """Whether the key is in a section whose kind may be a class of a user's own, so that only
+    all values together tell whether it is known."""
+    return any(
+        _kinds_of(annotation) is not None
+        for depth in range(1, len(key))
+        for annotation in annotations_at(model, key[:depth])
+    )
 
 
 def holds_only_text(annotations: Sequence[Any]) -> bool:
@@ -70,27 +94,41 @@ def holds_only_text(annotations: Sequence[Any]) -> bool:
     return bool(leaves) and all(_is_text(leaf) for leaf in leaves)
 
 
-def first_unknown(model: type[BaseModel], values: Mapping[str, Any], key: Key = ()) -> Key | None:
-    """The first key in ``values`` (nested) that the model does not know."""
-    for name, value in values.items():
+def first_unknown(model: type[BaseModel], values: Mapping[str, Any]) -> Key | None:
+    """The first key in ``values`` (nested) that the model does not know.
+
+    Raises:
+        ConfigurationError: as ``annotations_at``.
+    """
+    return _first_unknown(model, values, values, ())
+
+
+def _first_unknown(
+    model: type[BaseModel], whole: Mapping[str, Any], here: Mapping[str, Any], key: Key
+) -> Key | None:
+    for name, value in here.items():
         inner = (*key, name)
-        if not annotations_at(model, inner):
+        if not annotations_at(model, inner, whole):
             return inner
         if isinstance(value, Mapping):
-            found = first_unknown(model, value, inner)
+            found = _first_unknown(model, whole, value, inner)
             if found:
                 return found
     return None
 
 
-def nearest(model: type[BaseModel], key: Key) -> str:
-    """Advice for a key the model does not know: the closest known one."""
+def nearest(model: type[BaseModel], key: Key, values: Mapping[str, Any] | None = None) -> str:
+    """Advice for a key the model does not know: the closest known one. ``values`` as in
+    ``annotations_at``."""
     known = [dotted(path) for path in _known(model)]
+    section: Any = values
+    for part in key[:-1]:
+        section = section.get(part) if isinstance(section, Mapping) else None
     siblings = sorted(
         {
             dotted((*key[:-1], name))
-            for annotation in annotations_at(model, key[:-1])
-            for inner in _models(annotation)
+            for annotation in annotations_at(model, key[:-1], values)
+            for inner in _models(annotation, section)
             for name in inner.model_fields
         }
     )
@@ -125,25 +163,27 @@ def kinds_with(model: type[BaseModel], key: Key) -> tuple[str, list[str]]:
     return "", []
 
 
-def mentioned(model: type[BaseModel], section: Key, text: str) -> list[Key]:
+def mentioned(
+    model: type[BaseModel], section: Key, text: str, values: Mapping[str, Any] | None = None
+) -> list[Key]:
     """The keys that a text about this section names, with the section or without it, in the
-    order of the text."""
+    order of the text. ``values`` as in ``annotations_at``."""
     found: dict[Key, None] = {}
     for word in re.findall(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", text):
         parts = tuple(word.split("."))
         for key in ((*section, *parts), parts if len(parts) > 1 else ()):
-            annotations = annotations_at(model, key) if len(key) > len(section) else []
+            annotations = annotations_at(model, key, values) if len(key) > len(section) else []
             if annotations and not any(inner for a in annotations for inner in _models(a)):
                 found[key] = None
                 break
     return list(found)
 
 
-def _step(annotation: Any, part: str) -> Iterator[Any]:
-    for leaf in _alternatives(annotation):
+def _step(annotation: Any, part: str, values: Any) -> Iterator[Any]:
+    for leaf in _alternatives(annotation, values):
         if isinstance(leaf, type) and issubclass(leaf, BaseModel):
             if part in leaf.model_fields:
-                yield leaf.model_fields[part].annotation
+                yield annotation_of(leaf.model_fields[part])
         elif leaf in (dict, Mapping, Any):
             yield Any
         elif get_origin(leaf) in (dict, Mapping) or _is_abstract_mapping(leaf):
@@ -155,10 +195,21 @@ def _is_abstract_mapping(leaf: Any) -> bool:
     return isinstance(origin, type) and issubclass(origin, Mapping)
 
 
-def _alternatives(annotation: Any) -> Iterator[Any]:
-    """The members of unions, through Annotated, without None."""
+def _kinds_of(annotation: Any) -> Kinds | None:
+    """The mark of a section that comes in kinds."""
+    if get_origin(annotation) is not Annotated:
+        return None
+    return next((mark for mark in get_args(annotation)[1:] if isinstance(mark, Kinds)), None)
+
+
+def _alternatives(annotation: Any, values: Any = None) -> Iterator[Any]:
+    """The members of unions and the kinds of a section, through Annotated, without None.
+    ``values`` are those of the section."""
     origin = get_origin(annotation)
-    if origin is Annotated:
+    kinds = _kinds_of(annotation)
+    if kinds is not None:
+        yield from kinds.at(values)
+    elif origin is Annotated:
         yield from _alternatives(get_args(annotation)[0])
     elif origin in (Union, types.UnionType):
         for member in get_args(annotation):
@@ -167,8 +218,8 @@ def _alternatives(annotation: Any) -> Iterator[Any]:
         yield annotation
 
 
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    for leaf in _alternatives(annotation):
+def _models(annotation: Any, values: Any = None) -> Iterator[type[BaseModel]]:
+    for leaf in _alternatives(annotation, values):
         if isinstance(leaf, type) and issubclass(leaf, BaseModel):
             yield leaf
 
@@ -184,5 +235,5 @@ def _is_text(leaf: Any) -> bool:
 def _known(model: type[BaseModel], key: Key = ()) -> Iterator[Key]:
     for name, field in model.model_fields.items():
         yield (*key, name)
-        for inner in _models(field.annotation):
+        for inner in _models(annotation_of(field)):
             yield from _known(inner, (*key, name))

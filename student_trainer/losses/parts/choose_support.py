@@ -21,7 +21,7 @@ import torch
 from teacher_proto.rows import required
 from torch import Tensor
 
-from student_trainer.losses.base import LossBatch
+from student_trainer.losses.parts.base import LossBatch
 
 SupportKind = Literal["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 # Below this share of the mass that it is subtracted from, float32 cannot resolve a tail.
@@ -79,6 +79,23 @@ def choose_support(
         return changed
     tail, known = _tail(batch.teacher_log_tail, batch.teacher_tail_valid, top, (ids, log_q, valid))
     return replace(changed, teacher_log_tail=tail, teacher_tail_valid=known)
+
+
+def single_ids_as_coarse(batch: LossBatch) -> LossBatch:
+    """The batch in which rows of a single valid id and a rest are coarse too.
+
+    Renormalised on its id such a row would teach nothing, and it is often one in which the
+    teacher is sure: how a response ends is learnt there. A row of one id without a rest, or with
+    one that is not finite, is no coarse row: it has nothing to be compared with, and the loss
+    drops it.
+
+    Args:
+        batch: of a teacher with another tokenizer, with a support and its ``teacher_log_tail``.
+    """
+    tail = required(batch.teacher_log_tail, "teacher_log_tail")
+    has_rest = required(batch.teacher_tail_valid, "teacher_tail_valid") & tail.isfinite()
+    single = (required(batch.support_valid, "support_valid").sum(-1) == 1) & has_rest
+    return replace(batch, coarse=batch.coarse_rows | single) if bool(single.any()) else batch
 
 
 def _check(batch: LossBatch, support: SupportKind, mass: float | None) -> None:

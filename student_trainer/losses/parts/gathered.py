@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from student_trainer.losses.base import Head
+from student_trainer.losses.parts.base import Head
 
 # Elements of gathered head rows in memory at a time. On a CPU a block that fits into the
 # cache is several times faster than a large one; a GPU needs large launches.
@@ -168,7 +168,7 @@ def _kernels(parameter: Tensor) -> Any:
     """The Triton kernels if they run here: on CUDA, with Triton installed, not in float64."""
     if parameter.device.type != "cuda" or not _triton_installed():
         return None
-    from student_trainer.losses import gathered_triton
+    from student_trainer.losses.parts import gathered_triton
 
     return gathered_triton if parameter.dtype in gathered_triton.KERNEL_DTYPES else None
 

@@ -1,5 +1,16 @@
-"""What the settings of every loss have: temperature, mean, masks, chunks, and what is asked of
-the teacher's rows (``settings.loss`` has the losses themselves)."""
+"""What every loss is: its settings, what it needs of the teacher, and a call.
+
+A loss is one file: a class that extends ``Loss`` (or, on a support, ``SupportLoss``), whose fields
+are its settings and whose call is the loss itself.
+
+    class Mine(Loss):
+        sharpness: float = Field(default=2.0, description="...")
+
+        def __call__(self, batch, head): ...
+
+The trainer knows no loss by name. What it has to know of one, the class says in the attributes
+and methods below.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +18,12 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
+from teacher_proto.program.settings_types import Count, Positive, PositiveInt, Settings, Share
 from teacher_proto.templates.thinking import THINKING
+from torch import Tensor
 
-from student_trainer.settings.base import Count, Positive, PositiveInt, Settings, Share
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult, LossSettings
+from student_trainer.losses.parts.choose_support import choose_support
 
 
 @dataclass(frozen=True)
@@ -51,18 +65,24 @@ class MaskSettings(Settings):
         return value
 
 
-class LossCommon(Settings):
-    """What every loss shares.
+class Loss(Settings):
+    """A loss: its settings, what it needs, and the loss itself, ``loss(batch, head)``.
 
     Attributes:
-        policy_gradient: whether the loss is a policy gradient at the sampled tokens. It
-            then needs the teacher's log-probability of a row's sampled token rather than
-            a support, its own definition holds the ratio to the policy that drew the
-            token, and loss and rollout have one temperature.
+        at_sampled_token: whether a row is learnt from at its sampled token, and so needs the
+            teacher's log-probability of that token rather than a support. With top-p below 1
+            these tokens are drawn from a nucleus.
+        own_ratio: whether the definition holds the ratio to the policy that drew the tokens.
+            Where it does not, a stale batch's rows get that ratio as their weight.
+        rollout_temperature: whether the student is compared with itself as it drew the tokens,
+            so that loss and rollout have to have one temperature.
     """
 
-    policy_gradient: ClassVar[bool] = False
+    at_sampled_token: ClassVar[bool] = False
+    own_ratio: ClassVar[bool] = False
+    rollout_temperature: ClassVar[bool] = False
 
+    kind: str = ""
     temperature: Positive = Field(
         default=1.0, description="Divides the logits of both sides before they are compared."
     )
@@ -101,10 +121,19 @@ class LossCommon(Settings):
     def _coarse_where_it_means_something(cls, values: Any) -> Any:
         if isinstance(values, dict) and "coarse" in values and "coarse" not in cls.model_fields:
             raise ValueError(
-                f"coarse rows are compared on their ids and the rest, and "
-                f"{cls.model_fields['kind'].default} does not compare a rest: it leaves these rows "
-                "out. Remove loss.coarse"
+                f"coarse rows are compared on their ids and the rest, and {values.get('kind')} "
+                "does not compare a rest: it leaves these rows out. Remove loss.coarse"
             )
+        return values
+
+    @model_validator(mode="before")
+    @classmethod
+    def _called_by_its_name(cls, values: Any) -> Any:
+        """A class without a kind of its own is called by its dotted name."""
+        if isinstance(values, dict) and not (
+            values.get("kind") or cls.model_fields["kind"].default
+        ):
+            return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
         return values
 
     def asks(self, *, realigned: bool) -> RowsAsked:
@@ -115,7 +144,41 @@ class LossCommon(Settings):
         """
         raise NotImplementedError
 
+    def check_realigned(self) -> None:
+        """Refuses a teacher with another tokenizer where the loss cannot have one.
+
+        Raises:
+            ConfigurationError: it cannot, as it is set.
+        """
+
     @property
     def student_top_k(self) -> int:
         """At how many of the student's ids the teacher is scored for each row."""
         return 0
+
+    def rows(self, batch: LossBatch, *, removed: Tensor, realigned: bool) -> LossBatch:
+        """The batch as the loss reads it: with the support of each row.
+
+        Args:
+            batch: what the teacher returned for ``asks`` and ``student_top_k``.
+            removed: int64 [M], ids that no support may hold.
+        """
+        if batch.support_ids is None:
+            return batch
+        return choose_support(batch, "teacher", removed=removed)
+
+    def for_chunks(self) -> LossSettings:
+        """The settings of ``chunk_policy``, with ``masked_chunks``."""
+        return LossSettings(temperature=self.temperature, chunk_rows=self.chunk_rows)
+
+    def __call__(self, batch: LossBatch, head: Head) -> LossResult:
+        """The loss of these rows.
+
+        Args:
+            batch: of ``rows``. Rows of weight 0 count in neither numerator nor denominator.
+            head: the student's output projection.
+
+        Raises:
+            ValueError: the batch lacks values that the loss needs.
+        """
+        raise NotImplementedError

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_trainer.losses.base import Head
+from student_trainer.losses.parts.base import Head
 
 
 def logits_blocks(

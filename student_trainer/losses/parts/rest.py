@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from student_trainer.losses.base import Head
-from student_trainer.losses.divergences import Divergence, renormalise
-from student_trainer.losses.normaliser import add_logit_gradient, logits_blocks
+from student_trainer.losses.parts.base import Head
+from student_trainer.losses.parts.divergences import Divergence, renormalise
+from student_trainer.losses.parts.normaliser import add_logit_gradient, logits_blocks
 
 
 def divergence_with_rest(

@@ -1,10 +1,5 @@
 """Losses on a support: which rows count, which outcomes a row has, and one divergence.
 
-    lsm               reverse KL   sum p (log p - log q)     arXiv 2603.25562
-    topk_forward_kl   forward KL   sum q (log q - log p)
-    topk_jsd          generalised Jensen-Shannon divergence
-    unnormalised_reverse_kl   only for studies of its collapse
-
 With ``tail="none"`` p and q are renormalised on the support; the normaliser over the
 vocabulary cancels, and the [T, V] logits are never built. With ``tail="bucket"`` a row is
 compared on its support and the rest, which is all mass outside the support of each side; nothing
@@ -14,111 +9,139 @@ compared so whatever the tail is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal, Protocol
+
 import torch
 from torch import Tensor
 
-from student_trainer.losses.base import Head, LossBatch, LossResult, LossSettings, select_rows
-from student_trainer.losses.divergences import (
-    Divergence,
-    forward_kl,
-    jsd,
-    renormalise,
-    reverse_kl,
-)
-from student_trainer.losses.gathered import gathered_logits
-from student_trainer.losses.rest import divergence_with_rest, log_rest
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult, select_rows
+from student_trainer.losses.parts.divergences import Divergence, renormalise
+from student_trainer.losses.parts.gathered import gathered_logits
+from student_trainer.losses.parts.rest import divergence_with_rest, log_rest
 
 
-def lsm(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    """Local Support Matching: renormalised reverse KL on the support, the default.
+class RowTerms(Protocol):
+    """What every loss on a support reads of its settings."""
 
-    Without a tail the gradient with respect to logit u of the support is
-    p_u (log p_u - log q_u - l) / temperature, and exactly 0 outside.
-    """
-    return support_loss(batch, head, settings, reverse_kl)
-
-
-def topk_forward_kl(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    """Forward KL on the support."""
-    return support_loss(batch, head, settings, forward_kl)
+    @property
+    def temperature(self) -> float: ...
+    @property
+    def chunk_rows(self) -> int: ...
+    @property
+    def row_clamp(self) -> float | None: ...
 
 
-def topk_jsd(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    """Generalised Jensen-Shannon divergence on the support, ``settings.beta``."""
-    return support_loss(batch, head, settings, jsd(settings.beta))
+class SupportTerms(RowTerms, Protocol):
+    """And what one reads that can compare a support with the rest."""
 
-
-def unnormalised_reverse_kl(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
-    """sum over the support of p (log p - log q), neither renormalised nor with a tail. It is
-    least at p = q / e on the support, so it drives the student's mass there down. Only for
-    studies of that collapse.
-
-    Raises:
-        ValueError: ``settings.study`` is not set.
-    """
-    if not settings.study:
-        raise ValueError(
-            "unnormalised_reverse_kl collapses the student's mass on the support: it is for "
-            "studies of that alone, with LossSettings.study = true"
-        )
-    return support_loss(batch, head, settings, reverse_kl, normalise=False)
+    @property
+    def tail(self) -> Literal["none", "bucket"]: ...
 
 
 def support_loss(
     batch: LossBatch,
     head: Head,
-    settings: LossSettings,
+    settings: SupportTerms,
     divergence: Divergence,
-    normalise: bool = True,
 ) -> LossResult:
-    """Rows with weight 0, with fewer than two valid ids (a coarse row: fewer than one and a
+    """The divergence of each row on its support, renormalised there or with the rest.
+
+    Rows with weight 0, with fewer than two valid ids (a coarse row: fewer than one and a
     rest), or not finite on either side count in neither numerator nor denominator; the latter
     two are counted as dropped.
 
     Raises:
         ValueError: the batch lacks values that the settings need; or K < 2 without a tail,
-            where the loss is 0 for every student; or a row is coarse and not to be normalised.
+            where the loss is 0 for every student.
     """
-    ids, log_q, valid = _support(batch)
-    coarse = batch.coarse_rows
-    if not normalise:
-        if bool((coarse & (batch.weights > 0)).any()):
-            raise ValueError(
-                "unnormalised_reverse_kl does not compare the rest of a coarse row: give coarse "
-                "rows weight 0, or do not ask the service for them"
-            )
-    elif ids.shape[1] < 2 and settings.tail == "none" and batch.coarse is None:
+    ids, _, valid = _support(batch)
+    if ids.shape[1] < 2 and settings.tail == "none" and batch.coarse is None:
         raise ValueError(
             f"a support needs at least 2 ids, got {ids.shape[1]}: "
             "renormalised on one id the loss is 0 for every student"
         )
-    active = batch.weights > 0
     count = valid.sum(-1)
     enough = count >= 2
-    finite = log_q.where(valid, 0).isfinite().all(-1)
-    finite &= batch.hidden.detach().isfinite().all(-1)
-    if normalise and (settings.tail == "bucket" or batch.coarse is not None):
+    finite = torch.ones_like(enough)
+    if settings.tail == "bucket" or batch.coarse is not None:
         tail, has_tail = _teacher_tail(batch)
-        enough |= coarse & has_tail & (count == 1)
-        with_rest = has_tail if settings.tail == "bucket" else has_tail & coarse
-        finite &= tail.where(with_rest, 0).isfinite()
+        enough |= batch.coarse_rows & has_tail & (count == 1)
+        with_rest = has_tail if settings.tail == "bucket" else has_tail & batch.coarse_rows
+        finite = tail.where(with_rest, 0).isfinite()
+
+    def losses(rows: Tensor, hidden: Tensor, logits: Tensor) -> Tensor:
+        return _normalised(batch, rows, hidden, head, logits, settings, divergence)
+
+    return _result(batch, head, enough, finite, losses, settings.row_clamp)
+
+
+def unnormalised_loss(
+    batch: LossBatch, head: Head, settings: RowTerms, divergence: Divergence, least_ids: int
+) -> LossResult:
+    """The divergence of each row on its support, with both sides as probabilities of the whole
+    vocabulary. It needs the student's normaliser, computed in blocks of rows, and no rest: coarse
+    rows are computed as the others.
+
+    Rows with weight 0, with fewer than ``least_ids`` valid ids, or not finite on either side count
+    in neither numerator nor denominator; the latter two are counted as dropped.
+
+    Raises:
+        ValueError: the batch has no support.
+    """
+    ids, log_q, valid = _support(batch)
+
+    def losses(rows: Tensor, hidden: Tensor, logits: Tensor) -> Tensor:
+        at = ids[rows], valid[rows], settings.temperature, settings.chunk_rows
+        log_p = _of_everything(
+            logits / settings.temperature, valid[rows], log_rest(hidden, head, *at)
+        )
+        return divergence(log_p, log_q[rows].to(logits.dtype), valid[rows])
+
+    enough = valid.sum(-1) >= least_ids
+    return _result(batch, head, enough, torch.ones_like(enough), losses, settings.row_clamp)
+
+
+def refuse_coarse(batch: LossBatch, name: str) -> None:
+    """Raises ValueError where a coarse row has a weight."""
+    if bool((batch.coarse_rows & (batch.weights > 0)).any()):
+        raise ValueError(
+            f"{name} does not compare the rest of a coarse row: give coarse "
+            "rows weight 0, or do not ask the service for them"
+        )
+
+
+def _result(
+    batch: LossBatch,
+    head: Head,
+    enough: Tensor,
+    finite: Tensor,
+    losses_of: Callable[[Tensor, Tensor, Tensor], Tensor],
+    row_clamp: float | None,
+) -> LossResult:
+    """The loss of the rows that count.
+
+    Args:
+        enough: bool [T], whether a row has enough valid ids.
+        finite: bool [T], whether what the loss reads besides the support is finite.
+        losses_of: maps R rows of the batch, int64 [R], with their hidden states and the logits of
+            their support, [R, H] and [R, K], to their losses [R].
+    """
+    ids, log_q, valid = _support(batch)
+    coarse = batch.coarse_rows
+    active = batch.weights > 0
+    finite = finite & log_q.where(valid, 0).isfinite().all(-1)
+    finite &= batch.hidden.detach().isfinite().all(-1)
     rows = select_rows(active & enough & finite)
 
     hidden = batch.hidden.index_select(0, rows)
     logits = gathered_logits(hidden, head, ids[rows].where(valid[rows], 0))
     good = logits.detach().isfinite().all(-1)
     logits = torch.where(good[:, None], logits, 0)
-    if normalise:
-        losses = _normalised(batch, rows, hidden, head, logits, settings, divergence)
-    else:
-        at = ids[rows], valid[rows], settings.temperature, settings.chunk_rows
-        log_p = _of_everything(
-            logits / settings.temperature, valid[rows], log_rest(hidden, head, *at)
-        )
-        losses = divergence(log_p, log_q[rows].to(logits.dtype), valid[rows])
+    losses = losses_of(rows, hidden, logits)
     good = good & losses.detach().isfinite()
     losses = torch.where(good, losses, 0)
-    bounded = losses if settings.row_clamp is None else losses.clamp_max(settings.row_clamp)
+    bounded = losses if row_clamp is None else losses.clamp_max(row_clamp)
 
     used = torch.zeros_like(active)
     used[rows] = good
@@ -129,8 +152,8 @@ def support_loss(
     coarse_metrics: dict[str, float] = {}
     if batch.coarse is not None:
         coarse_metrics["coarse_loss"] = float(per_row[rows][of_coarse].sum())
-    if settings.row_clamp is not None:
-        clamped = losses.detach() > settings.row_clamp
+    if row_clamp is not None:
+        clamped = losses.detach() > row_clamp
         metrics["row_clamped"] = float((clamped & of_full).sum())
         if batch.coarse is not None:
             coarse_metrics["row_clamped"] = float((clamped & of_coarse).sum())
@@ -151,7 +174,7 @@ def _normalised(
     hidden: Tensor,
     head: Head,
     logits: Tensor,
-    settings: LossSettings,
+    settings: SupportTerms,
     divergence: Divergence,
 ) -> Tensor:
     """The divergence of each row on its support, renormalised there or with the rest.
