@@ -30,6 +30,7 @@ from student_trainer.run.progress import Progress
 from student_trainer.run.resume import check_resumable, pending_batches_usable
 from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.run.signals import Stopped, Stopper
+from student_trainer.settings.dotted import sources
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
 from student_trainer.student.response_ends import ends_of_before
@@ -100,6 +101,7 @@ class TrainingLoop:
             config=config.model_dump(mode="json"),
             now=now,
             terminators=student.terminators,
+            sources={source.module: source.sha256 for source in sources(config)},
         )
         self._rng = capture_rng(self.student.device)
         self._saved_step = 0

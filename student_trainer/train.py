@@ -22,10 +22,11 @@ from student_trainer.report import write_report
 from student_trainer.report.hub import push
 from student_trainer.report.model_card import write_card
 from student_trainer.report.summary import write_summary
-from student_trainer.run.directory import RunDirectory, prepare, read_metrics
+from student_trainer.run.directory import RunDirectory, keep_sources, prepare, read_metrics
 from student_trainer.run.lock import locked
 from student_trainer.run.progress import Progress
 from student_trainer.run.signals import Stopper
+from student_trainer.settings.dotted import sources
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup import steps
 from student_trainer.startup.start import Start, make
@@ -62,6 +63,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
                 # Of the student before the steps that are made now.
                 (run.evaluation / "after.json").unlink()
             write_text(run.config, to_toml(config))
+            keep_sources(run, sources(config))
             if not start.checkpoint:
                 _show_first_example(config, student, prompts, teacher)
             evaluation = RunEvaluation(config, student, teacher, prompts, run)

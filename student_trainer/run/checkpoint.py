@@ -15,7 +15,7 @@ import json
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class TrainState:
             Empty in a checkpoint of before runs had one.
         terminators: ids that ended the responses; None in a checkpoint of before they were
             kept.
+        sources: sha256 of the files of the user's own classes, by the names of their modules.
     """
 
     step: int
@@ -65,6 +66,7 @@ class TrainState:
     score: float | None = None
     now: str = ""
     terminators: tuple[int, ...] | None = None
+    sources: Mapping[str, str] = field(default_factory=dict)
 
 
 def save(

@@ -6,16 +6,17 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.program.files import write_text
+from teacher_proto.program.files import write_bytes, write_text
 
 from student_trainer.run import checkpoint
 from student_trainer.run.retention import listing
+from student_trainer.settings.dotted import Source
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,16 @@ def prepare(run: RunDirectory, step: int) -> None:
     elif run.metrics.exists():
         kept = [line for line in read_metrics(run.metrics) if line["step"] <= step]
         write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def keep_sources(run: RunDirectory, found: Sequence[Source]) -> None:
+    """Copies the files of the user's own classes that stood beside the configuration to the same
+    places beside the run's ``config.toml``, so that this can be given to ``train`` again."""
+    for source in found:
+        if source.folder is not None and source.folder != run.path.resolve():
+            kept = run.path / source.path.relative_to(source.folder)
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(kept, source.path.read_bytes())
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

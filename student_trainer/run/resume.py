@@ -15,6 +15,7 @@ from teacher_proto.types import TeacherIdentity
 
 from student_trainer.data.digest import difference, same_prompts
 from student_trainer.run.checkpoint import TrainState
+from student_trainer.settings.dotted import Source
 from student_trainer.settings.train import TrainConfig
 
 # Keys that may change on resume, because they do not change a step's numbers. The train
@@ -45,6 +46,9 @@ FREE_KEYS = (
     "hub",
 )
 
+
+# What ``checkpoint.allow_changed`` calls the files of a user's own classes.
+MODULES = "modules"
 
 # Settings that a checkpoint of before there were any does not speak of. Whether they change
 # anything is told later: of prompts by their digest and by how the teacher reads them, of coarse
@@ -146,6 +150,34 @@ def check_settings(
             where="run.steps",
             fix=f"raise it to {state.step} or more, name an earlier checkpoint in "
             "checkpoint.resume, or start another run in another run.output_dir",
+        )
+
+
+def check_sources(state: TrainState, found: Sequence[Source], allowed: Sequence[str] = ()) -> None:
+    """Refuses classes of the user's own whose files are not those that the run was made with.
+
+    Args:
+        found: of the settings, by ``settings.dotted.sources``.
+        allowed: keys that may change; ``MODULES`` allows every file.
+
+    Raises:
+        ConfigurationError: a file has changed, or a module is no longer imported; all are named.
+    """
+    if MODULES in allowed:
+        return
+    now = {source.module: source for source in found}
+    changed = [
+        f"{now[name].path} has changed" if name in now else f"{name} is no longer imported"
+        for name, before in sorted(state.sources.items())
+        if name not in now or now[name].sha256 != before
+    ]
+    if changed:
+        raise ConfigurationError(
+            f"the run was made with other code of your own: {', '.join(changed)}",
+            where="checkpoint.resume",
+            fix="restore the files (those that stood beside the configuration are kept in the "
+            f"run's directory), name {MODULES} in checkpoint.allow_changed, or start another run "
+            "in another run.output_dir",
         )
 
 

@@ -10,29 +10,49 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import os
 import re
 import sys
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from importlib.machinery import PathFinder
 from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from pydantic import BaseModel
 from teacher_proto.errors import ConfigurationError, first_line
 from teacher_proto.program.files import file_sha256
 
 C = TypeVar("C")
 DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 _FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders of the configuration", default=())
-# The sha256 of each file in these folders that a module was imported from, and the folder of
-# each top-level module.
-_READ: dict[Path, str] = {}
-_HOMES: dict[str, Path] = {}
 _IMPORTS = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Source:
+    """The file that a module of a user's own was imported from, as it was then.
+
+    Attributes:
+        module: its dotted name.
+        path: the file.
+        sha256: of its content, hexadecimal.
+        folder: the folder of the configuration that it stands in; None where it is installed.
+    """
+
+    module: str
+    path: Path
+    sha256: str
+    folder: Path | None
+
+
+# What was imported from each folder of a configuration, by the modules' names.
+_READ: dict[Path, dict[str, Source]] = {}
 
 
 @contextmanager
@@ -76,7 +96,10 @@ def load_dotted(name: str, base: type[C], where: str) -> type[C]:
     fitting = [
         attribute
         for attribute, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, base) and value is not base
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value is not base
+        and value.__module__ == module_name
     ]
     close = difflib.get_close_matches(class_name, fitting, n=1) or fitting[:1]
     fix = f"did you mean {module_name}:{close[0]}?" if close else f"extend {_full_name(base)}"
@@ -89,29 +112,55 @@ def load_dotted(name: str, base: type[C], where: str) -> type[C]:
     raise ConfigurationError(what, where=where, fix=fix)
 
 
-def source_of(found: type) -> Path | None:
-    """The file that a class was imported from; None where there is none."""
-    file = getattr(sys.modules.get(found.__module__), "__file__", None)
-    return Path(file) if file else None
+def sources(settings: BaseModel) -> list[Source]:
+    """The files of the classes that these settings name as ``package.module:Name``, with what
+    they import from beside the configuration, in the order of the modules' names."""
+    found: dict[str, Source] = {}
+    for own in _named_by_dots(settings):
+        name = type(own).__module__
+        home = next((home for home, read in _READ.items() if name in read), None)
+        if home is not None:
+            found |= _READ[home]
+            continue
+        file = getattr(sys.modules.get(name), "__file__", None)
+        if file is not None:
+            found[name] = Source(name, Path(file), file_sha256(Path(file)), None)
+    return [found[name] for name in sorted(found)]
+
+
+def _named_by_dots(value: object) -> Iterator[BaseModel]:
+    """The sections, at any depth, whose kind is a dotted name."""
+    if isinstance(value, BaseModel):
+        if ":" in str(getattr(value, "kind", "")):
+            yield value
+        for name in type(value).model_fields:
+            yield from _named_by_dots(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for inner in value.values():
+            yield from _named_by_dots(inner)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from _named_by_dots(inner)
 
 
 def _module(name: str, where: str) -> ModuleType:
     root = name.partition(".")[0]
-    own = root in _HOMES or not (root in sys.modules or _installed(root))
-    folders = (*_FOLDERS.get(), *([_HOMES[root]] if root in _HOMES else []))
+    homes = [home for home, read in _READ.items() if root in read]
+    own = bool(homes) or not (root in sys.modules or _installed(root))
+    folders = tuple(dict.fromkeys((*_FOLDERS.get(), *homes)))
     added = [str(folder) for folder in folders if str(folder) not in sys.path]
     sys.path.extend(added)
     try:
         importlib.invalidate_caches()
         if own:
-            _forget_what_changed(root, folders)
+            _forget_what_changed(root, homes, folders)
         module = importlib.import_module(name)
     except (Exception, SystemExit) as error:
         raise _refusal(name, error, folders, where) from error
     finally:
         sys.path[:] = [entry for entry in sys.path if entry not in added]
-    if own:
-        _remember(root, folders)
+        if own:
+            _remember(folders)
     return module
 
 
@@ -121,33 +170,32 @@ def _installed(root: str) -> bool:
     return any(find is not None and find(root, None) is not None for find in finders)
 
 
-def _modules_of(root: str) -> Iterator[tuple[str, Path | None]]:
-    """The imported modules at and below a top-level one, and their files."""
-    for name, module in list(sys.modules.items()):
-        if name == root or name.startswith(f"{root}."):
-            file = getattr(module, "__file__", None)
-            yield name, Path(file) if file else None
-
-
-def _forget_what_changed(root: str, folders: tuple[Path, ...]) -> None:
-    """Lets a module be imported again that was imported from another folder, or from a file
-    that has changed."""
-    imported = list(_modules_of(root))
+def _forget_what_changed(root: str, homes: list[Path], folders: tuple[Path, ...]) -> None:
+    """Lets modules be imported again where the first folder that has this one is another than it
+    was imported from, or one of their files has changed."""
     spec = PathFinder.find_spec(root, [str(folder) for folder in folders])
     now = getattr(sys.modules.get(root), "__file__", None)
-    stale = spec is None or spec.origin != now
-    for _, file in imported:
-        stale |= file is not None and not (file.is_file() and _READ.get(file) == file_sha256(file))
-    if stale:
-        for name, _ in imported:
-            del sys.modules[name]
+    for home in homes:
+        changed = any(
+            not source.path.is_file() or file_sha256(source.path) != source.sha256
+            for source in _READ[home].values()
+        )
+        if changed or spec is None or spec.origin != now:
+            for name in _READ.pop(home):
+                sys.modules.pop(name, None)
 
 
-def _remember(root: str, folders: tuple[Path, ...]) -> None:
-    for _, file in _modules_of(root):
-        if file is not None and any(folder in file.parents for folder in folders):
-            _READ[file] = file_sha256(file)
-    _HOMES[root] = next(folder for folder in folders if PathFinder.find_spec(root, [str(folder)]))
+def _remember(folders: tuple[Path, ...]) -> None:
+    """Keeps which modules were imported from right in these folders, and are found nowhere
+    else."""
+    for name, module in list(sys.modules.items()):
+        file, root = getattr(module, "__file__", None), name.partition(".")[0]
+        for folder in folders:
+            starts = (str(folder / f"{root}.py"), str(folder / root) + os.sep)
+            known = name in _READ.get(folder, {})
+            if file is not None and file.startswith(starts) and not known and not _installed(root):
+                source = Source(name, Path(file), file_sha256(Path(file)), folder)
+                _READ.setdefault(folder, {})[name] = source
 
 
 def _refusal(

@@ -53,7 +53,8 @@ class CheckpointSettings(Settings):
     )
     allow_changed: tuple[str, ...] = Field(
         default=(),
-        description="Keys whose values may differ from the checkpoint's when a run resumes.",
+        description="Keys whose values may differ from the checkpoint's when a run resumes; "
+        "`modules`, that files of your own classes (`loss.kind`) may.",
     )
 
 

@@ -14,7 +14,8 @@ from student_trainer.report.hub import check_can_push
 from student_trainer.run.checkpoint import load_state
 from student_trainer.run.directory import find_checkpoint
 from student_trainer.run.lock import check_free
-from student_trainer.run.resume import check_settings
+from student_trainer.run.resume import check_settings, check_sources
+from student_trainer.settings.dotted import sources
 from student_trainer.startup.start import Start
 from student_trainer.trackers import check_installed
 
@@ -58,12 +59,13 @@ def checkpoint(start: Start) -> str:
     """Whether the settings are those that the checkpoint was made with.
 
     Raises:
-        ConfigurationError: as ``check_settings``.
+        ConfigurationError: as ``check_settings`` and ``check_sources``.
     """
     if start.resumed is None:
         return "there is none"
     steps, made = start.config.run.steps, start.resumed.step
     allowed = start.config.checkpoint.allow_changed
+    check_sources(start.resumed, sources(start.config), allowed)
     check_settings(start.resumed, start.config.model_dump(mode="json"), allowed)
     if made == steps:
         start.warn(

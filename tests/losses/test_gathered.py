@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from student_trainer.losses import Head, LossSettings, lsm
-from student_trainer.losses import gathered as gathered_module
+from student_trainer.losses.parts import gathered as gathered_module
 from student_trainer.losses.parts.gathered import gathered_logits
 from student_trainer.losses.parts.normaliser import row_statistics, token_log_probs
 from tests.losses.test_losses import SETTINGS, assert_same, gradients

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
 import sys
 from collections.abc import Iterator
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from pydantic import ConfigDict
 from teacher_proto.errors import EXIT_CONFIGURATION, ConfigurationError
+from teacher_proto.program.files import file_sha256
 
-from student_trainer.settings.dotted import importable_from, load_dotted, source_of
+from student_trainer.settings.base import Settings
+from student_trainer.settings.dotted import importable_from, load_dotted, sources
 
 
 class Shape:
@@ -60,7 +65,6 @@ def test_a_class_of_a_file_beside_the_configuration(tmp_path: Path) -> None:
     path = list(sys.path)
     found = load("shapes_a:Square", write(tmp_path / "a", shapes_a=SQUARE))
     assert (found.sides, found.__name__) == (4, "Square")
-    assert source_of(found) == tmp_path / "a" / "shapes_a.py"
     assert sys.path == path
 
 
@@ -88,6 +92,23 @@ def test_a_module_that_is_there_without_a_file_stays(monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "shapes_k", made)
     assert load("shapes_k:Installed") is Installed
     assert sys.modules["shapes_k"] is made
+
+
+def test_what_python_finds_by_itself_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a package does that is installed for editing, beside whose folder a configuration is."""
+    folder = write(tmp_path / "a", shapes_l=SQUARE, shapes_m=SQUARE)
+
+    class Finder:
+        @staticmethod
+        def find_spec(name: str, *_: object) -> ModuleSpec | None:
+            return PathFinder.find_spec(name, [str(folder)]) if name == "shapes_l" else None
+
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder])
+    installed = importlib.import_module("shapes_l")
+    assert load("shapes_m:Square", folder).sides == 4
+    write(folder, shapes_m=SQUARE.replace("4", "5"))
+    assert load("shapes_m:Square", folder).sides == 5
+    assert sys.modules["shapes_l"] is installed
 
 
 class Installed(Shape):
@@ -175,3 +196,35 @@ def test_a_module_that_raised_is_tried_again(tmp_path: Path) -> None:
     refused("shapes_i:Square", folder)
     write(folder, shapes_i=SQUARE)
     assert load("shapes_i:Square", folder).sides == 4
+
+
+class Section(Settings):
+    kind: str = ""
+    shape: Shape | None = None
+    more: tuple[Section, ...] = ()
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+
+def test_the_files_of_what_settings_name_are_told(tmp_path: Path) -> None:
+    folder = write(
+        tmp_path / "a",
+        counts_o="SIDES = 6\n",
+        shapes_o="from tests.settings.test_dotted import Section\nimport counts_o\n"
+        "class Own(Section): ...\n",
+        shapes_p=SQUARE,
+    )
+    with importable_from([folder]):
+        own = load_dotted("shapes_o:Own", Section, "loss.kind")
+    whole = Section(kind="named", more=(Section(), own(kind="shapes_o:Own")))
+    assert [(s.module, s.path, s.sha256, s.folder) for s in sources(whole)] == [
+        (name, folder / f"{name}.py", file_sha256(folder / f"{name}.py"), folder)
+        for name in ("counts_o", "shapes_o")
+    ]
+    (installed,) = sources(Section(kind=f"{__name__}:Section"))
+    assert (installed.module, installed.path, installed.folder) == (
+        __name__,
+        Path(__file__),
+        None,
+    )
+    assert sources(Section(kind="named")) == []

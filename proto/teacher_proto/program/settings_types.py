@@ -82,10 +82,14 @@ class Kinds:
 
     def at(self, values: object) -> list[type[BaseModel]]:
         """The classes that a section with these values may be of; without values, those that
-        have a name."""
+        have a name.
+
+        Raises:
+            ConfigurationError: the values name a kind that there is not.
+        """
         kind = values.get("kind") if isinstance(values, Mapping) else None
-        own = isinstance(kind, str) and ":" in kind
-        return [*([self.of(kind)] if own else []), *self.named.values()]
+        chosen = [] if kind is None else [self.of(kind)]
+        return [*chosen, *(named for named in self.named.values() if named not in chosen)]
 
     def __get_pydantic_core_schema__(
         self, source: Any, handler: GetCoreSchemaHandler
