@@ -6,7 +6,13 @@ the teacher in the same process, so no run can have them.
 """
 
 from student_trainer.losses.chunk import chunk_policy
+from student_trainer.losses.entropy_switch import EntropySwitchLoss, entropy_switch
+from student_trainer.losses.fixed_advantage import FixedAdvantageLoss, fixed_advantage
 from student_trainer.losses.full import full_jsd, full_reverse_kl
+from student_trainer.losses.generalised_reverse_kl import (
+    GeneralisedReverseKlLoss,
+    generalised_reverse_kl,
+)
 from student_trainer.losses.lsm import LsmLoss, lsm
 from student_trainer.losses.parts.base import (
     Head,
@@ -33,12 +39,18 @@ LOSSES: dict[str, type[Loss]] = {
     "lsm": LsmLoss,
     "topk_forward_kl": TopkForwardKlLoss,
     "topk_jsd": TopkJsdLoss,
+    "generalised_reverse_kl": GeneralisedReverseKlLoss,
+    "entropy_switch": EntropySwitchLoss,
     "sampled_token": SampledTokenLoss,
     "unnormalised_reverse_kl": UnnormalisedReverseKlLoss,
+    "fixed_advantage": FixedAdvantageLoss,
 }
 
 __all__ = [
     "LOSSES",
+    "EntropySwitchLoss",
+    "FixedAdvantageLoss",
+    "GeneralisedReverseKlLoss",
     "Head",
     "Loss",
     "LossBatch",
@@ -56,8 +68,11 @@ __all__ = [
     "UnnormalisedReverseKlLoss",
     "choose_support",
     "chunk_policy",
+    "entropy_switch",
+    "fixed_advantage",
     "full_jsd",
     "full_reverse_kl",
+    "generalised_reverse_kl",
     "lsm",
     "sampled_token",
     "support_loss",

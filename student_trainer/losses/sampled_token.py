@@ -11,16 +11,18 @@ r = log pi_old - log q; gamma 0 is token-level, gamma 1 sequence-level.
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Literal, Protocol
 
 from pydantic import Field
-from teacher_proto.program.settings_types import Count, Positive, Share
+from teacher_proto.program.settings_types import Positive, Share
 from torch import Tensor
 
-from student_trainer.losses.parts.base import Head, LossBatch, LossResult, LossSettings
-from student_trainer.losses.parts.loss import Loss, RowsAsked
-from student_trainer.losses.parts.policy_gradient import ClipTerms, clipped_policy_gradient
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult
+from student_trainer.losses.parts.policy_gradient import (
+    ClipTerms,
+    PolicyGradientLoss,
+    clipped_policy_gradient,
+)
 from student_trainer.losses.parts.returns import discounted_returns
 
 
@@ -66,29 +68,11 @@ def _returns(batch: LossBatch, advantage: Tensor, gamma: float) -> Tensor:
     return total.to(advantage.dtype)
 
 
-class SampledTokenLoss(Loss):
+class SampledTokenLoss(PolicyGradientLoss):
     """Policy gradient on the teacher's log-ratio at the sampled token. A support is only
     asked for the metrics."""
 
-    at_sampled_token: ClassVar[bool] = True
-    own_ratio: ClassVar[bool] = True
-    rollout_temperature: ClassVar[bool] = True
-
     kind: Literal["sampled_token"] = "sampled_token"
-    top_k: Count = Field(
-        default=32,
-        description="Ids of a support that is asked for diagnostics alone; 0 asks for none.",
-    )
-    clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        default=0.2,
-        description="How far the importance ratio may leave 1 before a token's gradient is cut, "
-        "as in PPO.",
-    )
-    dual_clip: Annotated[float, Field(gt=1)] = Field(
-        default=3.0,
-        description="Bound on the loss of a token with a negative advantage, in multiples of "
-        "that advantage.",
-    )
     advantage_clamp: Positive | None = Field(
         default=None,
         description="Bound on the absolute advantage of a token, in nats; unset, none.",
@@ -98,12 +82,6 @@ class SampledTokenLoss(Loss):
         description="Discount of later tokens' rewards in a token's return: 0 is token-level, 1 "
         "is sequence-level.",
     )
-
-    def asks(self, *, realigned: bool) -> RowsAsked:
-        return RowsAsked(self.top_k)
-
-    def for_chunks(self) -> LossSettings:
-        return replace(super().for_chunks(), clip=self.clip, dual_clip=self.dual_clip)
 
     def __call__(self, batch: LossBatch, head: Head) -> LossResult:
         return sampled_token(batch, head, self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -9,11 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student_trainer.losses import Head, LossSettings, lsm, sampled_token
+from student_trainer.losses import Head, LossSettings, lsm
 from student_trainer.losses.parts.divergences import renormalise, reverse_kl
 from tests.support.loss_reference import (
     FUNCTIONS,
     Problem,
+    fixed_advantage_rows,
     full_logits,
     lsm_rows,
     problem,
@@ -30,7 +32,14 @@ HEADS = [
     {"bias": True, "scale": 2.0, "softcap": 4.0},
     {"lora": True, "bias": True, "scale": 0.5, "softcap": 6.0},
 ]
-SUPPORT_LOSSES = ["lsm", "topk_forward_kl", "topk_jsd", "unnormalised_reverse_kl"]
+SUPPORT_LOSSES = [
+    "lsm",
+    "topk_forward_kl",
+    "topk_jsd",
+    "unnormalised_reverse_kl",
+    "generalised_reverse_kl",
+    "entropy_switch",
+]
 SETTINGS = LossSettings(temperature=0.7, chunk_rows=4, study=True)
 
 
@@ -159,15 +168,22 @@ def test_beta_outside_its_range_is_refused(beta: float) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_sampled_token_equals_the_full_logits_reference(head: dict) -> None:
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [("sampled_token", sampled_token_rows), ("fixed_advantage", fixed_advantage_rows)],
+)
+def test_policy_gradients_equal_the_full_logits_reference(
+    name: str, reference: Callable[..., torch.Tensor], head: dict
+) -> None:
     case = problem(**head)
     # One row far below the dual clip, one far above the trust region.
     old = case.batch.old_log_probs.clone()
     old[0] -= 3.0
     old[1] += 3.0
     case = with_batch(case, old_log_probs=old)
-    result = sampled_token(case.batch, case.head, SETTINGS)
-    rows = sampled_token_rows(case.batch, case.head, 0.7, SETTINGS.clip, SETTINGS.dual_clip)
+    result = FUNCTIONS[name](case.batch, case.head, SETTINGS)
+    rows = reference(case.batch, case.head, 0.7, SETTINGS.clip, SETTINGS.dual_clip)
+    assert bool((rows != 0).any())
     torch.testing.assert_close(result.per_row, rows.detach(), rtol=1e-10, atol=1e-12)
     assert_same(gradients(result.total, case), gradients((rows * case.batch.weights).sum(), case))
 

@@ -9,10 +9,16 @@ import torch
 from torch import Tensor
 
 from student_trainer.losses import Head, LossBatch, LossSettings
-from tests.support.loss_reference import Problem, full_logits, with_batch
+from tests.support.loss_reference import (
+    FORWARD_WEIGHT,
+    THRESHOLD,
+    Problem,
+    full_logits,
+    with_batch,
+)
 
 T, V, K = 13, 37, 5
-NAMES = ["lsm", "topk_forward_kl", "topk_jsd"]
+NAMES = ["lsm", "topk_forward_kl", "topk_jsd", "entropy_switch"]
 SUPPORTS = ["teacher", "teacher+sampled", "student", "student+sampled", "union"]
 HEADS: list[dict[str, Any]] = [
     {},
@@ -23,8 +29,15 @@ SETTINGS = LossSettings(temperature=0.7, chunk_rows=4, beta=0.3)
 COARSE = torch.arange(T) % 3 == 1
 
 
-def two_sides(name: str, p: Tensor, q: Tensor) -> Tensor:
-    """The definition, over outcomes that all have mass."""
+def two_sides(name: str, p: Tensor, q: Tensor, *, rest: bool = True) -> Tensor:
+    """The definition, over outcomes that all have mass; ``rest``: whether the last one is the
+    rest."""
+    if name == "entropy_switch":
+        ids = q[:-1] if rest else q
+        alone = ids / ids.sum()
+        unsure = float(-(alone * alone.log()).sum()) > THRESHOLD
+        added = FORWARD_WEIGHT * (q * (q / p).log()).sum() if unsure else 0
+        return (p * (p / q).log()).sum() + added
     if name == "lsm":
         return (p * (p / q).log()).sum()
     if name == "topk_forward_kl":
@@ -55,7 +68,8 @@ def reference(
             qs = torch.cat([qs, q[outside].sum()[None]])
         else:
             ps, qs = ps / ps.sum(), qs / qs.sum()
-        rows.append(two_sides(name, ps, qs) if len(ps) > 1 else p.new_zeros(()))
+        row = two_sides(name, ps, qs, rest=bool(coarse[t])) if len(ps) > 1 else p.new_zeros(())
+        rows.append(row)
     return torch.stack(rows)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from student_trainer import losses
-from student_trainer.losses import Head, LossBatch, LossFunction, LowRank
+from student_trainer.losses import Head, LossBatch, LossFunction, LossResult, LossSettings, LowRank
 
 NAMES = (
     "lsm",
@@ -16,10 +16,42 @@ NAMES = (
     "topk_jsd",
     "sampled_token",
     "unnormalised_reverse_kl",
+    "generalised_reverse_kl",
     "full_reverse_kl",
     "full_jsd",
 )
-FUNCTIONS: dict[str, LossFunction] = {name: getattr(losses, name) for name in NAMES}
+THRESHOLD, FORWARD_WEIGHT = 1.1, 0.6
+FIXED_ADVANTAGE, MAX_LOG_PROB = -0.7, -2.5
+
+
+def _entropy_switch(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
+    return losses.EntropySwitchLoss(
+        temperature=settings.temperature,
+        chunk_rows=settings.chunk_rows,
+        tail=settings.tail,
+        row_clamp=settings.row_clamp,
+        entropy_threshold=THRESHOLD,
+        forward_weight=FORWARD_WEIGHT,
+    )(batch, head)
+
+
+def _fixed_advantage(batch: LossBatch, head: Head, settings: LossSettings) -> LossResult:
+    return losses.FixedAdvantageLoss(
+        temperature=settings.temperature,
+        chunk_rows=settings.chunk_rows,
+        clip=settings.clip,
+        dual_clip=settings.dual_clip,
+        advantage=FIXED_ADVANTAGE,
+        max_log_prob=MAX_LOG_PROB,
+        study=True,
+    )(batch, head)
+
+
+FUNCTIONS: dict[str, LossFunction] = {
+    **{name: getattr(losses, name) for name in NAMES},
+    "entropy_switch": _entropy_switch,
+    "fixed_advantage": _fixed_advantage,
+}
 
 
 def full_logits(hidden: Tensor, head: Head) -> Tensor:
@@ -41,6 +73,8 @@ def divergence(name: str, p: Tensor, q: Tensor, beta: float = 0.5) -> Tensor:
         return (p * (p.log() - q.log())).sum()
     if name == "topk_forward_kl":
         return (q * (q.log() - p.log())).sum()
+    if name == "generalised_reverse_kl":
+        return (p * (p.log() - q.log()) - p + q).sum()
     mean = beta * q + (1 - beta) * p
     return beta * (q * (q / mean).log()).sum() + (1 - beta) * (p * (p / mean).log()).sum()
 
@@ -67,14 +101,20 @@ def support_rows(
             continue
         pi = log_pi[t, batch.support_ids[t][valid]].exp()
         q = batch.support_log_probs[t][valid].to(log_pi.dtype).exp()
-        if name == "unnormalised_reverse_kl":
+        alone = q / q.sum()
+        unsure = float(-(alone * alone.log()).sum()) > THRESHOLD
+        if name in ("unnormalised_reverse_kl", "generalised_reverse_kl"):
             pass
         elif tail == "none":
             pi, q = pi / pi.sum(), q / q.sum()
         elif bool(batch.teacher_tail_valid[t]):
             pi = torch.cat([pi, 1 - pi.sum()[None]])
             q = torch.cat([q, batch.teacher_log_tail[t].exp()[None]])
-        rows.append(divergence(name, pi, q, beta))
+        if name == "entropy_switch":
+            more = FORWARD_WEIGHT * divergence("topk_forward_kl", pi, q) if unsure else 0
+            rows.append(divergence("lsm", pi, q) + more)
+        else:
+            rows.append(divergence(name, pi, q, beta))
     return torch.stack(rows)
 
 
@@ -99,10 +139,31 @@ def sampled_token_rows(
     """Clipped surrogate of each row by full logits, [T]."""
     assert batch.teacher_sampled is not None
     assert batch.old_log_probs is not None
+    advantage = batch.teacher_sampled - batch.old_log_probs
+    return surrogate_rows(batch, head, temperature, clip, dual_clip, advantage)
+
+
+def fixed_advantage_rows(
+    batch: LossBatch, head: Head, temperature: float, clip: float, dual_clip: float
+) -> Tensor:
+    """The same with the fixed advantage at the rows of improbable tokens, [T]."""
+    assert batch.old_log_probs is not None
+    advantage = (batch.old_log_probs <= MAX_LOG_PROB).double() * FIXED_ADVANTAGE
+    return surrogate_rows(batch, head, temperature, clip, dual_clip, advantage)
+
+
+def surrogate_rows(
+    batch: LossBatch,
+    head: Head,
+    temperature: float,
+    clip: float,
+    dual_clip: float,
+    advantage: Tensor,
+) -> Tensor:
+    assert batch.old_log_probs is not None
     log_pi = torch.log_softmax(full_logits(batch.hidden, head) / temperature, -1)
     taken = log_pi[torch.arange(len(batch.sampled_ids)), batch.sampled_ids]
     ratio = (taken - batch.old_log_probs).exp()
-    advantage = batch.teacher_sampled - batch.old_log_probs
     rows = []
     for r, a in zip(ratio, advantage, strict=True):
         bounded = torch.minimum(r * a, r.clamp(1 - clip, 1 + clip) * a)

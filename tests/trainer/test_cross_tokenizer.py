@@ -314,6 +314,8 @@ def test_what_cannot_be_realigned_is_refused_before_the_first_step(
     assert not (settings.run.output_dir / "metrics.jsonl").exists()
     with pytest.raises(ConfigurationError, match="could belong to their ids"):
         train(config(loss={"tail": "bucket"}))
+    with pytest.raises(ConfigurationError, match="too small by one factor"):
+        train(config(loss={"kind": "generalised_reverse_kl"}))
 
 
 @pytest.mark.parametrize(("opens", "closes"), THINKING)

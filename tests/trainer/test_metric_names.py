@@ -61,7 +61,7 @@ def test_runs_write_what_the_reference_explains(
 ) -> None:
     plain = run(
         "plain",
-        loss={"row_clamp": 1.0},
+        loss={"kind": "entropy_switch", "row_clamp": 1.0},
         pipeline={"staleness": 1},
         evaluation=EVALUATION,
     )

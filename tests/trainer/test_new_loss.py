@@ -114,6 +114,18 @@ def test_the_losses_are_called_by_their_kinds() -> None:
     }
 
 
+@pytest.mark.parametrize("kind", LOSSES)
+def test_every_loss_makes_a_step(kind: str, make_config: MakeConfig, teacher: LocalTeacher) -> None:
+    study = {"study": True} if "study" in LOSSES[kind].model_fields else {}
+    case = Case(make_config(loss={"kind": kind, **study}), teacher)
+    totals = UpdateTotals()
+    case.updater.gradients(case.rollouts, case.scores.__getitem__, totals, 1, False)
+    assert totals.used == sum(len(rollout.token_ids) for rollout in case.rollouts)
+    found = [master.grad for master in case.updater.optimizer.masters.values()]
+    assert all(grad is not None and bool(grad.isfinite().all()) for grad in found)
+    assert any(bool((grad != 0).any()) for grad in found if grad is not None)
+
+
 def test_no_code_but_a_loss_s_own_file_knows_it_by_name() -> None:
     """Neither its kind nor its class stands outside of ``losses``, except the default."""
     package = Path(student_trainer.__file__).parent

@@ -96,6 +96,8 @@ KINDS = {
         "loss": {"mean": "sequence"},
     },
     "jsd": {"loss": {"kind": "topk_jsd", "beta": 0.3}},
+    "generalised, union": {"loss": {"kind": "generalised_reverse_kl", "support": "union"}},
+    "entropy, tail": {"loss": {"kind": "entropy_switch", "tail": "bucket"}},
 }
 
 

@@ -22,10 +22,10 @@ class Key:
     where: str = ""
 
 
-SUPPORT = "a loss on a support, or `sampled_token` with `loss.top_k` above 0"
+SUPPORT = "a loss on a support, or a policy gradient with `loss.top_k` above 0"
 WHOLE = "`report.metric_rows` above 0"
 ACROSS = "the teacher has another tokenizer"
-POLICY = '`loss.kind = "sampled_token"`'
+POLICY = '`loss.kind = "sampled_token"` or `"fixed_advantage"`'
 COARSE = f'{ACROSS}, `loss.coarse = "bucket"`, and there are such positions'
 STALE = "a stale batch, `pipeline.importance_cap` set, a loss on a support"
 
@@ -88,6 +88,12 @@ METRICS = (
     Key("advantage", "nats", "Mean advantage of a token.", POLICY),
     Key("ratio", "ratio", "Mean of π/π_old at the sampled token.", POLICY),
     Key("ratio_clipped", "share", "Tokens whose ratio is outside the clip range.", POLICY),
+    Key(
+        "entropy_switched",
+        "share",
+        "Rows to whose reverse KL forward KL is added; coarse rows aside.",
+        '`loss.kind = "entropy_switch"`',
+    ),
     Key("row_clamped", "share", "Rows whose loss `loss.row_clamp` bounds.", "`loss.row_clamp` set"),
     Key("importance_log_ratio", "nats", "Mean of log π - log π_old at the sampled token.", STALE),
     Key("importance_weight", "ratio", "Mean importance weight of a token.", STALE),

@@ -28,6 +28,14 @@ def forward_kl(log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
     return (q * torch.where(valid, log_q - log_p, 0)).sum(-1)
 
 
+def generalised_kl(log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
+    """sum p (log p - log q) - p + q, for p and q that need not sum to 1. Each term is at least
+    0, and 0 at p = q alone."""
+    p = torch.where(valid, log_p, 0).exp().where(valid, 0)
+    q = torch.where(valid, log_q, 0).exp().where(valid, 0)
+    return (p * torch.where(valid, log_p - log_q, 0) - p + q).sum(-1)
+
+
 def jsd(beta: float) -> Divergence:
     """beta KL(q || m) + (1 - beta) KL(p || m) with m = beta q + (1 - beta) p.
 

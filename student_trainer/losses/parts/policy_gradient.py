@@ -7,13 +7,23 @@ and for A_t < 0 at most dual_clip * |A_t|. Advantages are constants.
 
 from __future__ import annotations
 
-from typing import Protocol
+from dataclasses import replace
+from typing import Annotated, ClassVar, Protocol
 
 import torch
+from pydantic import Field
+from teacher_proto.program.settings_types import Count
 from teacher_proto.rows import required
 from torch import Tensor
 
-from student_trainer.losses.parts.base import Head, LossBatch, LossResult, select_rows
+from student_trainer.losses.parts.base import (
+    Head,
+    LossBatch,
+    LossResult,
+    LossSettings,
+    select_rows,
+)
+from student_trainer.losses.parts.loss import Loss, RowsAsked
 from student_trainer.losses.parts.normaliser import token_log_probs
 
 
@@ -28,6 +38,35 @@ class ClipTerms(Protocol):
     def clip(self) -> float: ...
     @property
     def dual_clip(self) -> float: ...
+
+
+class PolicyGradientLoss(Loss):
+    """A loss that is a clipped policy gradient. A support is only asked for the metrics."""
+
+    at_sampled_token: ClassVar[bool] = True
+    own_ratio: ClassVar[bool] = True
+    rollout_temperature: ClassVar[bool] = True
+
+    top_k: Count = Field(
+        default=32,
+        description="Ids of a support that is asked for diagnostics alone; 0 asks for none.",
+    )
+    clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        default=0.2,
+        description="How far the importance ratio may leave 1 before a token's gradient is cut, "
+        "as in PPO.",
+    )
+    dual_clip: Annotated[float, Field(gt=1)] = Field(
+        default=3.0,
+        description="Bound on the loss of a token with a negative advantage, in multiples of "
+        "that advantage.",
+    )
+
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        return RowsAsked(self.top_k)
+
+    def for_chunks(self) -> LossSettings:
+        return replace(super().for_chunks(), clip=self.clip, dual_clip=self.dual_clip)
 
 
 def clipped_policy_gradient(
