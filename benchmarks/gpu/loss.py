@@ -15,7 +15,7 @@ from torch import Tensor
 
 from benchmarks.harness import alternate, median_ratio
 from student_trainer.losses import Head, LossBatch, LossSettings, lsm
-from student_trainer.losses.divergences import renormalise, reverse_kl
+from student_trainer.losses.parts.divergences import renormalise, reverse_kl
 
 
 @dataclass(frozen=True)

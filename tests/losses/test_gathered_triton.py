@@ -88,7 +88,7 @@ def test_the_kernels_compile_for_a_gpu(
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from student_trainer.losses import gathered_triton
+    from student_trainer.losses.parts import gathered_triton
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     compiled: list[str] = []

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from student_trainer.losses import LossSettings, lsm
-from student_trainer.losses.base import Head, LossBatch
-from student_trainer.losses.normaliser import token_log_probs, top_ids
+from student_trainer.losses.parts.base import Head, LossBatch
+from student_trainer.losses.parts.normaliser import token_log_probs, top_ids
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import load_student
 from student_trainer.train import train
