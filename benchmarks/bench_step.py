@@ -35,7 +35,7 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from tests.support.models import make_tiny_model
 
 WARMUP = 2
@@ -104,8 +104,8 @@ def steps(config: TrainConfig, student: Student, count: int) -> list[dict[str, A
     """
     prompts = load_prompts(config.data, student.tokenizer)
     run = RunDirectory(config.run.output_dir)
-    with TeacherLink(config.teacher, student, run=f"bench {next(RUNS)}") as link:
-        loop = TrainingLoop(config, student, link, prompts, run)
+    with Teachers.connect(config, student) as teachers:
+        loop = TrainingLoop(config, student, teachers, prompts, run)
         return [loop.step() for _ in range(WARMUP + count)][WARMUP:]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from functools import partial
 
 from teacher_proto.errors import ConfigurationError
 
@@ -16,15 +17,17 @@ from student_trainer.evaluation import (
     freeze_continuations,
     frozen_prompts,
     load_frozen,
+    part_of_teacher,
     save_evaluation,
     save_frozen,
+    together,
 )
 from student_trainer.rollout.base import PromptItem
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 
 
 class RunEvaluation:
@@ -39,13 +42,13 @@ class RunEvaluation:
         self,
         config: TrainConfig,
         student: Student,
-        teacher: TeacherLink,
+        teachers: Teachers,
         prompts: PromptSets,
         run: RunDirectory,
     ) -> None:
         self.config = config
         self.student = student
-        self.teacher = teacher
+        self.teachers = teachers
         self.prompts = prompts
         self._run = run
         self.directory = run.evaluation
@@ -91,16 +94,26 @@ class RunEvaluation:
         shutil.rmtree(self._cache, ignore_errors=True)
 
     def _measure(self) -> Evaluation:
-        return evaluate(
+        measure = partial(
+            evaluate,
             self.student,
-            self.teacher,
-            load_frozen(self._frozen),
-            self.prompts.held_out,
-            self.config.evaluation,
-            self.config.rollout,
+            rollout_settings=self.config.rollout,
             seed=self.config.run.seed,
-            cache=self._cache,
         )
+        frozen, settings = load_frozen(self._frozen), self.config.evaluation
+        if not self.teachers.several:
+            (link,) = self.teachers.values()
+            return measure(link, frozen, self.prompts.held_out, settings, cache=self._cache)
+        prompts = frozen_prompts(frozen, self.prompts.held_out, settings)
+        by_teacher = {}
+        for name, link in self.teachers.items():
+            own = part_of_teacher(frozen, prompts, name)
+            if own.prompts:
+                its = [prompt for prompt in prompts if prompt.teacher == name]
+                limited = settings.model_copy(update={"prompts": len(its)})
+                cache = self._cache / name
+                by_teacher[name] = measure(link, own, its, limited, cache=cache)
+        return together(by_teacher, frozen, settings.samples)
 
 
 def kept_positions(

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from student_trainer.settings.dotted import sources
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
 from student_trainer.student.response_ends import ends_of_before
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
 from student_trainer.update.updater import NothingUsableError, Updater, split
@@ -47,10 +48,18 @@ EMPTY_STEPS = 8
 
 @dataclass
 class Times:
-    """Seconds of a step in the trainer's own thread: what is neither of these is the update."""
+    """Seconds of a step in the trainer's own thread: what is neither of these is the update.
+
+    Attributes:
+        waits: for the scores of each teacher, by its name.
+    """
 
     rollout: float = 0.0
-    teacher_wait: float = 0.0
+    waits: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def teacher_wait(self) -> float:
+        return sum(self.waits.values())
 
     def metrics(self, total: float) -> dict[str, float]:
         """Seconds and shares of a step of ``total`` seconds."""
@@ -60,7 +69,14 @@ class Times:
             **{f"{name}_seconds": seconds for name, seconds in parts.items()},
             "step_seconds": total,
             **{f"{name}_share": seconds / total for name, seconds in parts.items()},
+            **of_teachers("teacher_wait_seconds", self.waits),
         }
+
+
+def of_teachers(name: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """A metric of each teacher, by its key: NAME/TEACHER where there are several."""
+    several = len(values) > 1
+    return {f"{name}/{teacher}" if several else name: v for teacher, v in values.items()}
 
 
 class TrainingLoop:
@@ -74,7 +90,7 @@ class TrainingLoop:
         self,
         config: TrainConfig,
         student: Student,
-        teacher: TeacherLink,
+        teachers: Teachers,
         prompts: PromptSets,
         run: RunDirectory,
         stopper: Stopper | None = None,
@@ -83,21 +99,21 @@ class TrainingLoop:
         """``now``: the run's clock, kept in every checkpoint."""
         self.config = config
         self.student = student
-        self.teacher = teacher
+        self.teachers = teachers
         self.prompts = prompts
         self.run = run
         self.stopper = stopper or Stopper()
-        self.pipeline = Pipeline(config, student, teacher, prompts.train, prompts.left_out)
+        self.pipeline = Pipeline(config, student, teachers, prompts.train, prompts.left_out)
         self.recent = RecentMetric(config.checkpoint)
-        self.updater = Updater(student, config, teacher.realigned)
-        self._coverage_low = False
+        self.updater = Updater(student, config, teachers.realigned)
+        self._coverage_low: set[str] = set()
         self._empty_steps = 0
         self.state = checkpoint.TrainState(
             step=0,
             updates=0,
             position=0,
             data_digest=prompts.digest,
-            teacher=teacher.info.identity,
+            teachers=teachers.identities,
             config=config.model_dump(mode="json"),
             now=now,
             terminators=student.terminators,
@@ -117,7 +133,7 @@ class TrainingLoop:
             before,
             self.state.config,
             self.state.data_digest,
-            self.state.teacher,
+            self.state.teachers,
             self.config.checkpoint.allow_changed,
         )
         saved = checkpoint.load_tensors(path)
@@ -169,7 +185,7 @@ class TrainingLoop:
     def step(self) -> dict[str, Any]:
         """Makes one step and returns its metrics line."""
         config, number, start = self.config, self.state.step + 1, time.perf_counter()
-        times = Times()
+        times = Times(waits=dict.fromkeys(self.teachers, 0.0))
         with self.stopper.interruptible():
             batch = self.pipeline.fill(number, self.state.position)
         times.rollout = time.perf_counter() - start
@@ -180,7 +196,7 @@ class TrainingLoop:
             for place in range(len(batch.rollouts)):
                 self._scores(batch, place, times)
 
-        totals = metrics.UpdateTotals()
+        totals = metrics.UpdateTotals.of_teachers(self.teachers)
         empty: list[NothingUsableError] = []
         for part in parts:
 
@@ -194,10 +210,11 @@ class TrainingLoop:
                 self.updater.skip(totals)
                 empty.append(error)
         self._judge_empty(number, empty, whole=not totals.losses)
-        if totals.refused:
+        whole = totals.whole()
+        if whole.refused:
             log.warning(
                 "step %d: %d of %d responses are left out (refused_rollouts), the first because %s",
-                number, totals.refused, len(batch.rollouts), totals.refusal,
+                number, whole.refused, len(batch.rollouts), whole.refusal,
             )  # fmt: skip
         ended = time.perf_counter()
 
@@ -215,8 +232,11 @@ class TrainingLoop:
             **metrics.step_metrics(totals, batch.rollouts),
             **times.metrics(seconds),
             "staleness": batch.staleness,
-            "tokens_per_second": totals.rows / seconds,
-            "teacher_identity": self.state.teacher.digest,
+            "tokens_per_second": whole.rows / seconds,
+            **of_teachers(
+                "teacher_identity",
+                {name: identity.digest for name, identity in self.state.teachers.items()},
+            ),
             "time": datetime.now(UTC).isoformat(),
         }
 
@@ -231,11 +251,12 @@ class TrainingLoop:
             log.warning("step %d: an update is left out (empty_updates): %s", number, error)
 
     def _warn(self, line: dict[str, Any]) -> None:
-        """Warns when realignment becomes poor, once until it is better again."""
-        problem = low_coverage(line)
-        if problem and not self._coverage_low:
-            log.warning("%s", problem)
-        self._coverage_low = bool(problem)
+        """Warns when a teacher's realignment becomes poor, once until it is better again."""
+        for name in self.teachers:
+            problem = low_coverage(line, name if self.teachers.several else "")
+            if problem and name not in self._coverage_low:
+                log.warning("%s", problem)
+            (self._coverage_low.add if problem else self._coverage_low.discard)(name)
 
     def _scores(self, batch: Batch, place: int, times: Times) -> ContinuationScores:
         """The scores of one rollout. The wait for them is timed, and a signal ends it."""
@@ -244,7 +265,8 @@ class TrainingLoop:
         if not future.done():
             with self.stopper.interruptible():
                 future.result()
-        times.teacher_wait += time.perf_counter() - start
+        teacher = batch.rollouts[place].prompt.teacher
+        times.waits[teacher] += time.perf_counter() - start
         return future.result()[index]
 
     def save(self) -> None:

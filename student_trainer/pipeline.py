@@ -22,7 +22,7 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from student_trainer.update.student_support import with_student_support
 
 
@@ -57,14 +57,14 @@ class Pipeline:
         self,
         config: TrainConfig,
         student: Student,
-        teacher: TeacherLink,
+        teachers: Teachers,
         prompts: Sequence[PromptItem],
         left_out: AbstractSet[int] = frozenset(),
     ) -> None:
         """``left_out``: indices of prompts that no step takes."""
         self.config = config
         self.student = student
-        self.teacher = teacher
+        self.teachers = teachers
         self.prompts = prompts
         self.order = PromptOrder.of(config.run.seed, prompts, config.data.shares, left_out)
         self.batches: deque[Batch] = deque()
@@ -111,15 +111,18 @@ class Pipeline:
 
         def ended(rollouts: list[tuple[int, Rollout]]) -> None:
             places = [place for place, _ in rollouts]
-            asked = with_student_support(
-                self.student,
-                [rollout for _, rollout in rollouts],
-                config.loss.student_top_k,
-                limit=self.teacher.id_limit,
-                micro_batch_tokens=config.optimizer.micro_batch_tokens,
-                chunk_rows=config.loss.chunk_rows,
-            )
-            known.update(zip(places, asked, strict=True))
+            for link in self.teachers.values():
+                # A teacher's rows end at its own last id.
+                of_it = [(p, r) for p, r in rollouts if self.teachers.of(r.prompt) is link]
+                asked = with_student_support(
+                    self.student,
+                    [rollout for _, rollout in of_it],
+                    config.loss.student_top_k,
+                    limit=link.id_limit,
+                    micro_batch_tokens=config.optimizer.micro_batch_tokens,
+                    chunk_rows=config.loss.chunk_rows,
+                )
+                known.update(zip((place for place, _ in of_it), asked, strict=True))
             if config.pipeline.send == "group":
                 groups = {place // size for place in places}
                 wholes = [range(g * size, (g + 1) * size) for g in sorted(groups)]
@@ -142,15 +145,8 @@ class Pipeline:
 
         Which rollouts share a request depends on their contents, never on timing.
         """
-        loss, size = self.config.loss, self.config.rollout.group_size
-        asked = loss.asks(realigned=self.teacher.realigned)
+        size = self.config.rollout.group_size
         for _, members in groupby(places, key=lambda place: place // size):
             together = list(members)
-            future = self.teacher.submit_rollouts(
-                [rollouts[place] for place in together],
-                asked.top_k,
-                loss.temperature,
-                log_tail=asked.log_tail,
-                coarse=asked.coarse,
-            )
+            future = self.teachers.submit_rollouts([rollouts[place] for place in together])
             batch.scores.update({p: (future, index) for index, p in enumerate(together)})

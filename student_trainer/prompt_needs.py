@@ -24,7 +24,9 @@ def read_prompts(config: TrainConfig, now: str = "") -> PromptSets:
         ConfigurationError: as ``load_tokenizer``, ``load_prompts`` and ``check_prompts``.
     """
     tokenizer = load_tokenizer(config.student)
-    prompts = load_prompts(config.data, tokenizer, seed=config.run.seed, now=now)
+    prompts = load_prompts(
+        config.data, tokenizer, seed=config.run.seed, now=now, teachers=list(config.named_teachers)
+    )
     check_prompts(config, prompts)
     return prompts
 

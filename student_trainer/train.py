@@ -31,7 +31,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.startup import steps
 from student_trainer.startup.start import Start, make
 from student_trainer.student.model import Student, save_final
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from student_trainer.trackers import RunFacts, Trackers
 
 log = logging.getLogger(__name__)
@@ -53,9 +53,9 @@ def train(config: TrainConfig) -> Path:
 def _train(config: TrainConfig, run: RunDirectory) -> Path:
     with Start(config, holds_lock=True) as start:
         make(steps.STEPS, start)
-        student, teacher, prompts = start.student, start.teacher, start.prompts
+        student, teachers, prompts = start.student, start.teachers, start.prompts
         with Stopper() as stopper:
-            loop = TrainingLoop(config, student, teacher, prompts, run, stopper, start.now)
+            loop = TrainingLoop(config, student, teachers, prompts, run, stopper, start.now)
             if start.checkpoint:
                 loop.restore(start.checkpoint)
             prepare(run, loop.state.step)
@@ -65,8 +65,8 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
             write_text(run.config, to_toml(config))
             keep_sources(run, sources(config))
             if not start.checkpoint:
-                _show_first_example(config, student, prompts, teacher)
-            evaluation = RunEvaluation(config, student, teacher, prompts, run)
+                _show_first_example(config, student, prompts, teachers)
+            evaluation = RunEvaluation(config, student, teachers, prompts, run)
             with (
                 _trackers(config, run) as trackers,
                 Progress(config.run.steps, loop.state.step, trackers=trackers) as progress,
@@ -89,7 +89,7 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
         write_card(
             run.model,
             config,
-            teacher.info,
+            {name: link.info for name, link in teachers.items()},
             summary,
             read_metrics(run.metrics),
             prompts=len(prompts.train),
@@ -145,9 +145,10 @@ def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
 
 
 def _show_first_example(
-    config: TrainConfig, student: Student, prompts: PromptSets, teacher: TeacherLink
+    config: TrainConfig, student: Student, prompts: PromptSets, teachers: Teachers
 ) -> None:
     first = prompts.first(config.run.seed)
+    teacher = teachers.of(first)
     text = first_example(
         student,
         first,

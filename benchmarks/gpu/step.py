@@ -15,7 +15,7 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import load_student
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 
 PHASES = ("rollout_seconds", "teacher_wait_seconds", "update_seconds", "step_seconds")
 
@@ -72,8 +72,8 @@ def measure_step(
         run = RunDirectory(config.run.output_dir)
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        with TeacherLink(config.teacher, loaded, run="bench") as link:
-            loop = TrainingLoop(config, loaded, link, sets, run)
+        with Teachers.connect(config, loaded) as teachers:
+            loop = TrainingLoop(config, loaded, teachers, sets, run)
             lines = []
             for _ in range(1 + steps):
                 lines.append(loop.step())

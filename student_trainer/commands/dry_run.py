@@ -13,6 +13,7 @@ from pathlib import Path
 from teacher_proto.errors import LsmError
 from teacher_proto.tokenizer_hash import other_version, tokenizer_hash
 
+from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.teacher.connection import connect, find_teacher
 
@@ -57,8 +58,8 @@ def not_here(config: TrainConfig) -> str:
 
 
 def compare_tokenizers(config: TrainConfig) -> str:
-    """One line on how the tokenizers relate, the student's as a run loads it, or on why they
-    are not compared."""
+    """One line on how the student's tokenizer, as a run loads it, relates to each teacher's, or
+    on why they are not compared."""
     from student_trainer.student.tokenizer import load_tokenizer
 
     file = Path(config.student.model) / "tokenizer.json"
@@ -66,9 +67,23 @@ def compare_tokenizers(config: TrainConfig) -> str:
         return "not compared (the student is no folder of this machine)"
     try:
         own = tokenizer_hash(load_tokenizer(config.student).backend_tokenizer.to_str())
-        with connect(config.teacher, config.run.name) as client:
-            seconds = min(config.teacher.connect_timeout_seconds, PATIENCE)
-            info = find_teacher(client.get_teacher(timeout=seconds).teachers, config.teacher)
+    except LsmError as error:
+        return f"not compared ({error.what})"
+    found = {
+        name: compare_with(own, settings, config.run.name)
+        for name, settings in config.named_teachers.items()
+    }
+    if config.teachers is None:
+        return next(iter(found.values()))
+    return "; ".join(f"{name}: {told}" for name, told in found.items())
+
+
+def compare_with(own: str, settings: TeacherSettings, run: str) -> str:
+    """How the tokenizer of this hash relates to one teacher's."""
+    try:
+        with connect(settings, run) as client:
+            seconds = min(settings.connect_timeout_seconds, PATIENCE)
+            info = find_teacher(client.get_teacher(timeout=seconds).teachers, settings)
     except LsmError as error:
         return f"not compared ({error.what})"
     outdated = other_version(info.identity.tokenizer_hash, here="the trainer", there="the server")

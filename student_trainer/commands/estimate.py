@@ -193,7 +193,7 @@ def measured(start: Start) -> Measured:
     Raises:
         LsmError: as the parts of a step.
     """
-    config, student, link = start.config, start.student, start.teacher
+    config, student, teachers = start.config, start.student, start.teachers
     count = min(MEASURED_RESPONSES, config.rollout.batch_size)
     new = min(MEASURED_TOKENS, config.rollout.max_new_tokens)
     sizes = {"group_size": count, "max_new_tokens": new, "batch_size": count}
@@ -206,19 +206,17 @@ def measured(start: Start) -> Measured:
         student,
         rollouts,
         loss.student_top_k,
-        limit=link.id_limit,
+        limit=teachers.of(prompt).id_limit,
         micro_batch_tokens=config.optimizer.micro_batch_tokens,
         chunk_rows=loss.chunk_rows,
     )
     clock.append(time.monotonic())
-    asked = loss.asks(realigned=link.realigned)
-    scores = link.submit_rollouts(
-        rollouts, asked.top_k, loss.temperature, log_tail=asked.log_tail, coarse=asked.coarse
-    ).result()
+    scores = teachers.submit_rollouts(rollouts).result()
     clock.append(time.monotonic())
-    updater = Updater(student, config, link.realigned)
+    updater = Updater(student, config, teachers.realigned)
+    totals = UpdateTotals.of_teachers(teachers)
     try:
-        updater.gradients(rollouts, scores.__getitem__, UpdateTotals(), step=1)
+        updater.gradients(rollouts, scores.__getitem__, totals, step=1)
     except NothingUsableError as error:
         start.warn(f"none of the few tokens that were scored gives a loss: {error.what}")
     clock.append(time.monotonic())

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import time
 
-import numpy as np
-from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.checks import check_folder
 from teacher_proto.types import CLASSES_WITH_REASON
 
@@ -20,29 +19,30 @@ from student_trainer.update.realigned import describe_realigned, reasons_of
 
 # Seconds; beyond this, tokens and certificates may be valid on one side only.
 CLOCK_TOLERANCE = 30.0
-# By how much repeated scores may differ, nats, by dtype of the teacher (docs/contract.md).
-REPEAT_TOLERANCE = {"float32": 5e-5}
-HALF_PRECISION_TOLERANCE = 0.1
-REPEATED_TOKENS = 16
 
 
 def clock(start: Start) -> str:
-    """Compares this machine's clock with the date in the service's answer.
+    """Compares this machine's clock with the date in the services' answers.
 
     Raises:
         ConfigurationError: the clocks are more than ``CLOCK_TOLERANCE`` apart.
     """
-    theirs = service_date(start.config.teacher, start.config.run.name)
-    if theirs is None:
-        return "the service's answer has no date; not compared"
-    apart = abs(theirs - time.time())
-    if apart > CLOCK_TOLERANCE:
-        raise ConfigurationError(
-            f"this machine's clock and the teacher's are {apart:.0f} s apart",
-            where="clock",
-            fix="set both clocks by the network (timedatectl set-ntp true)",
-        )
-    return "this machine's and the teacher's agree"
+    found = []
+    for name, settings in start.config.named_teachers.items():
+        theirs = service_date(settings, start.config.run.name)
+        if theirs is None:
+            found.append(start.about(name, "the service's answer has no date; not compared"))
+            continue
+        apart = abs(theirs - time.time())
+        if apart > CLOCK_TOLERANCE:
+            whose = "the teacher's" if start.config.teachers is None else f"teacher {name}'s"
+            raise ConfigurationError(
+                f"this machine's clock and {whose} are {apart:.0f} s apart",
+                where="clock",
+                fix="set both clocks by the network (timedatectl set-ntp true)",
+            )
+        found.append(start.about(name, "this machine's and the teacher's agree"))
+    return "; ".join(found)
 
 
 def disk(start: Start) -> str:
@@ -64,49 +64,27 @@ def run_bytes(config: TrainConfig, student: Student) -> int:
     return (config.checkpoint.keep + 1) * checkpoint + model
 
 
-def repeat(start: Start) -> str:
-    """Scores the same tokens twice. The two requests differ in one row, so that the second is
-    not answered by a replay of the first.
-
-    Raises:
-        ContractMismatchError: the two scores differ by more than is allowed.
-    """
-    link, loss = start.teacher, start.config.loss
-    prompt = start.prompts.first(start.config.run.seed)
-    response = np.resize(prompt.token_ids, REPEATED_TOKENS).astype(np.int32)
-    rows = np.arange(REPEATED_TOKENS, dtype=np.int32)
-    ids = max(loss.asks(realigned=link.realigned).top_k, loss.student_top_k)
-    k = min(ids, link.info.max_top_k)
-    every = link.score_rows(prompt, response, rows, k, loss.temperature)
-    later = link.score_rows(prompt, response, rows[1:], k, loss.temperature)
-    first, second = every.rows.sampled, later.rows.sampled
-    if first is None or second is None:
-        return f"the teacher has no rows for {REPEATED_TOKENS} tokens of the prompt: {every.detail}"
-    # Across tokenizers the rows of some positions are masked.
-    known = first.valid[1:]
-    apart = float(abs(first.values[1:] - second.values)[known].max(initial=0.0))
-    allowed = REPEAT_TOLERANCE.get(link.info.identity.dtype, HALF_PRECISION_TOLERANCE)
-    if apart > allowed:
-        raise ContractMismatchError(
-            f"the same tokens scored twice differ by {apart:.2g} nats, {allowed:.2g} are allowed",
-            where="teacher.name",
-            fix="run `teacher-server doctor` beside the teacher, or serve it with --deterministic",
-            reason="SCORES_DISAGREE",
-        )
-    return f"{known.sum()} tokens scored twice lie {apart:.2g} nats apart"
-
-
 def rows(start: Start) -> str:
-    """What a teacher with another tokenizer gives of the start of a response, and why it is not
+    """What teachers with another tokenizer give of the start of a response, and why it is not
     more.
 
     Raises:
         LsmError: as ``TeacherLink.submit_rollouts``.
     """
-    config, link = start.config, start.teacher
-    if not link.realigned:
-        return "those of the teacher: there is one tokenizer"
-    prompt = start.prompts.first(config.run.seed)
+    found = []
+    for name, link in start.teachers.items():
+        if link.realigned:
+            found.append(start.about(name, rows_of(start, name)))
+        else:
+            told = "those of the teacher: there is one tokenizer"
+            found.append(start.about(name, told))
+    return "; ".join(found)
+
+
+def rows_of(start: Start, name: str) -> str:
+    """As ``rows``, of one teacher."""
+    config, link = start.config, start.teachers[name]
+    prompt = start.prompts.first(config.run.seed, teacher=name)
     drawn = first_response(start.student, prompt, config.rollout, config.run.seed)
     found = realigned_rows(link, drawn, config.loss)
     told = describe_realigned(found, link)
@@ -125,7 +103,6 @@ def rows(start: Start) -> str:
 EXAMINATION = (
     Step("clock", clock, needs=("teacher",)),
     Step("disk", disk, needs=("student",), reads="model"),
-    Step("repeat", repeat, needs=("tokenizer", "limits", "readings")),
     Step("rows", rows, needs=("tokenizer", "limits", "readings")),
     Step("memory", estimate.memory, needs=("student",), reads="model"),
     Step("time", estimate.duration, needs=("limits", "lengths", "ids", "readings")),

@@ -26,12 +26,14 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
 
     from student_trainer.recipes import config_files
     from student_trainer.settings.dotted import importable_from
-    from student_trainer.settings.train import TrainConfig
+    from student_trainer.settings.train import TrainConfig, section_of
 
     files = config_files(arguments.configs)
     with importable_from(file.parent for file in reversed(files)):
         resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
-    from_environment_only(resolved, "teacher.token", instead="teacher.token_file")
+    for name in resolved.settings.named_teachers:
+        section = section_of(resolved.settings, name)
+        from_environment_only(resolved, f"{section}.token", instead=f"{section}.token_file")
     return resolved
 
 

@@ -19,7 +19,7 @@ USER_OR_PROMPT = (
     "conversation, or a text that is used without the chat template"
 )
 # Columns that a row may lack, or hold null in.
-OPTIONAL = ("system", "template_arguments", "tools")
+OPTIONAL = ("system", "template_arguments", "tools", "teacher", "teacher_prompt")
 
 
 class Columns:
@@ -77,7 +77,11 @@ class Columns:
     def optional(self, row: Mapping[str, Any], name: str) -> Any:
         """The value in the column that ``data.columns.NAME`` names; None where there is none."""
         column = getattr(self.settings, name)
-        if column is None or column not in row:
+        return None if column is None else self.value(row, column)
+
+    def value(self, row: Mapping[str, Any], column: str) -> Any:
+        """The value in a column; None where the row does not have it."""
+        if column not in row:
             return None
         self._used.add(column)
         return row[column]
@@ -119,6 +123,7 @@ SYSTEM = (
 HINTS = (
     ("tools", "the tools", ("tools", "functions")),
     ("system", "the system prompt", ("system", "system_prompt")),
+    ("teacher", "the row's teacher", ("teacher", "teacher_name", "teacher_key")),
     (
         "template_arguments",
         "a row's own template arguments",

@@ -66,6 +66,21 @@ def row_prompt(
         if own or settings.template_arguments:
             columns.ignored[TEXT] += 1
         return TextPrompt(value)
+    return conversation(value, row, place, settings, columns)
+
+
+def conversation(
+    value: Any, row: Mapping[str, Any], place: str, settings: DataSettings, columns: Columns
+) -> ChatPrompt:
+    """A conversation of a row, with the row's system prompt and template arguments.
+
+    Args:
+        value: its messages.
+
+    Raises:
+        ConfigurationError: as ``row_prompt``.
+    """
+    own, system = own_arguments(row, columns, place), columns.optional(row, "system")
     messages = [_message(one, n, place) for n, one in enumerate(_listed(value, place))]
     messages = _before_answer(messages, place, settings)
     if system and messages[0].role in SYSTEM_ROLES and messages[0].content != system:

@@ -7,6 +7,8 @@ A digest is text, ``source:name=value,...``:
     as-read   sha256 over tokens and rows, with the date that a template prints held fixed
     clock     whether the templates print the date
     begun     how many prompts were given the token that begins a text
+    teachers  sha256 of which teacher scores each row and of what only it reads, where the data
+              says anything of it
 
 Checkpoints of earlier versions have ``as-read:`` and a sha256 alone.
 """
@@ -43,6 +45,7 @@ def prompts_digest(
     shares: Sequence[tuple[int, float]] = (),
     clock: bool,
     begun: int,
+    of_teachers: Sequence[tuple[str, Prompt | None]] = (),
 ) -> str:
     """The digest of prompts in their order.
 
@@ -54,6 +57,8 @@ def prompts_digest(
             shares are set.
         clock: whether they print the date.
         begun: how many prompts were given the token that begins a text.
+        of_teachers: of each prompt the name of its teacher, and what only that reads; empty
+            where a run has one teacher and both read the same.
     """
     rows, read = hashlib.sha256(), hashlib.sha256()
     if shares:
@@ -72,6 +77,9 @@ def prompts_digest(
         "clock": "yes" if clock else "no",
         "begun": str(begun),
     }
+    if of_teachers:
+        told = [[name, None if one is None else _source(one)] for name, one in of_teachers]
+        parts["teachers"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     return RULE + ",".join(f"{name}={value}" for name, value in parts.items())
 
 
@@ -103,7 +111,7 @@ def difference(before: str, now: str) -> tuple[str, str] | None:
     return _DIFFERENCES[changed[0]] if changed else _ROWS
 
 
-_PARTS = ("rows", "template", "begun", "as-read", "clock")
+_PARTS = ("rows", "template", "begun", "as-read", "clock", "teachers")
 _ROWS = "the train prompts differ from the checkpoint's", "restore the file"
 _TEMPLATE = (
     "the student's chat template is not the checkpoint's, and the prompts are",
@@ -120,8 +128,14 @@ _BEGUN = (
     'set data.add_bos = "never" if the run was started by an earlier version, which added none, '
     "else to what it was",
 )
+_TEACHERS = (
+    "the train prompts are the checkpoint's, and which teacher scores them, or what only the "
+    "teacher reads of them, is not",
+    "restore the file (data.columns.teacher, data.columns.teacher_prompt)",
+)
 _DIFFERENCES = {
     "rows": _ROWS, "template": _TEMPLATE, "begun": _BEGUN, "as-read": _TOKENS, "clock": _TEMPLATE,
+    "teachers": _TEACHERS,
 }  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import count, islice
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
@@ -21,6 +21,8 @@ from teacher_proto.types import ChatPrompt, Prompt, SpecialTokens, TextPrompt
 from student_trainer.data import digest
 from student_trainer.data.columns import Columns
 from student_trainer.data.conversations import row_prompt
+from student_trainer.data.of_teacher.name import TeacherNames
+from student_trainer.data.of_teacher.prompt import teacher_prompt
 from student_trainer.data.order import PromptOrder, held_out_of
 from student_trainer.data.progress import told
 from student_trainer.data.rendering import (
@@ -28,6 +30,7 @@ from student_trainer.data.rendering import (
     PromptReader,
     Reading,
     RowRefusedError,
+    TemplateRefusedError,
     run_clock,
 )
 from student_trainer.data.rows import read_rows
@@ -35,6 +38,7 @@ from student_trainer.data.source import Source
 from student_trainer.data.templates import templates_as_json, unread
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.data import DataFile, DataSettings, files
+from student_trainer.settings.teacher import ONLY_TEACHER
 
 log = logging.getLogger(__name__)
 
@@ -67,31 +71,58 @@ class PromptSets:
     now: str = ""
     arguments: tuple[str, ...] = ()
 
-    def first(self, seed: int) -> PromptItem:
-        """The first prompt of the order of training."""
+    def first(self, seed: int, teacher: str | None = None) -> PromptItem:
+        """The first prompt of the order of training, or the first that this teacher scores."""
         order = PromptOrder.of(seed, self.train, self.shares, self.left_out)
-        return self.train[order.take(0, 1)[0]]
+        taken = (self.train[order.take(position, 1)[0]] for position in count())
+        return next(prompt for prompt in taken if teacher in (None, prompt.teacher))
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row of a dataset.
+
+    Attributes:
+        draft: its prompt.
+        teacher: name of the one that scores it.
+        only_teacher: what only the teacher reads; None where it reads the prompt.
+        for_teacher: the same as the student would read it; None also where it refuses it.
+    """
+
+    draft: Draft
+    teacher: str
+    only_teacher: TextPrompt | ChatPrompt | None
+    for_teacher: Draft | None
 
 
 def load_prompts(
-    settings: DataSettings, tokenizer: Any, *, seed: int = 0, now: str = ""
+    settings: DataSettings,
+    tokenizer: Any,
+    *,
+    seed: int = 0,
+    now: str = "",
+    teachers: Sequence[str] = (ONLY_TEACHER,),
 ) -> PromptSets:
     """Reads and renders the prompts.
 
     Args:
         tokenizer: the student's, of transformers.
         now: the run's clock (``run_clock``); empty for ``data.now``, or this moment.
+        teachers: names of the run's teachers.
 
     Raises:
         ConfigurationError: a dataset is missing, empty or malformed (the line is
-            named), a prompt is too long, or a prompt is in both sets.
+            named), a prompt is too long, a prompt is in both sets, a row names a teacher that
+            there is not, or no train prompt names one that there is.
     """
     reader = PromptReader(tokenizer, settings, now or run_clock(settings))
     read: dict[str, Reading] = {}
-    train, dropped, notes = _read_files(files(settings.train), False, settings, reader, read)
+    train, dropped, notes = _read_files(
+        files(settings.train), False, settings, reader, read, teachers
+    )
     if settings.held_out is not None:
         held_out, held_out_dropped, more = _read_files(
-            files(settings.held_out), True, settings, reader, read
+            files(settings.held_out), True, settings, reader, read, teachers
         )
         dropped += held_out_dropped
         notes += more
@@ -115,6 +146,7 @@ def load_prompts(
                 where=f"data.train[{number}]",
                 fix="leave the file out, or lower data.held_out_fraction",
             )
+    check_teachers_have_prompts(train, teachers)
     every = [(p.source, p.token_ids) for p in (*train, *held_out)]
     arguments = template_arguments([source for source, _ in every])
     notes += reader.notes(every, arguments)
@@ -132,6 +164,18 @@ def load_prompts(
     )
 
 
+def check_teachers_have_prompts(train: Sequence[PromptItem], teachers: Sequence[str]) -> None:
+    """Raises ConfigurationError for a teacher that scores none of the train prompts."""
+    idle = [name for name in teachers if name not in {prompt.teacher for prompt in train}]
+    if idle:
+        raise ConfigurationError(
+            f"no train prompt names teacher {idle[0]}",
+            where=f"teachers.{idle[0]}",
+            fix="leave the teacher out, or name it in the column of data.columns.teacher or in "
+            "data.teacher",
+        )
+
+
 def _digest(
     train: Sequence[PromptItem],
     shares: Sequence[float],
@@ -147,7 +191,13 @@ def _digest(
         shares=[(counts[file], share) for file, share in enumerate(shares)],
         clock=chats and reader.reads_clock,
         begun=sum(read[p.prompt_id].begun for p in train),
+        of_teachers=_of_teachers(train),
     )
+
+
+def _of_teachers(train: Sequence[PromptItem]) -> list[tuple[str, Prompt | None]]:
+    found = [(p.teacher, p.for_teacher.source if p.for_teacher else None) for p in train]
+    return found if any(one != (ONLY_TEACHER, None) for one in found) else []
 
 
 def template_arguments(prompts: Sequence[Prompt]) -> tuple[str, ...]:
@@ -162,6 +212,7 @@ def _read_files(
     settings: DataSettings,
     reader: PromptReader,
     read: dict[str, Reading],
+    teachers: Sequence[str],
 ) -> tuple[list[PromptItem], int, list[str]]:
     """The prompts of files, one file after another, how many were dropped, and notes. How each
     prompt is read is added to ``read``, by the prompt's identity."""
@@ -174,7 +225,7 @@ def _read_files(
     for number, one in enumerate(chosen):
         where = f"{key}[{number}]" if len(chosen) > 1 else key
         source = Source(one.file, where, settings.subset, split, settings.revision)
-        found, too_long, more = _read(source, settings, reader, read)
+        found, too_long, more = _read(source, settings, reader, read, teachers)
         prompts += [replace(prompt, file=number) for prompt in found]
         dropped += too_long
         notes += more
@@ -182,11 +233,17 @@ def _read_files(
 
 
 def _read(
-    source: Source, settings: DataSettings, reader: PromptReader, read: dict[str, Reading]
+    source: Source,
+    settings: DataSettings,
+    reader: PromptReader,
+    read: dict[str, Reading],
+    teachers: Sequence[str],
 ) -> tuple[list[PromptItem], int, list[str]]:
     prompts: list[PromptItem] = []
     dropped = refused = 0
     columns = Columns(settings.columns, source.key)
+    default = settings.teacher or (teachers[0] if len(teachers) == 1 else None)
+    names = TeacherNames(teachers, default, source.key)
 
     def leave_out(error: RowRefusedError) -> None:
         nonlocal refused
@@ -195,20 +252,24 @@ def _read(
         log.warning("left out, %s", error)
         refused += 1
 
-    def drafts() -> Iterator[Draft]:
+    def rows() -> Iterator[Row]:
         for place, row in told(read_rows(source), f"rows of {source.name} are read"):
+            prompt = row_prompt(row, place, settings, columns)
+            only = teacher_prompt(row, place, settings, columns, prompt)
+            teacher = names.of(row, place, columns)
             try:
-                draft = reader.draft(row_prompt(row, place, settings, columns), place)
+                draft = reader.draft(prompt, place)
             except RowRefusedError as error:
                 leave_out(error)
                 continue
-            yield draft
+            yield Row(draft, teacher, only, _draft_for_teacher(only, place, reader))
 
-    for place, reading in _readings(drafts(), reader):
-        if isinstance(reading, RowRefusedError):
-            leave_out(reading)
+    for row, reading, for_teacher in _readings(rows(), reader):
+        failed = [one for one in (reading, for_teacher) if isinstance(one, RowRefusedError)]
+        if isinstance(reading, RowRefusedError) or isinstance(for_teacher, RowRefusedError):
+            leave_out(failed[0])
             continue
-        item = _item(reading, place, settings, reader)
+        item = _item(reading, row, for_teacher, settings, reader)
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
             read.setdefault(item.prompt_id, reading)
@@ -218,10 +279,11 @@ def _read(
             raise ConfigurationError(
                 f"the prompt has {len(item.token_ids)} tokens, more than "
                 f"data.max_prompt_tokens ({settings.max_prompt_tokens})",
-                where=place,
+                where=row.draft.place,
                 fix='raise data.max_prompt_tokens, or set data.over_long = "drop"',
             )
     notes = columns.finish()
+    names.finish()
     if not prompts:
         all_of_them = "" if refused and dropped else "all "
         whys = [f"{all_of_them}{dropped} are longer than data.max_prompt_tokens"] * bool(dropped)
@@ -243,38 +305,79 @@ def _read(
     return prompts, dropped + refused, notes
 
 
+def _draft_for_teacher(
+    prompt: TextPrompt | ChatPrompt | None, place: str, reader: PromptReader
+) -> Draft | None:
+    """What only the teacher reads, as the student would read it; None where there is nothing, or
+    the student's chat template refuses it, which a teacher that renders it itself need not."""
+    if prompt is None:
+        return None
+    try:
+        return reader.draft(prompt, f"{place}, what only the teacher reads")
+    except TemplateRefusedError:
+        return None
+
+
 def _readings(
-    drafts: Iterator[Draft], reader: PromptReader
-) -> Iterator[tuple[str, Reading | RowRefusedError]]:
-    """The place and the reading of each prompt, many of them encoded at once. The error of a
-    row comes after the rows before it."""
-    chunk: list[Draft] = []
+    rows: Iterator[Row], reader: PromptReader
+) -> Iterator[tuple[Row, Reading | RowRefusedError, Reading | RowRefusedError | None]]:
+    """Each row with its reading, and with that of what only its teacher reads; many of them are
+    encoded at once. The error of a row comes after the rows before it."""
+    chunk: list[Row] = []
     failure: ConfigurationError | None = None
     while failure is None:
         try:
-            for draft in islice(drafts, ENCODED_AT_ONCE):
-                chunk.append(draft)
+            for row in islice(rows, ENCODED_AT_ONCE):
+                chunk.append(row)
         except ConfigurationError as error:
             failure = error
         if not chunk:
             break
-        yield from zip((draft.place for draft in chunk), reader.read(chunk), strict=True)
+        only = [row.for_teacher for row in chunk if row.for_teacher is not None]
+        readings = list(reader.read([*(row.draft for row in chunk), *only]))
+        of_teacher = iter(readings[len(chunk) :])
+        for row, reading in zip(chunk, readings, strict=False):
+            yield row, reading, None if row.for_teacher is None else next(of_teacher)
         chunk = []
     if failure is not None:
         raise failure
 
 
-def _item(reading: Reading, place: str, settings: DataSettings, reader: PromptReader) -> PromptItem:
+def _item(
+    reading: Reading,
+    row: Row,
+    for_teacher: Reading | None,
+    settings: DataSettings,
+    reader: PromptReader,
+) -> PromptItem:
     bare = settings.add_bos == "never"
-    return PromptItem(
+    item = PromptItem(
         digest.prompt_identity(reading.reference_ids),
         reading.token_ids,
         reading.source,
-        place=place,
+        place=row.draft.place,
         thinking=reading.thinking,
         special_tokens=SpecialTokens.AS_WRITTEN if bare else SpecialTokens.ADD,
         begin_ids=reader.begin_ids if settings.add_bos == "always" else (),
+        teacher=row.teacher,
     )
+    if row.only_teacher is None:
+        return item
+    if for_teacher is None:  # the student's template refuses it
+        at_run = _at_clock(row.only_teacher, reader.now)
+        only = replace(item, source=at_run, token_ids=item.token_ids[:0])
+    else:
+        only = replace(
+            item,
+            source=for_teacher.source,
+            token_ids=for_teacher.token_ids,
+            thinking=for_teacher.thinking,
+        )
+    return replace(item, for_teacher=only)
+
+
+def _at_clock(prompt: TextPrompt | ChatPrompt, now: str) -> TextPrompt | ChatPrompt:
+    return replace(prompt, now=now) if isinstance(prompt, ChatPrompt) else prompt
 
 
 def _show(prompts: Sequence[PromptItem], shared: set[str]) -> str:

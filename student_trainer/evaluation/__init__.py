@@ -4,6 +4,7 @@
 its fresh responses, ``results`` has the results and ``files`` writes them.
 """
 
+from student_trainer.evaluation.by_teacher import part_of_teacher, together
 from student_trainer.evaluation.evaluate import evaluate
 from student_trainer.evaluation.files import (
     load_evaluation,
@@ -40,6 +41,8 @@ __all__ = [
     "frozen_prompts",
     "load_evaluation",
     "load_frozen",
+    "part_of_teacher",
     "save_evaluation",
     "save_frozen",
+    "together",
 ]

@@ -65,21 +65,26 @@ def load_evaluation(path: Path) -> Evaluation:
     """Reads the file. Raises ConfigurationError when it is missing or malformed."""
     raw = _read(path)
     try:
-        return Evaluation(
-            prompts=int(raw["prompts"]),
-            frozen=_optional(FullDivergence, raw["frozen"]),
-            fresh=_optional(FullDivergence, raw["fresh"]),
-            lengths=_optional(Lengths, raw["lengths"]),
-            samples=tuple(_sample(sample) for sample in raw["samples"]),
-            frozen_digest=str(raw["frozen_digest"]),
-            teacher=TeacherDescription(**raw["teacher"]),
-            seconds=float(raw["seconds"]),
-            frozen_realigned=_realigned(raw.get("frozen_realigned")),
-            fresh_realigned=_realigned(raw.get("fresh_realigned")),
-            likelihood=_optional(ChunkLikelihood, raw.get("likelihood")),
-        )
+        return _evaluation(raw)
     except (KeyError, TypeError, ValueError) as error:
         raise _malformed(path, error) from error
+
+
+def _evaluation(raw: Any) -> Evaluation:
+    return Evaluation(
+        prompts=int(raw["prompts"]),
+        frozen=_optional(FullDivergence, raw["frozen"]),
+        fresh=_optional(FullDivergence, raw["fresh"]),
+        lengths=_optional(Lengths, raw["lengths"]),
+        samples=tuple(_sample(sample) for sample in raw["samples"]),
+        frozen_digest=str(raw["frozen_digest"]),
+        teacher=_optional(TeacherDescription, raw["teacher"]),
+        seconds=float(raw["seconds"]),
+        frozen_realigned=_realigned(raw.get("frozen_realigned")),
+        fresh_realigned=_realigned(raw.get("fresh_realigned")),
+        likelihood=_optional(ChunkLikelihood, raw.get("likelihood")),
+        by_teacher={name: _evaluation(one) for name, one in raw.get("by_teacher", {}).items()},
+    )
 
 
 def _optional(kind: Any, value: Any) -> Any:

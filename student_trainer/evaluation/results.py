@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 
 @dataclass(frozen=True)
@@ -226,11 +226,13 @@ class Evaluation:
         lengths: of the fresh responses; None when turned off.
         samples: of the first prompts, in order.
         frozen_digest: of the frozen positions.
-        teacher: the teacher that scored every row.
+        teacher: the teacher that scored every row; None with several.
         seconds: how long the evaluation took.
         frozen_realigned, fresh_realigned: instead of ``frozen`` and ``fresh`` when the
             teacher has another tokenizer.
         likelihood: of the fresh responses, also only then.
+        by_teacher: with several teachers that of each on its own prompts, by its name; then
+            nothing but numbers of prompts and responses is of all of them.
     """
 
     prompts: int
@@ -239,8 +241,9 @@ class Evaluation:
     lengths: Lengths | None
     samples: tuple[Sample, ...]
     frozen_digest: str
-    teacher: TeacherDescription
+    teacher: TeacherDescription | None
     seconds: float
     frozen_realigned: RealignedDivergence | None = None
     fresh_realigned: RealignedDivergence | None = None
     likelihood: ChunkLikelihood | None = None
+    by_teacher: dict[str, Evaluation] = field(default_factory=dict)

@@ -30,7 +30,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     made.add_column("before", justify="right")
     made.add_column("after", justify="right")
     for shown in held_out_metrics(summary):
-        cells = (_cell(summary[f"{shown.key}_{when}"], shown.form) for when in ("before", "after"))
+        cells = (_cell(shown.at(summary, when), shown.form) for when in ("before", "after"))
         made.add_row(shown.label, *cells)
     return made
 

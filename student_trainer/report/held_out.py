@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -17,6 +17,7 @@ class HeldOutMetric:
         form: how a value is written, for ``str.format``.
         better: -1 when lower is better, 1 when higher is, 0 when neither.
         card: short label and form, when it leads the report's page; else None.
+        teacher: the one of several that it is of; empty for the only one, and for all.
     """
 
     label: str
@@ -24,6 +25,18 @@ class HeldOutMetric:
     form: str
     better: int
     card: tuple[str, str] | None = None
+    teacher: str = ""
+
+    def at(self, summary: Mapping[str, Any], when: str) -> float | None:
+        """The value ``before`` or ``after`` the run; None where it was not measured."""
+        end = f"/{self.teacher}" if self.teacher else ""
+        value: float | None = summary[f"{self.key}_{when}{end}"]
+        return value
+
+    def of(self, teacher: str) -> HeldOutMetric:
+        """The same of one of several teachers."""
+        card = None if self.card is None else (f"{self.card[0]} ({teacher})", self.card[1])
+        return replace(self, label=f"{self.label} ({teacher})", card=card, teacher=teacher)
 
 
 ONE_TOKENIZER = (
@@ -103,11 +116,22 @@ LENGTHS = (
 )
 
 
-def is_across(summary: Mapping[str, Any]) -> bool:
-    """Whether the run's teacher has another tokenizer."""
-    return "support_reverse_kl_before" in summary
+def is_across(summary: Mapping[str, Any], teacher: str = "") -> bool:
+    """Whether the run's teacher, or this one of several, has another tokenizer."""
+    return f"support_reverse_kl_before{f'/{teacher}' if teacher else ''}" in summary
+
+
+def evaluated_teachers(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of those of several teachers on whose held-out prompts a run was evaluated."""
+    start = "frozen_rows/"
+    return tuple(key.removeprefix(start) for key in summary if key.startswith(start))
 
 
 def held_out_metrics(summary: Mapping[str, Any]) -> tuple[HeldOutMetric, ...]:
     """Those the run of this summary has, in the order they are shown."""
-    return (*(TWO_TOKENIZERS if is_across(summary) else ONE_TOKENIZER), *LENGTHS)
+    found: list[HeldOutMetric] = []
+    names = evaluated_teachers(summary)
+    for name in names or ("",):
+        table = TWO_TOKENIZERS if is_across(summary, name) else ONE_TOKENIZER
+        found += [metric.of(name) for metric in table] if name else table
+    return (*found, *LENGTHS)

@@ -45,7 +45,7 @@ SHOWN_SETTINGS = (
 def write_card(
     folder: Path,
     config: TrainConfig,
-    teacher: TeacherInfo,
+    teachers: Mapping[str, TeacherInfo],
     summary: Mapping[str, Any],
     metrics: Sequence[Mapping[str, Any]],
     *,
@@ -55,7 +55,7 @@ def write_card(
     """Writes ``folder/README.md``.
 
     Args:
-        teacher: the teacher that scored the run.
+        teachers: those that scored the run, by their names.
         summary: content of summary.json.
         metrics: lines of metrics.jsonl, at least one.
         prompts, dropped: number of prompts trained on, and left out as too long.
@@ -76,8 +76,10 @@ def write_card(
     text = environment.get_template(CARD_TEMPLATE).render(
         header=_header(config),
         student=public_name(config.student.model),
-        teacher=teacher,
-        teacher_model=public_name(teacher.model),
+        teachers=[
+            (name if len(teachers) > 1 else "", public_name(teacher.model), teacher)
+            for name, teacher in teachers.items()
+        ],
         data=", ".join(public_name(one.file) for one in train_files),
         data_revision=config.data.revision if on_hub else None,
         prompts=prompts,
@@ -91,7 +93,7 @@ def write_card(
             )
         ],
         results=[
-            (m.label, summary[f"{m.key}_before"], summary[f"{m.key}_after"])
+            (m.label, m.at(summary, "before"), m.at(summary, "after"))
             for m in held_out_metrics(summary)
         ],
         settings=[(key, _value(config, key)) for key in SHOWN_SETTINGS if _has(config, key)],

@@ -46,8 +46,7 @@ def summarise(run: RunFiles) -> dict[str, Any]:
     seconds += sum(e.seconds for e in (before, after) if e is not None)
     summary: dict[str, Any] = {
         "run": config["run"]["name"],
-        "teacher": evaluation.teacher.model if evaluation else config["teacher"]["name"],
-        "teacher_identity": run.metrics[-1]["teacher_identity"],
+        **_teachers(run),
         "student": config["student"]["model"],
         "loss": config["loss"]["kind"],
         "top_k": config["loss"]["top_k"],
@@ -58,28 +57,72 @@ def summarise(run: RunFiles) -> dict[str, Any]:
         "frozen_rows": _frozen_rows(evaluation),
         "mask_reasons": mask_reasons(run.metrics),
     }
-    for name, found in (("before", before), ("after", after)):
-        summary |= _divergence("", name, found.frozen if found else None)
-    for name, found in (("before", before), ("after", after)):
-        summary |= _divergence("fresh_", name, found.fresh if found else None)
-        summary |= _lengths(name, found.lengths if found else None)
-    if evaluation and (evaluation.frozen_realigned or evaluation.fresh_realigned):
-        for name, found in (("before", before), ("after", after)):
-            summary |= _across(name, found)
+    summary |= _results(before, after)
+    for name in evaluation.by_teacher if evaluation else ():
+        of_it = [one.by_teacher.get(name) if one else None for one in (before, after)]
+        summary |= {f"{key}/{name}": value for key, value in _results(*of_it).items()}
+        its = evaluation.by_teacher[name] if evaluation else None
+        summary[f"held_out_prompts/{name}"] = its.prompts if its else 0
+        summary[f"frozen_rows/{name}"] = _frozen_rows(its)
     return summary
 
 
+def _teachers(run: RunFiles) -> dict[str, str]:
+    """The model and the identity of the teacher; of several each under ``KEY/NAME``."""
+    evaluation, last = run.after or run.before, run.metrics[-1]
+    if "teacher_identity" in last:
+        described = evaluation.teacher if evaluation else None
+        (settings,) = run.config.get("teachers", {"": run.config.get("teacher")}).values()
+        return {
+            "teacher": described.model if described else settings["name"],
+            "teacher_identity": last["teacher_identity"],
+        }
+    told: dict[str, str] = {}
+    measured = evaluation.by_teacher if evaluation else {}
+    for name, settings in run.config["teachers"].items():
+        described = measured[name].teacher if name in measured else None
+        told[f"teacher/{name}"] = described.model if described else settings["name"]
+        told[f"teacher_identity/{name}"] = last[f"teacher_identity/{name}"]
+    return told
+
+
+def _results(before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
+    """The results of one teacher, or of the only one."""
+    both = (("before", before), ("after", after))
+    found: dict[str, Any] = {}
+    for when, one in both:
+        found |= _divergence("", when, one.frozen if one else None)
+    for when, one in both:
+        found |= _divergence("fresh_", when, one.fresh if one else None)
+        found |= _lengths(when, one.lengths if one else None)
+    evaluation = after or before
+    if evaluation and (evaluation.frozen_realigned or evaluation.fresh_realigned):
+        for when, one in both:
+            found |= _across(when, one)
+    return found
+
+
 def mask_reasons(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:
-    """Share of the positions of all steps that are masked or coarse, by reason; None with one
+    """Share of the positions of all steps that are masked or coarse, of those that teachers with
+    another tokenizer scored, by reason; None with one
     tokenizer, and for a run of before there were reasons."""
     told = [row for row in metrics if row.get(metric_of(OTHER)) is not None]
-    tokens = sum(int(row["tokens"]) for row in told)
-    if not tokens:
+    counts = [_realigned_tokens(row) for row in told]
+    if not sum(counts):
         return None
     return {
-        name: sum(float(row[metric_of(name)]) * int(row["tokens"]) for row in told) / tokens
+        name: sum(float(row[metric_of(name)]) * n for row, n in zip(told, counts, strict=True))
+        / sum(counts)
         for name in EXPLAINED
     }
+
+
+def _realigned_tokens(row: Mapping[str, Any]) -> int:
+    """Tokens of a step that teachers with another tokenizer scored."""
+    one = f"{metric_of(OTHER)}/"
+    names = [key.removeprefix(one) for key, value in row.items()
+             if key.startswith(one) and value is not None]  # fmt: skip
+    return sum(int(row[f"tokens/{name}"]) for name in names) if names else int(row["tokens"])
 
 
 def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
@@ -107,8 +150,11 @@ def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
 
 
 def _frozen_rows(evaluation: Evaluation | None) -> int:
-    frozen = (evaluation.frozen or evaluation.frozen_realigned) if evaluation else None
-    return frozen.rows if frozen else 0
+    if evaluation is None:
+        return 0
+    frozen = evaluation.frozen or evaluation.frozen_realigned
+    own = frozen.rows if frozen else 0
+    return own + sum(_frozen_rows(one) for one in evaluation.by_teacher.values())
 
 
 def _divergence(prefix: str, when: str, found: FullDivergence | None) -> dict[str, Any]:

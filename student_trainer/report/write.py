@@ -10,8 +10,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from teacher_proto.program.files import write_text
 
+from student_trainer.evaluation.results import Evaluation
 from student_trainer.report.collect import RunFiles, read_run, setting_texts
-from student_trainer.report.held_out import HeldOutMetric, held_out_metrics, is_across
+from student_trainer.report.held_out import (
+    HeldOutMetric,
+    evaluated_teachers,
+    held_out_metrics,
+    is_across,
+)
 from student_trainer.report.plots import Plot, all_plots
 from student_trainer.report.summary import sample_pairs, summarise
 from student_trainer.teacher.mask_reasons import EXPLAINED
@@ -48,9 +54,10 @@ def render_html(run: RunFiles, plots: list[Plot]) -> str:
         summary=summary,
         results=[_result(summary, metric) for metric in held_out_metrics(summary)],
         across=is_across(summary),
+        evaluated_teachers=evaluated_teachers(summary),
         reasons=_reasons(summary),
         cards=_cards(summary),
-        teacher=asdict(evaluation.teacher) if evaluation else {},
+        teachers=_teachers(evaluation, summary),
         plots=[
             {"title": p.title, "note": p.note, "light": _uri(p.light), "dark": _uri(p.dark)}
             for p in plots
@@ -61,6 +68,21 @@ def render_html(run: RunFiles, plots: list[Plot]) -> str:
         finished=run.after is not None,
         evaluated=evaluation is not None,
     )
+
+
+def _teachers(evaluation: Evaluation | None, summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """What is known of the teachers, names and values as text: of those that an evaluation asked
+    what their services say, else what the run's settings and steps say."""
+    if evaluation is None:
+        told = [key for key in summary if key.partition("/")[0] in ("teacher", "teacher_identity")]
+        return [(key.replace("_", " "), summary[key]) for key in told]
+    every = {"": evaluation, **evaluation.by_teacher}
+    return [
+        (f"teacher {f'{name} ' if name else ''}{key.replace('_', ' ')}", str(value) or "none")
+        for name, one in every.items()
+        if one.teacher is not None
+        for key, value in asdict(one.teacher).items()
+    ]
 
 
 def _reasons(summary: dict[str, Any]) -> list[dict[str, str]]:
@@ -81,7 +103,7 @@ def _text(value: float | None, form: str) -> str:
 
 
 def _result(summary: dict[str, Any], shown: HeldOutMetric) -> dict[str, str]:
-    before, after = summary[f"{shown.key}_before"], summary[f"{shown.key}_after"]
+    before, after = shown.at(summary, "before"), shown.at(summary, "after")
     verdict = ""
     if before is not None and after is not None and before != after and shown.better:
         verdict = "better" if (after - before) * shown.better > 0 else "worse"
@@ -100,7 +122,7 @@ def _cards(summary: dict[str, Any]) -> list[dict[str, str]]:
         if shown.card is None:
             continue
         label, form = shown.card
-        before, after = summary[f"{shown.key}_before"], summary[f"{shown.key}_after"]
+        before, after = shown.at(summary, "before"), shown.at(summary, "after")
         if before is not None and after is not None:
             cards.append(
                 {"label": label, "before": form.format(before), "after": form.format(after)}

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from teacher_proto.types import Float32, Int32, Prompt, SpecialTokens
+
+from student_trainer.settings.teacher import ONLY_TEACHER
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,10 @@ class PromptItem:
         special_tokens: those that a teacher with another tokenizer is to read a text with.
         begin_ids: ids of the student that begin every prompt, whatever a chat template
             writes, on both sides; empty where the template decides.
+        teacher: name of the teacher that scores the responses to it.
+        for_teacher: what the teacher reads in its place (``data.columns.teacher_prompt``), as
+            the student would read it, with no tokens where the student's chat template refuses
+            it; None where both read this prompt.
     """
 
     prompt_id: str
@@ -39,6 +45,17 @@ class PromptItem:
     special_tokens: SpecialTokens = SpecialTokens.AS_WRITTEN
     at_teacher: Prompt | None = None
     begin_ids: tuple[int, ...] = ()
+    teacher: str = ONLY_TEACHER
+    for_teacher: PromptItem | None = None
+
+    @property
+    def read_by_teacher(self) -> PromptItem:
+        """The prompt that the teacher reads: ``for_teacher``, or else this one."""
+        return self.for_teacher or self
+
+    def as_read(self, item: PromptItem) -> PromptItem:
+        """This prompt with ``item`` as ``read_by_teacher``."""
+        return item if self.for_teacher is None else replace(self, for_teacher=item)
 
 
 @dataclass(frozen=True)

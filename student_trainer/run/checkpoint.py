@@ -28,6 +28,7 @@ from torch import Tensor
 
 from student_trainer.run.pending_batches import PendingBatch
 from student_trainer.run.retention import UNFINISHED, Goal, delete_old_checkpoints, listing
+from student_trainer.settings.teacher import ONLY_TEACHER
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class TrainState:
         updates: completed optimiser updates, which set the learning rate.
         position: how many prompts of the endless training order the completed steps used.
         data_digest: digest of the train prompts.
-        teacher: identity of the teacher that scored every step so far.
+        teachers: identity of each teacher that scored the steps so far, by its name.
         config: the configuration, as JSON values.
         pending_batches: batches that wait for their update.
         score: mean of the metric that ``checkpoint.best`` names, or None.
@@ -60,7 +61,7 @@ class TrainState:
     updates: int
     position: int
     data_digest: str
-    teacher: TeacherIdentity
+    teachers: Mapping[str, TeacherIdentity]
     config: Mapping[str, Any]
     pending_batches: tuple[PendingBatch, ...] = ()
     score: float | None = None
@@ -164,11 +165,11 @@ def load_state(checkpoint: Path) -> TrainState:
     """
     values = json.loads((checkpoint / "state.json").read_text())
     try:
-        teacher = TeacherIdentity(**values.pop("teacher"))
+        teachers = _teachers(values)
         pending = tuple(_pending_batch(entry) for entry in values.pop(_PENDING))
         if values.get("terminators") is not None:
             values["terminators"] = tuple(values["terminators"])
-        return TrainState(**values, teacher=teacher, pending_batches=pending)
+        return TrainState(**values, teachers=teachers, pending_batches=pending)
     except (TypeError, KeyError) as error:
         raise ConfigurationError(
             f"its state.json is not of this version of the trainer: {error}",
@@ -204,8 +205,20 @@ _PENDING = "in_flight"  # key of the pending batches in state.json
 
 
 def _to_json(state: TrainState) -> dict[str, Any]:
+    """The only teacher is ``teacher``, as before there were several."""
+    names = {"pending_batches": _PENDING}
     values = asdict(state)
-    return {_PENDING if k == "pending_batches" else k: v for k, v in values.items()}
+    if list(state.teachers) == [ONLY_TEACHER]:
+        names["teachers"] = "teacher"
+        values["teachers"] = values["teachers"][ONLY_TEACHER]
+    return {names.get(k, k): v for k, v in values.items()}
+
+
+def _teachers(values: dict[str, Any]) -> dict[str, TeacherIdentity]:
+    """Takes the identities out of the values of a state.json, by the teachers' names."""
+    if "teachers" not in values:
+        return {ONLY_TEACHER: TeacherIdentity(**values.pop("teacher"))}
+    return {name: TeacherIdentity(**one) for name, one in values.pop("teachers").items()}
 
 
 def _pending_batch(values: Mapping[str, Any]) -> PendingBatch:

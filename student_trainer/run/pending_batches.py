@@ -98,18 +98,26 @@ def restore_batches(
 
 
 def _prompts(entry: PendingBatch, pipeline: Pipeline) -> list[PromptItem] | None:
-    """The prompt of each response; None where one is not trained on any more, or is not known."""
+    """The prompt of each response; None where one is not trained on any more, or it is not known
+    which of several it is."""
     size, left_out = pipeline.config.rollout.group_size, pipeline.order.left_out
     placed = [prompt for prompt in pipeline.prompts_at(entry.position) for _ in range(size)]
     if entry.prompt_ids is None:
         return None if left_out else placed
     if entry.prompt_ids == tuple(prompt.prompt_id for prompt in placed):
         return placed
-    taken = {
-        prompt.prompt_id: prompt
-        for index, prompt in enumerate(pipeline.prompts)
-        if index not in left_out
-    }
-    if not taken.keys() >= set(entry.prompt_ids):
+    taken: dict[str, list[PromptItem]] = {}
+    for index, prompt in enumerate(pipeline.prompts):
+        if index not in left_out:
+            taken.setdefault(prompt.prompt_id, []).append(prompt)
+    found = [taken.get(prompt_id, []) for prompt_id in entry.prompt_ids]
+    # Of prompts that the student reads alike, one teacher may score some and another the others.
+    if any(not same or any(_other(prompt, same[0]) for prompt in same) for same in found):
         return None
-    return [taken[prompt_id] for prompt_id in entry.prompt_ids]
+    return [same[-1] for same in found]
+
+
+def _other(one: PromptItem, another: PromptItem) -> bool:
+    """Whether two prompts that the student reads alike are scored otherwise."""
+    only = [None if p.for_teacher is None else p.for_teacher.source for p in (one, another)]
+    return one.teacher != another.teacher or only[0] != only[1]

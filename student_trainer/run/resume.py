@@ -4,6 +4,7 @@ teacher."""
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,6 +17,7 @@ from teacher_proto.types import TeacherIdentity
 from student_trainer.data.digest import difference, same_prompts
 from student_trainer.run.checkpoint import TrainState
 from student_trainer.settings.dotted import Source
+from student_trainer.settings.teacher import ONLY_TEACHER
 from student_trainer.settings.train import TrainConfig
 
 # Keys that may change on resume, because they do not change a step's numbers. The train
@@ -98,18 +100,18 @@ def check_resumable(
     state: TrainState,
     config: Mapping[str, Any],
     data_digest: str,
-    teacher: TeacherIdentity,
+    teachers: Mapping[str, TeacherIdentity],
     allowed: Sequence[str] = (),
 ) -> None:
     """Refuses to resume with anything that changes the numbers of the run.
 
     Raises:
         ConfigurationError: as ``check_settings`` and ``check_prompts``.
-        ContractMismatchError: as ``check_teacher``.
+        ContractMismatchError: as ``check_teachers``.
     """
     check_settings(state, config, allowed)
     check_prompts(state, data_digest, allowed)
-    check_teacher(state, teacher)
+    check_teachers(state, teachers)
 
 
 def check_settings(
@@ -124,7 +126,8 @@ def check_settings(
         ConfigurationError: other keys differ, or fewer steps are asked for than were made.
     """
     free = [*FREE_KEYS, *allowed]
-    free += [key for key in TOLD_LATER if key not in flatten(state.config)]
+    known = {_of_one(key) for key in flatten(state.config)}
+    free += [key for key in TOLD_LATER if key not in known]
     if state.now and flatten(config).get("data.now") == state.now:
         free.append("data.now")
     if config["optimizer"]["schedule"] == "constant":
@@ -134,7 +137,9 @@ def check_settings(
     changed = {
         key: values
         for key, values in changed_keys(with_later_settings(state.config), config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in free)
+        if not any(
+            of == name or of.startswith(f"{name}.") for of in (key, _of_one(key)) for name in free
+        )
     }
     if changed:
         shown = ", ".join(f"{k} ({old!r} to {new!r})" for k, (old, new) in changed.items())
@@ -181,6 +186,12 @@ def check_sources(state: TrainState, found: Sequence[Source], allowed: Sequence[
         )
 
 
+def _of_one(key: str) -> str:
+    """A key of one of several teachers as that of the only one: what may change of one may
+    change of each."""
+    return re.sub(r"^teachers\.[^.]+\.", "teacher.", key)
+
+
 def check_prompts(state: TrainState, data_digest: str, allowed: Sequence[str] = ()) -> None:
     """Raises ConfigurationError when the train prompts are not the checkpoint's, unless
     ``data.train`` is in ``allowed``."""
@@ -205,39 +216,63 @@ IDENTITY = {
 }
 
 
-def check_teacher(state: TrainState, teacher: TeacherIdentity) -> str:
-    """Refuses another teacher than the one that scored so far.
+def check_teachers(state: TrainState, teachers: Mapping[str, TeacherIdentity]) -> list[str]:
+    """Refuses other teachers than those that scored so far.
 
     A checkpoint of an earlier version does not say everything that an identity holds now:
     what it says has to be the same.
 
+    Args:
+        teachers: those of now, by the same names: a name that is there or gone is another
+            setting.
+
     Returns:
-        What could not be compared, one sentence; empty when everything was.
+        What could not be compared, a sentence for each teacher of which something could not.
 
     Raises:
-        ContractMismatchError: a part differs; it is named.
+        ContractMismatchError: a part of one of them differs; it is named.
     """
-    before = state.teacher
-    if before == teacher:
-        return ""
-    parts = [name for name in IDENTITY if getattr(before, name) != getattr(teacher, name)]
+    several = len(teachers) > 1 or set(teachers) != {ONLY_TEACHER}
+    notes = []
+    for name, before in state.teachers.items():
+        now = teachers.get(name)
+        if now is None or before == now:
+            continue
+        unknown = _compare(before, now, dated=bool(state.now), name=name if several else "")
+        notes += [unknown] if unknown else []
+    return notes
+
+
+def _compare(before: TeacherIdentity, teacher: TeacherIdentity, *, dated: bool, name: str) -> str:
+    """What of two unequal identities could not be compared.
+
+    Args:
+        dated: whether the checkpoint is of a version whose identities hold the chat template.
+        name: of the teacher, of several; empty for the only one.
+
+    Raises:
+        ContractMismatchError: a part differs that both have.
+    """
+    whose, the = f"teacher {name}'s" if name else "", "the teacher's"
+    parts = [part for part in IDENTITY if getattr(before, part) != getattr(teacher, part)]
     incomparable = set()
     if hash_version(before.tokenizer_hash) != hash_version(teacher.tokenizer_hash):
         incomparable.add("tokenizer_hash")
-    if not state.now:  # of before an identity held the chat template
+    if not dated:
         incomparable.add("chat_template_digest")
-    unknown = [name for name in parts if name in incomparable]
-    changed = [IDENTITY[name] for name in parts if name not in incomparable]
+    unknown = [part for part in parts if part in incomparable]
+    changed = [IDENTITY[part] for part in parts if part not in incomparable]
     if not changed and unknown:
         return (
             "the checkpoint is of an earlier version, which identified a teacher otherwise: that "
-            f"its {' and '.join(IDENTITY[name] for name in unknown)} are the same could not be "
+            f"{whose or 'its'} "
+            f"{' and '.join(IDENTITY[part] for part in unknown)} are the same could not be "
             "compared, the rest is"
         )
     raise ContractMismatchError(
-        f"the teacher's identity is {teacher.digest}, the run was scored by "
+        f"{whose or the} identity is {teacher.digest}, the run was scored by "
         f"{before.digest} so far: another {', '.join(changed) or 'digest'}",
-        where="teacher.name",
+        where=f"teachers.{name}.name" if name else "teacher.name",
         fix="serve the same teacher again, or start another run",
         reason="IDENTITY_CHANGED",
     )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from datetime import date, datetime
 from pathlib import Path
+from string import Formatter
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from student_trainer.settings.base import PathOrName, Positive, PositiveInt, Settings
 
@@ -64,6 +65,28 @@ def _local_time(value: Any) -> Any:
     return value.isoformat(timespec="seconds")
 
 
+def template_pieces(template: str) -> list[tuple[str, str | None]]:
+    """(literal text, the name in braces after it or None), in order.
+
+    Raises:
+        ValueError: it is no template, or has more in braces than a name.
+    """
+    pieces = []
+    for literal, name, form, conversion in Formatter().parse(template):
+        if form or conversion:
+            raise ValueError(f"{{{name}}} has more in its braces than a column's name")
+        if name == "":
+            raise ValueError("{} names no column; write {{ and }} for braces")
+        pieces.append((literal, name))
+    return pieces
+
+
+def _with_columns(template: str) -> str:
+    if not any(name for _, name in template_pieces(template)):
+        raise ValueError("it names no column, as in {prompt}: every prompt would be the same")
+    return template
+
+
 LocalTime = Annotated[str, BeforeValidator(_local_time)]
 
 
@@ -94,6 +117,18 @@ class ColumnSettings(Settings):
         default=None,
         description="Column of the tools, as JSON schemas, that the chat template lists. Rows may "
         "lack it.",
+    )
+    teacher: Name | None = Field(
+        default=None,
+        description="Column of the name of the teacher that scores the row, one of "
+        "`teachers`; rows without it have `data.teacher`.",
+    )
+    teacher_prompt: Name | None = Field(
+        default=None,
+        description="Column of what the teacher reads in place of the student's prompt: a "
+        "conversation, or a text that takes the place of the last user's turn (of the text, where "
+        "the prompt is one). The student does not see it. Rows without it have one prompt for "
+        "both.",
     )
 
     @model_validator(mode="after")
@@ -134,6 +169,18 @@ class DataSettings(Settings):
     system: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
         description="System prompt of every conversation that has none.",
+    )
+    teacher: Name | None = Field(
+        default=None,
+        description="Of several teachers, the one that scores rows which name none in the column "
+        "of `data.columns.teacher`; unset, every row has to name one.",
+    )
+    teacher_prompt_template: Annotated[str, AfterValidator(_with_columns)] | None = Field(
+        default=None,
+        description="What the teacher reads in place of the last user's turn (of the text, where "
+        "the prompt is one), from the row's columns, such as `\"{prompt}\\n\\nA worked "
+        'solution:\\n{solution}"`. `{prompt}` is what it takes the place of; other names are '
+        "columns, which every row has to have; `{{` and `}}` are braces.",
     )
     max_prompt_tokens: PositiveInt = Field(
         default=2048,
@@ -181,6 +228,11 @@ class DataSettings(Settings):
         if weighted and len(weighted) < len(files(self.train)):
             raise ValueError(
                 "train has files with a weight and files without: give each one a weight, or none"
+            )
+        if self.teacher_prompt_template is not None and self.columns.teacher_prompt is not None:
+            raise ValueError(
+                "teacher_prompt_template and columns.teacher_prompt exclude each other: both say "
+                "what the teacher reads"
             )
         if any(one.weight is not None for one in files(self.held_out)):
             raise ValueError("held_out has weights, which mean nothing in an evaluation")

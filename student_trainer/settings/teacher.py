@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, SecretStr
+from teacher_proto.program.settings_keys import is_secret
 
 from student_trainer.settings.base import Positive, PositiveInt, Settings
+
+# The name of a run's only teacher, the one of the section [teacher].
+ONLY_TEACHER = "default"
+# A name is a part of environment variables, which join parts by two underscores.
+TEACHER_NAME = re.compile(r"[a-z0-9]+([_-][a-z0-9]+)*")
 
 
 class TeacherSettings(Settings):
@@ -59,3 +67,41 @@ class TeacherSettings(Settings):
         default=None,
         description="Tries of one request; unset, as many as its timeout allows.",
     )
+
+
+class NamedTeacherSettings(TeacherSettings):
+    """One of several teachers of a run, `[teachers.NAME]`: the keys of `[teacher]`, and these."""
+
+    weight: Positive = Field(
+        default=1.0, description="Factor of the loss of the rows that this teacher scores."
+    )
+    top_k: PositiveInt | None = Field(
+        default=None,
+        description="How many of its own ids this teacher returns for each row; unset, as many as "
+        "`loss.top_k`.",
+    )
+
+
+def check_names(teachers: Mapping[str, NamedTeacherSettings]) -> None:
+    """Raises ValueError for names that cannot be used, and for one teacher under two names."""
+    if not teachers:
+        raise ValueError("teachers is empty: name one as [teachers.NAME], or leave it out")
+    for name in teachers:
+        if not TEACHER_NAME.fullmatch(name):
+            raise ValueError(
+                f"teachers.{name}: a teacher's name is lower-case letters and digits, joined by "
+                "single - or _"
+            )
+        if is_secret((name,)):
+            raise ValueError(
+                f"teachers.{name}: this name would hide the teacher's settings as "
+                "secrets; choose another"
+            )
+    served: dict[tuple[str, str], str] = {}
+    for name, one in teachers.items():
+        first = served.setdefault((one.address, one.name), name)
+        if first != name:
+            raise ValueError(
+                f"teachers.{first} and teachers.{name} are one teacher, {one.name!r} at "
+                f"{one.address}: leave one of them out, or correct its address or name"
+            )

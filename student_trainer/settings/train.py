@@ -7,11 +7,14 @@ of sixteen prompts, temperature 1, top-p 0.9, AdamW at 2e-6 with weight decay
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from student_trainer.losses import LsmLoss
+from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
 from student_trainer.settings.evaluation import EvaluationSettings
@@ -25,7 +28,12 @@ from student_trainer.settings.run import (
     TrackingSettings,
 )
 from student_trainer.settings.student import StudentSettings
-from student_trainer.settings.teacher import TeacherSettings
+from student_trainer.settings.teacher import (
+    ONLY_TEACHER,
+    NamedTeacherSettings,
+    TeacherSettings,
+    check_names,
+)
 
 
 class OptimizerSettings(Settings):
@@ -62,7 +70,14 @@ class TrainConfig(Settings):
 
     run: RunSettings
     student: StudentSettings
-    teacher: TeacherSettings = Field(default_factory=TeacherSettings)
+    teacher: TeacherSettings | None = Field(
+        default_factory=TeacherSettings, description="The run's only teacher."
+    )
+    teachers: dict[str, NamedTeacherSettings] | None = Field(
+        default=None,
+        description="Several teachers by name, in place of `teacher`; `data.columns.teacher` "
+        "chooses one for each row.",
+    )
     data: DataSettings
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
@@ -77,6 +92,19 @@ class TrainConfig(Settings):
     report: ReportSettings = Field(default_factory=ReportSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     hub: HubSettings = Field(default_factory=HubSettings)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_teacher_or_several(cls, values: Any) -> Any:
+        """Several teachers take the place of the only one, and its defaults go with it."""
+        if not isinstance(values, dict) or values.get("teachers") is None:
+            return values
+        if values.get("teacher") is not None:
+            raise ValueError(
+                "teacher and teachers exclude each other: describe a run's only teacher in "
+                "[teacher], or every one of several in [teachers.NAME]"
+            )
+        return {**values, "teacher": None}
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainConfig:
@@ -103,6 +131,75 @@ class TrainConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _rows_have_teachers(self) -> TrainConfig:
+        default, column = self.data.teacher, self.data.columns.teacher
+        if self.teachers is None:
+            for key, value in (("data.teacher", default), ("data.columns.teacher", column)):
+                if value is not None:
+                    raise ValueError(
+                        f"{key} chooses among several teachers, and there are no [teachers.NAME]"
+                    )
+            return self
+        check_names(self.teachers)
+        if default is not None and default not in self.teachers:
+            raise ValueError(
+                f"data.teacher is {default!r}, which is none of the teachers "
+                f"({', '.join(self.teachers)})"
+            )
+        if len(self.teachers) > 1 and column is None:
+            raise ValueError(
+                "several teachers need a column of the data that says which one scores a row "
+                "(data.columns.teacher)"
+            )
+        for name, one in self.teachers.items():
+            if one.top_k is not None:
+                self._check_top_k(name, one.top_k)
+        return self
+
+    def _check_top_k(self, name: str, top_k: int) -> None:
+        """Raises ValueError for a K with which the loss cannot compare this teacher's rows."""
+        if not self.loss.asks(realigned=False).top_k:
+            raise ValueError(
+                f"teachers.{name}.top_k: the loss asks for none of the teacher's own ids"
+            )
+        if "top_k" not in type(self.loss).model_fields:
+            return
+        try:
+            type(self.loss).model_validate({**self.loss.model_dump(), "top_k": top_k})
+        except ValidationError as error:
+            why = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ValueError(f"teachers.{name}.top_k = {top_k}: {why}") from None
+
+    @property
+    def named_teachers(self) -> Mapping[str, TeacherSettings]:
+        """Every teacher of the run, in the order of the settings; the only one of `[teacher]`
+        is named ``ONLY_TEACHER``."""
+        if self.teachers is not None:
+            return self.teachers
+        assert self.teacher is not None, "there is one section or the other"
+        return {ONLY_TEACHER: self.teacher}
+
+    @property
+    def default_teacher(self) -> str | None:
+        """The teacher of rows that name none; None where every row has to name one."""
+        names = list(self.named_teachers)
+        return self.data.teacher or (names[0] if len(names) == 1 else None)
+
+    def weight_of(self, teacher: str) -> float:
+        """The factor of the loss of the rows that this teacher scores."""
+        return 1.0 if self.teachers is None else self.teachers[teacher].weight
+
+    def rows_asked(self, teacher: str, *, realigned: bool) -> RowsAsked:
+        """What the loss asks of this teacher's rows.
+
+        Args:
+            realigned: whether it has another tokenizer than the student.
+        """
+        asked = self.loss.asks(realigned=realigned)
+        top_k = None if self.teachers is None else self.teachers[teacher].top_k
+        return asked if top_k is None or not asked.top_k else replace(asked, top_k=top_k)
+
     @property
     def learns_from_nuclei(self) -> bool:
         """Whether the run learns at tokens that were drawn from a nucleus: then only from
@@ -114,3 +211,8 @@ class TrainConfig(Settings):
     def updates(self) -> int:
         """Number of optimiser updates of the whole run."""
         return self.run.steps * self.optimizer.updates_per_batch
+
+
+def section_of(config: TrainConfig, teacher: str) -> str:
+    """The key of the section that describes a teacher: ``teacher`` or ``teachers.NAME``."""
+    return "teacher" if config.teachers is None else f"teachers.{teacher}"

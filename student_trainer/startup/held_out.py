@@ -24,10 +24,14 @@ def held_out(start: Start) -> str:
     step = start.resumed.step if start.resumed else 0
     # Before the first checkpoint, what an earlier attempt froze is removed.
     kept = kept_positions(start.run, step, start.prompts.held_out, settings) if step else None
-    if start.teacher.realigned:
-        check_top_k(start.teacher, settings.top_k)
-        ids = f"the {settings.top_k} most likely ids"
-    else:
-        ids = f"{shared_ids(start.student, start.teacher)} ids"
+    ids = []
+    for name in dict.fromkeys(prompt.teacher for prompt in prompts):
+        link = start.teachers[name]
+        if link.realigned:
+            check_top_k(link, settings.top_k)
+            compared = f"the {settings.top_k} most likely ids"
+        else:
+            compared = f"{shared_ids(start.student, link)} ids"
+        ids.append(compared if start.config.teachers is None else f"{compared} of {name}")
     rows = f"{kept.rows} frozen positions of before" if kept else f"{settings.most_rows} positions"
-    return f"{len(prompts)} prompts, {rows}, {ids} of each"
+    return f"{len(prompts)} prompts, {rows}, {' or '.join(ids)} of each"

@@ -1,15 +1,14 @@
-"""The step that asks a teacher which renders prompts itself how it reads them, and what is done
-with those that it cannot read."""
+"""The step that asks teachers which render prompts themselves how they read them, and what is
+done with those that they cannot read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_keys import flatten
-from teacher_proto.types import TOO_LONG
+from teacher_proto.types import TOO_LONG, Refusal
 
 from student_trainer.data import PromptSets
 from student_trainer.data.progress import told
@@ -18,6 +17,7 @@ from student_trainer.prompt_needs import check_prompts
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.data import DataSettings
 from student_trainer.startup.start import Start
+from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.prompts import AtTeacher
 from student_trainer.teacher.renderings import Renderings
 
@@ -46,59 +46,169 @@ class Judgement:
 
 
 def readings(start: Start) -> str:
-    """Asks the teacher to read every prompt, leaves out those that it cannot, and says how its
-    readings differ from the student's.
+    """Asks the teachers to read their prompts, leaves out those that they cannot, and says how
+    their readings differ from the student's.
 
     Raises:
-        ConfigurationError: it refuses a prompt or reads it as too long, and the settings
+        ConfigurationError: a teacher refuses a prompt or reads it as too long, and the settings
             make that an error; too few prompts are left; or the checkpoint is of an earlier
             version, whose teacher read other prompts.
         LsmError: as ``TeacherClient.render``.
     """
-    link, prompts, config = start.teacher, start.prompts, start.config
-    for note in link.reading.notes([*prompts.train, *prompts.held_out], prompts.arguments):
-        start.warn(note)
-    if not link.renders:
-        return "the teacher reads the student's tokens"
-    if link.limits.max_render_prompts is None:
-        start.warn(
-            "the service is of an earlier version and cannot be asked how it reads the prompts: "
-            "a response to one that it refuses is left out when its turn comes (refused_rollouts)"
-        )
-        return "not asked"
-    room = min(link.info.max_length, link.limits.max_request_tokens)
-    found = link.reading.renderings()
-    every = _read(start, prompts.train, "train prompts", found)
-    check_earlier_reading(start, found)
-    train = judge(every, room - config.rollout.max_new_tokens)
-    settle(train, prompts.train, config.data)
-    check_something_is_left(train.left_out, prompts)
-    held_out = _usable_held_out(start, room - config.evaluation.max_new_tokens, found)
-    start.prompts = replace(
-        prompts, train=[one.item for one in every], left_out=train.left_out, held_out=held_out
-    )
-    check_prompts(config, start.prompts)
-    for note in found.notes(own=True):
-        start.warn(note)
-    for name, whys in (("refuses", train.refused), ("reads as too long", train.too_long)):
-        if whys:
-            start.warn(
-                f"left out {len(whys)} of {len(prompts.train)} train prompts, which the teacher "
-                f"{name}: {_some(whys, prompts.train)}"
+    readers = [Reader.of(start, name) for name in start.teachers]
+    said = [reader.train() for reader in readers]
+    check_something_is_left(start.prompts)
+    held_out = _usable_held_out(start, {reader.name: reader for reader in readers})
+    start.prompts = replace(start.prompts, held_out=held_out)
+    check_prompts(start.config, start.prompts)
+    for reader in readers:
+        reader.say_the_rest()
+    return "; ".join(start.about(r.name, one) for r, one in zip(readers, said, strict=True))
+
+
+@dataclass
+class Reader:
+    """How one of the teachers reads its prompts.
+
+    Attributes:
+        renderings: how its readings differ from the student's.
+        judged: of its train prompts, by their places among all.
+    """
+
+    start: Start
+    name: str
+    link: TeacherLink
+    renderings: Renderings
+    judged: Judgement = field(default_factory=Judgement)
+
+    @classmethod
+    def of(cls, start: Start, name: str) -> Reader:
+        link = start.teachers[name]
+        return cls(start, name, link, link.reading.renderings())
+
+    @property
+    def asks(self) -> bool:
+        """Whether the teacher renders prompts itself and can be asked how."""
+        return self.link.renders and self.link.limits.max_render_prompts is not None
+
+    @property
+    def room(self) -> int:
+        """Tokens of the longest sequence that the teacher takes."""
+        return min(self.link.info.max_length, self.link.limits.max_request_tokens)
+
+    def warn(self, sentence: str) -> None:
+        self.start.warn(self.start.about(self.name, sentence))
+
+    def train(self) -> str:
+        """Reads the train prompts into ``start.prompts``; says what it found.
+
+        Raises:
+            ConfigurationError, LsmError: as ``readings``.
+        """
+        start, prompts = self.start, self.start.prompts
+        its = [
+            p.read_by_teacher for p in (*prompts.train, *prompts.held_out) if p.teacher == self.name
+        ]
+        for note in self.link.reading.notes(its, prompts.arguments):
+            self.warn(note)
+        if self.link.renders and not self.asks:
+            self.warn(
+                "the service is of an earlier version and cannot be asked how it reads the "
+                "prompts: a response to one that it refuses is left out when its turn comes "
+                "(refused_rollouts)"
             )
-    _warn_of_long_responses(start, train, room)
-    used = len(prompts.train) - len(train.left_out)
-    return f"the teacher reads {used} train prompts, the longest has {train.longest} of its tokens"
+        found = self.read(prompts.train, "train prompts")
+        if not found:
+            return "not asked" if self.link.renders else "the teacher reads the student's tokens"
+        check_earlier_reading(start, self.link, self.renderings)
+        self.judged = judge(found, self.room - start.config.rollout.max_new_tokens)
+        settle(self.judged, prompts.train, len(found), start.config.data)
+        train = list(prompts.train)
+        for place, one in found.items():
+            train[place] = train[place].as_read(one.item)
+        left_out = prompts.left_out | self.judged.left_out
+        start.prompts = replace(prompts, train=train, left_out=left_out)
+        used = len(found) - len(self.judged.left_out)
+        return (
+            f"the teacher reads {used} train prompts, the longest has {self.judged.longest} of its "
+            "tokens"
+        )
+
+    def read(self, prompts: Sequence[PromptItem], what: str) -> dict[int, AtTeacher]:
+        """How the teacher reads those of the prompts that are its own, by their places; counted
+        in ``renderings``. Of a teacher that cannot be asked, what it alone reads, where that is
+        known: in the student's tokens, as many as there may be of those that both read."""
+        its = {
+            place: prompt.read_by_teacher
+            for place, prompt in enumerate(prompts)
+            if prompt.teacher == self.name and (self.asks or prompt.for_teacher is not None)
+        }
+        if not its:
+            return {}
+        if not self.asks:
+            return {} if self.link.realigned else {p: in_tokens(one) for p, one in its.items()}
+        asked = self.link.reading.read(list(its.values()))
+        every = told(asked, self.start.about(self.name, f"{what} are read by the teacher"),
+                     total=len(its))  # fmt: skip
+        found = dict(zip(its, every, strict=True))
+        for one in found.values():
+            self.renderings.add(one)
+        return found
+
+    def say_the_rest(self) -> None:
+        """Warns of differences between the readings, and of what is left out."""
+        prompts = self.start.prompts.train
+        for note in self.renderings.notes(own=True) if self.asks else ():
+            self.warn(note)
+        many = sum(prompt.teacher == self.name for prompt in prompts)
+        for verb, whys in (
+            ("refuses", self.judged.refused),
+            ("reads as too long", self.judged.too_long),
+        ):
+            if whys:
+                self.warn(
+                    f"left out {len(whys)} of {many} train prompts, which the teacher {verb}: "
+                    f"{_some(whys, prompts)}"
+                )
+        if self.asks:
+            self.warn_of_long_responses(self.room)
+
+    def warn_of_long_responses(self, room: int) -> None:
+        """Warns when responses would not fit that become longer in the teacher's tokens as the
+        prompts do. With one tokenizer they are as long on both sides."""
+        if not self.link.realigned:
+            return
+        found = self.judged
+        ratio = found.teacher_tokens / max(found.student_tokens, 1)
+        longest = self.start.config.rollout.max_new_tokens
+        if ratio > 1 and found.longest + ratio * longest > room:
+            self.warn(
+                f"the prompts are {ratio:.2f} times as long in the teacher's tokens: were "
+                f"responses of {longest} tokens (rollout.max_new_tokens) so too, those to the "
+                f"longest prompts would be more than its {room}; what is too long is left out "
+                "(refused_rollouts)"
+            )
 
 
-def judge(every: Iterable[AtTeacher], most: int) -> Judgement:
+def in_tokens(prompt: PromptItem) -> AtTeacher:
+    """A prompt of which the teacher reads the student's tokens."""
+    if len(prompt.token_ids):
+        return AtTeacher(prompt, len(prompt.token_ids))
+    refusal = Refusal(
+        "NO_RENDERING", "the student's chat template, which it is read by, refuses it", "", ""
+    )
+    return AtTeacher(prompt, None, refusal)
+
+
+def judge(every: Mapping[int, AtTeacher], most: int) -> Judgement:
     """Which prompts can be scored.
 
     Args:
+        every: how the teacher reads each, by its place.
         most: tokens of the teacher that a prompt may have, so that a response fits after it.
     """
     found = Judgement()
-    for place, one in enumerate(every):
+    for place, one in every.items():
         refusal = one.refusal
         if refusal is not None and refusal.reason != TOO_LONG:
             found.refused[place] = refusal.what
@@ -113,9 +223,15 @@ def judge(every: Iterable[AtTeacher], most: int) -> Judgement:
     return found
 
 
-def settle(found: Judgement, prompts: Sequence[PromptItem], settings: DataSettings) -> None:
+def settle(
+    found: Judgement, prompts: Sequence[PromptItem], asked: int, settings: DataSettings
+) -> None:
     """Raises ConfigurationError for prompts that cannot be scored, where the settings make
-    that an error. The first few are named."""
+    that an error. The first few are named.
+
+    Args:
+        asked: how many of the prompts the teacher was asked to read.
+    """
     for what, whys, key, chosen in (
         ("the teacher refuses", found.refused, "data.refused", settings.refused),
         ("the teacher reads as too long", found.too_long, "data.over_long", settings.over_long),
@@ -123,16 +239,17 @@ def settle(found: Judgement, prompts: Sequence[PromptItem], settings: DataSettin
         if whys and chosen == "error":
             first = prompts[min(whys)]
             raise ConfigurationError(
-                f"{what} {len(whys)} of {len(prompts)} prompts: {_some(whys, prompts)}",
+                f"{what} {len(whys)} of {asked} prompts: {_some(whys, prompts)}",
                 where=first.place or f"prompt {first.prompt_id}",
                 fix=f'mend these rows, or set {key} = "drop" to leave them out',
             )
 
 
-def check_something_is_left(left_out: AbstractSet[int], prompts: PromptSets) -> None:
-    """Raises ConfigurationError when every prompt is left out, or every one of a file that has
-    a share of its own."""
-    used = {p.file for place, p in enumerate(prompts.train) if place not in left_out}
+def check_something_is_left(prompts: PromptSets) -> None:
+    """Raises ConfigurationError when every train prompt is left out, or every one of a file that
+    has a share of its own, or every one of a teacher."""
+    kept = [p for place, p in enumerate(prompts.train) if place not in prompts.left_out]
+    used = {p.file for p in kept}
     there = {p.file for p in prompts.train} if prompts.shares else {min(used, default=0)}
     if missing := sorted(there - used):
         raise ConfigurationError(
@@ -140,17 +257,27 @@ def check_something_is_left(left_out: AbstractSet[int], prompts: PromptSets) -> 
             where=f"data.train[{missing[0]}]" if prompts.shares else "data.train",
             fix="use prompts that its chat template takes, or leave the file out",
         )
+    scoring = {p.teacher for p in kept}
+    for name in dict.fromkeys(p.teacher for p in prompts.train):
+        if name not in scoring:
+            raise ConfigurationError(
+                f"teacher {name} can read none of the prompts that name it",
+                where=f"teachers.{name}",
+                fix="use prompts that its chat template takes, or leave the teacher out",
+            )
 
 
-def check_earlier_reading(start: Start, found: Renderings) -> None:
+def check_earlier_reading(start: Start, link: TeacherLink, found: Renderings) -> None:
     """Raises ConfigurationError when a run continues that an earlier version began, whose
     teacher read prompts that this one's does not, and the settings do not allow it."""
     before = start.resumed
-    if before is None or "teacher.prompt" in flatten(before.config):
+    if before is None or start.config.teachers is not None:
+        return  # earlier versions had one teacher
+    if "teacher.prompt" in flatten(before.config):
         return
     if not found.changed or "teacher.prompt" in start.config.checkpoint.allow_changed:
         return
-    same = not start.teacher.realigned
+    same = not link.realigned
     raise ConfigurationError(
         "the checkpoint is of an earlier version, whose teacher read "
         + ("the student's tokens" if same else "thinking that its own template opens")
@@ -161,50 +288,29 @@ def check_earlier_reading(start: Start, found: Renderings) -> None:
     )
 
 
-def _usable_held_out(start: Start, most: int, renderings: Renderings) -> list[PromptItem]:
+def _usable_held_out(start: Start, readers: Mapping[str, Reader]) -> list[PromptItem]:
     """The held-out prompts without those that cannot be scored, as far as they are evaluated
     on; the prompts after these are not asked for."""
-    settings, waiting = start.config.evaluation, list(start.prompts.held_out)
+    config, waiting = start.config, list(start.prompts.held_out)
     usable: list[PromptItem] = []
-    wanted = len(evaluated_prompts(waiting, settings))
+    wanted = len(evaluated_prompts(waiting, config.evaluation))
     while waiting and len(usable) < wanted:
         some, waiting = waiting[:wanted], waiting[wanted:]
-        every = _read(start, some, "held-out prompts", renderings)
-        found = judge(every, most)
-        settle(found, some, start.config.data)
-        if found.left_out:
-            start.warn(
-                f"left out {len(found.left_out)} held-out prompts, which the teacher cannot read: "
-                f"{_some({**found.refused, **found.too_long}, some)}"
-            )
-        usable += [one.item for place, one in enumerate(every) if place not in found.left_out]
+        left_out: set[int] = set()
+        for reader in readers.values():
+            every = reader.read(some, "held-out prompts")
+            found = judge(every, reader.room - config.evaluation.max_new_tokens)
+            settle(found, some, len(every), config.data)
+            if found.left_out:
+                reader.warn(
+                    f"left out {len(found.left_out)} held-out prompts, which the teacher cannot "
+                    f"read: {_some({**found.refused, **found.too_long}, some)}"
+                )
+            left_out |= found.left_out
+            for place, one in every.items():
+                some[place] = some[place].as_read(one.item)
+        usable += [item for place, item in enumerate(some) if place not in left_out]
     return usable + waiting
-
-
-def _read(
-    start: Start, prompts: Sequence[PromptItem], what: str, renderings: Renderings
-) -> list[AtTeacher]:
-    """How the teacher reads these prompts, in order; counted in ``renderings``."""
-    asked = start.teacher.reading.read(prompts)
-    every = list(told(asked, f"{what} are read by the teacher", total=len(prompts)))
-    for one in every:
-        renderings.add(one)
-    return every
-
-
-def _warn_of_long_responses(start: Start, found: Judgement, room: int) -> None:
-    """Warns when responses would not fit that become longer in the teacher's tokens as the
-    prompts do. With one tokenizer they are as long on both sides."""
-    if not start.teacher.realigned:
-        return
-    ratio = found.teacher_tokens / max(found.student_tokens, 1)
-    longest = start.config.rollout.max_new_tokens
-    if ratio > 1 and found.longest + ratio * longest > room:
-        start.warn(
-            f"the prompts are {ratio:.2f} times as long in the teacher's tokens: were responses of "
-            f"{longest} tokens (rollout.max_new_tokens) so too, those to the longest prompts would "
-            f"be more than its {room}; what is too long is left out (refused_rollouts)"
-        )
 
 
 def _some(whys: dict[int, str], prompts: Sequence[PromptItem]) -> str:

@@ -17,7 +17,7 @@ from student_trainer.run.checkpoint import TrainState
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
-from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +38,10 @@ class Start:
         now: the run's clock, local date and time in ISO 8601 without a zone: what chat
             templates print. It is that of the first start, also when the run resumes; empty
             until the prompts are read of a run that begins.
-        info: the teacher, as the service describes it.
+        infos: the teachers by name, as their services describe them.
         prompts: the prompts, as the student reads them.
         student: the student, with the checkpoint's weights where there is one.
-        teacher: the link to the teacher; closed with the start.
+        teachers: the links to the teachers; closed with the start.
         warnings: what a step found that is no error. The caller takes them from here.
     """
 
@@ -51,10 +51,10 @@ class Start:
     now: str = ""
     checkpoint: Path | None = None
     resumed: TrainState | None = None
-    info: TeacherInfo = field(init=False)
+    infos: dict[str, TeacherInfo] = field(init=False)
     prompts: PromptSets = field(init=False)
     student: Student = field(init=False)
-    teacher: TeacherLink = field(init=False)
+    teachers: Teachers = field(init=False)
     warnings: list[str] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
 
@@ -75,6 +75,10 @@ class Start:
         """The warnings since the last call, which forgets them."""
         taken, self.warnings = self.warnings, []
         return taken
+
+    def about(self, teacher: str, sentence: str) -> str:
+        """A sentence about one of the teachers; its name goes first where there are several."""
+        return sentence if self.config.teachers is None else f"{teacher}: {sentence}"
 
     @property
     def evaluates(self) -> bool:

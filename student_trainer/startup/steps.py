@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from student_trainer.startup import held_out, inputs, machine, readings, teacher
+from student_trainer.startup import held_out, inputs, machine, readings, repeats, teacher
 from student_trainer.startup.start import Step
 
 STEPS = (
@@ -23,5 +23,6 @@ STEPS = (
     Step("limits", teacher.limits, needs=("tokenizer",)),
     Step("readings", readings.readings, needs=("tokenizer", "data")),
     Step("resume", teacher.resume, needs=("run directory", "teacher", "data")),
+    Step("repeat", repeats.repeats, needs=("limits", "readings")),
     Step("held out", held_out.held_out, needs=("run directory", "readings")),
 )

@@ -33,8 +33,11 @@ def connect(settings: TeacherSettings, run: str) -> TeacherClient:
     )
 
 
-def check_reachable(settings: TeacherSettings, run: str) -> TeacherInfo:
+def check_reachable(settings: TeacherSettings, run: str, *, key: str = "teacher") -> TeacherInfo:
     """The teacher of the settings, asked for before anything slow is done.
+
+    Args:
+        key: of the section of the settings, for errors.
 
     Raises:
         TeacherUnavailableError, DeadlineError: nothing answers at the address
@@ -45,7 +48,7 @@ def check_reachable(settings: TeacherSettings, run: str) -> TeacherInfo:
     """
     with connect(settings, run) as client:
         server = client.get_teacher(timeout=settings.connect_timeout_seconds)
-    return find_teacher(server.teachers, settings)
+    return find_teacher(server.teachers, settings, key=key)
 
 
 def service_date(settings: TeacherSettings, run: str) -> float | None:
@@ -59,13 +62,15 @@ def service_date(settings: TeacherSettings, run: str) -> float | None:
         return client.service_date(timeout=settings.connect_timeout_seconds)
 
 
-def find_teacher(teachers: Sequence[TeacherInfo], settings: TeacherSettings) -> TeacherInfo:
+def find_teacher(
+    teachers: Sequence[TeacherInfo], settings: TeacherSettings, *, key: str = "teacher"
+) -> TeacherInfo:
     """The teacher that the settings name. Raises ConfigurationError when it is not served."""
     for teacher in teachers:
         if teacher.name == settings.name:
             return teacher
     raise ConfigurationError(
         f"the service at {settings.address} has no teacher {settings.name!r}",
-        where="teacher.name",
+        where=f"{key}.name",
         fix=f"name one of {sorted(t.name for t in teachers)}",
     )

@@ -57,6 +57,7 @@ class TeacherLink:
     """Requests scores from one teacher; a context manager.
 
     Attributes:
+        key: of the section of its settings, for errors.
         client: the synchronous client.
         info: the teacher as it was when the link was made.
         limits: of its server.
@@ -78,8 +79,13 @@ class TeacherLink:
     renders: bool
     id_limit: int
 
-    def __init__(self, settings: TeacherSettings, student: Student, *, run: str) -> None:
+    def __init__(
+        self, settings: TeacherSettings, student: Student, *, run: str, key: str = "teacher"
+    ) -> None:
         """Connects, finds the teacher and compares the tokenizers.
+
+        Args:
+            key: of the section of the settings, for errors.
 
         Raises:
             TeacherUnavailableError, DeadlineError: nothing answers at the
@@ -93,6 +99,7 @@ class TeacherLink:
                 by different versions.
         """
         self.settings = settings
+        self.key = key
         self._run = run
         self._tokenizer_hash = student.tokenizer_hash
         # Ids of the head beyond the last token would take up places in the teacher's top K.
@@ -103,11 +110,11 @@ class TeacherLink:
         try:
             server = self.client.get_teacher(timeout=settings.connect_timeout_seconds)
             self.limits = server.limits
-            self.info = find_teacher(server.teachers, settings)
+            self.info = find_teacher(server.teachers, settings, key=key)
             self._check_version()
             self.realigned = self.info.identity.tokenizer_hash != student.tokenizer_hash
             self.reading = TeacherReading(
-                self.client, self.info, settings, student, realigned=self.realigned
+                self.client, self.info, settings, student, realigned=self.realigned, key=key
             )
             self.renders = self.reading.renders
             self.id_limit = self._vocabulary_size
@@ -133,7 +140,7 @@ class TeacherLink:
         self.client.close()
 
     def wire_prompt(self, prompt: PromptItem) -> Prompt:
-        """What a request holds of a prompt."""
+        """What the teacher reads of a prompt, as a request has it."""
         return self.reading.wire_prompt(prompt)
 
     def check_fits(
@@ -191,9 +198,10 @@ class TeacherLink:
         prompt = group[0].prompt
         asked = {0 if r.support_ids is None else r.support_ids.shape[1] for r in group}
         sent = self.wire_prompt(prompt)
-        read = sent.token_ids if isinstance(sent, TokenPrompt) else prompt.token_ids
+        # What it renders itself is about as long in the student's tokens.
+        read = sent if isinstance(sent, TokenPrompt) else prompt.read_by_teacher
         pieces = split_group(
-            len(read),
+            len(read.token_ids),
             [len(r.token_ids) for r in group],
             top_k,
             self.limits,
@@ -201,7 +209,7 @@ class TeacherLink:
         )
         returns = Returns(log_tail=log_tail, realignment=self.realigned, coarse=coarse)
         requests = [
-            self._request(
+            self.request(
                 prompt,
                 tuple(
                     Continuation((Segment(r.token_ids),), explicit_ids=r.support_ids)
@@ -268,15 +276,13 @@ class TeacherLink:
             chosen = rows[start : start + most].astype(np.int32)
             continuation = Continuation((Segment(response),), rows=chosen)
             returns = Returns(realignment=self.realigned)
-            request = self._request(prompt, (continuation,), top_k, temperature, returns)
+            request = self.request(prompt, (continuation,), top_k, temperature, returns)
             try:
-                reply = self.client.score(request, timeout=self.settings.timeout_seconds)
+                parts.append(self.answer(request))
             except LsmError as error:
                 if not is_of_a_row(error):
                     raise
                 return left_out(error)
-            self.check_identity(reply)
-            parts.append(reply.results[0])
         return concatenate(parts)
 
     def describe_tokenizers(self) -> str:
@@ -300,10 +306,31 @@ class TeacherLink:
         if outdated is not None:
             raise ContractMismatchError(
                 outdated[0],
-                where="teacher.address",
+                where=f"{self.key}.address",
                 fix=outdated[1],
                 reason="TOKENIZER_HASH_VERSION",
             )
+
+    def answer(
+        self, request: ScoreRequest, client: TeacherClient | None = None
+    ) -> ContinuationScores:
+        """The scores of the only continuation of a request, once they are there.
+
+        Args:
+            client: of another address of the service; None: the link's own.
+
+        Raises:
+            ContractMismatchError: the reply is of another teacher than ``info``.
+            LsmError: as ``TeacherClient.score``.
+        """
+        asked = client or self.client
+        seconds = self.settings.timeout_seconds
+        if client is not None:
+            seconds = min(seconds, self.settings.connect_timeout_seconds)
+            client.get_teacher(timeout=seconds)
+        reply = asked.score(request, timeout=seconds)
+        self.check_identity(reply)
+        return reply.results[0]
 
     def check_identity(self, reply: ScoreReply) -> None:
         """Raises ContractMismatchError when a reply is of another teacher than ``info``."""
@@ -311,12 +338,12 @@ class TeacherLink:
             raise ContractMismatchError(
                 f"a reply is of teacher {reply.identity.digest}, the run started with "
                 f"{self.info.identity.digest}",
-                where="teacher.name",
+                where=f"{self.key}.name",
                 fix="serve the same teacher again and resume, or start another run",
                 reason="IDENTITY_CHANGED",
             )
 
-    def _request(
+    def request(
         self,
         prompt: PromptItem,
         continuations: tuple[Continuation, ...],
@@ -324,12 +351,16 @@ class TeacherLink:
         temperature: float,
         returns: Returns,
     ) -> ScoreRequest:
+        """The request that asks this teacher for the scores of continuations of a prompt."""
+        read = self.wire_prompt(prompt)
+        alone = prompt.for_teacher is not None
         request = ScoreRequest(
             request_id="",
             run=self._run,
             teacher=self.info.name,
             tokenizer_hash=self._tokenizer_hash,
-            prompt=self.wire_prompt(prompt),
+            prompt=TokenPrompt(prompt.token_ids) if alone else read,
+            teacher_prompt=read if alone else None,
             continuations=continuations,
             top_k=top_k,
             temperature=temperature,

@@ -43,10 +43,12 @@ class TeacherReading:
         student: Student,
         *,
         realigned: bool,
+        key: str = "teacher",
     ) -> None:
         """
         Args:
             realigned: whether the teacher has another tokenizer.
+            key: of the section of its settings, for errors and notes.
 
         Raises:
             ConfigurationError: a teacher with another tokenizer is to read the student's
@@ -55,7 +57,7 @@ class TeacherReading:
         if realigned and settings.prompt == "student":
             raise ConfigurationError(
                 "the teacher has another tokenizer than the student, and cannot read its tokens",
-                where="teacher.prompt",
+                where=f"{key}.prompt",
                 fix='set it to "own", or use a teacher with the tokenizer of the student',
             )
         self.renders = realigned or (settings.prompt == "own" and _has_template(info))
@@ -69,8 +71,10 @@ class TeacherReading:
         self._begin = "".join(token.text for token in info.begin_tokens)
 
     def wire_prompt(self, prompt: PromptItem) -> Prompt:
-        """What a request holds of a prompt: for a teacher that renders it what it was found
-        to read, or else the prompt's source; for others the student's tokens."""
+        """What the teacher reads of a prompt, as a request has it: for a teacher that renders it
+        what it was found to read, or else the prompt's source; for others the student's tokens.
+        Where something is for the teacher alone, that is what it reads."""
+        prompt = prompt.read_by_teacher
         if self.renders and prompt.at_teacher is not None:
             return prompt.at_teacher
         if self._realigned:

@@ -67,6 +67,11 @@ def request_digest(request: ScoreRequest) -> str:
         arrays.append(request.prompt.token_ids)
     else:
         head = (*head, request.prompt)
+    if isinstance(request.teacher_prompt, TokenPrompt):
+        head = (*head, "teacher_prompt")
+        arrays.append(request.teacher_prompt.token_ids)
+    elif request.teacher_prompt is not None:
+        head = (*head, "teacher_prompt", request.teacher_prompt)
     digest.update(repr(head).encode())
     for continuation in request.continuations:
         arrays.append(continuation.token_ids)

@@ -30,7 +30,8 @@ class MicroBatch:
 
     Attributes:
         members: indices of the responses in the update, in the batch's order.
-        rows: int64 [T], indices into the flattened [B * Lmax] hidden states.
+        rows: int64 [T], indices into the flattened [B * Lmax] hidden states of everything that
+            the student reads at once.
         owners: int64 [T], which member each row belongs to.
         steps: int64 [T], the row's place t in its response.
     """
@@ -39,6 +40,18 @@ class MicroBatch:
     rows: Tensor
     owners: Tensor
     steps: Tensor
+
+    def rows_of(self, places: Sequence[int]) -> Tensor:
+        """bool [T]: the rows of the members at these places."""
+        return torch.isin(self.owners, torch.tensor(places, dtype=torch.int64))
+
+    def of(self, places: Sequence[int]) -> MicroBatch:
+        """The members at these ascending places alone, whose rows are still indices into the
+        hidden states of the whole."""
+        kept = self.rows_of(places)
+        owners = torch.searchsorted(torch.tensor(places, dtype=torch.int64), self.owners[kept])
+        members = tuple(self.members[place] for place in places)
+        return MicroBatch(members, self.rows[kept], owners, self.steps[kept])
 
 
 def student_input(rollout: Rollout) -> Int32:

@@ -5,8 +5,8 @@ them), from the totals of its updates. In nats and tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -36,6 +36,10 @@ class Means:
     def add_values(self, name: str, values: Tensor) -> None:
         self.add(name, float(values.double().sum()), values.numel())
 
+    def add_all(self, other: Means) -> None:
+        for name, total in other._sums.items():
+            self.add(name, total, other._counts[name])
+
     def mean(self, name: str) -> float | None:
         """The mean; None when nothing was counted."""
         count = self._counts.get(name, 0)
@@ -45,12 +49,30 @@ class Means:
         return {name: self.mean(name) for name in self._sums}
 
 
+# What is counted of rows and of responses.
+COUNTED = (
+    "rows",
+    "used",
+    "masked",
+    "unusable",
+    "rows_by_chunk",
+    "coarse",
+    "refused",
+    "dropped_non_finite",
+    "dropped_small_support",
+)
+
+
 @dataclass
 class UpdateTotals:
     """Totals of the updates of one step.
 
+    With several teachers what is counted of rows is counted for each teacher by itself, and
+    ``whole`` adds it up.
+
     Attributes:
-        losses: mean loss of each update.
+        by_teacher: of the rows that each of several teachers scored; empty with one teacher.
+        losses: mean loss of each update; of a teacher's, before its weight.
         grad_norms: norm of each update's gradient before clipping.
         rows, used: rows of the rollouts, and those of them that gave a loss.
         masked: rows that the settings mask.
@@ -78,6 +100,28 @@ class UpdateTotals:
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
     means: Means = field(default_factory=Means)
+    by_teacher: dict[str, UpdateTotals] = field(default_factory=dict)
+
+    @classmethod
+    def of_teachers(cls, names: Collection[str]) -> UpdateTotals:
+        """Empty totals of a run with these teachers."""
+        return cls(by_teacher={name: cls() for name in names} if len(names) > 1 else {})
+
+    def of(self, teacher: str) -> UpdateTotals:
+        """Where the rows of a teacher are counted."""
+        return self.by_teacher[teacher] if self.by_teacher else self
+
+    def whole(self) -> UpdateTotals:
+        """With the rows of every teacher."""
+        if not self.by_teacher:
+            return self
+        added = replace(self, by_teacher={}, means=Means())
+        for part in self.by_teacher.values():
+            for name in COUNTED:
+                setattr(added, name, getattr(added, name) + getattr(part, name))
+            added.refusal = added.refusal or part.refusal
+            added.means.add_all(part.means)
+        return added
 
 
 def choose_rows(keep: Sequence[Bool], count: int, seed: int, step: int) -> list[Bool]:
@@ -183,19 +227,43 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     }
 
 
+# Means that every line has, in this order.
+MEANS = (
+    "teacher_support_mass",
+    "student_entropy",
+    "student_support_mass",
+    "support_overlap",
+    "sampled_in_support",
+    "top1_agreement_on_support",
+    "log_ratio_mean",
+)
+
+
 def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
-    """The step's metrics without times; None for what was not measured."""
-    names = (
-        "teacher_support_mass",
-        "student_entropy",
-        "student_support_mass",
-        "support_overlap",
-        "sampled_in_support",
-        "top1_agreement_on_support",
-        "log_ratio_mean",
-    )
-    return {
+    """The step's metrics without times; None for what was not measured. With several teachers
+    what is said of rows is also said of each teacher's, under ``NAME/TEACHER``."""
+    whole = totals.whole()
+    line: dict[str, object] = {
         "loss": float(np.mean(totals.losses)) if totals.losses else None,
+        **_counts(whole),
+        "empty_updates": totals.empty,
+        **rollout_metrics(rollouts),
+        "grad_norm": max(totals.grad_norms, default=None),
+        "clipped": totals.clipped,
+        "lr": totals.lr,
+        **_means(whole),
+    }
+    for name, part in totals.by_teacher.items():
+        its = [rollout for rollout in rollouts if rollout.prompt.teacher == name]
+        losses = {"loss": float(np.mean(part.losses)) if part.losses else None}
+        lengths = rollout_metrics(its) if its else {}
+        of_teacher = {**losses, **_counts(part), **lengths, **_means(part)}
+        line |= {f"{key}/{name}": value for key, value in of_teacher.items()}
+    return line
+
+
+def _counts(totals: UpdateTotals) -> dict[str, object]:
+    return {
         "tokens": totals.rows,
         "tokens_used": totals.used,
         "masked_tokens": totals.masked,
@@ -203,13 +271,14 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "chunk_tokens": totals.rows_by_chunk,
         "coarse_tokens": totals.coarse,
         "refused_rollouts": totals.refused,
-        "empty_updates": totals.empty,
         "dropped_non_finite": totals.dropped_non_finite,
         "dropped_small_support": totals.dropped_small_support,
-        **rollout_metrics(rollouts),
-        "grad_norm": max(totals.grad_norms, default=None),
-        "clipped": totals.clipped,
-        "lr": totals.lr,
-        **{name: totals.means.mean(name) for name in names},
-        **{k: v for k, v in totals.means.all().items() if k not in names},
+    }
+
+
+def _means(totals: UpdateTotals) -> dict[str, object]:
+    means = totals.means
+    return {
+        **{name: means.mean(name) for name in MEANS},
+        **{name: value for name, value in means.all().items() if name not in MEANS},
     }

@@ -7,7 +7,7 @@ or, with ``loss.masked_chunks``, that of its chunk (losses/chunk.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -56,18 +56,26 @@ class RowsByChunk:
     advantages: Float32
     weights: Float32
 
+    def of(self, places: Sequence[int]) -> RowsByChunk:
+        """The rows of the members at these places of the micro-batch."""
+        kept = self.batch.rows_of(places).numpy()
+        return RowsByChunk(self.batch.of(places), self.advantages[kept], self.weights[kept])
+
 
 @dataclass(frozen=True)
 class MicroBatchLosses:
-    """The losses of one micro-batch: of R rows by themselves and of C rows by their chunk.
+    """The losses of those rows of one micro-batch that one teacher scored: of R rows by
+    themselves and of C rows by their chunk.
 
     Attributes:
-        rows: the R rows.
-        owners: int64 [R + C], which member of the micro-batch each row belongs to.
+        batch: the R rows in the micro-batch.
+        rows: the R rows, as the loss gets them.
+        owners: int64 [R + C], which member of ``batch`` each row belongs to.
         own, chunks: results of the R and of the C rows, at their final weights.
         dropped_non_finite, dropped_small_support: rows that the losses left out.
     """
 
+    batch: MicroBatch
     rows: LossBatch
     owners: Tensor
     own: LossResult
@@ -80,6 +88,16 @@ class MicroBatchLosses:
         """bool [R + C]: rows that count."""
         return torch.cat([self.own.used, self.chunks.used])
 
+    @property
+    def total(self) -> Tensor:
+        """Scalar with gradient: the sum of the losses of all rows."""
+        return self.own.total + self.chunks.total
+
+    @property
+    def used_responses(self) -> int:
+        """How many responses have a row that counts."""
+        return len(torch.unique(self.owners[self.used.cpu()]))
+
 
 class Objective:
     """The loss that the updates of a run lower.
@@ -87,18 +105,26 @@ class Objective:
     Args:
         head: the student's; says how its weight's gradient is added up.
         removed: int64 [M], ids that are removed from every support.
-        realigned: whether the teacher has another tokenizer than the student.
+        realigned: names of the teachers that have another tokenizer than the student.
     """
 
     def __init__(
-        self, student: Student, config: TrainConfig, head: Head, removed: Tensor, realigned: bool
+        self,
+        student: Student,
+        config: TrainConfig,
+        head: Head,
+        removed: Tensor,
+        realigned: Collection[str],
     ) -> None:
         self._student = student
         self.config = config
         self._head = head
         self._removed = removed
-        self._realigned = realigned
-        self._asked = config.loss.asks(realigned=realigned)
+        self._realigned = frozenset(realigned)
+        self._asked = {
+            name: config.rows_asked(name, realigned=name in self._realigned)
+            for name in config.named_teachers
+        }
         self._nuclei = config.loss.nucleus_weights and config.learns_from_nuclei
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
 
@@ -128,21 +154,22 @@ class Objective:
         advantages, weights = [none], [none]
         for member in members:
             rollout, before = rollouts[member], kept[member]
+            of_teacher = totals.of(rollout.prompt.teacher)
             refused = is_left_out(scores[member])
             if refused:
-                totals.refused += 1
-                totals.refusal = totals.refusal or scores[member].detail
-            if not self._realigned:
+                of_teacher.refused += 1
+                of_teacher.refusal = of_teacher.refusal or scores[member].detail
+            if rollout.prompt.teacher not in self._realigned:
                 if refused:
                     kept[member] = np.zeros_like(before)
-                    totals.unusable += int(before.sum())
+                    of_teacher.unusable += int(before.sum())
                 else:
                     refuse_not_realigned(scores[member])
                 continue
-            add_realignment(totals.means, scores[member], len(before))
+            add_realignment(of_teacher.means, scores[member], len(before))
             usable = usable_rows(scores[member], len(before), sampled=loss.at_sampled_token)
             kept[member] = before & usable
-            totals.unusable += int((before & ~usable).sum())
+            of_teacher.unusable += int((before & ~usable).sum())
             if loss.masked_chunks:
                 excluded = ~before | np.isin(rollout.token_ids, self._special)
                 found, known = chunk_advantages(
@@ -169,24 +196,54 @@ class Objective:
         scores: Mapping[int, ContinuationScores],
         totals: UpdateTotals,
         stale: bool,
-    ) -> MicroBatchLosses:
-        """The losses of a micro-batch, with gradients.
+    ) -> dict[str, MicroBatchLosses]:
+        """The losses of a micro-batch by teacher, with gradients. The student reads all of it at
+        once; each teacher's rows have a loss by themselves, with its own K and with coarse rows
+        where it has them.
 
         Args:
             batch: the rows that have a loss by themselves.
             chunks: the rows that learn from their chunk.
             stale: whether the weights of an earlier step wrote the rollouts.
         """
-        loss = self.config.loss
         inputs = [student_input(rollouts[member]) for member in batch.members]
         hidden = hidden_states(self._student, inputs)
-        rows = loss_batch(batch, hidden, rollouts, scores, self._asked.top_k)
+        scoring = [rollouts[member].prompt.teacher for member in batch.members]
+        found = {}
+        for name in self._asked:
+            places = [place for place, other in enumerate(scoring) if other == name]
+            own, by_chunk = batch.of(places), chunks.of(places)
+            if len(own.rows) or len(by_chunk.batch.rows):
+                found[name] = self._of_teacher(
+                    name, own, by_chunk, hidden, rollouts, scores, totals, stale
+                )
+        return found
+
+    def _of_teacher(
+        self,
+        name: str,
+        batch: MicroBatch,
+        chunks: RowsByChunk,
+        hidden: Tensor,
+        rollouts: Sequence[Rollout],
+        scores: Mapping[int, ContinuationScores],
+        totals: UpdateTotals,
+        stale: bool,
+    ) -> MicroBatchLosses:
+        """The losses of one teacher's rows.
+
+        Args:
+            batch, chunks: its rows alone.
+            hidden: [B, Lmax, H] of the whole micro-batch.
+        """
+        loss = self.config.loss
+        rows = loss_batch(batch, hidden, rollouts, scores, self._asked[name].top_k)
         removed = self._removed.to(hidden.device)
-        rows = loss.rows(rows, removed=removed, realigned=self._realigned)
+        rows = loss.rows(rows, removed=removed, realigned=name in self._realigned)
         by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
         advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
         of_nuclei = torch.from_numpy(chunks.weights).to(hidden.device)
-        importance = self._importance(rows, batch, rollouts, totals, stale)
+        importance = self._importance(rows, batch, rollouts, totals.of(name), stale)
         importance = torch.cat([importance, by_chunk.weights * of_nuclei])
         owners = torch.cat([batch.owners, chunks.batch.owners])
 
@@ -212,7 +269,7 @@ class Objective:
             # A response's weight is 1 / (its used rows), and only the loss knows which
             # rows it uses: where it drops some, it is computed again.
             own, of_chunks = at(sequence_weights(used, of_rows, members) * importance)
-        return MicroBatchLosses(rows, owners, own, of_chunks, dropped, small)
+        return MicroBatchLosses(batch, rows, owners, own, of_chunks, dropped, small)
 
     def _importance(
         self,

@@ -60,6 +60,7 @@ class Optimizer:
             betas=settings.betas,
             eps=settings.eps,
         )
+        self._aside: list[Tensor] | None = None
         self.zero_grad()
 
     @staticmethod
@@ -89,6 +90,23 @@ class Optimizer:
                 master.grad = torch.zeros_like(master)
             else:
                 master.grad.zero_()
+
+    @torch.no_grad()
+    def set_aside(self, factor: float) -> None:
+        """Keeps the gradients, multiplied by ``factor``, and sets them to 0, so that what adds
+        up next can be multiplied by another. What is kept takes as much memory as they do."""
+        gradients = self._gradients()
+        if self._aside is None:
+            self._aside = [torch.zeros_like(gradient) for gradient in gradients]
+        torch._foreach_add_(self._aside, gradients, alpha=factor)
+        self.zero_grad()
+
+    @torch.no_grad()
+    def take_back(self) -> None:
+        """Adds what ``set_aside`` kept to the gradients, and keeps nothing any more."""
+        if self._aside is not None:
+            torch._foreach_add_(self._gradients(), self._aside)
+            self._aside = None
 
     @torch.no_grad()
     def scale_gradients(self, factor: float) -> float:

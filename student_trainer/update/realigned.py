@@ -105,12 +105,18 @@ def reasons_of(classes: UInt8, told: UInt8 | None) -> dict[str, int]:
     }
 
 
-def low_coverage(line: Mapping[str, object]) -> str:
+def low_coverage(line: Mapping[str, object], teacher: str = "") -> str:
     """A warning when a step's rows are poorly realigned, with its metrics; else empty.
 
     Args:
         line: the step's metrics line.
+        teacher: the name of the one whose rows are looked at, of several; else empty.
     """
+    if teacher:
+        end = f"/{teacher}"
+        its = {key.removesuffix(end): value for key, value in line.items() if key.endswith(end)}
+        line = {**its, "step": line["step"]}
+    whose = f"the rows of teacher {teacher}" if teacher else "the teacher's rows"
     coverage, masked = line.get("realign_coverage"), line.get("realign_masked_share")
     low = isinstance(coverage, float) and coverage < LOW_COVERAGE
     high = isinstance(masked, float) and masked > HIGH_MASKED
@@ -122,7 +128,7 @@ def low_coverage(line: Mapping[str, object]) -> str:
         if isinstance(value := line.get(f"realign_{name}"), float)
     )
     return (
-        f"step {line['step']}: the teacher's rows are poorly realigned to the student's tokens "
+        f"step {line['step']}: {whose} are poorly realigned to the student's tokens "
         f"({masses}{_main_reasons(line)}). "
         "Open mass is not settled by the tokenizers; what is neither covered, open nor lost is "
         "beyond loss.top_k or not certified (docs/realignment.md)"

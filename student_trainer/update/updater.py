@@ -2,15 +2,17 @@
 
 The loss of an update is one mean over all its used tokens, or over its responses' own
 means. Micro-batches add sums and the gradients are divided once, so it does not matter
-how the rollouts are cut into micro-batches.
+how the rollouts are cut into micro-batches. With several teachers it can be the mean of the
+teachers' own means: then each teacher's sum of gradients is divided before the next one's is
+added up.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -24,11 +26,40 @@ from student_trainer.student.model import Student, set_training
 from student_trainer.update import metrics
 from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input
 from student_trainer.update.metrics import UpdateTotals
-from student_trainer.update.objective import Objective
+from student_trainer.update.objective import MicroBatchLosses, Objective
 from student_trainer.update.optim import Optimizer, learning_rate
 
 # Returns the scores of one response of the update; waits for them when it has to.
 ScoreSource = Callable[[int], ContinuationScores]
+
+
+@dataclass
+class Sum:
+    """The losses of an update that one teacher gives.
+
+    Attributes:
+        total: their sum, before the teacher's weight.
+        count: used rows or responses, whichever the mean is over.
+    """
+
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, losses: MicroBatchLosses, mean: str) -> None:
+        self.total += float(losses.own.total.detach()) + float(losses.chunks.total.detach())
+        self.count += int(losses.used.sum()) if mean == "token" else losses.used_responses
+
+
+@dataclass(frozen=True)
+class Part:
+    """Micro-batches that come one after another.
+
+    Attributes:
+        teacher: the one that scored them, where each has a mean of its own; else None.
+    """
+
+    teacher: str | None
+    micro_batches: Sequence[tuple[int, ...]]
 
 
 class NothingUsableError(LsmError):
@@ -46,8 +77,10 @@ class Updater:
         updates: completed updates; sets the learning rate.
     """
 
-    def __init__(self, student: Student, config: TrainConfig, realigned: bool = False) -> None:
-        """``realigned``: whether the teacher has another tokenizer than the student."""
+    def __init__(
+        self, student: Student, config: TrainConfig, realigned: Collection[str] = ()
+    ) -> None:
+        """``realigned``: names of the teachers that have another tokenizer than the student."""
         self.student = student
         self.config = config
         self.optimizer = Optimizer(student.module, config.optimizer)
@@ -106,8 +139,10 @@ class Updater:
             LsmError: as ``update``.
         """
         keep = [~self._mask.masked(rollout.token_ids) for rollout in rollouts]
-        totals.rows += sum(len(rows) for rows in keep)
-        totals.masked += sum(int((~rows).sum()) for rows in keep)
+        for rollout, rows in zip(rollouts, keep, strict=True):
+            counted = totals.of(rollout.prompt.teacher)
+            counted.rows += len(rows)
+            counted.masked += int((~rows).sum())
         unmasked = sum(int(rows.sum()) for rows in keep)
         if unmasked == 0:
             raise NothingUsableError(
@@ -116,12 +151,16 @@ class Updater:
         chosen = metrics.choose_rows(
             keep, self.config.report.metric_rows, self.config.run.seed, step
         )
-        total, denominator = self._backward(rollouts, keep, scores, chosen, totals, unmasked, stale)
+        found = self._backward(rollouts, keep, scores, chosen, totals, unmasked, stale)
+        total, denominator = self._mean(found)
         norm = self.optimizer.scale_gradients(1 / denominator)
         if not math.isfinite(norm):
             self._refuse(f"the gradient's norm is {norm}")
         totals.losses.append(total / denominator)
         totals.grad_norms.append(norm)
+        for name in totals.by_teacher:
+            if found[name].count:
+                totals.of(name).losses.append(found[name].total / found[name].count)
         return norm
 
     def _backward(
@@ -133,47 +172,44 @@ class Updater:
         totals: UpdateTotals,
         unmasked: int,
         stale: bool,
-    ) -> tuple[float, int]:
-        """Adds up the gradients; returns the sum of the losses and the mean's denominator."""
+    ) -> dict[str, Sum]:
+        """Adds up the gradients; returns the sums of the losses by teacher. With
+        ``loss.balance = "teachers"`` each teacher's gradients are divided already by what its
+        mean is over."""
         self.optimizer.zero_grad()
         set_training(self.student)
-        lengths = [len(student_input(rollout)) for rollout in rollouts]
         kept = list(keep)
-        total, used_rows, used_responses, non_finite = 0.0, 0, 0, 0
+        found = {name: Sum() for name in self.config.named_teachers}
+        used = non_finite = 0
         try:
-            for members in pack_micro_batches(lengths, self.config.optimizer.micro_batch_tokens):
-                known = {member: scores(member) for member in members}
-                chunks = self.objective.leave_out_unusable(members, rollouts, known, kept, totals)
-                batch = micro_batch(members, rollouts, kept)
-                if not len(batch.rows) and not len(chunks.batch.rows):
-                    continue
-                losses = self.objective.losses(batch, chunks, rollouts, known, totals, stale)
-                (losses.own.total + losses.chunks.total).backward()  # type: ignore[no-untyped-call]
-                total += float(losses.own.total.detach()) + float(losses.chunks.total.detach())
-                used_rows += int(losses.used.sum())
-                used_responses += len(torch.unique(losses.owners[losses.used.cpu()]))
-                non_finite += losses.dropped_non_finite
-                totals.dropped_small_support += losses.dropped_small_support
-                metrics.add_chunks(totals, losses.chunks)
-                metrics.add_rows(
-                    totals,
-                    losses.rows,
-                    losses.own,
-                    metrics.micro_batch_rows(batch, chosen),
-                    self._head,
-                    self.config.loss,
-                    self.config.rollout.temperature,
-                )
+            for part in self._parts(rollouts):
+                for members in part.micro_batches:
+                    known = {member: scores(member) for member in members}
+                    chunks = self.objective.leave_out_unusable(
+                        members, rollouts, known, kept, totals
+                    )
+                    batch = micro_batch(members, rollouts, kept)
+                    if not len(batch.rows) and not len(chunks.batch.rows):
+                        continue
+                    losses = self.objective.losses(batch, chunks, rollouts, known, totals, stale)
+                    parts = [self.config.weight_of(name) * of.total for name, of in losses.items()]
+                    sum(parts[1:], parts[0]).backward()  # type: ignore[no-untyped-call]
+                    for name, of in losses.items():
+                        found[name].add(of, self.config.loss.mean)
+                        used += int(of.used.sum())
+                        non_finite += of.dropped_non_finite
+                        self._count(totals.of(name), of, chosen)
+                if part.teacher is not None and found[part.teacher].count:
+                    self.optimizer.set_aside(1 / found[part.teacher].count)
         finally:
+            self.optimizer.take_back()
             self.student.module.eval()
-        totals.dropped_non_finite += non_finite
-        totals.used += used_rows
         if non_finite > self.config.loss.max_non_finite_share * unmasked:
             self._refuse(
                 f"{non_finite} of {unmasked} rows are not finite",
                 ", or raise loss.max_non_finite_share if it is the teacher that has none for them",
             )
-        if used_rows == 0:
+        if used == 0:
             self.optimizer.zero_grad()
             raise NothingUsableError(
                 f"none of {unmasked} rows can be used",
@@ -181,7 +217,54 @@ class Updater:
                 fix="look at the last metrics: what the teacher refuses or cannot realign, and "
                 "what has too small a support",
             )
-        return total, used_rows if self.config.loss.mean == "token" else used_responses
+        return found
+
+    def _parts(self, rollouts: Sequence[Rollout]) -> list[Part]:
+        """The micro-batches of an update. Where each teacher has a mean of its own, those of one
+        teacher come after those of another."""
+        budget = self.config.optimizer.micro_batch_tokens
+        groups: dict[str | None, list[int]] = {}
+        for index, rollout in enumerate(rollouts):
+            teacher = rollout.prompt.teacher if self._by_teacher else None
+            groups.setdefault(teacher, []).append(index)
+        parts = []
+        for teacher in (*self.config.named_teachers, None):
+            members = groups.get(teacher, [])
+            lengths = [len(student_input(rollouts[index])) for index in members]
+            packed = pack_micro_batches(lengths, budget) if members else []
+            parts.append(Part(teacher, [tuple(members[i] for i in one) for one in packed]))
+        return parts
+
+    @property
+    def _by_teacher(self) -> bool:
+        return len(self.config.named_teachers) > 1 and self.config.loss.balance == "teachers"
+
+    def _mean(self, found: Mapping[str, Sum]) -> tuple[float, int]:
+        """The sum of the losses, at the teachers' weights, and what it is divided by: how many
+        rows or responses there are, or how many teachers have any."""
+        weighted = {name: self.config.weight_of(name) * one.total for name, one in found.items()}
+        if not self._by_teacher:
+            return sum(weighted.values()), sum(one.count for one in found.values())
+        there = [name for name, one in found.items() if one.count]
+        return sum(weighted[name] / found[name].count for name in there), len(there)
+
+    def _count(
+        self, totals: UpdateTotals, losses: MicroBatchLosses, chosen: Sequence[Bool]
+    ) -> None:
+        """Adds one teacher's rows of a micro-batch to its totals."""
+        totals.used += int(losses.used.sum())
+        totals.dropped_non_finite += losses.dropped_non_finite
+        totals.dropped_small_support += losses.dropped_small_support
+        metrics.add_chunks(totals, losses.chunks)
+        metrics.add_rows(
+            totals,
+            losses.rows,
+            losses.own,
+            metrics.micro_batch_rows(losses.batch, chosen),
+            self._head,
+            self.config.loss,
+            self.config.rollout.temperature,
+        )
 
     def _refuse(self, what: str, otherwise: str = "") -> None:
         self.optimizer.zero_grad()

@@ -76,7 +76,7 @@ def told(teacher: LocalTeacher, rollout: Rollout) -> ContinuationScores:
 class CoarseCase(Case):
     def __init__(self, config: TrainConfig, teacher: LocalTeacher) -> None:
         super().__init__(config, teacher)
-        self.updater = Updater(self.student, config, realigned=True)
+        self.updater = Updater(self.student, config, realigned={"default"})
         self.scores = [told(teacher, rollout) for rollout in self.rollouts]
 
     def of_class(self, kind: PositionClass) -> list[Bool]:

@@ -25,7 +25,7 @@ from student_trainer.run.directory import (
     prepare,
 )
 from student_trainer.run.pending_batches import PendingBatch
-from student_trainer.run.resume import check_resumable, check_teacher, pending_batches_usable
+from student_trainer.run.resume import check_resumable, check_teachers, pending_batches_usable
 from student_trainer.run.retention import Goal, listing, step_of
 from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.settings.run import CheckpointSettings
@@ -42,7 +42,7 @@ CONFIG: dict[str, Any] = {
 
 def state(step: int) -> TrainState:
     waits = PendingBatch(step + 1, 3 * step, step, ("a", "b"))
-    return TrainState(step, step, 3 * step, "data", IDENTITY, CONFIG, (waits,))
+    return TrainState(step, step, 3 * step, "data", {"default": IDENTITY}, CONFIG, (waits,))
 
 
 def save_model(directory: Path) -> None:
@@ -185,16 +185,16 @@ def changed(**sections: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_settings_that_change_the_numbers_are_refused_by_name() -> None:
-    check_resumable(state(1), CONFIG, "data", IDENTITY)
+    check_resumable(state(1), CONFIG, "data", {"default": IDENTITY})
     free = changed(run={"name": "b", "steps": 9}, teacher={"address": "y:2"})
-    check_resumable(state(1), free, "data", IDENTITY)
+    check_resumable(state(1), free, "data", {"default": IDENTITY})
     other = changed(rollout={"top_p": 0.8}, loss={"mask": {"strings": []}})
     with pytest.raises(ConfigurationError) as caught:
-        check_resumable(state(1), other, "data", IDENTITY)
+        check_resumable(state(1), other, "data", {"default": IDENTITY})
     assert "rollout.top_p (0.9 to 0.8)" in str(caught.value)
     assert "loss.mask.strings (['<think>'] to [])" in str(caught.value)
     assert "group_size" not in str(caught.value)
-    check_resumable(state(1), other, "data", IDENTITY, ["rollout.top_p", "loss.mask"])
+    check_resumable(state(1), other, "data", {"default": IDENTITY}, ["rollout.top_p", "loss.mask"])
 
 
 def test_batches_in_flight_are_used_only_where_a_run_would_write_them_again() -> None:
@@ -203,25 +203,27 @@ def test_batches_in_flight_are_used_only_where_a_run_would_write_them_again() ->
     assert not pending_batches_usable(state(1), changed(rollout={"top_p": 0.8}), "data")
     assert not pending_batches_usable(state(1), CONFIG, "other")
     with pytest.raises(ConfigurationError, match=r"pipeline\.staleness \(None to 1\)"):
-        check_resumable(state(1), {**CONFIG, "pipeline": {"staleness": 1}}, "data", IDENTITY)
+        check_resumable(
+            state(1), {**CONFIG, "pipeline": {"staleness": 1}}, "data", {"default": IDENTITY}
+        )
 
 
 def test_the_length_of_a_falling_schedule_may_not_change() -> None:
     before = replace(state(1), config=changed(optimizer={"schedule": "cosine"}))
     longer = changed(optimizer={"schedule": "cosine"}, run={"steps": 9})
     with pytest.raises(ConfigurationError, match=r"run\.steps \(5 to 9\)"):
-        check_resumable(before, longer, "data", IDENTITY)
+        check_resumable(before, longer, "data", {"default": IDENTITY})
 
 
 def test_other_prompts_and_another_teacher_are_refused() -> None:
     told = replace(state(1), data_digest=f"{RULE}data")
     with pytest.raises(ConfigurationError, match="train prompts differ"):
-        check_resumable(told, CONFIG, f"{RULE}other", IDENTITY)
+        check_resumable(told, CONFIG, f"{RULE}other", {"default": IDENTITY})
     with pytest.raises(ConfigurationError, match="by an earlier rule"):
-        check_resumable(state(1), CONFIG, f"{RULE}data", IDENTITY)
-    check_resumable(state(1), CONFIG, "other", IDENTITY, ["data.train"])
+        check_resumable(state(1), CONFIG, f"{RULE}data", {"default": IDENTITY})
+    check_resumable(state(1), CONFIG, "other", {"default": IDENTITY}, ["data.train"])
     with pytest.raises(ContractMismatchError, match="identity"):
-        check_resumable(state(1), CONFIG, "data", replace(IDENTITY, digest="e"))
+        check_resumable(state(1), CONFIG, "data", {"default": replace(IDENTITY, digest="e")})
 
 
 @pytest.mark.parametrize(
@@ -236,19 +238,20 @@ def test_other_prompts_and_another_teacher_are_refused() -> None:
 def test_what_differs_of_a_teacher_is_named(part: str, named: str) -> None:
     now = replace(IDENTITY, digest="e", **{part: "other"})
     with pytest.raises(ContractMismatchError, match=named):
-        check_teacher(replace(state(1), now="2026-11-29T05:53:12"), now)
+        check_teachers(replace(state(1), now="2026-11-29T05:53:12"), {"default": now})
 
 
 def test_what_an_earlier_version_did_not_say_of_a_teacher_cannot_be_compared() -> None:
     first = replace(IDENTITY, tokenizer_hash="0" * 64)
     now = replace(first, digest="e", tokenizer_hash=f"v2-{'0' * 64}", chat_template_digest="c")
-    kept = replace(state(1), teacher=first)
-    assert "its tokenizer and chat template are the same could not be compared" in check_teacher(
-        kept, now
+    kept = replace(state(1), teachers={"default": first})
+    assert (
+        "its tokenizer and chat template are the same could not be compared"
+        in check_teachers(kept, {"default": now})[0]
     )
     with pytest.raises(ContractMismatchError, match="so far: another weights"):
-        check_teacher(kept, replace(now, weights_digest="other"))
-    assert check_teacher(kept, first) == ""
+        check_teachers(kept, {"default": replace(now, weights_digest="other")})
+    assert check_teachers(kept, {"default": first}) == []
 
 
 def test_never_does_not_overwrite_a_run(tmp_path: Path) -> None:

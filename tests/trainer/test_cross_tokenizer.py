@@ -148,7 +148,7 @@ def test_coarse_rows_are_learnt_from_and_otherwise_masked(
         (lines[coarse],) = read_metrics(train(settings) / "metrics.jsonl")
         student = load_student(settings.student)
         prompts = load_prompts(settings.data, student.tokenizer)
-        with TeacherLink(settings.teacher, student, run="test") as link:
+        with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
             examples[coarse] = "".join(
                 first_example(
                     student, prompt, settings.rollout, settings.loss, seed=seed, teacher=link
@@ -198,9 +198,9 @@ def test_a_run_of_before_coarse_rows_goes_on_without_them_or_asked(config: MakeC
     ):  # fmt: skip
         settings = config(loss={"coarse": coarse}, checkpoint={"allow_changed": allowed})
         values = settings.model_dump(mode="json")
-        current = TrainState(1, 1, 1, "", identity, copy.deepcopy(values))
+        current = TrainState(1, 1, 1, "", {"default": identity}, copy.deepcopy(values))
         del values["loss"]["coarse"]
-        before = TrainState(1, 1, 1, "", identity, values)
+        before = TrainState(1, 1, 1, "", {"default": identity}, values)
         check_settings(before, settings.model_dump(mode="json"))
         with Start(settings) as start:
             start.student = load_student(settings.student)
@@ -223,13 +223,17 @@ def test_with_one_tokenizer_a_run_of_before_coarse_rows_goes_on(
     del values["loss"]["coarse"]
     with Start(settings) as start:
         start.student = load_student(settings.student)
-        start.resumed = TrainState(1, 1, 1, "", TeacherIdentity("", "", "", "", "", ""), values)
+        start.resumed = TrainState(
+            1, 1, 1, "", {"default": TeacherIdentity("", "", "", "", "", "")}, values
+        )
         assert start_of_teacher.tokenizer(start).startswith("one tokenizer")
 
 
 def test_a_dry_run_tells_the_level_once_the_service_knows_it(config: MakeConfig) -> None:
     settings = config()
-    with TeacherLink(settings.teacher, load_student(settings.student), run="test") as link:
+    with TeacherLink(
+        settings.named_teachers["default"], load_student(settings.student), run="test"
+    ) as link:
         assert compare_tokenizers(settings).endswith("level CROSS")
         told = link.describe_tokenizers()
         assert "level CROSS, its rows are realigned; they differ in the vocabulary (" in told
@@ -248,8 +252,8 @@ def test_rows_are_those_of_their_tokens(
     student = load_student(settings.student)
     prompts = load_prompts(settings.data, student.tokenizer).train
     rollouts = generate(student, prompts, settings.rollout, seed=0, step=1)
-    updater = Updater(student, settings, realigned=True)
-    with TeacherLink(settings.teacher, student, run="test") as link:
+    updater = Updater(student, settings, realigned={"default"})
+    with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
         assert link.level is Level.CROSS
         scores = [link.submit_rollouts([r], 64, 1.0).result()[0] for r in rollouts]
 
@@ -278,7 +282,7 @@ def test_a_server_that_forgot_the_tokenizer_is_taught_it_again(
         settings = make_config(foreign_student_dir, teacher={"address": first.address})
         prompts = load_prompts(settings.data, student.tokenizer).train[:1]
         rollouts = generate(student, prompts, settings.rollout, seed=0, step=1)
-        with TeacherLink(settings.teacher, student, run="test") as link:
+        with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
             before = link.submit_rollouts(rollouts, 16, 1.0).result()
             first.stop()
             port = int(first.address.rpartition(":")[2])

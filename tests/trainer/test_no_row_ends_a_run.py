@@ -22,13 +22,14 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.run.directory import RunDirectory, append_metrics
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
-from student_trainer.startup.readings import Judgement, _warn_of_long_responses
+from student_trainer.startup.readings import Judgement, Reader
 from student_trainer.startup.start import Start
 from student_trainer.startup.steps import STEPS
 from student_trainer.startup.teacher import tokenizer
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.left_out import REFUSED, is_left_out
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import train
 from student_trainer.update.updater import NothingUsableError
 from tests.support.replies import make_reply
@@ -118,8 +119,14 @@ def test_a_run_that_such_a_prompt_had_ended_goes_on_without_it(
     settings = config(*texts, rollout={"prompts_per_step": 4}, run={"steps": 1})
     student = load_student(settings.student)
     prompts = load_prompts(settings.data, student.tokenizer)
-    with TeacherLink(settings.teacher, student, run="test") as link:
-        loop = TrainingLoop(settings, student, link, prompts, RunDirectory(tmp_path / "run"))
+    with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
+        loop = TrainingLoop(
+            settings,
+            student,
+            Teachers(settings, {"default": link}),
+            prompts,
+            RunDirectory(tmp_path / "run"),
+        )
         line = loop.step()
         assert line["refused_rollouts"] == settings.rollout.group_size
         assert line["tokens_used"] > 0
@@ -177,8 +184,10 @@ def test_responses_are_as_long_on_both_sides_of_one_tokenizer(
         start.student = load_student(start.config.student)
         tokenizer(start)
         longer = Judgement(longest=20, student_tokens=10, teacher_tokens=20)
-        _warn_of_long_responses(start, longer, room=24)
-        assert start.teacher.realigned == (name == "short")
+        reader = Reader.of(start, "default")
+        reader.judged = longer
+        reader.warn_of_long_responses(room=24)
+        assert reader.link.realigned == (name == "short")
         assert len([w for w in start.warnings if "2.00 times as long" in w]) == (name == "short")
 
 
@@ -245,8 +254,14 @@ def test_a_step_without_a_usable_row_changes_nothing_and_is_counted(
     student = load_student(settings.student)
     prompts = load_prompts(settings.data, student.tokenizer)
     order = PromptOrder(settings.run.seed, 3).take(0, 3)
-    with TeacherLink(settings.teacher, student, run="test") as link:
-        loop = TrainingLoop(settings, student, link, prompts, RunDirectory(tmp_path / "run"))
+    with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
+        loop = TrainingLoop(
+            settings,
+            student,
+            Teachers(settings, {"default": link}),
+            prompts,
+            RunDirectory(tmp_path / "run"),
+        )
         made = [loop.step() for _ in range(3)]
     empty = order.index(0)
     assert [line["empty_updates"] for line in made] == [int(n == empty) for n in range(3)]
@@ -265,15 +280,15 @@ def test_steps_without_a_usable_row_are_counted_over_a_resume(
     prompts = load_prompts(settings.data, student.tokenizer)
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
-    with TeacherLink(settings.teacher, student, run="test") as link:
-        loop = TrainingLoop(settings, student, link, prompts, run)
+    with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
+        loop = TrainingLoop(settings, student, Teachers(settings, {"default": link}), prompts, run)
         for _ in range(2):
             append_metrics(run.metrics, loop.step())
         with pytest.raises(NothingUsableError):
             loop.step()
         assert loop.updater.updates == loop.state.updates == 2
         loop.save_unless_saved()
-        again = TrainingLoop(settings, student, link, prompts, run)
+        again = TrainingLoop(settings, student, Teachers(settings, {"default": link}), prompts, run)
         again.restore(run.checkpoints / "step-000002")
         with pytest.raises(NothingUsableError):
             again.step()
@@ -290,8 +305,14 @@ def test_a_step_is_empty_when_all_its_updates_are(config: MakeConfig, tmp_path: 
     )
     student = load_student(settings.student)
     prompts = load_prompts(settings.data, student.tokenizer)
-    with TeacherLink(settings.teacher, student, run="test") as link:
-        loop = TrainingLoop(settings, student, link, prompts, RunDirectory(tmp_path / "run"))
+    with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
+        loop = TrainingLoop(
+            settings,
+            student,
+            Teachers(settings, {"default": link}),
+            prompts,
+            RunDirectory(tmp_path / "run"),
+        )
         line = loop.step()
     assert (line["empty_updates"], loop.state.updates) == (1, 2)
     assert line["loss"] is not None

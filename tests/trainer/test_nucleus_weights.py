@@ -102,7 +102,7 @@ def checkpoint_of_before(config: TrainConfig) -> TrainState:
     """A checkpoint from before ``loss.nucleus_weights`` was a setting."""
     values = config.model_dump(mode="json")
     del values["loss"]["nucleus_weights"]
-    return TrainState(1, 1, 3, "digest", IDENTITY, values)
+    return TrainState(1, 1, 3, "digest", {"default": IDENTITY}, values)
 
 
 def test_an_old_run_goes_on_as_it_was_or_says_what_changed(make_config: MakeConfig) -> None:

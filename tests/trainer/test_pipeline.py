@@ -34,6 +34,7 @@ from student_trainer.startup.start import Start
 from student_trainer.startup.teacher import tokenizer
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from student_trainer.update.importance import log_ratios, truncated_weights
 from student_trainer.update.metrics import UpdateTotals
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
@@ -80,7 +81,8 @@ def make(
         config = make_config(**sections)
         prompts = load_prompts(config.data, student.tokenizer).train
         recorder: Any = Recorder(teacher)
-        return Pipeline(config, student, recorder, prompts, left_out), recorder
+        teachers = Teachers(config, {"default": recorder})
+        return Pipeline(config, student, teachers, prompts, left_out), recorder
 
     return build
 

@@ -67,7 +67,7 @@ class CrossCase(Case):
 
     def __init__(self, config: TrainConfig, teacher: LocalTeacher) -> None:
         super().__init__(config, teacher)
-        self.updater = Updater(self.student, config, realigned=True)
+        self.updater = Updater(self.student, config, realigned={"default"})
         self.masked = [np.arange(len(r.token_ids)) % 4 == 1 for r in self.rollouts]
         triples = zip(self.scores, self.rollouts, self.masked, strict=True)
         self.scores = [carried(*triple) for triple in triples]

@@ -45,7 +45,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 
 
 def small_run(name: str, model: Path, server: Server, directory: Path, *more: str) -> Path:
-    prompts = write_prompts(directory / "prompts.jsonl", [f"What is {n}?" for n in range(12)])
+    prompts = directory / "prompts.jsonl"
+    rows = [{"prompt": f"What is {n}?", "solution": f"It is {n}."} for n in range(12)]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     values = [
         *SMALL,
         f"run.output_dir={directory / 'run'}",

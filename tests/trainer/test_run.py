@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from student_trainer.cli import run as run_cli
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
+from student_trainer.prompt_needs import read_prompts
 from student_trainer.rollout.generate import generate
 from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory
@@ -26,6 +27,7 @@ from student_trainer.run.rng import restore_rng
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import train
 from tests.trainer.conftest import write_prompts
 from tests.trainer.local_teacher import LocalTeacher
@@ -127,11 +129,11 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
     """Leaves what a run killed after ``count`` steps leaves."""
     torch.manual_seed(config.run.seed)
     student = load_student(config.student)
-    prompts = load_prompts(config.data, student.tokenizer, seed=config.run.seed)
+    prompts = read_prompts(config)
     run = RunDirectory(config.run.output_dir)
     run.path.mkdir()
-    with TeacherLink(config.teacher, student, run=config.run.name) as teacher:
-        loop = TrainingLoop(config, student, teacher, prompts, run)
+    with Teachers.connect(config, student) as teachers:
+        loop = TrainingLoop(config, student, teachers, prompts, run)
         restore_rng(loop._rng, student.device)
         for _ in range(count):
             line = loop.step()
@@ -226,7 +228,7 @@ def test_the_service_and_a_plain_forward_give_one_loss(
     local = LocalTeacher(tiny_model_dir)
     prompts = load_prompts(settings.data, student.tokenizer).train[:1]
     group = generate(student, prompts, settings.rollout, seed=0, step=1)
-    with TeacherLink(settings.teacher, student, run="test") as link:
+    with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
         scores = link.submit_rollouts(group, 16, 0.7).result()
         rows = np.array([0, 3, 4, 9], np.int32)
         few = link.limits.__class__(**{**vars(link.limits), "max_reply_bytes": 4096 + 2 * 2600})

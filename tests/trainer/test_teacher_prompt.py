@@ -171,7 +171,7 @@ def ask(
         at = {"address": server.address, "name": name, **sections.get("teacher", {})}
         config = make_config(data=data, teacher=at)
         prompts = load_prompts(config.data, student.tokenizer)
-        link = TeacherLink(config.teacher, student, run="test")
+        link = TeacherLink(config.named_teachers["default"], student, run="test")
         links.append(link)
         return Asked(student, link, prompts, folders[name])
 

@@ -215,7 +215,7 @@ def test_a_run_whose_responses_ended_otherwise_is_not_continued_unasked(
     start.student = base(base_dir)
     identity = TeacherIdentity("", "", "", "", "", "")
     values = start.config.model_dump(mode="json")
-    start.resumed = TrainState(1, 1, 1, "", identity, values, terminators=kept)
+    start.resumed = TrainState(1, 1, 1, "", {"default": identity}, values, terminators=kept)
     with pytest.raises(ConfigurationError, match=r"ids \[0\], and now .*<|im_end|> \(2: chat"):
         ends(start)
     start.config = make_config(base_dir, checkpoint={"allow_changed": ["rollout.stop_ids"]})

@@ -91,9 +91,16 @@ def _sections(models: Sequence[type[BaseModel]], name: str, intro: str) -> Itera
         yield Section(name, intro, tuple(own))
     for key, found in inner.items():
         field = fields[key]
-        path = _join(name, key) + (".NAME" if get_origin(field.annotation) is dict else "")
+        path = _join(name, key) + (".NAME" if _by_name(field.annotation) else "")
         text = field.description or _intro(_parent(found))
         yield from _sections(found, path, text)
+
+
+def _by_name(annotation: Any) -> bool:
+    """Whether a section stands under a name of the user's choice, if it is there."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return any(_by_name(one) for one in get_args(annotation))
+    return get_origin(annotation) is dict
 
 
 def _settings(models: Sequence[type[BaseModel]], name: str, key: str) -> Iterator[Setting]:

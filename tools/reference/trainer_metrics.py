@@ -221,12 +221,19 @@ def sections() -> list[str]:
             "elsewhere. Means are over the rows in the loss, those of the whole vocabulary over "
             "`report.metric_rows` of them; realigned ones are over positions that are neither "
             "masked nor coarse, and those of supports over rows that are not coarse. "
-            "π is the student, π_old the student that wrote the rollout, q the teacher.",
+            "π is the student, π_old the student that wrote the rollout, q the teacher. "
+            "With several teachers everything that is said of rows or responses is also said of "
+            "those that one of them scored, as `KEY/NAME`, and `loss/NAME` is before the teacher's "
+            "weight; so are its `teacher_wait_seconds` and, in place of the key itself, its "
+            "`teacher_identity`.",
             _table(METRICS),
         ),
         section(
             "summary.json",
-            "One JSON object per run. `null` stands for what was not measured.",
+            "One JSON object per run. `null` stands for what was not measured. With several "
+            "teachers there are `teacher`, `teacher_identity`, `held_out_prompts`, `frozen_rows` "
+            "and everything that is measured before and after as `KEY/NAME`; divergences of all "
+            "of them together are `null`: they have no common mean.",
             _table(SUMMARY),
         ),
         section(

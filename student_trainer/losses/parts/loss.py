@@ -91,6 +91,13 @@ class Loss(Settings):
         description="What the loss of an update is the mean of: all its used tokens (`token`), "
         "or the means of its responses (`sequence`).",
     )
+    balance: Literal["rows", "teachers"] = Field(
+        default="rows",
+        description="With several teachers, what `mean` is taken over: everything that any of "
+        "them scored (`rows`); or each teacher's rows by themselves, and then the mean of these "
+        "means (`teachers`), so that none counts more for having more rows. Each teacher's part "
+        "is multiplied by its `weight`.",
+    )
     chunk_rows: PositiveInt = Field(
         default=128,
         description="Rows computed at once where [rows, vocabulary] is needed; fewer take less "

@@ -1,0 +1,1 @@
+"""What a row says of its teacher: which one it is, and what only that one reads."""
