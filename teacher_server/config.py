@@ -12,15 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     SecretStr,
     StringConstraints,
-    field_validator,
     model_validator,
 )
 from teacher_proto.program.files import expand_home
+from teacher_proto.program.settings_types import Settings
 from teacher_proto.types import ServerLimits
 
 from teacher_server.queue.budget import PARTS
@@ -31,15 +29,6 @@ INT32_MAX = 2**31 - 1
 Port = Annotated[int, Field(ge=0, le=65535)]
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 RunName = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-
-
-class Settings(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    @field_validator("*")
-    @classmethod
-    def _home(cls, value: Any) -> Any:
-        return expand_home(value) if isinstance(value, Path) else value
 
 
 class EngineSettings(Settings):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from student_trainer.losses import chunk_policy
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult
+from student_trainer.losses.parts.loss import checked
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, hidden_states
@@ -249,7 +250,7 @@ class Objective:
 
         def at(weights: Tensor) -> tuple[LossResult, LossResult]:
             first, later = weights[: len(rows.weights)], weights[len(rows.weights) :]
-            own = loss(replace(rows, weights=first), self._head)
+            own = checked(loss(replace(rows, weights=first), self._head), rows, loss.kind)
             if not len(later):
                 none = first.new_zeros(0)
                 return own, LossResult(first.new_zeros(()), none, none.bool())

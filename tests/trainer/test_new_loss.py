@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, ClassVar
 
 import pytest
 import torch
 from pydantic import Field
+from teacher_proto.errors import LsmError
 
 import student_trainer
 from student_trainer.losses import (
@@ -112,6 +114,42 @@ def test_the_losses_are_called_by_their_kinds() -> None:
     assert {kind: loss.model_fields["kind"].default for kind, loss in LOSSES.items()} == {
         kind: kind for kind in LOSSES
     }
+
+
+class Wrong(SupportLoss):
+    """Its result is spoilt."""
+
+    how: str
+
+    def __call__(self, batch: LossBatch, head: Head) -> LossResult:
+        good = support_loss(batch, head, self, jsd(0.5))
+        spoilt: dict[str, Callable[[], object]] = {
+            "a number": lambda: good.total,
+            "rows": lambda: replace(good, total=good.per_row),
+            "fewer rows": lambda: replace(good, per_row=good.per_row[1:]),
+            "floats": lambda: replace(good, used=good.used.float()),
+            "detached": lambda: replace(good, total=good.total.detach()),
+        }
+        return spoilt[self.how]()  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        ("a number", r"test_new_loss:Wrong gives Tensor, and not a LossResult"),
+        ("rows", r"gives a total of shape \(\d+,\), and not a scalar"),
+        ("fewer rows", r"gives per_row of shape \(\d+,\) for rows of shape \(\d+,\)"),
+        ("floats", r"gives used as torch\.float32 of shape \(\d+,\), and not torch\.bool"),
+        ("detached", "without a gradient"),
+    ],
+)
+def test_a_result_that_is_none_says_why(
+    how: str, says: str, make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    case = Case(make_config(loss={"kind": f"{__name__}:Wrong", "how": how}), teacher)
+    with pytest.raises(LsmError, match=says) as caught:
+        case.updater.gradients(case.rollouts, case.scores.__getitem__, UpdateTotals(), 1, False)
+    assert caught.value.where == "loss.kind"
 
 
 @pytest.mark.parametrize("kind", LOSSES)

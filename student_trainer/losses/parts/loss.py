@@ -17,7 +17,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import torch
 from pydantic import Field, field_validator, model_validator
+from teacher_proto.errors import LsmError
 from teacher_proto.program.settings_types import Count, Positive, PositiveInt, Settings, Share
 from teacher_proto.templates.thinking import THINKING
 from torch import Tensor
@@ -189,3 +191,26 @@ class Loss(Settings):
             ValueError: the batch lacks values that the loss needs.
         """
         raise NotImplementedError
+
+
+def checked(result: object, batch: LossBatch, kind: str) -> LossResult:
+    """What a loss gave, once it has the form of a result: anybody can write one.
+
+    Raises:
+        LsmError: it has not; the part, its dtype and its shape are named.
+    """
+    rows = tuple(batch.weights.shape)
+    if not isinstance(result, LossResult):
+        wrong = f"gives {type(result).__name__}, and not a LossResult"
+    elif result.total.ndim != 0:
+        wrong = f"gives a total of shape {tuple(result.total.shape)}, and not a scalar"
+    elif tuple(result.per_row.shape) != rows:
+        wrong = f"gives per_row of shape {tuple(result.per_row.shape)} for rows of shape {rows}"
+    elif tuple(result.used.shape) != rows or result.used.dtype != torch.bool:
+        found = f"{result.used.dtype} of shape {tuple(result.used.shape)}"
+        wrong = f"gives used as {found}, and not torch.bool of shape {rows}"
+    elif not result.total.requires_grad and bool(result.used.any()):
+        wrong = "gives a total without a gradient: it is detached from the hidden states"
+    else:
+        return result
+    raise LsmError(f"{kind} {wrong}", where="loss.kind", fix="mend the class's __call__")
