@@ -25,8 +25,13 @@ import numpy as np
 import torch
 from teacher_proto import TeacherClient
 from teacher_proto.tokenizer_hash import tokenizer_hash
-from teacher_proto.types import Continuation, ScoreRequest, Segment, TokenPrompt
-from torch import Tensor
+from teacher_proto.types import (
+    Continuation,
+    ContinuationScores,
+    ScoreRequest,
+    Segment,
+    TokenPrompt,
+)
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.losses import Head, LossBatch, LossSettings, lsm
@@ -40,21 +45,16 @@ class Teacher:
 
     def __init__(self, address: str, tokenizer, vocabulary: int) -> None:
         self.client = TeacherClient(address, run="example")
-        self.info = self.client.get_teacher(timeout=30).teacher("default")
         self.tokenizer_hash = tokenizer_hash(tokenizer.backend_tokenizer.to_str())
         self.vocabulary = vocabulary
 
-    def rows(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """The teacher's top K at each of a response's n tokens.
-
-        Returns:
-            ids int64, log-probabilities float32 (nats) and valid bool, each [n, K].
-        """
+    def scores(self, prompt: Sequence[int], response: Sequence[int]) -> ContinuationScores:
+        """The teacher's top K at each token of a response."""
         reply = self.client.score(
             ScoreRequest(
                 request_id=uuid.uuid4().hex,
                 run="example",
-                teacher=self.info.name,
+                teacher="default",
                 tokenizer_hash=self.tokenizer_hash,
                 prompt=TokenPrompt(np.array(prompt, np.int32)),
                 continuations=(Continuation((Segment(np.array(response, np.int32)),)),),
@@ -64,31 +64,7 @@ class Teacher:
             ),
             timeout=60,
         )
-        support = reply.results[0].rows.copy().support
-        ids = torch.from_numpy(support.ids).long().clamp_min(0)  # -1 where a slot is empty
-        return ids, torch.from_numpy(support.log_probs), torch.from_numpy(support.valid)
-
-
-def loss_batch(
-    teacher: Teacher, hidden: Tensor, prompts: Sequence[list[int]], responses: Sequence[list[int]]
-) -> LossBatch:
-    """The rows of some responses, one for each of their T tokens, as the losses take them.
-
-    Args:
-        hidden: [T, H], the student's last hidden state at the token before each response
-            token; the responses stand one after the other.
-    """
-    rows = [teacher.rows(p, r) for p, r in zip(prompts, responses, strict=True)]
-    ids, log_probs, valid = (torch.cat(part).to(hidden.device) for part in zip(*rows, strict=True))
-    sampled = torch.tensor([token for response in responses for token in response])
-    return LossBatch(
-        hidden=hidden,
-        sampled_ids=sampled.to(hidden.device),
-        weights=torch.ones(len(sampled), device=hidden.device),
-        support_ids=ids,
-        support_log_probs=log_probs,
-        support_valid=valid,
-    )
+        return reply.results[0]
 
 
 def train(address: str, student: str, steps: int, lr: float = 1e-4) -> list[float]:
@@ -113,7 +89,8 @@ def train(address: str, student: str, steps: int, lr: float = 1e-4) -> list[floa
         model.train()
         # Row t needs the state at the token before token t, so the last token is never read.
         states = model.base_model(torch.tensor([drawn[:-1]])).last_hidden_state[0]
-        batch = loss_batch(teacher, states[len(prompt) - 1 :], [prompt], [response])
+        scores = teacher.scores(prompt, response)
+        batch = LossBatch.from_scores(states[len(prompt) - 1 :], [response], [scores])
         result = lsm(batch, head, LossSettings(temperature=1.0))
         loss = result.total / result.used.sum()
         loss.backward()

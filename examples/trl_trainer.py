@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from plain_loop import PROMPTS, Teacher, loss_batch
+from plain_loop import PROMPTS, Teacher
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DistillationConfig, DistillationTrainer
 
-from student_trainer.losses import Head, LossSettings, lsm
+from student_trainer.losses import Head, LossBatch, LossSettings, lsm
 
 
 class ServiceDistillationTrainer(DistillationTrainer):
@@ -44,7 +44,8 @@ class ServiceDistillationTrainer(DistillationTrainer):
         responses = [
             ids[keep].tolist() for ids, keep in zip(inputs["completion_ids"], mask, strict=True)
         ]
-        batch = loss_batch(self.service, hidden[mask], prompts, responses)
+        scores = [self.service.scores(p, r) for p, r in zip(prompts, responses, strict=True)]
+        batch = LossBatch.from_scores(hidden[mask], responses, scores)
         head = Head(unwrapped_student.get_output_embeddings().weight)
         result = lsm(batch, head, LossSettings(temperature=self.temperature))
         tokens = result.used.sum()

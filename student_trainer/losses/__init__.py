@@ -22,12 +22,13 @@ from student_trainer.losses.parts.base import (
     LossSettings,
     LowRank,
 )
-from student_trainer.losses.parts.choose_support import choose_support
+from student_trainer.losses.parts.choose_support import choose_support, single_ids_as_coarse
 from student_trainer.losses.parts.loss import Loss, RowsAsked
 from student_trainer.losses.parts.normaliser import top_ids
 from student_trainer.losses.parts.on_support import OnSupport, SupportLoss
 from student_trainer.losses.parts.support_rows import support_loss, unnormalised_loss
 from student_trainer.losses.sampled_token import SampledTokenLoss, sampled_token
+from student_trainer.losses.scored.arrays import LossBatchError
 from student_trainer.losses.topk_forward_kl import TopkForwardKlLoss, topk_forward_kl
 from student_trainer.losses.topk_jsd import TopkJsdLoss, topk_jsd
 from student_trainer.losses.unnormalised_reverse_kl import (
@@ -54,6 +55,7 @@ __all__ = [
     "Head",
     "Loss",
     "LossBatch",
+    "LossBatchError",
     "LossFunction",
     "LossResult",
     "LossSettings",
@@ -75,6 +77,7 @@ __all__ = [
     "generalised_reverse_kl",
     "lsm",
     "sampled_token",
+    "single_ids_as_coarse",
     "support_loss",
     "top_ids",
     "topk_forward_kl",

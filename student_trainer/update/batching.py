@@ -8,14 +8,14 @@ state at P + t - 1.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from teacher_proto.rows import Rows, Support, Values, required
-from teacher_proto.types import Bool, ContinuationScores, Int32, PositionClass, Status
+from teacher_proto.rows import required
+from teacher_proto.types import Bool, ContinuationScores, Int32
 from torch import Tensor
 
 from student_trainer.losses.parts.base import LossBatch
@@ -125,87 +125,34 @@ def loss_batch(
             ``Rollout.support_ids`` become the explicit ids.
     """
     device = hidden.device
-    places = [
+    of_members = [
         (rollouts[member], scores[member], batch.steps[batch.owners == place].numpy())
         for place, member in enumerate(batch.members)
     ]
-    rows = Rows.concatenate([_known_rows(*place, top_k) for place in places])
-    support, own = required(rows.support, "support"), required(rows.sampled, "sampled token")
-    tail, explicit = required(rows.log_tail, "log_tail"), rows.explicit
-    valid = support.valid
-
-    def tensor(array: Array) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
-    sampled = np.concatenate([rollout.token_ids[steps] for rollout, _, steps in places])
-    old = np.concatenate([rollout.log_probs[steps] for rollout, _, steps in places])
-    support_ids = np.where(valid, support.ids, 0).astype(np.int64)
-    explicit_ids = None
-    if explicit is not None:
-        asked = [required(r.support_ids, "support_ids")[steps] for r, _, steps in places]
-        explicit_ids = tensor(np.concatenate(asked).astype(np.int64))
-    coarse = np.concatenate([_coarse(scored, steps) for _, scored, steps in places])
-    return LossBatch(
-        hidden=hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
-        sampled_ids=tensor(sampled.astype(np.int64)),
-        weights=torch.ones(len(sampled), device=device),
-        support_ids=tensor(support_ids) if top_k else None,
-        support_log_probs=tensor(support.log_probs) if top_k else None,
-        support_valid=tensor(valid) if top_k else None,
-        teacher_log_tail=tensor(tail.values),
-        teacher_tail_valid=tensor(tail.valid),
-        teacher_sampled=tensor(np.where(own.valid, own.values, np.float32(np.nan))),
-        old_log_probs=tensor(old),
-        explicit_ids=explicit_ids,
-        explicit_log_probs=None if explicit is None else tensor(explicit.values),
-        explicit_valid=None if explicit is None else tensor(explicit.valid),
-        responses=batch.owners.to(device),
-        steps=batch.steps.to(device),
-        coarse=tensor(coarse) if coarse.any() else None,
+    asked = [rollout.support_ids for rollout, _, _ in of_members]
+    found = LossBatch.from_scores(
+        hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
+        [rollout.token_ids[steps] for rollout, _, steps in of_members],
+        [scored for _, scored, _ in of_members],
+        rows=[steps for _, _, steps in of_members],
+        explicit_ids=None
+        if all(ids is None for ids in asked)
+        else [
+            required(ids, "support_ids")[steps]
+            for ids, (_, _, steps) in zip(asked, of_members, strict=True)
+        ],
+        old_log_probs=[rollout.log_probs[steps] for rollout, _, steps in of_members],
+        weights=np.ones(len(batch.rows), np.float32),
     )
+    if top_k:
+        return found
+    return replace(found, support_ids=None, support_log_probs=None, support_valid=None)
 
 
 def sequence_weights(used: Tensor, owners: Tensor, members: int) -> Tensor:
     """float32 [T]: 1 / (number of used rows of the row's response); 0 for unused rows."""
     counts = torch.zeros(members, device=used.device).index_add_(0, owners, used.float())
     return torch.where(used, 1.0 / counts.clamp(min=1.0)[owners], 0.0)
-
-
-def _known_rows(rollout: Rollout, scores: ContinuationScores, steps: Array, top_k: int) -> Rows:
-    """The rows at ``steps`` with every part; the explicit part only if ids were requested.
-
-    Values that the teacher did not return are NaN and valid, so that no loss can use them
-    unnoticed.
-    """
-    count, asked = len(steps), rollout.support_ids
-    no_support = Support(
-        ids=np.zeros((count, top_k), np.int32),
-        log_probs=np.full((count, top_k), np.nan, np.float32),
-        counts=np.full(count, top_k, np.int32),
-    )
-    if scores.status is not Status.OK:
-        explicit = None if asked is None else _unknown(count, asked.shape[1])
-        return Rows(no_support, _unknown(count), _unknown(count), explicit)
-    given = scores.rows.at(steps)
-    return Rows(
-        support=required(given.support, "support") if top_k else no_support,
-        sampled=required(given.sampled, "sampled token"),
-        log_tail=_unknown(count) if given.log_tail is None else given.log_tail,
-        explicit=None if asked is None else required(given.explicit, "explicit ids"),
-    )
-
-
-def _coarse(scores: ContinuationScores, steps: Array) -> Bool:
-    """bool: which of the rows at ``steps`` are of class COARSE."""
-    block = scores.realignment
-    if block is None:
-        return np.zeros(len(steps), np.bool_)
-    coarse: Bool = block.position_class[steps] == PositionClass.COARSE
-    return coarse
-
-
-def _unknown(*shape: int) -> Values:
-    return Values(np.full(shape, np.nan, np.float32), np.ones(shape, np.bool_))
 
 
 def _int64(parts: Sequence[Array]) -> Tensor:

@@ -4,12 +4,15 @@ the support. Row t belongs to scored token t (docs/contract.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from teacher_proto.types import ContinuationScores
 from torch import Tensor
+
+from student_trainer.losses.scored.arrays import LossBatchError, described, loss_arrays
 
 # A logit whose probability is 0 at any temperature in use. It is finite, so that no
 # product with that 0 is NaN.
@@ -133,6 +136,61 @@ class LossBatch:
     teacher_hidden: Tensor | None = None
     teacher_head: Head | None = None
     coarse: Tensor | None = None
+
+    @classmethod
+    def from_scores(
+        cls,
+        hidden: Tensor,
+        sampled_ids: Sequence[Any],
+        scores: Sequence[ContinuationScores],
+        *,
+        rows: Sequence[Any] | None = None,
+        explicit_ids: Sequence[Any] | None = None,
+        old_log_probs: Sequence[Any] | None = None,
+        weights: Any = None,
+    ) -> LossBatch:
+        """The rows of some responses, as ``TeacherClient.score`` returned them; realigned or
+        not, with supports of any width. Arrays may be numpy's, torch's or lists.
+
+        The support is the teacher's own top-K; ``choose_support`` makes another. A row of class
+        MASKED, and every row of a response that could not be realigned, has weight 0; a response
+        whose rows are not finite has NaN, which the losses drop and count. Coarse rows are
+        marked (``single_ids_as_coarse`` marks those of a single id as well).
+
+        Args:
+            hidden: [T, H], the student's final hidden state at the token before each scored
+                token; the responses stand one after the other.
+            sampled_ids: for each response int [n], the token of each of its rows.
+            scores: of each response.
+            rows: for each response int [n], which of the rows of its scores; None takes all.
+            explicit_ids: for each response int [n, E], the ids that were asked for besides the
+                top-K, in the request's order; None where none were.
+            old_log_probs: for each response float [n], for losses that need it.
+            weights: float [T] in place of those above.
+
+        Raises:
+            LossBatchError: a number of rows, a dtype or a part does not fit; says which, with
+                the dtype and shape that were given.
+        """
+        arrays = loss_arrays(
+            sampled_ids,
+            scores,
+            rows=rows,
+            explicit_ids=explicit_ids,
+            old_log_probs=old_log_probs,
+            weights=weights,
+        )
+        total = len(arrays["weights"])
+        if hidden.dim() != 2 or len(hidden) != total or not hidden.is_floating_point():
+            raise LossBatchError(
+                f"it is {described(hidden)}, and the scores have {total} rows",
+                where="hidden",
+                fix=f"give one state for each row, float [{total}, H]",
+            )
+        found: dict[str, Any] = {
+            name: torch.from_numpy(array).to(hidden.device) for name, array in arrays.items()
+        }
+        return cls(hidden=hidden, **found)
 
     @property
     def coarse_rows(self) -> Tensor:
