@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from teacher_proto.program.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from student_trainer.events import Event as Event
+    from student_trainer.events import RunResult as RunResult
     from student_trainer.losses import LOSSES as LOSSES
     from student_trainer.losses import Head as Head
     from student_trainer.losses import LossBatch as LossBatch
@@ -14,8 +16,11 @@ if TYPE_CHECKING:
     from student_trainer.losses import LossSettings as LossSettings
     from student_trainer.losses import lsm as lsm
     from student_trainer.settings.train import TrainConfig as TrainConfig
+    from student_trainer.train import Trainer as Trainer
 
 _HOMES = {
+    "Event": "events",
+    "RunResult": "events",
     "LOSSES": "losses",
     "Head": "losses",
     "LossBatch": "losses",
@@ -23,6 +28,7 @@ _HOMES = {
     "LossSettings": "losses",
     "lsm": "losses",
     "TrainConfig": "settings.train",
+    "Trainer": "train",
 }
 
 __all__ = [*_HOMES]

@@ -70,11 +70,11 @@ def run_train(arguments: argparse.Namespace) -> int:
             sys.stdout.write(f"# {name}: {finding}\n")
         sys.stdout.write(f"# tokenizers: {compare_tokenizers(resolved.settings)}\n")
         return 0
-    from student_trainer.train import train
+    from student_trainer.train import Trainer
 
     flush_traces = export_traces("student-trainer")
     try:
-        train(resolved.settings)
+        Trainer(resolved.settings).train()
     finally:
         flush_traces()
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from functools import partial
+from typing import Literal
 
 from teacher_proto.errors import ConfigurationError
 
@@ -22,6 +23,7 @@ from student_trainer.evaluation import (
     save_frozen,
     together,
 )
+from student_trainer.events import EvaluationEnded
 from student_trainer.rollout.base import PromptItem
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.evaluation import EvaluationSettings
@@ -59,8 +61,9 @@ class RunEvaluation:
     def enabled(self) -> bool:
         return len(evaluated_prompts(self.prompts.held_out, self.config.evaluation)) > 0
 
-    def before(self, step: int) -> None:
-        """Freezes the positions and evaluates the untrained student.
+    def before(self, step: int) -> EvaluationEnded | None:
+        """Freezes the positions and evaluates the untrained student; None where that is done
+        already, or there is nothing to evaluate on.
 
         Args:
             step: completed steps. After step 0 the files must exist already.
@@ -70,10 +73,10 @@ class RunEvaluation:
                 the settings require.
         """
         if not self.enabled:
-            return
+            return None
         settings = self.config.evaluation
         if kept_positions(self._run, step, self.prompts.held_out, settings) is not None:
-            return
+            return None
         if not self._frozen.exists():
             frozen = freeze_continuations(
                 self.student,
@@ -83,15 +86,21 @@ class RunEvaluation:
                 self.config.run.seed,
             )
             save_frozen(frozen, self._frozen)
-        save_evaluation(self._measure(), self.directory / "before.json")
+        return self._save("before")
 
-    def after(self, student: Student) -> None:
-        """Evaluates the trained student on the same positions."""
+    def after(self, student: Student) -> EvaluationEnded | None:
+        """Evaluates the trained student on the same positions; None where there are none."""
         if not self.enabled:
-            return
+            return None
         self.student = student
-        save_evaluation(self._measure(), self.directory / "after.json")
+        ended = self._save("after")
         shutil.rmtree(self._cache, ignore_errors=True)
+        return ended
+
+    def _save(self, when: Literal["before", "after"]) -> EvaluationEnded:
+        evaluation, path = self._measure(), self.directory / f"{when}.json"
+        save_evaluation(evaluation, path)
+        return EvaluationEnded(when, evaluation, path)
 
     def _measure(self) -> Evaluation:
         measure = partial(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,14 @@ from teacher_proto.errors import LsmError
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
+from student_trainer.events import (
+    Callback,
+    CheckpointSaved,
+    Events,
+    RolloutsWritten,
+    ScoresArrived,
+    StepEnded,
+)
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
@@ -30,7 +38,7 @@ from student_trainer.run.pending_batches import describe_batches, restore_batche
 from student_trainer.run.progress import Progress
 from student_trainer.run.resume import check_resumable, pending_batches_usable
 from student_trainer.run.rng import capture_rng, restore_rng
-from student_trainer.run.signals import Stopped, Stopper
+from student_trainer.run.signals import Stopper
 from student_trainer.settings.dotted import sources
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
@@ -95,6 +103,7 @@ class TrainingLoop:
         run: RunDirectory,
         stopper: Stopper | None = None,
         now: str = "",
+        callbacks: Sequence[Callback] = (),
     ) -> None:
         """``now``: the run's clock, kept in every checkpoint."""
         self.config = config
@@ -103,6 +112,7 @@ class TrainingLoop:
         self.prompts = prompts
         self.run = run
         self.stopper = stopper or Stopper()
+        self.events = Events(callbacks, student.device)
         self.pipeline = Pipeline(config, student, teachers, prompts.train, prompts.left_out)
         self.recent = RecentMetric(config.checkpoint)
         self.updater = Updater(student, config, teachers.realigned)
@@ -121,6 +131,7 @@ class TrainingLoop:
         )
         self._rng = capture_rng(self.student.device)
         self._saved_step = 0
+        self._scored: ScoresArrived | None = None
 
     def restore(self, path: Path) -> None:
         """Continues from a checkpoint whose model is already loaded.
@@ -161,7 +172,8 @@ class TrainingLoop:
         log.info("resuming after step %d from %s", before.step, path)
 
     def run_steps(self, progress: Progress) -> None:
-        """Makes steps until ``run.steps``. Whatever ends them early, the state is saved."""
+        """Makes steps until ``run.steps``. Whatever ends them early, the state is saved: also a
+        callback that raises, which happens once what it is told of is written."""
         restore_rng(self._rng, self.student.device)
         try:
             while self.state.step < self.config.run.steps:
@@ -172,15 +184,30 @@ class TrainingLoop:
                     progress.step(line)
                     self.recent.add(line)
                     due = self.state.step % self.config.checkpoint.every == 0
-                    if due or self.state.step == self.config.run.steps:
-                        self.save()
+                    last = self.state.step == self.config.run.steps
+                    self._tell_step(line, self.save() if due or last else None)
                 self.stopper.raise_if_requested()
-        except (Exception, Stopped) as error:
+        except (Exception, SystemExit) as error:
             unwritable = isinstance(error, LsmError) and error.reason == checkpoint.NOT_WRITTEN
             if not (unwritable or self.stopper.at_once):
                 with self.stopper.step():
                     self.save_unless_saved()
             raise
+
+    def _tell_written(self, number: int) -> None:
+        """Tells which batches step ``number`` has written."""
+        for batch in self.pipeline.batches if self.events else ():
+            if batch.written_after == number - 1:
+                rollouts = tuple(batch.rollouts)
+                self.events.tell(RolloutsWritten(batch.step, batch.written_after, rollouts))
+
+    def _tell_step(self, line: Mapping[str, Any], saved: Path | None) -> None:
+        """Tells what a complete step was, and the checkpoint that it was saved in."""
+        if self._scored is not None:
+            self.events.tell(self._scored)
+        self.events.tell(StepEnded(self.state.step, dict(line)))
+        if saved is not None:
+            self.events.tell(CheckpointSaved(self.state.step, saved))
 
     def step(self) -> dict[str, Any]:
         """Makes one step and returns its metrics line."""
@@ -189,6 +216,9 @@ class TrainingLoop:
         with self.stopper.interruptible():
             batch = self.pipeline.fill(number, self.state.position)
         times.rollout = time.perf_counter() - start
+        told = time.perf_counter()
+        self._tell_written(number)
+        start += time.perf_counter() - told  # no part of the step
         parts = split(len(batch.rollouts), config.optimizer.updates_per_batch)
         if len(parts) > 1:
             # After the first of several updates the state cannot be saved any more, so
@@ -217,6 +247,8 @@ class TrainingLoop:
                 number, whole.refused, len(batch.rollouts), whole.refusal,
             )  # fmt: skip
         ended = time.perf_counter()
+        if self.events:
+            self._scored = ScoresArrived(number, tuple(batch.rollouts), tuple(batch.known_scores()))
 
         self.pipeline.drop(batch)
         self._rng = capture_rng(self.student.device)
@@ -269,8 +301,8 @@ class TrainingLoop:
         times.waits[teacher] += time.perf_counter() - start
         return future.result()[index]
 
-    def save(self) -> None:
-        """Writes a checkpoint of ``state``."""
+    def save(self) -> Path:
+        """Writes a checkpoint of ``state``; returns its folder."""
         assert self.updater.updates == self.state.updates, "between steps only"
         settings = self.config.checkpoint
         pending = [b for b in self.pipeline.batches if b.written_after < self.state.step]
@@ -287,6 +319,7 @@ class TrainingLoop:
         )
         self._saved_step = self.state.step
         log.info("saved %s", path)
+        return path
 
     def save_unless_saved(self) -> None:
         """Saves the last completed step, unless it is saved already or the student has

@@ -49,6 +49,11 @@ class Batch:
         """Steps the student has made between writing it and updating on it."""
         return self.step - 1 - self.written_after
 
+    def known_scores(self) -> list[ContinuationScores]:
+        """The scores of every rollout, in their order; waits for those that are not there."""
+        futures = (self.scores[place] for place in range(len(self.rollouts)))
+        return [future.result()[index] for future, index in futures]
+
 
 class Pipeline:
     """The batches that are written but not yet updated on, in the order of their steps."""

@@ -5,9 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from teacher_proto.errors import LsmError
@@ -16,6 +18,7 @@ from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.data import PromptSets
 from student_trainer.evaluate_run import RunEvaluation
+from student_trainer.events import Callback, RunEnded, RunResult, RunStarted, check_callbacks
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.loop import TrainingLoop
 from student_trainer.report import write_report
@@ -27,6 +30,7 @@ from student_trainer.run.lock import locked
 from student_trainer.run.progress import Progress
 from student_trainer.run.signals import Stopper
 from student_trainer.settings.dotted import sources
+from student_trainer.settings.resolve import config_of
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup import steps
 from student_trainer.startup.start import Start, make
@@ -37,27 +41,73 @@ from student_trainer.trackers import RunFacts, Trackers
 log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig) -> Path:
-    """Trains a student and returns its run directory.
+class Trainer:
+    """A training run, as ``student-trainer train`` makes it.
 
-    Raises:
-        ConfigurationError: among others, another run writes in the directory.
-        LsmError: see docs/errors.md. The state before the failed step is saved.
-        Stopped: a signal ended the run. Its state is saved.
+        result = Trainer("config.toml", callbacks=[tell]).train()
+        print(result.path, result.summary["steps"])
+
+    Attributes:
+        config: its settings.
     """
-    run = RunDirectory(config.run.output_dir)
-    with locked(run.path), told_by_path(run.path):
-        return _train(config, run)
+
+    def __init__(
+        self,
+        config: TrainConfig | Mapping[str, Any] | str | PathLike[str],
+        callbacks: Sequence[Callback] = (),
+        *,
+        quiet: bool = False,
+    ) -> None:
+        """
+        Args:
+            config: the settings, their values as a dict nested as in TOML, or the path of a TOML
+                file or ``recipe:NAME``. Environment variables (``LSM_TRAINER__...``) override
+                the last three.
+            callbacks: called with every event (``student_trainer.events``), in order, in the
+                thread that calls ``train``.
+            quiet: writes neither a bar nor lines of metrics to standard output.
+
+        Raises:
+            ConfigurationError: a setting is wrong, or a callback cannot be called.
+        """
+        self.config = config_of(config)
+        self._callbacks = check_callbacks(callbacks)
+        self._quiet = quiet
+
+    def train(self) -> RunResult:
+        """Trains the student; goes on where an earlier call, or another process, has ended.
+
+        Raises:
+            ConfigurationError: among others, another run writes in the directory.
+            CallbackError: a callback raised; names it and the event. The state after the last
+                complete step is saved, and so is the trained model once there is one.
+            LsmError: see docs/errors.md. The state before the failed step is saved.
+            Stopped: a signal ended the run. Its state is saved.
+        """
+        run = RunDirectory(self.config.run.output_dir)
+        with locked(run.path), told_by_path(run.path):
+            return _train(self.config, run, self._callbacks, self._quiet)
 
 
-def _train(config: TrainConfig, run: RunDirectory) -> Path:
+def train(config: TrainConfig) -> Path:
+    """``Trainer(config).train()``; returns the run's directory."""
+    return Trainer(config).train().path
+
+
+def _train(
+    config: TrainConfig, run: RunDirectory, callbacks: Sequence[Callback], quiet: bool
+) -> RunResult:
     with Start(config, holds_lock=True) as start:
         make(steps.STEPS, start)
         student, teachers, prompts = start.student, start.teachers, start.prompts
         with Stopper() as stopper:
-            loop = TrainingLoop(config, student, teachers, prompts, run, stopper, start.now)
+            loop = TrainingLoop(
+                config, student, teachers, prompts, run, stopper, start.now, callbacks
+            )
+            events = loop.events
             if start.checkpoint:
                 loop.restore(start.checkpoint)
+            events.tell(RunStarted(run.path, config, loop.state.step))
             prepare(run, loop.state.step)
             if loop.state.step < config.run.steps and (run.evaluation / "after.json").is_file():
                 # Of the student before the steps that are made now.
@@ -69,10 +119,13 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
             evaluation = RunEvaluation(config, student, teachers, prompts, run)
             with (
                 _trackers(config, run) as trackers,
-                Progress(config.run.steps, loop.state.step, trackers=trackers) as progress,
+                Progress(
+                    config.run.steps, loop.state.step, trackers=trackers, quiet=quiet
+                ) as progress,
             ):
                 progress.phase("evaluating")
-                evaluation.before(loop.state.step)
+                if before := evaluation.before(loop.state.step):
+                    events.tell(before)
                 progress.phase("training")
                 loop.run_steps(progress)
                 # Saved first: whatever fails from here on, the trained model is there.
@@ -81,10 +134,13 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
                     trained = save_final(student, folder, merge=merge)
                 progress.phase("evaluating")
                 with closing(run, "the closing evaluation"):
-                    evaluation.after(trained)
+                    after = evaluation.after(trained)
                 with closing(run, "the summary"):
                     summary = write_summary(run.path)
                     trackers.log(loop.state.step, {f"summary/{k}": v for k, v in summary.items()})
+                if after:
+                    with closing(run, "a callback"):
+                        events.tell(after)
     with closing(run, "the model card"):
         write_card(
             run.model,
@@ -101,7 +157,10 @@ def _train(config: TrainConfig, run: RunDirectory) -> Path:
     if config.hub.repo is not None:
         with closing(run, "the push"):
             log.info("pushed to %s", push(run.model, config.hub.repo, private=config.hub.private))
-    return run.path
+    result = RunResult(run.path, summary)
+    with closing(run, "a callback"):
+        events.tell(RunEnded(result))
+    return result
 
 
 @contextmanager

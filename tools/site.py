@@ -8,6 +8,7 @@ turned here into a link between pages of the site.
 
 from __future__ import annotations
 
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -24,8 +25,9 @@ TEXTS = {
     "CHANGELOG.md": "changelog.md",
 }
 EXAMPLES = {
-    f"examples/{path.name}": f"examples/{path.stem}.md"
-    for path in sorted((ROOT / "examples").glob("*.py"))
+    str(path.relative_to(ROOT)): str(path.relative_to(ROOT).with_suffix(".md"))
+    for pattern in ("*.py", "notebooks/*.ipynb")
+    for path in sorted((ROOT / "examples").glob(pattern))
 }
 PACKAGES = (ROOT / "proto" / "teacher_proto", ROOT / "teacher_server", ROOT / "student_trainer")
 LINK = re.compile(r"(\]\()([^)\s#]+)")
@@ -73,9 +75,13 @@ def site_links(markdown: str, page: str) -> str:
 
 
 def example_page(source: str) -> str:
-    """An example as a page: its name and its code."""
-    code = (ROOT / source).read_text(encoding="utf-8")
-    return f"# {source}\n\n````python\n{code}````\n"
+    """An example as a page: its name and its code; a notebook as its cells."""
+    text = (ROOT / source).read_text(encoding="utf-8")
+    if not source.endswith(".ipynb"):
+        return f"# {source}\n\n````python\n{text}````\n"
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(text)["cells"]]
+    parts = [code if kind == "markdown" else f"````python\n{code}\n````" for kind, code in cells]
+    return "\n\n".join(parts) + "\n"
 
 
 def rooms(package: Path) -> list[str]:

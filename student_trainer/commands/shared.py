@@ -17,24 +17,13 @@ if TYPE_CHECKING:
     from student_trainer.settings.train import TrainConfig
 
 PROBE_TOKENS = 16
-ENV_PREFIX = "LSM_TRAINER"
 
 
 def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     """The resolved settings of ``train`` and ``doctor``. Raises ConfigurationError."""
-    from teacher_proto.program.settings import from_environment_only, load_settings
+    from student_trainer.settings.resolve import resolve_config
 
-    from student_trainer.recipes import config_files
-    from student_trainer.settings.dotted import importable_from
-    from student_trainer.settings.train import TrainConfig, section_of
-
-    files = config_files(arguments.configs)
-    with importable_from(file.parent for file in reversed(files)):
-        resolved = load_settings(TrainConfig, files, ENV_PREFIX, arguments.overrides)
-    for name in resolved.settings.named_teachers:
-        section = section_of(resolved.settings, name)
-        from_environment_only(resolved, f"{section}.token", instead=f"{section}.token_file")
-    return resolved
+    return resolve_config(arguments.configs, arguments.overrides)
 
 
 def check_output(output: Path) -> None:

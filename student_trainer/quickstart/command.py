@@ -171,7 +171,7 @@ def load_config(
     """The packaged settings with the caller's changes. Raises ConfigurationError."""
     from teacher_proto.program.settings import load_settings
 
-    from student_trainer.commands.shared import ENV_PREFIX
+    from student_trainer.settings.resolve import ENV_PREFIX
     from student_trainer.settings.train import TrainConfig
 
     decided = sorted(key for text in overrides if (key := text.partition("=")[0].strip()) in flags)

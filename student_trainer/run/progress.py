@@ -16,7 +16,7 @@ class Progress:
     the run begins. Trackers receive the steps too.
 
     The bar needs a terminal and ``TQDM_DISABLE`` unset; ``NO_COLOR`` is respected. Without
-    a bar, ``step`` writes the step's metrics as one JSON line.
+    a bar, ``step`` writes the step's metrics as one JSON line, unless it is ``quiet``.
     """
 
     def __init__(
@@ -25,12 +25,15 @@ class Progress:
         done: int,
         stream: TextIO | None = None,
         trackers: Trackers | None = None,
+        *,
+        quiet: bool = False,
     ) -> None:
         self._trackers = trackers
+        self._quiet = quiet
         self._stream = stream if stream is not None else sys.stdout
         disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
         self._bar: Any = None
-        if self._stream.isatty() and not disabled:
+        if self._stream.isatty() and not disabled and not quiet:
             self._bar = _bar(self._stream)
             self._task = self._bar.add_task("starting", total=steps, completed=done, summary="")
 
@@ -50,6 +53,8 @@ class Progress:
     def step(self, metrics: Mapping[str, Any]) -> None:
         if self._trackers is not None:
             self._trackers.log(metrics["step"], metrics)
+        if self._quiet:
+            return
         if self._bar is None:
             self._stream.write(json.dumps(metrics) + "\n")
             self._stream.flush()

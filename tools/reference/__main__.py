@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from student_trainer.commands import shared as trainer
+from student_trainer.settings import resolve as trainer
 from student_trainer.settings.train import TrainConfig
 from teacher_server import cli as server
 from teacher_server.config import ServeConfig

@@ -43,6 +43,7 @@ def load_settings(
     overrides: Sequence[str] = (),
     flags: Mapping[str, Any] | None = None,
     flag_names: Mapping[str, str] | None = None,
+    values: Mapping[str, Any] | None = None,
 ) -> Resolved[M]:
     """Merges every layer and validates the result once.
 
@@ -53,6 +54,7 @@ def load_settings(
         overrides: ``key=value`` of ``--set``; a later one wins.
         flags: dotted key to value; None stands for a flag that was not given.
         flag_names: dotted key to its flag, where that is not called like the key.
+        values: nested as in TOML, read like a last file.
 
     Raises ConfigurationError for a file that cannot be read, for an unknown key
     (with the nearest known one) and for values the model refuses, each with its
@@ -61,6 +63,7 @@ def load_settings(
     layers = _Layers(model)
     for file in files:
         layers.put((), _read(Path(file)), f"file {file}")
+    layers.put((), values or {}, "the given values")
     if env_prefix:
         for key, name, raw in _environment(model, env_prefix.rstrip("_")):
             layers.put(key, layers.value(key, raw), f"env {name}")
