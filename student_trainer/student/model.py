@@ -138,6 +138,47 @@ def load_student(
         enable = getattr(model, "activation_checkpointing_enable", None)
         (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
     module.eval()
+    if settings.lora and settings.lora.merge_final:
+        check_mergeable(model)
+    student = student_of(
+        module,
+        text.decoder,
+        tokenizer,
+        folder,
+        longest=settings.max_length,
+        stop_ids=stop_ids,
+        template_arguments=template_arguments,
+    )
+    student = replace(
+        student, device=device, dropout=settings.dropout, base_digest=base_digest
+    )
+    _probe_update(student)
+    return student
+
+
+def student_of(
+    module: nn.Module,
+    decoder: nn.Module,
+    tokenizer: Any,
+    folder: Path,
+    *,
+    longest: int | None = None,
+    stop_ids: Sequence[int] = (),
+    template_arguments: Mapping[str, Any] | None = None,
+) -> Student:
+    """A loaded model as a student.
+
+    Args:
+        module: in evaluation mode.
+        decoder: its language model without the head.
+        longest: the longest sequence, for a model that states none.
+        stop_ids, template_arguments: as for ``load_student``.
+
+    Raises:
+        ConfigurationError: it has no terminator that it can draw, or its head is not a plain
+            projection of its last hidden states.
+    """
+    model = _causal_model(module)
     head = read_head(model)
     width = int(head.weight.shape[0])
     rows = min(width, int(model.get_input_embeddings().weight.shape[0]))
@@ -145,30 +186,25 @@ def load_student(
     ends = terminators(model, tokenizer, rows, stop_ids, arguments)
     padding = padding_id(tokenizer, ends[0], rows)
     check_special_ids(tokenizer, rows, MODEL)
-    if settings.lora and settings.lora.merge_final:
-        check_mergeable(model)
     student = Student(
         module=module,
-        decoder=text.decoder,
+        decoder=decoder,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer.backend_tokenizer.to_str()),
         head=head,
-        device=device,
+        device=head.weight.device,
         vocabulary_size=width,
         terminators=ends,
         padding_id=padding,
-        max_length=max_length(model.config, settings.max_length, "student.max_length"),
+        max_length=max_length(model.config, longest, "student.max_length"),
         folder=folder,
-        dropout=settings.dropout,
-        base_digest=base_digest,
         template_arguments=arguments,
     )
     _probe_head(student)
-    _probe_update(student)
     undrawn = undrawn_ids(tokenizer, width, rows)
     if undrawn is None:
         return student
-    return replace(student, head=replace(head, undrawn=undrawn.to(device)))
+    return replace(student, head=replace(head, undrawn=undrawn.to(student.device)))
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,0 +1,61 @@
+"""What a run of TRL has to be like for our losses, checked before its first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.losses.parts.loss import Loss
+
+
+def check_loss(loss: Loss, args: Any) -> None:
+    """Refuses a loss that TRL's rollouts do not fit.
+
+    Args:
+        args: TRL's configuration.
+
+    Raises:
+        ConfigurationError: names the setting.
+    """
+    if loss.masked_chunks:
+        raise ConfigurationError(
+            "TRL's rollouts do not say what a chunk was drawn with",
+            where="loss.masked_chunks",
+            fix="set it to false, or train with student-trainer",
+        )
+    if loss.rollout_temperature and loss.temperature != args.temperature:
+        raise ConfigurationError(
+            f"{loss.kind} compares the student with itself as it drew its tokens: "
+            f"loss.temperature ({loss.temperature}) must equal args.temperature "
+            f"({args.temperature})",
+            where="loss.temperature",
+            fix="set both to one value",
+        )
+    nucleus = args.top_p < 1 or args.top_k > 0 or args.min_p
+    if loss.at_sampled_token and loss.nucleus_weights and nucleus:
+        raise ConfigurationError(
+            f"{loss.kind} weighs tokens by the nucleus that they were drawn from, which TRL does "
+            f"not tell (top_p {args.top_p}, top_k {args.top_k}, min_p {args.min_p})",
+            where="loss.nucleus_weights",
+            fix="draw from the whole vocabulary (top_p = 1, top_k = 0, no min_p), or set it to "
+            "false and learn what docs/losses.md says of that",
+        )
+
+
+def check_parallel(trainer: Any) -> None:
+    """Refuses a model that is cut over processes: the losses read rows of the whole head.
+
+    Raises:
+        ConfigurationError: FSDP, or DeepSpeed's ZeRO 3.
+    """
+    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
+    cut = trainer.is_fsdp_enabled or (plugin is not None and plugin.zero_stage == 3)
+    if cut:
+        raise ConfigurationError(
+            "FSDP and ZeRO 3 cut the output projection over processes, and the losses read rows "
+            "of the whole of it",
+            where="accelerate",
+            fix="use data parallelism (accelerate launch --multi_gpu), where each process has the "
+            "model",
+        )

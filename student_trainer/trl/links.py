@@ -1,0 +1,137 @@
+"""The teachers of a TRL run by name, and the student as their links see it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.models.text_model import text_model
+from torch import nn
+
+from student_trainer.losses.parts.loss import Loss
+from student_trainer.settings.teacher import TeacherSettings
+from student_trainer.student.model import Student, student_of
+from student_trainer.teacher.link import TeacherLink
+
+# One teacher, whose name nobody gave.
+ONLY = "default"
+TeacherChoice = str | TeacherSettings | Mapping[str, Any]
+
+
+def named_settings(
+    teachers: TeacherChoice | Mapping[str, TeacherChoice],
+) -> dict[str, TeacherSettings]:
+    """Settings by name: of an address, of settings, or of a mapping of names to either.
+
+    Raises:
+        ConfigurationError: there are none, or a setting is wrong.
+    """
+    if isinstance(teachers, str | TeacherSettings):
+        return {ONLY: settings_of(teachers, ONLY)}
+    if not teachers:
+        raise ConfigurationError(
+            "there is no teacher", where="teachers", fix='give its address, "HOST:PORT"'
+        )
+    return {name: settings_of(one, name) for name, one in teachers.items()}
+
+
+def settings_of(one: TeacherChoice, name: str) -> TeacherSettings:
+    if isinstance(one, TeacherSettings):
+        return one
+    values = {"address": one} if isinstance(one, str) else one
+    try:
+        return TeacherSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(map(str, first["loc"]))
+        raise ConfigurationError(
+            f"{key}: {first['msg']}",
+            where=f"teachers[{name!r}]",
+            fix="give an address, or the keys of [teacher] (docs/reference)",
+        ) from None
+
+
+def loss_of(loss: Loss | Mapping[str, Any] | str) -> Loss:
+    """A loss: itself, the values of a section ``[loss]``, or its kind.
+
+    Raises:
+        ConfigurationError: a setting is wrong.
+    """
+    if isinstance(loss, Loss):
+        return loss
+    from pydantic import TypeAdapter
+
+    from student_trainer.settings.loss import LossConfig
+
+    values = {"kind": loss} if isinstance(loss, str) else dict(loss)
+    try:
+        found: Loss = TypeAdapter(LossConfig).validate_python(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(["loss", *map(str, first["loc"])])
+        raise ConfigurationError(
+            first["msg"].removeprefix("Value error, "),
+            where=key,
+            fix="see the losses and their keys in docs/reference/student-trainer-settings.md",
+        ) from None
+    return found
+
+
+def student_of_trl(model: nn.Module, tokenizer: Any, arguments: Mapping[str, Any]) -> Student:
+    """The model that TRL trains as a student.
+
+    Args:
+        model: not wrapped, but for adapters of peft.
+        arguments: of the chat template.
+
+    Raises:
+        ConfigurationError: as ``student_of``.
+    """
+    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    was_training = model.training
+    model.eval()
+    try:
+        return student_of(
+            model,
+            text_model(causal).decoder,
+            tokenizer,
+            Path(str(causal.config._name_or_path)),
+            template_arguments=arguments,
+        )
+    finally:
+        model.train(was_training)
+
+
+class Links(Mapping[str, TeacherLink]):
+    """A link to each teacher, by name; a context manager that closes them."""
+
+    def __init__(self, settings: Mapping[str, TeacherSettings], student: Student, run: str) -> None:
+        """
+        Args:
+            run: the name that the service counts shares and quotas by.
+
+        Raises:
+            LsmError: as ``TeacherLink``, of the first that cannot be used.
+        """
+        with ExitStack() as opened:
+            self._links = {
+                name: opened.enter_context(TeacherLink(one, student, run=run))
+                for name, one in settings.items()
+            }
+            self._stack = opened.pop_all()
+
+    def __getitem__(self, name: str) -> TeacherLink:
+        return self._links[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._links)
+
+    def __len__(self) -> int:
+        return len(self._links)
+
+    def close(self) -> None:
+        self._stack.close()
