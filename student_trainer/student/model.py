@@ -149,9 +149,7 @@ def load_student(
         stop_ids=stop_ids,
         template_arguments=template_arguments,
     )
-    student = replace(
-        student, device=device, dropout=settings.dropout, base_digest=base_digest
-    )
+    student = replace(student, device=device, dropout=settings.dropout, base_digest=base_digest)
     _probe_update(student)
     return student
 

@@ -91,7 +91,8 @@ def student_of_trl(model: nn.Module, tokenizer: Any, arguments: Mapping[str, Any
     Raises:
         ConfigurationError: as ``student_of``.
     """
-    causal: Any = model.get_base_model() if hasattr(model, "get_base_model") else model
+    whole: Any = model
+    causal = whole.get_base_model() if hasattr(whole, "get_base_model") else whole
     was_training = model.training
     model.eval()
     try:

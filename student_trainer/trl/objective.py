@@ -170,7 +170,7 @@ class ServiceLoss:
         sums = LossSums(total=hidden.sum() * 0)
         sums.add("teacher_wait_seconds", time.perf_counter() - start, 1)
         counts = [len(response.token_ids) for response in responses]
-        states = hidden.to(head.weight.dtype).split(counts)
+        states = torch.split(hidden.to(head.weight.dtype), counts)
         for name, link in self.links.items():
             places = [i for i, r in enumerate(responses) if r.asked.teacher == name]
             if places:
@@ -261,7 +261,7 @@ class ServiceLoss:
         found = token_log_probs(
             hidden.detach(), head, sampled, self._temperature, self.loss.chunk_rows
         )
-        return list(found.float().split([len(one) for one in ids]))
+        return list(torch.split(found.float(), [len(one) for one in ids]))
 
     def _refuse_not_finite(self, name: str, result: LossResult, rows: int) -> None:
         if result.dropped_non_finite > self.loss.max_non_finite_share * rows:

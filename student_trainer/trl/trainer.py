@@ -231,7 +231,8 @@ class LsmDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
             of_step = float(inputs["num_items_in_batch"])  # TRL's count of the step's tokens
         elif self.model.training:
             of_step = of * self.args.gradient_accumulation_steps
-        return sums.total * (of / max(count, 1) * accelerator.num_processes / of_step)
+        share: Tensor = sums.total * (of / max(count, 1) * accelerator.num_processes / of_step)
+        return share
 
 
 def _unpadded(ids: Tensor, mask: Tensor) -> list[Int32]:

@@ -46,7 +46,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Environments:
 # The modules that need a package of another extra. torch's CUDA build brings triton along.
 NEED_MORE = {
     "teacher": {"teacher_server.engines.vllm.engine": "vllm"},
-    "trainer": {"student_trainer.losses.parts.gathered_triton": "triton"},
+    "trainer": {
+        "student_trainer.losses.parts.gathered_triton": "triton",
+        "student_trainer.trl.asynchronous": "trl",
+        "student_trainer.trl.trainer": "datasets",
+    },
 }
 IMPORT_ALL = """
 import importlib, json, pkgutil, sys

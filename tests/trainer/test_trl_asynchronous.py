@@ -45,7 +45,9 @@ class Worker:
         self.versions: list[int] = []
 
     def start(self) -> None:
-        self._write(self.versions[-1])
+        # The trainer's loader takes a batch more than the step needs.
+        for _ in range(2):
+            self._write(self.versions[-1])
 
     def stop(self) -> None: ...
 
