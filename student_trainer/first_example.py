@@ -17,6 +17,7 @@ from typing import TextIO
 from teacher_proto.types import CLASSES_WITH_REASON, ContinuationScores
 
 from student_trainer.losses import Loss
+from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.rollout import RolloutSettings
@@ -47,6 +48,7 @@ def first_example(
     seed: int,
     *,
     teacher: TeacherLink | None = None,
+    asked: RowsAsked | None = None,
     reads: str = "",
     colour: bool = False,
 ) -> str:
@@ -56,6 +58,7 @@ def first_example(
         prompt: the first prompt of step 1.
         teacher: the teacher when its tokenizer is another, to score the response; else
             None.
+        asked: what is asked of that teacher's rows; None: what the loss asks of any.
         reads: the end of what the teacher reads in place of the prompt's tokens; empty where
             it reads these.
 
@@ -68,7 +71,7 @@ def first_example(
     kinds = ["masked" if here else "loss" for here in masked]
     if teacher is None:
         return token_table(student, drawn, kinds, reads=reads, colour=colour)
-    found = realigned_rows(teacher, drawn, loss)
+    found = realigned_rows(teacher, drawn, asked or loss.asks(realigned=True), loss.temperature)
     usable = realigned.usable_rows(found, len(kinds), sampled=loss.at_sampled_token).tolist()
     reasons = row_reasons(found, usable)
     for place, kind in enumerate(kinds):
@@ -90,17 +93,21 @@ def first_response(
     return drawn
 
 
-def realigned_rows(teacher: TeacherLink, drawn: Rollout, loss: Loss) -> ContinuationScores:
+def realigned_rows(
+    teacher: TeacherLink, drawn: Rollout, asked: RowsAsked, temperature: float
+) -> ContinuationScores:
     """What the loss would get of a teacher with another tokenizer.
+
+    Args:
+        asked: what the loss asks of its rows.
 
     Raises:
         LsmError: as ``TeacherLink.submit_rollouts``.
     """
-    asked = loss.asks(realigned=True)
     scores = teacher.submit_rollouts(
         [drawn],
         max(asked.top_k, 2),
-        loss.temperature,
+        temperature,
         log_tail=asked.log_tail,
         coarse=asked.coarse,
     )

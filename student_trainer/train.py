@@ -215,6 +215,7 @@ def _show_first_example(
         config.loss,
         config.run.seed,
         teacher=teacher if teacher.realigned else None,
+        asked=config.rows_asked(first.teacher, realigned=teacher.realigned),
         reads=teacher.reading.ending(first),
         colour=wants_colour(sys.stderr),
     )

@@ -86,7 +86,9 @@ def rows_of(start: Start, name: str) -> str:
     config, link = start.config, start.teachers[name]
     prompt = start.prompts.first(config.run.seed, teacher=name)
     drawn = first_response(start.student, prompt, config.rollout, config.run.seed)
-    found = realigned_rows(link, drawn, config.loss)
+    found = realigned_rows(
+        link, drawn, config.rows_asked(name, realigned=True), config.loss.temperature
+    )
     told = describe_realigned(found, link)
     if found.realignment is None:
         return told

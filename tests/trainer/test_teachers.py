@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import re
 import threading
 import tomllib
 from collections.abc import Callable, Sequence
@@ -17,7 +18,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.errors import (
+    ConfigurationError,
+    ContractMismatchError,
+    TeacherUnavailableError,
+)
 from teacher_proto.program.settings_show import to_toml
 from teacher_proto.rows import required
 from teacher_proto.types import ContinuationScores, ScoreReply, ScoreRequest
@@ -27,6 +32,7 @@ from student_trainer.commands.doctor import run_checks
 from student_trainer.commands.dry_run import compare_tokenizers, look
 from student_trainer.commands.shared import resolve
 from student_trainer.data import load_prompts
+from student_trainer.events import Event, StepEnded
 from student_trainer.pipeline import Pipeline
 from student_trainer.report.held_out import held_out_metrics
 from student_trainer.rollout.base import Rollout
@@ -37,7 +43,7 @@ from student_trainer.run.pending_batches import PendingBatch, _prompts
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.teachers import Teachers
-from student_trainer.train import train
+from student_trainer.train import Trainer, train
 from student_trainer.update.metrics import UpdateTotals, step_metrics
 from student_trainer.update.updater import Updater
 from tests.support.replies import make_reply
@@ -45,9 +51,9 @@ from tests.support.scripted_teacher import serving_in_thread
 from tests.trainer.coarse_case import told
 from tests.trainer.conftest import PROMPTS
 from tests.trainer.local_teacher import LocalTeacher
-from tests.trainer.processes import Server
+from tests.trainer.processes import Server, serve
 from tests.trainer.test_pipeline import of_scripted_teacher
-from tests.trainer.test_run import in_directory, resumed_exactly
+from tests.trainer.test_run import artefacts, in_directory, resumed_exactly
 from tests.trainer.test_update import assert_close
 from tools.reference.trainer_metrics import METRICS
 
@@ -508,6 +514,33 @@ def test_a_run_does_not_go_on_with_another_teacher_of_the_name(
     assert caught.value.where == "teachers.one.name"
     same = TrainConfig.model_validate({**values, "teacher": None, "teachers": teachers})
     assert len(read_metrics(train(in_directory(same, run, steps=2)) / "metrics.jsonl")) == 2
+
+
+def test_a_run_goes_on_when_a_teacher_is_there_again(
+    several: MakeConfig, run_server: Server, tiny_model_dir: Path, tmp_path: Path
+) -> None:
+    """One of two teachers goes after the first step: the next one is not made, nothing is lost,
+    and the run ends as it would have."""
+    with serve(tmp_path / "first", twin=tiny_model_dir) as second:
+        teachers = {
+            A: {"address": run_server.address},
+            B: {"address": second.address, "name": "twin", "attempts": 1},
+        }
+        config = several(teachers, run={"steps": 2}, checkpoint={"every": 1})
+        straight = train(in_directory(config, tmp_path / "straight"))
+
+        def leaves(event: Event) -> None:
+            if isinstance(event, StepEnded):
+                second.stop()
+
+        broken = in_directory(config, tmp_path / "broken")
+        with pytest.raises(TeacherUnavailableError, match=re.escape(second.address)):
+            Trainer(broken, [leaves]).train()
+        assert [line["step"] for line in read_metrics(tmp_path / "broken" / "metrics.jsonl")] == [1]
+    port = int(second.address.rpartition(":")[2])
+    with serve(tmp_path / "again", port=port, twin=tiny_model_dir):
+        train(broken)
+    assert artefacts(tmp_path / "broken", 2) == artefacts(straight, 2)
 
 
 def test_a_teacher_that_is_away_keeps_nobody_from_asking_the_others(
