@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from teacher_proto.program.distribution import install_command
+
 if TYPE_CHECKING:
     from student_trainer.trl.asynchronous import (
         AsyncLsmDistillationTrainer as AsyncLsmDistillationTrainer,
@@ -16,7 +18,6 @@ if TYPE_CHECKING:
     from student_trainer.trl.trainer import LsmDistillationTrainer as LsmDistillationTrainer
 
 _HOMES = {"LsmDistillationTrainer": "trainer", "AsyncLsmDistillationTrainer": "asynchronous"}
-INSTALL = "pip install 'lsm-distill[trl]'"
 
 __all__ = ["AsyncLsmDistillationTrainer", "LsmDistillationTrainer"]
 
@@ -30,6 +31,6 @@ def __getattr__(name: str) -> Any:
         if (error.name or "").partition(".")[0] not in ("trl", "datasets", "accelerate"):
             raise
         raise ImportError(
-            f"{name} needs {error.name}, which is not installed: {INSTALL}"
+            f"{name} needs {error.name}, which is not installed: {install_command('trl')}"
         ) from error
     return getattr(module, name)

@@ -281,6 +281,23 @@ def test_a_prompt_that_trl_reads_otherwise_is_no_other_rows_prompt(
     trainer.close()
 
 
+def test_without_trl_the_import_says_how_to_install_it() -> None:
+    program = (
+        "import sys; sys.modules['trl'] = None\n"
+        "from student_trainer.trl import LsmDistillationTrainer"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: LsmDistillationTrainer needs trl, which is not installed")
+    assert "pip install '.[trl]'" in last
+
+
 def test_only_public_methods_of_trl_are_overridden() -> None:
     base = {name for kind in LsmDistillationTrainer.__mro__[1:] for name in vars(kind)}
     own = {name for name in vars(LsmDistillationTrainer) if name in base}
