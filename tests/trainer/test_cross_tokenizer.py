@@ -16,6 +16,7 @@ import pytest
 import torch
 from teacher_proto.client import TeacherClient
 from teacher_proto.errors import ConfigurationError, ContractMismatchError
+from teacher_proto.rows import LOG_TAIL, SUPPORT
 from teacher_proto.templates.thinking import THINKING
 from teacher_proto.types import Level, PositionClass, SpecialRole, Status, TeacherIdentity
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -255,7 +256,10 @@ def test_rows_are_those_of_their_tokens(
     updater = Updater(student, settings, realigned={"default"})
     with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
         assert link.level is Level.CROSS
-        scores = [link.submit_rollouts([r], 64, 1.0).result()[0] for r in rollouts]
+        scores = [
+            link.submit_rollouts([r], 64, 1.0, log_tail=True, coarse=True).result()[0]
+            for r in rollouts
+        ]
 
     def loss(of: list[Any]) -> float:
         figures = UpdateTotals()
@@ -266,7 +270,7 @@ def test_rows_are_those_of_their_tokens(
     for score in scores:
         assert score.realignment is not None
         rolled = {n: np.roll(score.rows.arrays()[n], 1, 0)
-                  for n in ("top_ids", "top_log_probs", "valid_counts")}  # fmt: skip
+                  for n in (*SUPPORT, *LOG_TAIL)}  # fmt: skip
         classes = np.roll(score.realignment.position_class, 1)
         block = replace(score.realignment, position_class=classes)
         shifted.append(replace(with_arrays(score, **rolled), realignment=block))
