@@ -39,7 +39,8 @@ class Memory:
 
     Attributes:
         weights: parameters and buffers.
-        optimizer: gradients, moments and, for bfloat16, masters.
+        optimizer: gradients, moments and, for bfloat16, masters; gradients twice where each
+            teacher has a mean of its own.
         activations: what autograd keeps of a micro-batch.
         logits: of a block of rows over the vocabulary.
         cache: keys and values while responses are written.
@@ -71,10 +72,11 @@ def estimated_memory(config: TrainConfig, student: Student) -> Memory:
     trained = [p for p in parameters if p.requires_grad]
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     sequences = config.optimizer.micro_batch_tokens / longest
+    aside = 4 if config.balances_teachers else 0
     whole = [*parameters, *student.module.buffers()]
     return Memory(
         weights=sum(tensor.numel() * tensor.element_size() for tensor in whole),
-        optimizer=sum(p.numel() * (12 if p.element_size() == 4 else 16) for p in trained),
+        optimizer=sum(p.numel() * (aside + (12 if p.element_size() == 4 else 16)) for p in trained),
         activations=int(sequences * continued(student, activation_bytes, longest)),
         logits=config.loss.chunk_rows * student.vocabulary_size * 4 * LOGITS_COPIES,
         cache=int(config.rollout.batch_size * continued(student, cache_bytes, longest)),

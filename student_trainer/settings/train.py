@@ -186,6 +186,11 @@ class TrainConfig(Settings):
         names = list(self.named_teachers)
         return self.data.teacher or (names[0] if len(names) == 1 else None)
 
+    @property
+    def balances_teachers(self) -> bool:
+        """Whether the loss of an update is the mean of several teachers' own means."""
+        return len(self.named_teachers) > 1 and self.loss.balance == "teachers"
+
     def weight_of(self, teacher: str) -> float:
         """The factor of the loss of the rows that this teacher scores."""
         return 1.0 if self.teachers is None else self.teachers[teacher].weight

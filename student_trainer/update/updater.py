@@ -225,7 +225,7 @@ class Updater:
         budget = self.config.optimizer.micro_batch_tokens
         groups: dict[str | None, list[int]] = {}
         for index, rollout in enumerate(rollouts):
-            teacher = rollout.prompt.teacher if self._by_teacher else None
+            teacher = rollout.prompt.teacher if self.config.balances_teachers else None
             groups.setdefault(teacher, []).append(index)
         parts = []
         for teacher in (*self.config.named_teachers, None):
@@ -235,15 +235,11 @@ class Updater:
             parts.append(Part(teacher, [tuple(members[i] for i in one) for one in packed]))
         return parts
 
-    @property
-    def _by_teacher(self) -> bool:
-        return len(self.config.named_teachers) > 1 and self.config.loss.balance == "teachers"
-
     def _mean(self, found: Mapping[str, Sum]) -> tuple[float, int]:
         """The sum of the losses, at the teachers' weights, and what it is divided by: how many
         rows or responses there are, or how many teachers have any."""
         weighted = {name: self.config.weight_of(name) * one.total for name, one in found.items()}
-        if not self._by_teacher:
+        if not self.config.balances_teachers:
             return sum(weighted.values()), sum(one.count for one in found.values())
         there = [name for name, one in found.items() if one.count]
         return sum(weighted[name] / found[name].count for name in there), len(there)

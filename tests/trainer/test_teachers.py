@@ -30,6 +30,7 @@ from transformers import AutoModelForCausalLM
 
 from student_trainer.commands.doctor import run_checks
 from student_trainer.commands.dry_run import compare_tokenizers, look
+from student_trainer.commands.estimate import estimated_memory
 from student_trainer.commands.shared import resolve
 from student_trainer.data import load_prompts
 from student_trainer.events import Event, StepEnded
@@ -362,6 +363,24 @@ def test_rows_of_several_teachers_have_the_losses_that_they_have_alone(
             added[key] = added.get(key, 0) + master.grad * of_it.used
     assert figures.losses == [pytest.approx(total / count, abs=1e-6)]
     assert_close(together, {key: gradient / count for key, gradient in added.items()})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_memory_of_gradients_that_are_set_aside_is_estimated(
+    several: MakeConfig, dtype: str
+) -> None:
+    sizes = []
+    for balance in ("rows", "teachers"):
+        config = several(loss={"balance": balance}, student={"dtype": dtype})
+        student = load_student(config.student)
+        sizes.append(estimated_memory(config, student).optimizer)
+    optimizer = Updater(student, config).optimizer
+    optimizer.set_aside(0.5)
+    assert optimizer._aside is not None
+    held = sum(kept.numel() * kept.element_size() for kept in optimizer._aside)
+    assert sizes[1] - sizes[0] == held
+    optimizer.take_back()
+    assert optimizer._aside is None
 
 
 # Whole runs.
