@@ -30,7 +30,7 @@ from student_trainer.student.head import read_head
 from student_trainer.trl.checks import check_loss, check_parallel
 from student_trainer.trl.hidden import last_hidden_states
 from student_trainer.trl.links import Links, TeacherChoice, loss_of, named_settings, student_of_trl
-from student_trainer.trl.objective import Measures, Response, ServiceLoss
+from student_trainer.trl.objective import Measures, Response, ServiceLoss, needs_old
 from student_trainer.trl.prompts import AskedPrompt
 
 
@@ -61,8 +61,8 @@ class AsyncLsmDistillationTrainer(AsyncDistillationTrainer):  # type: ignore[mis
     ) -> None:
         args = args or AsyncDistillationConfig(f"{Path(model).name}-lsm")
         settings, chosen = named_settings(teachers), loss_of(loss)
-        check_loss(chosen, args)
-        if chosen.at_sampled_token or chosen.mean != "token":
+        check_loss(chosen, args, settings)
+        if needs_old(chosen) or chosen.mean != "token":
             raise ConfigurationError(
                 f'{chosen.kind} with mean = "{chosen.mean}" cannot be computed of TRL\'s samples: '
                 "they have no log-probabilities of the draw, and are packed by tokens",

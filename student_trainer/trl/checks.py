@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer.losses.parts.loss import Loss
+from student_trainer.settings.teacher import NamedTeacherSettings
+from student_trainer.trl.links import loss_of
 
 
-def check_loss(loss: Loss, args: Any) -> None:
-    """Refuses a loss that TRL's rollouts do not fit.
+def check_loss(loss: Loss, args: Any, teachers: Mapping[str, NamedTeacherSettings]) -> None:
+    """Refuses a loss that TRL's rollouts do not fit, or a K that the loss cannot have.
 
     Args:
         args: TRL's configuration.
@@ -24,6 +27,15 @@ def check_loss(loss: Loss, args: Any) -> None:
             where="loss.masked_chunks",
             fix="set it to false, or train with student-trainer",
         )
+    if len(teachers) > 1 and loss.balance == "teachers":
+        raise ConfigurationError(
+            "TRL divides a step's loss once, by its tokens, and not by each teacher's",
+            where="loss.balance",
+            fix='set it to "rows", and each teacher\'s weight to what it is to count',
+        )
+    for name, one in teachers.items():
+        if one.top_k is not None:
+            loss_of(loss.model_dump() | {"top_k": one.top_k}, f"teachers[{name!r}]")
     if loss.rollout_temperature and loss.temperature != args.temperature:
         raise ConfigurationError(
             f"{loss.kind} compares the student with itself as it drew its tokens: "

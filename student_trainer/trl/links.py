@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,12 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.text_model import text_model
 from torch import nn
 
-from student_trainer.losses.parts.loss import Loss
-from student_trainer.settings.teacher import TeacherSettings
+from student_trainer.losses.parts.loss import Loss, RowsAsked
+from student_trainer.settings.teacher import (
+    NamedTeacherSettings,
+    TeacherSettings,
+    check_names,
+)
 from student_trainer.student.model import Student, student_of
 from student_trainer.teacher.link import TeacherLink
 
@@ -24,7 +29,7 @@ TeacherChoice = str | TeacherSettings | Mapping[str, Any]
 
 def named_settings(
     teachers: TeacherChoice | Mapping[str, TeacherChoice],
-) -> dict[str, TeacherSettings]:
+) -> dict[str, NamedTeacherSettings]:
     """Settings by name: of an address, of settings, or of a mapping of names to either.
 
     Raises:
@@ -36,27 +41,37 @@ def named_settings(
         raise ConfigurationError(
             "there is no teacher", where="teachers", fix='give its address, "HOST:PORT"'
         )
-    return {name: settings_of(one, name) for name, one in teachers.items()}
-
-
-def settings_of(one: TeacherChoice, name: str) -> TeacherSettings:
-    if isinstance(one, TeacherSettings):
-        return one
-    values = {"address": one} if isinstance(one, str) else one
+    found = {name: settings_of(one, name) for name, one in teachers.items()}
     try:
-        return TeacherSettings.model_validate(values)
+        check_names(found)
+    except ValueError as error:
+        raise ConfigurationError(str(error), where="teachers") from None
+    return found
+
+
+def settings_of(one: TeacherChoice, name: str) -> NamedTeacherSettings:
+    """The settings of one teacher. Raises ConfigurationError."""
+    if isinstance(one, TeacherSettings):
+        values: Mapping[str, Any] = {key: getattr(one, key) for key in type(one).model_fields}
+    else:
+        values = {"address": one} if isinstance(one, str) else one
+    try:
+        return NamedTeacherSettings.model_validate(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         key = ".".join(map(str, first["loc"]))
         raise ConfigurationError(
             f"{key}: {first['msg']}",
             where=f"teachers[{name!r}]",
-            fix="give an address, or the keys of [teacher] (docs/reference)",
+            fix="give an address, or the keys of [teachers.NAME] (docs/reference)",
         ) from None
 
 
-def loss_of(loss: Loss | Mapping[str, Any] | str) -> Loss:
+def loss_of(loss: Loss | Mapping[str, Any] | str, where: str = "loss") -> Loss:
     """A loss: itself, the values of a section ``[loss]``, or its kind.
+
+    Args:
+        where: for errors.
 
     Raises:
         ConfigurationError: a setting is wrong.
@@ -72,7 +87,7 @@ def loss_of(loss: Loss | Mapping[str, Any] | str) -> Loss:
         found: Loss = TypeAdapter(LossConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(["loss", *map(str, first["loc"])])
+        key = ".".join([where, *map(str, first["loc"])])
         raise ConfigurationError(
             first["msg"].removeprefix("Value error, "),
             where=key,
@@ -108,9 +123,15 @@ def student_of_trl(model: nn.Module, tokenizer: Any, arguments: Mapping[str, Any
 
 
 class Links(Mapping[str, TeacherLink]):
-    """A link to each teacher, by name; a context manager that closes them."""
+    """A link to each teacher, by name.
 
-    def __init__(self, settings: Mapping[str, TeacherSettings], student: Student, run: str) -> None:
+    Attributes:
+        settings: of each.
+    """
+
+    def __init__(
+        self, settings: Mapping[str, NamedTeacherSettings], student: Student, run: str
+    ) -> None:
         """
         Args:
             run: the name that the service counts shares and quotas by.
@@ -118,9 +139,12 @@ class Links(Mapping[str, TeacherLink]):
         Raises:
             LsmError: as ``TeacherLink``, of the first that cannot be used.
         """
+        self.settings = dict(settings)
         with ExitStack() as opened:
             self._links = {
-                name: opened.enter_context(TeacherLink(one, student, run=run))
+                name: opened.enter_context(
+                    TeacherLink(one, student, run=run, key=f"teachers[{name!r}]")
+                )
                 for name, one in settings.items()
             }
             self._stack = opened.pop_all()
@@ -133,6 +157,11 @@ class Links(Mapping[str, TeacherLink]):
 
     def __len__(self) -> int:
         return len(self._links)
+
+    def rows_asked(self, name: str, loss: Loss) -> RowsAsked:
+        """What a loss asks of a teacher's rows, at the teacher's own K where it has one."""
+        asked, own = loss.asks(realigned=self[name].realigned), self.settings[name].top_k
+        return asked if own is None or not asked.top_k else replace(asked, top_k=own)
 
     def close(self) -> None:
         self._stack.close()

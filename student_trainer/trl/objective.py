@@ -18,7 +18,7 @@ from teacher_proto.types import Bool, ContinuationScores, Int32
 from torch import Tensor
 
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult
-from student_trainer.losses.parts.loss import Loss
+from student_trainer.losses.parts.loss import Loss, checked
 from student_trainer.losses.parts.normaliser import token_log_probs, top_ids
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.masking import token_mask
@@ -79,6 +79,11 @@ class LossSums:
     def add(self, name: str, value: float, count: float) -> None:
         before, counted = self.metrics[name]
         self.metrics[name] = before + value, counted + count
+
+
+def needs_old(loss: Loss) -> bool:
+    """Whether a loss reads the student's log-probabilities of the tokens that it drew."""
+    return loss.at_sampled_token or loss.own_ratio or loss.rollout_temperature
 
 
 class Measures:
@@ -142,7 +147,7 @@ class ServiceLoss:
             rollout = Rollout(
                 response.asked.item, 0, response.token_ids, unknown, True, support_ids=support
             )
-            asked = self.loss.asks(realigned=link.realigned)
+            asked = self.links.rows_asked(response.asked.teacher, self.loss)
             scores = link.submit_rollouts(
                 [rollout],
                 asked.top_k,
@@ -207,7 +212,7 @@ class ServiceLoss:
             ids,
             scores,
             explicit_ids=[s for s in supports if s is not None] or None,
-            old_log_probs=self._old(hidden, head, ids) if loss.at_sampled_token else None,
+            old_log_probs=self._old(hidden, head, ids) if needs_old(loss) else None,
             weights=weights.cpu(),
         )
         rows = loss.rows(batch, removed=self._removed, realigned=link.realigned)
@@ -215,7 +220,7 @@ class ServiceLoss:
         result = self._mean(rows, head, len(responses))
         used = result.used
         self._refuse_not_finite(name, result, int((weights > 0).sum()))
-        sums.total = sums.total + result.total
+        sums.total = sums.total + self.links.settings[name].weight * result.total
         by_response = loss.mean == "sequence"
         sums.of += len(responses) if by_response else len(weights)
         sums.count += len(torch.unique(rows.responses[used])) if by_response else int(used.sum())
@@ -230,8 +235,13 @@ class ServiceLoss:
 
     def _mean(self, rows: LossBatch, head: Head, members: int) -> LossResult:
         """The loss at the weights of ``loss.mean``."""
-        loss, owners = self.loss, rows.responses
-        if loss.mean == "token":
+        owners = rows.responses
+
+        def loss(given: LossBatch, head: Head) -> LossResult:
+            result = self.loss(given, head)
+            return checked(result, given, self.loss.kind) if torch.is_grad_enabled() else result
+
+        if self.loss.mean == "token":
             return loss(rows, head)
         assert owners is not None
         result = loss(

@@ -80,7 +80,7 @@ class LsmDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         if args is None:
             name = model if isinstance(model, str) else model.config._name_or_path
             args = DistillationConfig(f"{Path(name).name}-lsm")
-        check_loss(chosen, args)
+        check_loss(chosen, args, settings)
         # The columns of a row reach the step, the teacher's name among them.
         args.remove_unused_columns = False
         super().__init__(
@@ -113,9 +113,9 @@ class LsmDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         run = args.run_name or Path(args.output_dir).name
         self.links = Links(settings, student, run)
         try:
-            for link in self.links.values():
+            for name, link in self.links.items():
                 link.check_fits(
-                    top_k=chosen.asks(realigned=link.realigned).top_k,
+                    top_k=self.links.rows_asked(name, chosen).top_k,
                     explicit=chosen.student_top_k,
                     longest_prompt=1,
                     longest_response=self.max_completion_length,

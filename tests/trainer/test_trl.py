@@ -64,6 +64,9 @@ LOSSES: list[dict[str, Any]] = [
     {"kind": "topk_forward_kl", "top_k": 8, "support": "teacher+sampled"},
     {"kind": "topk_jsd", "top_k": 8, "support": "student", "mean": "sequence"},
     {"kind": "sampled_token", "top_k": 4},
+    {"kind": "generalised_reverse_kl", "top_k": 8},
+    {"kind": "entropy_switch", "top_k": 8, "support": "union"},
+    {"kind": "fixed_advantage", "study": True},
     {"kind": "lsm", "top_k": 16, "mask": {"token_ids": list(range(100, 200))}},
 ]
 
@@ -166,7 +169,7 @@ def test_several_teachers_train_by_their_rows(
         tmp_path / "out",
         teachers={
             "same": run_server.address,
-            "twin": at | {"name": "twin"},
+            "twin": at | {"name": "twin", "top_k": 8},
             "other": TeacherSettings(**at, name="other"),
         },
         default_teacher="same",
@@ -185,7 +188,7 @@ def test_several_teachers_train_by_their_rows(
     assert len(lines) == 2
     for line in lines:
         assert 0 < line["loss"] < 50
-        assert 0 < line["lsm_loss/twin"] < 50
+        assert abs(line["lsm_loss/twin"]) < 50
         assert line["used_share/same"] == line["used_share/twin"] == 1
         assert 0 < line["used_share/other"] <= 1
         assert line["refused_share/other"] == 0
@@ -194,6 +197,37 @@ def test_several_teachers_train_by_their_rows(
     # The twin has the student's own weights: it agrees with it before the first update.
     assert lines[0]["lsm_loss/twin"] < 1e-4 < lines[0]["lsm_loss/same"]
     assert any(not torch.equal(before[n], p) for n, p in trainer.model.named_parameters())
+
+
+def test_a_teachers_weight_multiplies_its_loss(
+    run_server: Server, student_model_dir: Path, tmp_path: Path
+) -> None:
+    at = {"address": run_server.address}
+    weighted = {"same": at | {"weight": 3.0}, "twin": at | {"name": "twin"}}
+    seen = Seen([], [], {})
+    trainer = make(
+        run_server.address,
+        student_model_dir,
+        tmp_path / "out",
+        seen,
+        teachers=weighted,
+        rows={"prompt": PROMPTS, "teacher": ["same", "twin"] * 2},
+    )
+    trainer.train()
+    trainer.close()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    (inputs,) = seen.inputs
+    lengths = inputs["completion_mask"].sum(1)
+    prompts = [trainer.processing_class(text)["input_ids"] for text in PROMPTS]
+    of_same = sum(
+        int(length)
+        for ids, mask, length in zip(
+            inputs["prompt_ids"], inputs["prompt_mask"], lengths, strict=True
+        )
+        if ids[mask.bool()].tolist() in prompts[::2]
+    )
+    expected = 3 * line["lsm_loss/same"] * of_same / int(lengths.sum())
+    assert seen.losses[0] == pytest.approx(expected, rel=1e-3)  # the twin agrees with the student
 
 
 def test_conversations_evaluation_and_adapters(
@@ -228,6 +262,9 @@ def test_conversations_evaluation_and_adapters(
         ({"teachers": {"a": {"adress": "x"}}}, "teachers['a']", "adress"),
         ({"loss": {"kind": "lsm", "top_k": 1}}, "loss.top_k", "at least 2"),
         ({"loss": "lsn"}, "loss", "lsn"),
+        ({"teachers": {"a": {"address": "x", "top_k": 1}}}, "teachers['a'].top_k", "at least 2"),
+        ({"teachers": {"a": "x", "b": "x"}}, "teachers", "one teacher"),
+        ({"loss": {"kind": "lsm", "balance": "teachers"}}, "loss.balance", "divides"),
         ({"loss": {"kind": "lsm", "masked_chunks": True}}, "loss.masked_chunks", "chunk"),
         ({"loss": "sampled_token", "args": {"top_p": 0.9}}, "loss.nucleus_weights", "top_p 0.9"),
         (
@@ -262,7 +299,11 @@ def test_what_cannot_train_is_refused_before_the_first_step(
     where: str,
     what: str,
 ) -> None:
-    given = {"teachers": {"a": run_server.address, "b": run_server.address}} | changes
+    two = {
+        name: {"address": run_server.address, "name": n}
+        for name, n in (("a", "default"), ("b", "twin"))
+    }
+    given = {"teachers": two} | changes
     if "rows" not in changes:
         given["rows"] = {"prompt": PROMPTS, "teacher": list("abab")}
     with pytest.raises(ConfigurationError) as caught:

@@ -191,7 +191,7 @@ def test_each_sample_has_its_teacher(
     [
         (("default", "default"), {"kind": "sampled_token"}, "loss"),
         (("default", "default"), {"mean": "sequence"}, "loss"),
-        (("default", "other"), {}, "teacher.prompt"),
+        (("default", "other"), {}, "teachers['default'].prompt"),
     ],
 )
 def test_what_its_samples_do_not_tell_is_refused(
