@@ -140,7 +140,7 @@ class ServiceLoss:
             if self.loss.student_top_k:
                 assert hidden is not None
                 assert head is not None
-                states = hidden[start : start + count].detach()
+                states = hidden[start : start + count].detach().to(head.weight.dtype)
                 own = (self.loss.student_top_k, self.loss.chunk_rows, link.id_limit)
                 support = top_ids(states, head, *own).cpu().numpy().astype(np.int32)
             unknown = np.full(count, np.nan, np.float32)
@@ -162,7 +162,8 @@ class ServiceLoss:
     def __call__(
         self, responses: Sequence[Response], asked: Sequence[Request], hidden: Tensor, head: Head
     ) -> LossSums:
-        """The loss of the responses, with gradients in ``hidden`` and the head.
+        """The loss of the responses, with gradients in ``hidden`` and the head; in the head's
+        dtype, also where the model computes in another.
 
         Args:
             asked: of ``request``.
@@ -170,6 +171,12 @@ class ServiceLoss:
         Raises:
             LsmError: as ``TeacherLink.submit_rollouts``; or too many rows are not finite.
         """
+        with torch.autocast(hidden.device.type, enabled=False):
+            return self._sums(responses, asked, hidden, head)
+
+    def _sums(
+        self, responses: Sequence[Response], asked: Sequence[Request], hidden: Tensor, head: Head
+    ) -> LossSums:
         start = time.perf_counter()
         scores = [request.scores.result()[0] for request in asked]
         sums = LossSums(total=hidden.sum() * 0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +29,7 @@ from student_trainer.events import (
     StepEnded,
 )
 from student_trainer.run.directory import read_metrics
+from student_trainer.run.signals import Stopped
 from student_trainer.settings.train import TrainConfig
 from tests.trainer.conftest import settings, write_prompts
 from tests.trainer.processes import Server
@@ -192,6 +195,29 @@ def test_a_callback_that_exits_ends_the_run_with_its_state_saved(config: MakeCon
         Trainer(settings, [stop]).train()
     assert caught.value.code == 3
     assert (settings.run.output_dir / "checkpoints" / "step-000001").is_dir()
+
+
+def test_a_signal_lets_callbacks_finish_and_written_batches_are_told_once(
+    config: MakeConfig,
+) -> None:
+    stale = config(checkpoint={"every": 50}, pipeline={"staleness": 1})
+    heard: list[tuple[Any, ...]] = []
+
+    def end(event: Event) -> None:
+        if isinstance(event, StepEnded):
+            os.kill(os.getpid(), signal.SIGTERM)
+        heard.append(told(event))
+
+    with pytest.raises(Stopped):
+        Trainer(stale, [end]).train()
+    first = [("RolloutsWritten", 1), ("RolloutsWritten", 2), ("ScoresArrived", 1), ("StepEnded", 1)]
+    assert heard == [("RunStarted", 0), *first]
+    assert (stale.run.output_dir / "checkpoints" / "step-000001").is_dir()
+    resumed: list[Event] = []
+    Trainer(stale, [resumed.append]).train()
+    assert [told(event) for event in resumed[:3]] == [
+        ("RunStarted", 1), ("RolloutsWritten", 3), ("ScoresArrived", 2),
+    ]  # fmt: skip
 
 
 def test_settings_come_as_an_object_as_values_or_as_a_file(

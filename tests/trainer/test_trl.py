@@ -97,6 +97,28 @@ def test_the_loss_is_that_of_our_own_loop_on_the_same_batch(
         assert torch.allclose(seen.gradients[name], gradient, atol=1e-5), name
 
 
+def test_in_half_precision_only_the_hidden_states_are_rounded(
+    run_server: Server, student_model_dir: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """TRL's default: bfloat16 by autocast, activations computed again in the backward pass."""
+    seen = Seen([], [], {})
+    loss = {"kind": "lsm", "top_k": 16, "support": "union"}
+    half = {"bf16": True, "gradient_checkpointing": True}
+    trainer = make(
+        run_server.address, student_model_dir, tmp_path / "out", seen, loss=loss, args=half
+    )
+    trainer.train()
+    trainer.close()
+    config = make_config(teacher={"address": run_server.address}, loss=loss)
+    own, gradients = own_loop(config, student_model_dir, seen.inputs)
+    assert seen.losses[0] == pytest.approx(own, rel=0.02)
+    assert seen.losses[0] != pytest.approx(own, rel=1e-6)
+    for name, gradient in gradients.items():
+        found = seen.gradients[name]
+        assert found.dtype == torch.float32
+        assert (found - gradient).norm() < 0.1 * gradient.norm(), name
+
+
 def own_loop(
     config: TrainConfig, model: Path, batches: list[Mapping[str, Any]]
 ) -> tuple[float, dict[str, torch.Tensor]]:
