@@ -46,7 +46,7 @@ def look(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 def not_here(config: TrainConfig) -> str:
     """Why the prompts are not read, or "" when they and the student are on this machine."""
-    from student_trainer.data.rows import is_hub_name
+    from student_trainer.data.files.rows import is_hub_name
     from student_trainer.settings.data import files
 
     if not Path(config.student.model).is_dir():

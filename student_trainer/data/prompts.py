@@ -21,8 +21,8 @@ from teacher_proto.types import ChatPrompt, Prompt, SpecialTokens, TextPrompt
 from student_trainer.data import digest
 from student_trainer.data.columns import Columns
 from student_trainer.data.conversations import row_prompt
-from student_trainer.data.of_teacher.name import TeacherNames
-from student_trainer.data.of_teacher.prompt import teacher_prompt
+from student_trainer.data.files.rows import read_rows
+from student_trainer.data.files.source import Source
 from student_trainer.data.order import PromptOrder, held_out_of
 from student_trainer.data.progress import told
 from student_trainer.data.rendering import (
@@ -33,8 +33,8 @@ from student_trainer.data.rendering import (
     TemplateRefusedError,
     run_clock,
 )
-from student_trainer.data.rows import read_rows
-from student_trainer.data.source import Source
+from student_trainer.data.teacher_names import TeacherNames
+from student_trainer.data.teacher_prompts import teacher_prompt
 from student_trainer.data.templates import templates_as_json, unread
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.data import DataFile, DataSettings, files

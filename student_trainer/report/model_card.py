@@ -15,7 +15,7 @@ from teacher_proto.models.folder import public_name
 from teacher_proto.program.files import write_text
 from teacher_proto.types import TeacherInfo
 
-from student_trainer.data.rows import is_hub_name
+from student_trainer.data.files.rows import is_hub_name
 from student_trainer.report.held_out import held_out_metrics
 from student_trainer.settings.data import files
 from student_trainer.settings.train import TrainConfig

@@ -11,11 +11,13 @@ from teacher_proto.program.settings_types import Kinds
 from student_trainer.losses import LOSSES, Loss
 from student_trainer.settings.dotted import load_dotted
 
+DEFAULT_LOSS = "lsm"
+
 
 def _of_ones_own(kind: str) -> type[Loss]:
     return load_dotted(kind, Loss, "loss.kind")
 
 
 LossConfig = Annotated[
-    SerializeAsAny[Loss], Kinds("loss", named=LOSSES, load=_of_ones_own, default="lsm")
+    SerializeAsAny[Loss], Kinds("loss", named=LOSSES, load=_of_ones_own, default=DEFAULT_LOSS)
 ]

@@ -22,6 +22,7 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.data_utils import is_conversational
 
 from student_trainer.losses.parts.loss import Loss
+from student_trainer.settings.loss import DEFAULT_LOSS
 from student_trainer.student.head import read_head
 from student_trainer.trl.checks import check_loss, check_parallel
 from student_trainer.trl.hidden import last_hidden_states
@@ -63,7 +64,7 @@ class LsmDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         self,
         model: Any,
         teachers: TeacherChoice | Mapping[str, TeacherChoice],
-        loss: Loss | Mapping[str, Any] | str = "lsm",
+        loss: Loss | Mapping[str, Any] | str = DEFAULT_LOSS,
         args: DistillationConfig | None = None,
         train_dataset: Any = None,
         eval_dataset: Any = None,

@@ -232,7 +232,7 @@ def test_without_the_extra_only_jsonl_is_read(student: Student, tmp_path: Path) 
     path = write(tmp_path / "a.jsonl", [{"prompt": "a"}])
     code = (
         "import sys; sys.modules['datasets'] = sys.modules['pyarrow'] = None\n"
-        "from student_trainer.data.rows import Source, read_rows\n"
+        "from student_trainer.data.files.rows import Source, read_rows\n"
         "for name in sys.argv[1:]:\n"
         "    try: print(list(read_rows(Source(name, 'data.train'))))\n"
         "    except Exception as error: print(error)\n"

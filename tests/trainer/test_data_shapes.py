@@ -569,8 +569,8 @@ def test_a_tokenizer_that_does_more_than_its_file_is_asked_itself(tokenizer: Any
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(tmp_path: Path) -> None:
     code = (
-        "from student_trainer.data.rows import read_rows\n"
-        "from student_trainer.data.source import Source\n"
+        "from student_trainer.data.files.rows import read_rows\n"
+        "from student_trainer.data.files.source import Source\n"
         "try: list(read_rows(Source('owner/absent', 'data.train')))\n"
         "except Exception as error: print(error)\n"
     )

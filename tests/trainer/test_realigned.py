@@ -50,6 +50,7 @@ def carried(scores: ContinuationScores, rollout: Rollout, masked: Bool) -> Conti
             sampled=Values(
                 np.where(known, scores.rows.sampled.values, 0).astype(np.float32), known
             ),
+            log_tail=Values(np.where(known, -3, 0).astype(np.float32), known),
         ),
         realignment=Realignment(
             coverage=np.where(known, 0.9, 0).astype(np.float32),

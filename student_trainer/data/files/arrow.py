@@ -10,7 +10,7 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError, first_line
 from teacher_proto.program.distribution import install_command
 
-from student_trainer.data.source import PlacedRows, Source, unreadable
+from student_trainer.data.files.source import PlacedRows, Source, unreadable
 
 # What Dataset.save_to_disk and DatasetDict.save_to_disk write.
 SAVED = ("state.json", "dataset_dict.json")

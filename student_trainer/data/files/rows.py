@@ -17,8 +17,8 @@ from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.data.arrow import dataset_rows, parquet_rows
-from student_trainer.data.source import PlacedRows, Source, unreadable
+from student_trainer.data.files.arrow import dataset_rows, parquet_rows
+from student_trainer.data.files.source import PlacedRows, Source, unreadable
 
 HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?")
 BOM = b"\xef\xbb\xbf"

@@ -1,0 +1,1 @@
+"""The rows of a dataset, from files, folders and the hub."""

@@ -1,1 +1,0 @@
-"""What a row says of its teacher: which one it is, and what only that one reads."""
