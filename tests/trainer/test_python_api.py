@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -271,3 +272,9 @@ def test_rollouts_are_those_that_the_step_learns_from(config: MakeConfig) -> Non
     lengths = [len(array) for array in found]
     assert line["tokens"] == sum(lengths)
     assert line["response_length_mean"] == pytest.approx(np.mean(lengths))
+
+
+def test_every_event_is_in_the_documents() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "python_api.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|", page.partition("## Events")[2], re.MULTILINE)
+    assert set(rows) == {kind.__name__ for kind in get_args(Event)}

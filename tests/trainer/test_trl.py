@@ -18,6 +18,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.rows import required
 from teacher_proto.types import TextPrompt
 
+import student_trainer.trl
 from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.student import StudentSettings
@@ -344,21 +345,15 @@ def test_a_prompt_that_trl_reads_otherwise_is_no_other_rows_prompt(
     trainer.close()
 
 
-def test_without_trl_the_import_says_how_to_install_it() -> None:
-    program = (
-        "import sys; sys.modules['trl'] = None\n"
-        "from student_trainer.trl import LsmDistillationTrainer"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    last = done.stderr.splitlines()[-1]
-    assert last.startswith("ImportError: LsmDistillationTrainer needs trl, which is not installed")
-    assert "pip install '.[trl]'" in last
+def test_without_trl_the_import_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("trl", "trl.data_utils"):
+        monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.delitem(sys.modules, "student_trainer.trl.trainer")
+    with pytest.raises(ImportError) as caught:
+        student_trainer.trl.__getattr__("LsmDistillationTrainer")
+    told = str(caught.value)
+    assert told.startswith("LsmDistillationTrainer needs trl, which is not installed")
+    assert "pip install '.[trl]'" in told
 
 
 def test_only_public_methods_of_trl_are_overridden() -> None:
