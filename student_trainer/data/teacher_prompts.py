@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -59,7 +60,8 @@ def _filled(
             parts.append(_replaced(prompt, place))
         elif name is not None:
             value = columns.value(row, name)
-            if isinstance(value, bool) or not isinstance(value, str | int | float):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (isinstance(value, str) or (number and math.isfinite(value))):
                 what = "has no" if value is None else "holds neither a text nor a number in its"
                 raise ConfigurationError(
                     f"the row {what} column {name!r}, which data.teacher_prompt_template prints; "

@@ -189,6 +189,8 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"prompt": "a b"}, {"teacher_prompt_template": TEMPLATE}, "has no column 'solution'"),
     ({"prompt": "a b", "solution": True}, {"teacher_prompt_template": TEMPLATE},
      "neither a text nor a number in its column 'solution'"),
+    ({"prompt": "a b", "solution": float("nan")}, {"teacher_prompt_template": TEMPLATE},
+     "neither a text nor a number in its column 'solution'"),
     ({"prompt": "a b", "hint": 3}, COLUMN, "a conversation is a list of objects"),
     ({"prompt": [SYSTEM], "hint": "x"}, COLUMN, "the conversation has none"),
     ({"prompt": "a b"}, COLUMN, "no row has the column 'hint'"),
