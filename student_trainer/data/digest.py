@@ -141,7 +141,7 @@ _DIFFERENCES = {
 
 def _since_earlier(read: str, new: Mapping[str, str]) -> tuple[str, str] | None:
     if read == new.get("as-read"):
-        return None
+        return _TEACHERS if "teachers" in new else None  # there was one, who read the same
     if new.get("clock") == "yes":
         return (
             "the student's chat template prints the date, and the checkpoint, of an earlier "

@@ -164,6 +164,13 @@ def test_a_checkpoint_of_an_earlier_version_resumes_or_is_refused_by_name(
     )
     plain = read(tokenizer, *rows, template_arguments={"zone": 1.0})
     assert same_prompts(as_read(plain), plain.digest)
+    template = {"zone": 1.0}, "{prompt} for you alone"
+    told = read(
+        tokenizer, *rows, template_arguments=template[0], teacher_prompt_template=template[1]
+    )
+    found = difference(as_read(plain), told.digest)
+    assert found is not None
+    assert "what only the teacher reads of them, is not" in found[0]
     other = read(tokenizer, {"prompt": "another"})
     found = difference(as_read(plain), other.digest)
     assert found is not None
