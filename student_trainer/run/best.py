@@ -29,6 +29,10 @@ class RecentMetric:
         if self._name is None:
             return
         value = line.get(self._name)
+        _, of_teacher, teacher = self._name.partition("/")
+        if of_teacher and line.get(f"tokens/{teacher}") == 0:
+            self._values.append(None)  # none of the step's prompts is this teacher's
+            return
         numbers = sorted(k for k, v in line.items() if _is_number(v))
         if self._name not in line or not (value is None or _is_number(value)):
             raise ConfigurationError(

@@ -118,6 +118,13 @@ def test_the_metric_of_the_best_is_the_mean_since_the_last_checkpoint(tmp_path: 
     again = RecentMetric(CheckpointSettings(best="loss", every=2))
     again.restore(tmp_path / "metrics.jsonl", 2)
     assert again.mean() == 5.0
+    of_teacher = RecentMetric(CheckpointSettings(best="truncated_share/math", every=2))
+    of_teacher.add({"step": 1, "tokens/math": 0})
+    assert of_teacher.mean() is None, "the step has no prompt of this teacher"
+    of_teacher.add({"step": 2, "tokens/math": 4, "truncated_share/math": 0.5})
+    assert of_teacher.mean() == 0.5
+    with pytest.raises(ConfigurationError, match=r"no metric 'truncated_share/math'"):
+        of_teacher.add({"step": 3, "tokens/math": 4})
     wrong = RecentMetric(CheckpointSettings(best="lost"))
     with pytest.raises(ConfigurationError, match="name one of loss, step"):
         wrong.add({"loss": 1.0, "step": 1, "clipped": True})
