@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, model_validator
+from teacher_proto.errors import ConfigurationError
 
 from student_trainer.losses import LsmLoss
 from student_trainer.losses.parts.loss import RowsAsked
@@ -97,12 +98,22 @@ class TrainConfig(Settings):
     @classmethod
     def _one_teacher_or_several(cls, values: Any) -> Any:
         """Several teachers take the place of the only one, and its defaults go with it."""
-        if not isinstance(values, dict) or values.get("teachers") is None:
+        if not isinstance(values, dict):
+            return values
+        if values.get("teachers") is None:
+            if "teacher" in values and values["teacher"] is None:
+                raise ValueError(
+                    "there is no teacher: describe the run's only one in [teacher], or several in "
+                    "[teachers.NAME]"
+                )
             return values
         if values.get("teacher") is not None:
-            raise ValueError(
-                "teacher and teachers exclude each other: describe a run's only teacher in "
-                "[teacher], or every one of several in [teachers.NAME]"
+            raise ConfigurationError(
+                "teacher and teachers exclude each other: a run's only teacher is described in "
+                "[teacher], and every one of several in [teachers.NAME]",
+                where="teacher",
+                fix="leave [teacher] out; of a recipe that has one, write a copy "
+                "(student-trainer recipes NAME)",
             )
         return {**values, "teacher": None}
 
@@ -179,12 +190,6 @@ class TrainConfig(Settings):
             return self.teachers
         assert self.teacher is not None, "there is one section or the other"
         return {ONLY_TEACHER: self.teacher}
-
-    @property
-    def default_teacher(self) -> str | None:
-        """The teacher of rows that name none; None where every row has to name one."""
-        names = list(self.named_teachers)
-        return self.data.teacher or (names[0] if len(names) == 1 else None)
 
     @property
     def balances_teachers(self) -> bool:

@@ -123,11 +123,30 @@ def test_one_teacher_is_not_chosen(make_config: MakeConfig, data: dict[str, Any]
         make_config(data=data)
 
 
+def test_a_run_without_a_teacher_is_refused(make_config: MakeConfig) -> None:
+    values = make_config().model_dump(mode="json")
+    with pytest.raises(ValidationError, match="there is no teacher"):
+        TrainConfig.model_validate({**values, "teacher": None})
+
+
 def test_settings_of_several_teachers_are_written_and_read_again(several: MakeConfig) -> None:
     config = several({A: {"weight": 0.5, "address": "a:1"}, B: {"top_k": 4}})
     text = to_toml(config)
     assert "[teacher]" not in text
     assert TrainConfig.model_validate(tomllib.loads(text)) == config
+
+
+def test_several_teachers_beside_the_only_one_of_a_recipe_are_refused(
+    several: MakeConfig, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(to_toml(several()))
+    arguments = argparse.Namespace(configs=["recipe:paper-math", str(file)], overrides=[])
+    with pytest.raises(ConfigurationError, match="teacher and teachers exclude") as caught:
+        resolve(arguments)
+    assert "paper-math" in caught.value.where
+    assert "leave [teacher] out" in caught.value.fix
+    assert "student-trainer recipes NAME" in caught.value.fix
 
 
 def test_a_teachers_token_is_given_in_the_environment_or_a_file(
