@@ -33,6 +33,7 @@ from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import Student, not_finite
 from student_trainer.teacher.link import TeacherLink
+from student_trainer.teacher.requests import LARGEST_K
 from student_trainer.update.realigned import chunks_known, full_rows
 
 
@@ -40,7 +41,7 @@ def check_top_k(teacher: TeacherLink, top_k: int) -> None:
     """Raises ConfigurationError when the service does not return so many ids."""
     if top_k > teacher.info.max_top_k:
         raise ConfigurationError(
-            f"{top_k} is more than the teacher takes (its largest K: {teacher.info.max_top_k})",
+            f"{top_k} is more than {teacher.called} takes ({LARGEST_K}: {teacher.info.max_top_k})",
             where="evaluation.top_k",
             fix="lower it, or raise limits.max_top_k on the server",
         )

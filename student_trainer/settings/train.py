@@ -207,8 +207,12 @@ class TrainConfig(Settings):
             realigned: whether it has another tokenizer than the student.
         """
         asked = self.loss.asks(realigned=realigned)
-        top_k = None if self.teachers is None else self.teachers[teacher].top_k
+        top_k = self.own_top_k(teacher)
         return asked if top_k is None or not asked.top_k else replace(asked, top_k=top_k)
+
+    def own_top_k(self, teacher: str) -> int | None:
+        """K in this teacher's own section; None where it is the loss's."""
+        return None if self.teachers is None else self.teachers[teacher].top_k
 
     @property
     def learns_from_nuclei(self) -> bool:

@@ -30,8 +30,7 @@ def _of_teacher(start: Start, name: str) -> str:
     link, config = start.teachers[name], start.config
     prompt = start.prompts.first(config.run.seed, teacher=name)
     response = np.resize(prompt.token_ids, REPEATED_TOKENS).astype(np.int32)
-    asked = config.rows_asked(name, realigned=link.realigned)
-    top_k = min(asked.top_k, link.info.max_top_k)
+    top_k = config.rows_asked(name, realigned=link.realigned).top_k
     answers = ask_again(link, config.run.name, prompt, response, top_k, config.loss.temperature)
     for address in answers.silent:
         start.warn(

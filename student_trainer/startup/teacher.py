@@ -105,6 +105,7 @@ def limits(start: Start) -> str:
             explicit=explicit,
             longest_prompt=config.data.max_prompt_tokens,
             longest_response=longest,
+            own_top_k=config.own_top_k(name) is not None,
         )
         asked = [f"K {top_k} of {link.info.max_top_k}"] if top_k or not explicit else []
         if explicit:

@@ -20,6 +20,7 @@ from dataclasses import replace
 import numpy as np
 from teacher_proto.client import AsyncTeacherClient, TeacherClient
 from teacher_proto.errors import ConfigurationError, ContractMismatchError, LsmError
+from teacher_proto.rows import required
 from teacher_proto.tokenizer_hash import other_version
 from teacher_proto.types import (
     Continuation,
@@ -33,6 +34,8 @@ from teacher_proto.types import (
     Segment,
     ServerLimits,
     TeacherInfo,
+    TokenizerLevels,
+    TokenizerUpload,
     TokenPrompt,
 )
 
@@ -44,6 +47,7 @@ from student_trainer.teacher.left_out import is_of_a_row, left_out
 from student_trainer.teacher.own_tokenizer import register, registration_of
 from student_trainer.teacher.reading import TeacherReading
 from student_trainer.teacher.requests import (
+    LARGEST_K,
     MESSAGE_BYTES,
     concatenate,
     limits_needed,
@@ -64,6 +68,7 @@ class TeacherLink:
         level: how the student's tokenizer relates to the teacher's.
         difference: which of their parts differ, as the server found; empty where none does.
         realigned: whether the teacher has another tokenizer, so that rows are realigned.
+        registration: what the service is told of the student's tokenizer; None with one tokenizer.
         reading: what the teacher reads of prompts.
         renders: whether it renders conversations itself.
         id_limit: only ids below it are in the student's own support.
@@ -75,6 +80,7 @@ class TeacherLink:
     level: Level
     difference: str
     realigned: bool
+    registration: TokenizerUpload | None
     reading: TeacherReading
     renders: bool
     id_limit: int
@@ -121,9 +127,9 @@ class TeacherLink:
             if not self.realigned:
                 self.id_limit = min(self.id_limit, self.info.vocabulary_size)
             self.level, self.difference = Level.SAME, ""
-            if self.realigned:
-                own, seconds = registration_of(student, run), settings.timeout_seconds
-                levels = register(self.client, self.info, self.limits, own, timeout=seconds)
+            self.registration = registration_of(student, run) if self.realigned else None
+            if self.registration is not None:
+                levels = self.register(self.client, timeout=settings.timeout_seconds)
                 self.level = levels[self.info.name]
                 self.difference = levels.differences.get(self.info.name, "")
         except BaseException:
@@ -139,17 +145,40 @@ class TeacherLink:
     def close(self) -> None:
         self.client.close()
 
+    @property
+    def called(self) -> str:
+        """The teacher in a sentence, by its name where a run can have several."""
+        _, several, name = self.key.partition("teachers.")
+        return f"teacher {name}" if several else "the teacher"
+
+    def register(self, client: TeacherClient, *, timeout: float) -> TokenizerLevels:
+        """Registers the student's tokenizer, which is not the teacher's, over a connection to
+        the service.
+
+        Raises:
+            LsmError: as ``own_tokenizer.register``.
+        """
+        upload = required(self.registration, "registration")
+        return register(client, self.info, self.limits, upload, timeout=timeout)
+
     def wire_prompt(self, prompt: PromptItem) -> Prompt:
         """What the teacher reads of a prompt, as a request has it."""
         return self.reading.wire_prompt(prompt)
 
     def check_fits(
-        self, *, top_k: int, longest_prompt: int, longest_response: int, explicit: int = 0
+        self,
+        *,
+        top_k: int,
+        longest_prompt: int,
+        longest_response: int,
+        explicit: int = 0,
+        own_top_k: bool = False,
     ) -> None:
         """Refuses, before any work, requests that the server would refuse later.
 
         Args:
             explicit: ids scored for each row besides the top K.
+            own_top_k: whether K is a setting of this teacher's own section.
 
         Raises:
             ConfigurationError: K, a sequence, a request or a reply would exceed a limit.
@@ -160,8 +189,8 @@ class TeacherLink:
         for key, needed, limit, what in needs:
             if needed > limit:
                 raise ConfigurationError(
-                    f"{needed} is more than the teacher takes ({what}: {limit})",
-                    where=key,
+                    f"{needed} is more than {self.called} takes ({what}: {limit})",
+                    where=f"{self.key}.top_k" if what == LARGEST_K and own_top_k else key,
                     fix="lower the setting, or raise the server's limit",
                 )
 
@@ -323,12 +352,13 @@ class TeacherLink:
             ContractMismatchError: the reply is of another teacher than ``info``.
             LsmError: as ``TeacherClient.score``.
         """
-        asked = client or self.client
         seconds = self.settings.timeout_seconds
         if client is not None:
             seconds = min(seconds, self.settings.connect_timeout_seconds)
             client.get_teacher(timeout=seconds)
-        reply = asked.score(request, timeout=seconds)
+            if self.realigned:  # what was registered elsewhere is not known there
+                self.register(client, timeout=seconds)
+        reply = (client or self.client).score(request, timeout=seconds)
         self.check_identity(reply)
         return reply.results[0]
 

@@ -18,6 +18,7 @@ from teacher_proto.types import (
 
 ENTRY_BYTES = 8  # an id and a log-probability
 ROW_BYTES = 48  # a row without its support but with its realignment, generously
+LARGEST_K = "its largest K"  # a limit's name, which errors tell
 MESSAGE_BYTES = 4096  # a message without its rows, generously
 
 
@@ -126,7 +127,7 @@ def limits_needed(
     request = request_bytes(longest, explicit)
     prompt, response = "data.max_prompt_tokens", "rollout.max_new_tokens"
     return [
-        ("loss.top_k", top_k, info.max_top_k, "its largest K"),
+        ("loss.top_k", top_k, info.max_top_k, LARGEST_K),
         (prompt, longest, info.max_length, "its longest sequence"),
         (prompt, longest, limits.max_request_tokens, "its tokens per request"),
         (response, reply, limits.max_reply_bytes, "its bytes per reply"),

@@ -6,6 +6,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +22,12 @@ from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.repeats import repeats
 from student_trainer.startup.start import Start
-from student_trainer.student.model import Student
+from student_trainer.student.model import Student, load_student
 from student_trainer.teacher import replicas
 from student_trainer.teacher.teachers import Teachers
 from tests.support.replies import make_reply
 from tests.support.scripted_teacher import ScriptedTeacher, serving_in_thread
+from tests.trainer.processes import Server, serve
 from tests.trainer.test_pipeline import of_scripted_teacher
 
 MakeConfig = Callable[..., TrainConfig]
@@ -135,6 +137,31 @@ def test_every_address_of_the_service_is_asked(room: Any, monkeypatch: pytest.Mo
         replica.script = [another]
         with pytest.raises(ContractMismatchError, match="is now other, expected was"):
             repeats(here.start)
+
+
+def test_a_replica_learns_a_tokenizer_that_is_not_the_teachers(
+    make_config: MakeConfig,
+    run_server: Server,
+    foreign_student_dir: Path,
+    other_tokenizer_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is registered at the address that the run is connected to, and nowhere else yet."""
+    named = {"address": run_server.address, "name": "other"}
+    config = make_config(model=foreign_student_dir, teacher=named)
+    student = load_student(config.student)
+    with (
+        serve(tmp_path / "replica", other=other_tokenizer_model_dir) as replica,
+        Start(config) as start,
+        Teachers.connect(config, student) as teachers,
+    ):
+        both = [run_server.address, replica.address]
+        monkeypatch.setattr(replicas, "addresses", lambda settings: both)
+        start.teachers = teachers
+        start.prompts = load_prompts(config.data, student.tokenizer)
+        assert "scored 4 times at 2 addresses lie 0 nats apart" in repeats(start)
+    assert start.warnings == []
 
 
 def test_addresses_are_those_of_the_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -135,7 +135,8 @@ def test_what_the_server_would_refuse_is_refused_before(needs: dict[str, int], k
     more = dict(needs)
     if more.pop("small_request", False):
         limits = replace(limits, max_request_bytes=request_bytes(99, 8))
-    link: Any = SimpleNamespace(info=SimpleNamespace(max_top_k=64, max_length=300), limits=limits)
+    info = SimpleNamespace(max_top_k=64, max_length=300)
+    link: Any = SimpleNamespace(info=info, limits=limits, key="teacher", called="the teacher")
     fits = {"top_k": 64, "longest_prompt": 70, "longest_response": 30}
     TeacherLink.check_fits(link, **fits)
     more = {**fits, **more}

@@ -495,6 +495,22 @@ def test_doctor_tells_of_every_teacher(three: MakeConfig) -> None:
     assert found["repeat"].count("scored twice lie 0 nats apart") == 3
 
 
+@pytest.mark.parametrize(
+    ("top_k", "where", "said"),
+    [({"two": {"top_k": 321}}, "teachers.two.top_k", "321 is more than teacher two takes"),
+     ({}, "loss.top_k", "400 is more than teacher one takes")],
+)  # fmt: skip
+def test_a_teacher_that_takes_no_such_k_is_named_with_its_setting(
+    three: MakeConfig, top_k: dict[str, Any], where: str, said: str
+) -> None:
+    values = three(loss={"top_k": 400 if not top_k else 16}).model_dump(mode="json")
+    for name, more in top_k.items():
+        values["teachers"][name] |= more
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        train(TrainConfig.model_validate(values))
+    assert caught.value.where == where
+
+
 def test_a_prompt_of_two_teachers_is_not_taken_for_the_others(
     several: MakeConfig, student: Student, tmp_path: Path
 ) -> None:
