@@ -285,6 +285,8 @@ class TrainingLoop:
     def _warn(self, line: dict[str, Any]) -> None:
         """Warns when a teacher's realignment becomes poor, once until it is better again."""
         for name in self.teachers:
+            if self.teachers.several and not line[f"tokens/{name}"]:
+                continue  # none of the step's prompts is this teacher's
             problem = low_coverage(line, name if self.teachers.several else "")
             if problem and name not in self._coverage_low:
                 log.warning("%s", problem)

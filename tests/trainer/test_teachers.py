@@ -12,6 +12,7 @@ import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +35,7 @@ from student_trainer.commands.estimate import estimated_memory
 from student_trainer.commands.shared import resolve
 from student_trainer.data import load_prompts
 from student_trainer.events import Event, StepEnded
+from student_trainer.loop import TrainingLoop
 from student_trainer.pipeline import Pipeline
 from student_trainer.report.held_out import held_out_metrics
 from student_trainer.rollout.base import Rollout
@@ -509,6 +511,22 @@ def test_a_teacher_that_takes_no_such_k_is_named_with_its_setting(
     with pytest.raises(ConfigurationError, match=said) as caught:
         train(TrainConfig.model_validate(values))
     assert caught.value.where == where
+
+
+def test_poor_realignment_is_warned_of_once_also_when_a_step_has_none_of_the_teachers_prompts(
+    several: MakeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = several()
+    links: Any = dict.fromkeys((A, B))
+    loop: Any = SimpleNamespace(teachers=Teachers(config, links), _coverage_low=set())
+    poor = {"step": 1, "tokens/alpha": 9, "tokens/beta": 9, "realign_coverage/beta": 0.5}
+    without = {"step": 2, "tokens/alpha": 9, "tokens/beta": 0}
+    better = {**poor, "step": 4, "realign_coverage/beta": 0.95}
+    for line in (poor, without, {**poor, "step": 3}, better, {**poor, "step": 5}):
+        TrainingLoop._warn(loop, line)
+    told = [record.getMessage().partition(":")[0] for record in caplog.records]
+    assert told == ["step 1", "step 5"]
+    assert "the rows of teacher beta" in caplog.text
 
 
 def test_a_prompt_of_two_teachers_is_not_taken_for_the_others(
