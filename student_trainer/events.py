@@ -65,7 +65,7 @@ class RolloutsWritten:
     Attributes:
         step: the step that updates on it.
         written_after: completed steps of the student that wrote it.
-        rollouts: prompt-major.
+        rollouts: by group: the student's responses to one prompt, or answers of the data.
     """
 
     step: int
@@ -78,6 +78,7 @@ class ScoresArrived:
     """The scores of a step's rollouts, told once the step is complete.
 
     Attributes:
+        rollouts: as far as they are scored (``scoring``).
         scores: one for each of ``rollouts``, in their order.
     """
 

@@ -20,7 +20,7 @@ from student_trainer.losses import Loss
 from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
-from student_trainer.settings.rollout import RolloutSettings
+from student_trainer.settings.rollout import RolloutSettings, ScoringSettings
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
@@ -47,6 +47,7 @@ def first_example(
     loss: Loss,
     seed: int,
     *,
+    scoring: ScoringSettings | None = None,
     teacher: TeacherLink | None = None,
     asked: RowsAsked | None = None,
     reads: str = "",
@@ -56,6 +57,7 @@ def first_example(
 
     Args:
         prompt: the first prompt of step 1.
+        scoring: how much of a response is scored; None: all.
         teacher: the teacher when its tokenizer is another, to score the response; else
             None.
         asked: what is asked of that teacher's rows; None: what the loss asks of any.
@@ -66,6 +68,8 @@ def first_example(
         LsmError: as ``TeacherLink.submit_rollouts``.
     """
     drawn = first_response(student, prompt, rollout, seed)
+    if scoring is not None:
+        drawn = drawn.first(scored_tokens(drawn, scoring))
     mask = token_mask(loss.mask, student.tokenizer, student.vocabulary_size)
     masked = mask.masked(drawn.token_ids).tolist()
     kinds = ["masked" if here else "loss" for here in masked]
@@ -91,6 +95,14 @@ def first_response(
     settings = rollout.model_copy(update={"group_size": 1, "max_new_tokens": limit})
     (drawn,) = generate(student, [prompt], settings, seed=seed, step=1)
     return drawn
+
+
+def scored_tokens(drawn: Rollout, scoring: ScoringSettings) -> int:
+    """How many of the tokens that are shown are scored. Of a response that goes on, a share is
+    not known, and is more than that of the tokens that are shown."""
+    if drawn.finished:
+        return scoring.scored(len(drawn.token_ids))
+    return scoring.max_scored_tokens or len(drawn.token_ids)
 
 
 def realigned_rows(
@@ -153,7 +165,8 @@ def token_table(
         reads: the end of what the teacher reads in place of the prompt's tokens.
     """
     prompt, response = drawn.prompt.token_ids.tolist(), drawn.token_ids.tolist()
-    end = "ends itself" if drawn.finished else f"shown up to token {len(response)}"
+    whole = drawn.finished and drawn.length == len(response)
+    end = "ends itself" if whole else f"shown up to token {len(response)}"
     across = f", {kinds.count('coarse')} coarse, {kinds.count('unknown')} unknown to the teacher"
     width = max((len(reason) + 2 for reason in reasons if reason), default=0)
     lines = [

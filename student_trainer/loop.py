@@ -235,20 +235,20 @@ class TrainingLoop:
 
             stale = batch.staleness > 0
             try:
-                self.updater.update(batch.rollouts[part], scores, totals, number, stale)
+                self.updater.update(batch.parts[part], scores, totals, number, stale)
             except NothingUsableError as error:
                 self.updater.skip(totals)
                 empty.append(error)
         self._judge_empty(number, empty, whole=not totals.losses)
         whole = totals.whole()
-        if whole.refused:
+        if refused := whole.counted("refused"):
             log.warning(
                 "step %d: %d of %d responses are left out (refused_rollouts), the first because %s",
-                number, whole.refused, len(batch.rollouts), whole.refusal,
+                number, refused, len(batch.rollouts), whole.refusal,
             )  # fmt: skip
         ended = time.perf_counter()
         if self.events:
-            self._scored = ScoresArrived(number, tuple(batch.rollouts), tuple(batch.known_scores()))
+            self._scored = ScoresArrived(number, tuple(batch.parts), tuple(batch.known_scores()))
 
         self.pipeline.drop(batch)
         self._rng = capture_rng(self.student.device)
@@ -256,15 +256,16 @@ class TrainingLoop:
             self.state,
             step=number,
             updates=self.updater.updates,
-            position=batch.position + config.rollout.prompts_per_step,
+            position=self.pipeline.after(batch),
         )
         seconds = ended - start
         return {
             "step": number,
             **metrics.step_metrics(totals, batch.rollouts),
+            **metrics.scoring_metrics(config.scoring, batch.rollouts, batch.parts),
             **times.metrics(seconds),
             "staleness": batch.staleness,
-            "tokens_per_second": whole.rows / seconds,
+            "tokens_per_second": whole.counted("rows") / seconds,
             **of_teachers(
                 "teacher_identity",
                 {name: identity.digest for name, identity in self.state.teachers.items()},

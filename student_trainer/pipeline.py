@@ -20,6 +20,7 @@ from teacher_proto.types import ContinuationScores
 from student_trainer.data import PromptOrder
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.rollout.plan import StepPlan, step_plan
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.teachers import Teachers
@@ -34,14 +35,16 @@ class Batch:
         step: the step that updates on it.
         position: of its first prompt in the order of training.
         written_after: completed steps of the student that wrote it.
-        rollouts: prompt-major.
-        scores: for each rollout, the future of its request and its place in the reply.
+        rollouts: by group: the student's responses to one prompt, or answers of the data.
+        parts: for each rollout what is scored and learnt from of it: its first tokens, or all.
+        scores: for each part, the future of its request and its place in the reply.
     """
 
     step: int
     position: int
     written_after: int
     rollouts: list[Rollout]
+    parts: list[Rollout] = field(default_factory=list)
     scores: dict[int, tuple[Future[list[ContinuationScores]], int]] = field(default_factory=dict)
 
     @property
@@ -71,7 +74,9 @@ class Pipeline:
         self.student = student
         self.teachers = teachers
         self.prompts = prompts
-        self.order = PromptOrder.of(config.run.seed, prompts, config.data.shares, left_out)
+        seed, shares = config.run.seed, config.data.shares
+        self.order = PromptOrder.of(seed, prompts, shares, left_out)
+        self.answer_order = PromptOrder.of(seed, prompts, shares, left_out, name="answers")
         self.batches: deque[Batch] = deque()
 
     def fill(self, step: int, position: int) -> Batch:
@@ -86,7 +91,7 @@ class Pipeline:
             if self.batches:
                 before = self.batches[-1]
                 number = before.step + 1
-                place = before.position + self.config.rollout.prompts_per_step
+                place = self.after(before)
             else:
                 number, place = step, position
             self.batches.append(self._write(number, place, written_after=step - 1))
@@ -101,17 +106,41 @@ class Pipeline:
     def restore(self, batches: Sequence[Batch]) -> None:
         """Takes over batches that are already written, and requests their scores again."""
         for batch in batches:
-            self._send(batch, dict(enumerate(batch.rollouts)), range(len(batch.rollouts)))
+            self._send(batch, dict(enumerate(batch.parts)), range(len(batch.parts)))
             self.batches.append(batch)
 
-    def prompts_at(self, position: int) -> list[PromptItem]:
-        """The prompts of the batch that begins at ``position``."""
-        chosen = self.order.take(position, self.config.rollout.prompts_per_step)
+    def plan(self, step: int) -> StepPlan:
+        """Which of a step's responses the student writes."""
+        return step_plan(self.config.rollout, self.config.mixing, step)
+
+    def after(self, batch: Batch) -> int:
+        """The position of the prompt after those that the student answers in a batch."""
+        return batch.position + self.plan(batch.step).own_prompts
+
+    def prompts_at(self, position: int, count: int | None = None) -> list[PromptItem]:
+        """The ``count`` prompts from ``position`` on; None for as many as a step has groups."""
+        chosen = self.order.take(position, count or self.config.rollout.prompts_per_step)
         return [self.prompts[index] for index in chosen]
 
+    def answers_of(self, step: int) -> list[PromptItem]:
+        """The prompts whose answers the data gives a step."""
+        plan = self.plan(step)
+        chosen = self.answer_order.take(plan.answers_before, len(plan.answer_places))
+        return [self.prompts[index] for index in chosen]
+
+    def placed(self, step: int, position: int) -> list[PromptItem]:
+        """The prompt of each response of a step whose own prompts begin at ``position``."""
+        plan = self.plan(step)
+        own = self.prompts_at(position, plan.own_prompts) if plan.own_prompts else []
+        each = [prompt for prompt in own for _ in range(plan.size)]
+        found = dict(zip(plan.own_places, each, strict=True))
+        found |= zip(plan.answer_places, self.answers_of(step), strict=True)
+        return [found[place] for place in range(plan.groups * plan.size)]
+
     def _write(self, number: int, position: int, written_after: int) -> Batch:
-        config, size = self.config, self.config.rollout.group_size
+        config, size, plan = self.config, self.config.rollout.group_size, self.plan(number)
         batch = Batch(number, position, written_after, [])
+        whole: dict[int, Rollout] = {}
         known: dict[int, Rollout] = {}
 
         def ended(rollouts: list[tuple[int, Rollout]]) -> None:
@@ -121,28 +150,35 @@ class Pipeline:
                 of_it = [(p, r) for p, r in rollouts if self.teachers.of(r.prompt) is link]
                 asked = with_student_support(
                     self.student,
-                    [rollout for _, rollout in of_it],
+                    [r.first(config.scoring.scored(r.length)) for _, r in of_it],
                     config.loss.student_top_k,
                     limit=link.id_limit,
                     micro_batch_tokens=config.optimizer.micro_batch_tokens,
                     chunk_rows=config.loss.chunk_rows,
                 )
                 known.update(zip((place for place, _ in of_it), asked, strict=True))
+            whole.update(rollouts)
             if config.pipeline.send == "group":
                 groups = {place // size for place in places}
                 wholes = [range(g * size, (g + 1) * size) for g in sorted(groups)]
                 places = [p for whole in wholes if all(p in known for p in whole) for p in whole]
             self._send(batch, known, places)
 
+        self.student.module.eval()
+        answers = map(Rollout.of_data, self.answers_of(number))
+        if plan.answered:
+            ended(list(zip(plan.answer_places, answers, strict=True)))
+        own_places = plan.own_places
         generate(
             self.student,
-            self.prompts_at(position),
+            self.prompts_at(position, plan.own_prompts) if own_places else [],
             config.rollout,
             seed=config.run.seed,
             step=number,
-            ended=ended,
+            ended=lambda written: ended([(own_places[nth], rollout) for nth, rollout in written]),
         )
-        batch.rollouts.extend(known[place] for place in range(len(known)))
+        batch.rollouts.extend(whole[place] for place in range(len(whole)))
+        batch.parts.extend(known[place] for place in range(len(known)))
         return batch
 
     def _send(self, batch: Batch, rollouts: Mapping[int, Rollout], places: Iterable[int]) -> None:
@@ -151,7 +187,12 @@ class Pipeline:
         Which rollouts share a request depends on their contents, never on timing.
         """
         size = self.config.rollout.group_size
-        for _, members in groupby(places, key=lambda place: place // size):
+
+        def request(place: int) -> tuple[int, int]:
+            """An answer of the data is the only one to its prompt."""
+            return place // size, place if rollouts[place].origin == "data" else -1
+
+        for _, members in groupby(places, key=request):
             together = list(members)
             future = self.teachers.submit_rollouts([rollouts[place] for place in together])
             batch.scores.update({p: (future, index) for index, p in enumerate(together)})

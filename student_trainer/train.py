@@ -214,6 +214,7 @@ def _show_first_example(
         config.rollout,
         config.loss,
         config.run.seed,
+        scoring=config.scoring,
         teacher=teacher if teacher.realigned else None,
         asked=config.rows_asked(first.teacher, realigned=teacher.realigned),
         reads=teacher.reading.ending(first),

@@ -256,12 +256,13 @@ def duration(start: Start) -> str:
 def longest_step(config: TrainConfig, found: Measured) -> tuple[float, float, float]:
     """Seconds of writing, scoring and updating in a step whose responses all have
     ``max_new_tokens``, in proportion to what was measured: writing to the tokens of the
-    longest response of each batch, the others to the tokens that are read."""
+    longest response of each batch, the others to the tokens that are read, which are those of
+    the prompts and of what is scored."""
     rollout = config.rollout
     responses = rollout.prompts_per_step * rollout.group_size
     batches = -(-responses // rollout.batch_size)
     prompt = found.read / found.responses - found.steps
-    tokens = responses * (prompt + rollout.max_new_tokens)
+    tokens = responses * (prompt + config.scoring.scored(rollout.max_new_tokens))
     return (
         batches * rollout.max_new_tokens * found.rollout / found.steps,
         tokens * found.teacher / found.read,

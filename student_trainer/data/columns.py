@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -214,3 +215,70 @@ def _json(value: Any, column: str | None, place: str) -> Any:
         return parse_json(value)
     except StrictJsonError as error:
         raise ConfigurationError(f"column {column!r} is not JSON: {error}", where=place) from error
+
+
+def check_text(used: Any, column: str, place: str) -> None:
+    """Refuses values that cannot be written as JSON in UTF-8."""
+    try:
+        json.dumps(used, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ConfigurationError(
+            f"column {column!r} is not a text or a conversation: {error}", where=place
+        ) from error
+
+
+SHOWN_ANSWERS = 3  # rows that an error names
+
+
+class AnswerColumn:
+    """The answers of a dataset's rows. Rows without one are collected, so that one error names
+    them."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._texts: dict[str, str] = {}
+        self._wrong: list[tuple[str, str]] = []
+
+    def take(self, row: Mapping[str, Any], place: str) -> None:
+        """Keeps the row's answer.
+
+        Raises:
+            ConfigurationError: as ``check_text``.
+        """
+        column = str(self._columns.settings.response)
+        value = self._columns.optional(row, "response")
+        if isinstance(value, str) and value.strip():
+            check_text(value, column, place)
+            self._texts[place] = value
+        elif column not in row:
+            self._wrong.append((place, f"there is no column {column!r}"))
+        elif isinstance(value, str):
+            self._wrong.append((place, "it is empty"))
+        else:
+            what = "null" if value is None else f"of type {type(value).__name__} and no text"
+            self._wrong.append((place, f"it is {what}"))
+
+    def of(self, place: str) -> str | None:
+        """The answer of the row at this place; None where it is one of those collected."""
+        return self._texts.get(place)
+
+    def finish(self) -> None:
+        """Once every row was seen.
+
+        Raises:
+            ConfigurationError: rows have no answer.
+        """
+        refuse_answers(self._wrong, len(self._wrong) + len(self._texts))
+
+
+def refuse_answers(wrong: Sequence[tuple[str, str]], of: int) -> None:
+    """Raises ConfigurationError when there are answers that cannot be used: (place, why)."""
+    if wrong:
+        shown = "; ".join(f"{place} ({why})" for place, why in wrong[:SHOWN_ANSWERS])
+        more = "; ..." if len(wrong) > SHOWN_ANSWERS else ""
+        raise ConfigurationError(
+            f"{len(wrong)} of {of} rows have no answer that can be learnt from: {shown}{more}",
+            where="data.columns.response",
+            fix="mend these rows or leave them out; for answers that are too long raise "
+            "rollout.max_new_tokens",
+        )

@@ -7,7 +7,6 @@ fields that are null.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from teacher_proto.codec.structs import plain_content, plain_mapping
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ABSENT, ChatMessage, ChatPrompt, TextPrompt
 
-from student_trainer.data.columns import SYSTEM, TEXT, Columns, own_arguments
+from student_trainer.data.columns import SYSTEM, TEXT, Columns, check_text, own_arguments
 from student_trainer.settings.data import DataSettings
 
 # Roles by ShareGPT's names for who speaks.
@@ -91,16 +90,6 @@ def conversation(
         tuple(messages),
         template_arguments=plain_mapping(arguments, f"{place}: arguments", ConfigurationError),
     )
-
-
-def check_text(used: Any, column: str, place: str) -> None:
-    """Refuses values that cannot be written as JSON in UTF-8."""
-    try:
-        json.dumps(used, ensure_ascii=False, allow_nan=False).encode()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise ConfigurationError(
-            f"column {column!r} is not a text or a conversation: {error}", where=place
-        ) from error
 
 
 def _user_text(value: Any, column: str, place: str) -> str:

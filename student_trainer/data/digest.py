@@ -9,6 +9,7 @@ A digest is text, ``source:name=value,...``:
     begun     how many prompts were given the token that begins a text
     teachers  sha256 of which teacher scores each row and of what only it reads, where the data
               says anything of it
+    answers   sha256 of the answers, where the run learns from those of the data
 
 Checkpoints of earlier versions have ``as-read:`` and a sha256 alone.
 """
@@ -46,6 +47,7 @@ def prompts_digest(
     clock: bool,
     begun: int,
     of_teachers: Sequence[tuple[str, Prompt | None]] = (),
+    answers: Sequence[str] = (),
 ) -> str:
     """The digest of prompts in their order.
 
@@ -59,6 +61,7 @@ def prompts_digest(
         begun: how many prompts were given the token that begins a text.
         of_teachers: of each prompt the name of its teacher, and what only that reads; empty
             where a run has one teacher and both read the same.
+        answers: of each prompt; empty where none are learnt from.
     """
     rows, read = hashlib.sha256(), hashlib.sha256()
     if shares:
@@ -80,6 +83,8 @@ def prompts_digest(
     if of_teachers:
         told = [[name, None if one is None else _source(one)] for name, one in of_teachers]
         parts["teachers"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+    if answers:
+        parts["answers"] = hashlib.sha256(json.dumps(list(answers)).encode()).hexdigest()
     return RULE + ",".join(f"{name}={value}" for name, value in parts.items())
 
 
@@ -111,7 +116,7 @@ def difference(before: str, now: str) -> tuple[str, str] | None:
     return _DIFFERENCES[changed[0]] if changed else _ROWS
 
 
-_PARTS = ("rows", "template", "begun", "as-read", "clock", "teachers")
+_PARTS = ("rows", "template", "begun", "as-read", "clock", "teachers", "answers")
 _ROWS = "the train prompts differ from the checkpoint's", "restore the file"
 _TEMPLATE = (
     "the student's chat template is not the checkpoint's, and the prompts are",
@@ -133,9 +138,14 @@ _TEACHERS = (
     "teacher reads of them, is not",
     "restore the file (data.columns.teacher, data.columns.teacher_prompt)",
 )
+_ANSWERS = (
+    "the train prompts are the checkpoint's, and their answers are not",
+    "restore the file (data.columns.response)",
+)
 _DIFFERENCES = {
     "rows": _ROWS, "template": _TEMPLATE, "begun": _BEGUN, "as-read": _TOKENS, "clock": _TEMPLATE,
     "teachers": _TEACHERS,
+    "answers": _ANSWERS,
 }  # fmt: skip
 
 

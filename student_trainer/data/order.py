@@ -40,12 +40,14 @@ class PromptOrder:
     Attributes:
         left_out: indices that are never taken; something is left of the whole and of each
             part.
+        name: of one of several independent orders; empty for that of the prompts.
     """
 
     seed: int
     count: int
     parts: tuple[Part, ...] = ()
     left_out: AbstractSet[int] = frozenset()
+    name: str = ""
 
     @classmethod
     def of(
@@ -54,6 +56,7 @@ class PromptOrder:
         prompts: Sequence[PromptItem],
         shares: Sequence[float] = (),
         left_out: AbstractSet[int] = frozenset(),
+        name: str = "",
     ) -> PromptOrder:
         """The order of ``prompts``, those of one file together.
 
@@ -61,15 +64,16 @@ class PromptOrder:
             shares: of each file (``data.train``), adding up to 1; none: a prompt is as
                 frequent as any other.
             left_out: indices of prompts that are never taken.
+            name: of the order.
         """
         if not shares:
-            return cls(seed, len(prompts), left_out=left_out)
+            return cls(seed, len(prompts), left_out=left_out, name=name)
         found = Counter(prompt.file for prompt in prompts)
         parts, start = [], 0
         for file, share in enumerate(shares):
             parts.append(Part(start, found[file], share))
             start += found[file]
-        return cls(seed, len(prompts), tuple(parts), left_out)
+        return cls(seed, len(prompts), tuple(parts), left_out, name)
 
     def take(self, position: int, count: int) -> list[int]:
         """The indices of ``count`` prompts, from ``position`` on."""
@@ -87,7 +91,8 @@ class PromptOrder:
     def _shuffled(self, place: int, part: Part, *key: int) -> int:
         """The index of the prompt at this place of a part's endless order."""
         epoch, offset = divmod(place, part.count)
-        order = _permutation(part.count, *key, epoch)
+        named = (self.name,) if self.name else ()
+        order = _permutation(part.count, *named, *key, epoch)
         while part.start + int(order[offset]) in self.left_out:
             offset = (offset + 1) % part.count
         return part.start + int(order[offset])
@@ -111,7 +116,7 @@ class PromptOrder:
 
 
 @lru_cache(maxsize=64)
-def _permutation(count: int, *key: int) -> NDArray[np.int64]:
+def _permutation(count: int, *key: int | str) -> NDArray[np.int64]:
     return stream("order", *key).permutation(count)
 
 

@@ -19,7 +19,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatPrompt, Prompt, SpecialTokens, TextPrompt
 
 from student_trainer.data import digest
-from student_trainer.data.columns import Columns
+from student_trainer.data.columns import AnswerColumn, Columns
 from student_trainer.data.conversations import row_prompt
 from student_trainer.data.files.rows import read_rows
 from student_trainer.data.files.source import Source
@@ -192,6 +192,7 @@ def _digest(
         clock=chats and reader.reads_clock,
         begun=sum(read[p.prompt_id].begun for p in train),
         of_teachers=_of_teachers(train),
+        answers=[p.response for p in train if p.response is not None],
     )
 
 
@@ -225,7 +226,9 @@ def _read_files(
     for number, one in enumerate(chosen):
         where = f"{key}[{number}]" if len(chosen) > 1 else key
         source = Source(one.file, where, settings.subset, split, settings.revision)
-        found, too_long, more = _read(source, settings, reader, read, teachers)
+        found, too_long, more = _read(
+            source, settings, reader, read, teachers, answered=not held_out
+        )
         prompts += [replace(prompt, file=number) for prompt in found]
         dropped += too_long
         notes += more
@@ -238,12 +241,15 @@ def _read(
     reader: PromptReader,
     read: dict[str, Reading],
     teachers: Sequence[str],
+    *,
+    answered: bool,
 ) -> tuple[list[PromptItem], int, list[str]]:
     prompts: list[PromptItem] = []
     dropped = refused = 0
     columns = Columns(settings.columns, source.key)
     default = settings.teacher or (teachers[0] if len(teachers) == 1 else None)
     names = TeacherNames(teachers, default, source.key)
+    answers = AnswerColumn(columns) if answered and settings.columns.response else None
 
     def leave_out(error: RowRefusedError) -> None:
         nonlocal refused
@@ -262,6 +268,8 @@ def _read(
             except RowRefusedError as error:
                 leave_out(error)
                 continue
+            if answers is not None:
+                answers.take(row, place)
             yield Row(draft, teacher, only, _draft_for_teacher(only, place, reader))
 
     for row, reading, for_teacher in _readings(rows(), reader):
@@ -270,6 +278,8 @@ def _read(
             leave_out(failed[0])
             continue
         item = _item(reading, row, for_teacher, settings, reader)
+        if answers is not None:
+            item = replace(item, response=answers.of(row.draft.place))
         if len(item.token_ids) <= settings.max_prompt_tokens:
             prompts.append(item)
             read.setdefault(item.prompt_id, reading)
@@ -284,6 +294,8 @@ def _read(
             )
     notes = columns.finish()
     names.finish()
+    if answers is not None:
+        answers.finish()
     if not prompts:
         all_of_them = "" if refused and dropped else "all "
         whys = [f"{all_of_them}{dropped} are longer than data.max_prompt_tokens"] * bool(dropped)

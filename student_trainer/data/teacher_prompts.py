@@ -11,8 +11,8 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatPrompt, TextPrompt
 
-from student_trainer.data.columns import Columns
-from student_trainer.data.conversations import check_text, conversation
+from student_trainer.data.columns import Columns, check_text
+from student_trainer.data.conversations import conversation
 from student_trainer.settings.data import DataSettings, template_pieces
 
 PROMPT = "prompt"  # in a template: what the text takes the place of

@@ -26,7 +26,8 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
     (
         "loss",
         "Training loss",
-        "Mean over the step's tokens, on the student's own answers to the step's prompts.",
+        "Mean over the step's tokens, on the student's own answers to the step's prompts, and on "
+        "answers of the data where the run has any.",
         (Panel("loss, nats per token", (("loss", "loss"),)),),
     ),
     (
@@ -36,6 +37,23 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
         (
             Panel("mean length, tokens", (("response_length_mean", "mean length"),)),
             Panel("cut at the limit", (("truncated_share", "cut at the limit"),), share=True),
+        ),
+    ),
+    (
+        "mixing",
+        "Answers of the data",
+        "Rows of the student's own responses and rows of answers of the data, each by "
+        "themselves; the training loss is of both.",
+        (
+            Panel(
+                "nats per token",
+                (
+                    ("student_loss", "loss, responses"),
+                    ("data_loss", "loss, answers"),
+                    ("data_nll", "negative log-likelihood, answers"),
+                ),
+            ),
+            Panel("mean length, tokens", (("data_response_length_mean", "answers"),)),
         ),
     ),
     (

@@ -52,6 +52,9 @@ def summarise(run: RunFiles) -> dict[str, Any]:
         "top_k": config["loss"]["top_k"],
         "steps": run.metrics[-1]["step"],
         "tokens": sum(int(row["tokens"]) for row in run.metrics),
+        "teacher_tokens_saved": summed(run.metrics, "teacher_tokens_saved"),
+        "data_responses": summed(run.metrics, "data_responses"),
+        "data_tokens": summed(run.metrics, "data_tokens"),
         "seconds": round(seconds, 3),
         "held_out_prompts": evaluation.prompts if evaluation else 0,
         "frozen_rows": _frozen_rows(evaluation),
@@ -100,6 +103,12 @@ def _results(before: Evaluation | None, after: Evaluation | None) -> dict[str, A
         for when, one in both:
             found |= _across(when, one)
     return found
+
+
+def summed(metrics: Sequence[Mapping[str, Any]], key: str) -> int | None:
+    """The sum of a metric over the steps that have it; None where none has."""
+    told = [row[key] for row in metrics if key in row]
+    return sum(map(int, told)) if told else None
 
 
 def mask_reasons(metrics: Sequence[Mapping[str, Any]]) -> dict[str, float] | None:

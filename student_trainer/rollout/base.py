@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
+import numpy as np
 from teacher_proto.types import Float32, Int32, Prompt, SpecialTokens
 
 from student_trainer.settings.teacher import ONLY_TEACHER
+
+Origin = Literal["student", "data"]
+ORIGINS: tuple[Origin, ...] = ("student", "data")
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,9 @@ class PromptItem:
         for_teacher: what the teacher reads in its place (``data.columns.teacher_prompt``), as
             the student would read it, with no tokens where the student's chat template refuses
             it; None where both read this prompt.
+        response: the answer that the data has for it (``data.columns.response``), or None.
+        response_ids: int32 [n], that answer in the student's tokens, with what ends it; None
+            until it is read (startup/answers.py).
     """
 
     prompt_id: str
@@ -47,6 +55,8 @@ class PromptItem:
     begin_ids: tuple[int, ...] = ()
     teacher: str = ONLY_TEACHER
     for_teacher: PromptItem | None = None
+    response: str | None = None
+    response_ids: Int32 | None = None
 
     @property
     def read_by_teacher(self) -> PromptItem:
@@ -60,21 +70,25 @@ class PromptItem:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One response of the student.
+    """One response of the student, or an answer of the data.
 
     Attributes:
         prompt: the prompt that it answers.
-        index: which of the prompt's G responses it is.
+        index: which of the prompt's G responses it is; 0 of an answer of the data.
         token_ids: int32 [n], n >= 1, with the terminator when it was drawn, and up to the
             token that completed a stop string.
         log_probs: float32 [n], the student's log-probability of each token at the
-            rollout's temperature, over the ids that a token has, before top-p.
+            rollout's temperature, over the ids that a token has, before top-p. NaN of an answer
+            of the data, which no student drew.
         finished: False when the length limit cut the response.
         support_ids: int32 [n, K], the most likely ids of the student that drew the
             response, at every token; None when the loss does not need them.
         nucleus_mass: float32 [n] in (0, 1], the probability, at the rollout's temperature, of
             the nucleus that each token was drawn from (``rollout.top_p``); None where it is
             not known, as in a checkpoint of before it was kept.
+        written: tokens of the whole response, where these are the first of them that are scored
+            (``scoring``); None where these are all.
+        origin: whether the student wrote it, or it is an answer of the data.
     """
 
     prompt: PromptItem
@@ -84,8 +98,38 @@ class Rollout:
     finished: bool
     support_ids: Int32 | None = None
     nucleus_mass: Float32 | None = None
+    written: int | None = None
+    origin: Origin = "student"
+
+    @property
+    def length(self) -> int:
+        """Tokens of the whole response."""
+        return len(self.token_ids) if self.written is None else self.written
+
+    def first(self, count: int) -> Rollout:
+        """The part of the response that is scored: its first ``count`` tokens, at least 1; the
+        response itself where it has no more."""
+        if count >= len(self.token_ids):
+            return self
+        return replace(
+            self,
+            token_ids=self.token_ids[:count],
+            log_probs=self.log_probs[:count],
+            support_ids=None if self.support_ids is None else self.support_ids[:count],
+            nucleus_mass=None if self.nucleus_mass is None else self.nucleus_mass[:count],
+            written=self.length,
+        )
+
+    @classmethod
+    def of_data(cls, prompt: PromptItem) -> Rollout:
+        """The answer that the data has for a prompt, whose ``response_ids`` are known."""
+        assert prompt.response_ids is not None, "answers are read before the first step"
+        unknown = np.full(len(prompt.response_ids), np.nan, np.float32)
+        return cls(prompt, 0, prompt.response_ids, unknown, finished=True, origin="data")
 
     def ended_by_token(self, terminators: Collection[int]) -> bool:
         """Whether its last token is one of ``terminators``; False for a response that the
-        length limit cut, and for one that a stop string ended, whose text could go on."""
-        return self.finished and int(self.token_ids[-1]) in terminators
+        length limit cut, for one that a stop string ended, whose text could go on, and for a part
+        of one, whose text does go on."""
+        whole = self.length == len(self.token_ids)
+        return whole and self.finished and int(self.token_ids[-1]) in terminators

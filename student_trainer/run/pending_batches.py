@@ -9,10 +9,11 @@ because the teacher gives the same ones again.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from teacher_proto.types import Float32
 from torch import Tensor
 
 from student_trainer.pipeline import Batch, Pipeline
@@ -42,7 +43,8 @@ def describe_batches(batches: Sequence[Batch]) -> tuple[PendingBatch, ...]:
 def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The batches' rollouts, by ``step/field``: tokens and log-probabilities of the
     responses one after another, their supports and nuclei if they are known, and
-    for each response its length, index and whether it finished."""
+    for each response its length, index and whether it finished. Where some are scored in part,
+    also how many first tokens of each are; a support is then of these alone."""
     kept: dict[str, Tensor] = {}
     for batch in batches:
         rollouts = batch.rollouts
@@ -53,14 +55,25 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
             "indices": np.array([r.index for r in rollouts], np.int32),
             "finished": np.array([r.finished for r in rollouts], np.uint8),
         }
-        supports = [r.support_ids for r in rollouts if r.support_ids is not None]
+        scored = np.array([len(part.token_ids) for part in batch.parts], np.int32)
+        if (scored < fields["lengths"]).any():
+            fields["scored"] = scored
+        supports = [part.support_ids for part in batch.parts if part.support_ids is not None]
         if supports:
             fields["support_ids"] = np.concatenate(supports)
-        masses = [r.nucleus_mass for r in rollouts if r.nucleus_mass is not None]
-        if masses:
-            fields["nucleus_mass"] = np.concatenate(masses)
+        if any(r.origin == "data" for r in rollouts):
+            fields["of_data"] = np.array([r.origin == "data" for r in rollouts], np.uint8)
+        if any(r.nucleus_mass is not None for r in rollouts):
+            fields["nucleus_mass"] = np.concatenate([_masses(r) for r in rollouts])
         kept |= {f"{batch.step}/{name}": torch.from_numpy(v) for name, v in fields.items()}
     return kept
+
+
+def _masses(rollout: Rollout) -> Float32:
+    """float32 [n]: NaN of an answer of the data, which nobody drew."""
+    if rollout.nucleus_mass is None:
+        return np.full(len(rollout.token_ids), np.nan, np.float32)
+    return rollout.nucleus_mass
 
 
 def restore_batches(
@@ -75,9 +88,11 @@ def restore_batches(
             kept[f"{entry.step}/{name}"].numpy()
             for name in ("tokens", "log_probs", "lengths", "indices", "finished")
         )
+        scored = kept.get(f"{entry.step}/scored", torch.from_numpy(lengths)).numpy()
         supports = kept.get(f"{entry.step}/support_ids")
         masses = kept.get(f"{entry.step}/nucleus_mass")
-        ends = np.cumsum(lengths)
+        of_data = kept.get(f"{entry.step}/of_data", torch.zeros(len(lengths))).numpy()
+        ends, scored_ends = np.cumsum(lengths), np.cumsum(scored)
         prompts = _prompts(entry, pipeline)
         if prompts is None:
             break
@@ -88,20 +103,28 @@ def restore_batches(
                 tokens[end - length : end].copy(),
                 log_probs[end - length : end].copy(),
                 bool(finished[place]),
-                None if supports is None else supports.numpy()[end - length : end].copy(),
-                None if masses is None else masses.numpy()[end - length : end].copy(),
+                nucleus_mass=None
+                if masses is None or of_data[place]
+                else masses.numpy()[end - length : end].copy(),
+                origin="data" if of_data[place] else "student",
             )
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]
-        found.append(Batch(entry.step, entry.position, entry.written_after, rollouts))
+        parts = [r.first(int(count)) for r, count in zip(rollouts, scored, strict=True)]
+        if supports is not None:
+            parts = [
+                replace(part, support_ids=supports.numpy()[end - count : end].copy())
+                for part, end, count in zip(parts, scored_ends, scored, strict=True)
+            ]
+        found.append(Batch(entry.step, entry.position, entry.written_after, rollouts, parts))
     return found
 
 
 def _prompts(entry: PendingBatch, pipeline: Pipeline) -> list[PromptItem] | None:
     """The prompt of each response; None where one is not trained on any more, or it is not known
     which of several it is."""
-    size, left_out = pipeline.config.rollout.group_size, pipeline.order.left_out
-    placed = [prompt for prompt in pipeline.prompts_at(entry.position) for _ in range(size)]
+    left_out = pipeline.order.left_out
+    placed = pipeline.placed(entry.step, entry.position)
     if entry.prompt_ids is None:
         return None if left_out else placed
     if entry.prompt_ids == tuple(prompt.prompt_id for prompt in placed):

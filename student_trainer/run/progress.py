@@ -60,8 +60,9 @@ class Progress:
             self._stream.flush()
             return
         loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
+        length = metrics["response_length_mean"]
         summary = (
-            f"loss {loss}  length {metrics['response_length_mean']:.0f}  "
+            f"loss {loss}  length {'none' if length is None else f'{length:.0f}'}  "
             f"{metrics['tokens_per_second']:.0f} tokens/s"
         )
         self._bar.update(self._task, completed=metrics["step"], summary=summary)

@@ -285,7 +285,7 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     them.
     """
     changed = changed_keys(with_later_settings(state.config), config)
-    written_by = ["run.seed", "rollout.", "student.", "data.over_long", "data.refused"]
+    written_by = ["run.seed", "rollout.", "student.", "data.over_long", "data.refused", "mixing."]
     if _learns_from_nuclei(config):
         # Batches of before they were weighed do not say what their tokens were drawn from.
         written_by.append(NUCLEI)

@@ -131,6 +131,12 @@ class ColumnSettings(Settings):
         "both.",
     )
 
+    response: Name | None = Field(
+        default=None,
+        description="Column of an answer, a text, which `mixing` learns from. Every training row "
+        "has one, and it follows on the prompt as the student's chat template would go on.",
+    )
+
     @model_validator(mode="after")
     def _one_prompt(self) -> ColumnSettings:
         if self.user is not None and self.prompt is not None:

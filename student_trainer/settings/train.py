@@ -19,8 +19,13 @@ from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
 from student_trainer.settings.evaluation import EvaluationSettings
-from student_trainer.settings.loss import LossConfig
-from student_trainer.settings.rollout import PipelineSettings, RolloutSettings
+from student_trainer.settings.loss import LossConfig, WeightConfigs
+from student_trainer.settings.rollout import (
+    MixingSettings,
+    PipelineSettings,
+    RolloutSettings,
+    ScoringSettings,
+)
 from student_trainer.settings.run import (
     CheckpointSettings,
     HubSettings,
@@ -35,6 +40,7 @@ from student_trainer.settings.teacher import (
     TeacherSettings,
     check_names,
 )
+from student_trainer.weights.base import OF_BOTH, OF_THE_TEACHER
 
 
 class OptimizerSettings(Settings):
@@ -82,10 +88,17 @@ class TrainConfig(Settings):
     data: DataSettings
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
+    scoring: ScoringSettings = Field(default_factory=ScoringSettings)
+    mixing: MixingSettings = Field(default_factory=MixingSettings)
     loss: LossConfig = Field(
         default_factory=LsmLoss,
         description="The loss, chosen by its kind, or a class of your own, whose kind is "
         "`package.module:Name` (docs/losses.md).",
+    )
+    weights: WeightConfigs = Field(
+        default=(),
+        description="Weights of rows, multiplied with each other: a list, `[[weights]]`, each of a "
+        "kind or a class of your own, whose kind is `package.module:Name` (docs/losses.md).",
     )
     optimizer: OptimizerSettings = Field(default_factory=OptimizerSettings)
     evaluation: EvaluationSettings = Field(default_factory=EvaluationSettings)
@@ -131,6 +144,8 @@ class TrainConfig(Settings):
                 f"optimizer.updates_per_batch ({self.optimizer.updates_per_batch}) must divide the "
                 f"step's {responses} responses"
             )
+        self._weights_have_what_they_need()
+        self._answers_can_be_mixed_in()
         same = self.loss.temperature == self.rollout.temperature
         compares = self.loss.rollout_temperature or self.loss.masked_chunks
         if compares and not same:
@@ -213,6 +228,47 @@ class TrainConfig(Settings):
     def own_top_k(self, teacher: str) -> int | None:
         """K in this teacher's own section; None where it is the loss's."""
         return None if self.teachers is None else self.teachers[teacher].top_k
+
+    def _weights_have_what_they_need(self) -> None:
+        on_support = {
+            weight.kind: fact
+            for weight in self.weights
+            for fact in weight.needs
+            if fact in (*OF_THE_TEACHER, *OF_BOTH)
+        }
+        for kind, fact in on_support.items():
+            if not (self.loss.asks(realigned=False).top_k or self.loss.student_top_k):
+                raise ValueError(
+                    f"the weight {kind} reads the {fact} of a row's support, and the loss asks "
+                    "for none: set loss.top_k above 0"
+                )
+            if self.loss.masked_chunks:
+                raise ValueError(
+                    f"the weight {kind} reads the {fact} of a row's support, and with "
+                    "loss.masked_chunks there are rows that learn from their chunk and have none"
+                )
+
+    def _answers_can_be_mixed_in(self) -> None:
+        column = self.data.columns.response
+        if not self.mixing.mixes:
+            if column is not None:
+                raise ValueError(
+                    "data.columns.response names answers, and no step has any: set mixing.share or "
+                    "mixing.cold_start_steps, or unset it"
+                )
+            return
+        if column is None:
+            raise ValueError(
+                "mixing needs the column of the answers: set data.columns.response, or unset "
+                "mixing.share and mixing.cold_start_steps"
+            )
+        if self.loss.at_sampled_token or self.loss.own_ratio:
+            raise ValueError(
+                f"{self.loss.kind} is a policy gradient at the sampled tokens, and with which "
+                "probability an answer of the data was written is not known: it is no gradient of "
+                "any divergence there, and no importance weight can make it one. Use a loss on a "
+                "support with mixing.share and mixing.cold_start_steps, such as loss.kind = lsm"
+            )
 
     @property
     def learns_from_nuclei(self) -> bool:

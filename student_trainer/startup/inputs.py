@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.types import Int32
 from torch import nn
 
-from student_trainer.data import run_clock
+from student_trainer.data import PromptSets, run_clock
+from student_trainer.data.rendering import PromptReader
 from student_trainer.prompt_needs import check_ids, describe_prompts, notes, read_prompts
-from student_trainer.rollout.stopping import pieces_of
+from student_trainer.rollout.stopping import StopStrings, pieces_of
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.answers import AnswerRules, read_answers
 from student_trainer.startup.start import Start
 from student_trainer.student.model import Student, load_student
 from student_trainer.student.response_ends import describe_terminators, ends_of_before
-from student_trainer.student.terminators import STOP_IDS
+from student_trainer.student.terminators import STOP_IDS, template_end
 from student_trainer.student.vocabulary import describe_vocabulary
 from student_trainer.update.estimator import estimator_notes
 
@@ -118,6 +123,68 @@ def ids(start: Start) -> str:
     return f"the model has every id of the prompts, {start.student.vocabulary_size} ids"
 
 
+def answers(start: Start) -> str:
+    """Reads the answers of the data that the run learns from.
+
+    Raises:
+        ConfigurationError: as ``read_answers``.
+    """
+    config, student = start.config, start.student
+    if not config.mixing.mixes:
+        return "none of the data is learnt from"
+    start.prompts, as_they_are = with_answers(start.prompts, config, student)
+    if as_they_are:
+        start.warn(
+            f"the student's chat template does not go on from {as_they_are} prompts with their "
+            "answers, as where it leaves out what its generation prompt has opened: these answers "
+            "follow on the prompt as they are"
+        )
+    lengths = [len(one.response_ids) for one in start.prompts.train if one.response_ids is not None]
+    end = student.tokenizer.convert_ids_to_tokens(answer_rules(config, student).end)
+    return (
+        f"{len(lengths)} answers, the longest has {max(lengths)} tokens; one that the chat "
+        f"template does not end is ended with {end}"
+    )
+
+
+def with_answers(
+    prompts: PromptSets, config: TrainConfig, student: Student
+) -> tuple[PromptSets, int]:
+    """The prompts with the tokens of their answers, and after how many of them the answer is not
+    what the chat template goes on with. Raises what ``read_answers`` raises."""
+    reader = PromptReader(student.tokenizer, config.data, prompts.now)
+    rules = answer_rules(config, student)
+    train, as_they_are = read_answers(prompts.train, reader, student.tokenizer, rules)
+    return replace(prompts, train=train), as_they_are
+
+
+def answer_rules(config: TrainConfig, student: Student) -> AnswerRules:
+    """What an answer has to be, to be one that the student could have written."""
+    template = template_end(
+        student.causal_model, student.tokenizer, config.rollout.stop_ids,
+        student.template_arguments,
+    )  # fmt: skip
+    named = (template.token_id, student.tokenizer.eos_token_id, *student.terminators)
+    undrawn = frozenset(() if student.head.undrawn is None else student.head.undrawn.tolist())
+    strings = config.rollout.stop_strings
+    pieces = pieces_of(student.tokenizer) if strings else {}
+
+    def completed(ids: Int32) -> int:
+        if not strings:
+            return 0
+        texts = StopStrings(strings, pieces, 1)
+        places = (n for n, token in enumerate(ids.tolist(), 1) if texts.completed([0], [token]))
+        return next(places, 0)
+
+    return AnswerRules(
+        terminators=frozenset(student.terminators),
+        end=next(token for token in named if token in student.terminators),
+        most=config.rollout.max_new_tokens,
+        drawn=lambda token: token < student.vocabulary_size and token not in undrawn,
+        completed=completed,
+    )
+
+
 def lengths(start: Start) -> str:
     """Raises ConfigurationError when the longest sequence is longer than the student's
     positions."""
@@ -147,8 +214,15 @@ def check_lengths(config: TrainConfig, student: Student, evaluates: bool) -> Non
 
 
 def longest_response(config: TrainConfig, evaluates: bool) -> int:
-    """Tokens of the longest response that the run may send to the teacher."""
+    """Tokens of the longest response that the student may write."""
     return max(new for _, new in response_limits(config, evaluates))
+
+
+def longest_scored(config: TrainConfig, evaluates: bool) -> int:
+    """Tokens of the longest response that the run may send to the teacher: of a response to
+    learn from what is scored of it, of an evaluation's all."""
+    scored = config.scoring.scored(config.rollout.max_new_tokens)
+    return max(scored, config.evaluation.max_new_tokens) if evaluates else scored
 
 
 def response_limits(config: TrainConfig, evaluates: bool) -> list[tuple[str, int]]:

@@ -121,7 +121,8 @@ class Reader:
         if not found:
             return "not asked" if self.link.renders else "the teacher reads the student's tokens"
         check_earlier_reading(start, self.link, self.renderings)
-        self.judged = judge(found, self.room - start.config.rollout.max_new_tokens)
+        scored = start.config.scoring.scored(start.config.rollout.max_new_tokens)
+        self.judged = judge(found, self.room - scored)
         settle(self.judged, prompts.train, len(found), start.config.data)
         train = list(prompts.train)
         for place, one in found.items():
@@ -180,7 +181,8 @@ class Reader:
             return
         found = self.judged
         ratio = found.teacher_tokens / max(found.student_tokens, 1)
-        longest = self.start.config.rollout.max_new_tokens
+        config = self.start.config
+        longest = config.scoring.scored(config.rollout.max_new_tokens)
         if ratio > 1 and found.longest + ratio * longest > room:
             self.warn(
                 f"the prompts are {ratio:.2f} times as long in the teacher's tokens: were "

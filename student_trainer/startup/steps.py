@@ -18,6 +18,7 @@ STEPS = (
     Step("student", inputs.student, needs=("device",), reads="model"),
     Step("ends of responses", inputs.ends, needs=("student", "checkpoint"), reads="model"),
     Step("ids", inputs.ids, needs=("student", "data"), reads="model"),
+    Step("answers", inputs.answers, needs=("student", "data", "ends of responses"), reads="model"),
     Step("lengths", inputs.lengths, needs=("student",), reads="model"),
     Step("tokenizer", teacher.tokenizer, needs=("teacher", "student")),
     Step("limits", teacher.limits, needs=("tokenizer",)),

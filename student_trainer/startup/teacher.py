@@ -8,7 +8,7 @@ from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.run.resume import COARSE, check_prompts, check_teachers
 from student_trainer.settings.train import section_of
-from student_trainer.startup.inputs import longest_response
+from student_trainer.startup.inputs import longest_scored
 from student_trainer.startup.start import Start
 from student_trainer.teacher.connection import check_reachable
 from student_trainer.teacher.teachers import Teachers
@@ -96,7 +96,7 @@ def limits(start: Start) -> str:
     teachers."""
     config = start.config
     explicit = config.loss.student_top_k
-    longest = longest_response(config, start.evaluates)
+    longest = longest_scored(config, start.evaluates)
     found = []
     for name, link in start.teachers.items():
         top_k = config.rows_asked(name, realigned=link.realigned).top_k

@@ -11,6 +11,20 @@ def estimator_notes(config: TrainConfig) -> list[str]:
     A loss on a support is exact at every row, however its tokens were drawn. What is learnt
     at drawn tokens alone is learnt from ids of the nucleus alone (docs/losses.md).
     """
+    return [*_of_scoring(config), *_of_nuclei(config)]
+
+
+def _of_scoring(config: TrainConfig) -> list[str]:
+    share = config.scoring.scored_share
+    if share is None or share == 1:
+        return []
+    return [
+        f"scoring.scored_share = {share} leaves the end of every response unscored: nothing is "
+        "learnt of when to stop (scoring.max_scored_tokens alone scores short responses whole)"
+    ]
+
+
+def _of_nuclei(config: TrainConfig) -> list[str]:
     if not config.learns_from_nuclei:
         return []
     what = config.loss.kind if config.loss.at_sampled_token else "loss.masked_chunks"

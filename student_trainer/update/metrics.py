@@ -17,8 +17,9 @@ from torch import Tensor
 from student_trainer.losses import Loss
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult
 from student_trainer.losses.parts.normaliser import row_statistics
-from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.base import Origin, Rollout
 from student_trainer.rollout.sampling import stream
+from student_trainer.settings.rollout import ScoringSettings
 from student_trainer.update.batching import MicroBatch
 
 
@@ -68,10 +69,12 @@ class UpdateTotals:
     """Totals of the updates of one step.
 
     With several teachers what is counted of rows is counted for each teacher by itself, and
-    ``whole`` adds it up.
+    ``whole`` adds it up. Of either, answers of the data are counted by themselves: means of the
+    student's responses stay its own.
 
     Attributes:
         by_teacher: of the rows that each of several teachers scored; empty with one teacher.
+        data: of the rows of answers of the data; None where there are none.
         losses: mean loss of each update; of a teacher's, before its weight.
         grad_norms: norm of each update's gradient before clipping.
         rows, used: rows of the rollouts, and those of them that gave a loss.
@@ -101,6 +104,7 @@ class UpdateTotals:
     dropped_small_support: int = 0
     means: Means = field(default_factory=Means)
     by_teacher: dict[str, UpdateTotals] = field(default_factory=dict)
+    data: UpdateTotals | None = None
 
     @classmethod
     def of_teachers(cls, names: Collection[str]) -> UpdateTotals:
@@ -111,17 +115,34 @@ class UpdateTotals:
         """Where the rows of a teacher are counted."""
         return self.by_teacher[teacher] if self.by_teacher else self
 
+    def of_origin(self, origin: Origin) -> UpdateTotals:
+        """Where the rows of the student's responses are counted, or those of answers."""
+        if origin == "student":
+            return self
+        self.data = self.data or UpdateTotals()
+        return self.data
+
+    def counted(self, name: str) -> int:
+        """What is counted of rows or responses, of all of them."""
+        of_data = 0 if self.data is None else getattr(self.data, name)
+        return int(getattr(self, name) + of_data)
+
     def whole(self) -> UpdateTotals:
         """With the rows of every teacher."""
         if not self.by_teacher:
             return self
-        added = replace(self, by_teacher={}, means=Means())
+        added = replace(self, by_teacher={}, means=Means(), data=None)
         for part in self.by_teacher.values():
-            for name in COUNTED:
-                setattr(added, name, getattr(added, name) + getattr(part, name))
-            added.refusal = added.refusal or part.refusal
-            added.means.add_all(part.means)
+            added._add(part)
+            if part.data is not None:
+                added.of_origin("data")._add(part.data)
         return added
+
+    def _add(self, part: UpdateTotals) -> None:
+        for name in COUNTED:
+            setattr(self, name, getattr(self, name) + getattr(part, name))
+        self.refusal = self.refusal or part.refusal
+        self.means.add_all(part.means)
 
 
 def choose_rows(keep: Sequence[Bool], count: int, seed: int, step: int) -> list[Bool]:
@@ -218,9 +239,12 @@ def micro_batch_rows(batch: MicroBatch, chosen: Sequence[Bool]) -> Tensor:
     return torch.tensor(flags, dtype=torch.bool)
 
 
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
-    """Mean length in tokens, and share of the responses cut at the length limit."""
+def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+    """Mean length in tokens, and share of the responses cut at the length limit; None where there
+    are no responses."""
     lengths = [len(rollout.token_ids) for rollout in rollouts]
+    if not lengths:
+        return {"response_length_mean": None, "truncated_share": None}
     return {
         "response_length_mean": float(np.mean(lengths)),
         "truncated_share": float(np.mean([not rollout.finished for rollout in rollouts])),
@@ -239,6 +263,42 @@ MEANS = (
 )
 
 
+def scoring_metrics(
+    settings: ScoringSettings, rollouts: Sequence[Rollout], parts: Sequence[Rollout]
+) -> dict[str, int]:
+    """How many tokens of the responses the teacher was not asked for; empty where every
+    response is scored whole.
+
+    Args:
+        parts: what is scored of each rollout.
+    """
+    if not settings.cuts:
+        return {}
+    written = sum(len(rollout.token_ids) for rollout in rollouts)
+    return {"teacher_tokens_saved": written - sum(len(part.token_ids) for part in parts)}
+
+
+def data_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
+    """What is said of the answers of the data in a step, as ``data_NAME``; empty where it has
+    none.
+
+    Args:
+        rollouts: of the whole step.
+    """
+    answers = [rollout for rollout in rollouts if rollout.origin == "data"]
+    if not answers:
+        return {}
+    part = totals.data or UpdateTotals()
+    found = {
+        "responses": len(answers),
+        "tokens": part.rows,
+        "tokens_used": part.used,
+        "response_length_mean": rollout_metrics(answers)["response_length_mean"],
+        **{name: value for name, value in part.means.all().items() if value is not None},
+    }
+    return {f"data_{name}": value for name, value in found.items()}
+
+
 def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
     """The step's metrics without times; None for what was not measured. With several teachers
     what is said of rows is also said of each teacher's, under ``NAME/TEACHER``."""
@@ -247,32 +307,39 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "loss": float(np.mean(totals.losses)) if totals.losses else None,
         **_counts(whole),
         "empty_updates": totals.empty,
-        **rollout_metrics(rollouts),
+        **rollout_metrics(_of_student(rollouts)),
         "grad_norm": max(totals.grad_norms, default=None),
         "clipped": totals.clipped,
         "lr": totals.lr,
         **_means(whole),
+        **data_metrics(whole, rollouts),
     }
     for name, part in totals.by_teacher.items():
         its = [rollout for rollout in rollouts if rollout.prompt.teacher == name]
         losses = {"loss": float(np.mean(part.losses)) if part.losses else None}
-        lengths = rollout_metrics(its) if its else {}
-        of_teacher = {**losses, **_counts(part), **lengths, **_means(part)}
+        own = _of_student(its)
+        lengths = rollout_metrics(own) if own else {}
+        of_answers = data_metrics(part, its)
+        of_teacher = {**losses, **_counts(part), **lengths, **_means(part), **of_answers}
         line |= {f"{key}/{name}": value for key, value in of_teacher.items()}
     return line
 
 
+def _of_student(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    return [rollout for rollout in rollouts if rollout.origin == "student"]
+
+
 def _counts(totals: UpdateTotals) -> dict[str, object]:
     return {
-        "tokens": totals.rows,
-        "tokens_used": totals.used,
-        "masked_tokens": totals.masked,
-        "unusable_tokens": totals.unusable,
-        "chunk_tokens": totals.rows_by_chunk,
-        "coarse_tokens": totals.coarse,
-        "refused_rollouts": totals.refused,
-        "dropped_non_finite": totals.dropped_non_finite,
-        "dropped_small_support": totals.dropped_small_support,
+        "tokens": totals.counted("rows"),
+        "tokens_used": totals.counted("used"),
+        "masked_tokens": totals.counted("masked"),
+        "unusable_tokens": totals.counted("unusable"),
+        "chunk_tokens": totals.counted("rows_by_chunk"),
+        "coarse_tokens": totals.counted("coarse"),
+        "refused_rollouts": totals.counted("refused"),
+        "dropped_non_finite": totals.counted("dropped_non_finite"),
+        "dropped_small_support": totals.counted("dropped_small_support"),
     }
 
 

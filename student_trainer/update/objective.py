@@ -16,8 +16,9 @@ from teacher_proto.types import Bool, ContinuationScores, Float32
 from torch import Tensor
 
 from student_trainer.losses import chunk_policy
-from student_trainer.losses.parts.base import Head, LossBatch, LossResult
+from student_trainer.losses.parts.base import Head, LossBatch, LossResult, select_rows
 from student_trainer.losses.parts.loss import checked
+from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, hidden_states
@@ -30,6 +31,7 @@ from student_trainer.update.batching import (
     student_input,
 )
 from student_trainer.update.importance import (
+    LEAST,
     chunk_nucleus_weights,
     log_ratios,
     nucleus_weights,
@@ -42,6 +44,7 @@ from student_trainer.update.realigned import (
     refuse_not_realigned,
     usable_rows,
 )
+from student_trainer.update.row_weights import Known, RowWeights
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ class MicroBatchLosses:
         batch: the R rows in the micro-batch.
         rows: the R rows, as the loss gets them.
         owners: int64 [R + C], which member of ``batch`` each row belongs to.
-        own, chunks: results of the R and of the C rows, at their final weights.
+        own, chunks: results of the R and of the C rows, at their final weights. Of answers of
+            the data ``own.total`` holds their negative log-likelihood at its weight, and
+            ``own.per_row`` does not.
         dropped_non_finite, dropped_small_support: rows that the losses left out.
     """
 
@@ -126,6 +131,15 @@ class Objective:
             name: config.rows_asked(name, realigned=name in self._realigned)
             for name in config.named_teachers
         }
+        self._weights: RowWeights | None = None
+        if config.weights:
+            self._weights = RowWeights(
+                config.weights,
+                head,
+                temperature=config.loss.temperature,
+                drawn_at=config.rollout.temperature,
+                chunk_rows=config.loss.chunk_rows,
+            )
         self._nuclei = config.loss.nucleus_weights and config.learns_from_nuclei
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
 
@@ -155,11 +169,12 @@ class Objective:
         advantages, weights = [none], [none]
         for member in members:
             rollout, before = rollouts[member], kept[member]
-            of_teacher = totals.of(rollout.prompt.teacher)
+            whole_teacher = totals.of(rollout.prompt.teacher)
+            of_teacher = whole_teacher.of_origin(rollout.origin)
             refused = is_left_out(scores[member])
             if refused:
                 of_teacher.refused += 1
-                of_teacher.refusal = of_teacher.refusal or scores[member].detail
+                whole_teacher.refusal = whole_teacher.refusal or scores[member].detail
             if rollout.prompt.teacher not in self._realigned:
                 if refused:
                     kept[member] = np.zeros_like(before)
@@ -171,7 +186,7 @@ class Objective:
             usable = usable_rows(scores[member], len(before), sampled=loss.at_sampled_token)
             kept[member] = before & usable
             of_teacher.unusable += int((before & ~usable).sum())
-            if loss.masked_chunks:
+            if loss.masked_chunks and rollout.origin == "student":
                 excluded = ~before | np.isin(rollout.token_ids, self._special)
                 found, known = chunk_advantages(
                     scores[member], rollout, excluded, self._student.terminators
@@ -206,6 +221,8 @@ class Objective:
             batch: the rows that have a loss by themselves.
             chunks: the rows that learn from their chunk.
             stale: whether the weights of an earlier step wrote the rollouts.
+
+        The responses of a micro-batch are all of the student, or all answers of the data.
         """
         inputs = [student_input(rollouts[member]) for member in batch.members]
         hidden = hidden_states(self._student, inputs)
@@ -216,7 +233,7 @@ class Objective:
             own, by_chunk = batch.of(places), chunks.of(places)
             if len(own.rows) or len(by_chunk.batch.rows):
                 found[name] = self._of_teacher(
-                    name, own, by_chunk, hidden, rollouts, scores, totals, stale
+                    name, own, by_chunk, batch.members, hidden, rollouts, scores, totals, stale
                 )
         return found
 
@@ -225,6 +242,7 @@ class Objective:
         name: str,
         batch: MicroBatch,
         chunks: RowsByChunk,
+        read: Sequence[int],
         hidden: Tensor,
         rollouts: Sequence[Rollout],
         scores: Mapping[int, ContinuationScores],
@@ -235,22 +253,34 @@ class Objective:
 
         Args:
             batch, chunks: its rows alone.
-            hidden: [B, Lmax, H] of the whole micro-batch.
+            read, hidden: members and [B, Lmax, H] of the whole micro-batch.
         """
         loss = self.config.loss
         rows = loss_batch(batch, hidden, rollouts, scores, self._asked[name].top_k)
         removed = self._removed.to(hidden.device)
         rows = loss.rows(rows, removed=removed, realigned=name in self._realigned)
+        of_data = rollouts[batch.members[0]].origin == "data"
+        if of_data:
+            rows = replace(rows, old_log_probs=None)  # nobody drew them
         by_chunk = loss_batch(chunks.batch, hidden, rollouts, scores, 0)
         advantages = torch.from_numpy(chunks.advantages).to(hidden.device)
         of_nuclei = torch.from_numpy(chunks.weights).to(hidden.device)
-        importance = self._importance(rows, batch, rollouts, totals.of(name), stale)
+        counted = totals.of(name).of_origin("data" if of_data else "student")
+        importance = self._importance(rows, batch, rollouts, counted, stale)
         importance = torch.cat([importance, by_chunk.weights * of_nuclei])
         owners = torch.cat([batch.owners, chunks.batch.owners])
+        if self._weights is not None:
+            known = Known(batch, rows, chunks.batch, read, hidden, rollouts, scores)
+            factors = self._weights.of(known, sampled=loss.at_sampled_token)
+            counted.means.add_values("row_weight", factors)
+            counted.means.add_values("row_weight_zero_share", (factors == 0).float())
+            importance = torch.where(factors > 0, (importance * factors).clamp_min(LEAST), 0.0)
 
         def at(weights: Tensor) -> tuple[LossResult, LossResult]:
             first, later = weights[: len(rows.weights)], weights[len(rows.weights) :]
             own = checked(loss(replace(rows, weights=first), self._head), rows, loss.kind)
+            if of_data and self.config.mixing.nll_weight:
+                own = self._with_likelihood(own, replace(rows, weights=first))
             if not len(later):
                 none = first.new_zeros(0)
                 return own, LossResult(first.new_zeros(()), none, none.bool())
@@ -270,7 +300,28 @@ class Objective:
             # A response's weight is 1 / (its used rows), and only the loss knows which
             # rows it uses: where it drops some, it is computed again.
             own, of_chunks = at(sequence_weights(used, of_rows, members) * importance)
+        if self.config.mixing.mixes:
+            counted.means.add_values("loss" if of_data else "student_loss", own.per_row[own.used])
         return MicroBatchLosses(batch, rows, owners, own, of_chunks, dropped, small)
+
+    def _with_likelihood(self, own: LossResult, rows: LossBatch) -> LossResult:
+        """The result with the negative log-likelihood of the answers' tokens, at temperature 1,
+        at the rows that the loss uses and with their weights."""
+        used = select_rows(own.used)
+        likelihood = token_log_probs(
+            rows.hidden.index_select(0, used),
+            self._head,
+            rows.sampled_ids[used],
+            1.0,
+            self.config.loss.chunk_rows,
+        )
+        term = -self.config.mixing.nll_weight * (rows.weights[used] * likelihood).sum()
+        coarse, nll = rows.coarse_rows[used], -likelihood.detach().double()
+        metrics = {**own.metrics, "nll": float(nll[~coarse].sum())}
+        of_coarse = own.coarse_metrics
+        if rows.coarse is not None:
+            of_coarse = {**of_coarse, "nll": float(nll[coarse].sum())}
+        return replace(own, total=own.total + term, metrics=metrics, coarse_metrics=of_coarse)
 
     def _importance(
         self,
@@ -291,7 +342,8 @@ class Objective:
                 for place, member in enumerate(batch.members)
             ]
             given = torch.from_numpy(np.concatenate(of_rows)).to(given.device)
-        if loss.own_ratio or cap is None or not stale:
+        of_data = rollouts[batch.members[0]].origin == "data"
+        if of_data or loss.own_ratio or cap is None or not stale:
             return given
         temperature = self.config.rollout.temperature
         ratio = log_ratios(rows, self._head, temperature, loss.chunk_rows)

@@ -19,7 +19,7 @@ import torch
 from teacher_proto.errors import LsmError
 from teacher_proto.types import Bool, ContinuationScores
 
-from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.base import ORIGINS, Origin, Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_mask
 from student_trainer.student.model import Student, set_training
@@ -140,7 +140,7 @@ class Updater:
         """
         keep = [~self._mask.masked(rollout.token_ids) for rollout in rollouts]
         for rollout, rows in zip(rollouts, keep, strict=True):
-            counted = totals.of(rollout.prompt.teacher)
+            counted = totals.of(rollout.prompt.teacher).of_origin(rollout.origin)
             counted.rows += len(rows)
             counted.masked += int((~rows).sum())
         unmasked = sum(int(rows.sum()) for rows in keep)
@@ -194,11 +194,12 @@ class Updater:
                     losses = self.objective.losses(batch, chunks, rollouts, known, totals, stale)
                     parts = [self.config.weight_of(name) * of.total for name, of in losses.items()]
                     sum(parts[1:], parts[0]).backward()  # type: ignore[no-untyped-call]
+                    origin = rollouts[members[0]].origin
                     for name, of in losses.items():
                         found[name].add(of, self.config.loss.mean)
                         used += int(of.used.sum())
                         non_finite += of.dropped_non_finite
-                        self._count(totals.of(name), of, chosen)
+                        self._count(totals.of(name).of_origin(origin), of, chosen)
                 if part.teacher is not None and found[part.teacher].count:
                     self.optimizer.set_aside(1 / found[part.teacher].count)
         finally:
@@ -221,18 +222,22 @@ class Updater:
 
     def _parts(self, rollouts: Sequence[Rollout]) -> list[Part]:
         """The micro-batches of an update. Where each teacher has a mean of its own, those of one
-        teacher come after those of another."""
+        teacher come after those of another; each holds responses of the student or answers of
+        the data."""
         budget = self.config.optimizer.micro_batch_tokens
-        groups: dict[str | None, list[int]] = {}
+        groups: dict[tuple[str | None, Origin], list[int]] = {}
         for index, rollout in enumerate(rollouts):
             teacher = rollout.prompt.teacher if self.config.balances_teachers else None
-            groups.setdefault(teacher, []).append(index)
+            groups.setdefault((teacher, rollout.origin), []).append(index)
         parts = []
         for teacher in (*self.config.named_teachers, None):
-            members = groups.get(teacher, [])
-            lengths = [len(student_input(rollouts[index])) for index in members]
-            packed = pack_micro_batches(lengths, budget) if members else []
-            parts.append(Part(teacher, [tuple(members[i] for i in one) for one in packed]))
+            micro_batches: list[tuple[int, ...]] = []
+            for origin in ORIGINS:
+                members = groups.get((teacher, origin), [])
+                lengths = [len(student_input(rollouts[index])) for index in members]
+                packed = pack_micro_batches(lengths, budget) if members else []
+                micro_batches += [tuple(members[i] for i in one) for one in packed]
+            parts.append(Part(teacher, micro_batches))
         return parts
 
     def _mean(self, found: Mapping[str, Sum]) -> tuple[float, int]:

@@ -22,6 +22,7 @@ PATIENCE = 120.0
 class Server:
     process: subprocess.Popen[bytes]
     address: str
+    http: str = ""
 
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
@@ -48,7 +49,8 @@ def serve(directory: Path, *, port: int = 0, **teachers: Path) -> Iterator[Serve
                 break
             assert process.poll() is None, log.read_text()
             pause.wait(0.05)
-        yield Server(process, json.loads(ready.read_text())["grpc_address"])
+        facts = json.loads(ready.read_text())
+        yield Server(process, facts["grpc_address"], facts["http_address"])
     finally:
         if process.poll() is None:
             process.kill()

@@ -80,3 +80,11 @@ def test_a_step_is_estimated_in_proportion(make_config: MakeConfig) -> None:
     assert writing == pytest.approx(3 * 100 / 10)  # 20 responses in 3 batches
     assert scoring == pytest.approx(20 * 120 * 3 / 60)
     assert updating == pytest.approx(20 * 120 * 6 / 60)
+    part = make_config(
+        rollout=rollout, optimizer={"micro_batch_tokens": 400}, scoring={"scored_share": 0.4}
+    )
+    assert estimate.longest_step(part, found) == (
+        pytest.approx(writing),
+        pytest.approx(20 * 60 * 3 / 60),
+        pytest.approx(20 * 60 * 6 / 60),
+    )

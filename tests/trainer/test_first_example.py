@@ -17,6 +17,7 @@ from student_trainer.losses import LsmLoss
 from student_trainer.losses.parts.loss import MaskSettings
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
+from student_trainer.settings.rollout import ScoringSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 
@@ -45,6 +46,29 @@ def test_it_shows_what_step_1_draws_and_what_the_loss_uses(
         (place, int(token), "masked" if token == masked_id else "loss")
         for place, token in enumerate(own.token_ids)
     ]
+
+
+def test_it_shows_the_tokens_that_are_scored(
+    student: Student, make_config: Callable[..., TrainConfig]
+) -> None:
+    config = make_config(rollout={"max_new_tokens": 60})
+    prompts = load_prompts(config.data, student.tokenizer).train
+    responses = generate(student, prompts, config.rollout, seed=5, step=1)[::2]
+    ended = next(r for r in responses if r.finished and 5 < len(r.token_ids) <= 48)
+    cut = next(r for r in responses if len(r.token_ids) > 48)
+    for response, scoring, expected in (
+        (ended, {"scored_share": 0.5}, -(-len(ended.token_ids) // 2)),
+        (ended, {"max_scored_tokens": 4}, 4),
+        (cut, {"max_scored_tokens": 4}, 4),
+        (cut, {"scored_share": 0.5}, 48),
+    ):
+        settings = ScoringSettings.model_validate(scoring)
+        text = first_example(
+            student, response.prompt, config.rollout, LsmLoss(), seed=5, scoring=settings
+        )
+        places = [place for place, _, _ in rows(text) if place >= 0]
+        assert places == list(range(expected))
+        assert f"response (shown up to token {expected})" in text
 
 
 def drawn(prompt: int, response: int) -> Rollout:

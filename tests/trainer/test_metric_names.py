@@ -13,11 +13,11 @@ import pytest
 from student_trainer.run.directory import read_metrics
 from student_trainer.settings.train import TrainConfig
 from student_trainer.train import train
-from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve
 from tools.reference.trainer_metrics import MEASURED, METRICS, SUMMARY, Key, measured_across
 
 MakeConfig = Callable[..., TrainConfig]
+TEXTS = ("the sun", "a day was", "we read", "it is")
 EVALUATION = {"prompts": 2, "frozen_rows": 256, "max_new_tokens": 32, "top_k": 48}
 
 
@@ -30,11 +30,14 @@ def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> It
 @pytest.fixture
 def run(make_config: MakeConfig, server: Server, tmp_path: Path) -> Callable[..., Path]:
     def made(name: str, **sections: Any) -> Path:
-        write_prompts(tmp_path / "prompts.jsonl", ["the sun", "a day was", "we read", "it is"])
-        sections["data"] = {"held_out_fraction": 0.5}
+        rows = sections.pop("rows", [{"prompt": text} for text in TEXTS])
+        (tmp_path / "prompts.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        sections["data"] = {"held_out_fraction": 0.5, **sections.get("data", {})}
+        weights = sections.pop("weights", [])
         sections["rollout"] = {"prompts_per_step": 2}
         sections["run"] = {"steps": 2, "output_dir": str(tmp_path / name)}
-        return train(make_config(teacher={"address": server.address}, **sections))
+        config = make_config(teacher={"address": server.address}, **sections)
+        return train(TrainConfig.model_validate({**config.model_dump(), "weights": weights}))
 
     return made
 
@@ -65,14 +68,29 @@ def test_runs_write_what_the_reference_explains(
         pipeline={"staleness": 1},
         evaluation=EVALUATION,
     )
-    sampled = run("sampled", loss={"kind": "sampled_token"})
+    sampled = run(
+        "sampled",
+        loss={"kind": "sampled_token"},
+        scoring={"max_scored_tokens": 8},
+        weights=[{"kind": "place"}],
+    )
     across = run(
         "across",
         model=foreign_student_dir,
         loss={"top_k": 48, "masked_chunks": True},
         evaluation=EVALUATION,
     )
-    assert written(plain) | written(sampled) | written(across) == named(METRICS)
+    mixed = run(
+        "mixed",
+        rows=[{"prompt": text, "answer": "warm"} for text in TEXTS],
+        data={"columns": {"response": "answer"}},
+        mixing={"share": 0.5, "nll_weight": 0.1},
+    )
+    known = named(METRICS)
+    of_answers = {n for n in written(mixed) - known if n.removeprefix("data_") in known - {"loss"}}
+    assert "data_support_overlap" in of_answers
+    found = written(plain) | written(sampled) | written(across) | (written(mixed) - of_answers)
+    assert found == known
     assert summarised(plain) == named(SUMMARY) | twice(MEASURED)
     assert summarised(across) == named(SUMMARY) | twice(MEASURED, measured_across())
 

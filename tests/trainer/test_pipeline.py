@@ -126,21 +126,31 @@ def test_scores_belong_to_their_rollouts(make: Any, teacher: LocalTeacher) -> No
         )
 
 
-def test_batches_in_flight_are_kept_to_the_byte(make: Any) -> None:
-    pipeline, _ = make(pipeline={"staleness": 2})
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"scoring": {"scored_share": 0.4}, "loss": {"kind": "lsm", "support": "student"}}],
+    ids=["whole", "in part"],
+)
+def test_batches_in_flight_are_kept_to_the_byte(make: Any, sections: dict[str, Any]) -> None:
+    pipeline, _ = make(pipeline={"staleness": 2}, **sections)
     pipeline.fill(1, 0)
     kept = pending_batches.rollout_tensors(pipeline.batches)
-    other, recorder = make(pipeline={"staleness": 2})
+    assert ("1/scored" in kept) == bool(sections)
+    other, recorder = make(pipeline={"staleness": 2}, **sections)
     described = pending_batches.describe_batches(pipeline.batches)
     other.restore(pending_batches.restore_batches(described, kept, other))
     assert len(recorder.sent) == 9, "their scores are asked again"
     for a, b in zip(pipeline.batches, other.batches, strict=True):
-        assert replace(a, rollouts=[], scores={}) == replace(b, rollouts=[], scores={})
-        for x, y in zip(a.rollouts, b.rollouts, strict=True):
+        bare = {"rollouts": [], "parts": [], "scores": {}}
+        assert replace(a, **bare) == replace(b, **bare)
+        for x, y in zip([*a.rollouts, *a.parts], [*b.rollouts, *b.parts], strict=True):
             assert x.prompt.prompt_id == y.prompt.prompt_id
-            assert (x.index, x.finished) == (y.index, y.finished)
+            assert (x.index, x.finished, x.written) == (y.index, y.finished, y.written)
             assert x.token_ids.tobytes() == y.token_ids.tobytes()
             assert x.log_probs.tobytes() == y.log_probs.tobytes()
+            for one, other in ((x.support_ids, y.support_ids), (x.nucleus_mass, y.nucleus_mass)):
+                assert (one is None) == (other is None)
+                assert one is None or other is None or one.tobytes() == other.tobytes()
 
 
 def test_batches_in_flight_keep_their_prompts_whatever_else_is_left_out(make: Any) -> None:

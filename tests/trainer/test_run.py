@@ -25,6 +25,7 @@ from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory
 from student_trainer.run.rng import restore_rng
 from student_trainer.settings.train import TrainConfig
+from student_trainer.startup.inputs import with_answers
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.teachers import Teachers
@@ -130,6 +131,8 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
     torch.manual_seed(config.run.seed)
     student = load_student(config.student)
     prompts = read_prompts(config)
+    if config.mixing.mixes:
+        prompts, _ = with_answers(prompts, config, student)
     run = RunDirectory(config.run.output_dir)
     run.path.mkdir()
     with Teachers.connect(config, student) as teachers:

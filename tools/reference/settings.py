@@ -77,13 +77,16 @@ def _render(each: Section, flags: Mapping[str, str]) -> str:
     return section(heading, each.intro, table(("key", "type", "default", "meaning"), rows))
 
 
-def _sections(models: Sequence[type[BaseModel]], name: str, intro: str) -> Iterator[Section]:
-    """The section of ``models`` (several are alternatives) and those inside it."""
+def _sections(
+    models: Sequence[type[BaseModel]], name: str, intro: str, mark: Kinds | None = None
+) -> Iterator[Section]:
+    """The section of ``models`` (several are alternatives) and those inside it. ``mark``: of the
+    section that comes in kinds."""
     fields = {key: field for model in models for key, field in model.model_fields.items()}
     inner = {
         key: found for key, field in fields.items() if (found := _models(annotation_of(field)))
     }
-    own = [_kinds(models, name)] if len(models) > 1 else []
+    own = [_kinds(models, name, mark)] if len(models) > 1 else []
     own += [
         s for key in fields if key not in {"kind", *inner} for s in _settings(models, name, key)
     ]
@@ -93,7 +96,7 @@ def _sections(models: Sequence[type[BaseModel]], name: str, intro: str) -> Itera
         field = fields[key]
         path = _join(name, key) + (".NAME" if _by_name(field.annotation) else "")
         text = field.description or _intro(_parent(found))
-        yield from _sections(found, path, text)
+        yield from _sections(found, path, text, _mark(annotation_of(field)))
 
 
 def _by_name(annotation: Any) -> bool:
@@ -121,11 +124,14 @@ def _settings(models: Sequence[type[BaseModel]], name: str, key: str) -> Iterato
         )
 
 
-def _kinds(models: Sequence[type[BaseModel]], name: str) -> Setting:
-    """The key that chooses among alternatives; the first is what it is by default."""
+def _kinds(models: Sequence[type[BaseModel]], name: str, mark: Kinds | None) -> Setting:
+    """The key that chooses among alternatives; the first is what it is by default, where the mark
+    does not say otherwise."""
     kinds = {_kind(model): _intro(model) for model in models}
     meaning = " ".join(f"{code(kind)}: {intro}" for kind, intro in kinds.items())
-    return Setting(_join(name, "kind"), _choice(kinds), code(json.dumps(_kind(models[0]))), meaning)
+    needed = mark is not None and mark.default is None
+    default = "required" if needed else code(json.dumps(_kind(models[0])))
+    return Setting(_join(name, "kind"), _choice(kinds), default, meaning)
 
 
 def _setting(key: str, field: FieldInfo) -> Setting:
@@ -191,6 +197,13 @@ def _models(annotation: Any) -> tuple[type[BaseModel], ...]:
                 return tuple(mark.named.values())
         arguments = arguments[:1]
     return tuple(model for argument in arguments for model in _models(argument))
+
+
+def _mark(annotation: Any) -> Kinds | None:
+    """The mark of a section, or of a list of them, that comes in kinds."""
+    if isinstance(annotation, Kinds):
+        return annotation
+    return next((mark for inner in get_args(annotation) if (mark := _mark(inner))), None)
 
 
 def _parent(models: Sequence[type[BaseModel]]) -> type[BaseModel]:

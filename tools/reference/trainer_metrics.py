@@ -27,13 +27,37 @@ WHOLE = "`report.metric_rows` above 0"
 ACROSS = "the teacher has another tokenizer"
 POLICY = '`loss.kind = "sampled_token"` or `"fixed_advantage"`'
 COARSE = f'{ACROSS}, `loss.coarse = "bucket"`, and there are such positions'
+MIXED = "`mixing`, and the step has answers of the data"
 STALE = "a stale batch, `pipeline.importance_cap` set, a loss on a support"
 
 METRICS = (
     Key("step", "count", "Number of the step, from 1."),
     Key("time", "date, UTC", "When the step ended."),
     Key("loss", "nats", "Mean loss of the step's updates; none when all are empty."),
-    Key("tokens", "tokens", "Tokens of all responses of the batch."),
+    Key(
+        "student_loss",
+        "nats",
+        "Mean loss of rows of the student's responses, before any weight.",
+        MIXED,
+    ),
+    Key("data_loss", "nats", "Mean loss of rows of answers of the data, before any weight.", MIXED),
+    Key(
+        "data_nll",
+        "nats",
+        "Mean negative log-likelihood of answers' tokens.",
+        f"{MIXED}, `mixing.nll_weight` above 0",
+    ),
+    Key("data_responses", "count", "Answers of the data in the step.", MIXED),
+    Key("data_tokens", "tokens", "Those of `tokens` that are of answers.", MIXED),
+    Key("data_tokens_used", "tokens", "Those of `tokens_used` that are of answers.", MIXED),
+    Key("data_response_length_mean", "tokens", "Mean length of an answer with its end.", MIXED),
+    Key("tokens", "tokens", "Tokens of all responses of the batch, as far as they are scored."),
+    Key(
+        "teacher_tokens_saved",
+        "tokens",
+        "Tokens of the responses that the teacher was not asked for.",
+        "`scoring`",
+    ),
     Key("tokens_used", "tokens", "Tokens whose rows are in the loss."),
     Key("masked_tokens", "tokens", "Tokens that `loss.mask` leaves out."),
     Key(
@@ -57,8 +81,8 @@ METRICS = (
     Key("empty_updates", "count", "Updates without a usable row, which change nothing."),
     Key("dropped_non_finite", "tokens", "Tokens left out because their row is not finite."),
     Key("dropped_small_support", "tokens", "Tokens left out for fewer than two valid ids."),
-    Key("response_length_mean", "tokens", "Mean length of a response."),
-    Key("truncated_share", "share", "Responses that were cut at the length limit."),
+    Key("response_length_mean", "tokens", "Mean length of a response of the student."),
+    Key("truncated_share", "share", "Those that were cut at the length limit."),
     Key("grad_norm", "norm", "Largest 2-norm of an update's gradient, before clipping."),
     Key("clipped", "true or false", "Whether a gradient of the step was clipped."),
     Key("lr", "rate", "Learning rate of the step's last update."),
@@ -98,6 +122,8 @@ METRICS = (
     Key("importance_log_ratio", "nats", "Mean of log π - log π_old at the sampled token.", STALE),
     Key("importance_weight", "ratio", "Mean importance weight of a token.", STALE),
     Key("importance_truncated", "share", "Tokens whose weight the cap bounds.", STALE),
+    Key("row_weight", "ratio", "Mean weight of a row, by `weights` alone.", "`weights`"),
+    Key("row_weight_zero_share", "share", "Rows that `weights` leaves out.", "`weights`"),
     Key("chunk_advantage", "nats", "Mean advantage of `chunk_tokens`.", "`loss.masked_chunks`"),
     Key("realign_failed_share", "share", "Responses that could not be realigned.", ACROSS),
     Key("realign_masked_share", "share", "Positions of class MASKED.", ACROSS),
@@ -147,7 +173,14 @@ SUMMARY = (
     Key("loss", "text", "`loss.kind`."),
     Key("top_k", "ids", "`loss.top_k`."),
     Key("steps", "count", "Steps made."),
-    Key("tokens", "tokens", "Tokens of all responses of all steps."),
+    Key("tokens", "tokens", "Tokens of all responses of all steps, as far as they are scored."),
+    Key(
+        "teacher_tokens_saved",
+        "tokens",
+        "Tokens of responses that the teacher was not asked for; `null` where it is asked for all.",
+    ),
+    Key("data_responses", "count", "Answers of the data in all steps; `null` without any."),
+    Key("data_tokens", "tokens", "Those of `tokens` that are of answers; `null` without any."),
     Key("seconds", "seconds", "Time of all steps and both evaluations."),
     Key("held_out_prompts", "count", "Held-out prompts that were evaluated."),
     Key("frozen_rows", "positions", "Frozen positions that were measured."),
@@ -220,7 +253,9 @@ def sections() -> list[str]:
             "One JSON object per step. A key that is not in every step has `null` or is missing "
             "elsewhere. Means are over the rows in the loss, those of the whole vocabulary over "
             "`report.metric_rows` of them; realigned ones are over positions that are neither "
-            "masked nor coarse, and those of supports over rows that are not coarse. "
+            "masked nor coarse, and those of supports over rows that are not coarse. In a step "
+            "with answers of the data all means but `loss` are of the student's own responses, and "
+            "`data_NAME` is the mean NAME of the answers. "
             "π is the student, π_old the student that wrote the rollout, q the teacher. "
             "With several teachers everything that is said of rows or responses is also said of "
             "those that one of them scored, as `KEY/NAME`, and `loss/NAME` is before the teacher's "
