@@ -12,11 +12,11 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import count, islice
+from itertools import count
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
-from teacher_proto.types import ChatPrompt, Prompt, SpecialTokens, TextPrompt
+from teacher_proto.types import ChatPrompt, Prompt, TextPrompt
 
 from student_trainer.data import digest
 from student_trainer.data.columns import AnswerColumn, Columns
@@ -26,23 +26,20 @@ from student_trainer.data.files.source import Source
 from student_trainer.data.order import PromptOrder, held_out_of
 from student_trainer.data.progress import told
 from student_trainer.data.rendering import (
-    Draft,
     PromptReader,
     Reading,
     RowRefusedError,
-    TemplateRefusedError,
     run_clock,
 )
 from student_trainer.data.teacher_names import TeacherNames
 from student_trainer.data.teacher_prompts import teacher_prompt
+from student_trainer.data.teacher_rows import Row, draft_for_teacher, prompt_item, readings
 from student_trainer.data.templates import templates_as_json, unread
 from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.data import DataFile, DataSettings, files
 from student_trainer.settings.teacher import ONLY_TEACHER
 
 log = logging.getLogger(__name__)
-
-ENCODED_AT_ONCE = 1024
 
 
 @dataclass(frozen=True)
@@ -76,23 +73,6 @@ class PromptSets:
         order = PromptOrder.of(seed, self.train, self.shares, self.left_out)
         taken = (self.train[order.take(position, 1)[0]] for position in count())
         return next(prompt for prompt in taken if teacher in (None, prompt.teacher))
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a dataset.
-
-    Attributes:
-        draft: its prompt.
-        teacher: name of the one that scores it.
-        only_teacher: what only the teacher reads; None where it reads the prompt.
-        for_teacher: the same as the student would read it; None also where it refuses it.
-    """
-
-    draft: Draft
-    teacher: str
-    only_teacher: TextPrompt | ChatPrompt | None
-    for_teacher: Draft | None
 
 
 def load_prompts(
@@ -270,14 +250,16 @@ def _read(
                 continue
             if answers is not None:
                 answers.take(row, place)
-            yield Row(draft, teacher, only, _draft_for_teacher(only, place, reader))
+            yield Row(draft, teacher, only, draft_for_teacher(only, place, reader))
 
-    for row, reading, for_teacher in _readings(rows(), reader):
-        failed = [one for one in (reading, for_teacher) if isinstance(one, RowRefusedError)]
-        if isinstance(reading, RowRefusedError) or isinstance(for_teacher, RowRefusedError):
-            leave_out(failed[0])
+    for row, reading, for_teacher in readings(rows(), reader):
+        if isinstance(reading, RowRefusedError):
+            leave_out(reading)
             continue
-        item = _item(reading, row, for_teacher, settings, reader)
+        if isinstance(for_teacher, RowRefusedError):
+            leave_out(for_teacher)
+            continue
+        item = prompt_item(reading, row, for_teacher, settings, reader)
         if answers is not None:
             item = replace(item, response=answers.of(row.draft.place))
         if len(item.token_ids) <= settings.max_prompt_tokens:
@@ -315,81 +297,6 @@ def _read(
             source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
         )  # fmt: skip
     return prompts, dropped + refused, notes
-
-
-def _draft_for_teacher(
-    prompt: TextPrompt | ChatPrompt | None, place: str, reader: PromptReader
-) -> Draft | None:
-    """What only the teacher reads, as the student would read it; None where there is nothing, or
-    the student's chat template refuses it, which a teacher that renders it itself need not."""
-    if prompt is None:
-        return None
-    try:
-        return reader.draft(prompt, f"{place}, what only the teacher reads")
-    except TemplateRefusedError:
-        return None
-
-
-def _readings(
-    rows: Iterator[Row], reader: PromptReader
-) -> Iterator[tuple[Row, Reading | RowRefusedError, Reading | RowRefusedError | None]]:
-    """Each row with its reading, and with that of what only its teacher reads; many of them are
-    encoded at once. The error of a row comes after the rows before it."""
-    chunk: list[Row] = []
-    failure: ConfigurationError | None = None
-    while failure is None:
-        try:
-            for row in islice(rows, ENCODED_AT_ONCE):
-                chunk.append(row)
-        except ConfigurationError as error:
-            failure = error
-        if not chunk:
-            break
-        only = [row.for_teacher for row in chunk if row.for_teacher is not None]
-        readings = list(reader.read([*(row.draft for row in chunk), *only]))
-        of_teacher = iter(readings[len(chunk) :])
-        for row, reading in zip(chunk, readings, strict=False):
-            yield row, reading, None if row.for_teacher is None else next(of_teacher)
-        chunk = []
-    if failure is not None:
-        raise failure
-
-
-def _item(
-    reading: Reading,
-    row: Row,
-    for_teacher: Reading | None,
-    settings: DataSettings,
-    reader: PromptReader,
-) -> PromptItem:
-    bare = settings.add_bos == "never"
-    item = PromptItem(
-        digest.prompt_identity(reading.reference_ids),
-        reading.token_ids,
-        reading.source,
-        place=row.draft.place,
-        thinking=reading.thinking,
-        special_tokens=SpecialTokens.AS_WRITTEN if bare else SpecialTokens.ADD,
-        begin_ids=reader.begin_ids if settings.add_bos == "always" else (),
-        teacher=row.teacher,
-    )
-    if row.only_teacher is None:
-        return item
-    if for_teacher is None:  # the student's template refuses it
-        at_run = _at_clock(row.only_teacher, reader.now)
-        only = replace(item, source=at_run, token_ids=item.token_ids[:0])
-    else:
-        only = replace(
-            item,
-            source=for_teacher.source,
-            token_ids=for_teacher.token_ids,
-            thinking=for_teacher.thinking,
-        )
-    return replace(item, for_teacher=only)
-
-
-def _at_clock(prompt: TextPrompt | ChatPrompt, now: str) -> TextPrompt | ChatPrompt:
-    return replace(prompt, now=now) if isinstance(prompt, ChatPrompt) else prompt
 
 
 def _show(prompts: Sequence[PromptItem], shared: set[str]) -> str:

@@ -22,7 +22,7 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.run.directory import RunDirectory, append_metrics
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
-from student_trainer.startup.readings import Judgement, Reader
+from student_trainer.startup.reader import Judgement, Reader
 from student_trainer.startup.start import Start
 from student_trainer.startup.steps import STEPS
 from student_trainer.startup.teacher import tokenizer
