@@ -26,7 +26,7 @@ TEXTS = {
 }
 EXAMPLES = {
     str(path.relative_to(ROOT)): str(path.relative_to(ROOT).with_suffix(".md"))
-    for pattern in ("*.py", "notebooks/*.ipynb")
+    for pattern in ("*.py", "own_loss/*.py", "notebooks/*.ipynb")
     for path in sorted((ROOT / "examples").glob(pattern))
 }
 PACKAGES = (ROOT / "proto" / "teacher_proto", ROOT / "teacher_server", ROOT / "student_trainer")

@@ -56,10 +56,15 @@ class PipelineSettings(Settings):
         description="When a response is sent to be scored: once it has ended (`finished`), or "
         "once all responses to its prompt have (`group`).",
     )
+    importance_weights: bool = Field(
+        default=True,
+        description="Weigh the tokens of a stale batch by π/π_old, at most `importance_cap`; "
+        "`false`, all weigh 1. A policy gradient has the ratio in its definition and is not "
+        "weighed.",
+    )
     importance_cap: Positive | None = Field(
         default=2.0,
-        description="Upper bound of the importance weight π/π_old of a token in a stale batch; "
-        "unset, all weigh 1.",
+        description="Upper bound of that weight; none (from Python alone) is no weight at all.",
     )
 
 

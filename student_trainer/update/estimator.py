@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from student_trainer.settings.train import TrainConfig
 
+# The least staleness at which the weights were seen to cost something.
+MEASURED_STALENESS = 4
+
 
 def estimator_notes(config: TrainConfig) -> list[str]:
     """What these settings leave out of the gradient, a sentence each; often none.
@@ -11,7 +14,7 @@ def estimator_notes(config: TrainConfig) -> list[str]:
     A loss on a support is exact at every row, however its tokens were drawn. What is learnt
     at drawn tokens alone is learnt from ids of the nucleus alone (docs/losses.md).
     """
-    return [*_of_scoring(config), *_of_nuclei(config)]
+    return [*_of_scoring(config), *_of_weights(config), *_of_nuclei(config)]
 
 
 def _of_scoring(config: TrainConfig) -> list[str]:
@@ -41,5 +44,20 @@ def _of_nuclei(config: TrainConfig) -> list[str]:
         )
     return [
         note + "(docs/losses.md). rollout.top_p = 1 gives that of the whole divergence; a loss on "
-        "a support, such as lsm, does not depend on top_p"
+        "a support, such as lsm, does not depend on top_p",
+    ]
+
+
+def _of_weights(config: TrainConfig) -> list[str]:
+    """What the weights of stale batches have cost where that was measured (``make
+    bench-staleness``); often nothing."""
+    pipeline = config.pipeline
+    weighs = pipeline.importance_weights and pipeline.importance_cap is not None
+    if pipeline.staleness < MEASURED_STALENESS or config.loss.own_ratio or not weighs:
+        return []
+    return [
+        f"pipeline.staleness = {pipeline.staleness}: at {MEASURED_STALENESS} on a small model, "
+        "students of lsm whose stale tokens weighed π/π_old ended farther from the teacher than "
+        "those whose tokens all weighed 1 (docs/training.md). pipeline.importance_weights = false "
+        "leaves the weights out"
     ]

@@ -334,7 +334,8 @@ class Objective:
         """float32 [R]: the weight of each row: for the nucleus that its token was drawn from,
         where the loss learns at that token; and for an older student that drew it, where the
         batch is stale and the loss has no such ratio in its definition."""
-        loss, cap = self.config.loss, self.config.pipeline.importance_cap
+        loss, pipeline = self.config.loss, self.config.pipeline
+        cap = pipeline.importance_cap if pipeline.importance_weights else None
         given = rows.weights
         if self._nuclei and loss.at_sampled_token:
             of_rows = [

@@ -35,6 +35,7 @@ from student_trainer.startup.teacher import tokenizer
 from student_trainer.student.model import Student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.teachers import Teachers
+from student_trainer.update.estimator import estimator_notes
 from student_trainer.update.importance import log_ratios, truncated_weights
 from student_trainer.update.metrics import UpdateTotals
 from tests.support.replies import IDENTITY, SERVER, TEACHER, VOCABULARY, make_reply
@@ -229,6 +230,14 @@ def test_a_stale_update_weighs_its_tokens(
     assert figures.means.mean("importance_truncated") == 1.0
     for name, value in heavier.items():
         torch.testing.assert_close(value, 1.5 * gradients[name], rtol=1e-3, atol=1e-6)
+    case.updater.objective.config = make_config(
+        loss={"mean": mean}, pipeline={"importance_weights": False}
+    )
+    figures, unweighed = stale()
+    assert "importance_weight" not in figures.means.all()
+    assert figures.losses == plain.losses
+    for name, value in unweighed.items():
+        assert torch.equal(value, gradients[name])
 
 
 def of_scripted_teacher(
@@ -347,3 +356,20 @@ def test_what_is_over_max_in_flight_waits_in_the_trainer_and_nothing_blocks(
             with pytest.raises(TeacherUnavailableError):
                 future.result(60)
     assert peak == 2
+
+
+@pytest.mark.parametrize(
+    ("sections", "told"),
+    [
+        ({"pipeline": {"staleness": 4}}, True),
+        ({"pipeline": {"staleness": 3}}, False),
+        ({"pipeline": {"staleness": 4, "importance_weights": False}}, False),
+        ({"pipeline": {"staleness": 4}, "loss": {"kind": "sampled_token"}}, False),
+    ],
+)
+def test_what_weights_cost_at_a_high_staleness_is_told(
+    make_config: MakeConfig, sections: dict[str, dict[str, object]], told: bool
+) -> None:
+    sections = {"rollout": {"top_p": 1.0}, **sections}
+    notes = estimator_notes(make_config(**sections))
+    assert any("pipeline.importance_weights = false" in note for note in notes) == told
