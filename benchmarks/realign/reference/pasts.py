@@ -89,6 +89,7 @@ def pasts_of(window: Window, model: Teacher, tokenizer: RawTokenizer) -> list[Pa
 
     ends = _whole_ends(window.said, model, window, tokenizer)
     ask([end + following for end in ends for following in FOLLOWING])
+    ask([end + rest for end in ends for rest in _rests_of_added(end, tokenizer)])
     while True:
         texts = []
         for tokens in _beginnings(found, window.said, tokenizer):
@@ -103,6 +104,18 @@ def pasts_of(window: Window, model: Teacher, tokenizer: RawTokenizer) -> list[Pa
         Past(tokens, _mass(window, model, tokens, shared) * sum(nexts.values()), nexts)
         for tokens in found
         if (nexts := _next_tokens(window, model, tokenizer, tokens))
+    ]
+
+
+def _rests_of_added(said: str, tokenizer: RawTokenizer) -> list[str]:
+    """What is missing of the added tokens whose first characters the text ends with: once one is
+    whole, what precedes it is cut without it."""
+    near = said[-max(map(len, tokenizer.added), default=0) :]
+    return [
+        text[length:]
+        for text in tokenizer.added
+        for length in range(1, len(text))
+        if near.endswith(text[:length])
     ]
 
 

@@ -20,6 +20,7 @@ class RawTokenizer:
 
     Attributes:
         token_bytes: V entries; empty where an id stands for no text.
+        added: texts that are taken out of a text before the rest of it is cut.
     """
 
     def __init__(self, file: Path, recognised: Collection[str] = ()) -> None:
@@ -44,6 +45,7 @@ class RawTokenizer:
             "padding": None,
         }
         self._tokenizer = Tokenizer.from_str(json.dumps(document))
+        self.added = tuple(token["content"] for token in added)
         every_added = (token["id"] for token in document_added)
         size = 1 + max([*model["vocab"].values(), *every_added])
         self.token_bytes = [b""] * size
