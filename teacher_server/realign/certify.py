@@ -13,16 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
-from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
+from teacher_server.realign.pair.tables import MAX_UNSETTLED, TAIL_SKEW, PairTables
 from teacher_server.realign.walk.masses import Entries, WalkResult, true_places
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
 # Ids beyond K that are looked at: they take the place of ids that are not certified.
 SPARE_IDS = 16
-# Teacher tokens below a row's best ids are taken to have at most this many times the
-# mean of such tokens (and at most the row's floor).
-TAIL_SKEW = 20
 # A smaller threat is what rounding leaves of sums that should cancel.
 ROUNDING = 1e-12
 # Slots of a padded table for each entry in it, at most.
@@ -69,18 +66,17 @@ def certify(
     total = np.maximum(walked.total, 1e-300)
     position, token, mass, parts = sum_by_token(walked.settled, tables.student.size)
     mass = mass / total[position]
-    # Teacher tokens below the rows' best that would land on the same id.
-    unseen = np.maximum(tables.teacher_token_count[token] - parts, 0)
-    ids, masses, missing = best_ids(position, token, mass, unseen, count, top_k + SPARE_IDS)
+    below = _below_best(walked, position, token, parts, tables) / total[position]
+    ids, masses, unlisted = best_ids(position, token, mass, below, count, top_k + SPARE_IDS)
     own = np.zeros(count)
     hit = token == sampled[position]
     own[position[hit]] = mass[hit]
-    own_missing = np.zeros(count, np.int64)
-    own_missing[position[hit]] = unseen[hit]
+    own_unlisted = np.zeros(count)
+    own_unlisted[position[hit]] = below[hit]
     ids = np.column_stack([ids, sampled])
     masses = np.column_stack([masses, own])
-    missing = np.column_stack([missing, own_missing])
-    threats = _threats(walked, total, ids, missing, tables)
+    unlisted = np.column_stack([unlisted, own_unlisted])
+    threats = _threats(walked, total, ids, tables) + unlisted
     sure = (masses > 0) & (threats <= MAX_UNSETTLED * masses)
     sampled_sure = sure[:, -1]
     sure, masses, ids, threats = sure[:, :-1], masses[:, :-1], ids[:, :-1], threats[:, :-1]
@@ -153,13 +149,13 @@ def order_within(position: Int64, value: Int64) -> Int64:
 
 
 def best_ids(
-    position: Int64, token: Int64, mass: Float64, unseen: Int64, count: int, width: int
-) -> tuple[Int64, Float64, Int64]:
-    """(ids, masses, unseen) [count, width]: the heaviest entries of each position, descending,
+    position: Int64, token: Int64, mass: Float64, below: Float64, count: int, width: int
+) -> tuple[Int64, Float64, Float64]:
+    """(ids, masses, below) [count, width]: the heaviest entries of each position, descending,
     ties by lower id; mass 0 in empty slots.
 
     Args:
-        position, token, mass, unseen: entries in the order of ``sum_by_token``.
+        position, token, mass, below: entries in the order of ``sum_by_token``.
     """
     starts = np.searchsorted(position, np.arange(count))
     widest = max(int(np.bincount(position, minlength=count).max(initial=0)), width)
@@ -178,19 +174,36 @@ def best_ids(
     chosen = np.take_along_axis(entry, order, 1)
     masses = np.take_along_axis(table, order, 1)
     if not len(position):
-        return chosen, masses, chosen
-    return token[chosen], masses, unseen[chosen]
+        return chosen, masses, masses
+    return token[chosen], masses, below[chosen]
 
 
-def _threats(
-    walked: WalkResult, total: Float64, ids: Int64, missing: Int64, tables: PairTables
+def _below_best(
+    walked: WalkResult, position: Int64, token: Int64, parts: Int64, tables: PairTables
 ) -> Float64:
-    """float64 [n, w]: unsettled mass that could still land on each id.
+    """float64 [n]: what teacher tokens below the rows' best may add to the masses of the student
+    tokens: at most the row's floor each, TAIL_SKEW times the mean of such tokens, or more where
+    several that are listed give the same student token: before a number, whose first digit
+    hundreds of numbers share, as many of those below give it as of those that are listed.
+
+    Args:
+        position, token, parts: as ``sum_by_token`` gives them.
+    """
+    missing = np.maximum(tables.teacher_token_count[token] - parts, 0)
+    floor, tail = walked.floor[position], walked.tail[position]
+    alike = np.minimum(tail * (parts - 1) / np.maximum(walked.listed[position], 1), floor * missing)
+    result: Float64 = np.maximum(
+        np.minimum(floor, TAIL_SKEW * tail / tables.teacher.size) * missing, alike
+    )
+    return result
+
+
+def _threats(walked: WalkResult, total: Float64, ids: Int64, tables: PairTables) -> Float64:
+    """float64 [n, w]: open mass that could still land on each id.
 
     Args:
         total: float64 [n], by which masses are divided.
         ids: int64 [n, w], student tokens.
-        missing: int64 [n, w], teacher tokens below the rows' best that would land on each.
     """
     count, width = ids.shape
     size = len(tables.student.order) + 1
@@ -231,9 +244,7 @@ def _threats(
     unsorted[order] = sorted_threats
     threats = unsorted.reshape(count, width)
     threats += _threats_of_first_tokens(opened, ids, tables)
-    mean = walked.tail / tables.teacher.size
-    below = np.minimum(walked.floor, TAIL_SKEW * mean)[:, None] * missing
-    result: Float64 = (np.where(threats < ROUNDING, 0.0, threats) + below) / total[:, None]
+    result: Float64 = np.where(threats < ROUNDING, 0.0, threats) / total[:, None]
     return result
 
 

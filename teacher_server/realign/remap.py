@@ -107,6 +107,7 @@ class Remap:
             total=np.ones(count),
             tail=tail,
             floor=np.minimum(np.exp(rows.floor[positions]), tail),
+            listed=rows.listed[positions],
             wanted=none,
         )
 
@@ -123,7 +124,7 @@ class Remap:
         own[position[hit]] = mass[hit]
         fits = token < limit
         position, token, mass = position[fits], token[fits], mass[fits]
-        ids, masses, _ = best_ids(position, token, mass, token, count, top_k)
+        ids, masses, _ = best_ids(position, token, mass, mass, count, top_k)
         ids, masses = ids[:, :top_k], masses[:, :top_k]
         keep = masses > 0
         with np.errstate(divide="ignore"):

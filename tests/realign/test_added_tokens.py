@@ -20,7 +20,7 @@ from teacher_server.realign.walk.rows import teacher_rows
 from tests.realign.real_tokenizers import pair, tokenizer_file
 from tests.realign.toys import bpe_document
 
-CALL = 'Sure.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>'
+CALL = 'Sure.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Paris"}}\n</tool_call>\n'
 CERTAIN = 0.999
 
 
@@ -130,8 +130,10 @@ def test_a_token_that_one_side_lacks_is_the_text_that_the_other_spells(
             known = got.position_class != PositionClass.MASKED
             assert (np.exp(got.certified.sampled[known]) > 0.97).all(), text
             assert known[0], text
-            # Of the teacher's token the student's first one is certain, wherever it stands.
-            assert known.sum() >= len(known) - 1, text
+            # Of the teacher's token the student's first one is certain, wherever it stands; what
+            # has begun at the end may still become the token.
+            unfinished = len(b"<x") if text.endswith(b"<x") else 0
+            assert known.sum() >= len(known) - max(unfinished, 1), text
 
 
 def test_every_row_that_a_long_spelling_is_followed_over_is_asked_for() -> None:

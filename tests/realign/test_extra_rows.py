@@ -36,7 +36,14 @@ def left_open(count: int, entries: list[tuple[int, int, int, float]], total: Any
     opened = Entries(position, token, mass.astype(np.float64), row, none, none, none)
     zeros = np.zeros(count)
     return WalkResult(
-        NO_ENTRIES, opened, zeros, np.asarray(total, np.float64), zeros, zeros, np.zeros(0, int)
+        NO_ENTRIES,
+        opened,
+        zeros,
+        np.asarray(total, np.float64),
+        zeros,
+        zeros,
+        np.zeros(count, int),
+        np.zeros(0, int),
     )
 
 

@@ -216,9 +216,10 @@ def unread(window: Window, model: NgramTeacher, tokenizer: RawTokenizer) -> floa
     ("student", "teacher", "mean", "most"),
     [
         ("llama3", "qwen3", 0.003, 0.03),
+        ("gpt4o", "llama3", 0.005, 0.03),
         # How much of what is not read contradicts the spaces is an estimate (test_below_best);
         # without it the mean is .016 here.
-        ("llama3", "deepseek_v3", 0.01, 0.06),
+        ("llama3", "deepseek_v3", 0.006, 0.04),
     ],
 )
 def test_rows_next_to_spaces_of_all_kinds_against_the_reference(

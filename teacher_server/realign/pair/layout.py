@@ -16,7 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Int32, Level
 
-from teacher_server.realign.pair.sync_points import settled_boundaries, sync_offsets
+from teacher_server.realign.pair.sync_points import (
+    apart_from_added,
+    settled_boundaries,
+    sync_offsets,
+)
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary, incomplete_tail
 
@@ -155,6 +159,7 @@ class _Draft:
         encoded, own = teacher.encoder.encode(span), student.encoder.encode(span)
         self.canonical.append(_canonical(run, own.ids, student))
         settled = settled_boundaries(span, [(encoded, teacher), (own, student)])
+        settled = apart_from_added(settled, self.tables.added.begun_in(span))
         self.boundaries += [(self.offset + at, self.offset + from_) for at, from_ in settled]
         self.teacher_ids.append(encoded.ids)
         self.byte_by_byte.append(encoded.byte_by_byte)

@@ -78,6 +78,25 @@ def settled_boundaries(
     return settled[::-1]
 
 
+def apart_from_added(
+    settled: Sequence[tuple[int, int]], begun: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """(offset, settled from) of ``settled_boundaries``, once no added token can have begun before
+    the boundary and end behind it.
+
+    Args:
+        begun: as ``AddedTexts.begun_in`` gives them.
+    """
+    found = list(settled)
+    for start, end in begun:
+        for place in range(bisect_right(found, (start + 1,)), len(found)):
+            at, from_ = found[place]
+            if at > end:
+                break
+            found[place] = at, max(from_, end + 1)
+    return found
+
+
 def is_loose(character: str) -> bool:
     """Whether it is white space, or a control or format character: a tokenizer may cut several
     of them by what follows them."""

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Int32, Level
 
+from teacher_server.realign.pair.added import AddedTexts
 from teacher_server.realign.pair.levels import pair_level
 from teacher_server.realign.pair.roles import TERMINATORS, counterpart
 from teacher_server.realign.pair.spelling import equal_text
@@ -28,6 +29,9 @@ MAX_UNSETTLED = 0.05
 # A teacher token that is extended in at most this share of its occurrences counts as never
 # extended: by itself it settles which student token comes.
 EXTENSION_LIMIT = 0.05
+# A teacher token below a row's best ids is taken to have at most this many times the mean of
+# such tokens (and at most the row's floor).
+TAIL_SKEW = 20
 # Teacher tokens that one student token of the model's own can be spread over.
 MAX_DEPTH = 8
 
@@ -47,6 +51,12 @@ class PairTables:
     @cached_property
     def level(self) -> Level:
         return pair_level(self.student, self.teacher)
+
+    @cached_property
+    def added(self) -> AddedTexts:
+        """Those of both sides that the other spells."""
+        sides = (self.student, self.teacher)
+        return AddedTexts(side.token_bytes[token] for side in sides for token in side.spelt)
 
     @property
     def first_student_token(self) -> Int32:
@@ -166,6 +176,16 @@ class PairTables:
         longest = self.teacher.lengths.copy()
         longest[ordered] = np.maximum.reduceat(lengths, ranges.reshape(-1))[::2]
         return longest
+
+    def ranks_of_rests(self, low: int, high: int, skip: int) -> tuple[int, int]:
+        """Ranks of the student tokens that what is left of the teacher tokens of ranks [low, high),
+        without their first ``skip`` bytes, may begin with."""
+        texts = self.teacher.sorted_bytes
+        lowest, highest = (texts[rank][skip : skip + 1] for rank in (low, high - 1))
+        first, _ = self.student.prefix_range(lowest)
+        if highest == b"\xff":
+            return first, len(self.student.order)
+        return first, self.student.prefix_range(highest)[1]
 
     @cached_property
     def teacher_token_count(self) -> Int64:

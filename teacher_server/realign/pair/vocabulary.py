@@ -13,6 +13,7 @@ from teacher_proto.fingerprint.parts import read_fingerprint
 from teacher_proto.tokenizer_hash import versioned
 from teacher_proto.types import Bool, Int32, SpecialRole, UInt8
 
+from teacher_server.realign.pair.added import AddedTexts
 from teacher_server.realign.pair.encoder import ByteEncoder
 from teacher_server.realign.pair.roles import role_table
 from teacher_server.realign.pair.tokenizer_json import Kind, parse_tokenizer, refused
@@ -74,6 +75,11 @@ class Vocabulary:
         spelt[list(self.spelt)] = True
         return spelt
 
+    @cached_property
+    def added(self) -> AddedTexts:
+        """The texts of ``spelt``."""
+        return AddedTexts(self.token_bytes[token] for token in self.spelt)
+
     @property
     def size(self) -> int:
         return len(self.token_bytes)
@@ -117,6 +123,13 @@ class Vocabulary:
         ranks = np.full(self.size, -1, np.int32)
         ranks[self.order] = np.arange(len(self.order))
         return ranks
+
+    @cached_property
+    def numbers_below(self) -> NDArray[np.int64]:
+        """int64 [ordinary ids + 1]: how many tokens of lower rank are digits of ASCII, with or
+        without a space before them."""
+        numbers = [data.removeprefix(b" ").isdigit() for data in self.sorted_bytes]
+        return np.concatenate([[0], np.cumsum(numbers)])
 
     @cached_property
     def by_bytes(self) -> Mapping[bytes, int]:

@@ -236,6 +236,7 @@ def _joined(parts: list[WalkResult]) -> WalkResult:
         total=joined("total"),
         tail=joined("tail"),
         floor=joined("floor"),
+        listed=joined("listed"),
         wanted=joined("wanted"),
     )
 

@@ -6,7 +6,6 @@ by side? Tokenizers answer a string at a time, so every answer is kept. Read in 
 
     canonical.py            which tokens a tokenizer itself writes, given the text around them
     spaces.py               why white space is special: what follows decides how it is cut
-    added.py                texts of added tokens that may have begun
     left_context.py         how much of the text before a position has a say
     states.py               an automaton over what a path has written: the student's answers
     memo.py                 the hash table of the answers, looked up as arrays

@@ -22,7 +22,8 @@ class ExtensionShares:
     """Of n rows, each after a token: the part of the mass with which the token is extended.
 
     A token is extended by the next one when both together are the beginning of a longer
-    student token, or change which student token the first one's bytes begin with.
+    student token, or change which student token the first one's bytes begin with, or when an
+    added token of the student has begun.
 
     Attributes:
         extended: float64 [n].
@@ -66,7 +67,8 @@ def extension_shares(
     changed = answers != states.answer(alone)[line]
     # A pair that the teacher's tokenizer would itself cut in another way is no evidence.
     changed[changed] = pair.canonical_pairs.are_canonical(tokens[line[changed]], after[changed])
-    extended = whole | (node != OFF_TRIE) | changed
+    # An added token takes its text out of the tokens before it once all of it is there.
+    extended = whole | (node != OFF_TRIE) | changed | states.begins_added(both)
     return ExtensionShares(
         extended=np.minimum(np.bincount(line, mass * extended, count), 1.0),
         resegmented=np.minimum(np.bincount(line, mass * (extended & ~whole), count), 1.0),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.segmentation.added import AddedTexts
 
 # Equal symbols that are a run.
 LEAST_RUN = 4
@@ -46,9 +45,10 @@ class TokenKinds:
         # What draws a line goes on with it, however rare its longer tokens are.
         runs = np.array([_is_run(one) for one in teacher.token_bytes]) & has_extension
         self.estimated = (tables.may_extend & expressible_text) | self.single_space | runs
-        added = AddedTexts(student.token_bytes[token] for token in student.spelt)
-        begins_added = np.array([added.begun(one) > 0 for one in teacher.token_bytes])
-        self.gains_from_row = has_extension | (begins_added & expressible_text)
+        begins_added = np.array([student.added.begun(one) > 0 for one in teacher.token_bytes])
+        begins_added &= expressible_text
+        self.estimated |= begins_added
+        self.gains_from_row = has_extension | begins_added
 
 
 def _is_run(data: bytes) -> bool:

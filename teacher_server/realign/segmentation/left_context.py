@@ -9,7 +9,8 @@ back, and then the context does too:
   before it; line ends belong to the symbols before them;
 - an apostrophe, and a letter or two after it, may belong to the word before them;
 - digits that are not ASCII: a piece of three digits may be several tokens;
-- a character of several tokens.
+- a character of several tokens;
+- an added token that has begun: once it is whole, what precedes it is cut without it.
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ class LeftContexts:
     """Where the left contexts of positions begin, for one student's tokenizer."""
 
     def __init__(self, student: Vocabulary) -> None:
+        self._added = student.added
         texts = [_text(data) for data in student.token_bytes]
         whole = np.array([not _continues(data) for data in student.token_bytes])
         self._ends_word = whole & np.array([text[-1:].isalnum() for text in texts])
@@ -52,8 +54,23 @@ class LeftContexts:
         self._wide_digit = self._digit & np.array([not text.isascii() for text in texts])
 
     def begins(self, layout: Layout, positions: Int64) -> Int64:
-        """int64 [n]: the first token of each position's left context; the position itself
-        where a special token, or nothing, precedes it."""
+        """int64 [n], of ascending positions: the first token of each one's left context; the
+        position itself where a special token, or nothing, precedes it."""
+        begins = self._of_pieces(layout, positions)
+        offsets = layout.student_offsets
+        for start, end in self._added.begun_in(layout.data):
+            low, high = np.searchsorted(offsets[positions], [start + 1, end + 1]).tolist()
+            if low == high:
+                continue
+            first = int(np.searchsorted(offsets, start, "right"))
+            (begin,) = self._of_pieces(layout, np.array([first]))
+            for index in range(low, high):
+                lowest = _lowest(layout, int(positions[index]))
+                begins[index] = max(min(int(begins[index]), int(begin)), lowest)
+        return begins
+
+    def _of_pieces(self, layout: Layout, positions: Int64) -> Int64:
+        """As ``begins``, but for added tokens."""
         ids, special = layout.student_ids, layout.special
         last = np.maximum(positions - 1, 0)
         first = np.maximum(last - 1, 0)
@@ -70,8 +87,7 @@ class LeftContexts:
 
 def _begin(layout: Layout, position: int) -> int:
     """The first token of the left context of a position after an ordinary token."""
-    lowest = max(position - MAX_TOKENS, 0)
-    lowest += int(np.flatnonzero(layout.special[lowest:position]).max(initial=-1)) + 1
+    lowest = _lowest(layout, position)
     offsets = layout.student_offsets[lowest : position + 1].tolist()
     data = layout.data[offsets[0] : offsets[-1]]
     begin = _begin_of_run(data)
@@ -80,6 +96,12 @@ def _begin(layout: Layout, position: int) -> int:
         if not _continues(data[start:]) and (start <= begin or _ENOUGH.search(_text(data[start:]))):
             return index - 1
     return lowest
+
+
+def _lowest(layout: Layout, position: int) -> int:
+    """The first token that a left context may have."""
+    lowest = max(position - MAX_TOKENS, 0)
+    return lowest + int(np.flatnonzero(layout.special[lowest:position]).max(initial=-1)) + 1
 
 
 def _begin_of_run(data: bytes) -> int:

@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from teacher_server.realign.segmentation.added import AddedTexts
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.spaces import FOLLOWERS
@@ -52,7 +51,7 @@ class TeacherPasts:
     def of_begun(self, text: bytes) -> list[Past]:
         """The past of a text whose end is the beginning of an added token that the student
         spells, or none: the text before such a token is cut without it."""
-        begun = self._added.begun(text)
+        begun = self._tables.teacher.added.begun(text)
         if not begun:
             return []
         whole, before = self._encodings([text, text[: len(text) - begun]])
@@ -87,12 +86,6 @@ class TeacherPasts:
         if not found:
             found[tuple(self._encodings([text])[0])] = self._every_rank
         return [Past(list(path), ranks) for path, ranks in found.items()]
-
-    @cached_property
-    def _added(self) -> AddedTexts:
-        """Of the teacher's added tokens that the student spells."""
-        teacher = self._tables.teacher
-        return AddedTexts(teacher.token_bytes[token] for token in teacher.spelt)
 
     @cached_property
     def _every_rank(self) -> tuple[int, int]:

@@ -20,7 +20,6 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import incomplete_tail, is_symbol
-from teacher_server.realign.segmentation.added import AddedTexts
 from teacher_server.realign.segmentation.canonical import (
     CONTRADICTS,
     NO_CONTEXT,
@@ -60,9 +59,10 @@ class StudentStates:
         # Symbols stand together in one pre-token, whatever tokens there are; so may a
         # character of which only the first bytes are known.
         self._symbols = tables.teacher.begins_with_symbol | tables.teacher.only_character_start
+        self._continues = (tables.teacher.first_byte & 0xC0) == 0x80
         self._ordinary = tables.teacher.ordinary
         self._left_contexts = LeftContexts(student)
-        self._added = AddedTexts(student.token_bytes[token] for token in student.spelt)
+        self._added = student.added
         self.generation = 0  # counts how often the states' numbers began anew
         self.clear()
 
@@ -156,6 +156,9 @@ class StudentStates:
         joins[symbols] |= self._symbols[ids[symbols]]
         spaces = np.flatnonzero(kind == _SPACES)
         joins[spaces] = True
+        # A character goes on, whether or not a token holds both bytes.
+        inside = np.flatnonzero(self._known[_INSIDE].take(state))
+        joins[inside] |= self._continues[ids[inside]]
         joins &= self._ordinary.take(ids)
         return joins
 
@@ -236,11 +239,12 @@ class StudentStates:
         kinds = [_SPACES if ends_in_spaces(context.data + text) else 0 for context, text in both]
         return self._append(contexts, data, answers, kinds)
 
-    def _may_be_cut_short(self, answer: int, data: bytes) -> bool:
+    def _may_be_cut_short(self, answer: int, data: bytes, before: bytes) -> bool:
         """Whether an added token of the student has begun at the end of a state's bytes, and
-        its answer reaches into it, or as white space up to it."""
-        begun = self._added.begun(data)
-        if not begun or answer < 0:
+        its answer reaches into it, or as white space up to it; or in the text ``before`` them,
+        which the student would then have cut in another way."""
+        begun = self._added.begun(before + data)
+        if not begun or answer < 0 or begun > len(data):
             return begun > 0
         text, apart = self._tables.student.token_bytes[answer], data[: len(data) - begun]
         return len(text) > len(apart) or apart.isspace()
@@ -263,8 +267,8 @@ class StudentStates:
         ]
         known[_INSIDE] = [incomplete_tail(one) for one in data]
         known[_KIND] = kinds
-        both = zip(answers, data, strict=True)
-        known[_BEGUN] = [self._may_be_cut_short(answer, text) for answer, text in both]
+        each = zip(answers, data, contexts, strict=True)
+        known[_BEGUN] = [self._may_be_cut_short(one, text, at.data) for one, text, at in each]
         known[_LOW : _HIGH + 1] = _UNKNOWN
         lengths = self._tables.student.lengths[known[_ANSWER]]
         known[_COVERED] = (known[_ANSWER] >= 0) & (lengths == [len(one) for one in data])

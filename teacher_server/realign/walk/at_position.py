@@ -85,12 +85,17 @@ def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fat
     """(paths, fate, answer) of tokens, once they are written after the text before them."""
     initial = walk.initial[paths.position]
     paths = replace(paths, state=walk.pair.states.step(initial, paths.token))
+    # An added token may have begun in the text before.
+    begun = walk.pair.states.begins_added(paths.state)
+    some = np.flatnonzero(begun & ~paths.have_next_row)
+    paths.after[some] = walk.rows.children(paths.row[some], paths.token[some])
     before = walk.rows.token_before[paths.row]
     before = np.where((before >= 0) & walk.kinds.not_special[before], before, -1)
     implied = _implied(walk, before, paths)
     answer = np.where(is_implied(implied), implied, walk.pair.states.answer(paths.state))
     contradicted = (answer == CONTRADICTS) & ~paths.have_next_row
-    goes_on = (may_extend | paths.have_next_row) & ~is_implied(implied) & ~contradicted
+    goes_on = may_extend | begun | paths.have_next_row
+    goes_on &= ~is_implied(implied) & ~contradicted
     # What contradicts the student's tokens if the text ends there may be rescued by what
     # follows, and what does not may be contradicted by it.
     ask = (contradicted | goes_on) & ~paths.have_next_row & (implied == NOT_IMPLIED)

@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
+from teacher_server.realign.pair.tables import EXTENSION_LIMIT, TAIL_SKEW
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
 from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates
-from teacher_server.realign.walk.rows import Float64
+from teacher_server.realign.walk.rows import NO_ROW, Float64
 from teacher_server.realign.walk.starts import MissingStarts, Starts
 
 Int64 = NDArray[np.int64]
@@ -91,9 +92,44 @@ def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, F
     # All of what agrees may be a small part of the row.
     total = walk.ledger.total
     agreeing = total + np.bincount(before.position[line], mass, len(total))
+    _leave_unlisted_open(walk, before, line[mass > 0], column[mass > 0], agreeing)
     keep = mass >= SIGNIFICANT * agreeing[before.position[line]]
     line, mass = line[keep], mass[keep]
     return line, ids[line, column[keep]].astype(np.int64), mass
+
+
+def _leave_unlisted_open(
+    walk: WalkContext, before: Starts, line: Int64, column: Int64, agreeing: Float64
+) -> None:
+    """Leaves open what may reach across positions and is below the rows' best, where that is
+    more than EXTENSION_LIMIT of what agrees.
+
+    It is taken to be as large a part of what is below as of the less likely half of those that
+    are listed. Where none of these reaches across it is as much as certified ids may miss, or,
+    of numbers, as one of them: a teacher often writes hundreds of numbers alike.
+
+    Args:
+        line, column: int64 [k], the listed tokens that reach across.
+        agreeing: float64, of each position: the mass of these, and of what was found before.
+    """
+    rows, tables, count = walk.rows, walk.pair.tables, len(before.row)
+    listed = np.maximum(rows.listed[before.row], 1)
+    reach = np.bincount(line[column >= listed[line] // 2], minlength=count)
+    unlisted = before.high - before.low - np.bincount(line, minlength=count)
+    tail, most = rows.tail[before.row], np.exp(rows.floor[before.row]) * unlisted
+    share = tail * np.maximum(reach, 1) / (listed - listed // 2)
+    numbers = tables.teacher.numbers_below
+    others = 2 * (numbers[before.high] - numbers[before.low]) < before.high - before.low
+    few = np.where((reach == 0) & others, TAIL_SKEW * tail / tables.teacher.size * unlisted, np.inf)
+    mass = np.minimum(np.minimum(share, few), most) * np.exp(before.weight)
+    whole = np.bincount(before.position, mass, len(agreeing))
+    which = np.flatnonzero((whole > EXTENSION_LIMIT * agreeing)[before.position] & (mass > 0))
+    some = (part[which].tolist() for part in (before.low, before.high, before.skip))
+    ranks = [tables.ranks_of_rests(*one) for one in zip(*some, strict=True)]
+    none, mass = np.full(len(which), NO_ROW), mass[which]
+    interval = np.array(ranks, np.int64).reshape(-1, 2)
+    walk.ledger.leave_open(before.position[which], none, mass, none, interval)
+    walk.ledger.agree(before.position[which], mass)
 
 
 def leave_missing_open(walk: WalkContext, missing: MissingStarts) -> None:

@@ -112,10 +112,19 @@ def _answers(
     implied[paths.have_next_row] = NOT_IMPLIED
     # What joins and leaves the trie is settled by the text up to here, unless a row that is
     # there can decide better.
-    may_move = states.answer_covers(state) | states.end_in_spaces(state)
-    may_move |= states.begins_added(state)
+    covers, begun = states.answer_covers(state), states.begins_added(state)
+    spaces = states.end_in_spaces(state)
+    may_move = covers | spaces | begun
     goes_on = (paths.node != OFF_TRIE) | states.inside_character(state) | depends
     goes_on |= may_move & paths.have_next_row
+    # The end of a run of symbols, or of a word, may have its beginning cut in another way: what
+    # the teacher writes after the path's token shows whether it does.
+    unsure = ~(goes_on | is_implied(implied) | spaces) & (begun | ~covers)
+    ask = np.flatnonzero(unsure & walk.kinds.asked[paths.token])
+    asked = paths.some(ask)
+    goes_on[ask] = walk.extensions.may_move(
+        asked.token, asked.mass, asked.state, asked.have_next_row
+    )
     # Where the teacher's own tokenizer writes no such token after the path, that text is
     # another path's: the row's mass stays with the path's token.
     answer, ended = states.answer(state), states.answer(state_before)

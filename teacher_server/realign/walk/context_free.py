@@ -39,6 +39,7 @@ class ContextFreeRows:
         self._rows: dict[int, tuple[Int64, Float64]] = {}
         self._rests: dict[tuple[int, int], bool] = {}
         self._kept: dict[tuple[int, int], float] = {}
+        self._moved: dict[tuple[int, int], float] = {}
         self._after_spaces: dict[tuple[int, int, int], int] = {}
         self._generation = 0
 
@@ -110,7 +111,8 @@ class ContextFreeRows:
                 ids, log_probs = row
                 joins = states.may_join(here, ids[None])[0]
                 ids, mass = ids[joins], np.exp(log_probs[joins])
-                possible = states.answer(states.step(np.full(len(ids), state), ids)) != CONTRADICTS
+                after = states.step(np.full(len(ids), state), ids)
+                possible = (states.answer(after) != CONTRADICTS) | states.begins_added(after)
                 if contradicted:
                     share = float(mass[possible].sum())
                 else:
@@ -119,6 +121,28 @@ class ContextFreeRows:
                     share = max(1.0 - float(mass[~possible & canonical].sum()), 0.0)
             self._kept[key] = share
         return self._kept[key]
+
+    def share_moved(self, token: int, state: int, pair: PairSegmentation) -> float:
+        """Of the mass after the known token, the part with which the student's token is another
+        than if the text ended there, or may be, since it goes on with an added token; ``state``:
+        once the token is written. 1 where the row cannot be used."""
+        self._forget_old_states(pair)
+        key = token, state
+        if key not in self._moved:
+            states, row = pair.states, self._rows.get(token)
+            share = 1.0
+            if row is not None:
+                ids, log_probs = row
+                here = np.array([state])
+                joins = states.may_join(here, ids[None])[0]
+                ids, mass = ids[joins], np.exp(log_probs[joins])
+                after = states.step(np.full(len(ids), state), ids)
+                moved = (states.answer(after) != states.answer(here)) | states.begins_added(after)
+                # What the teacher's tokenizer would not write after the token is no evidence.
+                moved &= pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
+                share = float(mass[moved].sum())
+            self._moved[key] = share
+        return self._moved[key]
 
     def answer_after_spaces(
         self, before: int, token: int, state: int, pair: PairSegmentation
@@ -145,6 +169,7 @@ class ContextFreeRows:
         """States have other numbers in each generation."""
         if self._generation != pair.states.generation:
             self._kept.clear()
+            self._moved.clear()
             self._after_spaces.clear()
             self._generation = pair.states.generation
 

@@ -59,6 +59,7 @@ class WalkResult:
         total: float64 [n], what agrees with the student's tokens so far.
         tail: float64 [n], what lies below the best ids of the rows.
         floor: float64 [n], the most that one id below the best can have.
+        listed: int64 [n], how many ids are listed in the row that lists most.
         wanted: int64, ascending: teacher tokens whose context-free rows would settle more.
     """
 
@@ -68,6 +69,7 @@ class WalkResult:
     total: Float64
     tail: Float64
     floor: Float64
+    listed: Int64
     wanted: Int64
 
 

@@ -75,18 +75,30 @@ class TeacherRows:
         keys, values = np.array(pairs, np.int64).reshape(-1, 2).T
         return keys, values
 
-    def log_prob(self, row: int, token: int) -> float:
-        """Of a token in a row, nats; the row's floor for one that is not listed."""
+    def log_prob(self, row: int, token: int) -> float | None:
+        """Of a token in a row, nats; None for one that is not listed, which has the row's floor
+        at most."""
         if row < len(self.token_log_probs) and self.ids[row, -1] == token:
             return float(self.token_log_probs[row])
         found = np.flatnonzero((self.ids[row] == token) & (self.log_probs[row] > -np.inf))
-        return float(self.log_probs[row, found[0]] if len(found) else self.floor[row])
+        return float(self.log_probs[row, found[0]]) if len(found) else None
 
     @cached_property
     def tail(self) -> Float64:
         """float64 [R]: mass outside the row's ids."""
         listed: Float64 = np.exp(self.log_probs).sum(1)
         return np.maximum(1.0 - listed, 0.0)
+
+    @cached_property
+    def most_unlisted(self) -> Float64:
+        """float64 [R]: the most that an id can have which the row does not list."""
+        return np.minimum(np.exp(self.floor), self.tail)
+
+    @cached_property
+    def listed(self) -> Int64:
+        """int64 [R]: how many ids the row lists."""
+        listed: Int64 = (self.log_probs > -np.inf).sum(1)
+        return listed
 
     @cached_property
     def token_before(self) -> Int64:

@@ -19,7 +19,7 @@ from teacher_server.realign.segmentation.pasts import MAX_TEXTS, Past, TeacherPa
 from teacher_server.realign.segmentation.spaces import spaces_before
 from teacher_server.realign.walk.extensions import LEAST_ASKED
 from teacher_server.realign.walk.masses import true_places
-from teacher_server.realign.walk.rows import TeacherRows
+from teacher_server.realign.walk.rows import NO_ROW, TeacherRows
 from teacher_server.realign.walk.starts import FoundStarts, StartCollector
 
 Int64 = NDArray[np.int64]
@@ -74,7 +74,10 @@ class StartFinder:
         asked = _Positions(layout, rows, begin, row, last, sync)
         starts = StartCollector()
         pasts = self._pasts_of_spaces(asked, initial, aligned)
-        pasts += self._pasts_inside_tokens(asked, ~aligned, {index for index, _ in pasts})
+        inside = self._pasts_inside_tokens(asked, ~aligned, {index for index, _ in pasts})
+        self._add_own_ways(inside, asked, starts)
+        pasts += inside
+        pasts += self._pasts_of_begun(asked)
         self._add_own_rows(np.flatnonzero(aligned), asked, starts)
         begun = set(np.flatnonzero(aligned).tolist())
         for index, past in pasts:
@@ -103,10 +106,18 @@ class StartFinder:
         """(position, past) of positions inside a teacher token; ``but`` of these."""
         which = [index for index in np.flatnonzero(inside).tolist() if index not in but]
         texts = [asked.text_before(index) for index in which]
-        pasts = list(zip(which, self._pasts.of_texts(texts), strict=True))
-        for index, text in zip(which, texts, strict=True):
-            pasts += [(index, past) for past in self._pasts.of_begun(text)]
-        return pasts
+        return list(zip(which, self._pasts.of_texts(texts), strict=True))
+
+    def _pasts_of_begun(self, asked: _Positions) -> list[tuple[int, Past]]:
+        """(position, past) of positions before which an added token of the teacher may have
+        begun that the student spells."""
+        pasts: list[tuple[int, Past]] = []
+        for start, end in self._tables.teacher.added.begun_in(asked.layout.data):
+            low, high = np.searchsorted(asked.begin, [start + 1, end + 1]).tolist()
+            for index in range(low, high):
+                text = asked.text_before(index)
+                pasts += [(index, past) for past in self._pasts.of_begun(text)]
+        return list(dict(pasts).items())
 
     def _add_own_rows(self, which: Int64, asked: _Positions, found: StartCollector) -> None:
         """The rollout's own rows for the positions ``which``, where one of its teacher tokens
@@ -132,6 +143,24 @@ class StartFinder:
         skip = begin[owner] - offsets[node]
         found.before.add_all(which[owner], node, weight, skip, ranks[:, 0], ranks[:, 1])
 
+    def _add_own_ways(
+        self, inside: list[tuple[int, Past]], asked: _Positions, found: StartCollector
+    ) -> None:
+        """The rollout's own rows before positions inside its teacher tokens, where it is on another
+        way than the text before them by itself: "end" and "of", where that ends in "endo"."""
+        layout, rows = asked.layout, asked.rows
+        for index, past in inside:
+            sync, last, end = (int(one[index]) for one in (asked.sync, asked.last, asked.begin))
+            own = layout.teacher_ids[sync:last].tolist()
+            pairs = zip(own, past.path, strict=False)
+            same = next((place for place, (a, b) in enumerate(pairs) if a != b), len(own))
+            for row in range(sync + same + 1, last + 1):
+                offset = int(layout.teacher_offsets[row])
+                low, high = self._longer_range(layout.data[offset:end])
+                if low < high:
+                    weight = rows.log_likelihood[row] - rows.log_likelihood[last]
+                    found.before.add(index, row, weight, end - offset, low, high)
+
     def _add_reaching(self, asked: _Positions, found: StartCollector) -> None:
         """Pasts that leave the rollout's own encoding with a shorter token and reach across the
         position with the next one: a quote and a bracket are one token, and two when a slash
@@ -146,12 +175,13 @@ class StartFinder:
         first = self._tables.teacher.first_byte
         likely &= first[ids] == first[token][:, None]
         line, place = true_places(likely)
-        for row, other in zip(line.tolist(), ids.take(place).tolist(), strict=True):
+        values = rows.log_likelihood[line] + rows.log_probs[line, place - line * likely.shape[1]]
+        found_there = zip(line.tolist(), ids.take(place).tolist(), values.tolist(), strict=True)
+        for row, other, log_prob in found_there:
             start = int(layout.teacher_offsets[row])
             end = start + len(table[other])
             if table[other].isspace() or not layout.data.startswith(table[other], start):
                 continue  # in which ways spaces may be cut is told by ``_pasts_of_spaces``
-            log_prob = float(rows.log_likelihood[row]) + rows.log_prob(row, other)
             for index in range(int(np.searchsorted(asked.begin, end, "right")), len(asked.begin)):
                 here = int(asked.begin[index])
                 reach = self._longer_range(layout.data[end:here])
@@ -160,22 +190,14 @@ class StartFinder:
                 mass = float(np.exp(log_prob - rows.log_likelihood[int(asked.last[index])]))
                 if asked.sync[index] > row or mass < LEAST_ASKED:
                     continue
+                if (index, row, other) in found.begun:
+                    continue
                 after = rows.child(row, other)
                 if after is None:
-                    ranks = self._ranks_of_rests(reach, here - end)
+                    ranks = self._tables.ranks_of_rests(*reach, here - end)
                     found.missing.add(index, row, other, -1, *reach, mass, *ranks)
                 else:
                     found.before.add(index, after, np.log(mass), here - end, *reach)
-
-    def _ranks_of_rests(self, reach: tuple[int, int], skip: int) -> tuple[int, int]:
-        """Ranks of the student tokens that what is left of teacher tokens, without their first
-        ``skip`` bytes, may begin with; ``reach`` are the ranks of these."""
-        texts = self._tables.teacher.sorted_bytes
-        lowest, highest = (texts[rank][skip : skip + 1] for rank in (reach[0], reach[1] - 1))
-        low, _ = self._tables.student.prefix_range(lowest)
-        if highest == b"\xff":
-            return low, len(self._tables.student.order)
-        return low, self._tables.student.prefix_range(highest)[1]
 
     def _longer_range(self, data: bytes) -> tuple[int, int]:
         """``Vocabulary.longer_range`` of the teacher."""
@@ -204,12 +226,18 @@ class StartFinder:
                 low, high = self._longer_range(layout.data[offset:end])
                 if low < high:
                     found.before.add(index, row, weight, end - offset, low, high)
-            weight += rows.log_prob(row, token)
-            after = rows.child(row, token)
+            log_prob, after = rows.log_prob(row, token), rows.child(row, token)
+            if past.begun and then < 0:
+                found.begun.add((index, row, token))
+            # Of a token that is not listed no row tells how much it has.
+            weight += _log(rows.most_unlisted[row]) if log_prob is None else log_prob
             offset += self._tables.teacher.lengths_list[token]
-            if after is None:
-                mass = float(np.exp(weight))
-                found.missing.add(index, row, token, then, 0, 0, mass, *past.ranks)
+            if log_prob is None or after is None:
+                mass, asked_after = float(np.exp(weight)), NO_ROW if log_prob is None else row
+                reach = (0, 0)
+                if past.begun and then < 0:
+                    reach = self._longer_range(layout.data[offset:end])
+                found.missing.add(index, asked_after, token, then, *reach, mass, *past.ranks)
                 return
             row = after
         if past.begun:
@@ -217,3 +245,7 @@ class StartFinder:
             found.before.add(index, row, weight, past.begun, *ranks)
         else:
             found.at.add(index, row, weight, 0, 0, 0)
+
+
+def _log(mass: float) -> float:
+    return float(np.log(max(mass, 1e-300)))

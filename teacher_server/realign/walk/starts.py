@@ -45,7 +45,8 @@ class MissingStarts:
 
     Attributes:
         position: place among the positions asked for.
-        row, token: the row after this row and teacher token is the missing one.
+        row, token: the row after this row and teacher token is the missing one; row NO_ROW
+            where that would not tell how much the past has.
         then: the token with which the past continues after ``token``; -1 where it ends.
         reach_low, reach_high: ranks of the teacher tokens with which the past reaches across
             the position; equal where it ends there, or continues with ``then``.
@@ -95,9 +96,14 @@ class _Columns:
 
 class StartCollector:
     """The starts of one rollout's positions, as they are found: in the order of the attributes
-    of ``Starts`` and ``MissingStarts``."""
+    of ``Starts`` and ``MissingStarts``.
+
+    Attributes:
+        begun: (position, row, token), ways before which an added token has begun.
+    """
 
     def __init__(self) -> None:
+        self.begun: set[tuple[int, int, int]] = set()
         self.before, self.at, self.missing = _Columns(6), _Columns(6), _Columns(9)
 
     def found(self) -> FoundStarts:

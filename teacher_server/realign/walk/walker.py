@@ -66,7 +66,7 @@ class Walker:
             ledger=ledger,
         )
         self._settle(walk, starts)
-        tail, floor = _unlisted(starts.at, rows, len(positions))
+        tail, floor, listed = _unlisted(starts.at, rows, len(positions))
         return WalkResult(
             settled=ledger.settled(),
             open=ledger.open(),
@@ -74,6 +74,7 @@ class Walker:
             total=ledger.total,
             tail=tail,
             floor=floor,
+            listed=listed,
             wanted=walk.extensions.wanted(),
         )
 
@@ -90,9 +91,11 @@ class Walker:
         walk.ledger.leave_open(paths.position, none, paths.mass, none, ranges, paths.first)
 
 
-def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float64]:
-    """(tail, floor) of ``WalkResult``: what the rows at the positions do not list."""
+def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float64, Int64]:
+    """(tail, floor, listed) of ``WalkResult``: what the rows at the positions do not list."""
     tail, floor, weight = np.zeros(count), np.zeros(count), np.exp(at.weight)
+    listed = np.zeros(count, np.int64)
     np.add.at(tail, at.position, rows.tail[at.row] * weight)
     np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
-    return tail, np.minimum(floor, tail)
+    np.maximum.at(listed, at.position, rows.listed[at.row])
+    return tail, np.minimum(floor, tail), listed
