@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -13,8 +14,8 @@ from benchmarks.realign.ngram import NgramTeacher
 from benchmarks.realign.reference.raw_tokenizer import RawTokenizer
 from benchmarks.realign.reference.rollout import Rollout
 from benchmarks.realign.reference.specification import Reference
-from benchmarks.realign.reference.truth import entropy
-from benchmarks.realign.served import ServedPair
+from benchmarks.realign.reference.truth import Truth, entropy
+from benchmarks.realign.served import Served, ServedPair
 from benchmarks.realign.texts import Text
 from teacher_server.realign.paired import Pair
 from tests.realign.real_tokenizers import pair, raw_tokenizer
@@ -32,6 +33,8 @@ class Far:
     """A row that is far from the truth.
 
     Attributes:
+        open_mass: what the row left open. What of it turns out to be impossible is in the ids'
+            true masses, so that it explains as much of the distance.
         said: the end of the text before it.
         told, true: probabilities of the token that is furthest off.
     """
@@ -39,6 +42,7 @@ class Far:
     position: int
     excess: float
     noise: float
+    open_mass: float
     said: str
     token: str
     told: float
@@ -119,7 +123,7 @@ def measure(student: str, teacher: str, text: Text, samples: int) -> Cell:
     # As many of all as it takes to have enough that are not masked, but not for ever.
     most = min(2 * samples, len(ids))
     reference = Reference(model, own, theirs)
-    judged = _judge(found, reference, rollout, got.rows, got.masked, order[:most], samples)
+    judged = _judge(found, reference, rollout, got, order[:most], samples)
     for position in judged:
         _causality(found, served, rollout, position, draw)
     return found
@@ -129,8 +133,7 @@ def _judge(
     found: Cell,
     reference: Reference,
     rollout: Rollout,
-    rows: list[dict[int, float]],
-    masked: np.ndarray,
+    got: Served,
     order: list[int],
     samples: int,
 ) -> list[int]:
@@ -145,17 +148,18 @@ def _judge(
             found.not_judged += 1
             continue
         found.truth += truth.entropy
-        if masked[position]:
+        if got.masked[position]:
             masked_truths.append(truth.entropy)
             continue
-        told = rows[position]
+        told = got.rows[position]
         found.told += entropy(told.values())
         excess = truth.excess(told)
         found.excess.append(excess)
         found.noise.append(truth.noise)
         judged.append(position)
         if excess > FAR:
-            found.far.append(_far(rollout, position, excess, truth.noise, told, truth.mass))
+            opened = float(got.block.open_mass[position])
+            found.far.append(_far(rollout, position, excess, truth, opened, told))
     found.masked_truth = float(np.mean(masked_truths)) if masked_truths else 0.0
     return judged
 
@@ -164,21 +168,22 @@ def _far(
     rollout: Rollout,
     position: int,
     excess: float,
-    noise: float,
-    told: dict[int, float],
-    mass: dict[int, float],
+    truth: Truth,
+    open_mass: float,
+    told: Mapping[int, float],
 ) -> Far:
-    token = max(told, key=lambda one: abs(told[one] - mass.get(one, 0.0)))
+    token = max(told, key=lambda one: abs(told[one] - truth.mass.get(one, 0.0)))
     said = rollout.data[: rollout.student_ends[position]][-32:]
     name = rollout.student.token_bytes[token]
     return Far(
         position,
         excess,
-        noise,
+        truth.noise,
+        open_mass,
         said.decode("utf-8", "backslashreplace"),
         name.decode("utf-8", "backslashreplace"),
         told[token],
-        mass.get(token, 0.0),
+        truth.mass.get(token, 0.0),
     )
 
 

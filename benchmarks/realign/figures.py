@@ -40,6 +40,10 @@ def _merges(cell: Cell) -> bool:
     return bool(set(sides(cell)) & set(MERGING))
 
 
+def _far_beyond_open(cell: Cell) -> float:
+    return float(sum(far.excess > far.open_mass for far in cell.far))
+
+
 Figure = tuple[Callable[[Cell], bool], Callable[[Cell], float]]
 
 
@@ -56,6 +60,7 @@ FIGURES: dict[str, Figure] = {
     "excess_tv": (lambda c: not _merges(c), lambda c: upper_bound(c.excess)),
     "excess_tv_tekken_gemma": (_merges, lambda c: upper_bound(c.excess)),
     "rows_far": (lambda c: True, lambda c: float(len(c.far))),
+    "rows_far_beyond_open": (lambda c: True, _far_beyond_open),
     "causality_tv": (lambda c: True, lambda c: float(np.mean(c.causality or [0.0]))),
     "masked_english": (_texts(ENGLISH, False), lambda c: c.masked),
     "masked_code": (_texts(CODE, False), lambda c: c.masked),
