@@ -90,3 +90,22 @@ def test_a_way_whose_token_is_not_listed_is_open() -> None:
     unlisted = there & (missing.token == teacher.by_bytes[b"81"])
     assert unlisted.any()
     assert (missing.row[unlisted] < 0).all()
+
+
+def test_an_unlikely_word_is_not_taken_for_the_beginning_of_one_that_is_not_listed() -> None:
+    """None of the words that begin with it is listed, and these are not alike."""
+    tables = pair("llama3", "qwen3")
+    realigner = Realigner(tables)
+    layout = realigner.lay_out(tables.student.encoder.encode(b"we are un x").ids)
+    teacher = tables.teacher.by_bytes
+    at = layout.teacher_ids.tolist().index(teacher[b" un"])
+    count = len(layout.teacher_ids)
+    ids = np.column_stack([layout.teacher_ids, np.full(count, teacher[b" the"])])
+    log_probs = np.tile(np.log([0.99, 0.01]), (count, 1))
+    ids[at], log_probs[at] = [teacher[b" the"], teacher[b" a"]], np.log([0.85, 0.05])
+    own = log_probs[:, 0].copy()
+    own[at] = np.log(1e-6)
+    rows = teacher_rows(layout.teacher_ids, ids.astype(np.int32), log_probs, own)
+    position = int(np.searchsorted(layout.student_offsets, len(b"we are un")))
+    got = realigner.realign(layout, np.array([position]), rows, top_k=4)
+    assert got.certified.open_mass[0] < 0.01

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
-from teacher_server.realign.pair.tables import EXTENSION_LIMIT, TAIL_SKEW
+from teacher_server.realign.pair.tables import EXTENSION_LIMIT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
 from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates
@@ -105,8 +105,8 @@ def _leave_unlisted_open(
     more than EXTENSION_LIMIT of what agrees.
 
     It is taken to be as large a part of what is below as of the less likely half of those that
-    are listed. Where none of these reaches across it is as much as certified ids may miss, or,
-    of numbers, as one of them: a teacher often writes hundreds of numbers alike.
+    are listed. Where none of these reaches across it is nothing, but of numbers as much as of one
+    of them: a teacher often writes hundreds of numbers alike.
 
     Args:
         line, column: int64 [k], the listed tokens that reach across.
@@ -120,8 +120,8 @@ def _leave_unlisted_open(
     share = tail * np.maximum(reach, 1) / (listed - listed // 2)
     numbers = tables.teacher.numbers_below
     others = 2 * (numbers[before.high] - numbers[before.low]) < before.high - before.low
-    few = np.where((reach == 0) & others, TAIL_SKEW * tail / tables.teacher.size * unlisted, np.inf)
-    mass = np.minimum(np.minimum(share, few), most) * np.exp(before.weight)
+    share[(reach == 0) & others] = 0.0
+    mass = np.minimum(share, most) * np.exp(before.weight)
     whole = np.bincount(before.position, mass, len(agreeing))
     which = np.flatnonzero((whole > EXTENSION_LIMIT * agreeing)[before.position] & (mass > 0))
     some = (part[which].tolist() for part in (before.low, before.high, before.skip))
