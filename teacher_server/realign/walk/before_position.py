@@ -102,11 +102,11 @@ def _leave_unlisted_open(
     walk: WalkContext, before: Starts, line: Int64, column: Int64, agreeing: Float64
 ) -> None:
     """Leaves open what may reach across positions and is below the rows' best, where that is
-    more than EXTENSION_LIMIT of what agrees.
+    more than EXTENSION_LIMIT of what agrees: of numbers, of which a teacher often finds hundreds
+    about as likely. Other tokens below the best are taken to have nothing.
 
     It is taken to be as large a part of what is below as of the less likely half of those that
-    are listed. Where none of these reaches across it is nothing, but of numbers as much as of one
-    of them: a teacher often writes hundreds of numbers alike.
+    are listed, or as much as one of these has where none of them reaches across.
 
     Args:
         line, column: int64 [k], the listed tokens that reach across.
@@ -120,8 +120,7 @@ def _leave_unlisted_open(
     share = tail * np.maximum(reach, 1) / (listed - listed // 2)
     numbers = tables.teacher.numbers_below
     others = 2 * (numbers[before.high] - numbers[before.low]) < before.high - before.low
-    share[(reach == 0) & others] = 0.0
-    mass = np.minimum(share, most) * np.exp(before.weight)
+    mass = np.where(others, 0.0, np.minimum(share, most) * np.exp(before.weight))
     whole = np.bincount(before.position, mass, len(agreeing))
     which = np.flatnonzero((whole > EXTENSION_LIMIT * agreeing)[before.position] & (mass > 0))
     some = (part[which].tolist() for part in (before.low, before.high, before.skip))
