@@ -97,6 +97,19 @@ class NgramTeacher:
         """0 for a token that is not in the row."""
         return self.row(before).get(token, 0.0)
 
+    def scored(
+        self, before: Sequence[int], own: int, best: int
+    ) -> tuple[NDArray[np.int32], Float64, float]:
+        """The row after ``before`` as an engine gives it: [best] ids, -1 where there is none, their
+        log-probabilities, and that of ``own``."""
+        ids, values = self.support(before)
+        space = (0, best - min(len(ids), best))
+        return (
+            np.pad(ids[:best], space, constant_values=-1).astype(np.int32),
+            np.log(np.pad(values[:best], space, constant_values=1.0)),
+            float(np.log(max(self.probability(before, own), LEAST))),
+        )
+
     def draw(self, before: Sequence[int], rng: random.Random) -> int:
         """A token by its probability in ``row``, without working the row out."""
         key = tuple(before[-3:])

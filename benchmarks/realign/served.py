@@ -1,4 +1,4 @@
-"""The product, driven over an n-gram teacher as the service drives it over an engine.
+"""The product, driven over a teacher as the service drives it over an engine.
 
 The requests are those of the service, with its default settings, and what they ask of the
 teacher is answered here.
@@ -9,15 +9,13 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Int32, PositionClass, Realignment
 
-from benchmarks.realign.ngram import NgramTeacher
-from benchmarks.realign.reference.pasts import LEAST
 from teacher_server.config import TokenizerSettings
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.paired import Pair
@@ -42,25 +40,19 @@ BEST = 128
 TEMPERATURE = 1.0
 
 
-def top(model: NgramTeacher, before: Sequence[int], best: int = BEST) -> tuple[Int32, Float64]:
-    """[best] ids, -1 where there is none, and log-probabilities."""
-    ids, values = model.support(before)
-    space = (0, best - min(len(ids), best))
-    return (
-        np.pad(ids[:best], space, constant_values=-1).astype(np.int32),
-        np.log(np.pad(values[:best], space, constant_values=1.0)),
-    )
+class Teacher(Protocol):
+    def scored(self, before: Sequence[int], own: int, best: int) -> tuple[Int32, Float64, float]:
+        """The row after ``before``: the best ids, -1 where there is none, and their
+        log-probabilities [best]; and the log-probability of ``own``."""
+        ...
 
 
-def rows_for(model: NgramTeacher, before: Sequence[int], layout: Layout) -> TeacherRows:
+def rows_for(model: Teacher, before: Sequence[int], layout: Layout) -> TeacherRows:
     """The rows of a rollout's teacher tokens, as the walk reads them."""
     ids = layout.teacher_ids.tolist()
-    tokens = [*before, *ids]
-    contexts = [tokens[: at + len(before)] for at in range(len(ids))]
-    own = [model.probability(*pair) for pair in zip(contexts, ids, strict=True)]
-    best = [top(model, context) for context in contexts]
-    top_ids, values = (np.stack(part) for part in zip(*best, strict=True))
-    return teacher_rows(layout.teacher_ids, top_ids, values, np.log(np.maximum(own, LEAST)))
+    found = [model.scored([*before, *ids[:at]], own, BEST) for at, own in enumerate(ids)]
+    top_ids, values, own = (np.stack(part) for part in zip(*found, strict=True))
+    return teacher_rows(layout.teacher_ids, top_ids, values, own)
 
 
 @dataclass(frozen=True)
@@ -72,13 +64,18 @@ class Served:
         sampled: float64 [n], log-probabilities of the rollout's own tokens; NaN where they
             are not told.
         block: the rows' classes and masses.
-        extra_rows: that were asked for after paths.
+        told: the rows as they are returned.
+        own: the teacher's own rows along the rollout, by which it was realigned.
+        extra_rows, rounds: that were asked for after paths.
     """
 
     rows: list[Mapping[int, float]]
     sampled: Float64
     block: Realignment
+    told: Rows
+    own: Rows
     extra_rows: int
+    rounds: int
 
     @property
     def masked(self) -> NDArray[np.bool_]:
@@ -100,7 +97,7 @@ class ServedPair:
         context_free_rows: that were asked for so far.
     """
 
-    def __init__(self, pair: Pair, model: NgramTeacher, **changes: Any) -> None:
+    def __init__(self, pair: Pair, model: Teacher, **changes: Any) -> None:
         """``changes``: of the service's default settings of tokenizers."""
         self.pair = pair
         self.context_free_rows = 0
@@ -111,7 +108,9 @@ class ServedPair:
         """The rows at ``positions`` (int32 [n], ascending) of a rollout of student ids, which
         follows the teacher's tokens ``before``."""
         request = self._request(ids, positions, len(before))
-        work, answer, extra_rows = realigned(request, self.pair), None, 0
+        work, extra_rows, rounds = realigned(request, self.pair), 0, 0
+        answer: Answer | None = None
+        own: Answer = ()
         while True:
             try:
                 step = work.send(answer)
@@ -121,19 +120,30 @@ class ServedPair:
             answer = None
             if isinstance(step, Asked):
                 answer = self._answer(step, request, before)
-                extra_rows += len(answer) if isinstance(step, AskedPaths) else 0
+            if isinstance(step, AskedRollouts):
+                own = required(answer, "answer")
+            if isinstance(step, AskedPaths):
+                extra_rows, rounds = extra_rows + len(step.sequences), rounds + 1
         if scores.detail:
             raise RuntimeError(f"the rollout was not realigned: {scores.detail}")
-        support, sampled = required(scores.rows.support, "support"), scores.rows.sampled
+        told = required(scores.rows, "rows")
+        support = required(told.support, "support")
         rows = [
             dict(zip(row[:count].tolist(), np.exp(values[:count]).tolist(), strict=True))
             for row, values, count in zip(
                 support.ids, support.log_probs.astype(np.float64), support.counts, strict=True
             )
         ]
-        own = required(sampled, "sampled tokens")
-        told = np.where(own.valid, own.values.astype(np.float64), np.nan)
-        return Served(rows, told, required(scores.realignment, "realignment"), extra_rows)
+        sampled = required(told.sampled, "sampled tokens")
+        return Served(
+            rows=rows,
+            sampled=np.where(sampled.valid, sampled.values.astype(np.float64), np.nan),
+            block=required(scores.realignment, "realignment"),
+            told=told,
+            own=required(own[0], "the rollout's rows"),
+            extra_rows=extra_rows,
+            rounds=rounds,
+        )
 
     def microseconds(self, ids: Int32, before: Sequence[int], times: int = 3) -> float:
         """Of the processor, a token: the walk and certification of a rollout's rows, once its
@@ -192,17 +202,15 @@ class ServedPair:
 
     def _rows(self, contexts: list[list[int]], best: int, own: Int32 | None = None) -> Rows:
         """One row after each context, and the log-probabilities of the tokens ``own``."""
-        found = [top(self._model, context, best) for context in contexts]
-        ids, values = (np.stack(part) for part in zip(*found, strict=True))
+        tokens = [0] * len(contexts) if own is None else own.tolist()
+        each = zip(contexts, tokens, strict=True)
+        found = [self._model.scored(context, token, best) for context, token in each]
+        ids, values, masses = (np.stack(part) for part in zip(*found, strict=True))
         there = ids >= 0
         support = Support(
             ids, np.where(there, values, 0.0).astype(np.float32), there.sum(1).astype(np.int32)
         )
         if own is None:
             return Rows(support)
-        pairs = zip(contexts, own.tolist(), strict=True)
-        masses = [max(self._model.probability(*pair), LEAST) for pair in pairs]
-        return Rows(
-            support,
-            sampled=Values(np.log(masses).astype(np.float32), np.ones(len(masses), np.bool_)),
-        )
+        sampled = Values(masses.astype(np.float32), np.ones(len(masses), np.bool_))
+        return Rows(support, sampled=sampled)
