@@ -1,8 +1,9 @@
 """Losses, one file each; each has a row in LOSSES. ``parts`` holds what they are made of.
 
 A loss is a class whose fields are its settings and whose call, ``loss(batch, head)``, is the loss
-(``parts.loss``). Some are also plain functions of (LossBatch, Head, LossSettings). ``full_*`` need
-the teacher in the same process, so no run can have them.
+(``parts.loss``). Each is also a plain function of (LossBatch, Head, LossSettings); two of them take
+their own class in place of LossSettings. ``full_*`` are functions alone: they need the teacher in
+the same process, so no run can have them.
 """
 
 from student_trainer.losses.chunk import chunk_policy

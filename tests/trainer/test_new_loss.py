@@ -21,6 +21,7 @@ from student_trainer.losses import (
     LossBatch,
     LossResult,
     LossSettings,
+    LsmLoss,
     RowsAsked,
     SupportLoss,
     sampled_token,
@@ -129,6 +130,10 @@ class Wrong(SupportLoss):
             "fewer rows": lambda: replace(good, per_row=good.per_row[1:]),
             "floats": lambda: replace(good, used=good.used.float()),
             "detached": lambda: replace(good, total=good.total.detach()),
+            "plain total": lambda: replace(good, total=float(good.total.detach())),  # type: ignore[arg-type]
+            "no per_row": lambda: replace(good, per_row=None),  # type: ignore[arg-type]
+            "tensors": lambda: replace(good, metrics={"mine": good.total.detach()}),  # type: ignore[dict-item]
+            "nan": lambda: replace(good, coarse_metrics={"mine": float("nan")}),
         }
         return spoilt[self.how]()  # type: ignore[return-value]
 
@@ -137,10 +142,14 @@ class Wrong(SupportLoss):
     ("how", "says"),
     [
         ("a number", r"test_new_loss:Wrong gives Tensor, and not a LossResult"),
-        ("rows", r"gives a total of shape \(\d+,\), and not a scalar"),
+        ("rows", r"gives total of shape \(\d+,\), and not a scalar"),
         ("fewer rows", r"gives per_row of shape \(\d+,\) for rows of shape \(\d+,\)"),
-        ("floats", r"gives used as torch\.float32 of shape \(\d+,\), and not torch\.bool"),
+        ("floats", r"gives used as torch\.float32, and not as torch\.bool"),
         ("detached", "without a gradient"),
+        ("plain total", "gives total as float, and not as a tensor"),
+        ("no per_row", "gives per_row as NoneType, and not as a tensor"),
+        ("tensors", "gives the metric 'mine' as Tensor, and not as a number"),
+        ("nan", "gives the metric 'mine' as nan, which is not finite"),
     ],
 )
 def test_a_result_that_is_none_says_why(
@@ -150,6 +159,58 @@ def test_a_result_that_is_none_says_why(
     with pytest.raises(LsmError, match=says) as caught:
         case.updater.gradients(case.rollouts, case.scores.__getitem__, UpdateTotals(), 1, False)
     assert caught.value.where == "loss.kind"
+
+
+class Lsm(LsmLoss):
+    """Has the kind of the class that it extends."""
+
+
+class CalledByItsName(LsmLoss):
+    kind: str = ""  # type: ignore[assignment]
+
+
+class NoRows(Loss):
+    top_k: int = 8
+
+    def __call__(self, batch: LossBatch, head: Head) -> LossResult:
+        return sampled_token(batch, head, LossSettings())
+
+
+class NoCall(SupportLoss):
+    pass
+
+
+class Asks(OnASupport):
+    how: str
+
+    def asks(self, *, realigned: bool) -> RowsAsked:
+        return RowsAsked(-3) if self.how == "too few" else 5  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("Lsm", {}, r"Lsm already has the kind 'lsm'.*write `kind: str = \"\"`"),
+        ("NoRows", {}, "NoRows has no asks: write it, or extend SupportLoss"),
+        ("NoCall", {}, "NoCall has no __call__"),
+        ("Asks", {"how": "too few"}, r"Asks\.asks gives top_k = -3"),
+        ("Asks", {"how": "a number"}, r"Asks\.asks gives int, and not RowsAsked"),
+    ],
+)
+def test_a_class_that_lacks_a_part_is_refused_with_its_settings(
+    name: str, settings: dict[str, object], says: str, make_config: MakeConfig
+) -> None:
+    with pytest.raises(ValueError, match=says):
+        make_config(loss={"kind": f"{__name__}:{name}", **settings})
+
+
+def test_a_class_that_extends_a_known_loss_can_be_called_by_its_name(
+    make_config: MakeConfig,
+) -> None:
+    kind = f"{__name__}:CalledByItsName"
+    loss = make_config(loss={"kind": kind, "top_k": 9}).loss
+    assert (type(loss), loss.kind) == (CalledByItsName, kind)
+    assert CalledByItsName().kind == kind
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -176,5 +237,6 @@ def test_no_code_but_a_loss_s_own_file_knows_it_by_name() -> None:
             text = node.value if isinstance(node, ast.Constant) else getattr(node, "id", None)
             if isinstance(text, str) and text in names:
                 found.add((str(file.relative_to(package)), names[text]))
+    of_trl = {("trl/trainer.py", "lsm"), ("trl/asynchronous.py", "lsm")}
     default = {("settings/train.py", "lsm"), ("settings/loss.py", "lsm"), ("__init__.py", "lsm")}
-    assert found == default
+    assert found == default | of_trl

@@ -3,7 +3,7 @@
 A loss is one file: a class that extends ``Loss`` (or, on a support, ``SupportLoss``), whose fields
 are its settings and whose call is the loss itself.
 
-    class Mine(Loss):
+    class Mine(SupportLoss):
         sharpness: float = Field(default=2.0, description="...")
 
         def __call__(self, batch, head): ...
@@ -14,6 +14,7 @@ and methods below.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -139,11 +140,35 @@ class Loss(Settings):
     @classmethod
     def _called_by_its_name(cls, values: Any) -> Any:
         """A class without a kind of its own is called by its dotted name."""
-        if isinstance(values, dict) and not (
-            values.get("kind") or cls.model_fields["kind"].default
-        ):
-            return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
-        return values
+        if not isinstance(values, dict):
+            return values
+        own, kind = cls.model_fields["kind"].default, values.get("kind")
+        if own and ":" in str(kind):
+            raise ValueError(
+                f"{cls.__name__} already has the kind {own!r}, its own or that of the class it "
+                'extends: write `kind: str = ""` in it, and it is called by its dotted name'
+            )
+        return values if kind or own else {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Loss:
+        """Refuses a class that lacks a part which every loss has to have."""
+        for part in ("asks", "__call__"):
+            if getattr(type(self), part) is getattr(Loss, part):
+                raise ValueError(
+                    f"{type(self).__name__} has no {part}: write it, or extend SupportLoss, which "
+                    "needs __call__ alone"
+                )
+        asked = self.asks(realigned=False)
+        if not isinstance(asked, RowsAsked):
+            raise ValueError(
+                f"{type(self).__name__}.asks gives {type(asked).__name__}, and not RowsAsked"
+            )
+        if not isinstance(asked.top_k, int) or asked.top_k < 0:
+            raise ValueError(
+                f"{type(self).__name__}.asks gives top_k = {asked.top_k!r}, and not a number of ids"
+            )
+        return self
 
     def asks(self, *, realigned: bool) -> RowsAsked:
         """What is asked of the teacher's rows.
@@ -199,18 +224,34 @@ def checked(result: object, batch: LossBatch, kind: str) -> LossResult:
     Raises:
         LsmError: it has not; the part, its dtype and its shape are named.
     """
-    rows = tuple(batch.weights.shape)
-    if not isinstance(result, LossResult):
-        wrong = f"gives {type(result).__name__}, and not a LossResult"
-    elif result.total.ndim != 0:
-        wrong = f"gives a total of shape {tuple(result.total.shape)}, and not a scalar"
-    elif tuple(result.per_row.shape) != rows:
-        wrong = f"gives per_row of shape {tuple(result.per_row.shape)} for rows of shape {rows}"
-    elif tuple(result.used.shape) != rows or result.used.dtype != torch.bool:
-        found = f"{result.used.dtype} of shape {tuple(result.used.shape)}"
-        wrong = f"gives used as {found}, and not torch.bool of shape {rows}"
-    elif not result.total.requires_grad and bool(result.used.any()):
-        wrong = "gives a total without a gradient: it is detached from the hidden states"
-    else:
+    wrong = _what_is_wrong(result, tuple(batch.weights.shape))
+    if wrong is None and isinstance(result, LossResult):
         return result
-    raise LsmError(f"{kind} {wrong}", where="loss.kind", fix="mend the class's __call__")
+    raise LsmError(f"{kind} gives {wrong}", where="loss.kind", fix="mend the class's __call__")
+
+
+def _what_is_wrong(result: object, rows: tuple[int, ...]) -> str | None:
+    if not isinstance(result, LossResult):
+        return f"{type(result).__name__}, and not a LossResult"
+    for name, of_rows in (("total", False), ("per_row", True), ("used", True)):
+        value = getattr(result, name)
+        if not isinstance(value, Tensor):
+            return f"{name} as {type(value).__name__}, and not as a tensor"
+        shape = tuple(value.shape)
+        if shape != (rows if of_rows else ()):
+            wanted = f" for rows of shape {rows}" if of_rows else ", and not a scalar"
+            return f"{name} of shape {shape}{wanted}"
+    if result.used.dtype != torch.bool:
+        return f"used as {result.used.dtype}, and not as torch.bool"
+    if not result.total.requires_grad and bool(result.used.any()):
+        return "a total without a gradient: it is detached from the hidden states"
+    metrics: list[tuple[object, object]] = [
+        *result.metrics.items(),
+        *result.coarse_metrics.items(),
+    ]
+    for metric, number in metrics:
+        if not isinstance(metric, str) or not isinstance(number, int | float):
+            return f"the metric {metric!r} as {type(number).__name__}, and not as a number"
+        if not math.isfinite(number):
+            return f"the metric {metric!r} as {number}, which is not finite"
+    return None
