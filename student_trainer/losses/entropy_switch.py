@@ -16,13 +16,16 @@ from typing import Literal, Protocol
 
 from pydantic import Field
 from teacher_proto.program.settings_types import NonNegative, Positive
-from teacher_proto.rows import required
 from torch import Tensor
 
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult
 from student_trainer.losses.parts.divergences import forward_kl, renormalise, reverse_kl
 from student_trainer.losses.parts.on_support import SupportLoss
-from student_trainer.losses.parts.support_rows import SupportTerms, support_loss
+from student_trainer.losses.parts.support_rows import (
+    SupportTerms,
+    support_loss,
+    support_of,
+)
 
 
 class EntropySwitchTerms(SupportTerms, Protocol):
@@ -42,18 +45,17 @@ def entropy_switch(batch: LossBatch, head: Head, settings: EntropySwitchTerms) -
     Raises:
         ValueError: as ``support_loss``.
     """
-    width = required(batch.support_ids, "support").shape[1]
+    ids, log_q, valid = support_of(batch)
+    width = ids.shape[1]
     threshold, weight = settings.entropy_threshold, settings.forward_weight
 
-    def divergence(log_p: Tensor, log_q: Tensor, valid: Tensor) -> Tensor:
+    def divergence(log_p: Tensor, of_teacher: Tensor, there: Tensor) -> Tensor:
         # A rest is the outcome after the support's slots.
-        unsure = _entropy(log_q[:, :width], valid[:, :width]) > threshold
-        added = forward_kl(log_p, log_q, valid).where(unsure, 0)
-        return reverse_kl(log_p, log_q, valid) + weight * added
+        unsure = _entropy(of_teacher[:, :width], there[:, :width]) > threshold
+        added = forward_kl(log_p, of_teacher, there).where(unsure, 0)
+        return reverse_kl(log_p, of_teacher, there) + weight * added
 
     result = support_loss(batch, head, settings, divergence)
-    log_q = required(batch.support_log_probs, "support")
-    valid = required(batch.support_valid, "support")
     rows = result.used & ~batch.coarse_rows
     unsure = _entropy(log_q[rows], valid[rows]) > threshold
     return replace(result, metrics={**result.metrics, "entropy_switched": float(unsure.sum())})

@@ -174,6 +174,21 @@ def test_chosen_rows_and_weights() -> None:
     assert batch.weights.tolist() == [0.5, 2.0]
 
 
+def test_bfloat16_and_a_response_without_rows_are_taken() -> None:
+    half = torch.tensor([-0.1, -0.2], dtype=torch.bfloat16)
+    batch = LossBatch.from_scores(
+        hidden(2),
+        [[1, 2], []],
+        [scores(2, 2), scores(0, 2)],
+        old_log_probs=[half, half[:0]],
+        weights=torch.tensor([0.5, 1.0], dtype=torch.bfloat16),
+    )
+    assert batch.old_log_probs is not None
+    assert batch.old_log_probs.tolist() == half.tolist()
+    assert batch.weights.tolist() == [0.5, 1.0]
+    assert batch.sampled_ids.tolist() == [1, 2]
+
+
 @pytest.mark.parametrize(
     ("change", "where", "told"),
     [
@@ -200,6 +215,13 @@ def test_chosen_rows_and_weights() -> None:
         ({"old_log_probs": [[-1.0, -2.0]]}, "old_log_probs[0]", "float64 [2]"),
         ({"weights": np.ones(2)}, "weights", "float64 [2]"),
         ({"weights": [1, 1, 1]}, "weights", "int64 [3]"),
+        ({"weights": [1.0, float("nan"), 1.0]}, "weights", "float64 [3], and that of row 1 is nan"),
+        ({"weights": [1.0, 1.0, -0.5]}, "weights", "row 2 is -0.5"),
+        ({"weights": [float("inf"), 1.0, 1.0]}, "weights", "row 0 is inf"),
+        ({"hidden": np.zeros((3, HIDDEN), np.float32)}, "hidden", "a ndarray"),
+        ({"sampled_ids": [[1, -2, 3]]}, "sampled_ids[0]", "int64 [3] and holds -2"),
+        ({"sampled_ids": None}, "sampled_ids", "0 arrays for 1 scores"),
+        ({"scores": scores(3, 2)}, "scores", "of one response"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name_dtype_and_shape(

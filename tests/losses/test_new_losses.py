@@ -136,6 +136,14 @@ def test_the_entropy_is_that_of_the_support_without_the_rest() -> None:
     torch.testing.assert_close(result.per_row, reverse + forward.where(unsure, 0))
 
 
+def test_without_a_support_they_say_so() -> None:
+    case = problem()
+    bare = replace(case.batch, support_ids=None)
+    for loss in (EntropySwitchLoss(), GeneralisedReverseKlLoss()):
+        with pytest.raises(ValueError, match="needs a support"):
+            loss(bare, case.head)
+
+
 def test_a_row_that_is_left_out_is_not_counted_as_switched() -> None:
     case = problem()
     weights = case.batch.weights.clone()

@@ -150,7 +150,8 @@ class LossBatch:
         weights: Any = None,
     ) -> LossBatch:
         """The rows of some responses, as ``TeacherClient.score`` returned them; realigned or
-        not, with supports of any width. Arrays may be numpy's, torch's or lists.
+        not, with supports of any width. Arrays may be numpy's, torch's or lists; ``hidden`` is a
+        tensor.
 
         The support is the teacher's own top-K; ``choose_support`` makes another. A row of class
         MASKED, and every row of a response that could not be realigned, has weight 0; a response
@@ -181,6 +182,12 @@ class LossBatch:
             weights=weights,
         )
         total = len(arrays["weights"])
+        if not isinstance(hidden, Tensor):
+            raise LossBatchError(
+                f"it is a {type(hidden).__name__}",
+                where="hidden",
+                fix="give a tensor: the loss's gradient goes there",
+            )
         if hidden.dim() != 2 or len(hidden) != total or not hidden.is_floating_point():
             raise LossBatchError(
                 f"it is {described(hidden)}, and the scores have {total} rows",

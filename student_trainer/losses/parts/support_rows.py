@@ -55,7 +55,7 @@ def support_loss(
         ValueError: the batch lacks values that the settings need; or K < 2 without a tail,
             where the loss is 0 for every student.
     """
-    ids, _, valid = _support(batch)
+    ids, _, valid = support_of(batch)
     if ids.shape[1] < 2 and settings.tail == "none" and batch.coarse is None:
         raise ValueError(
             f"a support needs at least 2 ids, got {ids.shape[1]}: "
@@ -89,7 +89,7 @@ def unnormalised_loss(
     Raises:
         ValueError: the batch has no support.
     """
-    ids, log_q, valid = _support(batch)
+    ids, log_q, valid = support_of(batch)
 
     def losses(rows: Tensor, hidden: Tensor, logits: Tensor) -> Tensor:
         at = ids[rows], valid[rows], settings.temperature, settings.chunk_rows
@@ -127,7 +127,7 @@ def _result(
         losses_of: maps R rows of the batch, int64 [R], with their hidden states and the logits of
             their support, [R, H] and [R, K], to their losses [R].
     """
-    ids, log_q, valid = _support(batch)
+    ids, log_q, valid = support_of(batch)
     coarse = batch.coarse_rows
     active = batch.weights > 0
     finite = finite & log_q.where(valid, 0).isfinite().all(-1)
@@ -184,7 +184,7 @@ def _normalised(
         rows: int64 [R], of the batch.
         hidden, logits: [R, H] and [R, K], of these rows.
     """
-    ids, log_q, valid = (part[rows] for part in _support(batch))
+    ids, log_q, valid = (part[rows] for part in support_of(batch))
     scaled, log_q = logits / settings.temperature, log_q.to(logits.dtype)
 
     def on_support(at: Tensor) -> Tensor:
@@ -229,7 +229,8 @@ def _teacher_tail(batch: LossBatch) -> tuple[Tensor, Tensor]:
     return batch.teacher_log_tail, batch.teacher_tail_valid
 
 
-def _support(batch: LossBatch) -> tuple[Tensor, Tensor, Tensor]:
+def support_of(batch: LossBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """Ids, log-probabilities and validity of the support, [T, K]. Raises ValueError without one."""
     if batch.support_ids is None or batch.support_log_probs is None or batch.support_valid is None:
         raise ValueError("the loss needs a support: ids, log-probabilities and validity")
     return batch.support_ids, batch.support_log_probs, batch.support_valid
@@ -237,7 +238,7 @@ def _support(batch: LossBatch) -> tuple[Tensor, Tensor, Tensor]:
 
 def _support_metrics(batch: LossBatch, rows: Tensor, logits: Tensor) -> dict[str, float]:
     """Sums over these rows."""
-    ids, log_q, valid = (part[rows] for part in _support(batch))
+    ids, log_q, valid = (part[rows] for part in support_of(batch))
     inside = ((ids == batch.sampled_ids[rows, None]) & valid).any(-1)
     log_q = log_q.where(valid, -torch.inf)
     best = logits.masked_fill(~valid, -torch.inf).argmax(-1)

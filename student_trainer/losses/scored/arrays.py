@@ -11,10 +11,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
 from teacher_proto.errors import LsmError
 from teacher_proto.rows import Rows, Values
 from teacher_proto.types import ContinuationScores, PositionClass, Status
+from torch import Tensor
 
 Array = NDArray[Any]
 # Slots of a support that nobody has: two, so that a row of NaN counts as one that is not finite
@@ -43,21 +45,32 @@ def loss_arrays(
     Raises:
         LossBatchError: lengths, dtypes or parts do not fit together.
     """
-    if not scores:
-        raise LossBatchError("there are no scores", where="scores", fix="give those of a response")
+    if isinstance(scores, ContinuationScores) or not scores:
+        what = "there are no scores" if isinstance(scores, Sequence) else "they are of one response"
+        raise LossBatchError(what, where="scores", fix="give a list of the scores of responses")
     for name, given in (
         ("sampled_ids", sampled_ids),
         ("rows", rows),
         ("explicit_ids", explicit_ids),
         ("old_log_probs", old_log_probs),
     ):
-        if given is not None and len(given) != len(scores):
+        if name == "sampled_ids" or given is not None:
+            count = 0 if given is None else len(given)
+            if count == len(scores):
+                continue
             raise LossBatchError(
-                f"{len(given)} arrays for {len(scores)} scores",
+                f"{count} arrays for {len(scores)} scores",
                 where=name,
                 fix="give one for each response, in the order of the scores",
             )
     sampled = [_ids(ids, f"sampled_ids[{i}]", 1) for i, ids in enumerate(sampled_ids)]
+    for i, ids in enumerate(sampled):
+        if len(ids) and ids.min() < 0:
+            raise LossBatchError(
+                f"it is {described(ids)} and holds {ids.min()}",
+                where=f"sampled_ids[{i}]",
+                fix="give the ids of tokens, which are at least 0",
+            )
     chosen = [
         _chosen(scored, ids, None if rows is None else rows[i], i)
         for i, (scored, ids) in enumerate(zip(scores, sampled, strict=True))
@@ -125,6 +138,8 @@ def _chosen(scored: ContinuationScores, sampled: Array, rows: Any, index: int) -
 def _ids(given: Any, where: str, dimensions: int) -> Array:
     """int64 of the wanted number of dimensions."""
     array = as_array(given, where)
+    if not array.size and array.ndim == dimensions:
+        return array.astype(np.int64)  # a list of nothing has no dtype of its own
     if array.dtype.kind not in "iu" or array.ndim != dimensions:
         shape = ", ".join(["n", "E"][:dimensions])
         raise LossBatchError(
@@ -139,9 +154,12 @@ def as_array(given: ArrayLike | Any, where: str) -> Array:
     Raises:
         LossBatchError: it is none of these, or its rows have unequal lengths.
     """
-    detach = getattr(given, "detach", None)
     try:
-        return np.asarray(given if detach is None else detach().cpu().numpy())
+        if not isinstance(given, Tensor):
+            return np.asarray(given)
+        whole = given.detach().cpu()
+        # numpy has no bfloat16; float32 holds all of its values.
+        return (whole.float() if whole.dtype == torch.bfloat16 else whole).numpy()
     except (TypeError, ValueError) as error:
         raise LossBatchError(
             f"it is no array: {error}", where=where, fix="give an array, a list or a tensor"
@@ -165,6 +183,13 @@ def _weights(given: Any, scores: Sequence[ContinuationScores], places: list[Arra
             f"they are {described(weights)}",
             where="weights",
             fix=f"give one weight for each row, float [{total}]",
+        )
+    wrong = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(wrong):
+        raise LossBatchError(
+            f"they are {described(weights)}, and that of row {wrong[0]} is {weights[wrong[0]]}",
+            where="weights",
+            fix="give finite weights of at least 0; 0 leaves a row out",
         )
     return weights.astype(np.float32)
 
