@@ -16,7 +16,8 @@ What a callback draws from torch's generators changes nothing in the run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -187,20 +188,26 @@ class Events:
             restore_rng(before, self._device)
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+def check_callbacks(callbacks: Iterable[Callback]) -> tuple[Callback, ...]:
     """The callbacks, each of which can be called. Raises ConfigurationError."""
-    if callable(callbacks):
-        raise ConfigurationError(
-            f"{name_of(callbacks)} is no list", where="callbacks", fix="give [callback]"
-        )
-    for index, callback in enumerate(callbacks):
+    if callable(callbacks) or not isinstance(callbacks, Iterable):
+        what = name_of(callbacks) if callable(callbacks) else f"a {type(callbacks).__name__}"
+        raise ConfigurationError(f"{what} is no list", where="callbacks", fix="give [callback]")
+    found = tuple(callbacks)
+    for index, callback in enumerate(found):
         if not callable(callback):
             raise ConfigurationError(
                 f"a {type(callback).__name__} cannot be called",
                 where=f"callbacks[{index}]",
                 fix="give a function, or an object with __call__, that takes an event",
             )
-    return tuple(callbacks)
+        if any(map(inspect.iscoroutinefunction, (callback, type(callback).__call__))):
+            raise ConfigurationError(
+                f"{name_of(callback)} is a coroutine, and nothing would await it",
+                where=f"callbacks[{index}]",
+                fix="give a plain function: write `def` in place of `async def`",
+            )
+    return found
 
 
 def name_of(callback: Callback) -> str:

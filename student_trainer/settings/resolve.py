@@ -51,6 +51,7 @@ def config_of(given: TrainConfig | Mapping[str, Any] | str | PathLike[str]) -> T
     if isinstance(given, TrainConfig):
         return given
     if isinstance(given, Mapping):
+        _check_keys(given, "")
         return resolve_config(values=given).settings
     if isinstance(given, str | PathLike):
         return resolve_config([given]).settings
@@ -59,3 +60,16 @@ def config_of(given: TrainConfig | Mapping[str, Any] | str | PathLike[str]) -> T
         where="config",
         fix="give a TrainConfig, a dict of its values, or the path of a TOML file",
     )
+
+
+def _check_keys(values: Mapping[Any, Any], section: str) -> None:
+    """Raises ConfigurationError for a key, at any depth, that is no text."""
+    for key, value in values.items():
+        if not isinstance(key, str):
+            raise ConfigurationError(
+                f"the key {key!r} is a {type(key).__name__}, and no text",
+                where=section or "config",
+                fix="name settings as in TOML",
+            )
+        if isinstance(value, Mapping):
+            _check_keys(value, f"{section}.{key}".removeprefix("."))

@@ -28,6 +28,7 @@ from student_trainer.events import (
     RunStarted,
     ScoresArrived,
     StepEnded,
+    check_callbacks,
 )
 from student_trainer.run.directory import read_metrics
 from student_trainer.run.signals import Stopped
@@ -49,6 +50,10 @@ def config(make_config: MakeConfig, run_server: Server) -> MakeConfig:
         return make_config(teacher={"address": run_server.address}, **sections)
 
     return make
+
+
+async def nothing_awaits(event: Event) -> None:
+    """A callback that would never run."""
 
 
 def told(event: Event) -> tuple[Any, ...]:
@@ -221,6 +226,13 @@ def test_a_signal_lets_callbacks_finish_and_written_batches_are_told_once(
     ]  # fmt: skip
 
 
+def test_callbacks_of_an_iterator_are_kept() -> None:
+    heard: list[Event] = []
+    (kept,) = check_callbacks(iter([heard.append]))
+    kept(StepEnded(1, {}))
+    assert heard == [StepEnded(1, {})]
+
+
 def test_settings_come_as_an_object_as_values_or_as_a_file(
     config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -246,6 +258,9 @@ def test_settings_come_as_an_object_as_values_or_as_a_file(
         (7, [], "config", "a int is no configuration"),
         ({}, print, "callbacks", "builtins.print is no list"),
         ({}, [print, "loud"], "callbacks[1]", "a str cannot be called"),
+        ({}, None, "callbacks", "a NoneType is no list"),
+        ({}, [print, nothing_awaits], "callbacks[1]", "nothing_awaits is a coroutine"),
+        ({"loss": {"kind": "lsm", "mask": {7: 1}}}, [], "loss.mask", "the key 7 is a int"),
     ],
 )
 def test_what_cannot_be_a_run_is_refused_when_it_is_made(
