@@ -10,6 +10,7 @@ import re
 import threading
 import tomllib
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -341,6 +342,9 @@ def test_the_loss_of_two_teachers_is_that_of_its_definition(
         assert line[f"tokens/{name}"] == sum(len(r.token_ids) for r in its)
     assert line["tokens"] == line[f"tokens/{A}"] + line[f"tokens/{B}"]
     assert line["tokens_used"] == line["tokens"]
+    inside = [figures.by_teacher[name].means.mean("sampled_in_support") or 0 for name in (A, B)]
+    every = sum(share * figures.by_teacher[n].used for share, n in zip(inside, (A, B), strict=True))
+    assert line["sampled_in_support"] == pytest.approx(every / figures.whole().used)
     assert abs(loss - sum(own.values()) / 2) > 1e-3, "weights and balance make a difference"
 
 
@@ -446,7 +450,8 @@ def test_a_run_with_three_teachers_resumes_to_the_byte(
         assert names, "some of a step's three prompts are learnt from"
         for name, identity in state.teachers.items():
             assert line[f"teacher_identity/{name}"] == identity.digest
-            assert line[f"teacher_wait_seconds/{name}"] >= 0
+            asked = line[f"tokens/{name}"] > 0
+            assert (line[f"teacher_wait_seconds/{name}"] > 0) == asked
         assert "realign_coverage/one" not in line
         assert {key.partition("/")[0] for key in line} <= {key.name for key in METRICS}
         if line["tokens/across"]:
@@ -527,6 +532,28 @@ def test_poor_realignment_is_warned_of_once_also_when_a_step_has_none_of_the_tea
     told = [record.getMessage().partition(":")[0] for record in caplog.records]
     assert told == ["step 1", "step 5"]
     assert "the rows of teacher beta" in caplog.text
+
+
+def test_the_students_own_ids_are_those_that_the_teacher_of_the_row_has(
+    several: MakeConfig, student: Student
+) -> None:
+    rollout = {"prompts_per_step": len(PROMPTS)}
+    config = several(loss={"support": "student", "top_k": 8}, rollout=rollout)
+
+    def link(limit: int) -> Any:
+        sent: Future[Any] = Future()
+        return SimpleNamespace(
+            id_limit=limit, realigned=False, submit_rollouts=lambda *_, **__: sent
+        )
+
+    links = {A: link(student.drawn_below), B: link(100)}
+    prompts = prompts_of(config, student).train
+    pipeline = Pipeline(config, student, Teachers(config, links), prompts)
+    highest = dict.fromkeys(links, 0)
+    for written in pipeline.fill(1, 0).rollouts:
+        ids, name = required(written.support_ids, "support_ids"), written.prompt.teacher
+        highest[name] = max(highest[name], int(ids.max()))
+    assert highest[B] < 100 <= highest[A]
 
 
 def test_a_prompt_of_two_teachers_is_not_taken_for_the_others(
