@@ -203,9 +203,11 @@ def _refusal(
 ) -> ConfigurationError:
     missing = getattr(error, "name", None) if isinstance(error, ModuleNotFoundError) else None
     if missing is not None and f"{name}.".startswith(f"{missing}."):
-        looked = ", ".join(map(str, folders)) or "no folder of a configuration file"
+        looked = ", ".join(map(str, folders))
         return ConfigurationError(
-            f"there is no module {missing}, neither installed nor in {looked}",
+            f"there is no module {missing}, neither installed nor in {looked}"
+            if looked
+            else f"there is no module {missing} installed, nor a configuration file to look beside",
             where=where,
             fix=f"put {missing.replace('.', '/')}.py beside the configuration file, or install it",
         )
@@ -214,8 +216,9 @@ def _refusal(
         place = f" ({error.filename}, line {error.lineno})"
     else:
         place = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+    said = error.msg if isinstance(error, SyntaxError) else first_line(error)
     return ConfigurationError(
-        f"importing the module {name} raises {type(error).__name__}: {first_line(error)}{place}",
+        f"importing the module {name} raises {type(error).__name__}: {said}{place}",
         where=where,
         fix=f"mend it until `python -c 'import {name}'` works in its folder",
     )

@@ -21,6 +21,12 @@ def check_loss(loss: Loss, args: Any, teachers: Mapping[str, NamedTeacherSetting
     Raises:
         ConfigurationError: names the setting.
     """
+    if args.max_completion_length is None:
+        raise ConfigurationError(
+            "it is not set: responses could be longer than the teacher reads",
+            where="max_completion_length",
+            fix="set it to the tokens that a response may have",
+        )
     if loss.masked_chunks:
         raise ConfigurationError(
             "TRL's rollouts do not say what a chunk was drawn with",
@@ -43,6 +49,15 @@ def check_loss(loss: Loss, args: Any, teachers: Mapping[str, NamedTeacherSetting
             f"({args.temperature})",
             where="loss.temperature",
             fix="set both to one value",
+        )
+    others = getattr(args, "generation_kwargs", None)
+    if loss.rollout_temperature and (args.repetition_penalty != 1 or others):
+        raise ConfigurationError(
+            f"{loss.kind} compares the student with itself as it drew its tokens, and with "
+            f"repetition_penalty {args.repetition_penalty} and generation_kwargs {others} it draws "
+            "from another distribution than its own",
+            where="generation_kwargs" if others else "repetition_penalty",
+            fix="leave them out, or take a loss on a support",
         )
     nucleus = args.top_p < 1 or args.top_k > 0 or args.min_p
     if loss.at_sampled_token and loss.nucleus_weights and nucleus:

@@ -30,12 +30,22 @@ TeacherChoice = str | TeacherSettings | Mapping[str, Any]
 def named_settings(
     teachers: TeacherChoice | Mapping[str, TeacherChoice],
 ) -> dict[str, NamedTeacherSettings]:
-    """Settings by name: of an address, of settings, or of a mapping of names to either.
+    """Settings by name: of an address, of settings, or of a mapping of names to either. A mapping
+    with an ``address``, or with no other keys than those of a teacher, is one teacher's settings.
 
     Raises:
         ConfigurationError: there are none, or a setting is wrong.
     """
     if isinstance(teachers, str | TeacherSettings):
+        return {ONLY: settings_of(teachers, ONLY)}
+    if not isinstance(teachers, Mapping):
+        raise ConfigurationError(
+            f"a {type(teachers).__name__} is no teacher",
+            where="teachers",
+            fix='give an address, "HOST:PORT", or a dict of names to addresses',
+        )
+    keys = NamedTeacherSettings.model_fields.keys()
+    if teachers and ("address" in teachers or teachers.keys() <= keys):
         return {ONLY: settings_of(teachers, ONLY)}
     if not teachers:
         raise ConfigurationError(
@@ -82,11 +92,20 @@ def loss_of(loss: Loss | Mapping[str, Any] | str, where: str = "loss") -> Loss:
 
     from student_trainer.settings.loss import LossConfig
 
+    if not isinstance(loss, str | Mapping):
+        raise ConfigurationError(
+            f"a {type(loss).__name__} is no loss",
+            where=where,
+            fix='give a loss\'s kind, such as "lsm", or the keys of [loss] as a dict',
+        )
     values = {"kind": loss} if isinstance(loss, str) else dict(loss)
     try:
         found: Loss = TypeAdapter(LossConfig).validate_python(values)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
+        cause = first.get("ctx", {}).get("error")
+        if isinstance(cause, ConfigurationError):
+            raise cause from None
         key = ".".join([where, *map(str, first["loc"])])
         raise ConfigurationError(
             first["msg"].removeprefix("Value error, "),

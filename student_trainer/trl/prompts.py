@@ -112,6 +112,13 @@ class Prompts:
                 teachers.
         """
         self._known = {}
+        for row in rows:
+            if row.get(PROMPT) is None:
+                raise ConfigurationError(
+                    f"a row has no prompt: it has the columns {', '.join(map(str, row))}",
+                    where="train_dataset",
+                    fix=f"give it a text or messages in the column {PROMPT!r}",
+                )
         for row, ids in zip(rows, self._tokenize([row[PROMPT] for row in rows]), strict=True):
             place = f"the row with the prompt {str(row[PROMPT])[:60]!r}"
             columns = Columns(self._settings.columns, "train_dataset")

@@ -168,11 +168,15 @@ class LsmDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         early = self._objective.loss.student_top_k == 0
         asked = self._objective.request(responses) if early else None
         mask = inputs["completion_mask"].bool()
+        real = torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1)
+        # Prompts are padded on their left; a token's place is counted from the first real one.
+        places = {"position_ids": (real.cumsum(1) - 1).clamp_min(0)}
         states = last_hidden_states(
             model,
             base.get_output_embeddings(),
             input_ids=torch.cat([inputs["prompt_ids"], inputs["completion_ids"]], dim=1),
-            attention_mask=torch.cat([inputs["prompt_mask"], inputs["completion_mask"]], dim=1),
+            attention_mask=real,
+            **(places if "position_ids" in self.model_kwarg_keys else {}),
         )
         # The state at a position predicts the token after it.
         width = mask.shape[1]

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.rows import required
 from teacher_proto.types import TextPrompt
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import student_trainer.trl
 from student_trainer.losses.parts.normaliser import token_log_probs
@@ -29,12 +30,14 @@ from student_trainer.teacher.link import TeacherLink
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.student_support import with_student_support
 from student_trainer.update.updater import Updater
+from tests.support.models import save_model
 from tests.trainer.processes import ENVIRONMENT, Server
 
 pytest.importorskip("trl", reason="trl is a development extra")
 from datasets import Dataset
 
-from student_trainer.trl import LsmDistillationTrainer
+from student_trainer.trl import LsmDistillationTrainer, hidden
+from student_trainer.trl.links import named_settings
 from tests.trainer.trl_process import PROMPTS, Seen, make
 
 MakeConfig = Callable[..., TrainConfig]
@@ -118,6 +121,85 @@ def test_in_half_precision_only_the_hidden_states_are_rounded(
         found = seen.gradients[name]
         assert found.dtype == torch.float32
         assert (found - gradient).norm() < 0.1 * gradient.norm(), name
+
+
+def test_micro_batches_of_a_step_add_up_to_its_loss(
+    run_server: Server, student_model_dir: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    seen = Seen([], [], {})
+    two = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    trainer = make(run_server.address, student_model_dir, tmp_path / "out", seen, args=two)
+    trainer.train()
+    trainer.close()
+    assert len(seen.inputs) == 2
+    config = make_config(teacher={"address": run_server.address}, loss={"top_k": 32})
+    own, gradients = own_loop(config, student_model_dir, seen.inputs)
+    assert sum(seen.losses) == pytest.approx(own, abs=1e-5)
+    for name, gradient in gradients.items():
+        assert torch.allclose(seen.gradients[name], gradient, atol=1e-5), name
+
+
+def test_learnt_positions_are_counted_from_the_first_token_of_a_prompt(
+    run_server: Server, student_model_dir: Path, make_config: MakeConfig, tmp_path: Path
+) -> None:
+    """TRL pads prompts on their left; a student with learnt positions sees none of it."""
+    tokenizer = AutoTokenizer.from_pretrained(student_model_dir)
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 256}
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    drops = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+    torch.manual_seed(0)
+    student = GPT2LMHeadModel(
+        GPT2Config(vocab_size=320, bos_token_id=None, initializer_range=0.3,
+                   tie_word_embeddings=False, **sizes, **ends, **drops)
+    )  # fmt: skip
+    folder = save_model(student, tmp_path / "gpt2", tokenizer)
+    seen = Seen([], [], {})
+    trainer = make(run_server.address, folder, tmp_path / "out", seen)
+    trainer.train()
+    trainer.close()
+    assert not seen.inputs[0]["prompt_mask"].all()
+    config = make_config(folder, teacher={"address": run_server.address}, loss={"top_k": 32})
+    own, _ = own_loop(config, folder, seen.inputs)
+    assert seen.losses[0] == pytest.approx(own, abs=1e-5)
+
+
+def test_a_state_that_is_not_finite_takes_its_row_alone(
+    run_server: Server,
+    student_model_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = hidden.last_hidden_states
+
+    def spoilt(*arguments: Any, **named: Any) -> torch.Tensor:
+        states = real(*arguments, **named)
+        lost = torch.zeros_like(states, dtype=torch.bool)
+        lost[:, named["input_ids"].shape[1] - 13] = True  # the state of the first tokens
+        return states.masked_fill(lost, torch.nan)
+
+    monkeypatch.setattr("student_trainer.trl.trainer.last_hidden_states", spoilt)
+    seen = Seen([], [], {})
+    loss = {"kind": "lsm", "max_non_finite_share": 1.0}
+    trainer = make(run_server.address, student_model_dir, tmp_path / "out", seen, loss=loss)
+    trainer.train()
+    trainer.close()
+    (line,) = [line for line in trainer.state.log_history if "loss" in line]
+    assert 0 < line["used_share"] < 1
+    assert 0 < seen.losses[0] < 50
+    assert all(bool(gradient.isfinite().all()) for gradient in seen.gradients.values())
+
+
+@pytest.mark.parametrize(
+    ("given", "address"),
+    [
+        ("h:1", "h:1"),
+        ({"address": "h:1", "name": "twin"}, "h:1"),
+        ({"name": "twin", "timeout_seconds": 5}, "127.0.0.1:50051"),
+    ],
+)
+def test_the_settings_of_one_teacher_are_no_names_of_several(given: Any, address: str) -> None:
+    (one,) = named_settings(given).values()
+    assert (one.address, one.name) == (address, "default" if given == "h:1" else "twin")
 
 
 def own_loop(
@@ -282,9 +364,24 @@ def test_conversations_evaluation_and_adapters(
     ("changes", "where", "what"),
     [
         ({"teachers": {}}, "teachers", "no teacher"),
+        ({"teachers": 5}, "teachers", "a int is no teacher"),
+        ({"teachers": {"address": "x", "nmae": "y"}}, "teachers['default']", "nmae"),
+        ({"loss": None}, "loss", "a NoneType is no loss"),
+        ({"loss": {"kind": "nope:Nope"}}, "loss.kind", "there is no module nope installed"),
+        (
+            {"loss": "sampled_token", "args": {"repetition_penalty": 1.5}},
+            "repetition_penalty",
+            "1.5",
+        ),
+        (
+            {"loss": "sampled_token", "args": {"generation_kwargs": {"top_p": 0.5}}},
+            "generation_kwargs",
+            "another distribution",
+        ),
+        ({"args": {"max_completion_length": None}}, "max_completion_length", "is not set"),
         ({"teachers": {"a": {"adress": "x"}}}, "teachers['a']", "adress"),
         ({"loss": {"kind": "lsm", "top_k": 1}}, "loss.top_k", "at least 2"),
-        ({"loss": "lsn"}, "loss", "lsn"),
+        ({"loss": "lsn"}, "loss.kind", "lsn"),
         ({"teachers": {"a": {"address": "x", "top_k": 1}}}, "teachers['a'].top_k", "at least 2"),
         ({"teachers": {"a": "x", "b": "x"}}, "teachers", "one teacher"),
         ({"loss": {"kind": "lsm", "balance": "teachers"}}, "loss.balance", "divides"),
@@ -333,6 +430,15 @@ def test_what_cannot_train_is_refused_before_the_first_step(
         make(run_server.address, student_model_dir, tmp_path / "out", **given)
     assert caught.value.where == where
     assert what in caught.value.what
+
+
+def test_a_row_without_a_prompt_says_which_columns_it_has(
+    run_server: Server, student_model_dir: Path, tmp_path: Path
+) -> None:
+    trainer = make(run_server.address, student_model_dir, tmp_path / "out", rows={"text": PROMPTS})
+    with pytest.raises(ConfigurationError, match="no prompt: it has the columns text"):
+        trainer.train()
+    trainer.close()
 
 
 def test_a_prompt_that_trl_reads_otherwise_is_no_other_rows_prompt(
