@@ -550,7 +550,7 @@ def test_the_students_own_ids_are_those_that_the_teacher_of_the_row_has(
     prompts = prompts_of(config, student).train
     pipeline = Pipeline(config, student, Teachers(config, links), prompts)
     highest = dict.fromkeys(links, 0)
-    for written in pipeline.fill(1, 0).rollouts:
+    for written in pipeline.fill(1, 0).parts:
         ids, name = required(written.support_ids, "support_ids"), written.prompt.teacher
         highest[name] = max(highest[name], int(ids.max()))
     assert highest[B] < 100 <= highest[A]
