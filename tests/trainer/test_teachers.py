@@ -209,6 +209,11 @@ def test_names_that_no_teacher_has_are_told_with_their_rows(
     write_rows(tmp_path / "named.jsonl", [7])
     with pytest.raises(ConfigurationError, match="holds 7, and a teacher's name is a text"):
         prompts_of(several(), student)
+    write_rows(tmp_path / "named.jsonl", [A, B])
+    held_out = write_rows(tmp_path / "held.jsonl", [A, "gama"])
+    with pytest.raises(ConfigurationError, match="3 rows name 'gama'") as caught:
+        prompts_of(several(data={"held_out": str(held_out)}), student)
+    assert caught.value.where == "data.held_out"
 
 
 def test_a_teacher_that_no_row_names_is_refused(
