@@ -65,7 +65,7 @@ def shared_teacher(
 ) -> Iterator[Teacher]:
     """Serves undisturbed, but for runs that are named after a poison."""
     teacher = Teacher(teachers, tmp_path_factory.mktemp("teacher"))
-    teacher.start(tiny_model_dir, [{"poison": True, "call": 7}])
+    teacher.start(tiny_model_dir, [{"poison": True, "call": 9}])
     yield teacher
     teacher.stop()
 

@@ -65,8 +65,8 @@ def test_another_teacher_ends_the_run_before_the_next_update(
 def stopped_by_another(room: Room, own: Path, foreign: Path) -> None:
     """A run whose teacher comes back as another stops; with its own one it ends as if
     nothing had been."""
-    # Three requests a step: the eleventh is of the fourth step.
-    first = room.teacher.start(own, killed("teacher_server.scoring.service:score", 11))
+    # Two requests at the start, three a step: the thirteenth is of the fourth step.
+    first = room.teacher.start(own, killed("teacher_server.scoring.service:score", 13))
     config = room.config("changed", 6, pipeline={"staleness": 0, "send": "group"})
     trainer = room.start(config)
     assert first.wait() == -signal.SIGKILL
@@ -94,7 +94,7 @@ def healthy(common: Room) -> Path:
 def test_a_poisoned_reply_is_refused_and_nothing_is_updated(
     served: Room, kind: str, healthy: Path
 ) -> None:
-    # Three requests a step; from the seventh on replies are poisoned.
+    # Two requests at the start, three a step; from the ninth on replies are poisoned.
     sections = {"run": {"name": f"poison {kind}"}, "pipeline": {"staleness": 0, "send": "group"}}
     config = served.config("poisoned", 5, **sections)
     assert served.run(config) == 3
