@@ -23,14 +23,15 @@ ROWS = 2000  # of an unread reply: with K=300 about 20 MB of JSON
 ELSEWHERE = "127.0.0.2"
 
 
-async def idle_sockets(target: Target) -> None:
+async def idle_sockets(target: Target, source: str = ELSEWHERE) -> None:
     """Keeps as many connections open as it can, and sends nothing."""
     await target.begin()
     held: list[socket.socket] = []
     while target.lasts:
         while len(held) < 2 * IDLE and target.lasts:
             try:
-                held.append(target.connect("http" if len(held) % 2 else "grpc"))
+                wire = "http" if len(held) % 2 else "grpc"
+                held.append(target.connect(wire, source=source))
                 target.ended["opened"] += 1
             except OSError as error:
                 target.ended[type(error).__name__] += 1
@@ -191,6 +192,7 @@ async def anonymous_refusals(target: Target) -> None:
 
 CONNECTIONS = {
     "idle_sockets": idle_sockets,
+    "idle_sockets_near": partial(idle_sockets, source=""),
     "slow_headers": slow_headers,
     "stalled_uploads": stalled_uploads,
     "unread_replies": unread_replies,

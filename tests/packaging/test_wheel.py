@@ -23,6 +23,7 @@ DATA = {
     "student_trainer/recipes/one-gpu-lora.toml",
     "student_trainer/recipes/paper-math.toml",
     "student_trainer/recipes/sampled-token.toml",
+    "student_trainer/recipes/self-distillation.toml",
     "student_trainer/report/model_card.md.j2",
     "student_trainer/report/report.html.j2",
     "teacher_proto/py.typed",
