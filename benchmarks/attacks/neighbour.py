@@ -33,8 +33,11 @@ SAMPLE_SECONDS = 0.1
 SMALL = (Continuation((Segment(np.arange(4, 9, dtype=np.int32)),)),)
 
 
-def client(facts: dict[str, Any]) -> AsyncTeacherClient:
-    return AsyncTeacherClient(facts["grpc_address"], run="alice", credentials=ALICE, max_attempts=1)
+def client(facts: dict[str, Any], attempts: int | None = 1) -> AsyncTeacherClient:
+    """``attempts``: at a call; None for as many as its deadline allows."""
+    return AsyncTeacherClient(
+        facts["grpc_address"], run="alice", credentials=ALICE, max_attempts=attempts
+    )
 
 
 async def tokenizer_of(facts: dict[str, Any]) -> str:
@@ -81,7 +84,9 @@ class Neighbour:
                 if number % 8:
                     await kept.score(asked, timeout=DEADLINE)
                     return
-                async with client(facts) as own:
+                # gRPC refuses a new connection while others fill its bound, until the next look
+                # at them; then a client asks again, and the wait counts.
+                async with client(facts, attempts=None) as own:
                     await own.score(asked, timeout=DEADLINE)
 
             async def livez(number: int) -> None:
