@@ -78,6 +78,19 @@ SCALED = {
 }
 
 
+def through_full_logits(batch: LossBatch, weight: Tensor) -> Tensor:
+    """The baseline: LSM of the [T, V] logits gathered at the support, and its gradients."""
+    assert batch.support_ids is not None
+    assert batch.support_log_probs is not None
+    assert batch.support_valid is not None
+    logits = (batch.hidden @ weight.T).gather(1, batch.support_ids).float()
+    valid = batch.support_valid
+    log_q = renormalise(batch.support_log_probs, valid)
+    loss = reverse_kl(renormalise(logits, valid), log_q, valid).sum()
+    loss.backward()
+    return loss.detach()
+
+
 class Problem:
     """One head and, per repetition, fresh rows."""
 
@@ -110,15 +123,7 @@ class Problem:
         return loss.detach()
 
     def full(self, batch: LossBatch) -> Tensor:
-        assert batch.support_ids is not None
-        assert batch.support_log_probs is not None
-        assert batch.support_valid is not None
-        logits = (batch.hidden @ self.weight.T).gather(1, batch.support_ids).float()
-        valid = batch.support_valid
-        log_q = renormalise(batch.support_log_probs, valid)
-        loss = reverse_kl(renormalise(logits, valid), log_q, valid).sum()
-        loss.backward()
-        return loss.detach()
+        return through_full_logits(batch, self.weight)
 
     def check(self) -> dict[str, float]:
         """Relative differences of loss and gradients between the two sides."""

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.bench_loss import through_full_logits
 from benchmarks.harness import alternate, median_ratio
 from student_trainer.losses import Head, LossBatch, LossSettings, lsm
-from student_trainer.losses.parts.divergences import renormalise, reverse_kl
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,7 @@ class Problem:
         return loss.detach()
 
     def full(self, batch: LossBatch) -> Tensor:
-        assert batch.support_ids is not None
-        assert batch.support_log_probs is not None
-        assert batch.support_valid is not None
-        logits = (batch.hidden @ self.weight.T).gather(1, batch.support_ids).float()
-        valid = batch.support_valid
-        log_q = renormalise(batch.support_log_probs, valid)
-        loss = reverse_kl(renormalise(logits, valid), log_q, valid).sum()
-        loss.backward()
-        return loss.detach()
+        return through_full_logits(batch, self.weight)
 
     def liger(self, batch: LossBatch) -> Tensor:
         """The divergence over the whole vocabulary, of a teacher in this process."""
