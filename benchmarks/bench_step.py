@@ -32,6 +32,7 @@ from transformers import AutoModelForCausalLM
 from benchmarks.harness import print_table, write_result
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
+from student_trainer.rollout.engine import make_engine
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
@@ -105,7 +106,9 @@ def steps(config: TrainConfig, student: Student, count: int) -> list[dict[str, A
     prompts = load_prompts(config.data, student.tokenizer)
     run = RunDirectory(config.run.output_dir)
     with Teachers.connect(config, student) as teachers:
-        loop = TrainingLoop(config, student, teachers, prompts, run)
+        loop = TrainingLoop(
+            config, student, make_engine(student, config.rollout), teachers, prompts, run
+        )
         return [loop.step() for _ in range(WARMUP + count)][WARMUP:]
 
 

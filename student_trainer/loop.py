@@ -31,6 +31,7 @@ from student_trainer.events import (
     StepEnded,
 )
 from student_trainer.pipeline import Batch, Pipeline
+from student_trainer.rollout.engine import RolloutEngine
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
 from student_trainer.run.directory import RunDirectory, append_metrics, read_metrics
@@ -98,6 +99,7 @@ class TrainingLoop:
         self,
         config: TrainConfig,
         student: Student,
+        engine: RolloutEngine,
         teachers: Teachers,
         prompts: PromptSets,
         run: RunDirectory,
@@ -105,7 +107,11 @@ class TrainingLoop:
         now: str = "",
         callbacks: Sequence[Callback] = (),
     ) -> None:
-        """``now``: the run's clock, kept in every checkpoint."""
+        """
+        Args:
+            engine: what writes the student's responses.
+            now: the run's clock, kept in every checkpoint.
+        """
         self.config = config
         self.student = student
         self.teachers = teachers
@@ -113,7 +119,7 @@ class TrainingLoop:
         self.run = run
         self.stopper = stopper or Stopper()
         self.events = Events(callbacks, student.device)
-        self.pipeline = Pipeline(config, student, teachers, prompts.train, prompts.left_out)
+        self.pipeline = Pipeline(config, student, engine, teachers, prompts.train, prompts.left_out)
         self.recent = RecentMetric(config.checkpoint)
         self.updater = Updater(student, config, teachers.realigned)
         self._coverage_low: set[str] = set()
@@ -214,7 +220,7 @@ class TrainingLoop:
         config, number, start = self.config, self.state.step + 1, time.perf_counter()
         times = Times(waits=dict.fromkeys(self.teachers, 0.0))
         with self.stopper.interruptible():
-            batch = self.pipeline.fill(number, self.state.position)
+            batch = self.pipeline.fill(number, self.state.position, self.state.updates)
         times.rollout = time.perf_counter() - start
         told = time.perf_counter()
         self._tell_written(number)

@@ -19,7 +19,7 @@ from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptOrder
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.generate import generate
+from student_trainer.rollout.engine import RolloutEngine
 from student_trainer.rollout.plan import StepPlan, step_plan
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
@@ -65,13 +65,19 @@ class Pipeline:
         self,
         config: TrainConfig,
         student: Student,
+        engine: RolloutEngine,
         teachers: Teachers,
         prompts: Sequence[PromptItem],
         left_out: AbstractSet[int] = frozenset(),
     ) -> None:
-        """``left_out``: indices of prompts that no step takes."""
+        """
+        Args:
+            engine: what writes the student's responses.
+            left_out: indices of prompts that no step takes.
+        """
         self.config = config
         self.student = student
+        self.engine = engine
         self.teachers = teachers
         self.prompts = prompts
         seed, shares = config.run.seed, config.data.shares
@@ -79,12 +85,16 @@ class Pipeline:
         self.answer_order = PromptOrder.of(seed, prompts, shares, left_out, name="answers")
         self.batches: deque[Batch] = deque()
 
-    def fill(self, step: int, position: int) -> Batch:
+    def fill(self, step: int, position: int, updates: int) -> Batch:
         """Writes and sends the batches that are due by step ``step``; returns the one that
         the step updates on.
 
         Args:
             position: of the step's first prompt in the order of training.
+            updates: completed updates of the student, the version of its weights.
+
+        Raises:
+            LsmError: the engine cannot take over the weights, or cannot write.
         """
         last = min(step + self.config.pipeline.staleness, self.config.run.steps)
         while not self.batches or self.batches[-1].step < max(last, step):
@@ -94,6 +104,7 @@ class Pipeline:
                 place = self.after(before)
             else:
                 number, place = step, position
+            self.engine.update_weights(updates)
             self.batches.append(self._write(number, place, written_after=step - 1))
         assert self.batches[0].step == step, "batches are updated on in order"
         return self.batches[0]
@@ -169,10 +180,8 @@ class Pipeline:
         if plan.answered:
             ended(list(zip(plan.answer_places, answers, strict=True)))
         own_places = plan.own_places
-        generate(
-            self.student,
+        self.engine.generate(
             self.prompts_at(position, plan.own_prompts) if own_places else [],
-            config.rollout,
             seed=config.run.seed,
             step=number,
             ended=lambda written: ended([(own_places[nth], rollout) for nth, rollout in written]),

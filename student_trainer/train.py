@@ -102,7 +102,15 @@ def _train(
         student, teachers, prompts = start.student, start.teachers, start.prompts
         with Stopper() as stopper:
             loop = TrainingLoop(
-                config, student, teachers, prompts, run, stopper, start.now, callbacks
+                config,
+                student,
+                start.engine,
+                teachers,
+                prompts,
+                run,
+                stopper,
+                start.now,
+                callbacks,
             )
             events = loop.events
             if start.checkpoint:

@@ -12,6 +12,7 @@ import torch
 from benchmarks.bench_teacher import server
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
+from student_trainer.rollout.engine import make_engine
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import load_student
@@ -73,7 +74,9 @@ def measure_step(
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         with Teachers.connect(config, loaded) as teachers:
-            loop = TrainingLoop(config, loaded, teachers, sets, run)
+            loop = TrainingLoop(
+                config, loaded, make_engine(loaded, config.rollout), teachers, sets, run
+            )
             lines = []
             for _ in range(1 + steps):
                 lines.append(loop.step())

@@ -89,6 +89,9 @@ class Rollout:
         written: tokens of the whole response, where these are the first of them that are scored
             (``scoring``); None where these are all.
         origin: whether the student wrote it, or it is an answer of the data.
+        weights_version: completed updates of the student that wrote it; None where that is not
+            known or nobody's: of an answer of the data, of a response that was written outside
+            of a step, and of a checkpoint of before it was kept.
     """
 
     prompt: PromptItem
@@ -100,6 +103,7 @@ class Rollout:
     nucleus_mass: Float32 | None = None
     written: int | None = None
     origin: Origin = "student"
+    weights_version: int | None = None
 
     @property
     def length(self) -> int:

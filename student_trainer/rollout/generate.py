@@ -7,7 +7,6 @@ top-k, penalties) do not apply.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -23,16 +22,11 @@ from transformers import (
 )
 
 from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.engine import Ended, ResponseKey, response_keys
 from student_trainer.rollout.sampling import rollout_uniforms, sample
 from student_trainer.rollout.stopping import StopStrings, pieces_of
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student, not_finite
-
-# A prompt, and which of its responses.
-ResponseKey = tuple[PromptItem, int]
-# Called with the rollouts that ended at one token, as (place in the result, rollout), in
-# ascending order of places.
-Ended = Callable[[list[tuple[int, Rollout]]], None]
 
 
 def generate(
@@ -43,33 +37,25 @@ def generate(
     seed: int,
     step: int,
     ended: Ended | None = None,
+    weights_version: int | None = None,
 ) -> list[Rollout]:
     """Writes ``settings.group_size`` responses to each prompt, prompt-major.
 
-    When a prompt occurs again in ``prompts``, the indices of its responses continue, so
-    that no stream is used twice. Ids that no token has are never drawn. ``ended`` is
-    called while other responses are still being written, in an order that depends on the
-    responses alone.
+    Ids that no token has are never drawn. ``ended`` is called while other responses are still
+    being written, in an order that depends on the responses alone.
+
+    Args:
+        weights_version: what the rollouts carry; None where they are of no step.
 
     Raises:
         LsmError: the student's logits are not finite.
     """
-    keys = _response_keys(prompts, settings.group_size)
+    keys = response_keys(prompts, settings.group_size)
     rollouts: list[Rollout] = []
     for start in range(0, len(keys), settings.batch_size):
         batch = keys[start : start + settings.batch_size]
-        rollouts += _batch(student, batch, settings, seed, step, start, ended)
+        rollouts += _batch(student, batch, settings, seed, step, start, ended, weights_version)
     return rollouts
-
-
-def _response_keys(prompts: Sequence[PromptItem], group_size: int) -> list[ResponseKey]:
-    seen: Counter[str] = Counter()
-    keys = []
-    for prompt in prompts:
-        first = seen[prompt.prompt_id]
-        seen[prompt.prompt_id] += group_size
-        keys += [(prompt, first + offset) for offset in range(group_size)]
-    return keys
 
 
 class _Sampler(LogitsProcessor):  # type: ignore[misc]
@@ -150,6 +136,7 @@ def _batch(
     step: int,
     first: int,
     ended: Ended | None,
+    version: int | None,
 ) -> list[Rollout]:
     """The responses of these keys; the first has place ``first`` in the whole result."""
     limit = settings.max_new_tokens
@@ -165,7 +152,7 @@ def _batch(
 
     def take(rows: list[int], finished: bool = True) -> None:
         for row in rows:
-            rollouts[row] = _rollout(keys[row], sampler, row, finished)
+            rollouts[row] = _rollout(keys[row], sampler, row, finished, version)
         if ended is not None:
             ended([(first + row, rollouts[row]) for row in rows])
 
@@ -197,7 +184,9 @@ def _batch(
     return [rollouts[row] for row in range(len(keys))]
 
 
-def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> Rollout:
+def _rollout(
+    key: ResponseKey, sampler: _Sampler, row: int, finished: bool, version: int | None
+) -> Rollout:
     """The row's tokens so far. The last one is the terminator, or completes a stop string,
     when the row finished."""
     prompt, index = key
@@ -206,4 +195,12 @@ def _rollout(key: ResponseKey, sampler: _Sampler, row: int, finished: bool) -> R
     if not np.isfinite(log_probs).all():
         raise not_finite(f"rollout {index} of prompt {prompt.prompt_id}")
     masses = sampler.masses[row, : sampler.drawn].cpu().numpy().copy()
-    return Rollout(prompt, index, tokens, log_probs, finished, nucleus_mass=masses)
+    return Rollout(
+        prompt,
+        index,
+        tokens,
+        log_probs,
+        finished,
+        nucleus_mass=masses,
+        weights_version=version,
+    )

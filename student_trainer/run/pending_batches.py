@@ -19,6 +19,9 @@ from torch import Tensor
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.rollout.base import PromptItem, Rollout
 
+# Stands for a version of the weights that is not known.
+UNKNOWN = -1
+
 
 @dataclass(frozen=True)
 class PendingBatch:
@@ -43,7 +46,8 @@ def describe_batches(batches: Sequence[Batch]) -> tuple[PendingBatch, ...]:
 def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     """The batches' rollouts, by ``step/field``: tokens and log-probabilities of the
     responses one after another, their supports and nuclei if they are known, and
-    for each response its length, index and whether it finished. Where some are scored in part,
+    for each response its length, index, whether it finished and the version of the weights that
+    wrote it. Where some are scored in part,
     also how many first tokens of each are; a support is then of these alone."""
     kept: dict[str, Tensor] = {}
     for batch in batches:
@@ -65,6 +69,8 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
             fields["of_data"] = np.array([r.origin == "data" for r in rollouts], np.uint8)
         if any(r.nucleus_mass is not None for r in rollouts):
             fields["nucleus_mass"] = np.concatenate([_masses(r) for r in rollouts])
+        versions = [UNKNOWN if r.weights_version is None else r.weights_version for r in rollouts]
+        fields["weights_versions"] = np.array(versions, np.int64)
         kept |= {f"{batch.step}/{name}": torch.from_numpy(v) for name, v in fields.items()}
     return kept
 
@@ -92,6 +98,8 @@ def restore_batches(
         supports = kept.get(f"{entry.step}/support_ids")
         masses = kept.get(f"{entry.step}/nucleus_mass")
         of_data = kept.get(f"{entry.step}/of_data", torch.zeros(len(lengths))).numpy()
+        unknown = torch.full((len(lengths),), UNKNOWN)
+        versions = kept.get(f"{entry.step}/weights_versions", unknown).tolist()
         ends, scored_ends = np.cumsum(lengths), np.cumsum(scored)
         prompts = _prompts(entry, pipeline)
         if prompts is None:
@@ -107,6 +115,7 @@ def restore_batches(
                 if masses is None or of_data[place]
                 else masses.numpy()[end - length : end].copy(),
                 origin="data" if of_data[place] else "student",
+                weights_version=None if versions[place] == UNKNOWN else versions[place],
             )
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]

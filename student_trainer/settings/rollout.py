@@ -15,6 +15,11 @@ from student_trainer.settings.base import Count, NonNegative, Positive, Positive
 class RolloutSettings(Settings):
     """How the student writes its responses."""
 
+    engine: Literal["transformers"] = Field(
+        default="transformers",
+        description="What writes the responses: `transformers`, the model that is trained "
+        "itself, on its own device.",
+    )
     temperature: Positive = Field(
         default=1.0, description="Divides the student's logits before a token is drawn."
     )

@@ -13,6 +13,7 @@ from teacher_proto.types import TeacherInfo
 
 from student_trainer.data import PromptSets
 from student_trainer.evaluation import evaluated_prompts
+from student_trainer.rollout.engine import RolloutEngine
 from student_trainer.run.checkpoint import TrainState
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
@@ -41,6 +42,7 @@ class Start:
         infos: the teachers by name, as their services describe them.
         prompts: the prompts, as the student reads them.
         student: the student, with the checkpoint's weights where there is one.
+        engine: what writes the student's responses; closed with the start.
         teachers: the links to the teachers; closed with the start.
         warnings: what a step found that is no error. The caller takes them from here.
     """
@@ -54,6 +56,7 @@ class Start:
     infos: dict[str, TeacherInfo] = field(init=False)
     prompts: PromptSets = field(init=False)
     student: Student = field(init=False)
+    engine: RolloutEngine = field(init=False)
     teachers: Teachers = field(init=False)
     warnings: list[str] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)

@@ -3,7 +3,15 @@
 
 from __future__ import annotations
 
-from student_trainer.startup import held_out, inputs, machine, readings, repeats, teacher
+from student_trainer.startup import (
+    held_out,
+    inputs,
+    machine,
+    readings,
+    repeats,
+    rollouts,
+    teacher,
+)
 from student_trainer.startup.start import Step
 
 STEPS = (
@@ -20,6 +28,7 @@ STEPS = (
     Step("ids", inputs.ids, needs=("student", "data"), reads="model"),
     Step("answers", inputs.answers, needs=("student", "data", "ends of responses"), reads="model"),
     Step("lengths", inputs.lengths, needs=("student",), reads="model"),
+    Step("rollouts", rollouts.engine, needs=("lengths",), reads="model"),
     Step("tokenizer", teacher.tokenizer, needs=("teacher", "student")),
     Step("limits", teacher.limits, needs=("tokenizer",)),
     Step("readings", readings.readings, needs=("tokenizer", "data")),

@@ -20,6 +20,7 @@ from student_trainer.data import load_prompts
 from student_trainer.data.rendering import PromptReader
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.plan import step_plan
 from student_trainer.run.checkpoint import TrainState, load_state
 from student_trainer.run.directory import read_metrics
@@ -134,7 +135,13 @@ def test_which_answers_a_step_has_depends_on_seed_and_step_alone(
         config = mixed(**sections)
         recorder: Any = Recorder(teacher)
         teachers = Teachers(config, {"default": recorder})
-        return Pipeline(config, student, teachers, answered(config, student))
+        return Pipeline(
+            config,
+            student,
+            make_engine(student, config.rollout),
+            teachers,
+            answered(config, student),
+        )
 
     def ids(prompts: Sequence[PromptItem]) -> list[str]:
         return [prompt.prompt_id for prompt in prompts]
@@ -142,7 +149,7 @@ def test_which_answers_a_step_has_depends_on_seed_and_step_alone(
     one = pipeline()
     position, seen = 0, []
     for step in range(1, 5):
-        batch = one.fill(step, position)
+        batch = one.fill(step, position, step - 1)
         position = one.after(batch)
         one.drop(batch)
         of_data = [r.prompt for r in batch.rollouts if r.origin == "data"]
@@ -160,8 +167,10 @@ def test_an_answer_is_a_request_of_its_own_and_the_others_are_written_as_before(
     config = mixed(pipeline={"send": "group"}, scoring={"max_scored_tokens": 4})
     recorder: Any = Recorder(teacher)
     teachers = Teachers(config, {"default": recorder})
-    pipeline = Pipeline(config, student, teachers, answered(config, student))
-    batch = pipeline.fill(1, 0)
+    pipeline = Pipeline(
+        config, student, make_engine(student, config.rollout), teachers, answered(config, student)
+    )
+    batch = pipeline.fill(1, 0, 0)
     plan = pipeline.plan(1)
     assert [r.origin for r in batch.rollouts].count("data") == len(plan.answer_places) == 2
     for place in plan.answer_places:
@@ -176,7 +185,9 @@ def test_an_answer_is_a_request_of_its_own_and_the_others_are_written_as_before(
     assert [len(group) for group in recorder.sent if group[0].origin == "student"] == [2, 2]
     other: Any = Recorder(teacher)
     teachers = Teachers(make_config(), {"default": other})
-    plain = Pipeline(make_config(), student, teachers, pipeline.prompts).fill(1, 0)
+    plain = Pipeline(make_config(), student, pipeline.engine, teachers, pipeline.prompts).fill(
+        1, 0, 0
+    )
     own = [r.token_ids.tolist() for r in batch.rollouts if r.origin == "student"]
     assert own == [r.token_ids.tolist() for r in plain.rollouts][:4]
 

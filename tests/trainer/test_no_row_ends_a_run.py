@@ -19,6 +19,7 @@ from student_trainer.commands.doctor import examine
 from student_trainer.data import PromptOrder, load_prompts
 from student_trainer.data.progress import told
 from student_trainer.loop import TrainingLoop
+from student_trainer.rollout.engine import make_engine
 from student_trainer.run.directory import RunDirectory, append_metrics
 from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.settings.train import TrainConfig
@@ -123,6 +124,7 @@ def test_a_run_that_such_a_prompt_had_ended_goes_on_without_it(
         loop = TrainingLoop(
             settings,
             student,
+            make_engine(student, settings.rollout),
             Teachers(settings, {"default": link}),
             prompts,
             RunDirectory(tmp_path / "run"),
@@ -258,6 +260,7 @@ def test_a_step_without_a_usable_row_changes_nothing_and_is_counted(
         loop = TrainingLoop(
             settings,
             student,
+            make_engine(student, settings.rollout),
             Teachers(settings, {"default": link}),
             prompts,
             RunDirectory(tmp_path / "run"),
@@ -281,14 +284,28 @@ def test_steps_without_a_usable_row_are_counted_over_a_resume(
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
-        loop = TrainingLoop(settings, student, Teachers(settings, {"default": link}), prompts, run)
+        loop = TrainingLoop(
+            settings,
+            student,
+            make_engine(student, settings.rollout),
+            Teachers(settings, {"default": link}),
+            prompts,
+            run,
+        )
         for _ in range(2):
             append_metrics(run.metrics, loop.step())
         with pytest.raises(NothingUsableError):
             loop.step()
         assert loop.updater.updates == loop.state.updates == 2
         loop.save_unless_saved()
-        again = TrainingLoop(settings, student, Teachers(settings, {"default": link}), prompts, run)
+        again = TrainingLoop(
+            settings,
+            student,
+            make_engine(student, settings.rollout),
+            Teachers(settings, {"default": link}),
+            prompts,
+            run,
+        )
         again.restore(run.checkpoints / "step-000002")
         with pytest.raises(NothingUsableError):
             again.step()
@@ -309,6 +326,7 @@ def test_a_step_is_empty_when_all_its_updates_are(config: MakeConfig, tmp_path: 
         loop = TrainingLoop(
             settings,
             student,
+            make_engine(student, settings.rollout),
             Teachers(settings, {"default": link}),
             prompts,
             RunDirectory(tmp_path / "run"),

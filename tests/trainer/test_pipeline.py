@@ -26,6 +26,7 @@ from student_trainer.data import load_prompts
 from student_trainer.losses.parts.base import Head, LossBatch
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.generate import generate
 from student_trainer.run import pending_batches
 from student_trainer.settings.teacher import TeacherSettings
@@ -83,7 +84,9 @@ def make(
         prompts = load_prompts(config.data, student.tokenizer).train
         recorder: Any = Recorder(teacher)
         teachers = Teachers(config, {"default": recorder})
-        return Pipeline(config, student, teachers, prompts, left_out), recorder
+        return Pipeline(
+            config, student, make_engine(student, config.rollout), teachers, prompts, left_out
+        ), recorder
 
     return build
 
@@ -93,7 +96,7 @@ def test_which_weights_write_a_batch_depends_on_its_step_alone(make: Any, stalen
     pipeline, _ = make(pipeline={"staleness": staleness}, run={"steps": 5})
     position, seen = 0, []
     for step in range(1, 6):
-        batch = pipeline.fill(step, position)
+        batch = pipeline.fill(step, position, step - 1)
         ahead = [b.step for b in pipeline.batches]
         assert ahead == list(range(step, min(step + staleness, 5) + 1))
         seen.append((batch.step, batch.position, batch.staleness))
@@ -104,14 +107,14 @@ def test_which_weights_write_a_batch_depends_on_its_step_alone(make: Any, stalen
 
 def test_a_response_is_sent_when_it_ends_and_the_rest_is_still_written(make: Any) -> None:
     pipeline, recorder = make()
-    batch = pipeline.fill(1, 0)
+    batch = pipeline.fill(1, 0, 0)
     assert sum(len(group) for group in recorder.sent) == len(batch.rollouts) == 6
     lengths = [len(r.token_ids) for group in recorder.sent for r in group if r.prompt.prompt_id
                in {p.prompt_id for p in pipeline.prompts_at(0)[:2]}]  # fmt: skip
     assert lengths == sorted(lengths), "the shorter are sent before the longer end"
     assert len(set(lengths)) > 1
     whole, grouped = make(pipeline={"send": "group"})
-    assert [r.token_ids.tolist() for r in whole.fill(1, 0).rollouts] == [
+    assert [r.token_ids.tolist() for r in whole.fill(1, 0, 0).rollouts] == [
         r.token_ids.tolist() for r in batch.rollouts
     ]
     assert [len(group) for group in grouped.sent] == [2, 2, 2]
@@ -119,7 +122,7 @@ def test_a_response_is_sent_when_it_ends_and_the_rest_is_still_written(make: Any
 
 def test_scores_belong_to_their_rollouts(make: Any, teacher: LocalTeacher) -> None:
     pipeline, _ = make()
-    batch = pipeline.fill(1, 0)
+    batch = pipeline.fill(1, 0, 0)
     for place, expected in enumerate(teacher.score(batch.rollouts, 16)):
         future, index = batch.scores[place]
         np.testing.assert_array_equal(
@@ -134,7 +137,7 @@ def test_scores_belong_to_their_rollouts(make: Any, teacher: LocalTeacher) -> No
 )
 def test_batches_in_flight_are_kept_to_the_byte(make: Any, sections: dict[str, Any]) -> None:
     pipeline, _ = make(pipeline={"staleness": 2}, **sections)
-    pipeline.fill(1, 0)
+    pipeline.fill(1, 0, 0)
     kept = pending_batches.rollout_tensors(pipeline.batches)
     assert ("1/scored" in kept) == bool(sections)
     other, recorder = make(pipeline={"staleness": 2}, **sections)
@@ -147,6 +150,7 @@ def test_batches_in_flight_are_kept_to_the_byte(make: Any, sections: dict[str, A
         for x, y in zip([*a.rollouts, *a.parts], [*b.rollouts, *b.parts], strict=True):
             assert x.prompt.prompt_id == y.prompt.prompt_id
             assert (x.index, x.finished, x.written) == (y.index, y.finished, y.written)
+            assert x.weights_version == y.weights_version == 0
             assert x.token_ids.tobytes() == y.token_ids.tobytes()
             assert x.log_probs.tobytes() == y.log_probs.tobytes()
             for one, other in ((x.support_ids, y.support_ids), (x.nucleus_mass, y.nucleus_mass)):
@@ -157,7 +161,7 @@ def test_batches_in_flight_are_kept_to_the_byte(make: Any, sections: dict[str, A
 def test_batches_in_flight_keep_their_prompts_whatever_else_is_left_out(make: Any) -> None:
     stale = {"pipeline": {"staleness": 1}, "rollout": {"prompts_per_step": 1}}
     pipeline, _ = make(**stale)
-    pipeline.fill(1, 0)
+    pipeline.fill(1, 0, 0)
     first, second = pipeline.order.take(0, 2)
     kept = pending_batches.rollout_tensors(pipeline.batches)
     described = pending_batches.describe_batches(pipeline.batches)
@@ -174,7 +178,7 @@ def test_batches_in_flight_keep_their_prompts_whatever_else_is_left_out(make: An
     assert restored({first}) == [], "one that follows on a missing one is written anew, too"
     # Left out when they were written, and taken now.
     before, _ = make(frozenset({first}), **stale)
-    before.fill(1, 0)
+    before.fill(1, 0, 0)
     kept = pending_batches.rollout_tensors(before.batches)
     later = pending_batches.describe_batches(before.batches)
     assert restored(set(), later) == [
@@ -182,6 +186,43 @@ def test_batches_in_flight_keep_their_prompts_whatever_else_is_left_out(make: An
     ]
     old = [replace(entry, prompt_ids=None) for entry in described]
     assert restored({first}, old) == [], "of before the ids were kept"
+
+
+def test_batches_of_before_their_weights_were_numbered_say_so(make: Any) -> None:
+    pipeline, _ = make(pipeline={"staleness": 1})
+    pipeline.fill(1, 0, 7)
+    assert {r.weights_version for b in pipeline.batches for r in b.rollouts} == {7}
+    kept = pending_batches.rollout_tensors(pipeline.batches)
+    described = pending_batches.describe_batches(pipeline.batches)
+    old = {name: tensor for name, tensor in kept.items() if "weights_version" not in name}
+    for found, version in ((kept, 7), (old, None)):
+        batches = pending_batches.restore_batches(described, found, pipeline)
+        assert {r.weights_version for b in batches for r in b.rollouts} == {version}
+
+
+def test_the_engine_has_the_weights_of_now_before_it_writes(make: Any) -> None:
+    pipeline, _ = make(pipeline={"staleness": 1}, run={"steps": 3})
+    calls: list[Any] = []
+
+    class Engine:
+        def __init__(self, inner: Any) -> None:
+            self.inner = inner
+
+        def update_weights(self, version: int) -> None:
+            calls.append(version)
+            self.inner.update_weights(version)
+
+        def generate(self, *arguments: Any, **named: Any) -> list[Rollout]:
+            calls.append(f"writes {named['step']}")
+            found: list[Rollout] = self.inner.generate(*arguments, **named)
+            return found
+
+    pipeline.engine = Engine(pipeline.engine)
+    batch = pipeline.fill(1, 0, 10)
+    pipeline.drop(batch)
+    pipeline.fill(2, pipeline.after(batch), 12)
+    assert calls == [10, "writes 1", 10, "writes 2", 12, "writes 3"]
+    assert [{r.weights_version for r in b.rollouts} for b in pipeline.batches] == [{10}, {12}]
 
 
 def test_importance_weights_are_the_ratio_up_to_the_cap() -> None:

@@ -20,6 +20,7 @@ from student_trainer.cli import run as run_cli
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
 from student_trainer.prompt_needs import read_prompts
+from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.generate import generate
 from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory
@@ -136,7 +137,9 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
     run = RunDirectory(config.run.output_dir)
     run.path.mkdir()
     with Teachers.connect(config, student) as teachers:
-        loop = TrainingLoop(config, student, teachers, prompts, run)
+        loop = TrainingLoop(
+            config, student, make_engine(student, config.rollout), teachers, prompts, run
+        )
         restore_rng(loop._rng, student.device)
         for _ in range(count):
             line = loop.step()

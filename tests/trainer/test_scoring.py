@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from student_trainer.data import load_prompts
 from student_trainer.pipeline import Batch, Pipeline
+from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.rollout import ScoringSettings
 from student_trainer.settings.teacher import TeacherSettings
@@ -79,9 +80,9 @@ def test_the_teacher_is_asked_for_the_first_tokens_alone(
     prompts = [rollout.prompt for rollout in case.rollouts[::2]]
 
     def filled(config: TrainConfig, link: Any) -> Batch:
-        return Pipeline(config, case.student, Teachers(config, {"default": link}), prompts).fill(
-            1, 0
-        )
+        engine = make_engine(case.student, config.rollout)
+        teachers = Teachers(config, {"default": link})
+        return Pipeline(config, case.student, engine, teachers, prompts).fill(1, 0, 0)
 
     batch = filled(config, recorder)
     whole = filled(make_config(rollout={"max_new_tokens": 40}), other)

@@ -40,6 +40,7 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.pipeline import Pipeline
 from student_trainer.report.held_out import held_out_metrics
 from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.generate import generate
 from student_trainer.run.checkpoint import load_state
 from student_trainer.run.directory import read_metrics
@@ -553,9 +554,11 @@ def test_the_students_own_ids_are_those_that_the_teacher_of_the_row_has(
 
     links = {A: link(student.drawn_below), B: link(100)}
     prompts = prompts_of(config, student).train
-    pipeline = Pipeline(config, student, Teachers(config, links), prompts)
+    pipeline = Pipeline(
+        config, student, make_engine(student, config.rollout), Teachers(config, links), prompts
+    )
     highest = dict.fromkeys(links, 0)
-    for written in pipeline.fill(1, 0).parts:
+    for written in pipeline.fill(1, 0, 0).parts:
         ids, name = required(written.support_ids, "support_ids"), written.prompt.teacher
         highest[name] = max(highest[name], int(ids.max()))
     assert highest[B] < 100 <= highest[A]
@@ -571,7 +574,9 @@ def test_a_prompt_of_two_teachers_is_not_taken_for_the_others(
     config = several()
     prompts = prompts_of(config, student).train
     links: Any = dict.fromkeys((A, B))
-    pipeline = Pipeline(config, student, Teachers(config, links), prompts)
+    pipeline = Pipeline(
+        config, student, make_engine(student, config.rollout), Teachers(config, links), prompts
+    )
     size = config.rollout.group_size
     placed = [p.prompt_id for p in pipeline.prompts_at(0) for _ in range(size)]
     entry = PendingBatch(1, 0, 0, tuple(placed))
@@ -583,7 +588,7 @@ def test_a_prompt_of_two_teachers_is_not_taken_for_the_others(
     later = [p.prompt_id for p in pipeline.prompts_at(3) for _ in range(size)]
     assert later != placed
     assert _prompts(moved, pipeline) is None
-    alone = Pipeline(config, student, Teachers(config, links),
+    alone = Pipeline(config, student, make_engine(student, config.rollout), Teachers(config, links),
                      [p for p in prompts if p.teacher == A])  # fmt: skip
     found = _prompts(moved, alone)
     assert found is not None

@@ -1,0 +1,99 @@
+"""What writes the student's responses: one protocol, and a row for each engine in ENGINES."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from typing import Protocol
+
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.settings.rollout import RolloutSettings
+from student_trainer.student.model import Student
+
+# A prompt, and which of its responses.
+ResponseKey = tuple[PromptItem, int]
+# Called with the rollouts that ended together, as (place in the result, rollout), in ascending
+# order of places.
+Ended = Callable[[list[tuple[int, Rollout]]], None]
+
+
+class RolloutEngine(Protocol):
+    """Writes the student's responses, with the weights that it was last handed.
+
+    Attributes:
+        name: its row in ``ENGINES``.
+        replays: whether the same weights, prompts, seed and step give the same bytes again, so
+            that a batch which was lost can be written anew.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def replays(self) -> bool: ...
+
+    def update_weights(self, version: int) -> None:
+        """Takes over the student's weights as they are now. Does nothing where it has this
+        version already.
+
+        Args:
+            version: completed updates of the student.
+
+        Raises:
+            LsmError: they could not be taken over. Until a later call succeeds the engine
+                refuses to write.
+        """
+
+    def generate(
+        self,
+        prompts: Sequence[PromptItem],
+        *,
+        seed: int,
+        step: int,
+        ended: Ended | None = None,
+    ) -> list[Rollout]:
+        """Writes ``rollout.group_size`` responses to each prompt, prompt-major, as
+        ``response_keys`` numbers them. Each carries the version of the weights that wrote it.
+
+        Args:
+            seed, step: what the random streams are of, besides prompt and response.
+            ended: called in this thread while other responses are still being written.
+
+        Raises:
+            LsmError: the student's logits are not finite, or the engine cannot write.
+        """
+        ...
+
+    def close(self) -> None:
+        """Ends what the engine has started; it is not used any more."""
+
+
+# By the value of ``rollout.engine``: module and name of the class, which is made of the student
+# and the settings. A module is imported when its engine is chosen.
+ENGINES: Mapping[str, str] = {
+    "transformers": "student_trainer.rollout.engines.transformers:TransformersEngine",
+}
+
+
+def make_engine(student: Student, settings: RolloutSettings) -> RolloutEngine:
+    """The engine that ``rollout.engine`` names.
+
+    Raises:
+        LsmError: it cannot be made.
+    """
+    module, _, name = ENGINES[settings.engine].partition(":")
+    made: RolloutEngine = getattr(import_module(module), name)(student, settings)
+    return made
+
+
+def response_keys(prompts: Sequence[PromptItem], group_size: int) -> list[ResponseKey]:
+    """The responses to ``prompts``, prompt-major. When a prompt occurs again the indices of its
+    responses continue, so that no random stream is used twice."""
+    seen: Counter[str] = Counter()
+    keys = []
+    for prompt in prompts:
+        first = seen[prompt.prompt_id]
+        seen[prompt.prompt_id] += group_size
+        keys += [(prompt, first + offset) for offset in range(group_size)]
+    return keys

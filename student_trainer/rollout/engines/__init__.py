@@ -1,0 +1,1 @@
+"""Engines that write responses, one row each in ``rollout.engine.ENGINES``."""
