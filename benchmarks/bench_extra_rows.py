@@ -27,11 +27,11 @@ from benchmarks.realign.ngram import NgramTeacher
 from benchmarks.realign.real_model import BEGIN, PROMPT, WRITTEN, SmolLM2
 from benchmarks.realign.served import ServedPair
 from benchmarks.realign.texts import texts
-from teacher_server.config import TokenizerSettings
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.paired import Pair
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
+from teacher_server.settings.tokenizers import TokenizerSettings
 from tests.realign.real_tokenizers import pair, raw_tokenizer, vocabulary
 
 # Of the table in docs/realignment.md; any others can be asked for.

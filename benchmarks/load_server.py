@@ -18,9 +18,9 @@ from typing import Any
 
 from benchmarks.timed_engine import TimedEngine
 from teacher_server import cli
-from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine
 from teacher_server.queue.admission import AdmissionQueue
+from teacher_server.settings.teachers import EngineSettings
 from teacher_server.teachers import load
 
 VOCABULARY = 320

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from teacher_proto.rows import Rows, Support, Values, required
 from teacher_proto.types import Int32, PositionClass, Realignment
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.paired import Pair
 from teacher_server.realign.requests.messages import (
@@ -32,6 +31,7 @@ from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of, 
 from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
 from teacher_server.refusals.sizes import session_memory
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
+from teacher_server.settings.tokenizers import TokenizerSettings
 
 Float64 = NDArray[np.float64]
 TOP_K = 64

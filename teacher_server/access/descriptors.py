@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from teacher_proto.errors import ConfigurationError
 
-from teacher_server.config import LimitSettings
+from teacher_server.settings.limits import LimitSettings
 
 # Where there is no limit at all, this many are asked for.
 UNLIMITED = 1 << 20

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from teacher_proto.program.checks import Checks
     from teacher_proto.rows import Rows
 
-    from teacher_server.config import ServeConfig, TeacherSettings
+    from teacher_server.config import ServeConfig
+    from teacher_server.settings.teachers import TeacherSettings
 
 # Room for logs and whatever the libraries write to the temporary folder, bytes.
 SCRATCH_BYTES = 256 << 20

@@ -22,12 +22,12 @@ from teacher_proto.channel import MIB
 from teacher_proto.errors import DeadlineError, InvalidRequestError, TeacherUnavailableError
 
 from teacher_server.access.guard import Caller
-from teacher_server.config import LimitSettings
 from teacher_server.grpc.connections import Connections
 from teacher_server.lanes import LIGHT_BYTES
 from teacher_server.lifecycle import RETRY_HINT
 from teacher_server.queue.budget import SLOW_AFTER, ByteBudget, Hold, no_room
 from teacher_server.refusals.sizes import check_request_bytes
+from teacher_server.settings.limits import LimitSettings
 
 # Nothing of a message shows before all of it is there. The seconds of limits.body_seconds
 # and limits.write_seconds are for so many bytes of it, and as many again for each more.

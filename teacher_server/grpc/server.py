@@ -10,7 +10,6 @@ from teacher_proto.channel import MIB, server_options
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.access.guard import Guard
-from teacher_server.config import LimitSettings
 from teacher_server.grpc import health
 from teacher_server.grpc.connections import Connections
 from teacher_server.grpc.exchange import Exchange
@@ -19,6 +18,7 @@ from teacher_server.grpc.reflection import reflection_handlers
 from teacher_server.grpc.servicer import SERVICE, Servicer
 from teacher_server.listen import address, check_free, port_in_use
 from teacher_server.scoring.service import TeacherService
+from teacher_server.settings.limits import LimitSettings
 
 # gRPC's own bounds lie this far above the limits, bytes, so that a message a
 # little too large is refused by name, and a chunk of a tokenizer always fits.

@@ -14,13 +14,13 @@ from teacher_proto.errors import LsmError
 
 from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.config import LimitSettings
 from teacher_server.http.access import PUBLIC_PATHS
 from teacher_server.http.connection.acceptor import Acceptor
 from teacher_server.http.connection.connection import LONGEST_LINE, Connection
 from teacher_server.http.connection.host import Address, Host
 from teacher_server.http.connection.table import Table
 from teacher_server.http.errors import error_response
+from teacher_server.settings.limits import LimitSettings
 
 KEEP_ALIVE_SECONDS = 5
 

@@ -29,7 +29,6 @@ from teacher_proto.types import (
     Timing,
 )
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.frames import Frame, FrameError
 from teacher_server.realign.requests.messages import (
@@ -58,6 +57,7 @@ from teacher_server.refusals.sizes import (
 from teacher_server.scoring.context import RequestContext
 from teacher_server.scoring.jobs import REST_OF_BLOCK, JobRunner, tokens_after, tokens_of_paths
 from teacher_server.scoring.without_rows import not_finite
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.telemetry.realignment_totals import EndedEarly, RealignmentTotals
 
 T = TypeVar("T")

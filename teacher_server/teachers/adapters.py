@@ -7,8 +7,8 @@ from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError
 
-from teacher_server.config import TeacherSettings
 from teacher_server.engines.adapter import Adapter, is_adapter, names_model, read_adapter
+from teacher_server.settings.teachers import TeacherSettings
 
 
 def adapters_by_base(

@@ -10,12 +10,13 @@ from dataclasses import dataclass
 
 from teacher_proto.errors import ConfigurationError, LsmError
 
-from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.adapter_engine import AdapterEngine
 from teacher_server.engines.base import Engine, EngineDescription
 from teacher_server.engines.probe import self_score
 from teacher_server.queue.admission import Admission, AdmissionQueue
 from teacher_server.queue.quota import Quotas
+from teacher_server.settings.limits import LimitSettings
+from teacher_server.settings.teachers import EngineSettings, TeacherSettings
 from teacher_server.teachers.adapters import adapters_by_base
 from teacher_server.teachers.teacher import Teachers, make_teacher
 from teacher_server.teachers.tokenizer import TeacherTokenizer, load_tokenizer

@@ -11,11 +11,11 @@ from teacher_proto.models.folder import public_name
 from teacher_proto.types import ChatInfo, Level, TeacherIdentity, TeacherInfo
 
 from teacher_server.access.rules import Principal, authorize, authorize_any, may_use
-from teacher_server.config import LimitSettings
 from teacher_server.engines.base import Engine, EngineDescription
 from teacher_server.queue.admission import Admission
 from teacher_server.refusals.facts import TeacherFacts
 from teacher_server.refusals.validation import unknown_teacher
+from teacher_server.settings.limits import LimitSettings
 from teacher_server.teachers.tokenizer import TeacherTokenizer
 
 

@@ -24,11 +24,11 @@ from teacher_proto.types import (
     TokenizerUpload,
 )
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.lanes import SingleThread
 from teacher_server.refusals.errors import unknown_tokenizer
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.validation import check_uploaded_hash
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.teachers.teacher import Teacher
 from teacher_server.tokenizers.differences import Differences
 from teacher_server.tokenizers.entry import Entry

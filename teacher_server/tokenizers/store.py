@@ -16,8 +16,8 @@ from dataclasses import replace
 
 from teacher_proto.errors import TeacherUnavailableError
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.refusals.errors import tokenizers_folder_failed, tokenizers_full
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.tokenizers.entry import Entry, Registration
 from teacher_server.tokenizers.folder import Folder
 from teacher_server.tokenizers.room import Bounds, leaving, next_idle

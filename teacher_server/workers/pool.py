@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 from teacher_proto.errors import LsmError, OverloadedError, TeacherUnavailableError
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.frames import Frame, FrameError
 from teacher_server.lanes import SingleThread
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.workers.failures import FAILURE_SECONDS, MAX_FAILURES, Failures
 from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.errors import WorkerError

@@ -9,7 +9,7 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 
 from teacher_server.access.descriptors import ConnectionBounds, connection_bounds
-from teacher_server.config import LimitSettings
+from teacher_server.settings.limits import LimitSettings
 
 RAISED = """
 import resource

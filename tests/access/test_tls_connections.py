@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.config import LimitSettings
+from teacher_server.settings.limits import LimitSettings
 from tests.access.pki import HOSTS, Authority
 from tests.server.raw_http import alone, connected
 from tests.server.running import eventually

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from teacher_server.config import EngineSettings
+from teacher_server.settings.teachers import EngineSettings
 from teacher_server.teachers.load import ENGINES
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from teacher_proto.types import ContinuationScores, Status
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.frames import Frame, FrameError, pack, texts_array, unpack
 from teacher_server.realign.requests import realigned as realigning
 from teacher_server.realign.requests import serve as serving
@@ -40,6 +39,7 @@ from teacher_server.realign.requests.request_frames import (
 from teacher_server.realign.requests.step_frames import StepReader
 from teacher_server.refusals.sizes import check_session_bytes, session_memory
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
+from teacher_server.settings.tokenizers import TokenizerSettings
 from tests.support.realigning import (
     TEACHER,
     InProcess,

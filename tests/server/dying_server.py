@@ -6,9 +6,9 @@ import asyncio
 import sys
 
 from teacher_server import cli
-from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.settings.teachers import EngineSettings
 from teacher_server.teachers import load
 from tests.server.running import WatchedEngine
 

@@ -16,8 +16,8 @@ from teacher_proto.errors import LsmError
 
 from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.config import LimitSettings
 from teacher_server.http.server import HttpServer
+from teacher_server.settings.limits import LimitSettings
 from tests.server.running import LONG
 
 HEAD = b"Host: x\r\nContent-Type: application/json\r\n"

@@ -26,7 +26,7 @@ from teacher_proto.types import (
 )
 
 from teacher_server.commands.serve import Server
-from teacher_server.config import EngineSettings, ServeConfig
+from teacher_server.config import ServeConfig
 from teacher_server.engines.adapter import Adapter
 from teacher_server.engines.base import (
     CountsPasses,
@@ -37,6 +37,7 @@ from teacher_server.engines.base import (
     PassCount,
 )
 from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.settings.teachers import EngineSettings
 from teacher_server.teachers import load
 
 SCORE = "/teacher_proto.v1.TeacherScoringService/Score"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from teacher_proto.errors import ConfigurationError
 
-from teacher_server.config import TeacherSettings
+from teacher_server.settings.teachers import TeacherSettings
 from teacher_server.teachers.adapters import adapters_by_base
 from tests.server.running import running
 from tests.support.adapters import make_adapter, merged

@@ -13,9 +13,9 @@ import pytest
 import pytest_asyncio
 from grpc_health.v1 import health_pb2
 
-from teacher_server.config import MIB
 from teacher_server.grpc import health, interceptors
 from teacher_server.grpc.places import Full, Places
+from teacher_server.settings.limits import MIB
 from tests.server.running import LONG, Running, eventually, running
 from tests.support.http2 import message, raw_callers
 

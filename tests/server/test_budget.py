@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from teacher_proto.errors import DeadlineError, InvalidRequestError, OverloadedError
 
-from teacher_server.config import MIB, LimitSettings
 from teacher_server.queue.budget import PARTS, BudgetQueue, ByteBudget, Claim, Hold, Owner
 from teacher_server.queue.byte_accounts import ADDRESS_PARTS, UNREAD_AT_ONCE, Pace
+from teacher_server.settings.limits import MIB, LimitSettings
 
 A, B, C = Owner("a"), Owner("b"), Owner("", "ipv4:127.0.0.1:1")
 TOTAL, PER_OWNER, ROOM = 3200, 1600, 640

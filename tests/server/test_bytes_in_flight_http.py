@@ -18,11 +18,11 @@ from starlette.types import Receive, Scope, Send
 from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import LsmError, OverloadedError
 
-from teacher_server.config import LimitSettings
 from teacher_server.http import body as http_body_module
 from teacher_server.http.body import UNDECLARED, Charge
 from teacher_server.http.errors import error_response
 from teacher_server.queue.budget import ByteBudget, Owner
+from teacher_server.settings.limits import LimitSettings
 from tests.access.pki import ALICE, BOB, RUNS_WITHOUT_CERTIFICATES, write_secret
 from tests.server.raw_http import Answer, Peer, alone, connected
 from tests.server.running import LONG, Running, eventually, running

@@ -18,12 +18,12 @@ from grpc_health.v1 import health_pb2
 from teacher_proto import AsyncTeacherClient, TeacherClient, channel
 from teacher_proto.client.credentials import ClientCredentials
 
-from teacher_server.config import MIB
 from teacher_server.grpc import server as server_module
 from teacher_server.grpc.exchange import Exchange
 from teacher_server.grpc.sockets import Sockets
 from teacher_server.queue.budget import Owner
 from teacher_server.queue.byte_accounts import UNREAD_AT_ONCE
+from teacher_server.settings.limits import MIB
 from tests.server.processes import command, serving
 from tests.server.raw_http import connected
 from tests.server.running import (

@@ -12,11 +12,11 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.config import LimitSettings
 from teacher_server.http.connection.connection import MOST_UNREAD, Connection
 from teacher_server.http.connection.host import READ_AT_ONCE
 from teacher_server.http.connection.opening import LEFT
 from teacher_server.http.connection.table import RESERVE, Entry, Rank
+from teacher_server.settings.limits import LimitSettings
 from tests.server.raw_http import Alone, alone, ask, connected
 from tests.server.running import LONG, eventually
 

@@ -14,7 +14,6 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import PositionClass, ScoreRequest, Status, TextPrompt
 from tokenizers import Tokenizer
 
-from teacher_server.config import LimitSettings, TokenizerSettings
 from teacher_server.engines.base import Job, JobResult, ScoredSpan
 from teacher_server.lanes import Lanes
 from teacher_server.realign.pair.static_tables import build_static
@@ -28,6 +27,8 @@ from teacher_server.refusals.facts import StudentFacts, TeacherFacts
 from teacher_server.scoring.context import GRPC, RequestContext
 from teacher_server.scoring.jobs import JobRunner, tokens_of
 from teacher_server.scoring.realigned_path import realigned_scores
+from teacher_server.settings.limits import LimitSettings
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.telemetry.realignment_totals import EndedEarly
 from tests.realign.toys import SPACE, toy
 from tests.server.crossed import TEXT, block, file_of, given, request, upload

@@ -27,7 +27,7 @@ WITHOUT_FILES = """
 import asyncio, resource, socket, sys
 from starlette.responses import PlainTextResponse
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.config import LimitSettings
+from teacher_server.settings.limits import LimitSettings
 from teacher_server.http.server import HttpServer
 from teacher_server.telemetry.log import configure_logging
 

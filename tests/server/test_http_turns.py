@@ -9,11 +9,11 @@ import pytest
 from starlette.types import Receive, Scope, Send
 from teacher_proto.errors import InvalidRequestError
 
-from teacher_server.config import LimitSettings
 from teacher_server.http.connection.connection import Connection
 from teacher_server.http.connection.exchange import FEW, LINES
 from teacher_server.http.connection.turns import AT_ONCE, SHARE, Turns
 from teacher_server.http.errors import error_response
+from teacher_server.settings.limits import LimitSettings
 from tests.server.raw_http import alone, connected
 from tests.server.running import LONG
 

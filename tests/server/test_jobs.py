@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from teacher_proto.errors import DeadlineError, OverloadedError
 
-from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.queue.scheduler import Deadline, Ticket
@@ -22,6 +21,8 @@ from teacher_server.scoring.jobs import (
     tokens_of,
     tokens_of_paths,
 )
+from teacher_server.settings.limits import LimitSettings
+from teacher_server.settings.teachers import EngineSettings, TeacherSettings
 from teacher_server.teachers.load import load_teachers
 from tests.server.running import eventually
 

@@ -15,8 +15,9 @@ from teacher_proto.models.weights import weight_files, weights_digest
 from teacher_proto.types import Continuation, Segment, Status, TextPrompt, TokenPrompt
 from transformers import AutoTokenizer
 
-from teacher_server.config import EngineSettings, LimitSettings, TeacherSettings
 from teacher_server.engines.adapter import BASE_FILE
+from teacher_server.settings.limits import LimitSettings
+from teacher_server.settings.teachers import EngineSettings, TeacherSettings
 from teacher_server.teachers.load import load_teachers
 from tests.server.crossed import request, upload
 from tests.server.running import LONG, continuation, running

@@ -15,11 +15,11 @@ from starlette.types import Receive, Scope, Send
 
 from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.config import LimitSettings
 from teacher_server.http.connection.opening import Openings
 from teacher_server.http.connection.table import Entry
 from teacher_server.http.connection.turns import AT_ONCE, Turns
 from teacher_server.http.connection.waiting import Waiting
+from teacher_server.settings.limits import LimitSettings
 from tests.access.pki import HOSTS, Authority
 from tests.server.raw_http import Alone, alone, connected
 from tests.server.running import LONG, eventually

@@ -16,10 +16,11 @@ from teacher_proto import AsyncTeacherClient
 from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavailableError
 
 from teacher_server.commands.serve import Server
-from teacher_server.config import EngineSettings, ServeConfig
+from teacher_server.config import ServeConfig
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult
 from teacher_server.engines.probe import self_score
 from teacher_server.engines.torch.transformers import TransformersEngine
+from teacher_server.settings.teachers import EngineSettings
 from teacher_server.teachers import load
 from teacher_server.teachers.teacher import identity_of
 from teacher_server.teachers.tokenizer import load_tokenizer

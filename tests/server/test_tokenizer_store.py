@@ -17,7 +17,7 @@ import pytest
 from teacher_proto.errors import OverloadedError, TeacherUnavailableError
 from teacher_proto.types import SpecialRole
 
-from teacher_server.config import TokenizerSettings
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.tokenizers import folder as folder_module
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.store import SYNC_SECONDS, TokenizerStore

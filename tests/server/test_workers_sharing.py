@@ -12,8 +12,8 @@ import pytest
 import pytest_asyncio
 from teacher_proto.errors import InvalidRequestError, TeacherUnavailableError
 
-from teacher_server.config import TokenizerSettings
 from teacher_server.frames import Frame
+from teacher_server.settings.tokenizers import TokenizerSettings
 from teacher_server.workers import pool as pool_module
 from teacher_server.workers.failures import FAILURE_SECONDS, MAX_FAILURES, Failures
 from teacher_server.workers.inside.errors import WorkerError

@@ -10,9 +10,9 @@ from starlette.responses import Response
 from teacher_proto.errors import LsmError
 from uvicorn.server import ServerState
 
-from teacher_server.config import LimitSettings
 from teacher_server.http.connection.table import Table
 from teacher_server.http.connection.turns import Turns
+from teacher_server.settings.limits import LimitSettings
 
 # Bytes of one read of a socket.
 READ_AT_ONCE = 32 * 1024

@@ -30,7 +30,6 @@ from benchmarks.timed_engine import TimedEngine
 from teacher_server import cli
 from teacher_server.access.guard import Guard
 from teacher_server.commands.serve import Server
-from teacher_server.config import EngineSettings
 from teacher_server.engines.base import Engine, Job, JobResult
 from teacher_server.engines.torch.transformers import TransformersEngine
 from teacher_server.http import app as http_app
@@ -38,6 +37,7 @@ from teacher_server.lanes import Lanes
 from teacher_server.queue.admission import Admission
 from teacher_server.queue.scheduler import Deadline, Ticket
 from teacher_server.scoring import service
+from teacher_server.settings.teachers import EngineSettings
 from teacher_server.teachers import load
 from teacher_server.teachers.teacher import Teachers
 

@@ -30,8 +30,8 @@ from teacher_proto.types import (
     TokenPrompt,
 )
 
-from teacher_server.config import LimitSettings
 from teacher_server.scoring import score as score_module
+from teacher_server.settings.limits import LimitSettings
 from tests.proofs.ledger import Proof
 from tests.server.crossed import upload
 from tests.server.running import (
