@@ -13,7 +13,11 @@ Figures:
     worst_livez_ms          the slowest liveness call; at most 250
     worst_memory_mb         growth of the server above the attack's own bytes; at most 64
     hangs, deaths           calls not back after their deadline; ends of the process
-    ATTACK_score_p99_ms, ATTACK_dummy_score_p99_ms, ATTACK_livez_ms, ATTACK_memory_mb
+    unreachable             attacks that could not be measured, because a server could not be
+                            reached for 30 seconds; none of them held
+    worst_recovery_ms       until a new connection was served, half a second after the attack before
+    ATTACK_score_p99_ms, ATTACK_dummy_score_p99_ms, ATTACK_livez_ms, ATTACK_dummy_livez_ms,
+    ATTACK_memory_mb        null where the attack could not be measured
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from teacher_proto.errors import LsmError
+
 from benchmarks.attacks.attacker import ATTACKS
 from benchmarks.attacks.neighbour import Neighbour, resident, tokenizer_of
 from benchmarks.attacks.target import MIB, write_runs
@@ -43,7 +49,7 @@ LIVEZ_MS = 250.0
 MEMORY_MB = 64.0
 SETTLE_SECONDS = 0.5
 QUIET = "quiet"
-__all__ = ["ATTACKS", "broken", "dummy", "run_attack"]
+__all__ = ["ATTACKS", "both_sides", "dummy", "figures_of", "run_attack"]
 
 
 @contextmanager
@@ -72,8 +78,11 @@ def run_attack(
         at: the addresses that are attacked; absent: the server's own.
 
     Returns:
-        also "deaths", "ended" (how the attack's requests ended), and "above_admitted_mb":
-        growth of memory beyond the bytes that the attack has in flight.
+        also "recovery_ms", "deaths", "ended" (how the attack's requests ended), and
+        "above_admitted_mb": growth of memory beyond the bytes that the attack has in flight.
+
+    Raises:
+        TeacherUnavailableError, DeadlineError: the server was not reached for 30 seconds.
     """
     return asyncio.run(_measure(name, facts, seconds, at or facts))
 
@@ -81,7 +90,9 @@ def run_attack(
 async def _measure(
     name: str, facts: dict[str, Any], seconds: float, at: dict[str, Any]
 ) -> dict[str, Any]:
+    begun = time.monotonic()
     tokenizer, seen = await tokenizer_of(facts), Neighbour()
+    recovery = time.monotonic() - begun
     told: dict[str, Any] = {"ended": {}, "admitted": 0}
     if name == QUIET:
         await seen.watch(facts, tokenizer, lambda: asyncio.sleep(seconds))
@@ -90,6 +101,7 @@ async def _measure(
     found = seen.figures()
     admitted = told["admitted"] / MIB if at is facts else 0.0
     return found | {
+        "recovery_ms": 1000 * recovery,
         "deaths": int(not resident(facts["pid"])),
         "ended": told["ended"],
         "admitted_mb": admitted,
@@ -137,30 +149,52 @@ def broken(found: dict[str, Any], beside_dummy: dict[str, Any]) -> dict[str, flo
     return {key: found[key] for key, bound in bounds.items() if found[key] > bound}
 
 
-def figures_of(details: dict[str, Any]) -> dict[str, float]:
+def both_sides(name: str, facts: dict[str, Any], seconds: float, nothing: Any) -> dict[str, Any]:
+    """{"server", "dummy"}: what the neighbour saw; {"broken"}: which bounds broke. Without the
+    sides, and broken, where a side could not be measured."""
+    sides: dict[str, Any] = {}
+    for side, at in (("dummy", nothing), ("server", None)):
+        try:
+            sides[side] = run_attack(name, facts, seconds, at=at)
+        except (LsmError, OSError, ValueError) as error:
+            return {"broken": {"unreachable": f"{side}: {type(error).__name__}: {error}"}}
+    return sides | {"broken": broken(sides["server"], sides["dummy"])}
+
+
+def figures_of(details: dict[str, Any]) -> dict[str, Any]:
+    """Of the attacks by name, each with both sides."""
     attacks = {name: both for name, both in details.items() if name != QUIET}
-    pairs = [(both["server"], both["dummy"]) for both in attacks.values()]
+    measured = {name: both for name, both in attacks.items() if "server" in both}
+    pairs = [(both["server"], both["dummy"]) for both in measured.values()]
     allowed = [
         max(TIMES * beside["score_p99_ms"], beside["score_p99_ms"] + MORE_MS) for _, beside in pairs
     ]
-    figures: dict[str, float] = {
+    figures: dict[str, Any] = {
         "attacks": len(attacks),
+        "unreachable": len(attacks) - len(measured),
         "attacks_held": sum(not both["broken"] for both in attacks.values()),
         "worst_score_over_dummy": max(
-            found["score_p99_ms"] / most for (found, _), most in zip(pairs, allowed, strict=True)
+            (found["score_p99_ms"] / most for (found, _), most in zip(pairs, allowed, strict=True)),
+            default=None,
         ),
-        "worst_livez_ms": max(found["livez_worst_ms"] for found, _ in pairs),
-        "worst_memory_mb": max(found["above_admitted_mb"] for found, _ in pairs),
         "hangs": sum(found["hangs"] for found, _ in pairs),
-        "deaths": max(found["deaths"] for found, _ in pairs),
     }
+    for figure, key in (
+        ("worst_livez_ms", "livez_worst_ms"),
+        ("worst_memory_mb", "above_admitted_mb"),
+        ("worst_recovery_ms", "recovery_ms"),
+        ("deaths", "deaths"),
+    ):
+        figures[figure] = max((found[key] for found, _ in pairs), default=None)
     for name, both in attacks.items():
-        figures |= {
-            f"{name}_score_p99_ms": both["server"]["score_p99_ms"],
-            f"{name}_dummy_score_p99_ms": both["dummy"]["score_p99_ms"],
-            f"{name}_livez_ms": both["server"]["livez_worst_ms"],
-            f"{name}_memory_mb": both["server"]["above_admitted_mb"],
-        }
+        for figure, side, key in (
+            ("score_p99_ms", "server", "score_p99_ms"),
+            ("dummy_score_p99_ms", "dummy", "score_p99_ms"),
+            ("livez_ms", "server", "livez_worst_ms"),
+            ("dummy_livez_ms", "dummy", "livez_worst_ms"),
+            ("memory_mb", "server", "above_admitted_mb"),
+        ):
+            figures[f"{name}_{figure}"] = both[side][key] if side in both else None
     return figures
 
 
@@ -185,13 +219,7 @@ def main() -> None:
             details[QUIET] = run_attack(QUIET, facts, arguments.seconds)
             print(QUIET, details[QUIET], flush=True)
             for name in arguments.only or ATTACKS:
-                beside = run_attack(name, facts, arguments.seconds, at=nothing)
-                found = run_attack(name, facts, arguments.seconds)
-                details[name] = {
-                    "server": found,
-                    "dummy": beside,
-                    "broken": broken(found, beside),
-                }
+                details[name] = both_sides(name, facts, arguments.seconds, nothing)
                 print(name, json.dumps(details[name]), flush=True)
                 time.sleep(SETTLE_SECONDS)
     figures = figures_of(details)

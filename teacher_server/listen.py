@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import errno
+import math
 import socket
 
 from teacher_proto.channel import is_loopback
 from teacher_proto.errors import ConfigurationError
+
+# Connections that wait to be accepted; the system has a lower bound of its own (somaxconn). Where
+# there is no room for one, its caller tries again after a second.
+BACKLOG = 4096
 
 
 def check_exposure(
@@ -49,7 +54,7 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
         family, _, _, _, where = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        made = socket.create_server((str(where[0]), port), family=family, backlog=1024)
+        made = socket.create_server((str(where[0]), port), family=family, backlog=BACKLOG)
         # create_server leaves the protocol at 0, and accepted sockets inherit it.
         return socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, made.detach())
     except socket.gaierror as error:
@@ -66,6 +71,16 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
             where=setting,
             fix="give an address this machine has and a port you may use",
         ) from error
+
+
+def keep_silent_ones_out(listener: socket.socket, seconds: float) -> None:
+    """The system accepts a new connection once it has sent something, or after so long (Linux).
+
+    A connection that says nothing takes no descriptor until then, and nobody's turn. Callers of
+    both wires speak first, with TLS and without.
+    """
+    if hasattr(socket, "TCP_DEFER_ACCEPT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
 
 
 def check_free(host: str, port: int, setting: str) -> None:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio.trsock
 import functools
 import ipaddress
+import socket
 from urllib.parse import unquote
 
 # What one place usually has of IPv6.
 IPV6_PREFIX = 64
+# The state of a TCP connection that both ends have open (Linux, tcp_states.h).
+ESTABLISHED = 1
 
 
 @functools.lru_cache(maxsize=4096)
@@ -39,6 +43,15 @@ def plain(host: str) -> str:
         return ""
     mapped = found.ipv4_mapped if isinstance(found, ipaddress.IPv6Address) else None
     return str(mapped or found)
+
+
+def has_left(connection: socket.socket | asyncio.trsock.TransportSocket) -> bool:
+    """Whether the far end has closed its side; True where Linux says so, at once, whatever of
+    its bytes is still to be read."""
+    if not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
+        return False
+    state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state[0] != ESTABLISHED
 
 
 @functools.lru_cache(maxsize=4096)

@@ -44,7 +44,7 @@ from teacher_server.lanes import (
     share_the_interpreter,
 )
 from teacher_server.lifecycle import Lifecycle
-from teacher_server.listen import address, check_exposure, listen
+from teacher_server.listen import address, check_exposure, keep_silent_ones_out, listen
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.service import TeacherService
@@ -146,6 +146,7 @@ class Server:
         async with contextlib.AsyncExitStack() as stack:
             stack.callback(self.guard.close)
             listener = stack.enter_context(listen(config.host, config.http_port, "http_port"))
+            keep_silent_ones_out(listener, config.limits.header_seconds)
             grpc_server = GrpcServer(self.service, self.guard, config.limits, self.bounds)
             self.grpc_address = await grpc_server.start(config.host, config.grpc_port)
             stack.push_async_callback(grpc_server.stop, FLUSH_SECONDS)

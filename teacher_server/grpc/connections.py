@@ -3,7 +3,8 @@
 gRPC's core bounds their number, and ends those that speak no HTTP/2 within
 limits.header_seconds and those that are idle for minutes. It neither counts them by address
 nor keeps room for a new caller while idle ones fill the bound, nor lets go of a reply that
-its caller does not take. Here the process looks at its own sockets and ends such ones.
+its caller does not take; and it reads all that a caller sent who has gone meanwhile. Here a
+thread looks at the process's own sockets and ends such ones, however busy the event loop is.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -18,11 +20,16 @@ from dataclasses import dataclass
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc.sockets import Peer, Sockets, peer_of
+from teacher_server.listen import keep_silent_ones_out
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at which connections there are.
-LOOK_EVERY = 0.25
+# Seconds between two looks at which connections there are, and while many come and go; then a
+# look takes one part in SHARE of the thread's time, however many there are.
+LOOK_EVERY, LOOK_OFTEN = 0.25, 0.02
+SHARE = 10
+# Connections that came or went between two looks are many from this number on.
+MANY = 4
 # Seconds between two lines of the log.
 REPORT_EVERY = 60.0
 
@@ -49,11 +56,12 @@ class Connections:
     Beyond the bound of an address its own go, and beyond that of all those of any: first
     those that never made a call of the service, the oldest first; then those without a call
     in progress, of the address that has most, the one that is idle for longest. One with a
-    call in progress stays.
+    call in progress stays. While many come and go, those whose callers have left go with what
+    they sent, before gRPC has read it.
 
     Attributes:
-        calls: of the service that are in progress, by gRPC's name of the peer. Who counts
-            one down leaves it there with 0.
+        calls: of the service that are in progress, by gRPC's name of the peer; the event
+            loop's. Who counts one down leaves it there with 0.
     """
 
     def __init__(self, bounds: ConnectionBounds, counted: Callable[[str], None]) -> None:
@@ -66,6 +74,9 @@ class Connections:
         self._seen: dict[Peer, _Seen] = {}
         self._cut: dict[Peer, str] = {}
         self._sockets = Sockets(-1)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
         self._ended = 0
         self._reported = -REPORT_EVERY
 
@@ -80,48 +91,86 @@ class Connections:
         if peer is not None:
             self._cut[peer] = reason
 
-    async def end_silent(self) -> None:
-        """Ends those that never made a call, so that nothing waits for them at the end."""
-        with contextlib.suppress(OSError):
-            peers = await self._look()
-            self._end(peers, (peer for peer in peers if not self._seen[peer].called), "silent")
+    def watch(self, port: int, silent_seconds: float) -> None:
+        """Ends what is cut or beyond the bounds, until ``stop``.
 
-    async def watch(self, port: int) -> None:
-        """Ends what is cut or beyond the bounds, for ever."""
-        self._sockets = Sockets(port)
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
+        Args:
+            silent_seconds: for which the system keeps back a connection that has sent nothing.
+        """
+        self._loop, self._sockets = asyncio.get_running_loop(), Sockets(port)
+        for listener in self._sockets.listeners():
+            keep_silent_ones_out(listener, silent_seconds)
+        self._thread = threading.Thread(target=self._watch, name="grpc-connections", daemon=True)
+        self._thread.start()
+
+    async def stop(self) -> None:
+        """Watches no more, and ends those that never made a call, so that nothing waits for
+        them at the end."""
+        self._stopped.set()
+        if self._thread is not None:
+            await asyncio.to_thread(self._thread.join)
+            with contextlib.suppress(OSError):
+                await asyncio.to_thread(self._end_silent)
+
+    def _watch(self) -> None:
+        pause = LOOK_EVERY
+        while not self._stopped.wait(pause):
+            begun = time.monotonic()
             try:
-                peers = await self._look()
+                many = self._tend()
             except OSError as error:
                 log.debug("gRPC's connections cannot be looked at: %s", error.strerror)
-                continue
-            for peer, reason in self._cut.items():
-                self._end(peers, [peer], reason)
-            self._cut.clear()
-            self._end(peers, self._beyond(), "gave_way")
-            self._report()
+                many = False
+            took = time.monotonic() - begun
+            pause = min(LOOK_EVERY, max(LOOK_OFTEN, (SHARE - 1) * took)) if many else LOOK_EVERY
 
-    async def _look(self) -> Mapping[Peer, int]:
-        """The descriptor of each connection; raises OSError when no file is left to look with."""
-        peers = await asyncio.to_thread(self._sockets.look)
+    def _tend(self) -> bool:
+        """Whether many have come or gone since the last time; raises OSError when no file is
+        left to look with."""
+        peers, before = self._sockets.look(), self._seen
+        over = self._note(peers)
+        if over and self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(self._forget, over)
+        many = len(peers.keys() ^ before.keys()) >= MANY
+        if many:
+            for peer in self._sockets.left(peers):
+                self._sockets.end(peers[peer], peer, unread=True)
+                self._counted("left")
+                del self._seen[peer]
+        while self._cut:
+            peer, reason = self._cut.popitem()
+            self._end(peers, [peer], reason)
+        self._end(peers, self._beyond(), "gave_way")
+        self._report()
+        return many
+
+    def _end_silent(self) -> None:
+        peers = self._sockets.look()
         self._note(peers)
-        return peers
+        self._end(peers, (peer for peer in peers if not self._seen[peer].called), "silent")
 
-    def _note(self, peers: Iterable[Peer]) -> None:
-        """Keeps what is known of these connections, and of no others."""
+    def _note(self, peers: Iterable[Peer]) -> list[str]:
+        """Keeps what is known of these connections, and of no others; returns the names of
+        those whose calls are over."""
         now = time.monotonic()
         self._seen = {
             peer: self._seen.get(peer) or _Seen(peer.address, since=now) for peer in peers
         }
         for seen in self._seen.values():
             seen.calling = False
-        for name, calls in list(self.calls.items()):
+        found = dict.copy(self.calls)  # in one piece, whatever the loop does meanwhile
+        for name, calls in found.items():
             peer = peer_of(name)
             if peer in self._seen:
                 seen = self._seen[peer]
                 seen.since, seen.called, seen.calling = now, True, calls > 0
-            if not calls:
+        return [name for name, calls in found.items() if not calls]
+
+    def _forget(self, over: Iterable[str]) -> None:
+        """These have no call in progress, unless they began one meanwhile."""
+        for name in over:
+            if not self.calls[name]:
                 del self.calls[name]
 
     def _beyond(self) -> set[Peer]:
@@ -151,7 +200,9 @@ class Connections:
 
     def _end(self, peers: Mapping[Peer, int], ended: Iterable[Peer], reason: str) -> None:
         for peer in ended:
-            if peer in peers and self._sockets.end(peers[peer], peer):
+            # One that never called has nothing that it waits for.
+            unread = peer in self._seen and not self._seen[peer].called
+            if peer in peers and self._sockets.end(peers[peer], peer, unread=unread):
                 self._ended += 1
                 self._counted(reason)
 

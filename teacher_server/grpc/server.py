@@ -40,7 +40,7 @@ class GrpcServer:
         self._connections = Connections(bounds, cut)
         service.metrics.watch_connections("grpc", self._connections)
         self._draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._watching: asyncio.Task[None] | None = None
+        self._silent_seconds = limits.header_seconds
         exchanges = partial(
             Exchange,
             budget=service.budget,
@@ -82,7 +82,7 @@ class GrpcServer:
         if bound == 0:
             raise port_in_use(host, port, "grpc_port")
         await self._server.start()
-        self._watching = asyncio.create_task(self._connections.watch(bound))
+        self._connections.watch(bound, self._silent_seconds)
         return address(host, bound)
 
     def _bind(self, where: str) -> int:
@@ -101,9 +101,7 @@ class GrpcServer:
             self._draining.set_result(None)
 
     async def stop(self, grace: float) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await self._connections.end_silent()
+        await self._connections.stop()
         await self._server.stop(grace)
 
     async def wait_closed(self) -> None:

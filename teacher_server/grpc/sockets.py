@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import os
 import socket
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from teacher_server.access.peers import neighbourhood, plain, split
+from teacher_server.access.peers import has_left, neighbourhood, plain, split
 
 DESCRIPTORS = "/dev/fd"
+INTERNET = (socket.AF_INET, socket.AF_INET6)
+# An address of no family (AF_UNSPEC), as connect(2) takes it; it takes a connection apart.
+NOWHERE = bytes(16)
 
 
 class Peer(NamedTuple):
@@ -56,33 +61,81 @@ class Sockets:
         self._known = known
         return {peer: number for number, (_, peer) in known.items() if peer is not None}
 
-    def end(self, descriptor: int, peer: Peer) -> bool:
-        """Ends this connection; False where the descriptor is another's by this time."""
+    def listeners(self) -> Iterator[socket.socket]:
+        """Those that accept connections to the port, each while it is looked at; raises OSError
+        when no file is left to look with."""
+        for descriptor in map(int, os.listdir(DESCRIPTORS)):
+            with contextlib.suppress(OSError), _borrowed(descriptor) as found:
+                listens = found.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+                if listens and found.family in INTERNET and found.getsockname()[1] == self._port:
+                    yield found
+
+    def left(self, peers: Mapping[Peer, int]) -> set[Peer]:
+        """Those of a look whose far end is closed."""
+        gone: set[Peer] = set()
+        for peer, descriptor in peers.items():
+            with contextlib.suppress(OSError), _borrowed(descriptor) as found:
+                if has_left(found):
+                    gone.add(peer)
+        return gone
+
+    def end(self, descriptor: int, peer: Peer, *, unread: bool = False) -> bool:
+        """Ends this connection; False where the descriptor is another's by this time.
+
+        ``unread``: at once, with what has arrived of it and what it was sent and has not taken.
+        Else gRPC reads first what is there, however much it costs.
+        """
         # A copy stays the same connection, whatever gRPC does with its own.
-        with contextlib.suppress(OSError), socket.socket(fileno=os.dup(descriptor)) as copy:
+        with contextlib.suppress(OSError), _copied(descriptor) as copy:
             if self._far_end(copy) == peer:
-                copy.shutdown(socket.SHUT_RDWR)
+                if unread:
+                    _take_apart(copy.fileno())
+                else:
+                    copy.shutdown(socket.SHUT_RDWR)
                 return True
         return False
 
     def _peer(self, descriptor: int) -> Peer | None:
-        try:
-            found = socket.socket(fileno=descriptor)
-        except OSError:
-            return None
-        try:
+        with contextlib.suppress(OSError), _borrowed(descriptor) as found:
             return self._far_end(found)
-        except OSError:
-            return None
-        finally:
-            found.detach()
+        return None
 
     def _far_end(self, found: socket.socket) -> Peer | None:
         """None for what is no connection to the port; raises OSError for what is none any
         more."""
-        if found.family not in (socket.AF_INET, socket.AF_INET6):
+        if found.family not in INTERNET:
             return None
         if found.getsockname()[1] != self._port:
             return None
         host, port = found.getpeername()[:2]
         return Peer(plain(host), port)
+
+
+@contextlib.contextmanager
+def _borrowed(descriptor: int) -> Iterator[socket.socket]:
+    """The socket of a descriptor that stays open; raises OSError where it is none."""
+    found = socket.socket(fileno=descriptor)
+    try:
+        yield found
+    finally:
+        found.detach()
+
+
+@contextlib.contextmanager
+def _copied(descriptor: int) -> Iterator[socket.socket]:
+    """A copy of a descriptor's socket, which is closed at the end; raises OSError where it is
+    none."""
+    copy = os.dup(descriptor)
+    try:
+        with _borrowed(copy) as found:
+            yield found
+    finally:
+        os.close(copy)
+
+
+def _take_apart(descriptor: int) -> None:
+    """Resets a connection, whoever else has its descriptor; raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.connect(descriptor, NOWHERE, len(NOWHERE)):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))

@@ -105,7 +105,8 @@ async def test_who_does_not_take_an_answer_of_health_loses_the_connection(
         assert await checked(server) == health.SERVING
         async with asyncio.timeout(LONG):
             await asyncio.gather(*(attacker.ended.wait() for attacker in attackers))
-    assert await cut(server, "unread_reply") == before + 2
+            while await cut(server, "unread_reply") != before + 2:  # counted once it is ended
+                pass
 
 
 async def test_a_connection_checks_few_times_at_once(server: Running) -> None:
@@ -156,7 +157,8 @@ async def test_a_reply_of_reflection_that_nobody_takes_ends_the_connection(
         await attacker.send(1, message(len(LIST)) + LIST)
         async with asyncio.timeout(LONG):
             await attacker.ended.wait()
-    assert await cut(server, "unread_reply") == before + 1
+            while await cut(server, "unread_reply") != before + 1:  # counted once it is ended
+                pass
 
 
 async def test_an_address_has_few_streams_of_reflection(server: Running) -> None:

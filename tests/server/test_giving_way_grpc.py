@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from teacher_proto import AsyncTeacherClient
+from teacher_proto.client.credentials import ClientCredentials
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc import connections
 from teacher_server.grpc.connections import Connections
 from teacher_server.grpc.sockets import Peer, Sockets
-from tests.server.running import LONG, running
-from tests.support.http2 import raw_caller
+from teacher_server.listen import keep_silent_ones_out
+from tests.server.running import LONG, http_client, running
+from tests.support.http2 import PREFACE, raw_caller
 
 TIME = 100.0
 
@@ -33,7 +38,7 @@ class Seen(Connections):
     def look(self, *peers: Peer) -> set[Peer]:
         """Those that go, a second later."""
         self.now += 1.0
-        self._note(peers)
+        self._forget(self._note(peers))
         return self._beyond()
 
     def called(self, *peers: Peer) -> None:
@@ -143,3 +148,111 @@ def test_a_descriptor_that_became_another_s_is_seen() -> None:
             assert sockets.look() == {}
             assert not sockets.end(found[peer], peer)
             os.close(number)
+
+
+@contextlib.contextmanager
+def accepted_by(listener: socket.socket, data: bytes = b"") -> Iterator[socket.socket]:
+    """What the server has of a connection whose caller has sent ``data`` and left."""
+    with socket.create_connection(listener.getsockname()) as caller:
+        caller.sendall(data)
+    accepted, _ = listener.accept()
+    with accepted:
+        accepted.settimeout(LONG)
+        yield accepted
+
+
+def test_what_a_caller_sent_who_has_left_need_not_be_read() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sockets = Sockets(listener.getsockname()[1])
+        with (
+            accepted_by(listener, bytes(10_000)) as gone,
+            socket.create_connection(listener.getsockname()),
+            listener.accept()[0],
+        ):
+            peers = sockets.look()
+            assert len(peers) == 2
+            (peer,) = sockets.left(peers)
+            assert peers[peer] == gone.fileno()
+            assert sockets.end(peers[peer], peer, unread=True)
+            with pytest.raises(ConnectionResetError):
+                gone.recv(1)
+            assert not sockets.end(peers[peer], peer, unread=True), "it is no connection any more"
+
+
+@pytest.mark.parametrize(("count", "many"), [(connections.MANY - 1, False), (20, True)])
+def test_those_who_left_go_where_many_come_and_go(count: int, many: bool) -> None:
+    reasons: list[str] = []
+    found = Connections(ConnectionBounds(100, 100), reasons.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        found._sockets = Sockets(listener.getsockname()[1])
+        for _ in range(count):
+            stack.enter_context(accepted_by(listener, b"PRI"))
+        assert found._tend() is many
+        assert reasons == ["left"] * (count if many else 0)
+        assert len(found) == (0 if many else count)
+
+
+def test_a_listener_of_another_port_is_left_alone() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as ours,
+        socket.create_server(("127.0.0.1", 0)) as other,
+    ):
+        for listener in Sockets(ours.getsockname()[1]).listeners():
+            keep_silent_ones_out(listener, 10.0)
+        kept = [
+            one.getsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT) > 0 for one in (ours, other)
+        ]
+        assert kept == [True, False]
+
+
+@pytest.mark.asyncio
+async def test_silent_connections_take_neither_a_place_nor_a_descriptor(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ten times as many as there may be, on each wire; new callers are served at once."""
+    limits = {"max_connections": 8, "max_connections_per_address": 8}
+    async with running({"default": tiny_model_dir}, monkeypatch, limits=limits) as server:
+        ports = [server.server.grpc_address, server.server.http_address]
+        before = len(os.listdir("/dev/fd"))
+        with contextlib.ExitStack() as stack:
+            for host, _, port in (address.rpartition(":") for address in ports):
+                for _ in range(80):
+                    stack.enter_context(socket.create_connection((host, int(port))))
+            for number in range(4):
+                async with AsyncTeacherClient(ports[0], run=f"new-{number}", max_attempts=1) as new:
+                    await new.get_teacher(timeout=LONG)
+                async with http_client(ports[1], ClientCredentials()) as http:
+                    assert (await http.get("/livez")).status_code == 200
+            # The callers' own ends, and what a client leaves for a moment.
+            assert len(os.listdir("/dev/fd")) < before + 160 + 40
+        text = (await server.http.get("/metrics")).text
+        assert 'connections_cut_total{reason="gave_way"' not in text
+
+
+@pytest.mark.asyncio
+async def test_connections_are_looked_at_while_the_event_loop_is_busy(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits = {"max_connections": 8, "max_connections_per_address": 4}
+    async with running({"default": tiny_model_dir}, monkeypatch, limits=limits) as server:
+        host, _, port = server.server.grpc_address.rpartition(":")
+        with contextlib.ExitStack() as stack:
+            made = [
+                stack.enter_context(socket.create_connection((host, int(port)))) for _ in range(6)
+            ]
+            for one in made:
+                one.settimeout(LONG)
+                one.sendall(PREFACE)
+            # The loop does nothing meanwhile: this waits in its thread.
+            with contextlib.suppress(ConnectionResetError):
+                while made[0].recv(4096):
+                    pass
+
+
+def test_a_call_that_began_meanwhile_is_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Seen(8, 8, monkeypatch)
+    found.calls["ipv4:10.0.0.1:1"] = 0
+    over = found._note([Peer("10.0.0.1", 1)])
+    found.calls["ipv4:10.0.0.1:1"] += 1
+    found._forget([*over, "ipv4:10.0.0.2:2"])
+    assert dict(found.calls) == {"ipv4:10.0.0.1:1": 1}

@@ -25,6 +25,8 @@ from tests.server.raw_http import Alone, alone, connected
 from tests.server.running import LONG, eventually
 
 LIVE = b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n"
+# Of a TLS handshake, the first bytes.
+BEGUN = b"\x16\x03\x01\x02\x00\x01"
 OTHER = b"GET /v1/teacher HTTP/1.1\r\nHost: x\r\n\r\n"
 PATIENT = LimitSettings()
 QUEUED = 120
@@ -264,6 +266,35 @@ async def test_a_handshake_that_failed_ends_itself_alone(
         async with connected(server.address, tls_of(tmp_path)) as peer:
             await peer.send(LIVE)
             assert (await peer.answer()).status == 200
+
+
+async def test_one_that_gives_way_is_ended_whatever_it_had_come_to(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Silent, in its handshake, and open: each one's caller sees the end, and nothing is kept."""
+    pair = Authority(tmp_path, "ca").issue("server", *HOSTS)
+    certificates = Certificates(pair.cert, pair.key, None)
+    async with alone(App(), PATIENT, ConnectionBounds(1, 1), certificates) as server:
+        openings = await openings_of(server)
+        async with connected(server.address) as silent:
+            await eventually(lambda: len(openings._silent) == 1)
+            async with connected(server.address) as shaking:
+                assert await silent.rest() == b""
+                await shaking.send(BEGUN)
+                await eventually(lambda: len(openings._opening) == 1)
+                async with connected(server.address, tls_of(tmp_path)) as first:
+                    assert await shaking.rest() == b""
+                    await first.send(LIVE)
+                    assert (await first.answer()).status == 200
+                    async with connected(server.address, tls_of(tmp_path)) as second:
+                        await second.send(LIVE)
+                        assert (await second.answer()).status == 200
+                        assert b"HTTP" not in await first.rest()
+                        assert len(openings._connections) == 1
+                        assert not openings._opening
+                        assert not openings._taken
+        assert server.cut == ["gave_way"] * 3
+    assert [record for record in caplog.records if record.exc_info] == []
 
 
 async def test_what_one_connection_raises_ends_that_one(

@@ -15,13 +15,14 @@ from teacher_proto.errors import LsmError, OverloadedError
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from teacher_server.access.certificates import certificate_names
+from teacher_server.access.peers import has_left
 from teacher_server.failures import forget_frames, is_ending
 from teacher_server.http.connection import exchange
 from teacher_server.http.connection.exchange import Exchange
 from teacher_server.http.connection.head import malformed, take_head
 from teacher_server.http.connection.host import CALLER_KEY, NAMES_KEY, Host
 from teacher_server.http.connection.table import Entry, Rank
-from teacher_server.http.connection.transport import Flow, closed_by, has_left
+from teacher_server.http.connection.transport import Flow, closed_by
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,13 @@ class Connection(H11Protocol, asyncio.BufferedProtocol):
 
     def _open(self, transport: asyncio.Transport) -> None:
         self._socket = transport
-        # Whatever the system does not take at once is seen as not written.
-        transport.set_write_buffer_limits(high=1, low=0)
         super().connection_made(
             closed_by(transport, self._close, lambda: self._lingering is not None)
         )
         self.flow = Flow(self.transport, lambda: len(self.unread) <= MOST_UNREAD)
+        # Whatever the system does not take at once is seen as not written. With TLS that may be
+        # so already: the handshake's own last bytes.
+        transport.set_write_buffer_limits(high=1, low=0)
         tls = transport.get_extra_info("ssl_object")
         self._names = certificate_names(tls.getpeercert()) if tls is not None else ()
         self._expect(self.host.limits.header_seconds)

@@ -9,10 +9,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
+from teacher_server.access.peers import has_left
 from teacher_server.http.connection.connection import LINGER_SECONDS, Connection
 from teacher_server.http.connection.host import Host
 from teacher_server.http.connection.table import Entry, Rank
-from teacher_server.http.connection.transport import has_left, look
+from teacher_server.http.connection.transport import look
 from teacher_server.http.connection.waiting import Waiting
 
 # Connections of one turn whose callers have left meanwhile, at most: nothing is done for them.

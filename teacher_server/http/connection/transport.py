@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import asyncio.trsock
 import socket
 from collections.abc import Callable
 from typing import Any, cast
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-# The state of a TCP connection that both ends have open (Linux, tcp_states.h).
-ESTABLISHED = 1
 # Bytes that are looked at to know who asks for health.
 LOOKED_AT = 64
-
-
-def has_left(connection: socket.socket | asyncio.trsock.TransportSocket) -> bool:
-    """Whether the far end has closed its side; True where Linux says so, at once, whatever of
-    its bytes is still to be read."""
-    if not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
-        return False
-    state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    return state[0] != ESTABLISHED
 
 
 class _Closing:

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from benchmarks.attacks.target import MIB, TOKENS, write_runs
-from benchmarks.bench_attacks import ATTACKS, broken, dummy, figures_of, run_attack
+from benchmarks.bench_attacks import ATTACKS, both_sides, dummy, figures_of, run_attack
 from tests.proofs.ledger import Proof, seconds
 from tests.proofs.service.teacher import Watched, teacher
 from tests.support.models import make_tiny_model
@@ -64,9 +64,7 @@ def beside_attacks(
     found: dict[str, Any] = {}
     with dummy() as nothing:
         for name in names:
-            quiet = run_attack(name, about, each, at=nothing)
-            seen = run_attack(name, about, each)
-            found[name] = {"server": seen, "dummy": quiet, "broken": broken(seen, quiet)}
+            found[name] = both_sides(name, about, each, nothing)
             say(f"{name}: {found[name]['broken'] or 'held'}")
     return found
 
@@ -75,6 +73,7 @@ def note(proof: Proof, found: dict[str, Any]) -> None:
     """The figures of proofs 23 and 25."""
     figures = figures_of(found)
     proof.figure("attacks", figures["attacks"], at_least=1)
+    proof.figure("unreachable", figures["unreachable"], exactly=0)
     proof.figure("attacks_held", figures["attacks_held"], exactly=figures["attacks"])
     proof.figure("worst_score_over_dummy", figures["worst_score_over_dummy"], at_most=1)
     proof.figure("worst_livez_ms", figures["worst_livez_ms"], at_most=250)
