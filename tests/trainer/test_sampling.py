@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -82,6 +83,29 @@ def test_draws_follow_the_renormalised_nucleus() -> None:
     degrees = len(kept) - 1
     # Five standard deviations of the statistic; the draws are the same every time.
     assert chi_square < degrees + 5 * np.sqrt(2 * degrees)
+
+
+@pytest.mark.parametrize("width", [1, 40, 3_000])
+@pytest.mark.parametrize("top_p", [0.3, 0.9, 0.999999])
+def test_both_ways_of_drawing_are_the_same_to_the_bit(width: int, top_p: float) -> None:
+    draw = torch.Generator().manual_seed(width)
+    logits = torch.cat(
+        [
+            torch.randn(6, width, generator=draw) * scale
+            for scale in (0.0, 0.1, 1.0, 4.0, 30.0, 300.0)
+        ]
+    )
+    logits[::2] = logits[::2].round()  # ties
+    logits[1::5, width // 2 + 1 :] = -torch.inf
+    probabilities = logits.log_softmax(-1).exp()
+    for uniform in (0.0, 0.5, 1 - 2**-53, None):
+        uniforms = torch.rand(len(logits), generator=draw, dtype=torch.float64)
+        if uniform is not None:
+            uniforms.fill_(uniform)
+        tokens, masses = sampling._by_candidates(probabilities, uniforms, top_p)
+        same, its = sampling._by_bound(probabilities.numpy(), uniforms.numpy(), top_p)
+        assert tokens.tolist() == same.tolist()
+        assert masses.numpy().tobytes() == its.numpy().tobytes()
 
 
 def test_the_largest_draw_stays_inside_the_nucleus() -> None:
