@@ -24,8 +24,15 @@ class StopStrings:
         self._pieces = pieces
         self._tails = [b""] * count
 
-    def completed(self, rows: Iterable[int], tokens: Sequence[int]) -> list[int]:
-        """Those of ``rows`` whose responses hold a text once they go on with ``tokens`` [B]."""
+    def begin(self, row: int) -> None:
+        """The row holds another response from now on, which has no text yet."""
+        self._tails[row] = b""
+
+    def completed(
+        self, rows: Iterable[int], tokens: Sequence[int] | Mapping[int, int]
+    ) -> list[int]:
+        """Those of ``rows`` whose responses hold a text once each goes on with its token of
+        ``tokens``."""
         ended = []
         for row in rows:
             text = self._tails[row] + self._pieces.get(tokens[row], b"")

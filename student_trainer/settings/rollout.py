@@ -33,7 +33,8 @@ class RolloutSettings(Settings):
         default=2048, description="Tokens of the longest response; a longer one is cut and counted."
     )
     batch_size: PositiveInt = Field(
-        default=32, description="Responses that are generated together."
+        default=32,
+        description="Responses that are written together; where one ends the next begins.",
     )
     stop_ids: tuple[Count, ...] = Field(
         default=(),

@@ -14,5 +14,4 @@ def engine(start: Start) -> str:
     """
     start.engine = make_engine(start.student, start.config.rollout)
     start.stack.callback(start.engine.close)
-    settings = start.config.rollout
-    return f"{start.engine.name}, up to {settings.batch_size} responses together"
+    return f"{start.engine.name}, up to {start.config.rollout.batch_size} responses together"

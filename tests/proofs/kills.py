@@ -21,7 +21,7 @@ SAVES: list[list[Fault]] = [
 # Elsewhere, in the order of a step.
 STEPS: list[list[Fault]] = [
     killed("student_trainer.pipeline:Pipeline._write", 3),
-    killed("student_trainer.rollout.generate:_Sampler.__call__", 40),
+    killed("student_trainer.rollout.drawing:Drawing.draw", 40),
     killed("student_trainer.pipeline:Pipeline._send", 8),
     killed("student_trainer.update.objective:Objective.losses", 6),
     killed("student_trainer.update.optim:Optimizer.step", 3),

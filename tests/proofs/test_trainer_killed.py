@@ -71,7 +71,7 @@ def test_a_resume_that_forgets_something_is_noticed(
 
 # Where the signal comes, and how many steps are then complete.
 STOPS = {
-    "writing": ("student_trainer.rollout.generate:_Sampler.__call__", 72, 1),
+    "writing": ("student_trainer.rollout.drawing:Drawing.draw", 72, 1),
     "waiting": ("student_trainer.loop:TrainingLoop._scores", 8, 1),
     "updating": ("student_trainer.update.optim:Optimizer.step", 2, 2),
     "saving": ("teacher_proto.program.files:_sync", 2, 2),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.engine import Ended
 from student_trainer.rollout.generate import generate
+from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
 
@@ -22,6 +23,7 @@ class TransformersEngine:
         self._student = student
         self._settings = settings
         self._version: int | None = None
+        why_padded(student)  # said at the start of a run, not in its first step
 
     def update_weights(self, version: int) -> None:
         self._version = version
