@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import ctypes
 import os
 import sys
 import time
@@ -29,10 +28,6 @@ LIGHT_THREADS = 2
 HEAVY_THREADS = 2
 # Owners whose time is remembered at most, beside those who have work.
 MAX_OWNERS = 1024
-# Of glibc's malloc.h: from which size a block is mapped by itself, and how much is kept free at
-# the end of a heap.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
-LARGE_BLOCK, KEPT_AT_THE_TOP = 8 << 20, 8 << 20
 # Of an integer in a body; reading one takes the square of its digits. The least that
 # Python lets one set.
 INTEGER_DIGITS = 640
@@ -55,17 +50,6 @@ def let_waiting_threads_sleep() -> None:
     that tokenizing threads share, a spinning thread takes the core of the one it waits for,
     and a forward of milliseconds takes a second. Read when torch is imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-
-def give_freed_memory_back() -> None:
-    """Blocks of the size of large bodies go back to the system when they are freed. By itself
-    glibc keeps blocks of up to 32 MiB once such a one was freed, in every thread's heap, where
-    what is small keeps what is large from being used again. Elsewhere than on glibc nothing
-    is set."""
-    with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
 
 
 def guarded(work: Callable[[], T]) -> Callable[[], T]:
