@@ -45,7 +45,7 @@ async def _http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 async def main() -> None:
     # As many wait to be accepted as with the server: else the attacker waits, and is no measure.
-    http = await asyncio.start_server(_http, "127.0.0.1", 0, limit=1 << 20, backlog=1024)
+    http = await asyncio.start_server(_http, "127.0.0.1", 0, limit=1 << 20, backlog=4096)
     server = grpc.aio.server(options=[("grpc.max_receive_message_length", -1)])
     server.add_generic_rpc_handlers((_Discard(),))
     port = server.add_insecure_port("127.0.0.1:0")

@@ -84,8 +84,11 @@ class Openings:
             accepted.close()
             return
         # Who has sent something since the loop last looked is silent no more.
-        while (next_one := self._host.table.next_to_go(address)) in self._silent:
-            if next_one is None or look(self._taken[next_one].accepted) is None:
+        while self._silent:
+            next_one = self._host.table.next_to_go(address)
+            if next_one is None or next_one not in self._silent:
+                break
+            if look(self._taken[next_one].accepted) is None:
                 break
             self._speaks(next_one)
         entry, gone = self._enter(address, asked)

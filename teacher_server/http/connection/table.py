@@ -65,9 +65,10 @@ class _Group:
         default_factory=lambda: {rank: {} for rank in Rank}
     )
     ask_health: dict[Entry, None] = field(default_factory=dict)
+    size: int = 0
 
     def __len__(self) -> int:
-        return sum(map(self.count, Rank))
+        return self.size
 
     def __contains__(self, entry: Entry) -> bool:
         return entry in self.of(entry)
@@ -76,6 +77,15 @@ class _Group:
         """Those among which this one goes first when it is the first."""
         new = entry.rank is Rank.NEW
         return self.ask_health if new and entry.asks_health else self.ranks[entry.rank]
+
+    def add(self, entry: Entry) -> None:
+        """As the last one of its rank."""
+        self.of(entry)[entry] = None
+        self.size += 1
+
+    def remove(self, entry: Entry) -> None:
+        del self.of(entry)[entry]
+        self.size -= 1
 
     def count(self, rank: Rank) -> int:
         return len(self.ranks[rank]) + (len(self.ask_health) if rank is Rank.NEW else 0)
@@ -132,7 +142,7 @@ class Table:
         group = self._groups.get(entry.address)
         if group is None or entry not in group:
             return
-        del group.of(entry)[entry]
+        group.remove(entry)
         self._count -= 1
         if not group:
             del self._groups[entry.address]
@@ -144,9 +154,9 @@ class Table:
         group = self._groups.get(entry.address)
         if group is None or entry not in group:
             return  # it has left
-        del group.of(entry)[entry]
+        group.remove(entry)
         entry.rank = rank
-        group.of(entry)[entry] = None
+        group.add(entry)
 
     def rest(self, entry: Entry, *, let_in: bool) -> None:
         """The connection is idle after an answer; ``let_in``: not to health or a refusal."""
@@ -196,7 +206,10 @@ class Table:
         return entry, gone
 
     def _add(self, entry: Entry) -> None:
-        self._groups.setdefault(entry.address, _Group()).of(entry)[entry] = None
+        group = self._groups.get(entry.address)
+        if group is None:
+            group = self._groups[entry.address] = _Group()
+        group.add(entry)
         self._count += 1
 
 
