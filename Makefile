@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -130,6 +130,9 @@ bench-outside: $(VENV)/.dev ## what each loss does to mass outside the support, 
 
 bench-staleness: $(VENV)/.dev ## what stale rollouts cost each loss, with and without the cap (10 minutes, 2 cores)
 	$(BIN)/python -m benchmarks.bench_staleness $(ARGS)
+
+bench-trainer: $(VENV)/.dev ## rollouts, packed updates and a whole step against TRL's (25 minutes, 2 cores)
+	$(BIN)/python -m benchmarks.bench_trainer $(ARGS)
 
 bench-teacher: $(VENV)/.dev ## the service against its engine, groups, codec, overhead
 	$(BIN)/python -m benchmarks.bench_teacher $(ARGS)

@@ -1,0 +1,1 @@
+"""Benchmarks of the trainer's parts, which benchmarks.bench_trainer runs."""
