@@ -4,6 +4,8 @@
     for each step: RolloutsWritten, ScoresArrived, StepEnded, CheckpointSaved,
     EvaluationEnded "after", RunEnded
 
+With ``evaluation.every`` an EvaluationEnded "during" follows the StepEnded of its step.
+
 A callback is called with every event, and asks for its class:
 
     def tell(event: Event) -> None:
@@ -114,13 +116,16 @@ class EvaluationEnded:
     resumed run found.
 
     Attributes:
-        when: before the first step, or after the last.
+        when: before the first step, during the run, or after the last step.
+        evaluation: values, lengths and samples.
         path: the file that holds it.
+        step: completed steps of the student.
     """
 
-    when: Literal["before", "after"]
+    when: Literal["before", "during", "after"]
     evaluation: Evaluation
     path: Path
+    step: int
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ from teacher_proto.errors import LsmError
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
+from student_trainer.evaluate_run import RunEvaluation
+from student_trainer.evaluation.course.values import curve_values
 from student_trainer.events import (
     Callback,
     CheckpointSaved,
@@ -48,6 +50,8 @@ from student_trainer.teacher.teachers import Teachers
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
 from student_trainer.update.updater import NothingUsableError, Updater, split
+from student_trainer.watch.keeper import Keeper
+from student_trainer.watch.row_losses import RowLosses
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +116,8 @@ class TrainingLoop:
             engine: what writes the student's responses.
             now: the run's clock, kept in every checkpoint.
         """
+        self.evaluation = RunEvaluation(config, student, teachers, prompts, run)
+        self.keeper = Keeper(config.report, config.run.steps, student, run.rollouts)
         self.config = config
         self.student = student
         self.teachers = teachers
@@ -182,16 +188,23 @@ class TrainingLoop:
         callback that raises, which happens once what it is told of is written."""
         restore_rng(self._rng, self.student.device)
         try:
-            while self.state.step < self.config.run.steps:
+            with self.stopper.step():
+                self._evaluate(progress)  # where the run ended before it could
+            while self.state.step < self.config.run.steps and not self._stops_early():
                 with self.stopper.step():
                     line = self.step()
                     append_metrics(self.run.metrics, line)
                     self._warn(line)
                     progress.step(line)
+                    self.keeper.tell(progress.table)
                     self.recent.add(line)
-                    due = self.state.step % self.config.checkpoint.every == 0
-                    last = self.state.step == self.config.run.steps
-                    self._tell_step(line, self.save() if due or last else None)
+                    if self.evaluation.due(self.state.step):
+                        self._tell_step(line)
+                        self._evaluate(progress)
+                    else:
+                        saved = self.save() if self._save_is_due() else None
+                        self._tell_step(line)
+                        self._tell_saved(saved)
                 self.stopper.raise_if_requested()
         except (Exception, SystemExit) as error:
             unwritable = isinstance(error, LsmError) and error.reason == checkpoint.NOT_WRITTEN
@@ -207,11 +220,46 @@ class TrainingLoop:
                 rollouts = tuple(batch.rollouts)
                 self.events.tell(RolloutsWritten(batch.step, batch.written_after, rollouts))
 
-    def _tell_step(self, line: Mapping[str, Any], saved: Path | None) -> None:
-        """Tells what a complete step was, and the checkpoint that it was saved in."""
+    def _evaluate(self, progress: Progress) -> None:
+        """Evaluates the student where that is due after the last completed step; saves it where
+        it is the best so far, or a checkpoint is due."""
+        step = self.state.step
+        if not self.evaluation.due(step):
+            return
+        progress.phase("evaluating")
+        with self.stopper.interruptible():
+            ended = self.evaluation.during(step)
+        progress.phase("training")
+        assert ended is not None, "it is due"
+        progress.evaluated(step, curve_values(ended.evaluation))
+        unsaved = self._save_is_due() and self._saved_step < step
+        saved = self.save() if unsaved or self.evaluation.is_best(step) else None
+        self.events.tell(ended)
+        self._tell_saved(saved)
+
+    def _stops_early(self) -> bool:
+        """Whether the run ends before its last step, as evaluations get no better."""
+        if not self.evaluation.out_of_patience(self.state.step):
+            return False
+        best = self.config.checkpoint.best
+        log.info(
+            "%s has not been better for %d evaluations: the run ends after step %d",
+            best, self.config.evaluation.patience, self.state.step,
+        )  # fmt: skip
+        return True
+
+    def _save_is_due(self) -> bool:
+        last = self.state.step == self.config.run.steps
+        return last or self.state.step % self.config.checkpoint.every == 0
+
+    def _tell_step(self, line: Mapping[str, Any]) -> None:
+        """Tells what a complete step was."""
         if self._scored is not None:
             self.events.tell(self._scored)
         self.events.tell(StepEnded(self.state.step, dict(line)))
+
+    def _tell_saved(self, saved: Path | None) -> None:
+        """Tells of the checkpoint that a step was saved in."""
         if saved is not None:
             self.events.tell(CheckpointSaved(self.state.step, saved))
 
@@ -232,6 +280,8 @@ class TrainingLoop:
             for place in range(len(batch.rollouts)):
                 self._scores(batch, place, times)
 
+        rows = RowLosses([len(part.token_ids) for part in batch.parts])
+        self.updater.tell = rows.add
         totals = metrics.UpdateTotals.of_teachers(self.teachers)
         empty: list[NothingUsableError] = []
         for part in parts:
@@ -240,6 +290,7 @@ class TrainingLoop:
                 return self._scores(batch, first + member, times)
 
             stale = batch.staleness > 0
+            rows.first = part.start
             try:
                 self.updater.update(batch.parts[part], scores, totals, number, stale)
             except NothingUsableError as error:
@@ -256,6 +307,7 @@ class TrainingLoop:
         if self.events:
             self._scored = ScoresArrived(number, tuple(batch.parts), tuple(batch.known_scores()))
 
+        self.keeper.keep(number, batch.written_after, batch.parts, batch.known_scores, rows)
         self.pipeline.drop(batch)
         self._rng = capture_rng(self.student.device)
         self.state = replace(
@@ -268,6 +320,7 @@ class TrainingLoop:
         return {
             "step": number,
             **metrics.step_metrics(totals, batch.rollouts),
+            "loss_by_position": rows.by_position(),
             **metrics.scoring_metrics(config.scoring, batch.rollouts, batch.parts),
             **times.metrics(seconds),
             "staleness": batch.staleness,
@@ -318,7 +371,7 @@ class TrainingLoop:
         described = describe_batches(pending)
         path = checkpoint.save(
             self.run.checkpoints,
-            replace(self.state, pending_batches=described, score=self.recent.mean()),
+            replace(self.state, pending_batches=described, score=self._score()),
             save_model=lambda directory: save_weights(self.student, directory),
             optimizer=self.updater.optimizer.state(),
             rng=self._rng,
@@ -329,6 +382,12 @@ class TrainingLoop:
         self._saved_step = self.state.step
         log.info("saved %s", path)
         return path
+
+    def _score(self) -> float | None:
+        """By which the checkpoint of the last completed step is compared with others."""
+        if self.config.checkpoint.best_held_out is None:
+            return self.recent.mean()
+        return self.evaluation.value(self.state.step)
 
     def save_unless_saved(self) -> None:
         """Saves the last completed step, unless it is saved already or the student has

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import tomllib
@@ -17,7 +18,7 @@ from teacher_proto.program.files import atomic_folder, write_text
 from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.data import PromptSets
-from student_trainer.evaluate_run import RunEvaluation
+from student_trainer.evaluation.course.values import curve_values
 from student_trainer.events import Callback, RunEnded, RunResult, RunStarted, check_callbacks
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.loop import TrainingLoop
@@ -27,7 +28,8 @@ from student_trainer.report.model_card import write_card
 from student_trainer.report.summary import write_summary
 from student_trainer.run.directory import RunDirectory, keep_sources, prepare, read_metrics
 from student_trainer.run.lock import locked
-from student_trainer.run.progress import Progress
+from student_trainer.run.machine import describe_machine
+from student_trainer.run.progress import Progress, loading
 from student_trainer.run.signals import Stopper
 from student_trainer.settings.dotted import sources
 from student_trainer.settings.resolve import config_of
@@ -37,6 +39,7 @@ from student_trainer.startup.start import Start, make
 from student_trainer.student.model import Student, save_final
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.trackers import RunFacts, Trackers
+from student_trainer.watch import files as kept_files
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +101,8 @@ def _train(
     config: TrainConfig, run: RunDirectory, callbacks: Sequence[Callback], quiet: bool
 ) -> RunResult:
     with Start(config, holds_lock=True) as start:
-        make(steps.STEPS, start)
+        with loading(quiet=quiet) as begins:
+            make(steps.STEPS, start, begins)
         student, teachers, prompts = start.student, start.teachers, start.prompts
         with Stopper() as stopper:
             loop = TrainingLoop(
@@ -117,22 +121,22 @@ def _train(
                 loop.restore(start.checkpoint)
             events.tell(RunStarted(run.path, config, loop.state.step))
             prepare(run, loop.state.step)
-            if loop.state.step < config.run.steps and (run.evaluation / "after.json").is_file():
-                # Of the student before the steps that are made now.
-                (run.evaluation / "after.json").unlink()
+            loop.evaluation.forget_after(loop.state.step)
+            kept_files.remove_after(run.rollouts, loop.state.step)
             write_text(run.config, to_toml(config))
+            write_text(run.machine, json.dumps(describe_machine(student.device), indent=1) + "\n")
             keep_sources(run, sources(config))
             if not start.checkpoint:
                 _show_first_example(config, student, prompts, teachers)
-            evaluation = RunEvaluation(config, student, teachers, prompts, run)
             with (
                 _trackers(config, run) as trackers,
                 Progress(
                     config.run.steps, loop.state.step, trackers=trackers, quiet=quiet
                 ) as progress,
             ):
-                progress.phase("evaluating")
-                if before := evaluation.before(loop.state.step):
+                progress.phase("evaluating the untrained student")
+                if before := loop.evaluation.before(loop.state.step):
+                    progress.evaluated(0, curve_values(before.evaluation))
                     events.tell(before)
                 progress.phase("training")
                 loop.run_steps(progress)
@@ -140,9 +144,9 @@ def _train(
                 merge = bool(config.student.lora and config.student.lora.merge_final)
                 with atomic_folder(run.model, replace=True) as folder:
                     trained = save_final(student, folder, merge=merge)
-                progress.phase("evaluating")
+                progress.phase("evaluating the trained student")
                 with closing(run, "the closing evaluation"):
-                    after = evaluation.after(trained)
+                    after = loop.evaluation.after(trained, loop.state.step)
                 with closing(run, "the summary"):
                     summary = write_summary(run.path)
                     trackers.log(loop.state.step, {f"summary/{k}": v for k, v in summary.items()})

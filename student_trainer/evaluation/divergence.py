@@ -11,7 +11,7 @@ import torch
 from teacher_proto.errors import LsmError
 from torch import Tensor
 
-from student_trainer.evaluation.results import FullDivergence
+from student_trainer.evaluation.results import ByPrompt, FullDivergence
 from student_trainer.evaluation.rows import FullRows, Selection, student_hidden
 from student_trainer.student.head import head_logits
 from student_trainer.student.model import Student, not_finite
@@ -63,20 +63,24 @@ def full_divergence(
     reverse: list[float] = []
     forward: list[float] = []
     agrees: list[bool] = []
+    of_prompt: list[str] = []
     start = dropped = 0
-    for piece, rows in zip(pieces, teacher, strict=True):
+    for piece, theirs in zip(pieces, teacher, strict=True):
         states = hidden[start : start + len(piece.rows)]
         start += len(piece.rows)
-        finite = torch.from_numpy(rows.finite)
+        finite = torch.from_numpy(theirs.finite)
         dropped += int((~finite).sum())
         logits = head_logits(student.head, states)[finite.to(states.device)][:, ids]
         if not bool(torch.isfinite(logits).all()):
             raise not_finite(f"evaluation, held-out prompt {piece.prompt.prompt_id}")
-        log_q = torch.from_numpy(rows.log_probs).to(logits.device)[finite.to(logits.device)][:, ids]
+        log_q = torch.from_numpy(theirs.log_probs).to(logits.device)[finite.to(logits.device)][
+            :, ids
+        ]
         found = row_divergence(logits, log_q)
         reverse += found.reverse_kl.tolist()
         forward += found.forward_kl.tolist()
         agrees += found.agrees.tolist()
+        of_prompt += [piece.prompt.prompt_id] * len(found.agrees)
     if not reverse:
         raise LsmError(
             f"none of the teacher's {dropped} rows is finite over the whole vocabulary",
@@ -85,6 +89,11 @@ def full_divergence(
             "refuses the responses, which is warned of",
         )
     count = len(reverse)
+    rows: dict[str, Sequence[float]] = {
+        "reverse_kl": reverse,
+        "forward_kl": forward,
+        "agreement": agrees,
+    }
     return FullDivergence(
         rows=count,
         dropped_rows=dropped,
@@ -92,4 +101,5 @@ def full_divergence(
         reverse_kl=math.fsum(reverse) / count,
         forward_kl=math.fsum(forward) / count,
         agreement=sum(agrees) / count,
+        by_prompt=ByPrompt.of(of_prompt, rows),
     )

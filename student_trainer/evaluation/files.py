@@ -12,6 +12,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.files import write_text
 
 from student_trainer.evaluation.results import (
+    ByPrompt,
     ChunkLikelihood,
     CoarseDivergence,
     Evaluation,
@@ -73,8 +74,8 @@ def load_evaluation(path: Path) -> Evaluation:
 def _evaluation(raw: Any) -> Evaluation:
     return Evaluation(
         prompts=int(raw["prompts"]),
-        frozen=_optional(FullDivergence, raw["frozen"]),
-        fresh=_optional(FullDivergence, raw["fresh"]),
+        frozen=_summed(FullDivergence, raw["frozen"]),
+        fresh=_summed(FullDivergence, raw["fresh"]),
         lengths=_optional(Lengths, raw["lengths"]),
         samples=tuple(_sample(sample) for sample in raw["samples"]),
         frozen_digest=str(raw["frozen_digest"]),
@@ -82,7 +83,7 @@ def _evaluation(raw: Any) -> Evaluation:
         seconds=float(raw["seconds"]),
         frozen_realigned=_realigned(raw.get("frozen_realigned")),
         fresh_realigned=_realigned(raw.get("fresh_realigned")),
-        likelihood=_optional(ChunkLikelihood, raw.get("likelihood")),
+        likelihood=_summed(ChunkLikelihood, raw.get("likelihood")),
         by_teacher={name: _evaluation(one) for name, one in raw.get("by_teacher", {}).items()},
     )
 
@@ -91,12 +92,28 @@ def _optional(kind: Any, value: Any) -> Any:
     return None if value is None else kind(**value)
 
 
+def _summed(kind: Any, value: Any) -> Any:
+    """A result that has its sums by prompt, or is of before they were kept."""
+    if value is None:
+        return None
+    told = value.get("by_prompt")
+    by_prompt = None
+    if told is not None:
+        by_prompt = ByPrompt(
+            tuple(str(prompt) for prompt in told["prompts"]),
+            tuple(float(count) for count in told["counts"]),
+            {name: tuple(float(one) for one in row) for name, row in told["sums"].items()},
+        )
+    return kind(**{**value, "by_prompt": by_prompt})
+
+
 def _realigned(value: Any) -> RealignedDivergence | None:
     """A file of before there were coarse rows says nothing of them."""
     if value is None:
         return None
     coarse = _optional(CoarseDivergence, value.get("coarse"))
-    return RealignedDivergence(**{**value, "coarse": coarse})
+    found: RealignedDivergence = _summed(RealignedDivergence, {**value, "coarse": coarse})
+    return found
 
 
 def _sample(value: Any) -> Sample:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from student_trainer.evaluation.results import (
     OF_FULL_ROWS,
+    ByPrompt,
     ChunkLikelihood,
     CoarseDivergence,
     RealignedDivergence,
@@ -78,6 +79,7 @@ def realigned_divergence(
     asked = sum(len(selection.rows) for selection in selections)
     sums: dict[str, list[float]] = {}
     coarse_sums: dict[str, list[float]] = {}
+    of_prompt: list[str] = []
     start = 0
     for selection, scored in zip(selections, scores, strict=True):
         states = hidden[start : start + len(selection.rows)]
@@ -89,6 +91,8 @@ def realigned_divergence(
         ):
             usable = kept[selection.rows]
             chosen, places = selection.rows[usable], torch.from_numpy(np.flatnonzero(usable))
+            if into is sums:
+                of_prompt += [selection.prompt.prompt_id] * len(chosen)
             for at in range(0, len(chosen), BLOCK_ROWS):
                 piece = slice(at, at + BLOCK_ROWS)
                 logits = head_logits(student.head, states[places[piece].to(states.device)])
@@ -110,6 +114,7 @@ def realigned_divergence(
         masked_rows=asked - count - coarse_count,
         coarse_rows=coarse_count,
         coarse=CoarseDivergence(**_means(coarse_sums)) if coarse_count else None,
+        by_prompt=ByPrompt.of(of_prompt, sums) if count else None,
         **(means | _means(sums)),
     )
 
@@ -219,7 +224,11 @@ def chunk_likelihood(
         for r in responses
     ]
     hidden = student_hidden(student, every, batch_size)
-    own, theirs, read, used, start = 0.0, 0.0, 0, 0, 0
+    own: list[float] = []
+    theirs: list[float] = []
+    read: list[int] = []
+    of_prompt: list[str] = []
+    used = start = 0
     for response, scored in zip(responses, scores, strict=True):
         ids = response.token_ids
         states = hidden[start : start + len(ids)]
@@ -232,17 +241,24 @@ def chunk_likelihood(
         inside = known[scored.realignment.chunk_index]
         sampled = torch.from_numpy(ids.astype(np.int64)).to(states.device)
         log_pi = token_log_probs(states, student.head, sampled, TEMPERATURE, block_rows)
-        own += float(log_pi.double()[torch.from_numpy(inside).to(states.device)].sum())
-        theirs += float(scored.realignment.chunk_log_likelihood[known].sum(dtype=np.float64))
+        own.append(float(log_pi.double()[torch.from_numpy(inside).to(states.device)].sum()))
+        likelihood = scored.realignment.chunk_log_likelihood[known]
+        theirs.append(float(likelihood.sum(dtype=np.float64)))
         text = ids[inside & ~special].tolist()
-        read += sum(len(pieces[token]) for token in text)
+        read.append(sum(len(pieces[token]) for token in text))
+        of_prompt.append(response.prompt.prompt_id)
         used += int(known.sum())
-    if not read:
+    count = sum(read)
+    if not count:
         return None
-    bits = -1 / (math.log(2) * read)
+    bits = {
+        "student_bits_per_byte": [-nats / math.log(2) for nats in own],
+        "teacher_bits_per_byte": [-nats / math.log(2) for nats in theirs],
+    }
     return ChunkLikelihood(
         chunks=used,
-        bytes=read,
-        student_bits_per_byte=own * bits,
-        teacher_bits_per_byte=theirs * bits,
+        bytes=count,
+        student_bits_per_byte=math.fsum(bits["student_bits_per_byte"]) / count,
+        teacher_bits_per_byte=math.fsum(bits["teacher_bits_per_byte"]) / count,
+        by_prompt=ByPrompt.of(of_prompt, bits, read),
     )

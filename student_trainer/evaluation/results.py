@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
 
@@ -62,6 +64,46 @@ class FrozenPositions:
 
 
 @dataclass(frozen=True)
+class ByPrompt:
+    """What means are made of, prompt by prompt: rows of one prompt depend on each other, so that
+    uncertainty is over prompts (``evaluation.course.uncertainty``).
+
+    Attributes:
+        prompts: ids, each once.
+        counts: of each prompt what its sums are divided by: rows, or bytes.
+        sums: of each metric a sum for each prompt.
+    """
+
+    prompts: tuple[str, ...]
+    counts: tuple[float, ...]
+    sums: dict[str, tuple[float, ...]]
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[str],
+        values: Mapping[str, Sequence[float]],
+        counts: Sequence[float] | None = None,
+    ) -> ByPrompt:
+        """Adds up rows.
+
+        Args:
+            prompts: R ids, of the prompt of each row.
+            values: of each metric R values.
+            counts: R numbers; None counts rows.
+        """
+        places: dict[str, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            places.setdefault(prompt, []).append(place)
+        each = [1.0] * len(prompts) if counts is None else counts
+
+        def added(row: Sequence[float]) -> tuple[float, ...]:
+            return tuple(math.fsum(row[place] for place in of_it) for of_it in places.values())
+
+        return cls(tuple(places), added(each), {name: added(row) for name, row in values.items()})
+
+
+@dataclass(frozen=True)
 class FullDivergence:
     """Divergences of student pi and teacher q at temperature 1, means over rows.
 
@@ -74,6 +116,7 @@ class FullDivergence:
         reverse_kl: KL(pi || q) over the whole vocabulary, nats.
         forward_kl: KL(q || pi) over the whole vocabulary, nats.
         agreement: share of rows whose most likely id is the same.
+        by_prompt: the last three by prompt; None in a file of before they were kept.
     """
 
     rows: int
@@ -82,6 +125,7 @@ class FullDivergence:
     reverse_kl: float
     forward_kl: float
     agreement: float
+    by_prompt: ByPrompt | None = None
 
 
 # Means of RealignedDivergence: None where there is no full row.
@@ -110,6 +154,8 @@ class RealignedDivergence:
             above: of class COARSE, and full rows of a single id. None in a file of before there
             were any, which counted them as masked.
         coarse: means over these; None where there are none.
+        by_prompt: the means over full rows by prompt; None without such rows, and in a file of
+            before they were kept.
     """
 
     rows: int
@@ -122,6 +168,7 @@ class RealignedDivergence:
     open_mass: float | None
     coarse_rows: int | None = None
     coarse: CoarseDivergence | None = None
+    by_prompt: ByPrompt | None = None
 
 
 @dataclass(frozen=True)
@@ -149,12 +196,14 @@ class ChunkLikelihood:
         chunks, bytes: how many of them are in the sums.
         student_bits_per_byte: from the student's own tokens.
         teacher_bits_per_byte: from the teacher's encoding of the same text.
+        by_prompt: both by prompt; None in a file of before they were kept.
     """
 
     chunks: int
     bytes: int
     student_bits_per_byte: float
     teacher_bits_per_byte: float
+    by_prompt: ByPrompt | None = None
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ class RecentMetric:
     """The values of the metric ``checkpoint.best`` in the last ``checkpoint.every`` steps."""
 
     def __init__(self, settings: CheckpointSettings) -> None:
-        self._name = settings.best
+        # A held-out value is not in the lines: the evaluations have it.
+        self._name = None if settings.best_held_out else settings.best
         self._values: deque[float | None] = deque(maxlen=settings.every)
 
     def add(self, line: Mapping[str, Any]) -> None:

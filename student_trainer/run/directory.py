@@ -36,8 +36,16 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def machine(self) -> Path:
+        return self.path / "machine.json"
+
+    @property
     def evaluation(self) -> Path:
         return self.path / "evaluation"
+
+    @property
+    def rollouts(self) -> Path:
+        return self.path / "rollouts"
 
     @property
     def checkpoints(self) -> Path:
@@ -91,6 +99,7 @@ def prepare(run: RunDirectory, step: int) -> None:
             log.warning("starting over in %s: an earlier attempt left no checkpoint", run.path)
         run.metrics.unlink(missing_ok=True)
         shutil.rmtree(run.evaluation, ignore_errors=True)
+        shutil.rmtree(run.rollouts, ignore_errors=True)
     elif run.metrics.exists():
         kept = [line for line in read_metrics(run.metrics) if line["step"] <= step]
         write_text(run.metrics, "".join(json.dumps(line) + "\n" for line in kept))

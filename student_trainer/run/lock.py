@@ -92,6 +92,15 @@ def check_free(directory: Path) -> None:
         os.close(descriptor)
 
 
+def is_free(directory: Path) -> bool:
+    """Whether no run holds the directory."""
+    try:
+        check_free(directory)
+    except ConfigurationError:
+        return False
+    return True
+
+
 def _taken(descriptor: int, path: Path, kind: int) -> bool:
     """Whether another open file holds the lock. When none does, takes it."""
     try:

@@ -1,22 +1,26 @@
-"""What a run shows while it works: a bar on a terminal, otherwise one JSON line per step."""
+"""What a run shows while it works: a bar on a terminal, otherwise a short line per step."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, TextIO
 
+from student_trainer.settings.run import HELD_OUT
 from student_trainer.trackers import Trackers
+
+log = logging.getLogger(__name__)
 
 
 class Progress:
-    """Context manager. Call ``step`` after every step and ``phase`` when another part of
-    the run begins. Trackers receive the steps too.
+    """Context manager. Call ``step`` after every step, ``evaluated`` after an evaluation, and
+    ``phase`` when another part of the run begins. Trackers receive what they are given too.
 
     The bar needs a terminal and ``TQDM_DISABLE`` unset; ``NO_COLOR`` is respected. Without
-    a bar, ``step`` writes the step's metrics as one JSON line, unless it is ``quiet``.
+    a bar, ``step`` writes a short line, unless it is ``quiet``; metrics.jsonl has all of it.
     """
 
     def __init__(
@@ -30,10 +34,10 @@ class Progress:
     ) -> None:
         self._trackers = trackers
         self._quiet = quiet
+        self._steps = steps
         self._stream = stream if stream is not None else sys.stdout
-        disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
         self._bar: Any = None
-        if self._stream.isatty() and not disabled and not quiet:
+        if shows_bars(self._stream) and not quiet:
             self._bar = _bar(self._stream)
             self._task = self._bar.add_task("starting", total=steps, completed=done, summary="")
 
@@ -49,6 +53,8 @@ class Progress:
     def phase(self, name: str) -> None:
         if self._bar is not None:
             self._bar.update(self._task, description=name)
+        else:
+            log.info("%s", name)
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         if self._trackers is not None:
@@ -56,16 +62,71 @@ class Progress:
         if self._quiet:
             return
         if self._bar is None:
-            self._stream.write(json.dumps(metrics) + "\n")
+            self._stream.write(f"step {metrics['step']}/{self._steps}  {brief(metrics)}\n")
             self._stream.flush()
             return
-        loss = "none" if metrics["loss"] is None else f"{metrics['loss']:.4f}"
-        length = metrics["response_length_mean"]
-        summary = (
-            f"loss {loss}  length {'none' if length is None else f'{length:.0f}'}  "
-            f"{metrics['tokens_per_second']:.0f} tokens/s"
-        )
-        self._bar.update(self._task, completed=metrics["step"], summary=summary)
+        self._bar.update(self._task, completed=metrics["step"], summary=brief(metrics))
+
+    def evaluated(self, step: int, values: Mapping[str, float]) -> None:
+        """Passes held-out values on to the trackers, after so many completed steps."""
+        if self._trackers is not None:
+            self._trackers.log(step, {f"{HELD_OUT}{name}": v for name, v in values.items()})
+
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Passes a table on to those trackers that have tables."""
+        if self._trackers is not None:
+            self._trackers.table(step, name, columns, rows)
+
+
+def brief(metrics: Mapping[str, Any]) -> str:
+    """The few figures of a step that fit beside a bar."""
+
+    def told(key: str, form: str) -> str:
+        value = metrics.get(key)
+        return "none" if value is None else form.format(value)
+
+    return (
+        f"loss {told('loss', '{:.4f}')}  length {told('response_length_mean', '{:.0f}')}  "
+        f"cut {told('truncated_share', '{:.0%}')}  "
+        f"{told('tokens_per_second', '{:.0f}')} tokens/s"
+    )
+
+
+# Clears a line, and leaves the cursor at its beginning.
+CLEAR = "\r\x1b[K"
+
+
+@contextmanager
+def loading(
+    *, quiet: bool = False, stream: TextIO | None = None
+) -> Iterator[Callable[[str], None]]:
+    """Shows what a run does before its first step: yields a function that is called with the name
+    of each thing when it begins. Off a terminal it shows nothing; the log tells what was found.
+
+    A name stands in the last line until what is logged of it takes its place.
+    """
+    out = stream if stream is not None else sys.stderr
+    shown = shows_bars(out) and not quiet
+
+    def begins(name: str) -> None:
+        if shown:
+            out.write(f"{CLEAR}{name} …\r")
+            out.flush()
+
+    try:
+        yield begins
+    finally:
+        if shown:
+            out.write(CLEAR)
+            out.flush()
+
+
+def shows_bars(stream: TextIO) -> bool:
+    """Whether a bar may be drawn there."""
+    disabled = os.environ.get("TQDM_DISABLE", "").lower() not in ("", "0", "false")
+    return stream.isatty() and not disabled
 
 
 def _bar(stream: TextIO) -> Any:

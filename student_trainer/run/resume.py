@@ -42,6 +42,8 @@ FREE_KEYS = (
     "teacher.timeout_seconds",
     "teacher.max_in_flight",
     "teacher.attempts",
+    "evaluation.every",
+    "evaluation.patience",
     "checkpoint",
     "report",
     "tracking",

@@ -1,4 +1,4 @@
-"""Settings of the evaluation before and after a run. Lengths in tokens."""
+"""Settings of the evaluations of a run. Lengths in tokens."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEAST_ROWS = 256
 
 
 class EvaluationSettings(Settings):
-    """Measurements on held-out prompts, before and after training."""
+    """Measurements on held-out prompts, before and after training, and during it."""
 
     prompts: Count | None = Field(
         default=None,
@@ -37,6 +37,17 @@ class EvaluationSettings(Settings):
     samples: Count = Field(default=6, description="Responses that are kept as text.")
     batch_size: PositiveInt = Field(
         default=32, description="Responses that are generated together."
+    )
+    every: Count = Field(
+        default=0,
+        description="Steps between evaluations during the run, the last of which is after the last "
+        "step; 0, there are none but those before and after it.",
+    )
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="The run ends once so many evaluations in a row are not better than the best "
+        "before them, by the held-out value that `checkpoint.best` names. Unset, it makes all its "
+        "steps.",
     )
 
     @field_validator("frozen_rows")

@@ -30,6 +30,10 @@ class RunSettings(Settings):
     )
 
 
+# Begins the names of held-out values, as `checkpoint.best` and trackers have them.
+HELD_OUT = "held_out/"
+
+
 class CheckpointSettings(Settings):
     """What is saved, and how a run resumes."""
 
@@ -40,7 +44,9 @@ class CheckpointSettings(Settings):
     best: str | None = Field(
         default=None,
         description="A metric of `metrics.jsonl`: the checkpoint with its best mean over the "
-        "last `checkpoint.every` steps is kept too. Unset, none is.",
+        "last `checkpoint.every` steps is kept too. Or, with `evaluation.every`, "
+        "`held_out/reverse_kl` or another held-out value: then the best evaluation has a "
+        "checkpoint, which is kept. Unset, none is.",
     )
     best_goal: Literal["min", "max"] = Field(
         default="min", description="Whether a low or a high value of that metric is better."
@@ -57,15 +63,30 @@ class CheckpointSettings(Settings):
         "`modules`, that files of your own classes (`loss.kind`) may.",
     )
 
+    @property
+    def best_held_out(self) -> str | None:
+        """The held-out value that ``best`` names; None where it names none."""
+        best = self.best or ""
+        return best.removeprefix(HELD_OUT) if best.startswith(HELD_OUT) else None
+
 
 class ReportSettings(Settings):
     """What is made of a run's metrics."""
 
-    html: bool = Field(default=True, description="Write `report.html` and the plots at the end.")
+    html: bool = Field(default=True, description="Write `report.html` at the end.")
     metric_rows: Count = Field(
         default=64,
         description="Rows of a step whose metrics over the whole vocabulary are computed; 0 "
         "turns these metrics off.",
+    )
+    rollouts_every: Count = Field(
+        default=50,
+        description="Steps between those of which responses are kept under `rollouts/`, token by "
+        "token; the last step is one. 0, none are kept.",
+    )
+    rollouts: PositiveInt = Field(
+        default=8,
+        description="Responses that are kept of such a step: those with the largest mean loss.",
     )
 
 

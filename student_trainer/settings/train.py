@@ -146,6 +146,7 @@ class TrainConfig(Settings):
             )
         self._weights_have_what_they_need()
         self._answers_can_be_mixed_in()
+        self._best_is_measured()
         same = self.loss.temperature == self.rollout.temperature
         compares = self.loss.rollout_temperature or self.loss.masked_chunks
         if compares and not same:
@@ -247,6 +248,19 @@ class TrainConfig(Settings):
                     f"the weight {kind} reads the {fact} of a row's support, and with "
                     "loss.masked_chunks there are rows that learn from their chunk and have none"
                 )
+
+    def _best_is_measured(self) -> None:
+        held_out = self.checkpoint.best_held_out is not None
+        if held_out and not self.evaluation.every:
+            raise ValueError(
+                f"checkpoint.best is {self.checkpoint.best}, and nothing is evaluated during the "
+                "run: set evaluation.every above 0"
+            )
+        if self.evaluation.patience is not None and not held_out:
+            raise ValueError(
+                "evaluation.patience waits for a better held-out value: say which, with "
+                "checkpoint.best = held_out/reverse_kl or another, and set evaluation.every"
+            )
 
     def _answers_can_be_mixed_in(self) -> None:
         column = self.data.columns.response

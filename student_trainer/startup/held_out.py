@@ -1,7 +1,8 @@
-"""The step that looks at the evaluation, which a run makes before its first step and after its
-last one."""
+"""The step that looks at the evaluations of a run."""
 
 from __future__ import annotations
+
+from teacher_proto.errors import ConfigurationError
 
 from student_trainer.evaluate_run import kept_positions
 from student_trainer.evaluation import evaluated_prompts
@@ -15,10 +16,17 @@ def held_out(start: Start) -> str:
 
     Raises:
         ConfigurationError: the files of an earlier attempt are missing or are of other
-            prompts, or the teacher does not return as many ids as are compared.
+            prompts, the teacher does not return as many ids as are compared, or the run is to
+            be evaluated and nothing is held out.
     """
     settings = start.config.evaluation
     prompts = evaluated_prompts(start.prompts.held_out, settings)
+    if not prompts and settings.every:
+        raise ConfigurationError(
+            "there are no held-out prompts to evaluate on",
+            where="evaluation.every",
+            fix="hold some out (data.held_out, data.held_out_fraction), or set it to 0",
+        )
     if not prompts:
         return "nothing is evaluated"
     step = start.resumed.step if start.resumed else 0

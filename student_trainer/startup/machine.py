@@ -19,8 +19,15 @@ from student_trainer.settings.dotted import sources
 from student_trainer.startup.start import Start
 from student_trainer.trackers import check_installed
 
-FILES = ("config.toml", "metrics.jsonl", "samples.json", "summary.json", "report.html")
-FOLDERS = ("checkpoints", "evaluation", "model", "plots")
+FILES = (
+    "config.toml",
+    "machine.json",
+    "metrics.jsonl",
+    "samples.json",
+    "summary.json",
+    "report.html",
+)
+FOLDERS = ("checkpoints", "evaluation", "model", "rollouts")
 
 
 def run_directory(start: Start) -> str:

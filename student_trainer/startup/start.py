@@ -117,13 +117,19 @@ class Step:
     reads: Literal["machine", "inputs", "teacher", "model"] = "teacher"
 
 
-def make(steps: Sequence[Step], start: Start) -> None:
+def make(
+    steps: Sequence[Step], start: Start, begins: Callable[[str], None] = lambda name: None
+) -> None:
     """Makes every step in order, and logs what they find.
+
+    Args:
+        begins: called with the name of each step before it is made.
 
     Raises:
         LsmError: that of the first step that fails.
     """
     for step in steps:
+        begins(step.name)
         found = step.check(start)
         log.info("%s: %s", step.name, found)
         for warning in start.take_warnings():

@@ -12,7 +12,7 @@ import difflib
 import importlib
 import logging
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -43,6 +43,10 @@ class Tracker(Protocol):
     """What ``start`` of a tracker's file returns."""
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None: ...
 
     def close(self, failed: bool) -> None: ...
 
@@ -138,10 +142,19 @@ class Trackers:
             for name, value in metrics.items()
             if isinstance(value, int | float) and name != "step"
         }
+        self._each(step, lambda tracker: tracker.log(step, numbers))
+
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Passes on a table of a step: values that are texts, numbers or None."""
+        self._each(step, lambda tracker: tracker.table(step, name, columns, rows))
+
+    def _each(self, step: int, tell: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):
             try:
                 with _off_standard_output():
-                    tracker.log(step, numbers)
+                    tell(tracker)
             except Exception as error:  # of a library or its network: training continues
                 log.warning(
                     "the tracker %s failed at step %d and is left out from here on; "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import html
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from student_trainer.trackers import RunFacts
 
@@ -20,8 +22,24 @@ class TensorBoard:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        lines = [columns, ["---"] * len(columns), *rows]
+        self._writer.add_text(
+            name, "\n".join(f"| {' | '.join(map(_cell, x))} |" for x in lines), step
+        )
+
     def close(self, failed: bool) -> None:
         self._writer.close()
+
+
+def _cell(value: Any) -> str:
+    """As a cell of Markdown, which shows a text as it is: nothing in it is markup."""
+    text = html.escape(str(value), quote=False)
+    for character in "\\`*_{}[]#+!|~":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\n", "<br>")
 
 
 def start(facts: RunFacts) -> TensorBoard:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from student_trainer.trackers import RunFacts
@@ -23,6 +23,15 @@ class Trackio:
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)
+
+    def table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        import pandas as pd
+        import trackio
+
+        frame = pd.DataFrame([list(row) for row in rows], columns=list(columns))
+        self._run.log({name: trackio.Table(dataframe=frame)}, step=step)
 
     def close(self, failed: bool) -> None:
         import trackio

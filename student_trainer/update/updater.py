@@ -75,6 +75,7 @@ class Updater:
         objective: the loss of a micro-batch.
         optimizer: holds gradients and moments.
         updates: completed updates; sets the learning rate.
+        tell: called with the losses of each micro-batch, by teacher, once they are known.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class Updater:
         self.config = config
         self.optimizer = Optimizer(student.module, config.optimizer)
         self.updates = 0
+        self.tell: Callable[[MicroBatchLosses], None] = lambda losses: None
         in_place = self.optimizer.accumulates_in_place and student.head.weight.requires_grad
         self._head = replace(student.head, accumulate_in_place=in_place)
         self._mask = token_mask(config.loss.mask, student.tokenizer, student.vocabulary_size)
@@ -200,6 +202,7 @@ class Updater:
                         used += int(of.used.sum())
                         non_finite += of.dropped_non_finite
                         self._count(totals.of(name).of_origin(origin), of, chosen)
+                        self.tell(of)
                 if part.teacher is not None and found[part.teacher].count:
                     self.optimizer.set_aside(1 / found[part.teacher].count)
         finally:

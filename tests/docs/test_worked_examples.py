@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -71,7 +70,8 @@ def test_a_weight_of_ones_own_trains_from_beside_the_configuration(
 
     shorter = ["--set", 'weights=[{kind = "repeats:Repeats", tokens = 1, weight = 0.25}]']
     out = run("-m", "student_trainer", "train", str(folder / "run.toml"), *given, *shorter)
-    lines = [json.loads(line) for line in out.splitlines()]
+    assert "step 3/3  loss " in out
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2, 3]
     assert all(0.25 < line["row_weight"] < 1 for line in lines), "tokens come again"
     saved = tomllib.loads((tmp_path / "run" / "config.toml").read_text())

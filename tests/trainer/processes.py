@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 PATIENCE = 120.0
@@ -72,12 +72,14 @@ def trainer(config: Path) -> Iterator[subprocess.Popen[str]]:
         process.communicate()
 
 
-def steps(process: subprocess.Popen[str], count: int) -> list[dict[str, Any]]:
-    """The next ``count`` metrics lines of a trainer."""
+def steps(process: subprocess.Popen[str], count: int) -> list[int]:
+    """The numbers of the next ``count`` steps of a trainer, by the lines that it prints."""
     assert process.stdout is not None
-    lines = []
-    while len(lines) < count:
+    numbers = []
+    while len(numbers) < count:
         line = process.stdout.readline()
         assert line, process.communicate()[1]
-        lines.append(json.loads(line))
-    return lines
+        told = re.match(r"step (\d+)/\d+  loss ", line)
+        assert told, line
+        numbers.append(int(told[1]))
+    return numbers

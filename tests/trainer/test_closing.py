@@ -3,10 +3,13 @@ that is started again makes the rest."""
 
 from __future__ import annotations
 
+import errno
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import tomli_w
@@ -44,7 +47,7 @@ def make_run(run_server: Server, student_model_dir: Path, tmp_path: Path) -> Mak
     ("blocked", "what"),
     [
         ("evaluation/after.json", "the closing evaluation"),
-        ("plots/loss.png", "the report"),
+        ("report.html", "the report"),
     ],
 )
 def test_what_fails_after_the_last_step_leaves_the_model_and_is_made_again(
@@ -54,12 +57,18 @@ def test_what_fails_after_the_last_step_leaves_the_model_and_is_made_again(
     what: str,
     capsys: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, arguments = tmp_path / "run", make_run()
     assert run_program(cli.run, [*arguments, "--set", "run.steps=1"]) == 0
     before = (run / "model" / "model.safetensors").read_bytes()
-    (run / blocked).unlink(missing_ok=True)
-    (run / blocked).mkdir(parents=True)
+    if what == "the report":
+        # The start refuses a folder at its place: the disk is full when it is written.
+        full = OSError(errno.ENOSPC, "No space left on device", str(run / blocked))
+        monkeypatch.setattr("student_trainer.train.write_report", Mock(side_effect=full))
+    else:
+        (run / blocked).unlink(missing_ok=True)
+        (run / blocked).mkdir(parents=True)
     report = f"report.html={what == 'the report'}".lower()
     assert run_program(cli.run, [*arguments, "--set", report]) == 1
     assert f"run.output_dir: cannot write {run / blocked}" in capsys.readouterr().err
@@ -68,11 +77,14 @@ def test_what_fails_after_the_last_step_leaves_the_model_and_is_made_again(
     assert saved != before
     model = AutoModelForCausalLM.from_pretrained(run / "model")
     assert torch.isfinite(model(torch.tensor([[1, 2, 3]])).logits).all()
-    assert not (run / "evaluation" / "after.json").is_file() or blocked.startswith("plots")
-    (run / blocked).rmdir()
+    assert not (run / "evaluation" / "after.json").is_file() or blocked == "report.html"
+    if what == "the report":
+        monkeypatch.undo()
+    else:
+        (run / blocked).rmdir()
     capsys.readouterr()
     assert run_program(cli.run, arguments) == 0
-    assert capsys.readouterr().out == "", "no step is made again"
+    assert not re.search(r"^step \d", capsys.readouterr().out, re.MULTILINE), "none is made again"
     assert "all 2 steps are made" in caplog.text
     assert (run / "model" / "model.safetensors").read_bytes() == saved
     assert json.loads((run / "summary.json").read_text())["steps"] == 2

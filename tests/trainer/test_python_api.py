@@ -57,7 +57,7 @@ async def nothing_awaits(event: Event) -> None:
 
 
 def told(event: Event) -> tuple[Any, ...]:
-    step = getattr(event, "step", getattr(event, "when", None))
+    step = getattr(event, "when", getattr(event, "step", None))
     return type(event).__name__, step
 
 

@@ -162,6 +162,12 @@ METRICS = (
     Key("update_share", "share", "`update_seconds` of `step_seconds`."),
     Key("staleness", "steps", "Steps since the weights that wrote the batch."),
     Key("tokens_per_second", "tokens/s", "`tokens` over `step_seconds`."),
+    Key(
+        "loss_by_position",
+        "nats, a list",
+        "Mean loss, before any weight, of the tokens at places 0, 1, 2 to 3, 4 to 7 and so on of "
+        "their responses; `null` where there is none.",
+    ),
     Key("teacher_identity", "digest", "Identity of the teacher, the same in every step."),
 )
 

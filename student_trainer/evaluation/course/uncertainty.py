@@ -1,0 +1,89 @@
+"""How sure a held-out result is: a bootstrap over prompts, always with the same draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from student_trainer.evaluation.course.values import sums_of
+from student_trainer.evaluation.results import ByPrompt, Evaluation
+
+DRAWS = 2000
+SEED = 20_000
+# Of all draws; the rest is outside on both sides alike.
+INSIDE = 0.95
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The middle 95% of a bootstrap's draws."""
+
+    low: float
+    high: float
+
+
+def interval(evaluation: Evaluation, key: str) -> Interval | None:
+    """Of a value of ``curve_values``; None where its sums by prompt are not kept, or are of a
+    single prompt."""
+    found = sums_of(evaluation, key)
+    if found is None or len(found[0].prompts) < 2:
+        return None
+    sums, name = found
+    return _inside(_means(sums, name, range(len(sums.prompts))))
+
+
+def change(before: Evaluation, after: Evaluation, key: str) -> Interval | None:
+    """Of ``after`` minus ``before``. Both sides draw the same prompts, so that what makes a prompt
+    hard is not in the interval; None as in ``interval``, for the prompts that both have."""
+    first, second = sums_of(before, key), sums_of(after, key)
+    if first is None or second is None:
+        return None
+    places = [{prompt: place for place, prompt in enumerate(s[0].prompts)} for s in (first, second)]
+    both = [prompt for prompt in places[0] if prompt in places[1]]
+    if len(both) < 2:
+        return None
+    old, new = (
+        _means(sums, name, [where[prompt] for prompt in both])
+        for (sums, name), where in zip((first, second), places, strict=True)
+    )
+    return _inside(new - old)
+
+
+def verdict(
+    before: Evaluation, after: Evaluation, key: str, better: int
+) -> Literal["better", "worse", "unclear", ""]:
+    """Whether a value changed for the better: only where 0 is outside the change's interval.
+
+    Args:
+        better: -1 when lower is better, 1 when higher is, 0 when neither: then it is "".
+    """
+    found = change(before, after, key) if better else None
+    if found is None:
+        return ""
+    if found.low <= 0 <= found.high:
+        return "unclear"
+    return "better" if found.low * better > 0 else "worse"
+
+
+def _means(sums: ByPrompt, name: str, places: Any) -> NDArray[np.float64]:
+    """float64 [DRAWS]: the mean over prompts that are drawn with replacement. NaN in draws of
+    prompts without anything to divide by."""
+    chosen = list(places)
+    count = len(chosen)
+    drawn = np.random.default_rng(SEED).multinomial(count, [1 / count] * count, DRAWS)
+    values, counts = np.array(sums.sums[name])[chosen], np.array(sums.counts)[chosen]
+    total, divisor = drawn @ values, drawn @ counts
+    means: NDArray[np.float64] = np.full(DRAWS, np.nan)
+    np.divide(total, divisor, out=means, where=divisor > 0)
+    return means
+
+
+def _inside(draws: NDArray[np.float64]) -> Interval | None:
+    known = draws[np.isfinite(draws)]
+    if not len(known):
+        return None
+    low, high = np.quantile(known, [(1 - INSIDE) / 2, (1 + INSIDE) / 2])
+    return Interval(float(low), float(high))
