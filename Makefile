@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -145,6 +145,9 @@ bench-load: $(VENV)/.dev ## many runs on one teacher: throughput, shares, floods
 
 bench-attacks: $(VENV)/.dev ## what a neighbour feels of hostile requests
 	$(BIN)/python -m benchmarks.bench_attacks $(ARGS)
+
+bench-report: $(VENV)/.dev ## what a report takes in a browser (Debian's chromium, 1 minute)
+	$(BIN)/python -m benchmarks.bench_report $(ARGS)
 
 bench-realign: $(VENV)/.dev ## realigned rows against their specification, per pair and text
 	$(BIN)/python -m benchmarks.bench_realign $(ARGS)

@@ -45,7 +45,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("doctor", doctor, "check what `train` with the same settings needs"),
         ("prune", prune, "make a depth-pruned student from a causal language model"),
         ("merge", merge, "fold LoRA adapters into their base model"),
-        ("report", report, "make a run's report again"),
+        ("report", report, "make a run's report again, or put several runs on one page"),
         ("push", hub, "push a finished run's model and card to the hub"),
         ("recipes", recipes, "list the ready settings, or print one"),
         ("quickstart", quickstart, "a teacher, a student and a training run, from nothing"),
@@ -70,13 +70,15 @@ def run_train(arguments: argparse.Namespace) -> int:
             sys.stdout.write(f"# {name}: {finding}\n")
         sys.stdout.write(f"# tokenizers: {compare_tokenizers(resolved.settings)}\n")
         return 0
+    from student_trainer.report.table import print_closing
     from student_trainer.train import Trainer
 
     flush_traces = export_traces("student-trainer")
     try:
-        Trainer(resolved.settings).train()
+        result = Trainer(resolved.settings).train()
     finally:
         flush_traces()
+    print_closing(result.path)
     return 0
 
 

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_keys import flatten
 
+from student_trainer.evaluation.course.points import Point, read_points
 from student_trainer.evaluation.files import load_evaluation
 from student_trainer.evaluation.results import Evaluation
+from student_trainer.watch.files import file_of, kept_steps, load
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,10 @@ class RunFiles:
         config: the resolved settings.
         metrics: the lines of metrics.jsonl, in order, at least one.
         before, after: the evaluations; None for one that does not exist.
+        points: the evaluations during the run, the one before it first.
+        kept_step, kept: the last step of which responses are kept, and their records, the largest
+            loss first.
+        machine: versions and hardware of the machine that trained (``machine.json``).
     """
 
     path: Path
@@ -31,6 +37,10 @@ class RunFiles:
     metrics: list[dict[str, Any]]
     before: Evaluation | None
     after: Evaluation | None
+    points: list[Point] = field(default_factory=list)
+    kept_step: int = 0
+    kept: list[dict[str, Any]] = field(default_factory=list)
+    machine: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_run(path: Path) -> RunFiles:
@@ -41,12 +51,18 @@ def read_run(path: Path) -> RunFiles:
             "there is no such directory", where=str(path), fix="give the directory of a run"
         )
     evaluation = path / "evaluation"
+    steps = kept_steps(path / "rollouts")
+    kept_step = steps[-1] if steps else 0
     return RunFiles(
         path=path,
         config=_config(path / "config.toml"),
         metrics=_metrics(path / "metrics.jsonl"),
         before=_evaluation(evaluation / "before.json"),
         after=_evaluation(evaluation / "after.json"),
+        points=read_points(evaluation),
+        kept_step=kept_step,
+        kept=load(file_of(path / "rollouts", kept_step)) if steps else [],
+        machine=_machine(path / "machine.json"),
     )
 
 
@@ -90,6 +106,17 @@ def _metrics(path: Path) -> list[dict[str, Any]]:
             "it holds no step", where=str(path), fix="wait for the run's first step"
         )
     return rows
+
+
+def _machine(path: Path) -> Mapping[str, Any]:
+    """Empty for a run of before it was kept."""
+    try:
+        found: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise _unreadable(path, str(error)) from error
+    return found
 
 
 def _evaluation(path: Path) -> Evaluation | None:

@@ -11,13 +11,8 @@ from typing import Any
 
 from teacher_proto.program.files import write_text
 
-from student_trainer.evaluation.results import (
-    OF_FULL_ROWS,
-    Evaluation,
-    FullDivergence,
-    Lengths,
-    Sample,
-)
+from student_trainer.evaluation.course.values import is_across, measured
+from student_trainer.evaluation.results import Evaluation, Sample
 from student_trainer.report.collect import RunFiles, read_run
 from student_trainer.teacher.mask_reasons import EXPLAINED, OTHER, metric_of
 
@@ -43,7 +38,10 @@ def summarise(run: RunFiles) -> dict[str, Any]:
     config, before, after = run.config, run.before, run.after
     evaluation = after or before
     seconds = sum(float(row["step_seconds"]) for row in run.metrics)
-    seconds += sum(e.seconds for e in (before, after) if e is not None)
+    during = [point.evaluation for point in run.points if point.step]
+    # The last one may be the closing one too.
+    closing = [] if during and during[-1] == after else [after]
+    seconds += sum(one.seconds for one in (before, *during, *closing) if one is not None)
     summary: dict[str, Any] = {
         "run": config["run"]["name"],
         **_teachers(run),
@@ -91,18 +89,9 @@ def _teachers(run: RunFiles) -> dict[str, str]:
 
 def _results(before: Evaluation | None, after: Evaluation | None) -> dict[str, Any]:
     """The results of one teacher, or of the only one."""
-    both = (("before", before), ("after", after))
-    found: dict[str, Any] = {}
-    for when, one in both:
-        found |= _divergence("", when, one.frozen if one else None)
-    for when, one in both:
-        found |= _divergence("fresh_", when, one.fresh if one else None)
-        found |= _lengths(when, one.lengths if one else None)
-    evaluation = after or before
-    if evaluation and (evaluation.frozen_realigned or evaluation.fresh_realigned):
-        for when, one in both:
-            found |= _across(when, one)
-    return found
+    across = is_across(after or before)
+    both = {"before": measured(before, across=across), "after": measured(after, across=across)}
+    return {f"{name}_{when}": one[name] for name in both["before"] for when, one in both.items()}
 
 
 def summed(metrics: Sequence[Mapping[str, Any]], key: str) -> int | None:
@@ -134,53 +123,12 @@ def _realigned_tokens(row: Mapping[str, Any]) -> int:
     return sum(int(row[f"tokens/{name}"]) for name in names) if names else int(row["tokens"])
 
 
-def _across(when: str, found: Evaluation | None) -> dict[str, Any]:
-    """The results of a run across tokenizers, under names of their own."""
-    values: dict[str, Any] = {}
-    for prefix, part in (
-        ("support", found.frozen_realigned if found else None),
-        ("fresh_support", found.fresh_realigned if found else None),
-    ):
-        for name in OF_FULL_ROWS:
-            values[f"{prefix}_{name}_{when}"] = getattr(part, name) if part else None
-        coarse = part.coarse_rows if part else None
-        every = part.rows + part.masked_rows + (coarse or 0) if part else 0
-        values[f"{prefix}_masked_share_{when}"] = part.masked_rows / every if part else None
-        values[f"{prefix}_coarse_share_{when}"] = None if coarse is None else coarse / every
-        for name in ("reverse_kl", "forward_kl", "student_rest", "teacher_rest"):
-            of_coarse = getattr(part.coarse, name) if part and part.coarse else None
-            values[f"{prefix}_coarse_{name}_{when}"] = of_coarse
-        values[f"{prefix}_rows_{when}"] = part.rows if part else 0
-    likelihood = found.likelihood if found else None
-    for side in ("student", "teacher"):
-        name = f"{side}_bits_per_byte"
-        values[f"{name}_{when}"] = getattr(likelihood, name) if likelihood else None
-    return values
-
-
 def _frozen_rows(evaluation: Evaluation | None) -> int:
     if evaluation is None:
         return 0
     frozen = evaluation.frozen or evaluation.frozen_realigned
     own = frozen.rows if frozen else 0
     return own + sum(_frozen_rows(one) for one in evaluation.by_teacher.values())
-
-
-def _divergence(prefix: str, when: str, found: FullDivergence | None) -> dict[str, Any]:
-    values: dict[str, Any] = {
-        f"{prefix}{name}_{when}": getattr(found, name) if found else None
-        for name in ("reverse_kl", "forward_kl", "agreement")
-    }
-    if prefix:
-        values[f"{prefix}rows_{when}"] = found.rows if found else 0
-    return values
-
-
-def _lengths(when: str, found: Lengths | None) -> dict[str, Any]:
-    return {
-        f"rollout_length_{when}": found.mean if found else None,
-        f"truncated_share_{when}": found.truncated_share if found else None,
-    }
 
 
 def sample_pairs(before: Evaluation | None, after: Evaluation | None) -> list[dict[str, Any]]:

@@ -9,12 +9,14 @@ import pytest
 
 from student_trainer.evaluation.files import save_evaluation
 from student_trainer.evaluation.results import (
+    ByPrompt,
     Evaluation,
     FullDivergence,
     Lengths,
     Sample,
     TeacherDescription,
 )
+from student_trainer.watch import files as kept_files
 
 CONFIG = """
 [run]
@@ -59,6 +61,7 @@ def step(number: int) -> dict[str, object]:
         "top1_agreement_on_support": None,
         "student_entropy": 2.5,
         "log_ratio_mean": -1.5,
+        "loss_by_position": [1.0, None if number == 1 else 0.5],
         "teacher_identity": "id-1",
     }
 
@@ -66,7 +69,7 @@ def step(number: int) -> dict[str, object]:
 def evaluation(kl: float, response: str, length: float) -> Evaluation:
     return Evaluation(
         prompts=4,
-        frozen=FullDivergence(256, 0, 320, kl, kl / 2, 1 - kl / 4),
+        frozen=FullDivergence(256, 0, 320, kl, kl / 2, 1 - kl / 4, by_prompt(kl)),
         fresh=FullDivergence(250, 0, 320, kl + 1, kl, 0.5),
         lengths=Lengths(4, length, 0.25),
         samples=(
@@ -79,11 +82,33 @@ def evaluation(kl: float, response: str, length: float) -> Evaluation:
     )
 
 
+def by_prompt(kl: float) -> ByPrompt:
+    """Two prompts that both come closer to the teacher; by agreement, one of them."""
+    agreement = (1.0, 0.75) if kl < 1 else (0.125, 0.875)
+    sums = {
+        "reverse_kl": (96 * kl, 160 * kl) if kl < 1 else (144 * kl, 112 * kl),
+        "forward_kl": (128 * kl / 2, 128 * kl / 2),
+        "agreement": tuple(128 * share for share in agreement),
+    }
+    return ByPrompt(("p1", "p2"), (128, 128), sums)
+
+
+RECORD = {
+    "place": 3, "origin": "student", "refused": "",
+    "prompt": "Say <hi>", "loss": 1.5, "ids": [1, 2], "texts": ["ok", HOSTILE], "worst": [1],
+    "losses": [0.5, 2.5], "finished": True, "text": f"ok{HOSTILE}",
+    "teacher_log_probs": [-0.5, None], "student_log_probs": [-0.25, -1.0],
+    "top_ids": [[1], [4]], "top_texts": [["ok"], ["no"]], "top_log_probs": [[-0.5], [-0.125]],
+}  # fmt: skip
+
+
 def write_run(folder: Path, *, evaluated: bool = True) -> Path:
     folder.mkdir()
     (folder / "config.toml").write_text(CONFIG)
     lines = [json.dumps(step(n)) + "\n" for n in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(lines))
+    kept_files.save(kept_files.file_of(folder / "rollouts", 3), [RECORD])
+    (folder / "machine.json").write_text(json.dumps({"torch": "2.99"}))
     if evaluated:
         save_evaluation(evaluation(2.0, HOSTILE, 30.0), folder / "evaluation" / "before.json")
         save_evaluation(evaluation(0.5, "hi", 25.0), folder / "evaluation" / "after.json")

@@ -138,6 +138,6 @@ def test_the_report_says_why_positions_are_masked(tmp_path: Path, run_dir: Path)
     assert text.index("Why positions are masked or coarse") < doubtful < long
     assert ">40.13%</td>" in text[doubtful:long]
     assert EXPLAINED["DOUBTFUL"] in text[doubtful:long]
-    assert "UNREADABLE" not in text
+    assert ">UNREADABLE<" not in text
     assert "Positions coarse, frozen" in text
-    assert "Why positions are masked" not in write_report(run_dir).read_text()
+    assert "<h2>Why positions are masked" not in write_report(run_dir).read_text()

@@ -1,4 +1,4 @@
-"""The plots of metrics by step: what each shows and how to read it."""
+"""The charts of metrics by step: what each shows and how to read it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Panel:
-    """Lines over one axis.
+class StepPanel:
+    """Metrics over one axis.
 
     Attributes:
         label: of the axis.
-        lines: a key of metrics.jsonl and its label, for each line.
+        lines: a key of metrics.jsonl and its label, for each curve.
         zero: whether the axis begins at 0. share: whether it goes from 0 to 100%.
     """
 
@@ -21,31 +21,28 @@ class Panel:
     share: bool = False
 
 
-# Name, title, note and panels of each.
-STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
+# Title, note and panels of each.
+STEP_CHARTS: tuple[tuple[str, str, tuple[StepPanel, ...]], ...] = (
     (
-        "loss",
         "Training loss",
         "Mean over the step's tokens, on the student's own answers to the step's prompts, and on "
         "answers of the data where the run has any.",
-        (Panel("loss, nats per token", (("loss", "loss"),)),),
+        (StepPanel("loss, nats per token", (("loss", "loss"),)),),
     ),
     (
-        "lengths",
         "Answers during training",
         "A falling length with a falling loss would be a student that says less.",
         (
-            Panel("mean length, tokens", (("response_length_mean", "mean length"),)),
-            Panel("cut at the limit", (("truncated_share", "cut at the limit"),), share=True),
+            StepPanel("mean length, tokens", (("response_length_mean", "mean length"),)),
+            StepPanel("cut at the limit", (("truncated_share", "cut at the limit"),), share=True),
         ),
     ),
     (
-        "mixing",
         "Answers of the data",
         "Rows of the student's own responses and rows of answers of the data, each by "
         "themselves; the training loss is of both.",
         (
-            Panel(
+            StepPanel(
                 "nats per token",
                 (
                     ("student_loss", "loss, responses"),
@@ -53,22 +50,54 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
                     ("data_nll", "negative log-likelihood, answers"),
                 ),
             ),
-            Panel("mean length, tokens", (("data_response_length_mean", "answers"),)),
+            StepPanel("mean length, tokens", (("data_response_length_mean", "answers"),)),
         ),
     ),
     (
-        "gradient",
         "Gradient norm",
-        "Before clipping; dots are steps that were clipped.",
-        (Panel("norm", (("grad_norm", "gradient norm"),)),),
+        "Before clipping; and the share of steps that were clipped.",
+        (
+            StepPanel("norm", (("grad_norm", "gradient norm"),)),
+            StepPanel("clipped", (("clipped", "clipped"),), share=True),
+        ),
     ),
     (
-        "support",
+        "Learning rate",
+        "Of each step's last update.",
+        (StepPanel("learning rate", (("lr", "learning rate"),)),),
+    ),
+    (
+        "What has moved since the rollout",
+        "How far the log-probability of a drawn token is from what it was when it was drawn: near "
+        "0 where the same weights wrote and learn.",
+        (StepPanel("nats per token", (("rollout_log_prob_gap", "log-probability gap"),)),),
+    ),
+    (
+        "Throughput",
+        "Tokens of responses over the whole time of a step.",
+        (StepPanel("tokens per second", (("tokens_per_second", "tokens per second"),)),),
+    ),
+    (
+        "Where a step's time goes",
+        "Seconds of the trainer's own thread. The teacher also works while the student writes; "
+        "only waiting for it counts here.",
+        (
+            StepPanel(
+                "seconds",
+                (
+                    ("rollout_seconds", "student writes"),
+                    ("teacher_wait_seconds", "waiting for the teacher"),
+                    ("update_seconds", "update"),
+                ),
+            ),
+        ),
+    ),
+    (
         "The teacher's support",
         "Mass each side puts on the teacher's K most likely tokens. The loss leaves the "
         "student's mass outside them unconstrained: watch that it does not drift.",
         (
-            Panel(
+            StepPanel(
                 "share",
                 (
                     ("teacher_support_mass", "teacher's mass"),
@@ -81,12 +110,11 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
-        "realignment",
         "What the teacher knows in the student's tokens",
         "Mass of the teacher's rows that could be settled on student tokens, that is open, and "
         "that no student token expresses; and the classes of the answers' positions.",
         (
-            Panel(
+            StepPanel(
                 "mean mass",
                 (
                     ("realign_coverage", "coverage"),
@@ -95,7 +123,7 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
                 ),
                 share=True,
             ),
-            Panel(
+            StepPanel(
                 "share of positions",
                 (
                     ("realign_aligned_share", "aligned"),
@@ -109,13 +137,12 @@ STEP_PLOTS: tuple[tuple[str, str, str, tuple[Panel, ...]], ...] = (
         ),
     ),
     (
-        "student",
         "The student's distribution",
         "Entropy of the student, and the mean log-ratio of teacher to student at the tokens "
         "the student drew.",
         (
-            Panel("entropy, nats", (("student_entropy", "entropy"),)),
-            Panel("log q - log pi, nats", (("log_ratio_mean", "log-ratio"),), zero=False),
+            StepPanel("entropy, nats", (("student_entropy", "entropy"),)),
+            StepPanel("log q - log pi, nats", (("log_ratio_mean", "log-ratio"),), zero=False),
         ),
     ),
 )

@@ -1,0 +1,187 @@
+"""The charts of a run, and those of several runs side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from student_trainer.evaluation.course.points import Point
+from student_trainer.evaluation.course.uncertainty import interval
+from student_trainer.report.page.charts import Chart, Curve, Panel
+from student_trainer.report.page.step_charts import STEP_CHARTS, StepPanel
+
+Lines = Sequence[Mapping[str, Any]]
+
+HELD_OUT_NOTE = (
+    "Lower divergence and higher agreement are better. Bars are 95% of a bootstrap over prompts. "
+    "Frozen positions were fixed before training; fresh ones are those of the student's own "
+    "answers then."
+)
+# Label of the axis, whether it is a share, and the values of its curves with their labels.
+HELD_OUT = (
+    (
+        "nats per position",
+        False,
+        (
+            ("reverse_kl", "reverse KL, frozen"),
+            ("forward_kl", "forward KL, frozen"),
+            ("fresh_reverse_kl", "reverse KL, fresh"),
+            ("support_reverse_kl", "reverse KL on the support, frozen"),
+            ("support_forward_kl", "forward KL on the support, frozen"),
+            ("fresh_support_reverse_kl", "reverse KL on the support, fresh"),
+        ),
+    ),
+    (
+        "same most likely token",
+        True,
+        (
+            ("agreement", "frozen"),
+            ("fresh_agreement", "fresh"),
+            ("support_agreement", "frozen, support"),
+            ("fresh_support_agreement", "fresh, support"),
+            ("truncated_share", "answers cut at the limit"),
+        ),
+    ),
+    ("mean length, tokens", False, (("rollout_length", "fresh answers"),)),
+    ("bits per byte", False, (("teacher_bits_per_byte", "teacher, of the student's answers"),)),
+)
+
+
+def charts_of_run(metrics: Lines, points: Sequence[Point]) -> list[Chart]:
+    """Those that the run has values for, in the order of the report."""
+    return _with_values(
+        [
+            Chart("Held-out prompts over the run", HELD_OUT_NOTE, _held_out({"": points})),
+            *(_of_steps(title, note, panels, {"": metrics}) for title, note, panels in STEP_CHARTS),
+            _by_position(metrics),
+        ]
+    )
+
+
+def charts_of_runs(
+    metrics: Mapping[str, Lines], points: Mapping[str, Sequence[Point]]
+) -> list[Chart]:
+    """The same of several runs by their names: a panel for each metric, a curve for each run."""
+    single = [(title, note, tuple(_single(panels))) for title, note, panels in STEP_CHARTS]
+    return _with_values(
+        [
+            Chart("Held-out prompts over the run", HELD_OUT_NOTE, _held_out(points)),
+            *(_of_steps(title, note, panels, metrics) for title, note, panels in single),
+        ]
+    )
+
+
+def _single(panels: Sequence[StepPanel]) -> Iterator[StepPanel]:
+    for panel in panels:
+        for key, label in panel.lines:
+            name = label if len(panel.lines) == 1 else f"{label}, {panel.label}"
+            yield StepPanel(name, ((key, label),), panel.zero, panel.share)
+
+
+def _of_steps(
+    title: str, note: str, panels: Sequence[StepPanel], runs: Mapping[str, Lines]
+) -> Chart:
+    return Chart(
+        title,
+        note,
+        [
+            Panel(
+                panel.label,
+                [
+                    Curve(_named(run, label), *_series(lines, key))
+                    for key, label in panel.lines
+                    for run, lines in runs.items()
+                ],
+                panel.zero,
+                panel.share,
+            )
+            for panel in panels
+        ],
+    )
+
+
+def _named(run: str, label: str) -> str:
+    """A curve's label: the run's name where there are several, which a panel is of one metric."""
+    return run or label
+
+
+def _series(lines: Lines, key: str) -> tuple[list[float], list[float | None]]:
+    return (
+        [float(row["step"]) for row in lines],
+        [None if row.get(key) is None else float(row[key]) for row in lines],
+    )
+
+
+def _held_out(runs: Mapping[str, Sequence[Point]]) -> list[Panel]:
+    several = len(runs) > 1
+    panels = []
+    for label, share, values in HELD_OUT:
+        curves = {
+            key: [_curve(run if several else name, key, points) for run, points in runs.items()]
+            for key, name in values
+        }
+        if several:
+            panels += [
+                Panel(f"{name}, {label}", curves[key], share=share, points=True)
+                for key, name in values
+            ]
+        else:
+            every = [curve for of_key in curves.values() for curve in of_key]
+            panels.append(Panel(label, every, share=share, points=True))
+    return panels
+
+
+def _curve(label: str, key: str, points: Sequence[Point]) -> Curve:
+    edges = [interval(point.evaluation, key) for point in points]
+    return Curve(
+        label,
+        [float(point.step) for point in points],
+        [point.value(key) for point in points],
+        [None if edge is None else edge.low for edge in edges],
+        [None if edge is None else edge.high for edge in edges],
+    )
+
+
+def _by_position(metrics: Lines) -> Chart:
+    """Loss by a token's place in its response: early, in the middle, and late in the run."""
+    third = max(1, len(metrics) // 3)
+    parts = {"first steps": metrics[:third]}
+    if len(metrics) > 1:
+        parts["last steps"] = metrics[-third:]
+    means = {name: _mean_bins(rows) for name, rows in parts.items()}
+    width = max((len(bins) for bins in means.values()), default=0)
+    marks = [(float(place), str(2 ** (place - 1) if place else 0)) for place in range(width)]
+    return Chart(
+        "Loss by position",
+        "Mean loss of the tokens from this place of a response to the next mark. Where late "
+        "tokens have most of the loss, long answers drift.",
+        [
+            Panel(
+                "nats per token",
+                [Curve(name, [float(p) for p in range(len(b))], b) for name, b in means.items()],
+                x_label="token of the response",
+                x_ticks=marks,
+                points=True,
+            )
+        ],
+    )
+
+
+def _mean_bins(rows: Lines) -> list[float | None]:
+    told = [row["loss_by_position"] for row in rows if row.get("loss_by_position")]
+    width = max((len(bins) for bins in told), default=0)
+    found: list[float | None] = []
+    for place in range(width):
+        known = [bins[place] for bins in told if place < len(bins) and bins[place] is not None]
+        found.append(sum(known) / len(known) if known else None)
+    return found
+
+
+def _with_values(charts: Sequence[Chart]) -> list[Chart]:
+    """Charts and panels that have a value."""
+    kept = []
+    for chart in charts:
+        panels = [panel for panel in chart.panels if any(curve.known for curve in panel.curves)]
+        if panels:
+            kept.append(Chart(chart.title, chart.note, panels))
+    return kept

@@ -1,0 +1,153 @@
+"""What is found in made-up runs: the planted problem and nothing else; nothing in a healthy one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+
+from student_trainer.evaluation.course.points import Point
+from student_trainer.evaluation.results import ByPrompt, Evaluation, FullDivergence
+from student_trainer.report.findings import Course, find
+
+Planted = Callable[[int, dict[str, Any]], None]
+STEPS = 40
+CONFIG = {
+    "rollout": {"max_new_tokens": 256},
+    "optimizer": {"clip_norm": 1.0, "updates_per_batch": 1},
+    "pipeline": {"staleness": 0},
+}
+
+
+def healthy(step: int) -> dict[str, Any]:
+    """A step of a run whose loss falls, slowly and with noise."""
+    done, noise = step / STEPS, ((step * 37) % 11 - 5) / 100
+    return {
+        "step": step,
+        "loss": 0.8 - 0.4 * done + noise,
+        "tokens": 4000,
+        "tokens_used": 3960,
+        "masked_tokens": 40,
+        "unusable_tokens": 0,
+        "chunk_tokens": 0,
+        "dropped_small_support": 0,
+        "dropped_non_finite": 0,
+        "refused_rollouts": 0,
+        "empty_updates": 0,
+        "response_length_mean": 120 - 20 * done,
+        "truncated_share": 0.1,
+        "grad_norm": 0.9 + noise,
+        "clipped": step % 4 == 0,
+        "student_entropy": 1.6 - 0.5 * done,
+        "student_support_mass": 0.9 + 0.05 * done,
+        "rollout_log_prob_gap": 0.01,
+        "teacher_wait_share": 0.1,
+    }
+
+
+def course(planted: Planted | None = None, points: Sequence[Point] = ()) -> Course:
+    lines = []
+    for step in range(1, STEPS + 1):
+        line = healthy(step)
+        if planted is not None:
+            planted(step, line)
+        lines.append(line)
+    return Course(CONFIG, lines, points)
+
+
+def set_to(**values: Any) -> Planted:
+    return lambda step, line: line.update(values)
+
+
+def falling(key: str, start: float, end: float) -> Planted:
+    return lambda step, line: line.update({key: start + (end - start) * step / STEPS})
+
+
+def point(step: int, *kls: float) -> Point:
+    """An evaluation whose reverse KL of each prompt is given."""
+    sums = ByPrompt(
+        tuple(f"p{n}" for n in range(len(kls))), (10,) * len(kls),
+        {"reverse_kl": tuple(10 * kl for kl in kls)},
+    )  # fmt: skip
+    mean = sum(kls) / len(kls)
+    frozen = FullDivergence(10 * len(kls), 0, 320, mean, mean, 0.5, sums)
+    return Point(step, Evaluation(len(kls), frozen, None, None, (), "f", None, 1.0))
+
+
+BETTER = (point(0, 1.0, 1.2, 1.4, 1.1), point(STEPS, 0.5, 0.6, 0.7, 0.4))
+
+
+# A problem, and what is to be found of it: level, metric and setting.
+PLANTED: tuple[tuple[Planted, str, str, str], ...] = (
+    (set_to(truncated_share=1.0), "problem", "truncated_share", "rollout.max_new_tokens"),
+    (set_to(truncated_share=0.6), "warning", "truncated_share", "rollout.max_new_tokens"),
+    (set_to(clipped=True), "warning", "clipped, grad_norm", "optimizer.clip_norm"),
+    (falling("student_entropy", 1.6, 0.1), "problem", "student_entropy", "optimizer.lr"),
+    (
+        falling("student_support_mass", 0.95, 0.5),
+        "problem", "student_support_mass, loss", "loss.tail",
+    ),
+    (set_to(masked_tokens=600), "warning", "masked_tokens", "loss.mask"),
+    (set_to(unusable_tokens=900), "warning", "unusable_tokens", "loss.masked_chunks"),
+    (set_to(teacher_wait_share=0.4), "warning", "teacher_wait_share", "pipeline.staleness"),
+    (set_to(rollout_log_prob_gap=0.3), "problem", "rollout_log_prob_gap", "student.dtype"),
+    (falling("loss", 0.5, 1.5), "problem", "loss", "optimizer.lr"),
+    (
+        falling("response_length_mean", 120, 20),
+        "warning", "response_length_mean", "loss.mean",
+    ),
+    (set_to(empty_updates=1), "problem", "empty_updates", "loss.top_k"),
+    (set_to(dropped_non_finite=40), "problem", "dropped_non_finite", "student.dtype"),
+    (set_to(refused_rollouts=3), "warning", "refused_rollouts", "data.over_long"),
+)  # fmt: skip
+
+
+def test_a_healthy_run_is_left_alone() -> None:
+    assert find(course(points=BETTER)) == []
+    assert find(course()) == []
+    assert find(Course(CONFIG, [healthy(1)])) == [], "one step says nothing"
+
+
+@pytest.mark.parametrize(("planted", "level", "metric", "setting"), PLANTED)
+def test_a_planted_problem_is_found_and_nothing_else(
+    planted: Planted, level: str, metric: str, setting: str
+) -> None:
+    (found,) = find(course(planted, BETTER))
+    assert (found.level, found.metric, found.setting) == (level, metric, setting)
+    assert found.title
+    assert found.value
+    assert found.advice.endswith(".")
+
+
+def test_the_worst_comes_first() -> None:
+    def two(step: int, line: dict[str, Any]) -> None:
+        line.update(clipped=True, truncated_share=1.0)
+
+    assert [one.level for one in find(course(two))] == ["problem", "warning"]
+
+
+@pytest.mark.parametrize(
+    ("points", "level", "setting"),
+    [
+        ([point(0, 1.0, 1.2, 1.1), point(STEPS, 1.5, 1.9, 1.6)], "problem", "optimizer.lr"),
+        ([point(0, 1.0, 1.2, 1.1), point(STEPS, 0.7, 1.5, 1.0)], "note", "evaluation.prompts"),
+        (
+            [point(0, 2.0, 2.2, 2.1), point(20, 0.5, 0.6, 0.7), point(STEPS, 0.9, 1.0, 1.0)],
+            "warning",
+            "checkpoint.best",
+        ),
+    ],
+)
+def test_what_held_out_prompts_say(points: list[Point], level: str, setting: str) -> None:
+    (found,) = find(course(points=points))
+    assert (found.level, found.metric, found.setting) == (level, "reverse_kl", setting)
+
+
+def test_weights_that_moved_may_have_a_wider_gap() -> None:
+    stale = Course({**CONFIG, "pipeline": {"staleness": 1}}, [healthy(n) for n in range(1, 41)])
+    lines = [{**line, "rollout_log_prob_gap": 0.3} for line in stale.metrics]
+    assert find(Course(stale.config, lines)) == []
+    lines = [{**line, "rollout_log_prob_gap": 0.7} for line in stale.metrics]
+    (found,) = find(Course(stale.config, lines))
+    assert (found.level, found.setting) == ("warning", "pipeline.staleness")
