@@ -89,15 +89,10 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.output.mkdir(parents=True, exist_ok=True)
         teacher, student = _models(console, arguments.cross_tokenizer)
         _train(console, arguments, teacher, student)
-    from student_trainer.quickstart.table import closing_table
+    from student_trainer.report.table import print_closing
 
-    out = Console()
-    out.print(closing_table(arguments.output))
-    out.print(
-        f"{time.monotonic() - started:.0f} s in all. Open {arguments.output / 'report.html'}; "
-        f"the student is in {arguments.output / 'model'}.",
-        highlight=False,
-    )
+    print_closing(arguments.output)
+    Console().print(f"{time.monotonic() - started:.0f} s in all", highlight=False)
     return 0
 
 

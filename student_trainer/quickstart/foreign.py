@@ -20,7 +20,7 @@ from student_trainer.quickstart.cache import Note, ensure
 
 VOCABULARY = 16384
 # Part of the folder's name; it increases whenever the written files change.
-VERSION = 1
+VERSION = 2
 START, STOP, PAD = "[start]", "[stop]", "[pad]"
 # The tokens of the teacher's template in the same places.
 COUNTERPARTS = {START: "<|im_start|>", STOP: "<|im_end|>", PAD: "<|endoftext|>"}

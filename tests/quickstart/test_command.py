@@ -22,14 +22,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from student_trainer.commands.prune import prune
 from student_trainer.quickstart import command, foreign
 from student_trainer.quickstart.server import TeacherProcess
-from student_trainer.quickstart.table import closing_table
+from student_trainer.report.table import closing
 
 REPOSITORY = Path(__file__).parents[2]
 SMALL = (
     "evaluation.prompts=6",
     "evaluation.frozen_rows=256",
     "evaluation.max_new_tokens=24",
-    "data.max_prompt_tokens=200",
+    "data.max_prompt_tokens=420",
     "rollout.prompts_per_step=4",
     "rollout.max_new_tokens=8",
 )
@@ -50,7 +50,7 @@ def arguments(output: Path, steps: int, cross: bool = False) -> argparse.Namespa
 
 def prompts(name: str) -> list[str]:
     lines = (command.FOLDER / name).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["messages"][0]["content"] for line in lines]
+    return [json.loads(line)["messages"][-1]["content"] for line in lines]
 
 
 def alive(pid: int) -> bool:
@@ -63,7 +63,7 @@ def alive(pid: int) -> bool:
 
 def test_the_prompts_are_distinct_and_the_sets_disjoint() -> None:
     train, held_out = prompts("train.jsonl"), prompts("held_out.jsonl")
-    assert len(train) >= 160
+    assert len(train) >= 150
     assert len(held_out) >= 48
     assert len({text.casefold() for text in train + held_out}) == len(train) + len(held_out)
 
@@ -152,7 +152,7 @@ def test_a_whole_run_on_tiny_models(
     model = AutoModelForCausalLM.from_pretrained(output / "model")
     assert model.config.num_hidden_layers == 2
     console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(closing_table(output))
+    console.print(closing(output))
     table = console.export_text()
     assert f"{summary['reverse_kl_before']:.3f}" in table
     assert f"{summary['reverse_kl_after']:.3f}" in table
@@ -171,7 +171,7 @@ def test_a_whole_run_across_tokenizers(tiny_model_dir: Path, tmp_path: Path) -> 
     last = json.loads((output / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 < last["realign_coverage"] <= 1
     console = Console(record=True, width=100, file=open(os.devnull, "w"))  # noqa: SIM115
-    console.print(closing_table(output))
+    console.print(closing(output))
     assert f"{summary['support_coverage_after']:.1%}" in console.export_text()
 
 
