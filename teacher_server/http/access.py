@@ -1,4 +1,4 @@
-"""Who may make an HTTP call: where there are credentials, all paths but two need them."""
+"""Who may make an HTTP call: with credentials, all paths need them but health and pages."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from teacher_proto.errors import LsmError
 from teacher_server.access.guard import UNKNOWN, Caller, Guard
 from teacher_server.http.connection.host import CALLER_KEY, NAMES_KEY
 from teacher_server.http.errors import REASON_KEY, error_response, status_of
+from teacher_server.http.pages import page_paths
 
-PUBLIC_PATHS = frozenset({"/livez", "/readyz"})
+HEALTH_PATHS = frozenset({"/livez", "/readyz"})
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -25,10 +26,11 @@ class AccessMiddleware:
         self._app = app
         self._guard = guard
         self._paths = frozenset(paths)
+        self._public = HEALTH_PATHS | page_paths()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         assert scope["type"] == "http"  # the server speaks no WebSocket and has no lifespan
-        if scope["path"] in PUBLIC_PATHS:
+        if scope["path"] in self._public:
             await self._app(scope, receive, send)
             return
         caller = self._caller(scope)

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 from teacher_proto.types import Int32, RenderedPrompt, ScoreReply, ScoreRequest
 
@@ -28,13 +28,13 @@ from teacher_server.http.convert import (
     known_ids,
     score_request,
 )
-from teacher_server.http.docs_page import docs_page
 from teacher_server.http.errors import (
     CLIENT_CLOSED,
     error_response,
     install_error_handlers,
     tell_reason,
 )
+from teacher_server.http.pages import page_routes
 from teacher_server.http.render import (
     parse_render_body,
     raw_prompts,
@@ -229,10 +229,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
         """Metrics in Prometheus' text format."""
         return Response(service.metrics.exposition(), media_type=CONTENT_TYPE_LATEST)
 
-    @app.get("/docs", include_in_schema=False)
-    async def docs() -> Response:
-        return HTMLResponse(docs_page(app.openapi()))
-
+    app.routes.extend(page_routes())
     for path, check in (("/livez", livez), ("/readyz", readyz)):
         app.add_api_route(path, check, methods=["HEAD"], include_in_schema=False)
     install_schema(app, service.limits, guarded=guard.credentials is not None)

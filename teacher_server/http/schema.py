@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 from teacher_proto.types import ServerLimits
 
 from teacher_server.http.body import MOST
-from teacher_server.http.models import ErrorBody, RenderBody, ScoreBody, ScoreReplyBody
+from teacher_server.http.models import ErrorBody, RenderBody, ScoreBody, ScoreReplyBody, examples
 from teacher_server.http.models.replies import (
     DroppedReply,
     LevelsReply,
@@ -42,10 +42,11 @@ ERRORS = {
 }
 # Of whatever needs credentials.
 DOOR = (401, 500, 503)
-ABOUT = """Every path and method but `/livez` and `/readyz` needs credentials where the server has
-any: a bearer token, or a client certificate over TLS. A path that does not exist is 404, a method
-that a path does not have 405, and what is no HTTP or leaves no room is refused before any route;
-all of these as `ErrorBody`. `/docs` shows this document."""
+ABOUT = """Every path and method needs credentials where the server has any: a bearer token, or a
+client certificate over TLS. Only `/livez`, `/readyz` and the files of the pages at `/` and `/docs`
+do not. A path that does not exist is 404, a method that a path does not have 405, and what is no
+HTTP or leaves no room is refused before any route; all of these as `ErrorBody`. `/docs` shows this
+document to try it out, and `/` what a teacher thinks of a text."""
 SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "Token of a run."},
     "certificate": {"type": "mutualTLS", "description": "Certificate of a run."},
@@ -73,6 +74,7 @@ class Operation:
         reply: of 200: a model, or the type of a text.
         errors: statuses besides, those of the door left out.
         parameters: name -> what is added to a parameter's schema.
+        examples: of the body, by name.
     """
 
     reply: type[BaseModel] | str
@@ -81,6 +83,7 @@ class Operation:
     errors: tuple[int, ...] = ()
     public: bool = False
     parameters: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    examples: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
 
 RUN = {"run": {"maxLength": 256, "description": "The credentials' run, which may be left out."}}
@@ -90,13 +93,18 @@ LIVE = Operation(StatusReply, "The process is alive.", public=True)
 READY = Operation(StatusReply, "The server takes work.", errors=(503,), public=True)
 OPERATIONS: dict[tuple[str, str], Operation] = {
     ("post", "/v1/score"): Operation(
-        ScoreReplyBody, "The rows.", ScoreBody, (400, 403, 404, 412, 413, 415, 429, 504)
+        ScoreReplyBody,
+        "The rows.",
+        ScoreBody,
+        (400, 403, 404, 412, 413, 415, 429, 504),
+        examples=examples.SCORE,
     ),
     ("post", "/v1/render"): Operation(
         RenderReplyBody,
         "The prompts as the teacher reads them.",
         RenderBody,
         (400, 403, 404, 413, 415, 429, 504),
+        examples=examples.RENDER,
     ),
     ("get", "/v1/teacher"): Operation(
         ServerReply, "Teachers and limits.", errors=(403, 404), parameters=TEACHER
@@ -171,7 +179,10 @@ def _like(operation: Mapping[str, Any], method: str) -> dict[str, Any]:
 
 def _describe(own: dict[str, Any], operation: Operation, method: str) -> None:
     if operation.body is not None:
-        own["requestBody"] = {"required": True, "content": _content(operation.body)}
+        content = _content(operation.body)
+        own["requestBody"] = {"required": True, "content": content}
+        if operation.examples:
+            content[JSON]["examples"] = dict(operation.examples)
     for parameter in own.get("parameters", ()):
         parameter["schema"] |= operation.parameters.get(parameter["name"], {})
     statuses = operation.errors if operation.public else sorted({*DOOR, *operation.errors})

@@ -14,7 +14,7 @@ from teacher_proto.errors import LsmError
 
 from teacher_server.access.certificates import Certificates
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.http.access import PUBLIC_PATHS
+from teacher_server.http.access import HEALTH_PATHS
 from teacher_server.http.connection.acceptor import Acceptor
 from teacher_server.http.connection.connection import LONGEST_LINE, Connection
 from teacher_server.http.connection.host import Address, Host
@@ -95,7 +95,7 @@ class HttpServer:
             self._server.server_state,
             self.table,
             limits,
-            PUBLIC_PATHS,
+            HEALTH_PATHS,
             error_response,
             cut,
             refused,

@@ -1,4 +1,4 @@
-"""Every route and every method: nobody without credentials gets past live and ready."""
+"""Every route and method: nobody without credentials gets past health and the pages' files."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
@@ -17,6 +18,7 @@ from starlette.routing import Route
 from teacher_proto import AsyncTeacherClient
 from teacher_proto.client.credentials import ClientCredentials
 from teacher_proto.errors import ContractMismatchError, ForbiddenError, UnauthenticatedError
+from teacher_proto.page.files import page_files
 from teacher_proto.status import WRITE_FAILED
 from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Level, TextPrompt, TokenizerUpload
@@ -24,6 +26,7 @@ from teacher_proto.v1 import service_pb2
 
 from teacher_server.access.strangers import Strangers
 from teacher_server.http.app import make_app
+from teacher_server.http.pages import page_paths
 from teacher_server.queue.policy import RunPolicy
 from teacher_server.scoring import service as service_module
 from tests.access.pki import ALICE, BOB, OLD
@@ -44,20 +47,30 @@ BAD = {
     "two": [f"Bearer {ALICE}", f"Bearer {ALICE}"],
     "longer": [f"Bearer {ALICE}0"],
 }
-PUBLIC_PATHS = {"/livez", "/readyz"}
+PAGES = {"/", "/docs", "/docs/swagger-ui-bundle.js", "/docs/swagger-ui.css"}
+PUBLIC_PATHS = {"/livez", "/readyz", "/page/app/main.js", *PAGES}
 PATHS = {
     "/v1/render",
     "/v1/score",
     "/v1/teacher",
     "/v1/tokenizers",
     "/metrics",
-    "/docs",
     "/openapi.json",
     *PUBLIC_PATHS,
 }
 VERBS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "X")
 TRICKS = (
-    "/",
+    "//",
+    "/page",
+    "/page/",
+    "/page/../metrics",
+    "/page/app/../../metrics",
+    "/page/app/%2e%2e/%2e%2e/metrics",
+    "/page/app/main.js/",
+    "/page/app/main.js/../../../metrics",
+    "/page/../files.py",
+    "/docs/",
+    "/docs/../metrics",
     "//livez",
     "/livez/",
     "/livez/..",
@@ -101,7 +114,11 @@ async def status(server: Running, verb: str, path: str, shown: Sequence[str]) ->
 async def test_the_routes_are_all_known(guarded: Running) -> None:
     server = guarded.server
     app = make_app(server.service, server.guard, timeout_seconds=1)
-    assert {route.path for route in app.routes if isinstance(route, Route)} == PATHS
+    routes = {route.path for route in app.routes if isinstance(route, Route)}
+    assert routes == PATHS | page_paths()
+    public = page_paths()
+    assert public >= PAGES
+    assert all(path in PAGES or path.startswith("/page/") for path in public)
     assert all(isinstance(route, Route) for route in app.routes)
 
 
@@ -123,6 +140,25 @@ async def test_no_path_is_a_trick(guarded: Running, path: str) -> None:
     for verb in ("GET", "POST", "OPTIONS"):
         for shown in ([], BAD["wrong"]):
             assert await status(guarded, verb, path, shown) in (400, 401), (verb, path)
+
+
+async def test_the_public_files_are_those_of_every_server(guarded: Running) -> None:
+    """Nothing that is answered to everybody depends on the server that answers it."""
+    host, _, port = guarded.server.http_address.rpartition(":")
+    held = {**page_files()}
+    for path in sorted(page_paths()):
+        async with httpx.AsyncClient(base_url=f"http://{host}:{port}") as nobody:
+            answer = await nobody.get(path)
+            kept = {"if-none-match": answer.headers["etag"]}
+            again = await nobody.get(path, headers=kept)
+        assert (answer.status_code, again.status_code, again.content) == (200, 304, b"")
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; script-src 'self'; style-src 'self'")
+        assert "unsafe" not in policy
+        name = {"/": "index.html", "/docs": "docs.html"}.get(path, path.removeprefix("/page/"))
+        if name in held:
+            assert answer.content == held.pop(name)
+    assert held == {}
 
 
 async def test_a_refusal_says_how_to_come_in(guarded: Running) -> None:

@@ -99,7 +99,7 @@ class Mix:
 
     async def describe(self, grpc: Any, http: Any) -> None:
         await grpc.get_teacher(timeout=LONG)
-        for path in ("/v1/teacher", "/livez", "/readyz", "/metrics"):
+        for path in ("/v1/teacher", "/livez", "/readyz", "/metrics", "/", "/page/page.css"):
             (await http.get(path)).raise_for_status()
 
     async def refused(self, grpc: Any, http: Any) -> None:

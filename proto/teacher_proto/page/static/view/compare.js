@@ -60,6 +60,7 @@ function pairView(left, right) {
   const chart = positionChart(values, "A minus B", strip.pin);
   strip.paint(values.map((value) => stepClass(value, FULL, true)));
   const most = worst(values, WORST);
+  if (left.tokens.length) strip.begin(most[0] ?? 0);
   parts.push(...[chart?.element, worstRow(left.tokens, values, most, strip.pin),
     make("div", { class: "split" }, strip.element, panel)].filter(Boolean));
   return parts;

@@ -30,7 +30,8 @@ export function look(root, rows) {
     : null;
   draw();
   root.replaceChildren(...[
-    rows.title ? make("h2", {}, rows.title) : null, picker, place].filter(Boolean));
+    make("h2", { class: rows.title ? null : "offscreen" }, rows.title || "Rows"),
+    picker, place].filter(Boolean));
 }
 
 function sequenceView(sequences, chosen) {
@@ -134,6 +135,7 @@ function tokensView(sequence) {
   const first = names.includes("loss") ? "loss" : names.includes("gap") ? "gap" : names[0];
   if (first) draw(first);
   else strip.paint(tokens.map(() => "unknown"));
+  strip.begin(first ? worst(measured(tokens, SCALES[first]).values, 1)[0] ?? 0 : 0);
   return make("div", {},
     make("div", { class: "toolbar" },
       first ? choice("Colour by", names.map((name) => [name, SCALES[name].label]), first, draw) : null,

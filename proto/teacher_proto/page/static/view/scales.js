@@ -57,7 +57,8 @@ export const SCALES = {
   },
   gap: {
     label: "Gap, student \u2212 teacher",
-    about: "Orange: the student finds the token likelier than the teacher does; blue: less.",
+    about: "Orange: the student finds the token likelier than the teacher does; blue: less. "
+      + "The mean estimates the reverse KL from these tokens.",
     value: gapOf, full: 4, signed: true,
   },
   loss: {

@@ -1,6 +1,6 @@
 // The tokens of a sequence as running text, each with its colour; one of them is chosen.
 import { make, unique } from "./dom.js";
-import { looksSpecial, visible } from "./text.js";
+import { inLine, looksSpecial, visible } from "./text.js";
 
 // Keys that move the choice, by how many tokens.
 const STRIDES = {
@@ -17,6 +17,10 @@ export function tokenStrip(tokens, label, onShow) {
     id: `${prefix}-${at}`, role: "option", "aria-selected": "false",
   }, visible(token.text)));
   list.append(...spans);
+  // White space alone is no name of an option.
+  tokens.forEach((token, at) => {
+    if (token.text?.trim() === "") spans[at].setAttribute("aria-label", `white space ${inLine(token.text)}`);
+  });
   const base = tokens.map((token) => {
     const marks = ["tok"];
     if (looksSpecial(token.text)) marks.push("special");
@@ -39,6 +43,12 @@ export function tokenStrip(tokens, label, onShow) {
     spans[at].setAttribute("aria-selected", "true");
     list.setAttribute("aria-activedescendant", spans[at].id);
     onShow(at);
+  }
+
+  // Shows a token without moving the page.
+  function begin(at) {
+    pinned = at;
+    show(at);
   }
 
   function pin(at) {
@@ -75,5 +85,5 @@ export function tokenStrip(tokens, label, onShow) {
     spans.forEach((span, index) => { span.textContent = visible(tokens[index].text, whole); });
   }
 
-  return { element: list, pin, paint, write };
+  return { element: list, begin, pin, paint, write };
 }

@@ -11,7 +11,7 @@ const SPECIAL = /^(<\|[^\s|]{1,60}\|>|<\/?[a-z_]{1,30}>|\[\/?[A-Z_]{2,20}\]|<\uf
 export function visible(text, whole = false) {
   if (text === null || text === undefined) return "\u2205";
   if (text === "") return "\u03b5";
-  const named = text.replace(HIDDEN, (c) => `\u2039U+${codeOf(c)}\u203a`);
+  const named = text.replace(HIDDEN, (c) => `\u27e8U+${codeOf(c)}\u27e9`);
   return whole ? named : named.replace(/[ \t\n\r\u00a0]/g, (c) => SHOWN.get(c));
 }
 

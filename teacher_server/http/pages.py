@@ -1,0 +1,78 @@
+"""The pages for people: `/` looks at rows, `/docs` tries the interface out.
+
+Their files are those of packages, the same on every server: they hold nothing of this one and
+are public. Whatever they show they ask the other routes for, with the credentials of whoever
+looks at them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from teacher_proto.page.files import content_type, page_files
+
+# Of fastapi-offline, which ships Swagger UI.
+SWAGGER = ("swagger-ui-bundle.js", "swagger-ui.css")
+# Nothing comes from elsewhere, and nothing that stands in a page is run.
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    # Kept by the browser, and asked for again before it is used.
+    "Cache-Control": "no-cache",
+}
+AT = {"index.html": "/", "docs.html": "/docs"}
+
+
+@dataclass(frozen=True)
+class _File:
+    content: bytes
+    type: str
+    tag: str
+
+
+@cache
+def _files() -> dict[str, _File]:
+    return {path: _File(content, kind, _tag(content)) for path, content, kind in _contents()}
+
+
+def _contents() -> Iterator[tuple[str, bytes, str]]:
+    """(path of the route, content, type) of each file."""
+    for name, content in page_files().items():
+        yield AT.get(name, f"/page/{name}"), content, content_type(name)
+    folder = files("fastapi_offline") / "static"
+    for name in SWAGGER:
+        yield f"/docs/{name}", (folder / name).read_bytes(), content_type(name)
+
+
+def _tag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+
+
+def page_paths() -> frozenset[str]:
+    """The paths of all files, each of which is answered to everybody."""
+    return frozenset(_files())
+
+
+def page_routes() -> list[Route]:
+    """One route for each file: no path that a caller writes becomes a path of a file."""
+    return [Route(path, _answer, methods=["GET"]) for path in _files()]
+
+
+async def _answer(request: Request) -> Response:
+    file = _files()[request.scope["path"]]
+    headers = HEADERS | {"ETag": file.tag}
+    if request.headers.get("if-none-match") == file.tag:
+        return Response(status_code=304, headers=headers)
+    return Response(file.content, headers=headers, media_type=file.type)
