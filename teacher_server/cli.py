@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from teacher_proto.program.entrypoint import add_shared_options, run_program
 
-from teacher_server.commands import doctor, probe, tokenizers, top
+from teacher_server.commands import doctor, inspect, probe, tokenizers, top
 from teacher_server.telemetry.stderr import open_missing_streams
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     checks.set_defaults(run=run_doctor)
     for name, module, text in (
         ("top", top, "watch a running server: runs, queue, tokens/s"),
+        ("inspect", inspect, "see what a running teacher thinks of each token of a text"),
         ("probe", probe, "ask a running server's gRPC health service"),
     ):
         command = commands.add_parser(name, help=text, description=text)
