@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks bench-page clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -160,6 +160,10 @@ bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 
 bench-http: $(VENV)/.dev ## what a call over an open HTTP connection takes
 	$(BIN)/python -m benchmarks.bench_http $(ARGS)
+
+bench-page: $(VENV)/.dev ## what the page takes in a browser (Debian's chromium, 1 minute)
+	.ci/packages chromium=chromium
+	$(BIN)/python -m benchmarks.bench_page $(ARGS)
 
 # schemathesis has an environment of its own: what it needs is not what the project pins.
 SCHEMATHESIS_VENV ?= .venv-schemathesis
