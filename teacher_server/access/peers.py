@@ -10,8 +10,9 @@ from urllib.parse import unquote
 
 # What one place usually has of IPv6.
 IPV6_PREFIX = 64
-# The state of a TCP connection that both ends have open (Linux, tcp_states.h).
-ESTABLISHED = 1
+# The states of a TCP connection that both ends have open (Linux, tcp_states.h): established, and
+# for a moment, where it is accepted at once, about to be.
+OPEN = (1, 3)
 
 
 @functools.lru_cache(maxsize=4096)
@@ -51,7 +52,7 @@ def has_left(connection: socket.socket | asyncio.trsock.TransportSocket) -> bool
     if not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
         return False
     state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    return state[0] != ESTABLISHED
+    return state[0] not in OPEN
 
 
 @functools.lru_cache(maxsize=4096)

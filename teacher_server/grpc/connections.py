@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc.sockets import Peer, Sockets, peer_of
-from teacher_server.listen import keep_silent_ones_out
+from teacher_server.listen import BACKLOG, keep_silent_ones_out
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +30,9 @@ LOOK_EVERY, LOOK_OFTEN = 0.25, 0.02
 SHARE = 10
 # Connections that came or went between two looks are many from this number on.
 MANY = 4
+# So many that came are a flood. Then few may wait to be accepted, until none has come for a while.
+FLOOD = 10
+WAITING_IN_FLOOD, FLOOD_SECONDS = 8, 0.5
 # Seconds between two lines of the log.
 REPORT_EVERY = 60.0
 
@@ -55,9 +58,9 @@ class Connections:
 
     Beyond the bound of an address its own go, and beyond that of all those of any: first
     those that never made a call of the service, the oldest first; then those without a call
-    in progress, of the address that has most, the one that is idle for longest. One with a
-    call in progress stays. While many come and go, those whose callers have left go with what
-    they sent, before gRPC has read it.
+    in progress, of the address that has most, the one that is idle for longest; and last the few
+    that came only now, who may be about to call. One with a call in progress stays. While many
+    come and go, those whose callers have left go with what they sent, before gRPC has read it.
 
     Attributes:
         calls: of the service that are in progress, by gRPC's name of the peer; the event
@@ -70,13 +73,16 @@ class Connections:
         self._bounds = bounds
         self._counted = counted
         # Room that is kept for those who come next.
-        self._most = bounds.total - max(1, bounds.total // 8)
+        self._room = max(1, bounds.total // 8)
+        self._most = bounds.total - self._room
         self._seen: dict[Peer, _Seen] = {}
         self._cut: dict[Peer, str] = {}
         self._sockets = Sockets(-1)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._flooded = -FLOOD_SECONDS
+        self._waiting = BACKLOG
         self._ended = 0
         self._reported = -REPORT_EVERY
 
@@ -132,6 +138,7 @@ class Connections:
         if over and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._forget, over)
+        self._hold_back(came=len(peers.keys() - before.keys()))
         many = len(peers.keys() ^ before.keys()) >= MANY
         if many:
             for peer in self._sockets.left(peers):
@@ -144,6 +151,21 @@ class Connections:
         self._end(peers, self._beyond(), "gave_way")
         self._report()
         return many
+
+    def _hold_back(self, came: int) -> None:
+        """In a flood, new connections wait with their callers' systems, not here.
+
+        gRPC takes every one that waits and refuses those beyond its bound; that alone keeps its
+        threads from the connections that are there, for as long as the flood lasts.
+        """
+        now = time.monotonic()
+        if came >= max(MANY, min(FLOOD, self._bounds.total // 8)):
+            self._flooded = now
+        waiting = WAITING_IN_FLOOD if now - self._flooded < FLOOD_SECONDS else BACKLOG
+        if waiting != self._waiting:
+            self._waiting = waiting
+            for listener in self._sockets.listeners():
+                listener.listen(waiting)
 
     def _end_silent(self) -> None:
         peers = self._sockets.look()
@@ -190,9 +212,15 @@ class Connections:
     def _giving_way(self) -> list[Peer]:
         """Those that have no call in progress; those that go first come first."""
         count = Counter(seen.address for seen in self._seen.values())
-        ranks: dict[Peer, tuple[bool, int, float]] = {}
-        for peer, seen in sorted(self._seen.items(), key=_by_age):
-            if not seen.calling:
+        ranks: dict[Peer, tuple[int, int, float]] = {}
+        by_age = sorted(self._seen.items(), key=_by_age)
+        new = time.monotonic() - LOOK_EVERY
+        came = [peer for peer, seen in by_age if not (seen.called or seen.calling)]
+        last = {peer for peer in came[-self._room :] if self._seen[peer].since > new}
+        for peer, seen in by_age:
+            if peer in last:
+                ranks[peer] = (2, 0, seen.since)
+            elif not seen.calling:
                 # How many its address has, once those that go before it are gone.
                 ranks[peer] = (seen.called, -count[seen.address] if seen.called else 0, seen.since)
                 count[seen.address] -= 1

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc import connections
 from teacher_server.grpc.connections import Connections
 from teacher_server.grpc.sockets import Peer, Sockets
-from teacher_server.listen import keep_silent_ones_out
+from teacher_server.listen import BACKLOG, keep_silent_ones_out
 from tests.server.running import LONG, http_client, running
 from tests.support.http2 import PREFACE, raw_caller
 
@@ -85,10 +86,22 @@ def test_those_that_called_once_give_way_the_longest_idle_first(
     stranger = Peer("10.0.0.4", 1)
     found.called(*more)
     gone = found.look(*ours, *theirs, *more, stranger)
-    assert stranger in gone
+    assert stranger not in gone, "it came only now"
     assert len(gone) == 5
     assert gone & {*ours} <= {*ours[4:]}, "those that are idle for longest"
     assert not gone & {*more}, "their address has few"
+
+
+def test_who_came_only_now_goes_last_if_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = Seen(16, 16, monkeypatch)  # two places are kept
+    idle = [Peer("10.0.0.1", port) for port in range(14)]
+    found.called(*idle)
+    assert found.look(*idle) == set()
+    new = [Peer("10.0.0.2", port) for port in range(3)]
+    gone = found.look(*idle, *new)
+    assert gone & {*new} == {new[0]}, "one of three that came, which are one too many"
+    assert len(gone & {*idle}) == 2
+    assert found.look(*idle, new[2]) == {new[2]}, "a second later it has not called"
 
 
 def test_one_with_a_call_in_progress_stays_whatever_comes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,6 +203,43 @@ def test_those_who_left_go_where_many_come_and_go(count: int, many: bool) -> Non
         assert found._tend() is many
         assert reasons == ["left"] * (count if many else 0)
         assert len(found) == (0 if many else count)
+
+
+def may_wait(listener: socket.socket) -> int:
+    """Connections that may wait to be accepted: of Linux, what tcpi_sacked is of a listener."""
+    found: bytes = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
+    return int.from_bytes(found[28:32], sys.byteorder)
+
+
+def test_in_a_flood_few_wait_to_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = TIME
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    found = Connections(ConnectionBounds(100, 100), str)
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=1000) as listener,
+        contextlib.ExitStack() as stack,
+    ):
+        found._sockets = Sockets(listener.getsockname()[1])
+
+        def come(count: int) -> None:
+            for _ in range(count):
+                stack.enter_context(socket.create_connection(listener.getsockname()))
+                stack.enter_context(listener.accept()[0])
+
+        come(connections.FLOOD - 1)
+        found._tend()
+        assert may_wait(listener) == 1000, "they were few"
+        come(connections.FLOOD)
+        found._tend()
+        assert may_wait(listener) == connections.WAITING_IN_FLOOD
+        now += connections.FLOOD_SECONDS / 2
+        come(1)
+        found._tend()
+        assert may_wait(listener) == connections.WAITING_IN_FLOOD
+        now += connections.FLOOD_SECONDS
+        found._tend()
+        most = int(Path("/proc/sys/net/core/somaxconn").read_text())
+        assert may_wait(listener) == min(BACKLOG, most)
 
 
 def test_a_listener_of_another_port_is_left_alone() -> None:
