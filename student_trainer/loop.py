@@ -142,7 +142,10 @@ class TrainingLoop:
             sources={source.module: source.sha256 for source in sources(config)},
         )
         self._rng = capture_rng(self.student.device)
-        self._saved_step = 0
+        # The last completed step that is saved, and how many batches with it.
+        self._saved = (0, 0)
+        # The steps of the batches that another process has written.
+        self._restored: frozenset[int] = frozenset()
         self._scored: ScoresArrived | None = None
 
     def restore(self, path: Path) -> None:
@@ -180,7 +183,8 @@ class TrainingLoop:
             )
         self.recent.restore(self.run.metrics, before.step)
         self._empty_steps = empty_steps(self.run.metrics, before.step)
-        self._saved_step = before.step
+        self._saved = before.step, len(pending)
+        self._restored = frozenset(batch.step for batch in pending)
         log.info("resuming after step %d from %s", before.step, path)
 
     def run_steps(self, progress: Progress) -> None:
@@ -216,7 +220,7 @@ class TrainingLoop:
     def _tell_written(self, number: int) -> None:
         """Tells which batches step ``number`` has written."""
         for batch in self.pipeline.batches if self.events else ():
-            if batch.written_after == number - 1:
+            if batch.written_after == number - 1 and batch.step not in self._restored:
                 rollouts = tuple(batch.rollouts)
                 self.events.tell(RolloutsWritten(batch.step, batch.written_after, rollouts))
 
@@ -232,7 +236,7 @@ class TrainingLoop:
         progress.phase("training")
         assert ended is not None, "it is due"
         progress.evaluated(step, curve_values(ended.evaluation))
-        unsaved = self._save_is_due() and self._saved_step < step
+        unsaved = self._save_is_due() and self._saved[0] < step
         saved = self.save() if unsaved or self.evaluation.is_best(step) else None
         self.events.tell(ended)
         self._tell_saved(saved)
@@ -367,7 +371,7 @@ class TrainingLoop:
         """Writes a checkpoint of ``state``; returns its folder."""
         assert self.updater.updates == self.state.updates, "between steps only"
         settings = self.config.checkpoint
-        pending = [b for b in self.pipeline.batches if b.written_after < self.state.step]
+        pending = self._pending()
         described = describe_batches(pending)
         path = checkpoint.save(
             self.run.checkpoints,
@@ -379,7 +383,7 @@ class TrainingLoop:
             keep=settings.keep,
             goal=settings.best_goal,
         )
-        self._saved_step = self.state.step
+        self._saved = self.state.step, len(pending)
         log.info("saved %s", path)
         return path
 
@@ -393,8 +397,14 @@ class TrainingLoop:
         """Saves the last completed step, unless it is saved already or the student has
         since been updated, in a step of several updates."""
         clean = self.updater.updates == self.state.updates
-        if clean and self.state.step > self._saved_step:
+        if clean and self.state.step and (self.state.step, len(self._pending())) > self._saved:
             self.save()
+
+    def _pending(self) -> list[Batch]:
+        """The batches that a resumed run does not write anew: those that older weights wrote,
+        and of an engine that would write others all that are whole."""
+        now, replays = self.state.step, self.pipeline.engine.replays
+        return [b for b in self.pipeline.batches if b.written_after < now or not replays]
 
 
 def empty_steps(metrics: Path, step: int) -> int:

@@ -69,21 +69,31 @@ class RolloutEngine(Protocol):
         """Ends what the engine has started; it is not used any more."""
 
 
-# By the value of ``rollout.engine``: module and name of the class, which is made of the student
-# and the settings. A module is imported when its engine is chosen.
+# By the value of ``rollout.engine``: module and name of the class, which is made of the student,
+# the settings and the tokens of the longest prompt with its response. A module is imported when
+# its engine is chosen.
 ENGINES: Mapping[str, str] = {
     "transformers": "student_trainer.rollout.engines.transformers:TransformersEngine",
+    "vllm": "student_trainer.rollout.vllm.engine:VllmEngine",
 }
 
 
-def make_engine(student: Student, settings: RolloutSettings) -> RolloutEngine:
+def make_engine(
+    student: Student, settings: RolloutSettings, longest: int | None = None
+) -> RolloutEngine:
     """The engine that ``rollout.engine`` names.
+
+    Args:
+        longest: tokens of the longest prompt with its response; None for the longest sequence
+            that the student takes.
 
     Raises:
         LsmError: it cannot be made.
     """
     module, _, name = ENGINES[settings.engine].partition(":")
-    made: RolloutEngine = getattr(import_module(module), name)(student, settings)
+    made: RolloutEngine = getattr(import_module(module), name)(
+        student, settings, student.max_length if longest is None else longest
+    )
     return made
 
 

@@ -20,6 +20,8 @@ from student_trainer.settings.dotted import Source
 from student_trainer.settings.teacher import ONLY_TEACHER
 from student_trainer.settings.train import TrainConfig
 
+# Where vLLM runs and how it gets the weights, which changes no distribution.
+VLLM = "rollout.vllm"
 # Keys that may change on resume, because they do not change a step's numbers. The train
 # file may move: its prompts are compared by content. What is left out of them may change,
 # and how many rows may be not finite, so that no row ends a run for good.
@@ -30,6 +32,7 @@ FREE_KEYS = (
     "data.over_long",
     "data.refused",
     "loss.max_non_finite_share",
+    VLLM,
     "teacher.address",
     "teacher.token",
     "teacher.token_file",
@@ -291,7 +294,9 @@ def pending_batches_usable(state: TrainState, config: Mapping[str, Any], data_di
     if _learns_from_nuclei(config):
         # Batches of before they were weighed do not say what their tokens were drawn from.
         written_by.append(NUCLEI)
-    same = not any(key.startswith(tuple(written_by)) for key in changed)
+    same = not any(
+        key.startswith(tuple(written_by)) for key in changed if not key.startswith(f"{VLLM}.")
+    )
     return same and same_prompts(state.data_digest, data_digest)
 
 

@@ -10,15 +10,17 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings
+from student_trainer.settings.rollout_vllm import VllmSettings
 
 
 class RolloutSettings(Settings):
     """How the student writes its responses."""
 
-    engine: Literal["transformers"] = Field(
+    engine: Literal["transformers", "vllm"] = Field(
         default="transformers",
         description="What writes the responses: `transformers`, the model that is trained "
-        "itself, on its own device.",
+        "itself, on its own device; or `vllm`, which is handed the weights after every update "
+        "(docs/rollouts.md).",
     )
     temperature: Positive = Field(
         default=1.0, description="Divides the student's logits before a token is drawn."
@@ -47,6 +49,15 @@ class RolloutSettings(Settings):
         "or are a part of one. The token that completes one is the response's last: it is scored "
         "and learnt from whole, as an id that ends a response is.",
     )
+    vllm: VllmSettings = Field(default_factory=VllmSettings)
+
+    @model_validator(mode="after")
+    def _of_the_engine(self) -> RolloutSettings:
+        if self.engine != "vllm" and self.vllm != VllmSettings():
+            raise ValueError(
+                f'rollout.vllm is for engine = "vllm", and the engine is "{self.engine}"'
+            )
+        return self
 
 
 class PipelineSettings(Settings):

@@ -21,6 +21,7 @@ TRAINER = {
     "student.chat_template": "~/template.jinja",
     "data.train": "~/a.jsonl",
     "data.held_out": "~/b.jsonl",
+    "rollout.vllm.folder": "~/weights",
     "teacher.token_file": "~/token",
     "teacher.ca": "~/ca.pem",
     "teacher.cert": "~/cert.pem",
@@ -54,6 +55,8 @@ def value(settings: Any, key: str) -> Any:
 @pytest.mark.parametrize(("model", "paths"), [(TrainConfig, TRAINER), (ServeConfig, SERVER)])
 def test_paths_of_settings(home: Path, model: type[BaseModel], paths: dict[str, str]) -> None:
     overrides = [f"{key}={path}" for key, path in paths.items()]
+    if model is TrainConfig:
+        overrides.append("rollout.engine=vllm")  # the folder is for this engine
     settings = load_settings(model, overrides=overrides).settings
     for key, path in paths.items():
         assert str(value(settings, key)) == str(home / path[2:]), key

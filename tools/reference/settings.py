@@ -181,7 +181,7 @@ def _default(key: str, field: FieldInfo) -> str:
         return "unset"
     if isinstance(value, tuple):
         value = list(value)
-    text = code(json.dumps(value))
+    text = code(json.dumps(str(value) if isinstance(value, Path) else value))
     in_mib = key.endswith("_bytes") and isinstance(value, int) and value and value % MIB == 0
     return f"{text} ({value // MIB} MiB)" if in_mib else text
 

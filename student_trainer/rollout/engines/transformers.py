@@ -19,7 +19,7 @@ class TransformersEngine:
     name = "transformers"
     replays = True
 
-    def __init__(self, student: Student, settings: RolloutSettings) -> None:
+    def __init__(self, student: Student, settings: RolloutSettings, longest: int = 0) -> None:
         self._student = student
         self._settings = settings
         self._version: int | None = None

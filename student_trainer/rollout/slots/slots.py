@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from teacher_proto.types import Int32
 from torch import Tensor
+from transformers import cache_utils
 from transformers.cache_utils import (
     Cache,
-    DummyLayer,
     DynamicCache,
     DynamicLayer,
     DynamicSlidingWindowLayer,
@@ -22,6 +22,9 @@ from transformers.cache_utils import (
 
 from student_trainer.rollout.slots.layers import FullLayer, SlidingLayer, StateLayer
 from student_trainer.student.model import Student
+
+# A layer that keeps nothing; older versions of transformers have no such class.
+NOTHING: type | None = getattr(cache_utils, "DummyLayer", None)
 
 
 class NotSupportedError(Exception):
@@ -180,6 +183,6 @@ def _layer(read: Any) -> Any:
         return SlidingLayer(read.sliding_window)
     if type(read) is LinearAttentionLayer:
         return StateLayer(number_of_states=len(read.conv_states))
-    if type(read) is DummyLayer:
+    if type(read) is NOTHING:
         return None
     raise NotSupportedError(f"a layer of it keeps its past in a {type(read).__name__}")

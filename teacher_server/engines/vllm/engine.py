@@ -40,6 +40,12 @@ os.environ["VLLM_USE_V2_MODEL_RUNNER"] = "0"
 os.environ.setdefault("VLLM_WORKER_MULTIPROC_METHOD", "spawn")
 os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 
+from teacher_proto.processes.vllm_children import (
+    collected_failures,
+    end_with_parent,
+    first_failure,
+    report_failures,
+)
 from vllm import SamplingParams
 from vllm.config import VllmConfig
 from vllm.config.lora import MaxLoRARanks
@@ -60,12 +66,6 @@ from teacher_server.engines.checkpoint import check_dtype, resolve
 from teacher_server.engines.faults import unavailable
 from teacher_server.engines.probe import self_score
 from teacher_server.engines.state import EngineState
-from teacher_server.engines.vllm.children import (
-    collected_failures,
-    end_with_parent,
-    first_failure,
-    report_failures,
-)
 from teacher_server.engines.vllm.options import checkpoint_dtype, engine_arguments, refused
 from teacher_server.engines.vllm.requests import PendingRequests
 from teacher_server.engines.vllm.runner import CacheReader, Place, install

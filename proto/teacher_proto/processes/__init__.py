@@ -1,0 +1,1 @@
+"""What processes that a program starts do for it."""
