@@ -77,7 +77,8 @@ def _compared(name: str, folder: Path, *, rounds: int, steps: int) -> dict[str, 
 
 
 def _run(side: str, job: Path, steps: int) -> tuple[list[float], int]:
-    """Seconds of each step after a first one, and the peak of the side's memory."""
+    """Seconds of ``steps`` steps after a first one, and the peak of the side's memory in one more,
+    which is not timed: reading the memory takes time of the cores."""
     command = [sys.executable, "-m", "benchmarks.trainer.step_sides", side, str(job)]
     with (job.parent / "log").open("w") as log:
         process = subprocess.Popen(
@@ -89,16 +90,20 @@ def _run(side: str, job: Path, steps: int) -> tuple[list[float], int]:
             env=os.environ | {"HF_HUB_OFFLINE": "1"},
         )
     assert process.stdin is not None
+    asked = process.stdin
+
+    def step() -> float:
+        asked.write("\n")
+        asked.flush()
+        return _answer(process, job.parent / "log")
+
     try:
+        took = [step() for _ in range(1 + steps)]
         with _peak_pss(process.pid) as peak:
-            took = []
-            for _ in range(1 + steps):
-                process.stdin.write("\n")
-                process.stdin.flush()
-                took.append(_answer(process, job.parent / "log"))
+            step()
         return took[1:], peak[0]
     finally:
-        process.stdin.close()
+        asked.close()
         process.wait(60)
 
 

@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 # The quickstart's: a step of 32 answers to 16 prompts, which is one update.
-PROMPTS, GROUP, LONGEST, MICRO_BATCH = 16, 2, 40, 8
+PROMPTS, GROUP, LONGEST = 16, 2, 40
+# Sequences of a micro-batch of TRL's, and as many tokens for ours.
+MICRO_BATCH, MICRO_BATCH_TOKENS = 8, 8 * 88
 LEARNING_RATE, SEED = 1e-4, 0
 
 
@@ -58,7 +60,7 @@ def ours(job: dict[str, Any]) -> Iterator[Callable[[], None]]:
                 },
                 "pipeline": {"send": "group"},
                 "loss": {"top_k": 256},
-                "optimizer": {"lr": LEARNING_RATE, "micro_batch_tokens": 1024},
+                "optimizer": {"lr": LEARNING_RATE, "micro_batch_tokens": MICRO_BATCH_TOKENS},
                 "evaluation": {"prompts": 0},
                 "report": {"metric_rows": 0},
             }
