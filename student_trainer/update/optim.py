@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from student_trainer.settings.train import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# Devices where torch makes a step in one pass over each parameter, without copies of its size.
+FUSED = ("cpu", "cuda")
 
 
 def learning_rate(settings: OptimizerSettings, update: int, updates: int) -> float:
@@ -59,6 +61,7 @@ class Optimizer:
             lr=settings.lr,
             betas=settings.betas,
             eps=settings.eps,
+            fused=all(master.device.type in FUSED for master in self.masters.values()),
         )
         self._aside: list[Tensor] | None = None
         self.zero_grad()
@@ -163,7 +166,8 @@ class Optimizer:
                 master.copy_(tensors[f"master/{name}"])
             if f"step/{name}" in tensors:
                 state = {m: tensors[f"{m}/{name}"].to(master.device).clone() for m in MOMENTS}
-                self.adamw.state[master] = {"step": tensors[f"step/{name}"].clone(), **state}
+                step = tensors[f"step/{name}"].to(master.device, copy=True)
+                self.adamw.state[master] = {"step": step, **state}
         self._round_masters()
 
     def _gradients(self) -> list[Tensor]:
