@@ -21,7 +21,7 @@ from teacher_proto.types import Bool, ContinuationScores, Float32, Int32, Status
 from torch import Tensor
 
 from student_trainer.rollout.base import PromptItem
-from student_trainer.student.model import Student, hidden_states
+from student_trainer.student.model import Student, lay_out, read_layout
 from student_trainer.teacher.left_out import is_left_out
 from student_trainer.teacher.link import TeacherLink
 
@@ -157,10 +157,12 @@ def student_hidden(student: Student, selections: Sequence[Selection], batch_size
             sequences = [
                 np.concatenate([s.prompt.token_ids, s.response[: int(s.rows[-1])]]) for s in batch
             ]
-            states = hidden_states(student, sequences)
-            for place, selection in enumerate(batch):
-                before = selection.rows.astype(np.int64) + len(selection.prompt.token_ids) - 1
-                parts.append(states[place, torch.from_numpy(before).to(states.device)])
+            prompts = [len(s.prompt.token_ids) for s in batch]
+            layout = lay_out(student, sequences, prompts)
+            states = read_layout(student, layout)
+            for places, prompt, selection in zip(layout.places, prompts, batch, strict=True):
+                before = torch.from_numpy(places[selection.rows.astype(np.int64) + prompt - 1])
+                parts.append(states[before.to(states.device)])
     finally:
         student.module.train(training)
     return torch.cat(parts)

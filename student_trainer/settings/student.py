@@ -62,6 +62,12 @@ class StudentSettings(Settings):
         description="Recompute activations in the backward pass, which saves memory and costs "
         "time.",
     )
+    packing: Literal["auto", "off"] = Field(
+        default="auto",
+        description="`auto` reads the sequences of a micro-batch side by side, without padding, "
+        "and the prompt of several responses once, where the model can; the start of a run says "
+        "where it cannot. `off` pads them.",
+    )
     lora: LoraSettings | None = Field(
         default=None,
         description="Train LoRA adapters instead of the weights; unset unless a key of this "

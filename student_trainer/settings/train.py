@@ -65,7 +65,10 @@ class OptimizerSettings(Settings):
         default=0, description="Updates over which the learning rate rises linearly."
     )
     micro_batch_tokens: PositiveInt = Field(
-        default=16384, description="Tokens, padding included, of one forward and backward pass."
+        default=16384,
+        description="Tokens that one forward and backward pass reads at most. A prompt that "
+        "several responses share counts once; padding counts where sequences are not packed "
+        "(`student.packing`).",
     )
     updates_per_batch: PositiveInt = Field(
         default=1, description="Updates that the rollouts of a step are split into."

@@ -7,12 +7,13 @@ be exactly what the model itself applies; ``load_student`` checks that.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.models.special_ids import check_special_ids
@@ -37,6 +38,9 @@ from student_trainer.student.lora import (
     check_base,
     save_base,
 )
+from student_trainer.student.packing.attention import reading, segmented
+from student_trainer.student.packing.layout import Layout, pack, pad
+from student_trainer.student.packing.probe import why_not_packable
 from student_trainer.student.terminators import terminators
 from student_trainer.student.tokenizer import load_tokenizer
 from student_trainer.student.vocabulary import drawn_below, padding_id, undrawn_ids
@@ -68,6 +72,7 @@ class Student:
         base_digest: of the weights under adapters (``lora.base_weights_digest``); empty
             for a student without adapters.
         template_arguments: ``data.template_arguments``, which can change how a turn ends.
+        packs: whether it reads several sequences side by side, without padding.
     """
 
     module: nn.Module
@@ -84,6 +89,7 @@ class Student:
     dropout: bool = False
     base_digest: str = ""
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
+    packs: bool = False
 
     @property
     def causal_model(self) -> Any:
@@ -151,7 +157,7 @@ def load_student(
     )
     student = replace(student, device=device, dropout=settings.dropout, base_digest=base_digest)
     _probe_update(student)
-    return student
+    return replace(student, packs=settings.packing == "auto" and _probe_packing(student))
 
 
 def student_of(
@@ -228,15 +234,48 @@ def hidden_states(student: Student, sequences: Sequence[Int32]) -> Tensor:
         [B, Lmax, H] in the model's dtype, with gradients unless they are turned off.
         Positions past a sequence's end hold meaningless values.
     """
-    width = max(len(sequence) for sequence in sequences)
-    ids = np.full((len(sequences), width), student.padding_id, np.int64)
-    mask = np.zeros((len(sequences), width), np.int64)
-    for row, sequence in enumerate(sequences):
-        ids[row, : len(sequence)] = sequence
-        mask[row, : len(sequence)] = 1
-    return _last_hidden(
-        student, torch.from_numpy(ids).to(student.device), torch.from_numpy(mask).to(student.device)
-    )
+    layout = pad(sequences, student.padding_id)
+    return read_layout(student, layout).view(*layout.ids.shape, -1)
+
+
+def lay_out(student: Student, sequences: Sequence[Int32], prompts: Sequence[int]) -> Layout:
+    """How the student reads sequences at once: side by side where it can, otherwise padded.
+
+    Args:
+        prompts: for each sequence, how many of its first tokens, at least 1, others may share.
+    """
+    if student.packs:
+        return pack(sequences, prompts)
+    return pad(sequences, student.padding_id)
+
+
+def read_layout(student: Student, layout: Layout) -> Tensor:
+    """Final hidden states of a layout, after the last norm.
+
+    Returns:
+        [B * L, H] in the model's dtype, with gradients unless they are turned off. Those of
+        padding hold meaningless values.
+
+    A backward pass through layers that recompute their activations belongs inside of
+    ``packing_for``.
+    """
+    ids = torch.from_numpy(layout.ids).to(student.device)
+    mask = torch.from_numpy(layout.mask).to(student.device)
+    if not layout.packed:
+        return _last_hidden(student, ids, mask).flatten(0, 1)
+    positions = torch.from_numpy(layout.positions).to(student.device)
+    with segmented(student.decoder), reading(layout.segments):
+        return _last_hidden(student, ids, mask, position_ids=positions).flatten(0, 1)
+
+
+@contextmanager
+def packing_for(student: Student) -> Iterator[None]:
+    """Surrounds forward and backward passes over what the student reads packed."""
+    if not student.packs:
+        yield
+        return
+    with segmented(student.decoder):
+        yield
 
 
 def set_training(student: Student, *, adapters: bool = True) -> None:
@@ -306,8 +345,10 @@ def _causal_model(module: Any) -> Any:
     return module.get_base_model() if hasattr(module, "get_base_model") else module
 
 
-def _last_hidden(student: Student, ids: Tensor, mask: Tensor) -> Tensor:
-    output = student.decoder(input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True)
+def _last_hidden(student: Student, ids: Tensor, mask: Tensor, **more: Tensor) -> Tensor:
+    output = student.decoder(
+        input_ids=ids, attention_mask=mask, use_cache=False, return_dict=True, **more
+    )
     hidden: Tensor = output.last_hidden_state
     return hidden
 
@@ -353,3 +394,17 @@ def _probe_update(student: Student) -> None:
             fix="set student.gradient_checkpointing = false, or student.dropout = true to train "
             "with what the model does in training",
         )
+
+
+@torch.no_grad()
+def _probe_packing(student: Student) -> bool:
+    """Whether the student reads packed sequences as padded ones; says why where it does not."""
+    bound = 1e-4 if student.head.weight.dtype == torch.float32 else 3e-2
+
+    ids = min(
+        student.vocabulary_size, int(student.causal_model.get_input_embeddings().weight.shape[0])
+    )
+    why = why_not_packable(partial(read_layout, student), ids, student.padding_id, bound)
+    if why is not None:
+        log.info("the student: sequences are padded, not packed, because %s", why)
+    return why is None

@@ -20,8 +20,18 @@ from torch import Tensor
 
 from student_trainer.losses.parts.base import LossBatch
 from student_trainer.rollout.base import Rollout
+from student_trainer.student.model import Student, lay_out
+from student_trainer.student.packing.layout import Layout, sharing
 
 Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Read:
+    """What the student reads at once: members of the update, laid out."""
+
+    members: tuple[int, ...]
+    layout: Layout
 
 
 @dataclass(frozen=True)
@@ -30,8 +40,8 @@ class MicroBatch:
 
     Attributes:
         members: indices of the responses in the update, in the batch's order.
-        rows: int64 [T], indices into the flattened [B * Lmax] hidden states of everything that
-            the student reads at once.
+        rows: int64 [T], indices into the hidden states [N, H] of everything that the student
+            reads at once.
         owners: int64 [T], which member each row belongs to.
         steps: int64 [T], the row's place t in its response.
     """
@@ -62,7 +72,66 @@ def student_input(rollout: Rollout) -> Int32:
     return np.concatenate([rollout.prompt.token_ids, rollout.token_ids[:-1]]).astype(np.int32)
 
 
-def pack_micro_batches(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+def micro_batches(
+    rollouts: Sequence[Rollout], budget: int, *, packs: bool
+) -> list[tuple[int, ...]]:
+    """Indices of the rollouts that go through the model together.
+
+    The shortest responses come first: their scores are there first. What the micro-batches are
+    depends on the rollouts alone.
+
+    Args:
+        rollouts: of one update; the settings bound the longest by ``budget``.
+        budget: tokens that are read at once: those of the layout where ``packs``, otherwise with
+            padding.
+        packs: whether the student reads sequences side by side.
+    """
+    if not rollouts:
+        return []
+    if packs:
+        prompts = [rollout.prompt.token_ids for rollout in rollouts]
+        return packed_micro_batches(prompts, [len(r.token_ids) - 1 for r in rollouts], budget)
+    return padded_micro_batches([len(student_input(r)) for r in rollouts], budget)[::-1]
+
+
+def packed_micro_batches(
+    prompts: Sequence[Int32], lengths: Sequence[int], budget: int
+) -> list[tuple[int, ...]]:
+    """Packs sequences into micro-batches of at most ``budget`` tokens, where a prompt that several
+    share counts once. Those with the same prompt stay together as far as they fit.
+
+    Args:
+        prompts: int32 [P] of each sequence.
+        lengths: tokens of each sequence after its prompt.
+
+    Returns:
+        Indices of the sequences, for each micro-batch; the shortest come first.
+    """
+    groups: list[tuple[int, ...]] = []
+    for members in sharing(prompts):
+        size, group = len(prompts[members[0]]), list[int]()
+        total = size
+        for index in sorted(members, key=lambda index: (lengths[index], index)):
+            assert size + lengths[index] <= budget, "settings bound the longest sequence"
+            if total + lengths[index] > budget:
+                groups.append(tuple(group))
+                group, total = [], size
+            group.append(index)
+            total += lengths[index]
+        groups.append(tuple(group))
+    batches: list[tuple[int, ...]] = []
+    current: tuple[int, ...] = ()
+    filled = 0
+    for members in sorted(groups, key=lambda members: (lengths[members[-1]], members)):
+        size = len(prompts[members[0]]) + sum(lengths[index] for index in members)
+        if current and filled + size > budget:
+            batches.append(current)
+            current, filled = (), 0
+        current, filled = current + members, filled + size
+    return [*batches, current]
+
+
+def padded_micro_batches(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
     """Packs sequences into micro-batches of at most ``budget`` padded tokens each.
 
     The longest come first, equal lengths by index, so the result depends on the lengths
@@ -86,8 +155,15 @@ def pack_micro_batches(lengths: Sequence[int], budget: int) -> list[tuple[int, .
     return [*batches, tuple(current)]
 
 
+def layout_of(student: Student, members: Sequence[int], rollouts: Sequence[Rollout]) -> Layout:
+    """How the student reads these members of the rollouts at once."""
+    chosen = [rollouts[member] for member in members]
+    prompts = [len(rollout.prompt.token_ids) for rollout in chosen]
+    return lay_out(student, [student_input(rollout) for rollout in chosen], prompts)
+
+
 def micro_batch(
-    members: Sequence[int], rollouts: Sequence[Rollout], keep: Sequence[Bool]
+    members: Sequence[int], rollouts: Sequence[Rollout], keep: Sequence[Bool], layout: Layout
 ) -> MicroBatch:
     """Gathers the rows of a micro-batch that are kept.
 
@@ -95,13 +171,12 @@ def micro_batch(
         members: indices into the two sequences that follow.
         rollouts: of the whole update.
         keep: bool [n] for each rollout, False where a row is left out.
+        layout: of the members (``layout_of``).
     """
-    chosen = [rollouts[member] for member in members]
-    width = max(len(student_input(rollout)) for rollout in chosen)
     rows, owners, steps = [], [], []
-    for place, (member, rollout) in enumerate(zip(members, chosen, strict=True)):
+    for place, member in enumerate(members):
         kept = np.flatnonzero(keep[member])
-        rows.append(place * width + len(rollout.prompt.token_ids) - 1 + kept)
+        rows.append(layout.places[place][len(rollouts[member].prompt.token_ids) - 1 + kept])
         owners.append(np.full(len(kept), place))
         steps.append(kept)
     return MicroBatch(tuple(members), _int64(rows), _int64(owners), _int64(steps))
@@ -117,7 +192,7 @@ def loss_batch(
     """The rows of a micro-batch in the form that the losses take, each with weight 1.
 
     Args:
-        hidden: [B, Lmax, H] of the batch's members.
+        hidden: [N, H] of everything that is read with them.
         rollouts, scores: of the whole update, by the same index. A continuation that the
             teacher could not score (not finite) has NaN in every slot, which the losses
             drop and count.
@@ -131,7 +206,7 @@ def loss_batch(
     ]
     asked = [rollout.support_ids for rollout, _, _ in of_members]
     found = LossBatch.from_scores(
-        hidden.flatten(0, 1).index_select(0, batch.rows.to(device)),
+        hidden.index_select(0, batch.rows.to(device)),
         [rollout.token_ids[steps] for rollout, _, steps in of_members],
         [scored for _, scored, _ in of_members],
         rows=[steps for _, _, steps in of_members],

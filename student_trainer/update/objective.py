@@ -21,14 +21,15 @@ from student_trainer.losses.parts.loss import checked
 from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
-from student_trainer.student.model import Student, hidden_states
+from student_trainer.student.model import Student, read_layout
+from student_trainer.student.packing.layout import Layout
 from student_trainer.teacher.left_out import is_left_out
 from student_trainer.update.batching import (
     MicroBatch,
+    Read,
     loss_batch,
     micro_batch,
     sequence_weights,
-    student_input,
 )
 from student_trainer.update.importance import (
     LEAST,
@@ -149,6 +150,7 @@ class Objective:
         rollouts: Sequence[Rollout],
         scores: Mapping[int, ContinuationScores],
         kept: list[Bool],
+        layout: Layout,
         totals: UpdateTotals,
     ) -> RowsByChunk:
         """Removes from ``kept`` the rows without usable values of the teacher.
@@ -156,6 +158,7 @@ class Objective:
         Args:
             members: indices of the micro-batch's rollouts.
             kept: bool [n] for each rollout, changed in place.
+            layout: of the micro-batch.
 
         Returns:
             Those of the removed rows that learn from their chunk instead.
@@ -194,7 +197,7 @@ class Objective:
                 chunked[member] = before & ~usable & known
                 advantages.append(found[chunked[member]])
                 weights.append(self._chunk_weights(rollout, scores[member])[chunked[member]])
-        batch = micro_batch(members, rollouts, chunked)
+        batch = micro_batch(members, rollouts, chunked, layout)
         return RowsByChunk(batch, np.concatenate(advantages), np.concatenate(weights))
 
     def _chunk_weights(self, rollout: Rollout, scores: ContinuationScores) -> Float32:
@@ -210,6 +213,7 @@ class Objective:
         chunks: RowsByChunk,
         rollouts: Sequence[Rollout],
         scores: Mapping[int, ContinuationScores],
+        layout: Layout,
         totals: UpdateTotals,
         stale: bool,
     ) -> dict[str, MicroBatchLosses]:
@@ -220,20 +224,21 @@ class Objective:
         Args:
             batch: the rows that have a loss by themselves.
             chunks: the rows that learn from their chunk.
+            layout: of the micro-batch.
             stale: whether the weights of an earlier step wrote the rollouts.
 
         The responses of a micro-batch are all of the student, or all answers of the data.
         """
-        inputs = [student_input(rollouts[member]) for member in batch.members]
-        hidden = hidden_states(self._student, inputs)
+        hidden = read_layout(self._student, layout)
         scoring = [rollouts[member].prompt.teacher for member in batch.members]
+        whole = Read(batch.members, layout)
         found = {}
         for name in self._asked:
             places = [place for place, other in enumerate(scoring) if other == name]
             own, by_chunk = batch.of(places), chunks.of(places)
             if len(own.rows) or len(by_chunk.batch.rows):
                 found[name] = self._of_teacher(
-                    name, own, by_chunk, batch.members, hidden, rollouts, scores, totals, stale
+                    name, own, by_chunk, whole, hidden, rollouts, scores, totals, stale
                 )
         return found
 
@@ -242,7 +247,7 @@ class Objective:
         name: str,
         batch: MicroBatch,
         chunks: RowsByChunk,
-        read: Sequence[int],
+        read: Read,
         hidden: Tensor,
         rollouts: Sequence[Rollout],
         scores: Mapping[int, ContinuationScores],
@@ -253,7 +258,7 @@ class Objective:
 
         Args:
             batch, chunks: its rows alone.
-            read, hidden: members and [B, Lmax, H] of the whole micro-batch.
+            read, hidden: the whole micro-batch, and its [N, H].
         """
         loss = self.config.loss
         rows = loss_batch(batch, hidden, rollouts, scores, self._asked[name].top_k)

@@ -16,7 +16,7 @@ from torch import Tensor
 from student_trainer.losses.parts.base import Head, LossBatch
 from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
-from student_trainer.update.batching import MicroBatch, micro_batch
+from student_trainer.update.batching import MicroBatch, Read, micro_batch
 from student_trainer.update.importance import LEAST
 from student_trainer.update.support_facts import of_both_sides, teacher_entropy
 from student_trainer.weights import ResponseRows, RowWeight
@@ -32,14 +32,14 @@ class Known:
     Attributes:
         batch, rows: the R rows that have a loss by themselves, with their support.
         chunks: the C rows that learn from their chunk.
-        read, hidden: members and [B, Lmax, H] of everything that the student reads at once.
+        read, hidden: everything that the student reads at once, and its [N, H].
         rollouts, scores: of the whole update, by the same index.
     """
 
     batch: MicroBatch
     rows: LossBatch
     chunks: MicroBatch
-    read: Sequence[int]
+    read: Read
     hidden: Tensor
     rollouts: Sequence[Rollout]
     scores: Mapping[int, ContinuationScores]
@@ -161,8 +161,8 @@ class RowWeights:
             np.full(len(rollout.token_ids), index in own)
             for index, rollout in enumerate(known.rollouts)
         ]
-        batch = micro_batch(known.read, known.rollouts, every)
-        hidden = known.hidden.detach().flatten(0, 1)
+        batch = micro_batch(known.read.members, known.rollouts, every, known.read.layout)
+        hidden = known.hidden.detach()
         ids = np.concatenate([rollout.token_ids for rollout in rollouts]).astype(np.int64)
         now = token_log_probs(
             hidden.index_select(0, batch.rows.to(hidden.device)),

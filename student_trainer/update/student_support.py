@@ -16,8 +16,8 @@ import torch
 
 from student_trainer.losses.parts.normaliser import top_ids
 from student_trainer.rollout.base import Rollout
-from student_trainer.student.model import Student, hidden_states
-from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input
+from student_trainer.student.model import Student, read_layout
+from student_trainer.update.batching import layout_of, micro_batch, micro_batches
 
 
 @torch.no_grad()
@@ -36,18 +36,18 @@ def with_student_support(
         student: in evaluation mode.
         count: K.
         limit: only ids below it are in the support (``TeacherLink.id_limit``).
-        micro_batch_tokens: padded tokens per forward pass.
+        micro_batch_tokens: ``optimizer.micro_batch_tokens``.
         chunk_rows: rows of logits [rows, V] computed at a time.
     """
     if not count or not rollouts:
         return list(rollouts)
     found = list(rollouts)
-    lengths = [len(student_input(rollout)) for rollout in rollouts]
     every = [np.ones(len(rollout.token_ids), np.bool_) for rollout in rollouts]
-    for members in pack_micro_batches(lengths, micro_batch_tokens):
-        batch = micro_batch(members, rollouts, every)
-        hidden = hidden_states(student, [student_input(rollouts[member]) for member in members])
-        rows = hidden.flatten(0, 1).index_select(0, batch.rows.to(hidden.device))
+    for members in micro_batches(rollouts, micro_batch_tokens, packs=student.packs):
+        layout = layout_of(student, members, rollouts)
+        batch = micro_batch(members, rollouts, every, layout)
+        hidden = read_layout(student, layout)
+        rows = hidden.index_select(0, batch.rows.to(hidden.device))
         ids = top_ids(rows, student.head, count, chunk_rows, limit).cpu().numpy().astype(np.int32)
         for place, member in enumerate(members):
             own = ids[(batch.owners == place).numpy()]

@@ -22,9 +22,10 @@ from teacher_proto.types import Bool, ContinuationScores
 from student_trainer.rollout.base import ORIGINS, Origin, Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_mask
-from student_trainer.student.model import Student, set_training
+from student_trainer.student.model import Student, packing_for, set_training
 from student_trainer.update import metrics
-from student_trainer.update.batching import micro_batch, pack_micro_batches, student_input
+from student_trainer.update.batching import layout_of, micro_batch, micro_batches
+from student_trainer.update.embedding import adds_in_place
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.objective import MicroBatchLosses, Objective
 from student_trainer.update.optim import Optimizer, learning_rate
@@ -119,7 +120,6 @@ class Updater:
         # Counted first: weights of a step that is cut short must not pass for complete.
         self.updates += 1
         self.optimizer.step(totals.lr)
-        self.optimizer.zero_grad()
 
     def skip(self, totals: UpdateTotals) -> None:
         """Counts an update that changes nothing; the learning rate goes on with it."""
@@ -183,19 +183,26 @@ class Updater:
         kept = list(keep)
         found = {name: Sum() for name in self.config.named_teachers}
         used = non_finite = 0
+        embedding = self.student.causal_model.get_input_embeddings()
         try:
             for part in self._parts(rollouts):
                 for members in part.micro_batches:
                     known = {member: scores(member) for member in members}
+                    layout = layout_of(self.student, members, rollouts)
                     chunks = self.objective.leave_out_unusable(
-                        members, rollouts, known, kept, totals
+                        members, rollouts, known, kept, layout, totals
                     )
-                    batch = micro_batch(members, rollouts, kept)
+                    batch = micro_batch(members, rollouts, kept, layout)
                     if not len(batch.rows) and not len(chunks.batch.rows):
                         continue
-                    losses = self.objective.losses(batch, chunks, rollouts, known, totals, stale)
-                    parts = [self.config.weight_of(name) * of.total for name, of in losses.items()]
-                    sum(parts[1:], parts[0]).backward()  # type: ignore[no-untyped-call]
+                    with packing_for(self.student), adds_in_place(embedding):
+                        losses = self.objective.losses(
+                            batch, chunks, rollouts, known, layout, totals, stale
+                        )
+                        weighed = [
+                            self.config.weight_of(name) * of.total for name, of in losses.items()
+                        ]
+                        sum(weighed[1:], weighed[0]).backward()  # type: ignore[no-untyped-call]
                     origin = rollouts[members[0]].origin
                     for name, of in losses.items():
                         found[name].add(of, self.config.loss.mean)
@@ -234,13 +241,13 @@ class Updater:
             groups.setdefault((teacher, rollout.origin), []).append(index)
         parts = []
         for teacher in (*self.config.named_teachers, None):
-            micro_batches: list[tuple[int, ...]] = []
+            cut: list[tuple[int, ...]] = []
             for origin in ORIGINS:
                 members = groups.get((teacher, origin), [])
-                lengths = [len(student_input(rollouts[index])) for index in members]
-                packed = pack_micro_batches(lengths, budget) if members else []
-                micro_batches += [tuple(members[i] for i in one) for one in packed]
-            parts.append(Part(teacher, micro_batches))
+                of_them = [rollouts[index] for index in members]
+                packed = micro_batches(of_them, budget, packs=self.student.packs)
+                cut += [tuple(members[i] for i in one) for one in packed]
+            parts.append(Part(teacher, cut))
         return parts
 
     def _mean(self, found: Mapping[str, Sum]) -> tuple[float, int]:

@@ -110,11 +110,7 @@ def test_the_cut_into_micro_batches_does_not_matter(
     for budget in (84, 160, 4000):
         config = make_config(loss=loss, optimizer={"micro_batch_tokens": budget})
         case = Case(config, teacher)
-        cuts = len(
-            batching.pack_micro_batches(
-                [len(batching.student_input(r)) for r in case.rollouts], budget
-            )
-        )
+        cuts = len(batching.micro_batches(case.rollouts, budget, packs=case.student.packs))
         figures, gradients = case.gradients()
         results.append((cuts, step_metrics(figures, case.rollouts), gradients))
     assert [cuts for cuts, *_ in results] == sorted({cuts for cuts, *_ in results}, reverse=True)
@@ -193,9 +189,8 @@ def test_gradient_checkpointing_gives_equal_gradients(
     layer = case.student.causal_model.model.layers[1].mlp
     layer.register_forward_pre_hook(lambda *_: calls.append(1))
     _, checkpointed = case.gradients()
-    batches = len(
-        batching.pack_micro_batches([len(batching.student_input(r)) for r in case.rollouts], 160)
-    )
+    assert case.student.packs
+    batches = len(batching.micro_batches(case.rollouts, 160, packs=True))
     assert len(calls) == 2 * batches, "the layer runs again in the backward"
     assert_close(checkpointed, plain)
 

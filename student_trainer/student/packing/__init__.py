@@ -1,0 +1,1 @@
+"""Sequences that the student reads side by side, without padding."""
