@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
-from collections.abc import Callable
+import os
+from pathlib import Path
 
 # Of glibc's malloc.h: from which size a block is mapped by itself, and how much is kept free at
 # the end of a heap.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 LARGE_BLOCK, KEPT_AT_THE_TOP = 8 << 20, 8 << 20
-# The heaps are looked through after so many bytes of bodies, and no more often than this.
-GIVEN_BACK_AFTER = 16 << 20
+# The heaps are looked through when the process has so many bytes more than it had at the least,
+# and no more often than this.
+GROWTH = 16 << 20
 LOOK_SECONDS = 0.1
 
 
@@ -34,19 +36,25 @@ def give_back_free_pages() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-async def give_back_after(passed: Callable[[], int]) -> None:
-    """``give_back_free_pages`` while large bodies come and go, in a thread; for ever.
+def resident() -> int:
+    """Bytes of memory that the process has; 0 where the system does not say (Linux does)."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+    return 0
+
+
+async def give_back_as_it_grows() -> None:
+    """``give_back_free_pages`` whenever the process has grown, in a thread; for ever.
 
     gRPC receives a message in small blocks, each in a heap of the thread that read it. Freed, they
     stay with the process wherever something else lies behind them.
-
-    Args:
-        passed: bytes of all the bodies that were read and are done with.
     """
-    before = passed()
+    least = resident()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
-        now = passed()
-        if now - before >= GIVEN_BACK_AFTER:
-            before = now
+        now = resident()
+        least = min(least, now)
+        if now - least >= GROWTH:
             await asyncio.to_thread(give_back_free_pages)
+            least = resident()

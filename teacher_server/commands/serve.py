@@ -41,7 +41,7 @@ from teacher_server.http.server import HttpServer
 from teacher_server.lanes import let_waiting_threads_sleep, share_the_interpreter
 from teacher_server.lifecycle import Lifecycle
 from teacher_server.listen import address, check_exposure, keep_silent_ones_out, listen
-from teacher_server.memory import give_back_after, give_freed_memory_back
+from teacher_server.memory import give_back_as_it_grows, give_freed_memory_back
 from teacher_server.queue.budget import ByteBudget
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.service import TeacherService
@@ -167,7 +167,7 @@ class Server:
             loading = self._watched(
                 load_teachers(config.teachers, config.engine, config.limits), stack
             )
-            self._watched(give_back_after(lambda: self.service.budget.passed), stack)
+            self._watched(give_back_as_it_grows(), stack)
             self._watched(self._end_of(grpc_server.wait_closed(), "gRPC"), stack)
             self._watched(self._end_of(http_server.wait_closed(), "HTTP"), stack)
             stopping = self._watched(self._stopped.get(), stack)

@@ -137,13 +137,11 @@ class ByteBudget:
 
     Attributes:
         giving_way: what to call for a claim whose body has to give way.
-        passed: bytes of all request bodies that were read and are held no more.
     """
 
     def __init__(self, total: int, per_owner: int, reply_room: int = 0) -> None:
         self.queue = BudgetQueue(total, per_owner, reply_room)
         self.giving_way: dict[Claim, Callable[[], None]] = {}
-        self.passed = 0
         self._waiting: dict[Claim, asyncio.Future[None]] = {}
 
     @asynccontextmanager
@@ -163,12 +161,10 @@ class ByteBudget:
         """
         self.queue.check(size, grows=False)
         claim = Claim(owner, unread=unread)
-        held = Hold(self, claim, deadline)
         try:
             await self.wait(claim, size, deadline)
-            yield held
+            yield Hold(self, claim, deadline)
         finally:
-            self.passed += held.body
             self.tell(self.queue.leave(claim))
 
     def by_run(self) -> dict[str, int]:
