@@ -15,7 +15,7 @@ from tests.clients.packages import node_modules
 from tests.server.processes import Program, serving
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "test-output" / "page"
@@ -45,6 +45,10 @@ class Looking:
     page: Page
     errors: list[str] = field(default_factory=list)
     expected: list[str] = field(default_factory=list)
+
+    def select(self, label: str) -> Locator:
+        """The choice of this label, whose own text holds the options too."""
+        return self.page.locator("label.choice").filter(has_text=label).locator("select")
 
     def shot(self, name: str) -> None:
         """Keeps a picture of the whole page as output of the tests."""

@@ -23,6 +23,8 @@ class CuttingProxy:
         threading.Thread(target=self._accept, daemon=True).start()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # whoever waits to accept is told
         self._listener.close()
 
     def _accept(self) -> None:
@@ -32,7 +34,11 @@ class CuttingProxy:
                 threading.Thread(target=self._serve, args=(connection,), daemon=True).start()
 
     def _serve(self, connection: socket.socket) -> None:
-        with connection, socket.create_connection(self._target) as server:
+        with (
+            contextlib.suppress(OSError),  # the server is gone: so is the connection
+            connection,
+            socket.create_connection(self._target) as server,
+        ):
             posted = threading.Event()
             back = threading.Thread(
                 target=self._answer, args=(server, connection, posted), daemon=True
@@ -53,9 +59,10 @@ class CuttingProxy:
             while piece := server.recv(PIECE):
                 if posted.is_set() and self.cut_after is not None:
                     connection.sendall(piece[: self.cut_after])
-                    connection.shutdown(socket.SHUT_RDWR)
-                    return
+                    break
                 connection.sendall(piece)
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 @contextlib.contextmanager

@@ -199,7 +199,7 @@ def test_a_student_s_tokens_stand_over_the_teacher_s(
     ours, theirs = (page.locator(f".{name}").all_text_contents() for name in ("ours", "theirs"))
     assert "".join(theirs).replace("·", " ") == EXAMPLE
     assert len(ours) == len(theirs) > 3
-    page.locator(".seg.c-masked, .seg.c-coarse").first.click()
+    page.locator(".chunks .seg.c-masked, .chunks .seg.c-coarse").first.click()
     reason = page.locator(".details .facts").inner_text()
     assert "Reason" in reason
     assert "Class" in reason
@@ -233,7 +233,7 @@ def test_what_is_pasted_is_drawn_or_asked_about(look: Open, program: Program) ->
     }
     page.locator("#rollout").fill("\n".join([json.dumps(kept)] * 2))
     send.click()
-    page.get_by_label("Sequence").wait_for()
+    found.select("Sequence").wait_for()
     assert strip_text(found) == "e f"
     assert page.locator(".details .facts").get_by_text("Gap").count() == 1
     page.locator("#rollout").fill(json.dumps({"prompt": "a b", "text": " c d"}))

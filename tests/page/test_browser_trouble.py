@@ -125,7 +125,7 @@ def test_a_file_shows_4096_hostile_tokens_without_a_server(
     page.locator(".details h3").filter(has_text="4096 of 4096").wait_for()
     assert page.locator("h2").inner_text() == HOSTILE
     shown = page.locator(".strip").text_content()
-    for part in (HOSTILE, "⟨U+202E⟩abc", "⟨U+D800⟩", "·the", "漢"):
+    for part in (HOSTILE.replace(" ", "·"), "⟨U+202E⟩abc", "⟨U+D800⟩", "·the", "漢"):
         assert part in shown
     assert page.title() == "Worst rollouts"
     for name in ("Gap", "Loss", "Coverage", "Surprise"):
@@ -134,7 +134,7 @@ def test_a_file_shows_4096_hostile_tokens_without_a_server(
         )
     page.get_by_role("tab", name="Side by side").click()
     page.locator(".bars.two").wait_for()
-    page.get_by_label("Sequence").select_option("1")
+    found.select("Sequence").select_option("1")
     page.get_by_role("tab", name="Segmentations").click()
     page.locator(".chunk").first.wait_for()
     assert page.title() == "Worst rollouts"
