@@ -54,6 +54,7 @@ def server(
         *("--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"),
         *("--worker-extension-cls", "student_trainer.rollout.vllm.local.RolloutWorker"),
         *("--max-model-len", str(LONGEST), "--max-num-seqs", "6", "--enforce-eager"),
+        "--enable-scale-out",
         *("--kv-cache-memory-bytes", str(64 * 2**20)),
     ]
     with log.open("wb") as output:
