@@ -60,9 +60,13 @@ class Looking:
         assert unexpected == []
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Debian's Chromium; skips the test where it or playwright is missing."""
+    """Debian's Chromium; skips the test where it or playwright is missing.
+
+    It ends with its module: while it lives an event loop runs in this thread, beside which
+    no asynchronous test of another module could run.
+    """
     api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     found = shutil.which("chromium")
     if found is None:

@@ -127,6 +127,8 @@ def test_a_file_shows_4096_hostile_tokens_without_a_server(
     shown = page.locator(".strip").text_content()
     for part in (HOSTILE.replace(" ", "·"), "⟨U+202E⟩abc", "⟨U+D800⟩", "·the", "漢"):
         assert part in shown
+    page.get_by_label("Show white space").uncheck()
+    assert page.locator(".strip img, .strip script").count() == 0
     assert page.title() == "Worst rollouts"
     for name in ("Gap", "Loss", "Coverage", "Surprise"):
         page.get_by_label("Colour by").select_option(

@@ -1,5 +1,5 @@
 // What people paste: a document of rows, lines of responses that the trainer kept, or a rollout.
-import { EMPTY, inLines } from "./query.js";
+import { inLines } from "./query.js";
 
 const FORMAT = "lsm-rows/1";
 
@@ -69,12 +69,12 @@ function ofKept(record, number) {
   };
 }
 
-// The question of an object with a prompt and a text; null for another one.
+// What an object with a prompt and a text asks, the fields that it decides; null for another one.
 function queryOf(read) {
   const response = read?.text ?? read?.response ?? read?.completion;
   const prompt = read?.prompt ?? read?.messages;
   if (typeof response !== "string" || (typeof prompt !== "string" && !Array.isArray(prompt))) return null;
-  const query = { ...EMPTY, response };
+  const query = { kind: "text", prompt: "", messages: "", tools: "", student: "", response };
   if (Array.isArray(prompt)) {
     query.kind = "chat";
     query.messages = inLines(prompt);

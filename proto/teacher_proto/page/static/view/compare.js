@@ -84,6 +84,6 @@ function promptDifference(left, right) {
   return make("details", { class: "prompts", open: true },
     make("summary", {}, "The two prompts differ"),
     make("div", { class: "columns" },
-      make("div", {}, make("h4", {}, "A"), shown(left)),
-      make("div", {}, make("h4", {}, "B"), shown(right))));
+      make("div", {}, make("h3", { class: "small" }, "A"), shown(left)),
+      make("div", {}, make("h3", { class: "small" }, "B"), shown(right))));
 }

@@ -83,7 +83,7 @@ function counts(tokens) {
   return make("div", { class: "columns" },
     make("ul", { class: "plain" }, [...byClass].map(([name, count]) => line(name, count, CLASSES[name]))),
     byReason.size
-      ? make("div", {}, make("h4", {}, "Why positions are masked or coarse"),
+      ? make("div", {}, make("h3", { class: "small" }, "Why positions are masked or coarse"),
         make("ul", { class: "plain" }, [...byReason].sort((a, b) => b[1] - a[1]).map(([text, count]) =>
           make("li", {}, make("strong", {}, `${count} `), text))))
       : null);
