@@ -17,6 +17,7 @@ from student_trainer.cli import run as run_cli
 from student_trainer.commands.prune import prune
 from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory, read_metrics
+from student_trainer.run.progress import brief
 from student_trainer.settings.train import TrainConfig
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve
@@ -157,8 +158,13 @@ def test_what_a_run_shows_tracks_and_tells(
         "laptop-cpu", student_model_dir, server, tmp_path, 'tracking.trackers=["tensorboard"]'
     )
     lines = read_metrics(run / "metrics.jsonl")
-    shown = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert shown == lines, "standard output is the steps alone"
+    shown = capsys.readouterr().out.splitlines()
+    told = [f"step {line['step']}/{len(lines)}  {brief(line)}" for line in lines]
+    assert shown[: len(told)] == told, "a short line a step"
+    assert not any(line.startswith("step ") for line in shown[len(told) :])
+    assert str(run / "metrics.jsonl") in "".join(shown[len(told) :]), (
+        "the table and the paths end it"
+    )
     example = next(r.getMessage() for r in caplog.records if "first example" in r.getMessage())
     assert "prompt tokens (no loss)" in example
     assert "with loss" in example
