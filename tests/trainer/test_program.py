@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import json
 import os
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from student_trainer.run.progress import Progress
 from student_trainer.run.signals import Stopped, Stopper
 
 LINE = {"step": 2, "loss": 0.5, "response_length_mean": 9.0, "tokens_per_second": 100.0}
+SHORT = "step 2/3  loss 0.5000  length 9  cut none  100 tokens/s\n"
 
 
 def test_the_first_signal_lets_the_step_finish_and_the_second_does_not() -> None:
@@ -57,12 +57,12 @@ def test_outside_a_step_a_signal_ends_at_once() -> None:
         assert not stopper.at_once
 
 
-def test_without_a_terminal_a_step_is_a_line_of_json() -> None:
+def test_without_a_terminal_a_step_is_a_short_line() -> None:
     stream = io.StringIO()
     with Progress(3, 0, stream) as progress:
         progress.phase("training")
         progress.step(LINE)
-    assert json.loads(stream.getvalue()) == LINE
+    assert stream.getvalue() == SHORT
 
 
 @pytest.mark.parametrize("variable", [None, "NO_COLOR", "TQDM_DISABLE"])
@@ -79,7 +79,7 @@ def test_on_a_terminal_there_is_a_bar(
         progress.step(LINE)
     shown = _read_to_end(master).decode()
     if variable == "TQDM_DISABLE":
-        assert json.loads(shown) == LINE
+        assert shown.replace("\r\n", "\n") == SHORT
     else:
         assert "loss 0.5000" in shown
         assert "2/3" in shown
