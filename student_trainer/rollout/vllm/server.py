@@ -11,7 +11,8 @@ import json
 import queue
 import socket
 import threading
-from collections.abc import Generator, Iterator, Sequence
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
@@ -80,39 +81,52 @@ class ServerCore:
     def write(self, requests: Sequence[Request]) -> Generator[Response]:
         """See ``core.Core``."""
         stop, found = threading.Event(), queue.Queue[Response | LsmError]()
-        open_now: set[HTTPConnection] = set()
+        streams: set[socket.socket] = set()
+        heard = time.monotonic()
+
+        def hear() -> None:
+            nonlocal heard
+            heard = time.monotonic()
 
         def one(place: int) -> None:
             if stop.is_set():
                 return
             connection = self._connection()
-            open_now.add(connection)
             try:
-                found.put(self._response(connection, place, requests[place]))
+                connection.connect()
+                stream = connection.sock
+                # One that waits at the server is silent for as long as others are written: it is
+                # the silence of all that counts.
+                stream.settimeout(None)
+                streams.add(stream)
+                try:
+                    # Whoever stops closes the streams that are there, and the others see it here.
+                    if not stop.is_set():
+                        found.put(self._response(connection, place, requests[place], hear))
+                finally:
+                    streams.discard(stream)
             except LsmError as error:
                 found.put(error)
-            except (OSError, HTTPException, ValueError, KeyError) as error:
+            except Exception as error:
                 found.put(died(f"ended while it wrote: {type(error).__name__}: {error}", WHERE))
             finally:
-                open_now.discard(connection)
                 connection.close()
 
         with ThreadPoolExecutor(min(len(requests), AHEAD * self._sequences)) as threads:
-            for place in range(len(requests)):
-                threads.submit(one, place)
             try:
+                for place in range(len(requests)):
+                    threads.submit(one, place)
                 for _ in requests:
-                    result = found.get()
+                    result = self._next(found, lambda: time.monotonic() - heard)
                     if isinstance(result, LsmError):
                         raise result
                     yield result
             finally:
                 # A connection that is closed is a request that the server gives up.
                 stop.set()
-                for connection in list(open_now):
-                    if connection.sock is not None:
-                        with suppress(OSError):
-                            connection.sock.shutdown(socket.SHUT_RDWR)
+                for stream in list(streams):
+                    with suppress(OSError):
+                        stream.shutdown(socket.SHUT_RDWR)
 
     def reset_prefix_cache(self) -> bool:
         """See ``core.Core``."""
@@ -128,9 +142,26 @@ class ServerCore:
     def close(self) -> None:
         """Nothing was started."""
 
-    def _response(self, connection: HTTPConnection, place: int, request: Request) -> Response:
+    def _next(
+        self, found: queue.Queue[Response | LsmError], silence: Callable[[], float]
+    ) -> Response | LsmError:
+        """The next that has ended. ``silence``: seconds since the server has said anything."""
+        while True:
+            left = self._answer_seconds - silence()
+            try:
+                return found.get(timeout=max(left, 0.0))
+            except queue.Empty:
+                if silence() >= self._answer_seconds:
+                    raise died(
+                        f"has said nothing for {self._answer_seconds:g} seconds (writing)",
+                        "rollout.vllm.answer_seconds",
+                    ) from None
+
+    def _response(
+        self, connection: HTTPConnection, place: int, request: Request, hear: Callable[[], None]
+    ) -> Response:
         writing = Writing(place, request)
-        for choice in self._choices(connection, request):
+        for choice in self._choices(connection, request, hear):
             said = (choice["logprobs"] or {}).get("content") or ()
             for token, own in zip(choice["token_ids"] or (), said, strict=True):
                 if writing.add(token, own["logprob"], own["rank"]):
@@ -142,8 +173,10 @@ class ServerCore:
                 raise died(f"has given a response up ({reason})", WHERE)
         raise died("has ended a response in the middle", WHERE)
 
-    def _choices(self, connection: HTTPConnection, request: Request) -> Iterator[dict[str, Any]]:
-        """What the server says of a response, token by token."""
+    def _choices(
+        self, connection: HTTPConnection, request: Request, hear: Callable[[], None]
+    ) -> Iterator[dict[str, Any]]:
+        """What the server says of a response, token by token; ``hear`` is called at every line."""
         body = {
             "token_ids": list(request.prompt_ids),
             "stream": True,
@@ -158,6 +191,7 @@ class ServerCore:
         }
         answer = self._send(connection, "POST", "/inference/v1/generate", body)
         for line in answer:
+            hear()
             if not line.startswith(EVENT) or line[len(EVENT) :].strip() == DONE:
                 continue
             event = json.loads(line[len(EVENT) :])
