@@ -104,8 +104,7 @@ class Pipeline:
                 place = self.after(before)
             else:
                 number, place = step, position
-            self.engine.update_weights(updates)
-            self.batches.append(self._write(number, place, written_after=step - 1))
+            self.batches.append(self._write(number, place, step - 1, updates))
         assert self.batches[0].step == step, "batches are updated on in order"
         return self.batches[0]
 
@@ -148,7 +147,7 @@ class Pipeline:
         found |= zip(plan.answer_places, self.answers_of(step), strict=True)
         return [found[place] for place in range(plan.groups * plan.size)]
 
-    def _write(self, number: int, position: int, written_after: int) -> Batch:
+    def _write(self, number: int, position: int, written_after: int, updates: int) -> Batch:
         config, size, plan = self.config, self.config.rollout.group_size, self.plan(number)
         batch = Batch(number, position, written_after, [])
         whole: dict[int, Rollout] = {}
@@ -179,13 +178,15 @@ class Pipeline:
         answers = map(Rollout.of_data, self.answers_of(number))
         if plan.answered:
             ended(list(zip(plan.answer_places, answers, strict=True)))
-        own_places = plan.own_places
-        self.engine.generate(
-            self.prompts_at(position, plan.own_prompts) if own_places else [],
-            seed=config.run.seed,
-            step=number,
-            ended=lambda written: ended([(own_places[nth], rollout) for nth, rollout in written]),
-        )
+        own = plan.own_places
+        if own:
+            self.engine.update_weights(updates)
+            self.engine.generate(
+                self.prompts_at(position, plan.own_prompts),
+                seed=config.run.seed,
+                step=number,
+                ended=lambda written: ended([(own[nth], rollout) for nth, rollout in written]),
+            )
         batch.rollouts.extend(whole[place] for place in range(len(whole)))
         batch.parts.extend(known[place] for place in range(len(known)))
         return batch

@@ -192,6 +192,33 @@ def test_an_answer_is_a_request_of_its_own_and_the_others_are_written_as_before(
     assert own == [r.token_ids.tolist() for r in plain.rollouts][:4]
 
 
+def test_a_step_of_answers_alone_asks_the_engine_for_nothing(
+    mixed: MakeConfig, student: Student, teacher: LocalTeacher
+) -> None:
+    """An engine that sleeps is not woken, and no weights are handed over."""
+    config = mixed(mixing={"cold_start_steps": 2}, run={"steps": 3})
+    recorder: Any = Recorder(teacher)
+    teachers = Teachers(config, {"default": recorder})
+    calls: list[Any] = []
+
+    class Engine:
+        inner = make_engine(student, config.rollout)
+
+        def update_weights(self, version: int) -> None:
+            calls.append(version)
+            self.inner.update_weights(version)
+
+        def generate(self, *arguments: Any, **named: Any) -> list[Rollout]:
+            calls.append(f"writes {named['step']}")
+            return self.inner.generate(*arguments, **named)
+
+    engine: Any = Engine()
+    pipeline = Pipeline(config, student, engine, teachers, answered(config, student))
+    for step in (1, 2, 3):
+        pipeline.drop(pipeline.fill(step, 0, step - 1))
+    assert calls == [2, "writes 3"]
+
+
 # As which tokens.
 
 

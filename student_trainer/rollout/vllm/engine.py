@@ -49,6 +49,7 @@ class VllmEngine:
             facts = self._core.call("rollout_install", ids)[0]
             _check_facts(facts, student)
             self._hand_over: HandOver = make_hand_over(student, settings.vllm, self._core)
+            self._rest()
         except BaseException:
             self._core.close()
             raise
@@ -90,6 +91,7 @@ class VllmEngine:
             raise failed("none were handed over since the last hand-over failed")
         keys = response_keys(prompts, self._settings.group_size)
         if not keys:
+            self._rest()
             return []
         self._check_version(self._version)
         rollouts: dict[int, Rollout] = {}
@@ -104,14 +106,18 @@ class VllmEngine:
             raise died(f"has written {len(rollouts)} of {len(keys)} responses")
         found = [rollouts[place] for place in range(len(keys))]
         check_gap(self._student, self._settings, found)
-        if self._settings.vllm.sleep:
-            self._core.sleep()
-            self._asleep = True
+        self._rest()
         return found
 
     def close(self) -> None:
         """Ends vLLM, where the trainer has started it."""
         self._core.close()
+
+    def _rest(self) -> None:
+        """Sleeps until the next hand-over, where the settings ask for it."""
+        if self._settings.vllm.sleep and not self._asleep:
+            self._core.sleep()
+            self._asleep = True
 
     def _check_version(self, version: int) -> None:
         """Every worker says itself which weights it has."""
