@@ -9,9 +9,11 @@ import sys
 import threading
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from teacher_proto.errors import ConfigurationError, LsmError
 
@@ -60,6 +62,7 @@ def server(
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, env=environment)
     address = f"http://127.0.0.1:{port}"
+    started = [psutil.Process(process.pid)]
     try:
         pause = threading.Event()
         for _ in range(int(PATIENCE / 0.5)):
@@ -69,13 +72,15 @@ def server(
             except OSError:
                 assert process.poll() is None, log.read_text()[-4000:]
                 pause.wait(0.5)
+        started += started[0].children(recursive=True)
         yield process, address
     finally:
-        process.terminate()
-        try:
-            process.wait(60)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        # One that was killed leaves its engine and workers behind.
+        for one in started:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
+        _, left = psutil.wait_procs(started, timeout=60)
+        assert not left
 
 
 def engine_at(address: str, student: Student, **changes: Any) -> VllmEngine:
