@@ -31,8 +31,9 @@ class VllmSettings(Settings):
     )
     sleep: bool = Field(
         default=False,
-        description="vLLM gives its GPU memory back while the student is updated, which takes "
-        "time twice a step; for `colocated`, on a GPU.",
+        description="vLLM gives its GPU memory back whenever it does not write: while the student "
+        "is updated, and in steps of answers alone. It takes time twice a step; for `colocated`, "
+        "on a GPU.",
     )
     hand_over: Literal["file", "nccl"] | None = Field(
         default=None,
@@ -60,8 +61,8 @@ class VllmSettings(Settings):
     )
     answer_seconds: Positive = Field(
         default=300.0,
-        description="vLLM counts as gone when it has said nothing for so long: no token while it "
-        "writes, no answer to a hand-over.",
+        description="vLLM counts as gone when it has said nothing for so long: no token of any "
+        "response while it writes, no answer to a hand-over.",
     )
     options: dict[str, Any] = Field(
         default_factory=dict,
