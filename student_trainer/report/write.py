@@ -165,9 +165,10 @@ def _charts(charts: Sequence[Chart]) -> list[dict[str, Any]]:
 def _machine(run: RunFiles) -> list[tuple[str, str]]:
     """When and with what the run was made, and when this page was."""
     told = [(key.replace("_", " "), str(value)) for key, value in run.machine.items()]
-    first, last = run.metrics[0].get("time"), run.metrics[-1].get("time")
+    ends = {"first": run.metrics[0].get("time"), "last": run.metrics[-1].get("time")}
     return [
-        *([("first step ended", str(first)), ("last step ended", str(last))] if last else []),
+        # Lines of an earlier version have no time.
+        *((f"{which} step ended", str(time)) for which, time in ends.items() if time),
         *told,
         ("page made", datetime.now(UTC).isoformat(timespec="seconds")),
     ]

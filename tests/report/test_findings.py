@@ -14,7 +14,7 @@ from student_trainer.report.findings import Course, find
 Planted = Callable[[int, dict[str, Any]], None]
 STEPS = 40
 CONFIG = {
-    "rollout": {"max_new_tokens": 256},
+    "rollout": {"max_new_tokens": 256, "prompts_per_step": 9, "group_size": 4},
     "optimizer": {"clip_norm": 1.0, "updates_per_batch": 1},
     "pipeline": {"staleness": 0},
 }
@@ -142,6 +142,27 @@ def test_the_worst_comes_first() -> None:
 def test_what_held_out_prompts_say(points: list[Point], level: str, setting: str) -> None:
     (found,) = find(course(points=points))
     assert (found.level, found.metric, found.setting) == (level, "reverse_kl", setting)
+
+
+def test_a_teacher_that_is_farther_is_found_behind_one_that_nobody_can_judge() -> None:
+    def of_both(step: int, first: Point, second: Point) -> Point:
+        by_teacher = {"a": first.evaluation, "b": second.evaluation}
+        whole = Evaluation(3, None, None, None, (), "f", None, 1.0, by_teacher=by_teacher)
+        return Point(step, whole)
+
+    before = of_both(0, point(0, 1.0, 1.2, 1.1), point(0, 1.0, 1.2, 1.1))
+    after = of_both(STEPS, point(STEPS, 0.7, 1.5, 1.0), point(STEPS, 1.5, 1.9, 1.6))
+    (found,) = find(course(points=[before, after]))
+    assert (found.level, found.metric) == ("problem", "reverse_kl/b")
+
+
+def test_refused_responses_are_a_share_of_all_whatever_part_of_them_is_scored() -> None:
+    """Of 36 responses a step, 0.36 are 1%."""
+
+    def scored_in_part(step: int, line: dict[str, Any]) -> None:
+        line.update(tokens=400, refused_rollouts=step % 4 == 0)
+
+    assert find(course(scored_in_part)) == []
 
 
 def test_weights_that_moved_may_have_a_wider_gap() -> None:

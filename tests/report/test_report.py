@@ -15,9 +15,12 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.page.offline import frame_sources
 
 from student_trainer import cli
+from student_trainer.evaluation.course.points import Point
+from student_trainer.evaluation.results import Evaluation
 from student_trainer.report import write_report
+from student_trainer.report.page.all_charts import charts_of_run, charts_of_runs
 from student_trainer.run.lock import locked
-from tests.report.conftest import HOSTILE, step, write_run
+from tests.report.conftest import HOSTILE, evaluation, step, write_run
 
 # What a page may not have: whatever loads something, and what runs in place of being shown.
 LOADS = {"img", "link", "object", "embed", "base", "source", "video", "audio"}
@@ -202,6 +205,35 @@ def test_several_runs_are_on_one_page(
         cli.run(["report", str(run_dir), str(other), "--follow"])
     with pytest.raises(ConfigurationError, match="in its own directory"):
         cli.run(["report", str(run_dir), "--out", str(target)])
+
+
+def test_each_of_several_teachers_has_held_out_charts_of_its_own() -> None:
+    def whole(kl: float) -> Evaluation:
+        both = {"maths": evaluation(kl, "hi", 9.0), "code": evaluation(kl * 2, "hi", 9.0)}
+        lengths = both["maths"].lengths
+        return Evaluation(8, None, None, lengths, (), "f", None, 1.0, by_teacher=both)
+
+    points = [Point(0, whole(2.0)), Point(3, whole(0.5))]
+    chart = charts_of_run([], points)[0]
+    panels = {panel.label: {c.label: c for c in panel.curves} for panel in chart.panels}
+    assert panels["nats per position (maths)"]["reverse KL, frozen"].y == [2.0, 0.5]
+    assert panels["nats per position (code)"]["reverse KL, frozen"].y == [4.0, 1.0]
+    assert "mean length, tokens" in panels, "of all"
+    assert panels["nats per position (code)"]["reverse KL, frozen"].low, "with its interval"
+    side = charts_of_runs({"one": [], "two": []}, {"one": points, "two": points[:1]})[0]
+    panels = {panel.label: {c.label: c for c in panel.curves} for panel in side.panels}
+    of_code = panels["reverse KL, frozen, nats per position (code)"]
+    assert (of_code["one"].y, of_code["two"].y) == ([4.0, 1.0], [4.0])
+
+
+def test_steps_of_an_earlier_version_have_no_time(run_dir: Path) -> None:
+    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    lines[-1]["time"] = "2026-01-02T03:04:05"
+    lines[0].pop("time", None)
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page = Page(write_report(run_dir).read_text())
+    assert "last step ended" in page.text
+    assert "first step ended" not in page.text
 
 
 def test_the_report_of_400_steps_is_small(run_dir: Path) -> None:

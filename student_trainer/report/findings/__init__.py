@@ -1,7 +1,7 @@
 """What is wrong with a run, from its metrics alone. Pure: no files, no torch.
 
-``rules`` has one function for each finding, and ``thresholds`` every number that they compare
-with.
+``held_out`` and ``steps`` have one function for each finding, ``find`` lists them, and
+``thresholds`` has every number that they compare with.
 """
 
 from student_trainer.report.findings.course import Course, Finding, Level

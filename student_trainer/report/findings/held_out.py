@@ -13,10 +13,11 @@ KEYS = ("reverse_kl", "support_reverse_kl")
 
 
 def held_out_result(run: Course) -> Finding | None:
-    """A student that is not measurably closer to its teacher."""
+    """A student that is farther from one of its teachers, or else not measurably closer."""
     if len(run.points) < 2:
         return None
     before, after = run.points[0], run.points[-1]
+    unclear = None
     for key in _keys(run):
         found = verdict(before.evaluation, after.evaluation, key, -1)
         moved = change(before.evaluation, after.evaluation, key)
@@ -28,11 +29,11 @@ def held_out_result(run: Course) -> Finding | None:
                 "problem", "The student is farther from its teacher than before", key, text,
                 "optimizer.lr", "Lower the rate, or stop earlier.",
             )  # fmt: skip
-        return Finding(
+        unclear = unclear or Finding(
             "note", "Held-out prompts do not tell whether the student is better", key, text,
             "evaluation.prompts", "Evaluate on more prompts, or train longer.",
         )  # fmt: skip
-    return None
+    return unclear
 
 
 def past_its_best(run: Course) -> Finding | None:

@@ -184,11 +184,10 @@ def refused_or_lost(run: Course) -> Finding | None:
     empty = sum(int(row.get("empty_updates") or 0) for row in run.metrics)
     wrong = run.recent_share(["dropped_non_finite"], "tokens") or 0.0
     refused = sum(int(row.get("refused_rollouts") or 0) for row in run.metrics)
-    made = sum(
-        float(row["tokens"]) / row["response_length_mean"]
-        for row in run.metrics
-        if row.get("tokens") and row.get("response_length_mean")
+    per_step = (run.setting("rollout.prompts_per_step") or 0) * (
+        run.setting("rollout.group_size") or 0
     )
+    made = len(run.metrics) * per_step
     if empty:
         return Finding(
             "problem", "Updates had no usable row", "empty_updates", f"{empty} in all steps",
@@ -203,7 +202,7 @@ def refused_or_lost(run: Course) -> Finding | None:
     if made and refused / made > run.limits.refused:
         return Finding(
             "warning", "The teacher refuses responses", "refused_rollouts",
-            f"{refused} of about {made:.0f}", "data.over_long",
+            f"{refused} of {made}", "data.over_long",
             "The log says why of the first; most are too long in the teacher's tokens.",
         )  # fmt: skip
     return None

@@ -113,21 +113,33 @@ def _series(lines: Lines, key: str) -> tuple[list[float], list[float | None]]:
 
 
 def _held_out(runs: Mapping[str, Sequence[Point]]) -> list[Panel]:
+    """Panels of all teachers together, and then of each of several."""
+    teachers = dict.fromkeys(
+        name for points in runs.values() for point in points for name in point.evaluation.by_teacher
+    )
+    return [panel for teacher in ("", *teachers) for panel in _of_teacher(runs, teacher)]
+
+
+def _of_teacher(runs: Mapping[str, Sequence[Point]], teacher: str) -> list[Panel]:
+    """Panels of one of several teachers; an empty name is the only one, and all together."""
     several = len(runs) > 1
+    of, end = (f" ({teacher})", f"/{teacher}") if teacher else ("", "")
     panels = []
     for label, share, values in HELD_OUT:
         curves = {
-            key: [_curve(run if several else name, key, points) for run, points in runs.items()]
+            key: [
+                _curve(run if several else name, key + end, points) for run, points in runs.items()
+            ]
             for key, name in values
         }
         if several:
             panels += [
-                Panel(f"{name}, {label}", curves[key], share=share, points=True)
+                Panel(f"{name}, {label}{of}", curves[key], share=share, points=True)
                 for key, name in values
             ]
         else:
             every = [curve for of_key in curves.values() for curve in of_key]
-            panels.append(Panel(label, every, share=share, points=True))
+            panels.append(Panel(label + of, every, share=share, points=True))
     return panels
 
 
