@@ -151,8 +151,9 @@ class RunEvaluation:
         return values[best]
 
     def is_best(self, step: int) -> bool:
-        """Whether the evaluation after ``step`` steps is the best so far by ``checkpoint.best``."""
-        steps = self._steps(step)
+        """Whether the evaluation after ``step`` steps is the best so far by ``checkpoint.best``,
+        of those after a step: the untrained student has no checkpoint."""
+        steps = [one for one in self._steps(step) if one]
         values = [self.value(one) for one in steps]
         best = best_point(values, self.config.checkpoint.best_goal)
         return best is not None and steps[best] == step

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,13 @@ from student_trainer.events import (
 )
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.rollout.engine import RolloutEngine
+from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
 from student_trainer.run.directory import RunDirectory, append_metrics, read_metrics
 from student_trainer.run.pending_batches import describe_batches, restore_batches, rollout_tensors
 from student_trainer.run.progress import Progress
-from student_trainer.run.resume import check_resumable, pending_batches_usable
+from student_trainer.run.resume import check_found, check_resumable, pending_batches_usable
 from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.run.signals import Stopper
 from student_trainer.settings.dotted import sources
@@ -140,6 +142,8 @@ class TrainingLoop:
             now=now,
             terminators=student.terminators,
             sources={source.module: source.sha256 for source in sources(config)},
+            packs=student.packs,
+            continuous=None if engine.name != "transformers" else not why_padded(student),
         )
         self._rng = capture_rng(self.student.device)
         # The last completed step that is saved, and how many batches with it.
@@ -147,6 +151,9 @@ class TrainingLoop:
         # The steps of the batches that another process has written.
         self._restored: frozenset[int] = frozenset()
         self._scored: ScoresArrived | None = None
+        # Keeps responses of the last step. A disk that is full must not lose the step, so that
+        # this comes after it.
+        self._keep_responses: Callable[[], None]
 
     def restore(self, path: Path) -> None:
         """Continues from a checkpoint whose model is already loaded.
@@ -155,13 +162,9 @@ class TrainingLoop:
             ConfigurationError, ContractMismatchError: the checkpoint is of another run.
         """
         before = checkpoint.load_state(path)
-        check_resumable(
-            before,
-            self.state.config,
-            self.state.data_digest,
-            self.state.teachers,
-            self.config.checkpoint.allow_changed,
-        )
+        now, allowed = self.state, self.config.checkpoint.allow_changed
+        check_resumable(before, now.config, now.data_digest, now.teachers, allowed)
+        check_found(before, now.packs, now.continuous, allowed)
         saved = checkpoint.load_tensors(path)
         self.updater.optimizer.load(saved.optimizer)
         self.updater.updates = before.updates
@@ -200,16 +203,17 @@ class TrainingLoop:
                     append_metrics(self.run.metrics, line)
                     self._warn(line)
                     progress.step(line)
-                    self.keeper.tell(progress.table)
                     self.recent.add(line)
-                    if self.evaluation.due(self.state.step):
-                        self._tell_step(line)
-                        self._evaluate(progress)
-                    else:
-                        saved = self.save() if self._save_is_due() else None
-                        self._tell_step(line)
-                        self._tell_saved(saved)
+                    self._keep_responses()
+                    self.keeper.tell(progress.table)
+                    saved = self.save() if self._save_is_due() else None
+                    self._tell_step(line)
+                    self._tell_saved(saved)
+                    self._evaluate(progress)
                 self.stopper.raise_if_requested()
+            if self.state.step < self.config.run.steps:
+                with self.stopper.step():  # so that the same command trains nothing more
+                    self._tell_saved(self.save_unless_saved())
         except (Exception, SystemExit) as error:
             unwritable = isinstance(error, LsmError) and error.reason == checkpoint.NOT_WRITTEN
             if not (unwritable or self.stopper.at_once):
@@ -226,7 +230,7 @@ class TrainingLoop:
 
     def _evaluate(self, progress: Progress) -> None:
         """Evaluates the student where that is due after the last completed step; saves it where
-        it is the best so far, or a checkpoint is due."""
+        it is the best so far, and again where its checkpoint is to have the value."""
         step = self.state.step
         if not self.evaluation.due(step):
             return
@@ -236,8 +240,9 @@ class TrainingLoop:
         progress.phase("training")
         assert ended is not None, "it is due"
         progress.evaluated(step, curve_values(ended.evaluation))
-        unsaved = self._save_is_due() and self._saved[0] < step
-        saved = self.save() if unsaved or self.evaluation.is_best(step) else None
+        scored = self.config.checkpoint.best_held_out is not None
+        again = scored and self._saved[0] == step
+        saved = self.save() if again or self.evaluation.is_best(step) else None
         self.events.tell(ended)
         self._tell_saved(saved)
 
@@ -311,7 +316,9 @@ class TrainingLoop:
         if self.events:
             self._scored = ScoresArrived(number, tuple(batch.parts), tuple(batch.known_scores()))
 
-        self.keeper.keep(number, batch.written_after, batch.parts, batch.known_scores, rows)
+        self._keep_responses = partial(
+            self.keeper.keep, number, batch.written_after, batch.parts, batch.known_scores, rows
+        )
         self.pipeline.drop(batch)
         self._rng = capture_rng(self.student.device)
         self.state = replace(
@@ -393,12 +400,13 @@ class TrainingLoop:
             return self.recent.mean()
         return self.evaluation.value(self.state.step)
 
-    def save_unless_saved(self) -> None:
+    def save_unless_saved(self) -> Path | None:
         """Saves the last completed step, unless it is saved already or the student has
-        since been updated, in a step of several updates."""
+        since been updated, in a step of several updates. Returns the checkpoint, if any."""
         clean = self.updater.updates == self.state.updates
         if clean and self.state.step and (self.state.step, len(self._pending())) > self._saved:
-            self.save()
+            return self.save()
+        return None
 
     def _pending(self) -> list[Batch]:
         """The batches that a resumed run does not write anew: those that older weights wrote,

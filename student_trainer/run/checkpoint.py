@@ -55,6 +55,9 @@ class TrainState:
         terminators: ids that ended the responses; None in a checkpoint of before they were
             kept.
         sources: sha256 of the files of the user's own classes, by the names of their modules.
+        packs: whether the student reads packed sequences (``Student.packs``).
+        continuous: whether its responses are written by continuous batching; None where another
+            engine writes them. Both are None in a checkpoint of before they were kept.
     """
 
     step: int
@@ -68,6 +71,8 @@ class TrainState:
     now: str = ""
     terminators: tuple[int, ...] | None = None
     sources: Mapping[str, str] = field(default_factory=dict)
+    packs: bool | None = None
+    continuous: bool | None = None
 
 
 def save(

@@ -66,7 +66,8 @@ TOLD_LATER = ("data.now", "data.add_bos", "teacher.prompt", COARSE)
 # What a run did before there was a setting for it, where that is not the setting's default.
 # A checkpoint that lacks such a key was written by a run that did this.
 NUCLEI = "loss.nucleus_weights"
-BEFORE_THE_SETTING: Mapping[str, Any] = {NUCLEI: False}
+PACKING, ENGINE = "student.packing", "rollout.engine"
+BEFORE_THE_SETTING: Mapping[str, Any] = {NUCLEI: False, PACKING: "off"}
 
 
 def changed_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -188,6 +189,36 @@ def check_sources(state: TrainState, found: Sequence[Source], allowed: Sequence[
             fix="restore the files (those that stood beside the configuration are kept in the "
             f"run's directory), name {MODULES} in checkpoint.allow_changed, or start another run "
             "in another run.output_dir",
+        )
+
+
+def check_found(
+    state: TrainState, packs: bool | None, continuous: bool | None, allowed: Sequence[str] = ()
+) -> None:
+    """Refuses a student that reads or writes otherwise than so far with the same settings, as
+    other versions or another machine can bring about. What the checkpoint does not say is not
+    compared.
+
+    Args:
+        packs, continuous: as ``TrainState`` has them, now.
+
+    Raises:
+        ConfigurationError: one of them differs.
+    """
+    compared = (
+        (PACKING, state.packs, packs, "the student reads its sequences", "packed", "padded"),
+        (ENGINE, state.continuous, continuous, "responses are written", "continuously", "padded"),
+    )
+    for key, before, now, what, yes, no in compared:
+        if None in (before, now) or before == now or key in allowed:
+            continue
+        raise ConfigurationError(
+            f"{what} {yes if now else no}, and so far {yes if before else no}, with the same "
+            "settings: the model passes a check of the start otherwise than before (the log says "
+            "why), and values differ in rounding",
+            where="checkpoint.resume",
+            fix="go on with the versions and the device of before (machine.json), "
+            f"or name {key} in checkpoint.allow_changed",
         )
 
 

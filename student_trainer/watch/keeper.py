@@ -20,7 +20,8 @@ Table = Callable[[int, str, Sequence[str], Sequence[Sequence[Any]]], None]
 
 
 class Keeper:
-    """Keeps the responses with the largest loss of every so many steps, and of the last one."""
+    """Keeps the responses with the largest loss of every so many steps, and of the run's last
+    one by ``run.steps``: a run that ends earlier keeps none more."""
 
     def __init__(
         self, settings: ReportSettings, steps: int, student: Student, folder: Path

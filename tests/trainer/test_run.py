@@ -22,11 +22,13 @@ from student_trainer.loop import TrainingLoop
 from student_trainer.prompt_needs import read_prompts
 from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.generate import generate
+from student_trainer.rollout.slots import supported
 from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory
 from student_trainer.run.rng import restore_rng
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.inputs import with_answers
+from student_trainer.student import model as student_model
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.teachers import Teachers
@@ -169,6 +171,26 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(config: MakeConfig, tmp_
     straight = train(in_directory(ended, tmp_path / "straight", steps=target))
     assert losses(ended.run.output_dir) == losses(straight)
     assert artefacts(ended.run.output_dir, target) == artefacts(straight, target)
+
+
+def test_a_student_that_reads_or_writes_otherwise_than_before_is_refused(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with other versions, or on another device."""
+    path = train(config(run={"steps": 1}, checkpoint={"every": 1}))
+    state = checkpoint.load_state(path / "checkpoints" / "step-000001")
+    assert (state.packs, state.continuous) == (True, True)
+    now = config(run={"steps": 2})
+    with monkeypatch.context() as changed:
+        changed.setattr(student_model, "_probe_packing", lambda student: False)
+        with pytest.raises(ConfigurationError, match=r"padded, and so far packed(.|\n)*\.packing"):
+            train(now)
+    monkeypatch.setattr(supported, "_tried", lambda student: "it cannot")
+    with pytest.raises(ConfigurationError, match=r"so far continuously(.|\n)*rollout\.engine"):
+        train(now)
+    allowed = {"every": 1, "allow_changed": ("rollout.engine",)}
+    train(config(run={"steps": 2}, checkpoint=allowed))
+    assert checkpoint.load_state(path / "checkpoints" / "step-000002").continuous is False
 
 
 def test_the_final_model_is_one_transformers_loads(config: MakeConfig, tmp_path: Path) -> None:

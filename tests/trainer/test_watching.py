@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
-from teacher_proto.errors import ConfigurationError
+from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.program.entrypoint import run_program
 from teacher_proto.program.settings_show import to_toml
 from teacher_proto.rows import Rows
@@ -35,6 +36,7 @@ from student_trainer.run.directory import read_metrics
 from student_trainer.run.progress import CLEAR, loading
 from student_trainer.run.retention import listing
 from student_trainer.settings.train import TrainConfig
+from student_trainer.watch import keeper
 from student_trainer.watch.files import load
 from student_trainer.watch.kept import teacher_log_probs
 from student_trainer.watch.row_losses import means_by_position
@@ -87,13 +89,16 @@ def test_the_curve_is_in_order_and_a_resumed_run_goes_on_with_it(
     )]  # fmt: skip
     assert [step for step, _ in curve] == [0, 2, 4, 5]
     # A step that is evaluated is saved where it is the best so far, and others as they are due.
-    best = {step for step, value in curve[1:] if value <= min(v for s, v in curve if s <= step)}
+    # The untrained student has no checkpoint, so it is not compared with.
+    best = {s for s, value in curve[1:] if value <= min(v for t, v in curve[1:] if t <= s)}
     expected: list[tuple[Any, ...]] = [("EvaluationEnded", "before", 0)]
     for step in range(1, 6):
         expected.append(("StepEnded", None, step))
+        if step in (3, 5):
+            expected.append(("CheckpointSaved", None, step))
         if step in (2, 4, 5):
             expected.append(("EvaluationEnded", "during", step))
-        if step in best | {3, 5}:
+        if step in best | {5}:  # that of 5 again, with its value
             expected.append(("CheckpointSaved", None, step))
     assert told(events) == [*expected, ("EvaluationEnded", "after", 5)]
     after = json.loads((result.path / "evaluation" / "after.json").read_text())
@@ -142,18 +147,26 @@ def test_an_evaluation_that_a_run_could_not_make_is_made_when_it_resumes(
     assert all(state["score"] == values[state["step"]] for state in states)
 
 
+@pytest.mark.parametrize(
+    "sections",
+    [{}, {"pipeline": {"staleness": 1}, "optimizer": {"lr": 0.3, "updates_per_batch": 2}}],
+)
 def test_a_run_without_patience_ends_early_and_stays_ended(
-    config: MakeConfig, caplog: pytest.LogCaptureFixture
+    config: MakeConfig, caplog: pytest.LogCaptureFixture, sections: dict[str, Any]
 ) -> None:
     """A rate at which the student only gets worse."""
     made = config(
-        run={"steps": 9},
-        evaluation={"every": 1, "patience": 2},
-        optimizer={"lr": 0.3},
-        checkpoint={"best": FRESH, "every": 100, "keep": 1},
+        **{
+            "run": {"steps": 9},
+            "evaluation": {"every": 1, "patience": 2},
+            "optimizer": {"lr": 0.3},
+            "checkpoint": {"best": FRESH, "every": 100, "keep": 1},
+            **sections,
+        }
     )
     caplog.set_level("INFO", "student_trainer")
-    path = Trainer(made, quiet=True).train().path
+    events: list[Event] = []
+    path = Trainer(made, [events.append], quiet=True).train().path
     points = read_points(path / "evaluation")
     values = [point.value("fresh_reverse_kl") or 0.0 for point in points]
     steps = len(points) - 1
@@ -161,9 +174,53 @@ def test_a_run_without_patience_ends_early_and_stays_ended(
     assert min(values) == values[-3], "two evaluations without a better one"
     assert f"has not been better for 2 evaluations: the run ends after step {steps}" in caplog.text
     assert len(read_metrics(path / "metrics.jsonl")) == steps
+    saved = [event.step for event in events if isinstance(event, CheckpointSaved)]
+    assert saved[-1] == steps
+    assert saved[0] == 1, "the best after a step, though the untrained student is better"
     model = (path / "model" / "model.safetensors").read_bytes()
-    assert Trainer(made, quiet=True).train().summary["steps"] == steps
+    events.clear()
+    again = Trainer(made, [events.append], quiet=True).train()
+    assert again.summary["steps"] == steps
+    assert not [event for event in events if isinstance(event, StepEnded | CheckpointSaved)]
     assert (path / "model" / "model.safetensors").read_bytes() == model
+
+
+def test_a_checkpoint_that_is_due_is_there_before_the_evaluation(
+    config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(run={"steps": 2}, checkpoint={"every": 2})
+
+    def at_once(self: RunEvaluation, step: int) -> Any:
+        steps = [path.name for path in listing(made.run.output_dir / "checkpoints")]
+        raise Killed(steps)
+
+    monkeypatch.setattr(RunEvaluation, "during", at_once)
+    with pytest.raises(Killed, match="step-000002"):
+        Trainer(made, quiet=True).train()
+
+
+def test_a_disk_without_space_for_kept_responses_loses_no_step(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = config(
+        run={"steps": 3}, evaluation={"prompts": 0, "every": 0}, report={"rollouts_every": 2}
+    )
+    straight = Trainer(in_directory(made, tmp_path / "straight"), quiet=True).train().path
+    real = keeper.save
+
+    def full(path: Path, records: Any) -> None:
+        raise OSError(errno.ENOSPC, "no space", str(path))
+
+    monkeypatch.setattr(keeper, "save", full)
+    with pytest.raises(LsmError, match=r"cannot write .*step-000002\.jsonl"):
+        Trainer(made, quiet=True).train()
+    run = made.run.output_dir
+    assert [path.name for path in listing(run / "checkpoints")] == ["step-000002"]
+    assert [line["step"] for line in read_metrics(run / "metrics.jsonl")] == [1, 2]
+    monkeypatch.setattr(keeper, "save", real)
+    Trainer(made, quiet=True).train()
+    assert losses(run) == losses(straight)
+    assert artefacts(run, 3) == artefacts(straight, 3)
 
 
 def test_settings_that_cannot_be_judged_are_refused(config: MakeConfig) -> None:
