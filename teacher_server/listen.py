@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import errno
+import logging
 import math
 import socket
 
 from teacher_proto.channel import is_loopback
 from teacher_proto.errors import ConfigurationError
+
+log = logging.getLogger(__name__)
 
 # Connections that wait to be accepted; the system has a lower bound of its own (somaxconn). Where
 # there is no room for one, its caller tries again after a second.
@@ -80,7 +83,10 @@ def keep_silent_ones_out(listener: socket.socket, seconds: float) -> None:
     both wires speak first, with TLS and without.
     """
     if hasattr(socket, "TCP_DEFER_ACCEPT"):
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
+        try:
+            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
+        except OSError as error:
+            log.warning("connections that say nothing are accepted too: %s", error.strerror)
 
 
 def check_free(host: str, port: int, setting: str) -> None:

@@ -54,7 +54,9 @@ async def give_back_as_it_grows() -> None:
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         now = resident()
-        least = min(least, now)
+        if not now:
+            continue
+        least = min(least or now, now)
         if now - least >= GROWTH:
             await asyncio.to_thread(give_back_free_pages)
             least = resident()

@@ -6,6 +6,7 @@ import asyncio.trsock
 import functools
 import ipaddress
 import socket
+import sys
 from urllib.parse import unquote
 
 # What one place usually has of IPv6.
@@ -49,7 +50,8 @@ def plain(host: str) -> str:
 def has_left(connection: socket.socket | asyncio.trsock.TransportSocket) -> bool:
     """Whether the far end has closed its side; True where Linux says so, at once, whatever of
     its bytes is still to be read."""
-    if not hasattr(socket, "TCP_INFO") or connection.family == socket.AF_UNIX:
+    # Other systems may have a TCP_INFO too, of another form.
+    if sys.platform != "linux" or connection.family == socket.AF_UNIX:
         return False
     state: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
     return state[0] not in OPEN

@@ -167,7 +167,6 @@ class Server:
             loading = self._watched(
                 load_teachers(config.teachers, config.engine, config.limits), stack
             )
-            self._watched(give_back_as_it_grows(), stack)
             self._watched(self._end_of(grpc_server.wait_closed(), "gRPC"), stack)
             self._watched(self._end_of(http_server.wait_closed(), "HTTP"), stack)
             stopping = self._watched(self._stopped.get(), stack)
@@ -211,9 +210,12 @@ class Server:
             log.info("ready: %s", ", ".join(teachers.names))
             self.ready.set()
             looking = asyncio.create_task(self._look(grpc_server))
+            # Not before: loading a model takes and frees more than any message.
+            trimming = asyncio.create_task(give_back_as_it_grows())
             code = await stopping
             self.lifecycle.drain()
             await cancel(looking)
+            await cancel(trimming)
         grpc_server.drain()
         refusal = self.lifecycle.refusal()
         if self._signal is None:

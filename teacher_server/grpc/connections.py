@@ -84,7 +84,7 @@ class Connections:
         self._flooded = -FLOOD_SECONDS
         self._waiting = BACKLOG
         self._ended = 0
-        self._reported = -REPORT_EVERY
+        self._reported = self._failed = -REPORT_EVERY
 
     def __len__(self) -> int:
         """How many there were at the last look."""
@@ -127,6 +127,12 @@ class Connections:
             except OSError as error:
                 log.debug("gRPC's connections cannot be looked at: %s", error.strerror)
                 many = False
+            except Exception:
+                # Without this thread nothing would bound them any more.
+                if begun - self._failed >= REPORT_EVERY:
+                    log.exception("a look at gRPC's connections failed")
+                    self._failed = begun
+                many = False
             took = time.monotonic() - begun
             pause = min(LOOK_EVERY, max(LOOK_OFTEN, (SHARE - 1) * took)) if many else LOOK_EVERY
 
@@ -142,9 +148,9 @@ class Connections:
         many = len(peers.keys() ^ before.keys()) >= MANY
         if many:
             for peer in self._sockets.left(peers):
-                self._sockets.end(peers[peer], peer, unread=True)
-                self._counted("left")
-                del self._seen[peer]
+                if self._sockets.end(peers[peer], peer, unread=True):
+                    self._counted("left")
+                    del self._seen[peer]
         while self._cut:
             peer, reason = self._cut.popitem()
             self._end(peers, [peer], reason)
@@ -163,9 +169,9 @@ class Connections:
             self._flooded = now
         waiting = WAITING_IN_FLOOD if now - self._flooded < FLOOD_SECONDS else BACKLOG
         if waiting != self._waiting:
-            self._waiting = waiting
             for listener in self._sockets.listeners():
                 listener.listen(waiting)
+            self._waiting = waiting
 
     def _end_silent(self) -> None:
         peers = self._sockets.look()
@@ -233,6 +239,7 @@ class Connections:
             if peer in peers and self._sockets.end(peers[peer], peer, unread=unread):
                 self._ended += 1
                 self._counted(reason)
+                self._seen.pop(peer, None)
 
     def _report(self) -> None:
         now = time.monotonic()

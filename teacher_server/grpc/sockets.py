@@ -45,9 +45,12 @@ class Sockets:
         self._port = port
         # (device, inode) and peer of each descriptor: a connection keeps its inode.
         self._known: dict[int, tuple[tuple[int, int], Peer | None]] = {}
+        # Those that were ended here, until gRPC has closed its descriptor.
+        self._over: set[tuple[tuple[int, int], Peer | None]] = set()
 
     def look(self) -> dict[Peer, int]:
-        """The descriptor of each connection; raises OSError when no file is left to look with."""
+        """The descriptor of each connection but those that were ended here; raises OSError when
+        no file is left to look with."""
         known: dict[int, tuple[tuple[int, int], Peer | None]] = {}
         for name in os.listdir(DESCRIPTORS):
             descriptor = int(name)
@@ -59,7 +62,12 @@ class Sockets:
                     before = (inode, self._peer(descriptor))
                 known[descriptor] = before
         self._known = known
-        return {peer: number for number, (_, peer) in known.items() if peer is not None}
+        self._over.intersection_update(known.values())
+        return {
+            one[1]: number
+            for number, one in known.items()
+            if one[1] is not None and one not in self._over
+        }
 
     def listeners(self) -> Iterator[socket.socket]:
         """Those that accept connections to the port, each while it is looked at; raises OSError
@@ -83,14 +91,15 @@ class Sockets:
         """Ends this connection; False where the descriptor is another's by this time.
 
         ``unread``: at once, with what has arrived of it and what it was sent and has not taken.
-        Else gRPC reads first what is there, however much it costs.
+        Else, and where the system does not know how, gRPC reads first what is there, however
+        much it costs.
         """
         # A copy stays the same connection, whatever gRPC does with its own.
         with contextlib.suppress(OSError), _copied(descriptor) as copy:
             if self._far_end(copy) == peer:
-                if unread:
-                    _take_apart(copy.fileno())
-                else:
+                found = os.fstat(copy.fileno())
+                self._over.add(((found.st_dev, found.st_ino), peer))
+                if not (unread and _take_apart(copy.fileno())):
                     copy.shutdown(socket.SHUT_RDWR)
                 return True
         return False
@@ -133,9 +142,6 @@ def _copied(descriptor: int) -> Iterator[socket.socket]:
         os.close(copy)
 
 
-def _take_apart(descriptor: int) -> None:
-    """Resets a connection, whoever else has its descriptor; raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.connect(descriptor, NOWHERE, len(NOWHERE)):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+def _take_apart(descriptor: int) -> bool:
+    """Resets a connection, whoever else has its descriptor; False where the system refuses it."""
+    return ctypes.CDLL(None).connect(descriptor, NOWHERE, len(NOWHERE)) == 0  # type: ignore[no-any-return]

@@ -50,7 +50,7 @@ BY_CLASS: tuple[tuple[type[LsmError], int], ...] = (
 # Answered before the whole body was read: the connection is closed, so that the rest of
 # the body is not read either.
 CLOSING = {401, 403, 404, 405, 413, 415, 503, 504}
-FRAMEWORK_FIX = "GET /docs lists the routes and their methods"
+FRAMEWORK_FIX = "GET /openapi.json lists the routes and their methods"
 
 
 def status_of(error: LsmError) -> int:

@@ -8,11 +8,12 @@ looks at them.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -67,12 +68,24 @@ def page_paths() -> frozenset[str]:
 
 def page_routes() -> list[Route]:
     """One route for each file: no path that a caller writes becomes a path of a file."""
-    return [Route(path, _answer, methods=["GET"]) for path in _files()]
+    return [Route(path, _answer(path, file), methods=["GET"]) for path, file in _files().items()]
 
 
-async def _answer(request: Request) -> Response:
-    file = _files()[request.scope["path"]]
-    headers = HEADERS | {"ETag": file.tag}
-    if request.headers.get("if-none-match") == file.tag:
-        return Response(status_code=304, headers=headers)
-    return Response(file.content, headers=headers, media_type=file.type)
+def _answer(path: str, file: _File) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of one file."""
+
+    async def answer(request: Request) -> Response:
+        # A route's pattern ends in `$`, which matches before a line break too.
+        if request.scope["path"] != path:
+            raise HTTPException(404)
+        headers = HEADERS | {"ETag": file.tag}
+        if file.tag in _tags(request.headers.getlist("if-none-match")):
+            return Response(status_code=304, headers=headers)
+        return Response(file.content, headers=headers, media_type=file.type)
+
+    return answer
+
+
+def _tags(kept: list[str]) -> set[str]:
+    """Of If-None-Match, which compares weakly: a proxy that compressed a file has marked its tag."""
+    return {tag.strip().removeprefix("W/") for one in kept for tag in one.split(",")}

@@ -19,6 +19,7 @@ from teacher_proto.client.credentials import ClientCredentials
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc import connections
+from teacher_server.grpc import sockets as sockets_module
 from teacher_server.grpc.connections import Connections
 from teacher_server.grpc.sockets import Peer, Sockets
 from teacher_server.listen import BACKLOG, keep_silent_ones_out
@@ -190,6 +191,33 @@ def test_what_a_caller_sent_who_has_left_need_not_be_read() -> None:
             with pytest.raises(ConnectionResetError):
                 gone.recv(1)
             assert not sockets.end(peers[peer], peer, unread=True), "it is no connection any more"
+            assert len(sockets.look()) == 1, "what was ended is not found again"
+
+
+def test_where_a_connection_cannot_be_taken_apart_it_is_shut_down(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As on macOS, whose connect takes no address of no family."""
+    monkeypatch.setattr(sockets_module, "_take_apart", lambda descriptor: False)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        sockets = Sockets(listener.getsockname()[1])
+        with (
+            socket.create_connection(listener.getsockname()) as caller,
+            listener.accept()[0],
+        ):
+            caller.settimeout(LONG)
+            ((peer, number),) = sockets.look().items()
+            assert sockets.end(number, peer, unread=True)
+            assert caller.recv(1) == b""
+            assert sockets.look() == {}
+
+
+def test_a_system_that_refuses_to_keep_silent_ones_is_asked_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        keep_silent_ones_out(other, 10.0)
+    assert "connections that say nothing are accepted too" in caplog.text
 
 
 @pytest.mark.parametrize(("count", "many"), [(connections.MANY - 1, False), (20, True)])
@@ -203,6 +231,8 @@ def test_those_who_left_go_where_many_come_and_go(count: int, many: bool) -> Non
         assert found._tend() is many
         assert reasons == ["left"] * (count if many else 0)
         assert len(found) == (0 if many else count)
+        assert found._tend() is False, "nobody came or went"
+        assert reasons == ["left"] * (count if many else 0), "each is counted once"
 
 
 def may_wait(listener: socket.socket) -> int:
@@ -240,6 +270,51 @@ def test_in_a_flood_few_wait_to_be_accepted(monkeypatch: pytest.MonkeyPatch) -> 
         found._tend()
         most = int(Path("/proc/sys/net/core/somaxconn").read_text())
         assert may_wait(listener) == min(BACKLOG, most)
+
+
+def test_a_flood_that_was_not_braked_is_braked_at_the_next_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        found._sockets = sockets = Sockets(listener.getsockname()[1])
+
+        def no_file_left() -> Iterator[socket.socket]:
+            raise OSError(24, "no file left")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sockets, "listeners", no_file_left)
+            with pytest.raises(OSError, match="no file left"):
+                found._hold_back(connections.FLOOD)
+        found._hold_back(connections.FLOOD)
+        assert may_wait(listener) == connections.WAITING_IN_FLOOD
+
+
+@pytest.mark.asyncio
+async def test_a_look_that_fails_is_told_and_the_next_one_is_made(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks = 0
+    third = threading.Event()
+
+    def look(self: Sockets) -> dict[Peer, int]:
+        nonlocal looks
+        looks += 1
+        if looks < 3:
+            raise RuntimeError("of this look")
+        third.set()
+        return {}
+
+    monkeypatch.setattr(Sockets, "look", look)
+    monkeypatch.setattr(connections, "LOOK_EVERY", 0.001)
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found.watch(listener.getsockname()[1], 1.0)
+        assert await asyncio.to_thread(third.wait, LONG)
+        await found.stop()
+    told = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert len(told) == 1
+    assert "of this look" in str(told[0].exc_info)
 
 
 def test_a_listener_of_another_port_is_left_alone() -> None:
