@@ -10,6 +10,8 @@ import argparse
 import json
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,13 +20,27 @@ from teacher_proto.errors import ConfigurationError, LsmError, TeacherUnavailabl
 from teacher_server.commands.client_arguments import (
     add_tls_arguments,
     add_token_arguments,
-    identification,
+    credentials,
 )
+from teacher_server.commands.over_http import ask, place_of
+from teacher_server.commands.question import body_of
 
 if TYPE_CHECKING:
-    from teacher_proto.client.credentials import Identification
+    from teacher_proto.client.credentials import ClientCredentials, Identification
+
+    from teacher_server.commands.over_http import Place
 
 TIMEOUT_SECONDS = 120.0
+# What goes with a question alone.
+OF_A_QUESTION = (
+    "response",
+    "response_ids",
+    "tools",
+    "teacher",
+    "tokenizer",
+    "diff",
+    "diff_token_file",
+)
 EPILOG = """\
 examples:
   teacher-server inspect --prompt 'What is 2+2?' --response ' 4.'
@@ -61,6 +77,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--diff", metavar="URL", help="ask another server too, and show the difference"
     )
+    parser.add_argument(
+        "--diff-token-file", type=Path, metavar="FILE", help="its token, where it has another"
+    )
     parser.add_argument("--json", action="store_true", help="print the document of rows")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write one HTML file")
     add_token_arguments(parser)
@@ -77,7 +96,11 @@ def run(arguments: argparse.Namespace) -> int:
     """
     from teacher_proto.page import render_offline
 
-    document = _read(arguments.rows) if arguments.rows else _ask(arguments)
+    if arguments.rows:
+        _check_asks_nobody(arguments)
+        document = _read(arguments.rows)
+    else:
+        document = _ask(arguments)
     if arguments.out is not None:
         try:
             arguments.out.write_text(render_offline(document), encoding="utf-8")
@@ -85,7 +108,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise ConfigurationError(
                 f"cannot be written ({error.strerror})", where=str(arguments.out)
             ) from error
-        sys.stdout.write(f"written to {arguments.out}\n")
+        sys.stderr.write(f"written to {arguments.out}\n")
     if arguments.json:
         sys.stdout.write(json.dumps(document) + "\n")
     elif arguments.out is None:
@@ -104,7 +127,7 @@ def _read(path: Path) -> dict[str, Any]:
 
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"cannot be read as JSON ({error})",
             where=str(path),
@@ -118,80 +141,52 @@ def _read(path: Path) -> dict[str, Any]:
 def _ask(arguments: argparse.Namespace) -> dict[str, Any]:
     from teacher_proto.page import make_document, sequence_of_reply
 
-    body = _body(arguments)
+    body = body_of(arguments)
     sequences = []
-    for url in filter(None, (arguments.url, arguments.diff)):
-        base = url.rstrip("/")
-        address = base.partition("://")[2].partition("/")[0]
-        own = identification(arguments, address, with_token=True)
-        reply = post(f"{base}/v1/score", own, body)
-        sequence = sequence_of_reply(f"{reply['teacher']} at {address}", reply)
-        sequence["facts"] = {
-            "teacher": reply["teacher"],
-            "identity": reply["identity"]["digest"][:12],
-            "K": body["top_k"],
-            "temperature": body["temperature"],
-        }
-        guarded = any(name == "authorization" for name, _ in own.metadata())
-        sequence |= {"request": body, "server": base, "needs_token": guarded}
-        sequences.append(sequence)
-    return make_document(sequences)
+    # Both are checked before the first is asked.
+    for place in _places(arguments):
+        url = f"{place.base}/v1/score"
+        reply = post(url, place.own, body)
+        try:
+            sequence = sequence_of_reply(f"{reply['teacher']} at {place.address}", reply)
+            sequence["facts"] = {
+                "teacher": reply["teacher"],
+                "identity": reply["identity"]["digest"][:12],
+                "K": body["top_k"],
+                "temperature": body["temperature"],
+            }
+            sequence |= {"request": body, "server": place.base, "needs_token": place.guarded}
+            sequences.append(sequence)
+            document = make_document(sequences)
+        except (KeyError, IndexError, TypeError) as error:
+            raise _not_there(url, "the answer is none of a teacher server") from error
+    return document
 
 
-def _body(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Of POST /v1/score."""
-    if (arguments.response is None) == (arguments.response_ids is None):
+def _places(arguments: argparse.Namespace) -> list[Place]:
+    """Whom the arguments ask, one server or two."""
+    places = [place_of(arguments.url, arguments, "--url")]
+    if arguments.diff is not None:
+        other: ClientCredentials | None = None
+        if arguments.diff_token_file is not None:
+            told = credentials(arguments, with_token=True)
+            other = replace(told, token="", token_file=arguments.diff_token_file)
+        places.append(place_of(arguments.diff, arguments, "--diff", other))
+    elif arguments.diff_token_file is not None:
         raise ConfigurationError(
-            "exactly one of --response and --response-ids is needed",
-            where="--response",
-            fix="say whose tokens are looked at",
+            "is of no server", where="--diff-token-file", fix="give --diff, or --token-file"
         )
-    if arguments.tools is not None and arguments.messages is None:
-        raise ConfigurationError("tools go with messages", where="--tools", fix="use --messages")
-    prompt: dict[str, Any]
-    if arguments.prompt is not None:
-        prompt = {"text": arguments.prompt}
-    elif arguments.messages is not None:
-        prompt = {"messages": _list(arguments.messages, "--messages")}
-        if arguments.tools is not None:
-            prompt["template_arguments"] = {"tools": _list(arguments.tools, "--tools")}
-    else:
-        prompt = {"token_ids": _ids(arguments.prompt_ids, "--prompt-ids")}
-    continuation = (
-        {"text": arguments.response}
-        if arguments.response is not None
-        else {"token_ids": _ids(arguments.response_ids, "--response-ids")}
-    )
-    crossed = arguments.tokenizer is not None
-    body: dict[str, Any] = {
-        "prompt": prompt,
-        "continuations": [continuation],
-        "top_k": arguments.top_k,
-        "temperature": arguments.temperature,
-        "returns": {"log_tail": arguments.top_k > 0, "realignment": crossed, "coarse": crossed},
-    }
-    if arguments.teacher is not None:
-        body["teacher"] = arguments.teacher
-    if crossed:
-        body["tokenizer_hash"] = arguments.tokenizer
-    return body
+    return places
 
 
-def _list(text: str, where: str) -> list[Any]:
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise ConfigurationError(f"is no JSON ({error})", where=where) from error
-    if not isinstance(found, list):
-        raise ConfigurationError("is no list", where=where, fix="write a JSON list of objects")
-    return found
-
-
-def _ids(text: str, where: str) -> list[int]:
-    try:
-        return [int(part) for part in text.replace(",", " ").split()]
-    except ValueError:
-        raise ConfigurationError("is no list of ids", where=where, fix="write 1,2,3") from None
+def _check_asks_nobody(arguments: argparse.Namespace) -> None:
+    for name in OF_A_QUESTION:
+        if getattr(arguments, name) is not None:
+            raise ConfigurationError(
+                "nobody is asked with --rows",
+                where=f"--{name.replace('_', '-')}",
+                fix="leave it out, or leave out --rows",
+            )
 
 
 def post(url: str, own: Identification, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,20 +195,29 @@ def post(url: str, own: Identification, body: Mapping[str, Any]) -> dict[str, An
     Raises:
         TeacherUnavailableError: nothing answers there, or not a teacher server.
     """
+    import http.client
     import urllib.error
-    import urllib.request
 
-    headers: dict[str, str] = {"Content-Type": "application/json", **dict(own.metadata())}  # type: ignore[arg-type]
-    asked = urllib.request.Request(url, json.dumps(body).encode(), headers)
-    secured = urllib.request.HTTPSHandler(context=own.context)
     try:
-        with urllib.request.build_opener(secured).open(asked, timeout=TIMEOUT_SECONDS) as answer:
-            found: dict[str, Any] = json.loads(answer.read())
-            return found
+        answer = ask(
+            url,
+            own,
+            TIMEOUT_SECONDS,
+            body=json.dumps(body).encode(),
+            failed=partial(_not_there, url),
+        )
+        found = json.loads(answer)
     except urllib.error.HTTPError as error:
-        raise _refusal(url, error.code, error.read()) from error
-    except (OSError, ValueError) as error:
-        raise _not_there(url, str(getattr(error, "reason", error))) from error
+        try:
+            told = error.read()
+        except (OSError, http.client.HTTPException):
+            told = b""
+        raise _refusal(url, error.code, told) from error
+    except (ValueError, RecursionError) as error:
+        raise _not_there(url, "the answer is no JSON") from error
+    if not isinstance(found, dict):
+        raise _not_there(url, "the answer is none of a teacher server")
+    return found
 
 
 def _refusal(url: str, code: int, content: bytes) -> LsmError:

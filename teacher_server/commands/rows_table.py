@@ -105,9 +105,9 @@ def _rank(token: Mapping[str, Any]) -> str:
 
 
 def _class(token: Mapping[str, Any]) -> Text:
-    reason = token.get("reason")
-    name = str(token.get("class") or "-").lower()
-    return Text(f"{name} ({reason.lower()})" if reason else name, "yellow" if reason else "")
+    reason = shown(token["reason"].lower()) if token.get("reason") else ""
+    name = shown((token.get("class") or "-").lower())
+    return Text(f"{name} ({reason})" if reason else name, "yellow" if reason else "")
 
 
 def _choices(token: Mapping[str, Any]) -> Text:

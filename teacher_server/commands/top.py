@@ -8,15 +8,13 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 from teacher_proto.errors import ConfigurationError, TeacherUnavailableError, UnauthenticatedError
 
-from teacher_server.commands.client_arguments import (
-    add_tls_arguments,
-    add_token_arguments,
-    identification,
-)
+from teacher_server.commands.client_arguments import add_tls_arguments, add_token_arguments
+from teacher_server.commands.over_http import ask, place_of
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -85,14 +83,13 @@ def run(arguments: argparse.Namespace) -> int:
     """Shows intervals until interrupted, or one of them.
 
     Raises:
+        ConfigurationError: the URL and the credentials do not go together.
         TeacherUnavailableError: nothing answers at the address.
     """
     if arguments.interval <= 0:
         raise ConfigurationError(f"is {arguments.interval}, must be > 0", where="--interval")
-    url = arguments.url.rstrip("/") + "/metrics"
-    address = url.partition("://")[2].partition("/")[0]
-    own = identification(arguments, address, with_token=True)
-    views = watch(url, own, arguments.interval)
+    place = place_of(arguments.url, arguments, "--url")
+    views = watch(f"{place.base}/metrics", place.own, arguments.interval)
     if arguments.json:
         for view in views:
             sys.stdout.write(json.dumps(asdict(view)) + "\n")
@@ -131,15 +128,11 @@ def fetch(url: str, own: Identification) -> Samples:
         UnauthenticatedError: the server wants credentials.
     """
     import urllib.error
-    import urllib.request
 
     from prometheus_client.parser import text_string_to_metric_families
 
     try:
-        asked = urllib.request.Request(url, headers=dict(own.metadata()))  # type: ignore[arg-type]
-        secured = urllib.request.HTTPSHandler(context=own.context)
-        with urllib.request.build_opener(secured).open(asked, timeout=TIMEOUT_SECONDS) as reply:
-            text = reply.read().decode()
+        text = ask(url, own, TIMEOUT_SECONDS, failed=partial(_not_there, url)).decode()
     except urllib.error.HTTPError as error:
         if error.code in (401, 403):
             raise UnauthenticatedError(
@@ -148,8 +141,8 @@ def fetch(url: str, own: Identification) -> Samples:
                 fix="give --token-file with a token of one of its runs",
             ) from error
         raise _not_there(url, f"HTTP {error.code}") from error
-    except (OSError, ValueError) as error:
-        raise _not_there(url, str(getattr(error, "reason", error))) from error
+    except UnicodeDecodeError as error:
+        raise _not_there(url, "the page is no text") from error
     try:
         return {
             (sample.name, frozenset(sample.labels.items())): sample.value
