@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -151,12 +153,57 @@ def test_a_link_holds_the_whole_question(look: Open, program: Program) -> None:
     ask(found, prompt=SCRIPTS, response="some words", teacher="other", compare="teacher")
     found.page.locator(".strip .tok").first.wait_for()
     link = found.page.url
-    again = look(link)
+    asked: list[str] = []
+    again = look("about:blank")
+    again.page.on("request", lambda request: asked.append(request.url))
+    again.page.goto(link)
+    again.page.get_by_text("The link's question is in the form").wait_for()
+    again.page.locator("#state").filter(has_text="version").wait_for()
+    assert not [url for url in asked if url.endswith(("/v1/score", "/v1/render"))]
+    again.page.get_by_role("button", name="Look", exact=True).click()
     again.page.locator(".strip .tok").first.wait_for()
     assert again.page.get_by_label("Prompt", exact=True).input_value() == SCRIPTS
     assert again.page.locator("[name=teacher]").input_value() == "other"
     broken = look(link[:-5]).page
     broken.locator("#problem").filter(has_text="not whole").wait_for()
+    again.page.get_by_label("Rollout or rows").check()  # what is pasted stands in no link
+    assert again.page.get_by_role("button", name="Copy a link").is_hidden()
+
+
+def test_rows_that_came_are_shown_where_their_prompt_is_refused(
+    look: Open, program: Program
+) -> None:
+    found = look(address(program))
+    found.expected.append("status of 429")
+    refusal = {"reason": "RUN_QUEUE_FULL", "what": "no room", "where": "run", "fix": "wait"}
+    found.page.route(
+        "**/v1/render",
+        lambda route: route.fulfill(status=429, body=json.dumps({"error": refusal})),
+    )
+    ask(found, prompt="a", response="b c", teacher="default")
+    found.page.locator(".strip .tok").first.wait_for()
+    found.page.locator("#problem").filter(has_text="RUN_QUEUE_FULL").wait_for()
+
+
+def test_what_is_copied_ends_no_string(look: Open, program: Program) -> None:
+    page = look(address(program)).page
+    server = "http://a'\n; touch /tmp/x; '\u2028\""
+    curl, python, buttons = page.evaluate(
+        """async (server) => {
+            const at = `${location.origin}/page/view/sources.js`;
+            const { asCurl, asPython, sourcesView } = await import(at);
+            const shown = (server) => [...sourcesView({ server, request: {} })
+              .querySelectorAll("button")].map((button) => button.textContent);
+            return [asCurl(server, { a: "'" }), asPython(server, { a: "'" }),
+              [shown(server), shown("http://a:1/prefix"), shown("http://a\\n")]];
+        }""",
+        server,
+    )
+    words = shlex.split(curl.replace("\\\n", " "))
+    assert words[-1] == f"{server}/v1/score"
+    texts = [n.value for n in ast.walk(ast.parse(python)) if isinstance(n, ast.Constant)]
+    assert f"{server}/v1/score" in texts
+    assert ["Copy as curl" in one for one in buttons] == [False, True, False]
 
 
 def test_two_teachers_stand_side_by_side(look: Open, program: Program, axe: str) -> None:

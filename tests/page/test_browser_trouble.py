@@ -65,6 +65,9 @@ def test_docs_asks_for_the_token_too(look: Open, guarded: Program) -> None:
     score.get_by_role("button", name="Execute").click()
     status = score.locator(".live-responses-table .response-col_status").last
     status.filter(has_text="200").wait_for()
+    shown = score.locator(".curl").inner_text()
+    assert f"{address(guarded)}/v1/score" in shown
+    assert BOB not in found.page.content()
 
 
 def test_megabytes_are_refused_with_the_limit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from copy import deepcopy
 from html.parser import HTMLParser
@@ -81,6 +82,62 @@ def test_the_page_s_files_name_nothing_elsewhere() -> None:
         assert found <= {"http://www.w3.org"}, path
 
 
+WRONG: tuple[tuple[str, str, Any], ...] = (
+    ("prompt", "prompt", 1),
+    ("text", "text", ["a"]),
+    ("facts", "facts", ["a"]),
+    ("facts", "facts.a", {"a": True}),
+    ("facts", "facts.a", {"a": [1]}),
+    ("facts", "facts.a", {"a": math.inf}),
+    ("chunks", "chunks", 1.0),
+    ("chunks", "chunks[1]", [1.0, "a"]),
+    ("server", "server", "javascript:alert(1)"),
+    ("server", "server", "http://a'; touch /tmp/x; '"),
+    ("server", "server", "http://a\n"),
+    ("server", "server", "http://a b"),
+    ("server", "server", 'http://a"'),
+    ("server", "server", "http://a\\"),
+    ("server", "server", "http://a`b`"),
+    ("server", "server", "http://é"),
+    ("server", "server", ["http://a"]),
+    ("needs_token", "needs_token", "yes"),
+    ("request", "request", "text"),
+    ("request", "request", {"top_k": math.nan}),
+    ("request", "request", {"top_k": {1}}),
+    ("other", "other", {"name": "a", "tokens": [], "more": 1}),
+)
+WRONG_TOKENS: tuple[tuple[str, Any], ...] = (
+    ("scored", "no"),
+    ("log_prob", 1000.0),
+    ("student", True),
+    ("log_tail", 2),
+    ("loss", 10**400),
+    ("loss", -math.inf),
+    ("text", 1),
+    ("class", 1),
+    ("top", {"a": 1}),
+    ("top", [1]),
+    ("top", [[1, 2, -1.0]]),
+    ("top", [[1, "a", 1000.0]]),
+    ("student_top", [[1, "a", None]]),
+    ("student_top", "abc"),
+)
+
+
+def of_sequence(key: str, value: Any) -> Any:
+    return lambda document: document["sequences"][0].update({key: value})
+
+
+def of_token(key: Any, value: Any) -> Any:
+    return lambda document: document["sequences"][0]["tokens"][2].update({key: value})
+
+
+@pytest.mark.parametrize("document", [None, [], "text", 1])
+def test_a_document_is_an_object(document: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        check_document(document)
+
+
 @pytest.mark.parametrize(
     ("change", "where"),
     [
@@ -99,6 +156,12 @@ def test_the_page_s_files_name_nothing_elsewhere() -> None:
             "sequences[0].tokens[2].top",
         ),
         (lambda d: d["sequences"][0].update(other={"tokens": []}), "sequences[0].other"),
+        (lambda d: d.update(title=1), "title"),
+        (lambda d: d.update(sequences=[[]]), "sequences[0]"),
+        *((of_sequence(key, value), f"sequences[0].{where}") for key, where, value in WRONG),
+        *((of_token(key, value), f"sequences[0].tokens[2].{key}") for key, value in WRONG_TOKENS),
+        (of_token("id", 10**400), "sequences[0].tokens[2]"),
+        (of_token(7, 1), "sequences[0].tokens[2]"),
     ],
 )
 def test_what_is_no_document_is_refused(change: Any, where: str) -> None:

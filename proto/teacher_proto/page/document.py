@@ -6,7 +6,8 @@ is left out or null is not known.
 
 from __future__ import annotations
 
-import math
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -40,6 +41,14 @@ SEQUENCE = frozenset(
         "needs_token",
     }
 )
+OTHER = frozenset({"name", "tokens"})
+LOG_PROBS = frozenset({"log_prob", "student", "log_tail"})
+# A log-probability is 0 at most; what was estimated of one may be a little more.
+MOST = 1.0
+# Whole numbers that every reader of JSON reads alike.
+LARGEST = 2**53
+# It is copied into programs: nothing in it ends a string of theirs.
+SERVER = re.compile(r"https?://[!#-&(-\[\]-_a-~]+")
 REALIGNED = ("coverage", "open_mass", "lost_mass", "chunk")
 
 
@@ -52,8 +61,11 @@ def make_document(sequences: Sequence[Mapping[str, Any]], title: str = "") -> di
 
 def check_document(document: Mapping[str, Any]) -> None:
     """Raises InvalidRequestError where a document is not as docs/inspect.md has it."""
+    if not isinstance(document, Mapping):
+        _wrong("is no object", "document")
     if document.get("format") != FORMAT:
         _wrong(f"is {str(document.get('format'))[:40]!r}, not {FORMAT!r}", "format")
+    _check_text(document.get("title"), "title")
     sequences = document.get("sequences")
     if not isinstance(sequences, list) or not sequences:
         _wrong("is no list of one sequence or more", "sequences")
@@ -61,13 +73,14 @@ def check_document(document: Mapping[str, Any]) -> None:
         where = f"sequences[{at}]"
         if not isinstance(sequence, Mapping) or not isinstance(sequence.get("name"), str):
             _wrong("has no name", where)
-        if unknown := sequence.keys() - SEQUENCE:
-            _wrong(f"has a field {min(unknown)[:40]!r}, which no sequence has", where)
+        _check_fields(sequence, SEQUENCE, "sequence", where)
+        _check_sequence(sequence, where)
         _check_tokens(sequence.get("tokens"), f"{where}.tokens")
         other = sequence.get("other")
         if other is not None:
             if not isinstance(other, Mapping) or not isinstance(other.get("name"), str):
                 _wrong("has no name", f"{where}.other")
+            _check_fields(other, OTHER, "other segmentation", f"{where}.other")
             _check_tokens(other.get("tokens"), f"{where}.other.tokens")
 
 
@@ -121,31 +134,95 @@ def _token(row: Mapping[str, Any]) -> dict[str, Any]:
     return token
 
 
+def _check_sequence(sequence: Mapping[str, Any], where: str) -> None:
+    """All of it but its tokens and name."""
+    for key in ("prompt", "text"):
+        _check_text(sequence.get(key), f"{where}.{key}")
+    facts = sequence.get("facts")
+    if not isinstance(facts, Mapping | None):
+        _wrong("is no object of numbers and texts", f"{where}.facts")
+    for name, value in (facts or {}).items():
+        if not isinstance(name, str):
+            _wrong("has a name that is no text", f"{where}.facts")
+        if not isinstance(value, str):
+            _check_number(value, f"{where}.facts.{name[:40]}")
+    chunks = sequence.get("chunks")
+    if not isinstance(chunks, list | None):
+        _wrong("is no list of numbers", f"{where}.chunks")
+    for number, value in enumerate(chunks or ()):
+        _check_number(value, f"{where}.chunks[{number}]")
+    server = sequence.get("server")
+    if server is not None and not (isinstance(server, str) and SERVER.fullmatch(server)):
+        _wrong("is no http(s) URL without quotes, backslashes and white space", f"{where}.server")
+    if not isinstance(sequence.get("needs_token"), bool | None):
+        _wrong("is neither true nor false", f"{where}.needs_token")
+    request = sequence.get("request")
+    if not isinstance(request, Mapping | None):
+        _wrong("is no object", f"{where}.request")
+    try:
+        json.dumps(request, allow_nan=False)
+    except (ValueError, TypeError, RecursionError):
+        _wrong("is no JSON of finite numbers", f"{where}.request")
+
+
 def _check_tokens(tokens: Any, where: str) -> None:
     if not isinstance(tokens, list):
         _wrong("is no list", where)
     for at, token in enumerate(tokens):
-        if not isinstance(token, Mapping) or type(token.get("id")) is not int:
+        if not isinstance(token, Mapping) or not _is_id(token.get("id")):
             _wrong("has no id", f"{where}[{at}]")
-        if unknown := token.keys() - TOKEN:
-            _wrong(f"has a field {min(unknown)[:40]!r}, which no token has", f"{where}[{at}]")
+        _check_fields(token, TOKEN, "token", f"{where}[{at}]")
+        if not isinstance(token.get("scored"), bool | None):
+            _wrong("is neither true nor false", f"{where}[{at}].scored")
         for key in NUMBERS:
-            _check_number(token.get(key), f"{where}[{at}].{key}")
+            most = MOST if key in LOG_PROBS else LARGEST
+            _check_number(token.get(key), f"{where}[{at}].{key}", most)
         for key in TEXTS:
-            if not isinstance(token.get(key), str | None):
-                _wrong("is no text", f"{where}[{at}].{key}")
+            _check_text(token.get(key), f"{where}[{at}].{key}")
         for key in SUPPORTS:
-            for entry in token.get(key) or ():
-                if len(entry) != 3 or type(entry[0]) is not int or entry[2] is None:
-                    _wrong("is no list of [id, text, log-probability]", f"{where}[{at}].{key}")
-                _check_number(entry[2], f"{where}[{at}].{key}")
+            _check_support(token.get(key), f"{where}[{at}].{key}")
 
 
-def _check_number(value: Any, where: str) -> None:
+def _check_support(support: Any, where: str) -> None:
+    if not isinstance(support, list | None):
+        _wrong("is no list", where)
+    for entry in support or ():
+        if (
+            not isinstance(entry, list | tuple)
+            or len(entry) != 3
+            or not _is_id(entry[0])
+            or not isinstance(entry[1], str | None)
+            or entry[2] is None
+        ):
+            _wrong("is no list of [id, text, log-probability]", where)
+        _check_number(entry[2], where, MOST)
+
+
+def _check_fields(found: Mapping[str, Any], known: frozenset[str], whose: str, where: str) -> None:
+    if unknown := found.keys() - known:
+        name = min(map(str, unknown))[:40]
+        _wrong(f"has a field {name!r}, which no {whose} has", where)
+
+
+def _check_text(value: Any, where: str) -> None:
+    if not isinstance(value, str | None):
+        _wrong("is no text", where)
+
+
+def _is_id(value: Any) -> bool:
+    return type(value) is int and abs(value) <= LARGEST
+
+
+def _check_number(value: Any, where: str, most: float = LARGEST) -> None:
+    """None is not known; ``most``: what it is at most."""
     if value is None:
         return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        _wrong("is no finite number", where)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        _wrong("is no number", where)
+    if not -LARGEST <= value <= LARGEST:  # NaN is not either
+        _wrong(f"is no finite number of at most {LARGEST} either way", where)
+    if value > most:
+        _wrong("is no log-probability: it is positive", where)
 
 
 def _wrong(what: str, where: str) -> NoReturn:

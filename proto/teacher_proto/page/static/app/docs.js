@@ -1,5 +1,5 @@
 // /docs: Swagger UI over /openapi.json, with this tab's token.
-import { askJson, setToken, token } from "./ask.js";
+import { askJson, serverAddress, setToken, token } from "./ask.js";
 
 const part = (id) => document.getElementById(id);
 
@@ -10,6 +10,11 @@ function nameTeacher(described, teachers) {
     const { examples } = described.paths[path].post.requestBody.content["application/json"];
     for (const example of Object.values(examples)) example.value.teacher = teachers[0].name;
   }
+}
+
+function withToken(request) {
+  const headers = token() ? { ...request.headers, Authorization: `Bearer ${token()}` } : request.headers;
+  return { ...request, headers };
 }
 
 async function show() {
@@ -27,14 +32,17 @@ async function show() {
   } catch { /* models are loading: the interface is shown all the same */ }
   part("problem").hidden = true;
   part("token-form").hidden = true;
-  const ui = globalThis.SwaggerUIBundle({
+  described.servers = [{ url: serverAddress() }];  // behind a prefix of a proxy too
+  globalThis.SwaggerUIBundle({
     spec: described,
     domNode: part("swagger"),
     deepLinking: false,
     tryItOutEnabled: true,
     validatorUrl: null,
     queryConfigEnabled: false,
-    onComplete: () => { if (token()) ui.preauthorizeApiKey("bearer", token()); },
+    // The token goes with what is sent, and not into what is shown and copied.
+    requestInterceptor: withToken,
+    showMutatedRequest: false,
   });
 }
 

@@ -1,6 +1,5 @@
 // The page over a teacher server: asks what the form says and draws what comes back.
 import { look } from "../view/look.js";
-import { joined } from "../view/places.js";
 import { AskError, askJson, serverAddress, setToken, token } from "./ask.js";
 import { offer, readForm, showFields, writeForm } from "./form.js";
 import { livePanel } from "./live.js";
@@ -86,10 +85,13 @@ async function ask() {
       sequence.needs_token = token() !== "";
       sequences.push(sequence);
     }
-    await addPrompts(query, requests, sequences, own.signal);
-    if (query.tokenizer) await addTeachersTokens(query, requests, sequences, own.signal);
+    const missing = await addPrompts(query, requests, sequences, own.signal);
+    if (query.tokenizer) {
+      missing.push(...await addTeachersTokens(query, requests, sequences, own.signal));
+    }
     if (stopped()) return;
     look(part("look"), { format: FORMAT, title: "", sequences });
+    missing.slice(0, 1).forEach(tell);
     history.replaceState(null, "", `#${toFragment(query)}`);
     part("look").scrollIntoView({ block: "start" });
   } catch (error) {
@@ -117,32 +119,46 @@ function checkSize(requests) {
   }
 }
 
-// The prompts as the teachers read them; a refusal of one is no reason to show no rows.
-async function addPrompts(query, requests, sequences, signal) {
+// Asks something beside each request: a refusal is no reason to show no rows. The refusals.
+async function beside(requests, asks) {
+  const refusals = [];
   for (const [at, [, body]] of requests.entries()) {
+    try {
+      await asks(at, body);
+    } catch (error) {
+      if (!(error instanceof AskError)) throw error;
+      refusals.push(error);
+    }
+  }
+  return refusals;
+}
+
+// The prompts as the teachers read them.
+function addPrompts(query, requests, sequences, signal) {
+  return beside(requests, async (at, body) => {
     const prompt = body.teacher_prompt ?? promptOf(query);
-    if (prompt.token_ids) continue;
+    if (prompt.token_ids) return;
     const asked = { prompts: [prompt], token_ids: false };
     if (body.teacher) asked.teacher = body.teacher;
     const { prompts } = await askJson("/v1/render", { body: asked, signal });
     if (typeof prompts[0].text === "string") sequences[at].prompt = prompts[0].text;
-  }
+  });
 }
 
 // The teacher's own tokens of the same text, below those of the student.
-async function addTeachersTokens(query, requests, sequences, signal) {
-  for (const [at, [, body]] of requests.entries()) {
+function addTeachersTokens(query, requests, sequences, signal) {
+  return beside(requests, async (at, body) => {
+    if (query.kind === "ids") return;  // the prompt's ids are the student's
     const { tokenizer_hash: _, ...own } = body;
-    const text = query.kind === "ids" ? joined(sequences[at].tokens) : query.response;
+    const text = query.response;
     const asked = {
       ...own, continuations: [{ text }], top_k: 0,
       returns: { sampled: true, log_tail: false, realignment: false, coarse: false },
     };
-    if (query.kind === "ids") continue;  // the prompt's ids are the student's
     const reply = await askJson("/v1/score", { body: asked, signal });
     sequences[at].text = text;
     sequences[at].other = { name: `${reply.teacher}'s own tokens`, tokens: sequenceOfReply("", reply).tokens };
-  }
+  });
 }
 
 async function register(file) {
@@ -189,10 +205,9 @@ async function start() {
     useToken(part("token").value.trim());
   });
   part("token-forget").addEventListener("click", () => useToken(""));
-  addEventListener("hashchange", () => { if (readLink()) ask(); });
-  const linked = readLink();
-  if (!linked) writeForm(exampleFor(null));
-  if ((await meet()) && linked) ask();
+  addEventListener("hashchange", readLink);
+  if (!readLink()) writeForm(exampleFor(null));
+  await meet();
 }
 
 async function useToken(value) {
@@ -202,11 +217,15 @@ async function useToken(value) {
   if (await meet()) part("token-form").hidden = true;
 }
 
-// Whether the address holds a question, which is in the form then.
+// Whether the address holds a question, which is in the form then. Who opened it sends it: it may
+// be somebody else's, and it would go with this tab's token.
 function readLink() {
   try {
     const query = ofFragment(location.hash);
-    if (query) writeForm(query);
+    if (query) {
+      writeForm(query);
+      part("progress").textContent = "The link's question is in the form; Look asks it.";
+    }
     showFields();
     return query !== null;
   } catch (error) {

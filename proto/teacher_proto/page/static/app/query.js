@@ -53,20 +53,23 @@ export function toFragment(query) {
 
 // The question of a fragment; null where there is none. Throws an Error for one that is broken.
 export function ofFragment(fragment) {
-  const found = /^#?q=([\w-]*)$/.exec(fragment);
-  if (!found) return null;
+  const parts = /^#?q=([\w-]*)$/.exec(fragment);
+  if (!parts) return null;
+  let found;
   try {
-    const binary = atob(found[1].replaceAll("-", "+").replaceAll("_", "/"));
+    const binary = atob(parts[1].replaceAll("-", "+").replaceAll("_", "/"));
     const bytes = Uint8Array.from(binary, (c) => c.charCodeAt(0));
     const read = JSON.parse(new TextDecoder("utf-8", { fatal: true }).decode(bytes));
     const query = { ...EMPTY };
     for (const key of Object.keys(EMPTY)) {
       if (typeof read[key] === typeof EMPTY[key]) query[key] = read[key];
     }
-    return query;
+    found = query;
   } catch {
     throw new Error("The link's question cannot be read: it is not whole.");
   }
+  if (found.kind === "rollout") throw new Error("The link holds no question: what is pasted stands in no link.");
+  return found;
 }
 
 // The bodies of POST /v1/score for a question: [name, body] of each.
