@@ -190,6 +190,13 @@ async def anonymous_refusals(target: Target) -> None:
     )
 
 
+async def public_files(target: Target) -> None:
+    """The largest file that strangers may have, uncompressed, as fast as it is sent."""
+    target.admitted = 4 * 2 * MIB
+    await target.begin()
+    await on_http(target, "/docs/swagger-ui-bundle.js", b"", {"accept-encoding": "identity"}, 4)
+
+
 CONNECTIONS = {
     "idle_sockets": idle_sockets,
     "idle_sockets_near": partial(idle_sockets, source=""),
@@ -204,6 +211,7 @@ CONNECTIONS = {
     "grpc_churn_near": partial(grpc_churn, source=""),
     "health_messages": health_messages,
     "anonymous_refusals": anonymous_refusals,
+    "public_files": public_files,
 }
 
 

@@ -7,6 +7,7 @@ looks at them.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
@@ -36,16 +37,29 @@ HEADERS = {
 AT = {"index.html": "/", "docs.html": "/docs"}
 
 
+# From so many bytes on a file is kept compressed too: whoever asks for it makes the server send.
+LARGE = 16 * 1024
+GZIP = "gzip"
+
+
 @dataclass(frozen=True)
 class _File:
+    """A file, and what it is compressed where it is large."""
+
     content: bytes
     type: str
     tag: str
+    packed: bytes | None
 
 
 @cache
 def _files() -> dict[str, _File]:
-    return {path: _File(content, kind, _tag(content)) for path, content, kind in _contents()}
+    return {path: _file(content, kind) for path, content, kind in _contents()}
+
+
+def _file(content: bytes, kind: str) -> _File:
+    packed = gzip.compress(content, mtime=0) if len(content) >= LARGE else None
+    return _File(content, kind, _tag(content), packed)
 
 
 def _contents() -> Iterator[tuple[str, bytes, str]]:
@@ -78,14 +92,29 @@ def _answer(path: str, file: _File) -> Callable[[Request], Awaitable[Response]]:
         # A route's pattern ends in `$`, which matches before a line break too.
         if request.scope["path"] != path:
             raise HTTPException(404)
-        headers = HEADERS | {"ETag": file.tag}
+        content, headers = file.content, HEADERS | {"ETag": file.tag}
+        if file.packed is not None:
+            headers["Vary"] = "Accept-Encoding"
+            if _takes_gzip(request.headers.getlist("accept-encoding")):
+                content = file.packed
+                headers |= {"Content-Encoding": GZIP, "ETag": f"W/{file.tag}"}
         if file.tag in _tags(request.headers.getlist("if-none-match")):
+            headers.pop("Content-Encoding", None)
             return Response(status_code=304, headers=headers)
-        return Response(file.content, headers=headers, media_type=file.type)
+        return Response(content, headers=headers, media_type=file.type)
 
     return answer
 
 
 def _tags(kept: list[str]) -> set[str]:
-    """Of If-None-Match, which compares weakly: a proxy that compressed a file has marked its tag."""
+    """Of If-None-Match, which compares weakly: the tag of what is compressed is marked so."""
     return {tag.strip().removeprefix("W/") for one in kept for tag in one.split(",")}
+
+
+def _takes_gzip(accepted: list[str]) -> bool:
+    """Of Accept-Encoding: whether gzip is named, and not with a weight of 0."""
+    for one in ",".join(accepted).lower().split(","):
+        name, *parameters = (part.replace(" ", "").strip() for part in one.split(";"))
+        if name in (GZIP, "x-gzip"):
+            return not any(p.startswith("q=") and not p[2:].strip("0.") for p in parameters)
+    return False

@@ -165,6 +165,24 @@ async def test_the_public_files_are_those_of_every_server(guarded: Running) -> N
     assert held == {}
 
 
+async def test_a_large_file_is_sent_compressed_to_who_takes_it(guarded: Running) -> None:
+    path = "/docs/swagger-ui-bundle.js"
+    plain = await guarded.http.get(path, headers={"accept-encoding": "identity, gzip;q=0"})
+    assert "content-encoding" not in plain.headers
+    packed = await guarded.http.get(path, headers={"accept-encoding": "br, gzip;q=0.5"})
+    assert packed.headers["content-encoding"] == "gzip"
+    assert packed.content == plain.content
+    assert int(packed.headers["content-length"]) < int(plain.headers["content-length"]) / 2
+    assert {plain.headers["vary"], packed.headers["vary"]} == {"Accept-Encoding"}
+    tags = [plain.headers["etag"], packed.headers["etag"]]
+    assert tags[1] == f"W/{tags[0]}"
+    for kept in (*tags, f'"other", {tags[1]}', f"{tags[0]},"):
+        again = await guarded.http.get(path, headers={"if-none-match": kept})
+        assert again.status_code == 304, kept
+    other = await guarded.http.get(path, headers={"if-none-match": '"other"'})
+    assert other.status_code == 200
+
+
 async def test_a_refusal_says_how_to_come_in(guarded: Running) -> None:
     answer = await guarded.http.get("/metrics", headers={"authorization": f"Bearer {OLD}"})
     assert answer.status_code == 401
