@@ -48,6 +48,7 @@ NEED_MORE = {
     "teacher": {"teacher_server.engines.vllm.engine": "vllm"},
     "trainer": {
         "student_trainer.losses.parts.gathered_triton": "triton",
+        "student_trainer.rollout.vllm.local": "vllm",
         "student_trainer.trl.asynchronous": "trl",
         "student_trainer.trl.trainer": "datasets",
     },
