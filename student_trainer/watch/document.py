@@ -25,7 +25,6 @@ def _sequence(record: Mapping[str, Any]) -> dict[str, Any]:
     loss = record["loss"]
     facts = {
         "mean loss": "none" if loss is None else loss,
-        "tokens": len(record["ids"]),
         "ended": "yes" if record["finished"] else "cut at the limit",
         "worst tokens": " ".join(repr(record["texts"][place]) for place in record["worst"]),
     }
