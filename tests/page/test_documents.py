@@ -158,6 +158,8 @@ def test_a_document_is_an_object(document: Any) -> None:
         (lambda d: d["sequences"][0].update(other={"tokens": []}), "sequences[0].other"),
         (lambda d: d.update(title=1), "title"),
         (lambda d: d.update(sequences=[[]]), "sequences[0]"),
+        (lambda d: d["sequences"][0].update(tokens={}), "sequences[0].tokens"),
+        (lambda d: d["sequences"][0].update(tokens=None), "sequences[0].tokens"),
         *((of_sequence(key, value), f"sequences[0].{where}") for key, where, value in WRONG),
         *((of_token(key, value), f"sequences[0].tokens[2].{key}") for key, value in WRONG_TOKENS),
         (of_token("id", 10**400), "sequences[0].tokens[2]"),
