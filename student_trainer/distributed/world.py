@@ -1,0 +1,220 @@
+"""The ranks of a run, and what they tell each other.
+
+torchrun starts one process for each rank and says in the environment which it is. Ranks tell each
+other JSON values and tensors, as bytes: no object of Python is rebuilt from what another process
+has sent. Everything here goes over gloo on the CPU, also where the ranks' gradients go over NCCL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import load, save
+from teacher_proto.errors import ConfigurationError, LsmError
+from torch import Tensor
+
+# Set by torchrun, and by whoever starts the ranks without it.
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+LOST = "RANK_LOST"
+
+
+class RankError(LsmError):
+    """Another rank of the run failed; names it and says its error."""
+
+    default_reason = "RANK_FAILED"
+
+
+@dataclass(frozen=True)
+class World:
+    """The ranks of a run. Whatever takes part of every rank has to be called by every rank, in
+    the same order.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many ranks there are.
+        local_rank: number of this process among those of its machine.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+    @property
+    def several(self) -> bool:
+        return self.size > 1
+
+    @property
+    def writes(self) -> bool:
+        """Whether this rank is the one that writes the run's files."""
+        return self.rank == 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """The JSON values of all ranks, in their order."""
+        if not self.several:
+            return [value]
+        return [json.loads(one) for one in self._gather_bytes(json.dumps(value).encode())]
+
+    def from_first(self, value: Any) -> Any:
+        """The JSON value of rank 0."""
+        return self.gather(value if self.writes else None)[0]
+
+    def gather_tensors(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The named tensors of all ranks, on the CPU, in the order of the ranks."""
+        if not self.several:
+            return [dict(tensors)]
+        mine = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        return [load(one) for one in self._gather_bytes(mine)]
+
+    def sums(self, values: Sequence[float]) -> list[float]:
+        """The sums over all ranks, in float64."""
+        if not self.several:
+            return list(values)
+        tensor = torch.tensor(list(values), dtype=torch.float64)
+        dist.all_reduce(tensor)
+        return tensor.tolist()
+
+    def most(self, value: int) -> int:
+        """The largest of all ranks' values."""
+        if not self.several:
+            return value
+        tensor = torch.tensor(value)
+        dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return int(tensor)
+
+    def agree(self, failed: BaseException | None) -> None:
+        """Meets the other ranks, each with what it failed by or with None.
+
+        Raises:
+            BaseException: ``failed``, where this rank has failed.
+            RankError: another rank has failed; it names the first of them.
+        """
+        if not self.several:
+            if failed is not None:
+                raise failed
+            return
+        said = self.gather(None if failed is None else _described(failed))
+        if failed is not None:
+            raise failed
+        for rank, one in enumerate(said):
+            if one is not None:
+                raise RankError(
+                    f"rank {rank} of {self.size} has failed: {one['what']}",
+                    where=one["where"],
+                    fix=one["fix"],
+                    retry_after=one["retry_after"],
+                )
+
+    def same(self, what: str, value: Any, *, fix: str) -> None:
+        """Checks that a JSON value is the same on every rank.
+
+        Raises:
+            ConfigurationError: it is not, on every rank.
+        """
+        others = self.gather(value)
+        for rank, other in enumerate(others):
+            if other != others[0]:
+                raise ConfigurationError(
+                    f"{what} of rank {rank} is {_short(other)}, and that of rank 0 "
+                    f"{_short(others[0])}",
+                    where=f"rank {self.rank} of {self.size}",
+                    fix=fix,
+                )
+
+    def _gather_bytes(self, mine: bytes) -> list[bytes]:
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(mine)]))
+        longest = max(int(size) for size in sizes)
+        padded = torch.zeros(max(longest, 1), dtype=torch.uint8)
+        padded[: len(mine)] = torch.frombuffer(bytearray(mine or b"\0"), dtype=torch.uint8)[
+            : len(mine)
+        ]
+        found = [torch.empty_like(padded) for _ in range(self.size)]
+        dist.all_gather(found, padded)
+        return [one[: int(size)].numpy().tobytes() for one, size in zip(found, sizes, strict=True)]
+
+
+ALONE = World()
+
+
+@contextmanager
+def joined(timeout: float) -> Iterator[World]:
+    """Joins the ranks that torchrun has started, until the context ends; ``ALONE`` where the
+    process was started by itself.
+
+    Args:
+        timeout: seconds that a rank waits for the others at most.
+
+    Raises:
+        ConfigurationError: the environment names a part of what torchrun sets, or the ranks
+            cannot reach each other.
+    """
+    there = [name for name in VARIABLES if name in os.environ]
+    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+        yield ALONE
+        return
+    if missing := [name for name in VARIABLES if name not in there]:
+        raise ConfigurationError(
+            f"the environment has {', '.join(there)} and lacks {', '.join(missing)}",
+            where="torchrun",
+            fix="start the ranks with torchrun, which sets all of them, or unset them",
+        )
+    rank, size, local = (int(os.environ[name]) for name in VARIABLES[:3])
+    if size == 1:
+        yield ALONE
+        return
+    backend = "gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(local)
+        backend = "cpu:gloo,cuda:nccl"
+    try:
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+    except (RuntimeError, ValueError) as error:
+        raise ConfigurationError(
+            f"rank {rank} of {size} cannot reach the others: {error}",
+            where=f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}",
+            fix="start all ranks with the same --nnodes, --rdzv-endpoint and --rdzv-id",
+        ) from error
+    try:
+        yield World(rank, size, local)
+    finally:
+        dist.destroy_process_group()
+
+
+def lost(world: World, error: BaseException) -> RankError | None:
+    """What is to be said of an error of torch's that a rank which has ended has caused in this
+    one; None for any other error."""
+    text = str(error).lower()
+    of_torch = isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
+    if not (world.several and isinstance(error, RuntimeError) and of_torch):
+        return None
+    return RankError(
+        f"rank {world.rank} of {world.size} has lost another rank, which has ended or cannot be "
+        f"reached ({str(error).splitlines()[0]})",
+        where="torchrun",
+        fix="look at the messages of the other ranks, and start the run again: it resumes",
+        reason=LOST,
+    )
+
+
+def _described(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, LsmError):
+        return {
+            "what": error.what,
+            "where": error.where,
+            "fix": error.fix,
+            "retry_after": error.retry_after,
+        }
+    return {"what": f"{type(error).__name__}: {error}", "where": "", "fix": "", "retry_after": None}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 80 else text[:77] + "..."
