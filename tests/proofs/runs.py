@@ -52,9 +52,13 @@ class Room:
 
     def start(self, config: TrainConfig, faults: Sequence[Fault] = ()) -> Child:
         folder = config.run.output_dir.parent
-        file = folder / "config.toml"
+        return self.trainers.start(self.arguments(config), folder, faults)
+
+    def arguments(self, config: TrainConfig) -> list[str]:
+        """The arguments of the trainer; its settings are in a file beside the run's folder."""
+        file = config.run.output_dir.parent / "config.toml"
         file.write_text(to_toml(config))
-        return self.trainers.start(["train", str(file)], folder, faults)
+        return ["train", str(file)]
 
     def run(self, config: TrainConfig, faults: Sequence[Fault] = ()) -> int:
         """The exit code of one start of the trainer."""

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,14 +77,28 @@ class Zygote:
             answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
 
-    def start(self, argv: Sequence[str], folder: Path, faults: Sequence[Fault] = ()) -> Child:
-        """Runs the program; its output goes to ``folder``'s files output and errors."""
+    def start(
+        self,
+        argv: Sequence[str],
+        folder: Path,
+        faults: Sequence[Fault] = (),
+        environment: Mapping[str, str] | None = None,
+        inside: Path | None = None,
+    ) -> Child:
+        """Runs the program; its output goes to ``folder``'s files output and errors.
+
+        Args:
+            environment: variables that are added to the zygote's.
+            inside: the working directory; None for the zygote's.
+        """
         folder.mkdir(parents=True, exist_ok=True)
         order = {
             "argv": list(argv),
             "output": str(folder / "output"),
             "errors": str(folder / "errors"),
             "faults": list(faults),
+            "environment": dict(environment or {}),
+            "folder": str(inside or ""),
         }
         child = Child(self, self.ask(order)["pid"])
         self.children.append(child)

@@ -4,7 +4,9 @@ Each run is a process of its own that can be killed; what is saved is the second
 its imports take. ``python -m tests.support.zygote PROGRAM MODULE...`` reads one JSON
 object a line and answers each with one:
 
-    {"argv", "output", "errors", "faults"}  starts PROGRAM's main; gives {"pid"}
+    {"argv", "output", "errors", "faults", "environment", "folder"}
+                                            starts PROGRAM's main with these variables added,
+                                            in this folder; gives {"pid"}
     {"wait": pid}                           gives {"code"}, negative for a signal
 """
 
@@ -23,6 +25,9 @@ def run(program: str, order: dict[str, Any]) -> NoReturn:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(descriptor, stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(order["environment"])
+    if order["folder"]:
+        os.chdir(order["folder"])
     code = 1
     try:
         from tests.support.faults import install
