@@ -26,6 +26,7 @@ import torch
 from teacher_proto.types import TokenPrompt
 
 from benchmarks.harness import alternate, median_ratio
+from benchmarks.trainer.lengths import endless, lognormal_lengths, passes
 from benchmarks.trainer.static_generate import static_generate
 from student_trainer.quickstart.prepare import smollm2_dir
 from student_trainer.rollout.base import PromptItem, Rollout
@@ -34,7 +35,7 @@ from student_trainer.rollout.vllm.core import Request
 from student_trainer.rollout.vllm.engine import VllmEngine
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.settings.student import StudentSettings
-from student_trainer.student.model import Student, load_student
+from student_trainer.student.model import load_student
 
 RESPONSES, SLOTS, GROUP = 128, 32, 8
 PROMPT, MEAN, LONGEST = 32, 40, 152
@@ -72,31 +73,6 @@ class ForcedLengths(VllmEngine):
         return dataclasses.replace(request, draws=draws)
 
 
-def lognormal_lengths() -> list[int]:
-    """RESPONSES lengths, lognormal, of mean MEAN and longest LONGEST."""
-    normal = np.sort(np.random.default_rng(7).standard_normal(RESPONSES))
-    low, high = 0.05, 3.0
-    for _ in range(60):  # the ratio of longest and mean grows with the width
-        width = (low + high) / 2
-        drawn = np.exp(width * normal)
-        low, high = (width, high) if drawn.max() / drawn.mean() < LONGEST / MEAN else (low, width)
-    lengths = np.maximum(np.round(drawn / drawn.max() * LONGEST), 1).astype(int)
-    return np.random.default_rng(8).permutation(lengths).tolist()  # type: ignore[no-any-return]
-
-
-def passes_ratio(lengths: Sequence[int]) -> float:
-    """Forward passes of static batches over those of slots that are never empty."""
-    batches = [max(lengths[n : n + SLOTS]) for n in range(0, len(lengths), SLOTS)]
-    return sum(batches) / max(sum(lengths) / SLOTS, max(lengths))
-
-
-def endless(student: Student) -> Student:
-    """The student with one more id that is never drawn, which alone ends a response."""
-    last = student.vocabulary_size - 1
-    head = dataclasses.replace(student.head, undrawn=torch.tensor([last]))
-    return dataclasses.replace(student, head=head, terminators=(last,))
-
-
 def measure(
     folder: Path, repetitions: int, dtype: str = "float32", options: dict[str, Any] | None = None
 ) -> Figures:
@@ -125,7 +101,8 @@ def measure(
         return static_generate(student, prompts, settings, engine.lengths, seed=number, step=1)
 
     seconds = {}
-    kinds = {"lognormal": lognormal_lengths(), "equal": [MEAN] * RESPONSES}
+    drawn = lognormal_lengths(RESPONSES, longest=LONGEST, mean=MEAN)
+    kinds = {"lognormal": drawn, "equal": [MEAN] * RESPONSES}
     try:
         for kind, lengths in kinds.items():
             engine.lengths = lengths
@@ -143,11 +120,11 @@ def measure(
         "hand_over_seconds": hand_over,
         "threads": torch.get_num_threads(),
         "dtype": dtype,
-        "tokens": sum(kinds["lognormal"]),
-        "longest_over_mean": max(kinds["lognormal"]) / np.mean(kinds["lognormal"]),
+        "tokens": sum(drawn),
+        "longest_over_mean": max(drawn) / np.mean(drawn),
     }
-    theory = passes_ratio(kinds["lognormal"])
-    return Figures(ratios["lognormal"], ratios["equal"], theory, details)
+    static, full = passes(drawn, SLOTS)
+    return Figures(ratios["lognormal"], ratios["equal"], static / full, details)
 
 
 def _of(rollouts: list[Rollout]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from student_trainer.rollout.engine import make_engine
-from student_trainer.rollout.vllm.options import check_installed, check_option
+from student_trainer.rollout.vllm.options import PASSED, check_installed
 from student_trainer.startup.start import Start
 
 
@@ -21,7 +21,7 @@ def installed(start: Start) -> str:
         return f"vLLM writes the responses, at {settings.vllm.address}"
     found = check_installed()
     for name in settings.vllm.options:
-        check_option(name)
+        PASSED.check(name)
     return f"vLLM {found} writes the responses"
 
 

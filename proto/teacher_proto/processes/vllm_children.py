@@ -19,6 +19,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+# On a CPU: seconds that a process spins for a message before it waits for a notification, and
+# milliseconds after which one that waits looks for itself.
+SPIN_SECONDS = 0.005
+LOOK_MILLISECONDS = 50
 VARIABLE = "LSM_VLLM_FAILURES"
 MAXIMUM_LENGTH = 2000
 # The loggers that report why a process of vLLM could not start.
@@ -76,3 +80,19 @@ def collected_failures() -> Iterator[Path]:
 def first_failure(path: Path) -> str:
     """The first failure, which is the root cause; empty when there is none."""
     return path.read_text().partition("\n")[0] if path.exists() else ""
+
+
+def spin_briefly(shm_broadcast: Any) -> None:
+    """On a CPU: lets vLLM's processes spin for milliseconds. No argument of its engine says so.
+
+    By default they spin for a second after every message, on the cores that compute. Without
+    spinning they depend on notifications, and ZeroMQ drops one that follows another within
+    about a millisecond (the publisher's high-water mark is 1): a reader would then sleep for five
+    seconds although its message is there. This spin is longer than that millisecond, and
+    a reader looks again often enough to find any message that is left.
+
+    Args:
+        shm_broadcast: vLLM's module ``distributed.device_communicators.shm_broadcast``.
+    """
+    shm_broadcast.SpinCondition.__init__.__defaults__ = (SPIN_SECONDS,)
+    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = LOOK_MILLISECONDS

@@ -38,6 +38,7 @@ from teacher_proto.processes.vllm_children import (
     end_with_parent,
     first_failure,
     report_failures,
+    spin_briefly,
 )
 from torch import Tensor
 
@@ -93,12 +94,7 @@ from student_trainer.student.model import Student
 
 report_failures()
 if current_platform.is_cpu():
-    # No argument of the engine sets these two. By default the processes spin for a second
-    # after every message, on the cores that compute. Without spinning they depend on
-    # notifications, and ZeroMQ drops a notification that follows another within about a
-    # millisecond: a reader looks again often enough to find a message that is left.
-    shm_broadcast.SpinCondition.__init__.__defaults__ = (0.005,)
-    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = 50
+    spin_briefly(shm_broadcast)
 
 HERE = "student_trainer.rollout.vllm.local"
 RPC = "collective_rpc"

