@@ -9,7 +9,7 @@ from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.checks import check_folder
 from teacher_proto.types import CLASSES_WITH_REASON
 
-from student_trainer.commands import estimate
+from student_trainer.commands import estimate, estimate_time
 from student_trainer.first_example import first_response, realigned_rows
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start, Step
@@ -107,5 +107,5 @@ EXAMINATION = (
     Step("disk", disk, needs=("student",), reads="model"),
     Step("rows", rows, needs=("tokenizer", "limits", "readings")),
     Step("memory", estimate.memory, needs=("student",), reads="model"),
-    Step("time", estimate.duration, needs=("limits", "lengths", "ids", "readings")),
+    Step("time", estimate_time.duration, needs=("limits", "lengths", "ids", "readings")),
 )

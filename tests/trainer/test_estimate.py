@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from teacher_proto.types import TokenPrompt
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from student_trainer.commands import estimate
-from student_trainer.commands.estimate import Measured, activation_bytes, cache_bytes, continued
+from student_trainer.commands.estimate import (
+    activation_bytes,
+    activations,
+    cache_bytes,
+    keys_and_values,
+)
+from student_trainer.commands.estimate_time import Measured, longest_step
+from student_trainer.commands.largest_update import Sequences, largest_update
+from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
-from student_trainer.student.model import Student, load_student
+from student_trainer.student.model import Student, load_student, read_layout, set_training
+from student_trainer.update.batching import layout_of, micro_batches
 from student_trainer.update.updater import Updater
 
 MakeConfig = Callable[..., TrainConfig]
 
 
-def test_what_is_continued_from_short_sequences_holds_for_long_ones(student: Student) -> None:
-    for measure in (activation_bytes, cache_bytes):
-        assert continued(student, measure, 256) == pytest.approx(measure(student, 256), rel=0.02)
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+@pytest.mark.parametrize(("prompt", "response"), [(128, 128), (200, 30), (7, 150)])
+def test_what_is_continued_from_short_sequences_holds_for_long_ones(
+    student: Student, prompt: int, response: int, packed: bool
+) -> None:
+    read = Sequences(prompt, response, 4 if packed else 1, packed)
+    measured = activation_bytes(student, read.layout(student))
+    assert activations(student, read) == pytest.approx(measured, rel=0.03)
+    longest = prompt + response
+    assert keys_and_values(student, longest) == pytest.approx(
+        cache_bytes(student, longest), rel=0.02
+    )
 
 
 def test_the_cache_is_that_of_the_model(student: Student) -> None:
@@ -54,7 +80,8 @@ def test_weights_and_optimizer_are_what_is_allocated(
 def test_checkpointed_activations_are_fewer(make_config: MakeConfig) -> None:
     plain = load_student(make_config().student)
     saving = load_student(make_config(student={"gradient_checkpointing": True}).student)
-    assert activation_bytes(saving, 64) < activation_bytes(plain, 64) / 2
+    layout = Sequences(32, 32, 2, packed=True).layout(plain)
+    assert activation_bytes(saving, layout) < activation_bytes(plain, layout) / 2
     assert not saving.module.training
 
 
@@ -71,20 +98,99 @@ def test_too_little_memory_is_a_warning(
     assert "optimizer.micro_batch_tokens" in start.take_warnings()[0]
 
 
-def test_a_step_is_estimated_in_proportion(make_config: MakeConfig) -> None:
+def test_a_step_is_estimated_in_proportion(make_config: MakeConfig, student: Student) -> None:
     rollout = {"prompts_per_step": 5, "group_size": 4, "batch_size": 8, "max_new_tokens": 100}
-    config = make_config(rollout=rollout, optimizer={"micro_batch_tokens": 400})
-    # Two responses of 10 tokens after a prompt of 20.
-    found = Measured(responses=2, steps=10, read=60, rollout=1.0, teacher=3.0, update=6.0)
-    writing, scoring, updating = estimate.longest_step(config, found)
-    assert writing == pytest.approx(3 * 100 / 10)  # 20 responses in 3 batches
-    assert scoring == pytest.approx(20 * 120 * 3 / 60)
-    assert updating == pytest.approx(20 * 120 * 6 / 60)
+    whole = make_config(rollout=rollout, optimizer={"micro_batch_tokens": 420})
     part = make_config(
-        rollout=rollout, optimizer={"micro_batch_tokens": 400}, scoring={"scored_share": 0.4}
+        rollout=rollout, optimizer={"micro_batch_tokens": 420}, scoring={"scored_share": 0.4}
     )
-    assert estimate.longest_step(part, found) == (
-        pytest.approx(writing),
-        pytest.approx(20 * 60 * 3 / 60),
-        pytest.approx(20 * 60 * 6 / 60),
+    # Two responses of 10 tokens after a prompt of 20, read once.
+    found = Measured(
+        prompt=20, responses=2, steps=10, read=60, computed=40, rollout=1.0, teacher=3.0, update=6.0
     )
+    for config, scored, packs, computed in (
+        (whole, 100, True, 5 * (20 + 4 * 100)),
+        (whole, 100, False, 20 * (20 + 100)),
+        (part, 40, True, 5 * (20 + 4 * 40)),
+        (part, 40, False, 20 * (20 + 40)),
+    ):
+        largest = largest_update(config, replace(student, packs=packs), found.prompt)
+        writing, scoring, updating = longest_step(config, found, largest)
+        assert writing == pytest.approx(3 * 100 / 10)  # 20 responses in 3 batches
+        assert scoring == pytest.approx(20 * (20 + scored) * 3 / 60)
+        assert updating == pytest.approx(computed * 6 / 40)
+
+
+@pytest.mark.parametrize("packs", [True, False])
+@pytest.mark.parametrize(
+    ("budget", "group", "updates"),
+    [(160, 2, 1), (84, 2, 1), (1000, 6, 1), (1000, 6, 4), (130, 6, 2)],
+)
+def test_the_largest_update_is_cut_as_the_updates_are(
+    make_config: MakeConfig, student: Student, packs: bool, budget: int, group: int, updates: int
+) -> None:
+    """Against the micro-batches of an update whose prompts and responses have those lengths."""
+    config = make_config(
+        rollout={"prompts_per_step": 4, "group_size": group},
+        optimizer={"micro_batch_tokens": budget, "updates_per_batch": updates},
+    )
+    student = replace(student, packs=packs)
+    found = largest_update(config, student)
+    prompt, response = config.data.max_prompt_tokens, config.rollout.max_new_tokens
+    rollouts = [
+        Rollout(
+            PromptItem(f"p{nth}", ids := np.full(prompt, nth, np.int32), TokenPrompt(ids)),
+            index,
+            np.arange(response + 1, dtype=np.int32),  # the last one is not read
+            np.zeros(response + 1, np.float32),
+            True,
+        )
+        for nth in range(4)
+        for index in range(group)
+    ]
+    per_update = len(rollouts) // updates
+    computed, largest = 0, 0
+    for first in range(0, len(rollouts), per_update):
+        own = rollouts[first : first + per_update]
+        for members in micro_batches(own, budget, packs=packs):
+            size = layout_of(student, members, own).ids.size
+            computed, largest = computed + size, max(largest, size)
+    assert found.tokens == computed
+    assert found.in_micro_batch * found.sequences.tokens >= largest
+    assert found.in_micro_batch * found.sequences.tokens <= budget
+    assert ("without padding" in str(found)) == packs
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "padded"])
+def test_activations_are_what_a_pass_keeps_in_memory(student: Student, packed: bool) -> None:
+    """Against all bytes that are alive after a forward pass and were not before it."""
+    read = Sequences(96, 32, 4 if packed else 1, packed)
+    set_training(student)
+    with LiveBytes(student.module.parameters()) as live:
+        states = read_layout(student, read.layout(student))
+        kept = live.now()
+    assert states.requires_grad
+    assert activations(student, read) == pytest.approx(kept, rel=0.05)
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of all storages that operations have made since it began and that are
+    still there. Those of ``before`` were there."""
+
+    def __init__(self, before: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._before = {tensor.untyped_storage()._cdata for tensor in before}
+        self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata in self._before:
+                    continue
+                self._alive[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        return found
+
+    def now(self) -> int:
+        return sum(size for storage, size in self._alive.values() if storage() is not None)
