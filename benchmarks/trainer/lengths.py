@@ -37,9 +37,9 @@ def passes(lengths: Sequence[int], slots: int) -> tuple[int, float]:
 def endless(student: Student) -> Student:
     """The student with one more id that is never drawn, which alone ends a response."""
     last = student.vocabulary_size - 1
-    own = [] if student.head.undrawn is None else student.head.undrawn.tolist()
-    head = replace(student.head, undrawn=torch.tensor(sorted({*own, last})))
-    return replace(student, head=head, terminators=(last,))
+    own = [] if student.undrawn is None else student.undrawn.tolist()
+    undrawn = torch.tensor(sorted({*own, last}))
+    return replace(student, undrawn=undrawn, terminators=(last,))
 
 
 @dataclass

@@ -71,7 +71,7 @@ def static_generate(
         uniforms = np.stack(
             [rollout_uniforms(seed, step, p.prompt_id, i, longest) for p, i in batch]
         )
-        draws = _Draws(torch.from_numpy(uniforms), settings, student.head.undrawn)
+        draws = _Draws(torch.from_numpy(uniforms), settings, student.undrawn)
 
         def closed(
             input_ids: Tensor, scores: Any, draws: _Draws = draws, wanted: Tensor = wanted

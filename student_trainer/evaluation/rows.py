@@ -88,8 +88,8 @@ def shared_ids(student: Student, teacher: TeacherLink) -> int:
 def compared_ids(student: Student, ids: int) -> Tensor:
     """int64: those of the first ``ids`` ids that the student can draw."""
     kept = torch.ones(student.vocabulary_size, dtype=torch.bool, device=student.device)
-    if student.head.undrawn is not None:
-        kept[student.head.undrawn] = False
+    if student.undrawn is not None:
+        kept[student.undrawn] = False
     return torch.nonzero(kept[:ids]).squeeze(-1)
 
 

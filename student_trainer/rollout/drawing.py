@@ -93,7 +93,7 @@ class Drawing:
         device = logits.device
         place = (torch.tensor(lines, device=device), torch.tensor(at, device=device))
         scaled = logits.float() / settings.temperature
-        undrawn = self.student.head.undrawn
+        undrawn = self.student.undrawn
         if undrawn is not None:
             scaled = scaled.index_fill(-1, undrawn, -torch.inf)
         log_probs = scaled.log_softmax(-1)

@@ -55,7 +55,7 @@ def student(start: Start) -> str:
     )
     check_dropout(start)
     parameters = sum(p.numel() for p in start.student.module.parameters())
-    ids = describe_vocabulary(start.student.head.undrawn, start.student.vocabulary_size)
+    ids = describe_vocabulary(start.student.undrawn, start.student.vocabulary_size)
     return f"{parameters / 1e6:.0f} M parameters, {ids}"
 
 
@@ -165,7 +165,7 @@ def answer_rules(config: TrainConfig, student: Student) -> AnswerRules:
         student.template_arguments,
     )  # fmt: skip
     named = (template.token_id, student.tokenizer.eos_token_id, *student.terminators)
-    undrawn = frozenset(() if student.head.undrawn is None else student.head.undrawn.tolist())
+    undrawn = frozenset(() if student.undrawn is None else student.undrawn.tolist())
     strings = config.rollout.stop_strings
     pieces = pieces_of(student.tokenizer) if strings else {}
 

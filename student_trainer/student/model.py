@@ -61,8 +61,6 @@ class Student:
         decoder: its language model without the head, which gives the hidden states.
         tokenizer: the transformers tokenizer that is saved with it.
         tokenizer_hash: the tokenizer's fingerprint, as the teacher service computes it.
-        head: the output projection, with the ids that no token has. Its weight is the
-            model's own parameter.
         vocabulary_size: width V of the logits.
         terminators: ids that end a response, ascending.
         padding_id: id written where a batch has no token; never scored.
@@ -73,13 +71,14 @@ class Student:
             for a student without adapters.
         template_arguments: ``data.template_arguments``, which can change how a turn ends.
         packs: whether it reads several sequences side by side, without padding.
+        undrawn: int64 [M], ids that are never drawn because no token has them; None where there
+            are none.
     """
 
     module: nn.Module
     decoder: nn.Module
     tokenizer: Any
     tokenizer_hash: str
-    head: Head
     device: torch.device
     vocabulary_size: int
     terminators: tuple[int, ...]
@@ -90,6 +89,18 @@ class Student:
     base_digest: str = ""
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     packs: bool = False
+    undrawn: Tensor | None = None
+
+    @property
+    def head(self) -> Head:
+        """The output projection, with the ids that are never drawn. Its tensors are the model's
+        own parameters, as they are now: whoever uses them later reads the head again."""
+        return replace(read_head(self.causal_model), undrawn=self.undrawn)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the model computes."""
+        return self.head.weight.dtype
 
     @property
     def causal_model(self) -> Any:
@@ -99,7 +110,7 @@ class Student:
     @property
     def drawn_below(self) -> int:
         """One above the highest id that the student can draw; at most ``vocabulary_size``."""
-        return drawn_below(self.head.undrawn, self.vocabulary_size)
+        return drawn_below(self.undrawn, self.vocabulary_size)
 
     @property
     def has_adapters(self) -> bool:
@@ -195,7 +206,6 @@ def student_of(
         decoder=decoder,
         tokenizer=tokenizer,
         tokenizer_hash=tokenizer_hash(tokenizer.backend_tokenizer.to_str()),
-        head=head,
         device=head.weight.device,
         vocabulary_size=width,
         terminators=ends,
@@ -206,9 +216,7 @@ def student_of(
     )
     _probe_head(student)
     undrawn = undrawn_ids(tokenizer, width, rows)
-    if undrawn is None:
-        return student
-    return replace(student, head=replace(head, undrawn=undrawn.to(student.device)))
+    return student if undrawn is None else replace(student, undrawn=undrawn.to(student.device))
 
 
 def resolve_device(name: str) -> torch.device:
@@ -331,7 +339,7 @@ def save_final(student: Student, directory: Path, *, merge: bool) -> Student:
     if student.has_adapters and merge:
         adapted: Any = student.module
         merged = adapted.merge_and_unload()
-        student = replace(student, module=merged, head=replace(student.head, lora=None))
+        student = replace(student, module=merged)
     save_weights(student, directory)
     return student
 
@@ -363,7 +371,7 @@ def _probe_head(student: Student) -> None:
     module: Any = student.module
     own = module(input_ids=ids, attention_mask=mask, use_cache=False).logits[0].float()
     ours = head_logits(student.head, _last_hidden(student, ids, mask)[0])
-    bound = 1e-4 if student.head.weight.dtype == torch.float32 else 3e-2
+    bound = 1e-4 if student.dtype == torch.float32 else 3e-2
     difference = float((own - ours).abs().max())
     if not difference <= bound * max(float(own.abs().max()), 1.0):
         raise ConfigurationError(
@@ -386,7 +394,7 @@ def _probe_update(student: Student) -> None:
     set_training(student, adapters=False)
     after = _last_hidden(student, ids, mask).float()
     student.module.eval()
-    bound = 1e-4 if student.head.weight.dtype == torch.float32 else 3e-2
+    bound = 1e-4 if student.dtype == torch.float32 else 3e-2
     if not float((after - before).norm()) <= bound * float(before.norm()):
         raise ConfigurationError(
             "it reads the same tokens otherwise in training mode, with its dropout off",
@@ -399,7 +407,7 @@ def _probe_update(student: Student) -> None:
 @torch.no_grad()
 def _probe_packing(student: Student) -> bool:
     """Whether the student reads packed sequences as padded ones; says why where it does not."""
-    bound = 1e-4 if student.head.weight.dtype == torch.float32 else 3e-2
+    bound = 1e-4 if student.dtype == torch.float32 else 3e-2
 
     ids = min(
         student.vocabulary_size, int(student.causal_model.get_input_embeddings().weight.shape[0])

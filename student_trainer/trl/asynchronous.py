@@ -88,7 +88,7 @@ class AsyncLsmDistillationTrainer(AsyncDistillationTrainer):  # type: ignore[mis
         except BaseException:
             self.links.close()
             raise
-        self._undrawn = student.head.undrawn
+        self._undrawn = student.undrawn
         self._measures = Measures()
 
     def close(self) -> None:

@@ -116,8 +116,8 @@ class ServiceLoss:
         self._temperature = temperature
         self._mask = token_mask(loss.mask, student.tokenizer, student.vocabulary_size)
         removed = torch.from_numpy(self._mask.support_ids.astype(np.int64)).to(student.device)
-        if student.head.undrawn is not None:
-            removed = torch.cat([removed, student.head.undrawn])
+        if student.undrawn is not None:
+            removed = torch.cat([removed, student.undrawn])
         self._removed = removed
         for link in links.values():
             if link.realigned:

@@ -125,7 +125,7 @@ class LsmDistillationTrainer(DistillationTrainer):  # type: ignore[misc]
         except BaseException:
             self.links.close()
             raise
-        self._undrawn = student.head.undrawn
+        self._undrawn = student.undrawn
         # By whether the model is in training.
         self._measures = {True: Measures(), False: Measures()}
 

@@ -110,22 +110,24 @@ class Objective:
     """The loss that the updates of a run lower.
 
     Args:
-        head: the student's; says how its weight's gradient is added up.
         removed: int64 [M], ids that are removed from every support.
         realigned: names of the teachers that have another tokenizer than the student.
+        in_place: whether the gradient of the head's weight is added to ``weight.grad`` directly
+            (``Head.accumulate_in_place``).
     """
 
     def __init__(
         self,
         student: Student,
         config: TrainConfig,
-        head: Head,
         removed: Tensor,
         realigned: Collection[str],
+        *,
+        in_place: bool,
     ) -> None:
         self._student = student
         self.config = config
-        self._head = head
+        self._in_place = in_place
         self._removed = removed
         self._realigned = frozenset(realigned)
         self._asked = {
@@ -136,13 +138,17 @@ class Objective:
         if config.weights:
             self._weights = RowWeights(
                 config.weights,
-                head,
                 temperature=config.loss.temperature,
                 drawn_at=config.rollout.temperature,
                 chunk_rows=config.loss.chunk_rows,
             )
         self._nuclei = config.loss.nucleus_weights and config.learns_from_nuclei
         self._special = np.array(sorted(student.tokenizer.added_tokens_decoder), np.int32)
+
+    @property
+    def head(self) -> Head:
+        """The student's, as the losses add up its gradient."""
+        return replace(self._student.head, accumulate_in_place=self._in_place)
 
     def leave_out_unusable(
         self,
@@ -275,7 +281,7 @@ class Objective:
         importance = torch.cat([importance, by_chunk.weights * of_nuclei])
         owners = torch.cat([batch.owners, chunks.batch.owners])
         if self._weights is not None:
-            known = Known(batch, rows, chunks.batch, read, hidden, rollouts, scores)
+            known = Known(batch, rows, chunks.batch, read, hidden, rollouts, scores, self.head)
             factors = self._weights.of(known, sampled=loss.at_sampled_token)
             counted.means.add_values("row_weight", factors)
             counted.means.add_values("row_weight_zero_share", (factors == 0).float())
@@ -283,14 +289,14 @@ class Objective:
 
         def at(weights: Tensor) -> tuple[LossResult, LossResult]:
             first, later = weights[: len(rows.weights)], weights[len(rows.weights) :]
-            own = checked(loss(replace(rows, weights=first), self._head), rows, loss.kind)
+            own = checked(loss(replace(rows, weights=first), self.head), rows, loss.kind)
             if of_data and self.config.mixing.nll_weight:
                 own = self._with_likelihood(own, replace(rows, weights=first))
             if not len(later):
                 none = first.new_zeros(0)
                 return own, LossResult(first.new_zeros(()), none, none.bool())
             chosen, clamp = replace(by_chunk, weights=later), loss.chunk_clamp
-            return own, chunk_policy(chosen, advantages, self._head, loss.for_chunks(), clamp)
+            return own, chunk_policy(chosen, advantages, self.head, loss.for_chunks(), clamp)
 
         by_response = loss.mean == "sequence"
         members, of_rows = len(batch.members), owners.to(hidden.device)
@@ -315,7 +321,7 @@ class Objective:
         used = select_rows(own.used)
         likelihood = token_log_probs(
             rows.hidden.index_select(0, used),
-            self._head,
+            self.head,
             rows.sampled_ids[used],
             1.0,
             self.config.loss.chunk_rows,
@@ -352,7 +358,7 @@ class Objective:
         if of_data or loss.own_ratio or cap is None or not stale:
             return given
         temperature = self.config.rollout.temperature
-        ratio = log_ratios(rows, self._head, temperature, loss.chunk_rows)
+        ratio = log_ratios(rows, self.head, temperature, loss.chunk_rows)
         weights = truncated_weights(ratio, cap)
         totals.means.add_values("importance_log_ratio", ratio)
         totals.means.add_values("importance_weight", weights)

@@ -34,6 +34,7 @@ class Known:
         chunks: the C rows that learn from their chunk.
         read, hidden: everything that the student reads at once, and its [N, H].
         rollouts, scores: of the whole update, by the same index.
+        head: the student's.
     """
 
     batch: MicroBatch
@@ -43,6 +44,7 @@ class Known:
     hidden: Tensor
     rollouts: Sequence[Rollout]
     scores: Mapping[int, ContinuationScores]
+    head: Head
 
 
 class RowWeights:
@@ -51,7 +53,6 @@ class RowWeights:
     def __init__(
         self,
         weights: Sequence[RowWeight],
-        head: Head,
         *,
         temperature: float,
         drawn_at: float,
@@ -64,7 +65,6 @@ class RowWeights:
         """
         self._weights = weights
         self._needs = {fact for weight in weights for fact in weight.needs}
-        self._head = head
         self._temperature, self._drawn_at = temperature, drawn_at
         self._chunk_rows = chunk_rows
 
@@ -147,7 +147,7 @@ class RowWeights:
         if "entropy" in self._needs:
             found["entropy"] = teacher_entropy(known.rows)
         if self._needs & set(OF_BOTH):
-            found |= of_both_sides(known.rows, self._head, self._temperature, self._chunk_rows)
+            found |= of_both_sides(known.rows, known.head, self._temperature, self._chunk_rows)
         return found
 
     def _now(self, known: Known) -> list[Float64] | None:
@@ -166,7 +166,7 @@ class RowWeights:
         ids = np.concatenate([rollout.token_ids for rollout in rollouts]).astype(np.int64)
         now = token_log_probs(
             hidden.index_select(0, batch.rows.to(hidden.device)),
-            self._head,
+            known.head,
             torch.from_numpy(ids).to(hidden.device),
             self._drawn_at,
             self._chunk_rows,

@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -89,12 +89,11 @@ class Updater:
         self.updates = 0
         self.tell: Callable[[MicroBatchLosses], None] = lambda losses: None
         in_place = self.optimizer.accumulates_in_place and student.head.weight.requires_grad
-        self._head = replace(student.head, accumulate_in_place=in_place)
         self._mask = token_mask(config.loss.mask, student.tokenizer, student.vocabulary_size)
         removed = torch.from_numpy(self._mask.support_ids.astype(np.int64)).to(student.device)
-        if student.head.undrawn is not None:
-            removed = torch.cat([removed, student.head.undrawn])
-        self.objective = Objective(student, config, self._head, removed, realigned)
+        if student.undrawn is not None:
+            removed = torch.cat([removed, student.undrawn])
+        self.objective = Objective(student, config, removed, realigned, in_place=in_place)
 
     def update(
         self,
@@ -272,7 +271,7 @@ class Updater:
             losses.rows,
             losses.own,
             metrics.micro_batch_rows(losses.batch, chosen),
-            self._head,
+            self.objective.head,
             self.config.loss,
             self.config.rollout.temperature,
         )

@@ -114,8 +114,8 @@ def test_it_draws_what_transformers_draws(engine: VllmEngine, student: Student) 
 
 def test_ids_without_a_token_are_never_drawn(engine: VllmEngine, student: Student) -> None:
     """They have the weights of the likely ones."""
-    assert student.head.undrawn is not None
-    assert student.head.undrawn.tolist() == [320, 321, 322]
+    assert student.undrawn is not None
+    assert student.undrawn.tolist() == [320, 321, 322]
     engine.update_weights(7)
     hot = with_settings(engine, temperature=3.0, top_p=1.0, group_size=40)
     drawn = np.concatenate([r.token_ids for r in hot.generate(prompts(), seed=1, step=1)])
@@ -132,7 +132,7 @@ def test_both_draw_from_one_distribution(engine: VllmEngine, student: Student) -
     settings, ids = many._settings, prompt.token_ids
     with torch.no_grad():
         logits = student.module(torch.from_numpy(ids.astype(np.int64))[None]).logits[0, -1]
-        logits[student.head.undrawn] = -torch.inf
+        logits[student.undrawn] = -torch.inf
         probabilities = (logits.double() / settings.temperature).softmax(-1)
     order = probabilities.argsort(descending=True)
     size = int((probabilities[order].cumsum(-1) < settings.top_p).sum()) + 1

@@ -85,8 +85,8 @@ def test_an_id_without_a_token_is_never_drawn(
     make_config: MakeConfig, wide_dir: Path, top_p: float
 ) -> None:
     student = load_student(StudentSettings(model=str(wide_dir), device="cpu"))
-    assert student.head.undrawn is not None
-    assert student.head.undrawn.tolist() == list(range(TOKENS, WIDTH))
+    assert student.undrawn is not None
+    assert student.undrawn.tolist() == list(range(TOKENS, WIDTH))
     prompts = load_prompts(make_config(wide_dir).data, student.tokenizer).train
     settings = RolloutSettings(
         group_size=3, max_new_tokens=24, batch_size=4, temperature=0.8, top_p=top_p

@@ -44,7 +44,7 @@ class VllmEngine:
         self._version: int | None = None
         self._core: Core = start_core(student, settings, longest)
         try:
-            undrawn = student.head.undrawn
+            undrawn = student.undrawn
             ids = [] if undrawn is None else undrawn.tolist()
             facts = self._core.call("rollout_install", ids)[0]
             _check_facts(facts, student)
@@ -161,7 +161,7 @@ class VllmEngine:
 
 def _check_facts(facts: dict[str, object], student: Student) -> None:
     """Whether vLLM has loaded a model of the student's kind."""
-    dtype = str(student.head.weight.dtype).removeprefix("torch.")
+    dtype = str(student.dtype).removeprefix("torch.")
     for name, expected in (("vocabulary_size", student.vocabulary_size), ("dtype", dtype)):
         if facts[name] != expected:
             raise failed(f"its model has {name} {facts[name]}, and the student {expected}")

@@ -27,7 +27,7 @@ TOO_LARGE = "ROLLOUT_LOG_PROB_GAP"
 def bound_of(student: Student, settings: RolloutSettings) -> float:
     """The largest mean difference, in nats."""
     own = settings.vllm.max_log_prob_gap
-    return BOUNDS[student.head.weight.dtype] if own is None else own
+    return BOUNDS[student.dtype] if own is None else own
 
 
 def check_gap(student: Student, settings: RolloutSettings, rollouts: Sequence[Rollout]) -> float:

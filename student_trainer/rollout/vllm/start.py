@@ -46,7 +46,7 @@ def start_core(student: Student, settings: RolloutSettings, longest: int) -> Cor
         )
     return LocalCore(
         str(student.folder),
-        str(student.head.weight.dtype).removeprefix("torch."),
+        str(student.dtype).removeprefix("torch."),
         sizes_of(student, settings.batch_size, longest),
         own.options,
         devices=own.devices if own.place == "own" else _same_device(student),
@@ -62,7 +62,7 @@ def sizes_of(student: Student, sequences: int, longest: int) -> Sizes:
     config = student.causal_model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    of_a_token = 2 * config.num_hidden_layers * heads * size * student.head.weight.element_size()
+    of_a_token = 2 * config.num_hidden_layers * heads * size * student.dtype.itemsize
     weights = sum(p.numel() * p.element_size() for p in student.causal_model.parameters())
     # A sequence's last block is there as a whole.
     blocks = -(-length // 128) * 128
