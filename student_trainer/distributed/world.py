@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -24,6 +24,9 @@ from torch import Tensor
 # Set by torchrun, and by whoever starts the ranks without it.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOST = "RANK_LOST"
+T = TypeVar("T")
+# Marks an error of this rank that the others know of.
+AGREED = "_agreed_on_by_all_ranks"
 
 
 class RankError(LsmError):
@@ -95,6 +98,7 @@ class World:
         Raises:
             BaseException: ``failed``, where this rank has failed.
             RankError: another rank has failed; it names the first of them.
+            SystemExit: others were told to end and none has failed; with the first one's code.
         """
         if not self.several:
             if failed is not None:
@@ -102,15 +106,38 @@ class World:
             return
         said = self.gather(None if failed is None else _described(failed))
         if failed is not None:
+            setattr(failed, AGREED, True)
             raise failed
         for rank, one in enumerate(said):
-            if one is not None:
+            if one is not None and "code" not in one:
                 raise RankError(
                     f"rank {rank} of {self.size} has failed: {one['what']}",
                     where=one["where"],
                     fix=one["fix"],
                     retry_after=one["retry_after"],
                 )
+        for one in said:
+            if one is not None:
+                raise SystemExit(one["code"])
+
+    def each(self, action: Callable[[], T]) -> T:
+        """Does on every rank something in which no rank waits for another; returns what it
+        returns here.
+
+        Raises:
+            BaseException: as ``agree``, of what it raises.
+        """
+        found, failed = _tried(action)
+        self.agree(failed)
+        return cast(T, found)
+
+    def on_first(self, action: Callable[[], T]) -> T | None:
+        """Does something on rank 0, for which the others wait; None there.
+
+        Raises:
+            BaseException: as ``agree``, of what it raises.
+        """
+        return self.each(action if self.writes else _nothing)
 
     def same(self, what: str, value: Any, *, fix: str) -> None:
         """Checks that a JSON value is the same on every rank.
@@ -188,6 +215,12 @@ def joined(timeout: float) -> Iterator[World]:
         dist.destroy_process_group()
 
 
+def agreed(error: BaseException) -> bool:
+    """Whether every rank has raised this error or one that names it, at the same point: they can
+    go on together from there."""
+    return isinstance(error, LsmError | SystemExit) or hasattr(error, AGREED)
+
+
 def lost(world: World, error: BaseException) -> RankError | None:
     """What is to be said of an error of torch's that a rank which has ended has caused in this
     one; None for any other error."""
@@ -204,7 +237,20 @@ def lost(world: World, error: BaseException) -> RankError | None:
     )
 
 
+def _tried(action: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    try:
+        return action(), None
+    except (Exception, SystemExit) as error:
+        return None, error
+
+
+def _nothing() -> None:
+    """What the ranks do that wait."""
+
+
 def _described(error: BaseException) -> dict[str, Any]:
+    if isinstance(error, SystemExit):
+        return {"code": error.code}
     if isinstance(error, LsmError):
         return {
             "what": error.what,

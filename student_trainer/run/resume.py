@@ -48,6 +48,7 @@ FREE_KEYS = (
     "evaluation.every",
     "evaluation.patience",
     "checkpoint",
+    "distributed",
     "report",
     "tracking",
     "hub",

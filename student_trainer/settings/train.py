@@ -18,6 +18,7 @@ from student_trainer.losses import LsmLoss
 from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
+from student_trainer.settings.distributed import DistributedSettings
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.loss import LossConfig, WeightConfigs
 from student_trainer.settings.rollout import (
@@ -109,6 +110,7 @@ class TrainConfig(Settings):
     report: ReportSettings = Field(default_factory=ReportSettings)
     tracking: TrackingSettings = Field(default_factory=TrackingSettings)
     hub: HubSettings = Field(default_factory=HubSettings)
+    distributed: DistributedSettings = Field(default_factory=DistributedSettings)
 
     @model_validator(mode="before")
     @classmethod
