@@ -95,11 +95,14 @@ def drop_layers(network: Any, dropped: Sequence[int]) -> None:
     config.num_hidden_layers = len(kept)
 
 
-def find_layers(network: nn.Module, layers: int) -> tuple[nn.Module, str]:
+def find_layers(network: nn.Module, layers: int, where: str = "--model") -> tuple[nn.Module, str]:
     """The module that owns the decoder's ModuleList, and the list's name in it.
 
     Among several lists of that length (of experts, for example) the decoder's is the one
     with the most parameters.
+
+    Args:
+        where: which setting names the model, for the error.
 
     Raises:
         ConfigurationError: there is no list of that length.
@@ -113,7 +116,7 @@ def find_layers(network: nn.Module, layers: int) -> tuple[nn.Module, str]:
     if not found:
         raise ConfigurationError(
             f"{type(network).__name__} has no ModuleList of its {layers} layers",
-            where="--model",
+            where=where,
             fix="choose a model whose decoder keeps its layers in one list",
         )
     path = max(found)[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from teacher_proto.models.text_model import (
     class_with_images,
     text_model,
 )
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 MODEL = "student.model"
@@ -107,19 +109,24 @@ def _is_adapter(model: str, folder: Path) -> ConfigurationError:
     )
 
 
-def save_network(network: Any, directory: Path) -> None:
+def save_network(
+    network: Any, directory: Path, tensors: Mapping[str, Tensor] | None = None
+) -> None:
     """Saves a model with its generation settings as they were loaded.
+
+    Args:
+        tensors: by name, what is saved in place of the model's own ``state_dict``.
 
     Published settings may contradict themselves, such as a temperature without ``do_sample``.
     transformers loads them, and some of its versions then refuse to save the model.
     """
     own = getattr(network, "generation_config", None)
     if own is None or not network.can_generate():
-        network.save_pretrained(directory)
+        network.save_pretrained(directory, state_dict=tensors)
         return
     network.generation_config = GenerationConfig()
     try:
-        network.save_pretrained(directory)
+        network.save_pretrained(directory, state_dict=tensors)
     finally:
         network.generation_config = own
     own.to_json_file(directory / "generation_config.json")

@@ -22,6 +22,7 @@ from teacher_proto.tokenizer_hash import tokenizer_hash
 from teacher_proto.types import Int32
 from torch import Tensor, nn
 
+from student_trainer.distributed.shards import Shards
 from student_trainer.losses.parts.base import Head
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student.head import check_mergeable, head_logits, read_head
@@ -73,6 +74,7 @@ class Student:
         packs: whether it reads several sequences side by side, without padding.
         undrawn: int64 [M], ids that are never drawn because no token has them; None where there
             are none.
+        shards: of its parameters, where several ranks train it (student/sharding.py).
     """
 
     module: nn.Module
@@ -90,6 +92,7 @@ class Student:
     template_arguments: Mapping[str, Any] = field(default_factory=dict)
     packs: bool = False
     undrawn: Tensor | None = None
+    shards: Shards | None = None
 
     @property
     def head(self) -> Head:
@@ -100,6 +103,8 @@ class Student:
     @property
     def dtype(self) -> torch.dtype:
         """In which the model computes."""
+        if self.shards is not None and self.shards.narrows:
+            return self.shards.dtype
         return self.head.weight.dtype
 
     @property
@@ -319,13 +324,26 @@ def not_finite(where: str) -> LsmError:
 
 
 def save_weights(student: Student, directory: Path) -> None:
-    """Saves what is trained, the model or only its adapters, with the tokenizer."""
+    """Saves what is trained, the model or only its adapters, with the tokenizer.
+
+    Every rank calls it, and rank 0 alone writes: the others do not wait for that.
+    """
+    if student.shards is None:
+        _write(student, directory, None)
+        return
+    with student.shards.gathered():
+        if student.shards.world.writes:
+            _write(student, directory, student.shards.tensors(student.module))
+
+
+def _write(student: Student, directory: Path, tensors: Mapping[str, Tensor] | None) -> None:
+    """``tensors``: the module's, by name; None where its own ``state_dict`` has them."""
     module: Any = student.module
     if student.has_adapters:
-        module.save_pretrained(directory, save_embedding_layers=False)
+        module.save_pretrained(directory, state_dict=tensors, save_embedding_layers=False)
         save_base(directory, module.active_peft_config.base_model_name_or_path, student.base_digest)
     else:
-        save_network(module, directory)
+        save_network(module, directory, tensors)
     _save_readers(student, directory)
 
 

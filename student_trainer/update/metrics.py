@@ -14,6 +14,7 @@ from teacher_proto.rows import required
 from teacher_proto.types import Bool
 from torch import Tensor
 
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.losses import Loss
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult
 from student_trainer.losses.parts.normaliser import row_statistics
@@ -145,17 +146,24 @@ class UpdateTotals:
         self.means.add_all(part.means)
 
 
-def choose_rows(keep: Sequence[Bool], count: int, seed: int, step: int) -> list[Bool]:
-    """Chooses ``count`` of the kept rows, or all when there are fewer: bool [n] for each
-    response.
+def choose_rows(
+    keep: Sequence[Bool], count: int, seed: int, step: int, world: World = ALONE
+) -> list[Bool]:
+    """Chooses ``count`` of the kept rows of all ranks, or all when there are fewer: bool [n] for
+    each response of this rank.
 
     The choice depends on the rows alone, not on how they are cut into micro-batches.
     """
     lengths = [len(rows) for rows in keep]
     kept = np.flatnonzero(np.concatenate(keep))
+    every = world.gather(len(kept))
+    first = sum(every[: world.rank])
+    places = stream("metric rows", seed, step).choice(
+        sum(every), min(count, sum(every)), replace=False
+    )
+    mine = places[(places >= first) & (places < first + len(kept))] - first
     chosen = np.zeros(sum(lengths), np.bool_)
-    size = min(count, len(kept))
-    chosen[stream("metric rows", seed, step).choice(kept, size, replace=False)] = True
+    chosen[kept[mine]] = True
     return np.split(chosen, np.cumsum(lengths)[:-1])
 
 

@@ -21,7 +21,7 @@ from student_trainer.losses.parts.loss import checked
 from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
-from student_trainer.student.model import Student, read_layout
+from student_trainer.student.model import Student
 from student_trainer.student.packing.layout import Layout
 from student_trainer.teacher.left_out import is_left_out
 from student_trainer.update.batching import (
@@ -219,32 +219,30 @@ class Objective:
         chunks: RowsByChunk,
         rollouts: Sequence[Rollout],
         scores: Mapping[int, ContinuationScores],
-        layout: Layout,
+        read: Read,
+        hidden: Tensor,
         totals: UpdateTotals,
         stale: bool,
     ) -> dict[str, MicroBatchLosses]:
-        """The losses of a micro-batch by teacher, with gradients. The student reads all of it at
-        once; each teacher's rows have a loss by themselves, with its own K and with coarse rows
-        where it has them.
+        """The losses of a micro-batch by teacher, with gradients. Each teacher's rows have a loss
+        by themselves, with its own K and with coarse rows where it has them.
 
         Args:
             batch: the rows that have a loss by themselves.
             chunks: the rows that learn from their chunk.
-            layout: of the micro-batch.
+            read, hidden: the micro-batch, and its [N, H] of the student.
             stale: whether the weights of an earlier step wrote the rollouts.
 
         The responses of a micro-batch are all of the student, or all answers of the data.
         """
-        hidden = read_layout(self._student, layout)
         scoring = [rollouts[member].prompt.teacher for member in batch.members]
-        whole = Read(batch.members, layout)
         found = {}
         for name in self._asked:
             places = [place for place, other in enumerate(scoring) if other == name]
             own, by_chunk = batch.of(places), chunks.of(places)
             if len(own.rows) or len(by_chunk.batch.rows):
                 found[name] = self._of_teacher(
-                    name, own, by_chunk, whole, hidden, rollouts, scores, totals, stale
+                    name, own, by_chunk, read, hidden, rollouts, scores, totals, stale
                 )
         return found
 

@@ -3,6 +3,8 @@
 A float32 parameter is updated in place. A bfloat16 parameter has a float32 master: after
 each micro-batch's backward its gradient is added up in float32, AdamW updates the master,
 and the parameter is the rounded master.
+
+Where ranks share the parameters, each updates its part of them (DTensor), which is float32.
 """
 
 from __future__ import annotations
@@ -14,7 +16,10 @@ from typing import Any
 import torch
 from teacher_proto.errors import ConfigurationError
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
+from student_trainer.distributed.shards import Shards
+from student_trainer.distributed.world import ALONE
 from student_trainer.settings.train import OptimizerSettings
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -42,10 +47,18 @@ class Optimizer:
     """AdamW on the trainable parameters of a module.
 
     The gradients of backward passes add up until ``zero_grad``.
+
+    Args:
+        shards: of the module, where ranks share its parameters.
     """
 
-    def __init__(self, module: nn.Module, settings: OptimizerSettings) -> None:
+    def __init__(
+        self, module: nn.Module, settings: OptimizerSettings, shards: Shards | None = None
+    ) -> None:
         self.settings = settings
+        self._world = ALONE if shards is None else shards.world
+        # Whether what the ranks hold is the master of a parameter that is gathered narrower.
+        self._narrows = shards is not None and shards.narrows
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
         if not self.parameters:
             raise ConfigurationError("the student has no trainable parameter", where="student")
@@ -116,7 +129,8 @@ class Optimizer:
         """Multiplies every gradient by ``factor`` and returns the resulting total 2-norm."""
         gradients = self._gradients()
         torch._foreach_mul_(gradients, factor)
-        return float(torch.nn.utils.get_total_norm(gradients))
+        norm = float(torch.nn.utils.get_total_norm(gradients))
+        return math.sqrt(self._world.sums([norm**2])[0]) if self._world.several else norm
 
     @torch.no_grad()
     def clip(self, norm: float) -> bool:
@@ -135,20 +149,21 @@ class Optimizer:
         self._round_masters()
 
     def state(self) -> dict[str, Tensor]:
-        """Moments, step counts and masters by ``kind/parameter``, float32."""
+        """Moments, step counts and masters by ``kind/parameter``, float32; of a parameter that
+        ranks share this rank's part (DTensor)."""
         tensors: dict[str, Tensor] = {}
         for name, master in self.masters.items():
             state: Mapping[str, Any] = self.adamw.state.get(master, {})
             if state:
                 tensors |= {f"{moment}/{name}": state[moment] for moment in MOMENTS}
                 tensors[f"step/{name}"] = torch.as_tensor(state["step"], dtype=torch.float32)
-            if master is not self.parameters[name]:
+            if self._narrows or master is not self.parameters[name]:
                 tensors[f"master/{name}"] = master.detach()
         return tensors
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what ``state`` returned.
+        """Restores what ``state`` returned, with the same parts of what ranks share.
 
         Raises:
             ConfigurationError: the tensors belong to other parameters.
@@ -171,7 +186,9 @@ class Optimizer:
         self._round_masters()
 
     def _gradients(self) -> list[Tensor]:
-        return [m.grad for m in self.masters.values() if m.grad is not None]
+        """Those of every parameter, or this rank's part of them."""
+        found = [m.grad for m in self.masters.values() if m.grad is not None]
+        return [g.to_local() if isinstance(g, DTensor) else g for g in found]
 
     def _round_masters(self) -> None:
         for name, parameter in self.parameters.items():

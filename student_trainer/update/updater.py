@@ -18,13 +18,18 @@ import numpy as np
 import torch
 from teacher_proto.errors import LsmError
 from teacher_proto.types import Bool, ContinuationScores
+from torch import Tensor
 
+from student_trainer.distributed.failure import Failure
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.rollout.base import ORIGINS, Origin, Rollout
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.head import head_logits
 from student_trainer.student.masking import token_mask
-from student_trainer.student.model import Student, packing_for, set_training
+from student_trainer.student.model import Student, lay_out, packing_for, read_layout, set_training
+from student_trainer.student.sharding import run, updating
 from student_trainer.update import metrics
-from student_trainer.update.batching import layout_of, micro_batch, micro_batches
+from student_trainer.update.batching import Read, layout_of, micro_batch, micro_batches
 from student_trainer.update.embedding import adds_in_place
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.objective import MicroBatchLosses, Objective
@@ -62,6 +67,10 @@ class Part:
     teacher: str | None
     micro_batches: Sequence[tuple[int, ...]]
 
+    def members(self, nth: int) -> tuple[int, ...]:
+        """Of one of them; empty after the last."""
+        return self.micro_batches[nth] if nth < len(self.micro_batches) else ()
+
 
 class NothingUsableError(LsmError):
     """No row of an update gives a loss."""
@@ -80,15 +89,26 @@ class Updater:
     """
 
     def __init__(
-        self, student: Student, config: TrainConfig, realigned: Collection[str] = ()
+        self,
+        student: Student,
+        config: TrainConfig,
+        realigned: Collection[str] = (),
+        world: World = ALONE,
     ) -> None:
-        """``realigned``: names of the teachers that have another tokenizer than the student."""
+        """
+        Args:
+            realigned: names of the teachers that have another tokenizer than the student.
+            world: the ranks that make each update together, every one on its own rollouts.
+        """
+        self.world = world
         self.student = student
         self.config = config
-        self.optimizer = Optimizer(student.module, config.optimizer)
+        self.optimizer = Optimizer(student.module, config.optimizer, student.shards)
         self.updates = 0
         self.tell: Callable[[MicroBatchLosses], None] = lambda losses: None
         in_place = self.optimizer.accumulates_in_place and student.head.weight.requires_grad
+        token = np.array(student.terminators[:1], np.int32)
+        self._shortest = lay_out(student, [token], [1])
         self._mask = token_mask(config.loss.mask, student.tokenizer, student.vocabulary_size)
         removed = torch.from_numpy(self._mask.support_ids.astype(np.int64)).to(student.device)
         if student.undrawn is not None:
@@ -144,13 +164,13 @@ class Updater:
             counted = totals.of(rollout.prompt.teacher).of_origin(rollout.origin)
             counted.rows += len(rows)
             counted.masked += int((~rows).sum())
-        unmasked = sum(int(rows.sum()) for rows in keep)
+        (unmasked,) = map(int, self.world.sums([sum(int(rows.sum()) for rows in keep)]))
         if unmasked == 0:
             raise NothingUsableError(
                 "every token of the update is masked", where="loss.mask", fix="mask less"
             )
         chosen = metrics.choose_rows(
-            keep, self.config.report.metric_rows, self.config.run.seed, step
+            keep, self.config.report.metric_rows, self.config.run.seed, step, self.world
         )
         found = self._backward(rollouts, keep, scores, chosen, totals, unmasked, stale)
         total, denominator = self._mean(found)
@@ -182,38 +202,32 @@ class Updater:
         kept = list(keep)
         found = {name: Sum() for name in self.config.named_teachers}
         used = non_finite = 0
-        embedding = self.student.causal_model.get_input_embeddings()
+        failure = Failure(self.world)
+        parts = self._parts(rollouts)
         try:
-            for part in self._parts(rollouts):
-                for members in part.micro_batches:
-                    known = {member: scores(member) for member in members}
-                    layout = layout_of(self.student, members, rollouts)
-                    chunks = self.objective.leave_out_unusable(
-                        members, rollouts, known, kept, layout, totals
-                    )
-                    batch = micro_batch(members, rollouts, kept, layout)
-                    if not len(batch.rows) and not len(chunks.batch.rows):
-                        continue
-                    with packing_for(self.student), adds_in_place(embedding):
-                        losses = self.objective.losses(
-                            batch, chunks, rollouts, known, layout, totals, stale
-                        )
-                        weighed = [
-                            self.config.weight_of(name) * of.total for name, of in losses.items()
-                        ]
-                        sum(weighed[1:], weighed[0]).backward()  # type: ignore[no-untyped-call]
-                    origin = rollouts[members[0]].origin
-                    for name, of in losses.items():
-                        found[name].add(of, self.config.loss.mean)
-                        used += int(of.used.sum())
-                        non_finite += of.dropped_non_finite
-                        self._count(totals.of(name).of_origin(origin), of, chosen)
-                        self.tell(of)
-                if part.teacher is not None and found[part.teacher].count:
-                    self.optimizer.set_aside(1 / found[part.teacher].count)
+            with updating(self.student):
+                for part, passes in zip(parts, self._passes(parts), strict=True):
+                    for nth in range(passes):
+                        self._reduces(nth == passes - 1)
+                        members = () if failure else part.members(nth)
+                        losses = self._pass(members, rollouts, kept, scores, totals, stale, failure)
+                        for name, of in losses.items():
+                            found[name].add(of, self.config.loss.mean)
+                            used += int(of.used.sum())
+                            non_finite += of.dropped_non_finite
+                            with failure.held():
+                                origin = rollouts[members[0]].origin
+                                self._count(totals.of(name).of_origin(origin), of, chosen)
+                                self.tell(of)
+                    if part.teacher is not None:
+                        (count,) = self.world.sums([found[part.teacher].count])
+                        if count:
+                            self.optimizer.set_aside(1 / count)
+            failure.agree()
         finally:
             self.optimizer.take_back()
             self.student.module.eval()
+        used, non_finite = self._of_all_ranks(found, used, non_finite)
         if non_finite > self.config.loss.max_non_finite_share * unmasked:
             self._refuse(
                 f"{non_finite} of {unmasked} rows are not finite",
@@ -228,6 +242,81 @@ class Updater:
                 "what has too small a support",
             )
         return found
+
+    def _pass(
+        self,
+        members: Sequence[int],
+        rollouts: Sequence[Rollout],
+        kept: list[Bool],
+        scores: ScoreSource,
+        totals: UpdateTotals,
+        stale: bool,
+        failure: Failure,
+    ) -> dict[str, MicroBatchLosses]:
+        """A forward and a backward pass over one micro-batch; the losses by teacher.
+
+        Of several ranks each makes a pass whenever another one does, so that their gradients meet:
+        one without rows over a single token.
+        """
+        found: dict[str, MicroBatchLosses] = {}
+        rows = None
+        layout = self._shortest
+        if members:
+            with failure.held():
+                known = {member: scores(member) for member in members}
+                layout = layout_of(self.student, members, rollouts)
+                chunks = self.objective.leave_out_unusable(
+                    members, rollouts, known, kept, layout, totals
+                )
+                batch = micro_batch(members, rollouts, kept, layout)
+                if len(batch.rows) or len(chunks.batch.rows):
+                    rows = batch, chunks, known
+        if rows is None:
+            if not self.world.several:
+                return found
+            layout = self._shortest
+
+        def compute() -> Tensor:
+            hidden = read_layout(self.student, layout)
+            with failure.held():
+                if rows is not None:
+                    batch, chunks, known = rows
+                    read = Read(batch.members, layout)
+                    losses = self.objective.losses(
+                        batch, chunks, rollouts, known, read, hidden, totals, stale
+                    )
+                    weighed = [
+                        self.config.weight_of(name) * of.total for name, of in losses.items()
+                    ]
+                    total = sum(weighed[1:], weighed[0])
+                    found.update(losses)
+                    return total
+            # Reaches every parameter, with a gradient of 0.
+            return 0 * head_logits(self.objective.head, hidden[:1]).sum()
+
+        embedding = self.student.causal_model.get_input_embeddings()
+        with packing_for(self.student), adds_in_place(embedding):
+            run(self.student, compute).backward()  # type: ignore[no-untyped-call]
+        return found
+
+    def _passes(self, parts: Sequence[Part]) -> list[int]:
+        """How many passes each part takes: as many as the rank with the most micro-batches has."""
+        counts = self.world.gather([len(part.micro_batches) for part in parts])
+        return [max(of_ranks) for of_ranks in zip(*counts, strict=True)]
+
+    def _reduces(self, now: bool) -> None:
+        if self.student.shards is not None:
+            self.student.shards.reduces(now)
+
+    def _of_all_ranks(
+        self, found: Mapping[str, Sum], used: int, non_finite: int
+    ) -> tuple[int, int]:
+        """``used`` and ``non_finite`` of all ranks; makes the sums in ``found`` those of all."""
+        mine = [value for one in found.values() for value in (one.total, one.count)]
+        ours = self.world.sums([used, non_finite, *mine])
+        for one, total, count in zip(found.values(), ours[2::2], ours[3::2], strict=True):
+            one.total, one.count = total, int(count)
+        return int(ours[0]), int(ours[1])
 
     def _parts(self, rollouts: Sequence[Rollout]) -> list[Part]:
         """The micro-batches of an update. Where each teacher has a mean of its own, those of one

@@ -23,10 +23,9 @@ def checkpoint_weights(student: Student) -> dict[str, Tensor]:
     otherwise in memory.
     """
     model = student.causal_model
+    own = model.state_dict() if student.shards is None else student.shards.tensors(model)
     plain = {
-        name.replace(WRAPPED, ""): tensor
-        for name, tensor in model.state_dict().items()
-        if ".lora_" not in name
+        name.replace(WRAPPED, ""): tensor for name, tensor in own.items() if ".lora_" not in name
     }
     for name, delta in _deltas(model):
         plain[name] = (plain[name].float() + delta.float()).to(plain[name].dtype)
