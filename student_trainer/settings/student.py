@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from student_trainer.settings.base import PathOrName, Positive, PositiveInt, Settings
 
@@ -62,6 +62,12 @@ class StudentSettings(Settings):
         description="Recompute activations in the backward pass, which saves memory and costs "
         "time.",
     )
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"] = Field(
+        default="auto",
+        description="Implementation of attention, by its name in transformers; `auto` is what it "
+        "takes itself. Those of flash attention need `bfloat16`, a GPU and their package, and read "
+        "all sequences of a packed micro-batch in one call.",
+    )
     packing: Literal["auto", "off"] = Field(
         default="auto",
         description="`auto` reads the sequences of a micro-batch side by side, without padding, "
@@ -73,3 +79,13 @@ class StudentSettings(Settings):
         description="Train LoRA adapters instead of the weights; unset unless a key of this "
         "section is set.",
     )
+
+    @property
+    def needs_flash_attention(self) -> bool:
+        return self.attention.startswith("flash_attention")
+
+    @model_validator(mode="after")
+    def _flash_attention_has_its_dtype(self) -> StudentSettings:
+        if self.needs_flash_attention and self.dtype != "bfloat16":
+            raise ValueError(f'attention = "{self.attention}" needs dtype = "bfloat16"')
+        return self

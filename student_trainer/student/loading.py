@@ -50,7 +50,7 @@ def student_folder(model: str) -> Path:
 
 
 def load_network(
-    source: Path, dtype: torch.dtype | Literal["auto"], shown: str
+    source: Path, dtype: torch.dtype | Literal["auto"], shown: str, attention: str = "auto"
 ) -> tuple[Any, TextModel]:
     """The model of a folder, and its language model, which alone is trained.
 
@@ -58,18 +58,27 @@ def load_network(
 
     Args:
         shown: the model's name in errors.
+        attention: as ``student.attention``.
 
     Raises:
-        ConfigurationError: it cannot be loaded, or is no causal language model.
+        ConfigurationError: it cannot be loaded, is no causal language model, or has no such
+            attention here.
     """
     try:
         config = AutoConfig.from_pretrained(source)
         named = getattr(config, "architectures", None)
         loader = class_with_images(config, transformers, MODEL) if named else None
-        model = (loader or AutoModelForCausalLM).from_pretrained(source, dtype=dtype)
+        chosen = {} if attention == "auto" else {"attn_implementation": attention}
+        model = (loader or AutoModelForCausalLM).from_pretrained(source, dtype=dtype, **chosen)
     except ConfigurationError:
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
+        if attention != "auto":
+            raise ConfigurationError(
+                f"cannot load {shown!r} with {attention}: {first_line(error)}",
+                where="student.attention",
+                fix="install what it names, or leave student.attention out",
+            ) from error
         raise cannot_load(shown, error) from error
     text = text_model(model)
     for name in text.unused:

@@ -150,7 +150,15 @@ def load_student(
             check_base(weights, base_digest, where=MODEL, fix=_BASE_FIX.format(settings.model))
     source = folder if weights is None or settings.lora else weights
     tokenizer = load_tokenizer(settings)
-    model, text = load_network(source, DTYPES[settings.dtype], settings.model)
+    if settings.needs_flash_attention and device.type != "cuda":
+        raise ConfigurationError(
+            f"{settings.attention} computes on a GPU, and the student is on {device}",
+            where="student.attention",
+            fix="leave it out",
+        )
+    model, text = load_network(
+        source, DTYPES[settings.dtype], settings.model, attention=settings.attention
+    )
     if text.unused:
         log.info("the student: %s", describe_unused(text.unused))
     model.to(device)

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,17 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
+from teacher_proto.errors import ConfigurationError
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from student_trainer.settings.student import LoraSettings, StudentSettings
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.loading import load_network
 from student_trainer.student.model import (
     Student,
+    lay_out,
     load_student,
     packing_for,
     read_layout,
@@ -244,6 +249,36 @@ def test_packing_can_be_off(student_model_dir: Path, caplog: pytest.LogCaptureFi
     assert load_student(settings).packs
     assert not load_student(settings.model_copy(update={"packing": "off"})).packs
     assert "not packed" not in caplog.text
+
+
+def test_the_attention_that_is_chosen_is_the_models(student_model_dir: Path) -> None:
+    settings = StudentSettings(model=str(student_model_dir), device="cpu")
+    plain = load_student(settings)
+    eager = load_student(settings.model_copy(update={"attention": "eager"}))
+    assert plain.causal_model.config._attn_implementation == "sdpa"
+    assert eager.causal_model.config._attn_implementation == "eager"
+    assert eager.packs
+    texts, prompts = sequences()
+    with torch.no_grad():
+        layout = lay_out(eager, texts, prompts)
+        assert_near(read_layout(eager, layout), read_layout(plain, layout), "hidden states")
+
+
+def test_flash_attention_without_what_it_needs_is_refused(student_model_dir: Path) -> None:
+    values = {"model": str(student_model_dir), "attention": "flash_attention_2"}
+    with pytest.raises(ValidationError, match='needs dtype = "bfloat16"'):
+        StudentSettings.model_validate(values)
+    settings = StudentSettings.model_validate({**values, "dtype": "bfloat16", "device": "cpu"})
+    with pytest.raises(ConfigurationError, match="the student is on cpu") as refused:
+        load_student(settings)
+    assert refused.value.where == "student.attention"
+
+
+@pytest.mark.skipif(find_spec("flash_attn") is not None, reason="flash_attn is installed")
+def test_an_attention_whose_package_is_missing_is_refused(student_model_dir: Path) -> None:
+    with pytest.raises(ConfigurationError, match="install what it names") as missing:
+        load_network(student_model_dir, torch.bfloat16, "it", attention="flash_attention_2")
+    assert missing.value.where == "student.attention"
 
 
 def test_a_model_that_mixes_sequences_is_found_though_it_mixes_little() -> None:
