@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,11 +12,11 @@ from torch import Tensor
 from student_trainer.commands.largest_update import Sequences, largest_update
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
+from student_trainer.student.memory import free_memory, update_bytes, weight_bytes
 from student_trainer.student.model import Student, read_layout, set_training
 from student_trainer.student.packing.layout import Layout
 
 MIB = 1 << 20
-MEMORY_FILE = Path("/proc/meminfo")
 MEASURED_TOKENS = 32
 # Float32 arrays as large as a block of logits that a loss over the vocabulary holds at once.
 LOGITS_COPIES = 4
@@ -60,15 +58,13 @@ class Memory:
 def estimated_memory(config: TrainConfig, student: Student) -> Memory:
     """Weights and optimizer are counted. Activations and cache are measured on sequences of
     ``MEASURED_TOKENS`` and twice as many tokens, and continued to the settings' sizes."""
-    parameters = list(student.module.parameters())
-    trained = [p for p in parameters if p.requires_grad]
     longest = config.data.max_prompt_tokens + config.rollout.max_new_tokens
     update = largest_update(config, student)
-    aside = 4 if config.balances_teachers else 0
-    whole = [*parameters, *student.module.buffers()]
+    trained = sum(p.numel() for p in student.module.parameters() if p.requires_grad)
+    aside = 4 * trained if config.balances_teachers else 0
     return Memory(
-        weights=sum(tensor.numel() * tensor.element_size() for tensor in whole),
-        optimizer=sum(p.numel() * (aside + (12 if p.element_size() == 4 else 16)) for p in trained),
+        weights=weight_bytes(student),
+        optimizer=update_bytes(student) + aside,
         activations=int(update.in_micro_batch * activations(student, update.sequences)),
         logits=config.loss.chunk_rows * student.vocabulary_size * 4 * LOGITS_COPIES,
         cache=int(config.rollout.batch_size * keys_and_values(student, longest)),
@@ -159,11 +155,7 @@ def available_bytes(student: Student, weights: int) -> int:
     if student.device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(student.device)
         return int(free + torch.cuda.memory_reserved(student.device))
-    lines = MEMORY_FILE.read_text().splitlines() if MEMORY_FILE.exists() else []
-    known = dict(line.split(":", 1) for line in lines if ":" in line)
-    if "MemAvailable" in known:
-        return int(known["MemAvailable"].split()[0]) * 1024 + weights
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + weights
+    return free_memory() + weights
 
 
 def memory(start: Start) -> str:

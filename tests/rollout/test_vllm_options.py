@@ -3,6 +3,7 @@ memory that is not there."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,8 +71,8 @@ def test_refused_options_say_what_to_do(option: str, says: str) -> None:
 @pytest.mark.parametrize(
     ("free", "given", "says"),
     [
-        (GIB, None, r"weights a second time \(1.0 GiB\)"),
-        (5 * GIB, 5 * GIB, r"values \(5.0 GiB\) do not fit into the 5.0 GiB"),
+        (GIB, None, r"vLLM's copy of the weights \(1.0 GiB\)"),
+        (5 * GIB, 5 * GIB, r"values \(5.0 GiB\): these do not fit into the 5.0 GiB"),
     ],
 )
 def test_a_student_that_memory_does_not_hold_is_refused(
@@ -80,6 +81,10 @@ def test_a_student_that_memory_does_not_hold_is_refused(
     with pytest.raises(ConfigurationError, match=says):
         options.cpu_cache_bytes(SIZES, given, free)
     assert options.cpu_cache_bytes(SIZES, None, 8 * GIB) == SIZES.cache_bytes
+    whole = replace(SIZES, file_bytes=GIB, update_bytes=4 * GIB)
+    assert options.cpu_cache_bytes(whole, None, 13 * GIB // 2) == SIZES.cache_bytes
+    with pytest.raises(ConfigurationError, match=r"moments \(4.0 GiB\): these"):
+        options.cpu_cache_bytes(whole, None, 13 * GIB // 2 - 1)
     long = Sizes(8, 128, GIB, 100 * GIB)
     assert options.cpu_cache_bytes(long, None, 8 * GIB) == 2 * GIB, "responses then wait"
 

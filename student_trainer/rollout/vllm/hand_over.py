@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import os
+import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError, LsmError
@@ -13,8 +17,12 @@ from student_trainer.rollout.vllm.core import DIED, Core
 from student_trainer.rollout.vllm.student_weights import checkpoint_weights
 from student_trainer.rollout.vllm.weights import failed, write_weights
 from student_trainer.settings.rollout_vllm import VllmSettings
+from student_trainer.student.memory import weight_bytes
 from student_trainer.student.model import Student
 
+log = logging.getLogger(__name__)
+# The names of the files that hand weights over.
+PREFIX, SUFFIX = "lsm-weights-", ".safetensors"
 # Hands the student's weights over under a version; raises LsmError.
 HandOver = Callable[[int], None]
 
@@ -46,7 +54,13 @@ def make_hand_over(student: Student, settings: VllmSettings, core: Core) -> Hand
 
 
 class FileHandOver:
-    """A safetensors file in memory, which every worker reads, checks and takes over."""
+    """A safetensors file in memory, which every worker reads, checks and takes over.
+
+    Files that trainers have left in the folder because they were killed are removed.
+
+    Raises:
+        ConfigurationError: the folder cannot be written, or has no room for the student.
+    """
 
     def __init__(self, student: Student, folder: Path, core: Core) -> None:
         if not folder.is_dir() or not os.access(folder, os.W_OK):
@@ -55,15 +69,26 @@ class FileHandOver:
                 where="rollout.vllm.folder",
                 fix="name one that this machine and vLLM's share, best in memory",
             )
+        remove_abandoned(folder)
+        needed, free = weight_bytes(student), shutil.disk_usage(folder).free
+        if needed > free:
+            raise ConfigurationError(
+                f"the student's weights have {needed >> 20} MiB, and {folder} has {free >> 20} MiB "
+                "of room for the file that hands them over",
+                where="rollout.vllm.folder",
+                fix="free some, name another folder, or give it more (a container's /dev/shm has "
+                "64 MiB unless --shm-size says more)",
+            )
         self._student = student
         self._folder = folder
         self._core = core
 
     def __call__(self, version: int) -> None:
-        path = self._folder / f"lsm-weights-{os.getpid()}-{uuid.uuid4().hex[:8]}.safetensors"
+        path = self._folder / f"{PREFIX}{os.getpid()}-{uuid.uuid4().hex[:8]}{SUFFIX}"
         try:
-            write_weights(path, version, checkpoint_weights(self._student))
-            self._core.call("rollout_take", str(path), version)
+            with _held(path):
+                write_weights(path, version, checkpoint_weights(self._student))
+                self._core.call("rollout_take", str(path), version)
         except OSError as error:
             raise failed(
                 f"{path} cannot be written: {error.strerror}", "rollout.vllm.folder"
@@ -74,3 +99,22 @@ class FileHandOver:
             raise failed(error.what) from error
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """A new file, locked for as long as this process lives: it has its name once it is locked."""
+    unnamed = path.with_suffix(".new")
+    with unnamed.open("xb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        unnamed.rename(path)
+        yield
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Removes the files of hand-overs whose trainer is no more: those that nobody holds."""
+    for path in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        with suppress(OSError), path.open("r+b") as file:  # of another user, held, or gone
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+            log.info("%s was left by a trainer that was killed, and is removed", path)

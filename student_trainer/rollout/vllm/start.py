@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError
 
@@ -10,7 +11,10 @@ from student_trainer.rollout.vllm.core import Core
 from student_trainer.rollout.vllm.hand_over import transfer_of
 from student_trainer.rollout.vllm.options import Sizes, check_installed
 from student_trainer.settings.rollout import RolloutSettings
+from student_trainer.student.memory import update_bytes
 from student_trainer.student.model import Student
+
+IN_MEMORY = Path("/dev/shm")
 
 
 def start_core(student: Student, settings: RolloutSettings, longest: int) -> Core:
@@ -47,7 +51,7 @@ def start_core(student: Student, settings: RolloutSettings, longest: int) -> Cor
     return LocalCore(
         str(student.folder),
         str(student.dtype).removeprefix("torch."),
-        sizes_of(student, settings.batch_size, longest),
+        sizes_of(student, settings, longest),
         own.options,
         devices=own.devices if own.place == "own" else _same_device(student),
         sleep=own.sleep,
@@ -56,8 +60,12 @@ def start_core(student: Student, settings: RolloutSettings, longest: int) -> Cor
     )
 
 
-def sizes_of(student: Student, sequences: int, longest: int) -> Sizes:
-    """What vLLM has to make room for."""
+def sizes_of(student: Student, settings: RolloutSettings, longest: int) -> Sizes:
+    """What vLLM has to make room for.
+
+    Args:
+        longest: tokens of the longest prompt with its response.
+    """
     length = min(longest, student.max_length)
     config = student.causal_model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
@@ -66,7 +74,20 @@ def sizes_of(student: Student, sequences: int, longest: int) -> Sizes:
     weights = sum(p.numel() * p.element_size() for p in student.causal_model.parameters())
     # A sequence's last block is there as a whole.
     blocks = -(-length // 128) * 128
-    return Sizes(sequences, length, weights, sequences * blocks * of_a_token)
+    return Sizes(
+        settings.batch_size,
+        length,
+        weights,
+        settings.batch_size * blocks * of_a_token,
+        file_bytes=weights if _in_memory(settings.vllm.folder) else 0,
+        update_bytes=update_bytes(student),
+    )
+
+
+def _in_memory(folder: Path) -> bool:
+    """Whether the files of a folder are kept in memory."""
+    there = IN_MEMORY.is_dir() and folder.is_dir()
+    return there and folder.stat().st_dev == IN_MEMORY.stat().st_dev
 
 
 def _same_device(student: Student) -> str | None:

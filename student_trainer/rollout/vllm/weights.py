@@ -129,12 +129,14 @@ def read_weights(path: Path, version: int) -> dict[str, Tensor]:
     return {name: _tensor(data, entry) for name, entry in header.items()}
 
 
-def failed(what: str, where: object = "rollout.vllm") -> LsmError:
+def failed(
+    what: str, where: object = "rollout.vllm", fix: str = "mend what it names and start again"
+) -> LsmError:
     """The error of a hand-over, after which vLLM writes nothing until one has succeeded."""
     return LsmError(
         f"vLLM did not take over the student's weights: {what}",
         where=str(where),
-        fix="mend what it names and start again: the run resumes after its last complete step",
+        fix=f"{fix}: the run resumes after its last complete step",
         reason=FAILED,
     )
 

@@ -82,7 +82,11 @@ class TakesOver:
     def _drop(self) -> None:
         self._version = None
         if self._torn:
-            raise failed("an earlier hand-over has failed in the middle", "vLLM")
+            raise failed(
+                "an earlier hand-over has failed in the middle, and vLLM has a part of it",
+                "vLLM",
+                "start a vLLM server anew; one of the trainer's own ends with it",
+            )
 
     def rollout_commit(self, version: int) -> dict[str, Any]:
         """Says which version the weights are, once they are there."""
