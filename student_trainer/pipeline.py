@@ -18,9 +18,10 @@ from itertools import groupby
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptOrder
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.engine import RolloutEngine
-from student_trainer.rollout.plan import StepPlan, step_plan
+from student_trainer.rollout.plan import StepPlan, share_of, step_plan
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.teachers import Teachers
@@ -29,7 +30,7 @@ from student_trainer.update.student_support import with_student_support
 
 @dataclass(frozen=True)
 class Batch:
-    """The rollouts of one step.
+    """The rollouts of one step, on each rank those of its own groups.
 
     Attributes:
         step: the step that updates on it.
@@ -59,7 +60,11 @@ class Batch:
 
 
 class Pipeline:
-    """The batches that are written but not yet updated on, in the order of their steps."""
+    """The batches that are written but not yet updated on, in the order of their steps.
+
+    Attributes:
+        places: of a batch's rollouts, among all of the step.
+    """
 
     def __init__(
         self,
@@ -69,11 +74,13 @@ class Pipeline:
         teachers: Teachers,
         prompts: Sequence[PromptItem],
         left_out: AbstractSet[int] = frozenset(),
+        world: World = ALONE,
     ) -> None:
         """
         Args:
             engine: what writes the student's responses.
             left_out: indices of prompts that no step takes.
+            world: the ranks that share every step.
         """
         self.config = config
         self.student = student
@@ -84,6 +91,10 @@ class Pipeline:
         self.order = PromptOrder.of(seed, prompts, shares, left_out)
         self.answer_order = PromptOrder.of(seed, prompts, shares, left_out, name="answers")
         self.batches: deque[Batch] = deque()
+        self._world = world
+        size, updates = config.rollout.group_size, config.optimizer.updates_per_batch
+        groups = share_of(config.rollout.prompts_per_step, updates, world)
+        self.places = [g * size + offset for g in groups for offset in range(size)]
 
     def fill(self, step: int, position: int, updates: int) -> Batch:
         """Writes and sends the batches that are due by step ``step``; returns the one that
@@ -175,17 +186,24 @@ class Pipeline:
             self._send(batch, known, places)
 
         self.student.module.eval()
-        answers = map(Rollout.of_data, self.answers_of(number))
-        if plan.answered:
-            ended(list(zip(plan.answer_places, answers, strict=True)))
-        own = plan.own_places
-        if own:
+        nth_of = {place: nth for nth, place in enumerate(self.places)}
+        answers = zip(plan.answer_places, self.answers_of(number), strict=True)
+        known_answers = [
+            (nth_of[place], Rollout.of_data(prompt)) for place, prompt in answers if place in nth_of
+        ]
+        if known_answers:
+            ended(known_answers)
+        places = [place for place in plan.own_places if place in nth_of]
+        if places:
+            firsts = plan.own_places[::size]
+            mine = [nth for nth, place in enumerate(firsts) if place in nth_of]
             self.engine.update_weights(updates)
             self.engine.generate(
                 self.prompts_at(position, plan.own_prompts),
                 seed=config.run.seed,
                 step=number,
-                ended=lambda written: ended([(own[nth], rollout) for nth, rollout in written]),
+                ended=lambda written: ended([(nth_of[places[n]], one) for n, one in written]),
+                **({"mine": mine} if self._world.several else {}),
             )
         batch.rollouts.extend(whole[place] for place in range(len(whole)))
         batch.parts.extend(known[place] for place in range(len(known)))

@@ -52,12 +52,14 @@ class RolloutEngine(Protocol):
         seed: int,
         step: int,
         ended: Ended | None = None,
+        mine: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """Writes ``rollout.group_size`` responses to each prompt, prompt-major, as
         ``response_keys`` numbers them. Each carries the version of the weights that wrote it.
 
         Args:
             seed, step: what the random streams are of, besides prompt and response.
+            mine: as for ``response_keys``.
             ended: called in this thread while other responses are still being written.
 
         Raises:
@@ -97,13 +99,22 @@ def make_engine(
     return made
 
 
-def response_keys(prompts: Sequence[PromptItem], group_size: int) -> list[ResponseKey]:
+def response_keys(
+    prompts: Sequence[PromptItem], group_size: int, mine: Sequence[int] | None = None
+) -> list[ResponseKey]:
     """The responses to ``prompts``, prompt-major. When a prompt occurs again the indices of its
-    responses continue, so that no random stream is used twice."""
+    responses continue, so that no random stream is used twice.
+
+    Args:
+        mine: the places of those prompts, ascending, whose responses are wanted; other ranks
+            write those of the others. None for all.
+    """
     seen: Counter[str] = Counter()
+    wanted = range(len(prompts)) if mine is None else frozenset(mine)
     keys = []
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts):
         first = seen[prompt.prompt_id]
         seen[prompt.prompt_id] += group_size
-        keys += [(prompt, first + offset) for offset in range(group_size)]
+        if place in wanted:
+            keys += [(prompt, first + offset) for offset in range(group_size)]
     return keys

@@ -23,6 +23,7 @@ def generate(
     seed: int,
     step: int,
     ended: Ended | None = None,
+    mine: Sequence[int] | None = None,
     weights_version: int | None = None,
 ) -> list[Rollout]:
     """Writes ``settings.group_size`` responses to each prompt, prompt-major.
@@ -33,12 +34,13 @@ def generate(
     the responses alone.
 
     Args:
+        mine: as for ``response_keys``.
         weights_version: what the rollouts carry; None where they are of no step.
 
     Raises:
         LsmError: the student's logits are not finite.
     """
-    keys = response_keys(prompts, settings.group_size)
+    keys = response_keys(prompts, settings.group_size, mine)
     if not keys:
         return []
     lines = min(settings.batch_size, len(keys))

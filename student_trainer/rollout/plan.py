@@ -1,10 +1,12 @@
-"""Which responses of a step the student writes, and which are answers of the data."""
+"""Which responses of a step the student writes, which are answers of the data, and which rank
+has which of them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.settings.rollout import MixingSettings, RolloutSettings
 
 
@@ -50,3 +52,17 @@ def step_plan(rollout: RolloutSettings, mixing: MixingSettings, step: int) -> St
     count = mixing.groups_until(step, groups) - before
     answered = tuple((2 * nth + 1) * groups // (2 * count) for nth in range(count))
     return StepPlan(groups, size, answered, before * size)
+
+
+def share_of(groups: int, updates: int, world: World = ALONE) -> tuple[int, ...]:
+    """The groups of a step that are a rank's own, ascending: of the groups of each update the
+    ranks have equal slices, in their order.
+
+    Args:
+        groups: of the step; with several ranks a multiple of ``updates`` times their number.
+    """
+    if not world.several:
+        return tuple(range(groups))
+    each = groups // (updates * world.size)
+    firsts = (update * groups // updates + world.rank * each for update in range(updates))
+    return tuple(group for first in firsts for group in range(first, first + each))

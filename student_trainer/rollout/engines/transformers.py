@@ -35,6 +35,7 @@ class TransformersEngine:
         seed: int,
         step: int,
         ended: Ended | None = None,
+        mine: Sequence[int] | None = None,
     ) -> list[Rollout]:
         assert self._version is not None, "it is told the version of its weights first"
         return generate(
@@ -44,6 +45,7 @@ class TransformersEngine:
             seed=seed,
             step=step,
             ended=ended,
+            mine=mine,
             weights_version=self._version,
         )
 

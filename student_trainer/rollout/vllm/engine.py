@@ -79,6 +79,7 @@ class VllmEngine:
         seed: int,
         step: int,
         ended: Ended | None = None,
+        mine: Sequence[int] | None = None,
     ) -> list[Rollout]:
         """See ``rollout.engine.RolloutEngine``. Every response is handed to ``ended`` by itself,
         as soon as it has ended.
@@ -89,7 +90,7 @@ class VllmEngine:
         """
         if self._version is None:
             raise failed("none were handed over since the last hand-over failed")
-        keys = response_keys(prompts, self._settings.group_size)
+        keys = response_keys(prompts, self._settings.group_size, mine)
         if not keys:
             self._rest()
             return []
