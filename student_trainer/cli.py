@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from teacher_proto.program.entrypoint import add_shared_options, run_program
 
 from student_trainer.commands.shared import quiet_libraries, resolve
+from student_trainer.distributed.environment import spoken_rank
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -78,7 +79,8 @@ def run_train(arguments: argparse.Namespace) -> int:
         result = Trainer(resolved.settings).train()
     finally:
         flush_traces()
-    print_closing(result.path)
+    if not spoken_rank():
+        print_closing(result.path)
     return 0
 
 
@@ -90,4 +92,4 @@ def run(argv: Sequence[str] | None = None) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point of the console script."""
-    return run_program(run, argv, extra="trainer")
+    return run_program(run, argv, extra="trainer", speaker=spoken_rank())

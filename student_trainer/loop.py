@@ -6,6 +6,10 @@
 A step depends only on the configuration, the seed, the step's number, the student and
 the batches that wait for their update. A resumed run therefore repeats the lost steps
 exactly.
+
+With several ranks each makes its share of every step. They meet after the rollouts, in the
+update and at the end of a step, where an error or a signal of one becomes one of all; rank 0
+writes what the run leaves.
 """
 
 from __future__ import annotations
@@ -23,31 +27,46 @@ from teacher_proto.errors import LsmError
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
+from student_trainer.distributed.world import ALONE, World, agreed
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.evaluation.course.values import curve_values
 from student_trainer.events import (
     Callback,
     CheckpointSaved,
+    EvaluationEnded,
     Events,
     RolloutsWritten,
     ScoresArrived,
     StepEnded,
 )
 from student_trainer.pipeline import Batch, Pipeline
+from student_trainer.ranks.step import responses_of_world, totals_of_world
 from student_trainer.rollout.engine import RolloutEngine
 from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
 from student_trainer.run.directory import RunDirectory, append_metrics, read_metrics
-from student_trainer.run.pending_batches import describe_batches, restore_batches, rollout_tensors
+from student_trainer.run.pending_batches import (
+    batches_of_world,
+    describe_batches,
+    restore_batches,
+    rollout_tensors,
+)
 from student_trainer.run.progress import Progress
 from student_trainer.run.resume import check_found, check_resumable, pending_batches_usable
-from student_trainer.run.rng import capture_rng, restore_rng
-from student_trainer.run.signals import Stopper
+from student_trainer.run.rng import (
+    capture_rng,
+    restore_rng,
+    rng_of_rank,
+    rng_of_world,
+    seeded_rng,
+)
+from student_trainer.run.signals import Stopped, Stopper
 from student_trainer.settings.dotted import sources
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
 from student_trainer.student.response_ends import ends_of_before
+from student_trainer.student.sharding import gathered
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
@@ -112,14 +131,17 @@ class TrainingLoop:
         stopper: Stopper | None = None,
         now: str = "",
         callbacks: Sequence[Callback] = (),
+        world: World = ALONE,
     ) -> None:
         """
         Args:
             engine: what writes the student's responses.
             now: the run's clock, kept in every checkpoint.
+            world: the ranks of the run. ``callbacks`` are those of rank 0.
         """
+        self.world = world
         self.evaluation = RunEvaluation(config, student, teachers, prompts, run)
-        self.keeper = Keeper(config.report, config.run.steps, student, run.rollouts)
+        self.keeper = Keeper(config.report, config.run.steps, student, run.rollouts, world)
         self.config = config
         self.student = student
         self.teachers = teachers
@@ -127,9 +149,11 @@ class TrainingLoop:
         self.run = run
         self.stopper = stopper or Stopper()
         self.events = Events(callbacks, student.device)
-        self.pipeline = Pipeline(config, student, engine, teachers, prompts.train, prompts.left_out)
+        self.pipeline = Pipeline(
+            config, student, engine, teachers, prompts.train, prompts.left_out, world
+        )
         self.recent = RecentMetric(config.checkpoint)
-        self.updater = Updater(student, config, teachers.realigned)
+        self.updater = Updater(student, config, teachers.realigned, world)
         self._coverage_low: set[str] = set()
         self._empty_steps = 0
         self.state = checkpoint.TrainState(
@@ -145,7 +169,9 @@ class TrainingLoop:
             packs=student.packs,
             continuous=None if engine.name != "transformers" else not why_padded(student),
         )
-        self._rng = capture_rng(self.student.device)
+        self._rng = capture_rng(student.device)
+        if not world.writes:
+            self._rng = seeded_rng(config.run.seed, 0, world.rank, student.device)
         # The last completed step that is saved, and how many batches with it.
         self._saved = (0, 0)
         # The steps of the batches that another process has written.
@@ -165,10 +191,16 @@ class TrainingLoop:
         now, allowed = self.state, self.config.checkpoint.allow_changed
         check_resumable(before, now.config, now.data_digest, now.teachers, allowed)
         check_found(before, now.packs, now.continuous, allowed)
-        saved = checkpoint.load_tensors(path)
+        saved = checkpoint.load_tensors(path, self.updater.optimizer.masters)
         self.updater.optimizer.load(saved.optimizer)
         self.updater.updates = before.updates
-        self._rng = saved.rng
+        self._rng = rng_of_rank(
+            saved.rng,
+            self.world,
+            seed=self.config.run.seed,
+            step=before.step,
+            device=self.student.device,
+        )
         self.state = replace(
             self.state, step=before.step, updates=before.updates, position=before.position
         )
@@ -197,29 +229,38 @@ class TrainingLoop:
         try:
             with self.stopper.step():
                 self._evaluate(progress)  # where the run ended before it could
-            while self.state.step < self.config.run.steps and not self._stops_early():
-                with self.stopper.step():
+                while self.state.step < self.config.run.steps and not self._stops_early():
                     line = self.step()
-                    append_metrics(self.run.metrics, line)
-                    self._warn(line)
-                    progress.step(line)
-                    self.recent.add(line)
+                    self.world.on_first(partial(self._write, line, progress))
                     self._keep_responses()
                     self.keeper.tell(progress.table)
                     saved = self.save() if self._save_is_due() else None
-                    self._tell_step(line)
-                    self._tell_saved(saved)
+                    self.world.on_first(partial(self._tell_step, line, saved))
                     self._evaluate(progress)
-                self.stopper.raise_if_requested()
-            if self.state.step < self.config.run.steps:
-                with self.stopper.step():  # so that the same command trains nothing more
-                    self._tell_saved(self.save_unless_saved())
+                    self._end_if_requested()
+                if self.state.step < self.config.run.steps:
+                    # So that the same command trains nothing more.
+                    saved = self.save_unless_saved()
+                    self.world.on_first(partial(self._tell_saved, saved))
         except (Exception, SystemExit) as error:
             unwritable = isinstance(error, LsmError) and error.reason == checkpoint.NOT_WRITTEN
-            if not (unwritable or self.stopper.at_once):
+            together = not self.world.several or agreed(error)
+            if together and not (unwritable or self.stopper.at_once):
                 with self.stopper.step():
                     self.save_unless_saved()
             raise
+
+    def _write(self, line: dict[str, Any], progress: Progress) -> None:
+        """Writes and shows the metrics of a step."""
+        append_metrics(self.run.metrics, line)
+        self._warn(line)
+        progress.step(line)
+        self.recent.add(line)
+
+    def _end_if_requested(self) -> None:
+        """Ends the run where a signal has told one of its ranks to."""
+        number = self.stopper.requested
+        self.world.agree(None if number is None else Stopped(number))
 
     def _tell_written(self, number: int) -> None:
         """Tells which batches step ``number`` has written."""
@@ -232,23 +273,39 @@ class TrainingLoop:
         """Evaluates the student where that is due after the last completed step; saves it where
         it is the best so far, and again where its checkpoint is to have the value."""
         step = self.state.step
-        if not self.evaluation.due(step):
+        if not self._decided(lambda: self.evaluation.due(step)):
             return
         progress.phase("evaluating")
-        with self.stopper.interruptible():
-            ended = self.evaluation.during(step)
+        with gathered(self.student):
+            ended = self.world.on_first(self._evaluated)
         progress.phase("training")
-        assert ended is not None, "it is due"
-        progress.evaluated(step, curve_values(ended.evaluation))
+        if ended is not None:
+            progress.evaluated(step, curve_values(ended.evaluation))
         scored = self.config.checkpoint.best_held_out is not None
         again = scored and self._saved[0] == step
-        saved = self.save() if again or self.evaluation.is_best(step) else None
-        self.events.tell(ended)
-        self._tell_saved(saved)
+        best = self._decided(lambda: again or self.evaluation.is_best(step))
+        saved = self.save() if best else None
+
+        def tell() -> None:
+            assert ended is not None, "it is due"
+            self.events.tell(ended)
+            self._tell_saved(saved)
+
+        self.world.on_first(tell)
+
+    def _evaluated(self) -> EvaluationEnded | None:
+        with self.stopper.interruptible():
+            return self.evaluation.during(self.state.step)
+
+    def _decided(self, judge: Callable[[], bool]) -> bool:
+        """What rank 0 finds; the files of the run that it looks at are its own."""
+        return bool(self.world.from_first(self.world.on_first(judge)))
 
     def _stops_early(self) -> bool:
         """Whether the run ends before its last step, as evaluations get no better."""
-        if not self.evaluation.out_of_patience(self.state.step):
+        if self.config.evaluation.patience is None:
+            return False
+        if not self._decided(lambda: self.evaluation.out_of_patience(self.state.step)):
             return False
         best = self.config.checkpoint.best
         log.info(
@@ -261,11 +318,12 @@ class TrainingLoop:
         last = self.state.step == self.config.run.steps
         return last or self.state.step % self.config.checkpoint.every == 0
 
-    def _tell_step(self, line: Mapping[str, Any]) -> None:
-        """Tells what a complete step was."""
+    def _tell_step(self, line: Mapping[str, Any], saved: Path | None) -> None:
+        """Tells what a complete step was, and of its checkpoint, if it has one."""
         if self._scored is not None:
             self.events.tell(self._scored)
         self.events.tell(StepEnded(self.state.step, dict(line)))
+        self._tell_saved(saved)
 
     def _tell_saved(self, saved: Path | None) -> None:
         """Tells of the checkpoint that a step was saved in."""
@@ -276,18 +334,18 @@ class TrainingLoop:
         """Makes one step and returns its metrics line."""
         config, number, start = self.config, self.state.step + 1, time.perf_counter()
         times = Times(waits=dict.fromkeys(self.teachers, 0.0))
-        with self.stopper.interruptible():
-            batch = self.pipeline.fill(number, self.state.position, self.state.updates)
+        with gathered(self.student):
+            batch = self.world.each(partial(self._fill, number))
         times.rollout = time.perf_counter() - start
         told = time.perf_counter()
-        self._tell_written(number)
+        self.world.on_first(partial(self._tell_written, number))
         start += time.perf_counter() - told  # no part of the step
         parts = split(len(batch.rollouts), config.optimizer.updates_per_batch)
         if len(parts) > 1:
             # After the first of several updates the state cannot be saved any more, so
             # every score has to be there before it.
-            for place in range(len(batch.rollouts)):
-                self._scores(batch, place, times)
+            places = range(len(batch.rollouts))
+            self.world.each(lambda: [self._scores(batch, place, times) for place in places])
 
         rows = RowLosses([len(part.token_ids) for part in batch.parts])
         self.updater.tell = rows.add
@@ -306,18 +364,27 @@ class TrainingLoop:
                 self.updater.skip(totals)
                 empty.append(error)
         self._judge_empty(number, empty, whole=not totals.losses)
+        totals = totals_of_world(totals, self.world)
         whole = totals.whole()
-        if refused := whole.counted("refused"):
+        responses = metrics.responses_of(batch.rollouts, batch.parts)
+        responses = responses_of_world(responses, self.pipeline.places, self.world)
+        if (refused := whole.counted("refused")) and self.world.writes:
             log.warning(
                 "step %d: %d of %d responses are left out (refused_rollouts), the first because %s",
-                number, refused, len(batch.rollouts), whole.refusal,
+                number, refused, len(responses), whole.refusal,
             )  # fmt: skip
         ended = time.perf_counter()
         if self.events:
             self._scored = ScoresArrived(number, tuple(batch.parts), tuple(batch.known_scores()))
 
         self._keep_responses = partial(
-            self.keeper.keep, number, batch.written_after, batch.parts, batch.known_scores, rows
+            self.keeper.keep,
+            number,
+            batch.written_after,
+            batch.parts,
+            batch.known_scores,
+            rows,
+            self.pipeline.places,
         )
         self.pipeline.drop(batch)
         self._rng = capture_rng(self.student.device)
@@ -330,9 +397,9 @@ class TrainingLoop:
         seconds = ended - start
         return {
             "step": number,
-            **metrics.step_metrics(totals, batch.rollouts),
-            "loss_by_position": rows.by_position(),
-            **metrics.scoring_metrics(config.scoring, batch.rollouts, batch.parts),
+            **metrics.step_metrics(totals, responses),
+            "loss_by_position": rows.by_position(self.world, self.pipeline.places),
+            **metrics.scoring_metrics(config.scoring, responses),
             **times.metrics(seconds),
             "staleness": batch.staleness,
             "tokens_per_second": whole.counted("rows") / seconds,
@@ -343,6 +410,10 @@ class TrainingLoop:
             "time": datetime.now(UTC).isoformat(),
         }
 
+    def _fill(self, number: int) -> Batch:
+        with self.stopper.interruptible():
+            return self.pipeline.fill(number, self.state.position, self.state.updates)
+
     def _judge_empty(self, number: int, empty: list[NothingUsableError], *, whole: bool) -> None:
         """Says which updates of a step are left out. Raises the first of their errors when all
         are (``whole``) and the steps before it had none either."""
@@ -350,7 +421,7 @@ class TrainingLoop:
             self.updater.updates = self.state.updates  # none was made: the state is clean
             raise empty[0]
         self._empty_steps = self._empty_steps + 1 if whole else 0
-        for error in empty:
+        for error in empty if self.world.writes else ():
             log.warning("step %d: an update is left out (empty_updates): %s", number, error)
 
     def _warn(self, line: dict[str, Any]) -> None:
@@ -379,16 +450,18 @@ class TrainingLoop:
         assert self.updater.updates == self.state.updates, "between steps only"
         settings = self.config.checkpoint
         pending = self._pending()
-        described = describe_batches(pending)
+        whole = batches_of_world(pending, self.pipeline, self.world)
+        score = self.world.on_first(self._score)
         path = checkpoint.save(
             self.run.checkpoints,
-            replace(self.state, pending_batches=described, score=self._score()),
+            replace(self.state, pending_batches=describe_batches(whole), score=score),
             save_model=lambda directory: save_weights(self.student, directory),
             optimizer=self.updater.optimizer.state(),
-            rng=self._rng,
-            rollouts=rollout_tensors(pending),
+            rng=rng_of_world(self._rng, self.world),
+            rollouts=rollout_tensors(whole),
             keep=settings.keep,
             goal=settings.best_goal,
+            world=self.world,
         )
         self._saved = self.state.step, len(pending)
         log.info("saved %s", path)
@@ -412,7 +485,9 @@ class TrainingLoop:
         """The batches that a resumed run does not write anew: those that older weights wrote,
         and of an engine that would write others all that are whole."""
         now, replays = self.state.step, self.pipeline.engine.replays
-        return [b for b in self.pipeline.batches if b.written_after < now or not replays]
+        found = [b for b in self.pipeline.batches if b.written_after < now or not replays]
+        # A rank that was stopped while it wrote has fewer: the others write theirs anew.
+        return found[: -self.world.most(-len(found))]
 
 
 def empty_steps(metrics: Path, step: int) -> int:

@@ -7,21 +7,31 @@ import logging
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from teacher_proto.errors import LsmError
-from teacher_proto.program.files import atomic_folder, write_text
+from teacher_proto.program.files import write_text
 from teacher_proto.program.settings_show import to_toml
 
 from student_trainer.data import PromptSets
+from student_trainer.distributed.world import World, joined, lost
 from student_trainer.evaluation.course.values import curve_values
-from student_trainer.events import Callback, RunEnded, RunResult, RunStarted, check_callbacks
+from student_trainer.events import (
+    Callback,
+    Events,
+    RunEnded,
+    RunResult,
+    RunStarted,
+    check_callbacks,
+)
 from student_trainer.first_example import first_example, wants_colour
 from student_trainer.loop import TrainingLoop
+from student_trainer.ranks.trained import save_trained
 from student_trainer.report import write_report
 from student_trainer.report.hub import push
 from student_trainer.report.model_card import write_card
@@ -36,7 +46,8 @@ from student_trainer.settings.resolve import config_of
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup import steps
 from student_trainer.startup.start import Start, make
-from student_trainer.student.model import Student, save_final
+from student_trainer.student.model import Student
+from student_trainer.student.sharding import gathered
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.trackers import RunFacts, Trackers
 from student_trainer.watch import files as kept_files
@@ -78,18 +89,33 @@ class Trainer:
         self._quiet = quiet
 
     def train(self) -> RunResult:
-        """Trains the student; goes on where an earlier call, or another process, has ended.
+        """Trains the student; goes on where an earlier call, or another process, has ended. Where
+        torchrun has started several ranks, each of them calls it; rank 0 alone tells callbacks
+        and writes the run's directory.
 
         Raises:
             ConfigurationError: among others, another run writes in the directory.
             CallbackError: a callback raised; names it and the event. The state after the last
                 complete step is saved, and so is the trained model once there is one.
             LsmError: see docs/errors.md. The state before the failed step is saved.
+            RankError: another rank has failed, or is gone.
             Stopped: a signal ended the run. Its state is saved.
         """
+        with joined(self.config.distributed.timeout) as world:
+            try:
+                return self._train(world)
+            except RuntimeError as error:
+                ended = lost(world, error)
+                if ended is None:
+                    raise
+                raise ended from error
+
+    def _train(self, world: World) -> RunResult:
         run = RunDirectory(self.config.run.output_dir)
-        with locked(run.path), told_by_path(run.path):
-            return _train(self.config, run, self._callbacks, self._quiet)
+        with told_by_path(run.path), ExitStack() as held:
+            world.on_first(lambda: held.enter_context(locked(run.path)))
+            callbacks = self._callbacks if world.writes else ()
+            return _train(self.config, run, callbacks, self._quiet or not world.writes, world)
 
 
 def train(config: TrainConfig) -> Path:
@@ -98,11 +124,15 @@ def train(config: TrainConfig) -> Path:
 
 
 def _train(
-    config: TrainConfig, run: RunDirectory, callbacks: Sequence[Callback], quiet: bool
+    config: TrainConfig,
+    run: RunDirectory,
+    callbacks: Sequence[Callback],
+    quiet: bool,
+    world: World,
 ) -> RunResult:
-    with Start(config, holds_lock=True) as start:
+    with Start(config, holds_lock=True, world=world) as start:
         with loading(quiet=quiet) as begins:
-            make(steps.STEPS, start, begins)
+            make(steps.steps_of(world), start, begins)
         student, teachers, prompts = start.student, start.teachers, start.prompts
         with Stopper() as stopper:
             loop = TrainingLoop(
@@ -115,50 +145,67 @@ def _train(
                 stopper,
                 start.now,
                 callbacks,
+                world,
             )
             events = loop.events
-            if start.checkpoint:
-                loop.restore(start.checkpoint)
-            events.tell(RunStarted(run.path, config, loop.state.step))
-            prepare(run, loop.state.step)
-            loop.evaluation.forget_after(loop.state.step)
-            kept_files.remove_after(run.rollouts, loop.state.step)
-            write_text(run.config, to_toml(config))
-            write_text(run.machine, json.dumps(describe_machine(student.device), indent=1) + "\n")
-            keep_sources(run, sources(config))
-            if not start.checkpoint:
-                _show_first_example(config, student, prompts, teachers)
+            if found := start.checkpoint:
+                world.each(lambda: loop.restore(found))
+            world.on_first(lambda: _begin(config, run, loop, student))
+            evaluated = partial(gathered, student) if loop.evaluation.enabled else nullcontext
+            with gathered(student):
+                if not start.checkpoint:
+                    world.on_first(lambda: _show_first_example(config, student, prompts, teachers))
             with (
-                _trackers(config, run) as trackers,
+                _trackers(config, run, world) as trackers,
                 Progress(
                     config.run.steps, loop.state.step, trackers=trackers, quiet=quiet
                 ) as progress,
             ):
+
+                def evaluate_before() -> None:
+                    if before := loop.evaluation.before(loop.state.step):
+                        progress.evaluated(0, curve_values(before.evaluation))
+                        events.tell(before)
+
                 progress.phase("evaluating the untrained student")
-                if before := loop.evaluation.before(loop.state.step):
-                    progress.evaluated(0, curve_values(before.evaluation))
-                    events.tell(before)
+                with evaluated():
+                    world.on_first(evaluate_before)
                 progress.phase("training")
                 loop.run_steps(progress)
                 # Saved first: whatever fails from here on, the trained model is there.
-                merge = bool(config.student.lora and config.student.lora.merge_final)
-                with atomic_folder(run.model, replace=True) as folder:
-                    trained = save_final(student, folder, merge=merge)
+                trained = save_trained(student, config, run.model, world)
                 progress.phase("evaluating the trained student")
-                with closing(run, "the closing evaluation"):
-                    after = loop.evaluation.after(trained, loop.state.step)
-                with closing(run, "the summary"):
-                    summary = write_summary(run.path)
-                    trackers.log(loop.state.step, {f"summary/{k}": v for k, v in summary.items()})
-                if after:
-                    with closing(run, "a callback"):
-                        events.tell(after)
+
+                def evaluate_after() -> dict[str, Any]:
+                    with closing(run, "the closing evaluation"):
+                        after = loop.evaluation.after(trained, loop.state.step)
+                    with closing(run, "the summary"):
+                        summary = write_summary(run.path)
+                        values = {f"summary/{k}": v for k, v in summary.items()}
+                        trackers.log(loop.state.step, values)
+                    if after:
+                        with closing(run, "a callback"):
+                            events.tell(after)
+                    return dict(summary)
+
+                with evaluated():
+                    summary = world.from_first(world.on_first(evaluate_after))
+    result = RunResult(run.path, summary)
+    world.on_first(lambda: _close(config, result, prompts, teachers, events))
+    return result
+
+
+def _close(
+    config: TrainConfig, result: RunResult, prompts: PromptSets, teachers: Teachers, events: Events
+) -> None:
+    """Publishes what a run has made."""
+    run = RunDirectory(result.path)
     with closing(run, "the model card"):
         write_card(
             run.model,
             config,
             {name: link.info for name, link in teachers.items()},
-            summary,
+            result.summary,
             read_metrics(run.metrics),
             prompts=len(prompts.train),
             dropped=prompts.dropped + len(prompts.left_out),
@@ -169,10 +216,20 @@ def _train(
     if config.hub.repo is not None:
         with closing(run, "the push"):
             log.info("pushed to %s", push(run.model, config.hub.repo, private=config.hub.private))
-    result = RunResult(run.path, summary)
     with closing(run, "a callback"):
         events.tell(RunEnded(result))
-    return result
+
+
+def _begin(config: TrainConfig, run: RunDirectory, loop: TrainingLoop, student: Student) -> None:
+    """Brings the run's directory to where the run begins, and says that it does."""
+    step = loop.state.step
+    loop.events.tell(RunStarted(run.path, config, step))
+    prepare(run, step)
+    loop.evaluation.forget_after(step)
+    kept_files.remove_after(run.rollouts, step)
+    write_text(run.config, to_toml(config))
+    write_text(run.machine, json.dumps(describe_machine(student.device), indent=1) + "\n")
+    keep_sources(run, sources(config))
 
 
 @contextmanager
@@ -209,10 +266,10 @@ def is_inside(path: Path, directory: Path) -> bool:
     return directory.absolute() in (path.absolute(), *path.absolute().parents)
 
 
-def _trackers(config: TrainConfig, run: RunDirectory) -> Trackers:
+def _trackers(config: TrainConfig, run: RunDirectory, world: World) -> Trackers:
     settings = tomllib.loads(to_toml(config))  # leaves secrets out
     facts = RunFacts(config.tracking.project, config.run.name, run.path, settings)
-    return Trackers(config.tracking.trackers, facts)
+    return Trackers(config.tracking.trackers if world.writes else (), facts)
 
 
 def _show_first_example(

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from teacher_proto.errors import ConfigurationError
 
+from student_trainer.distributed.environment import spoken_rank
+
 if TYPE_CHECKING:
     from teacher_proto.program.settings_show import Resolved
     from torch import Tensor
@@ -47,17 +49,22 @@ def probe_ids(network: Any) -> Tensor:
 
 
 def quiet_libraries() -> None:
-    """Sends our own log to standard error and silences the libraries."""
+    """Sends our own log to standard error and silences the libraries. Ranks after the first log
+    warnings and errors alone."""
     import logging
     import warnings
+
+    rank = spoken_rank()
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.basicConfig(
-        stream=sys.stderr, level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s"
+        stream=sys.stderr,
+        level=logging.WARNING,
+        format=f"%(asctime)s %(levelname)s {rank}%(message)s",
     )
-    logging.getLogger("student_trainer").setLevel(logging.INFO)
+    logging.getLogger("student_trainer").setLevel(logging.WARNING if rank else logging.INFO)
     # peft and transformers warn about each other's renamed methods.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"transformers\.|peft\.")
     import transformers

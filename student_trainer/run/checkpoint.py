@@ -4,7 +4,8 @@ checkpoints/step-000020/
     manifest.json          size and sha256 of every other file
     state.json             step, data position, teacher identity, configuration
     model/                 the model or its adapters, with the tokenizer
-    optimizer.safetensors  moments and masters (update/optim.py)
+    optimizer.safetensors  moments and masters (update/optim.py); with N ranks N files
+                           optimizer-0000r-of-0000N.safetensors (optimizer_files.py)
     rng.safetensors        state of torch's generators (rng.py)
     rollouts.safetensors   rollouts of pending batches, if any (pending_batches.py)
 """
@@ -22,10 +23,13 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from teacher_proto.errors import ConfigurationError, LsmError
-from teacher_proto.program.files import atomic_folder, file_sha256
+from teacher_proto.program.files import file_sha256
 from teacher_proto.types import TeacherIdentity
 from torch import Tensor
 
+from student_trainer.distributed.folder import folder_of_ranks
+from student_trainer.distributed.world import ALONE, RankError, World
+from student_trainer.ranks import optimizer_files
 from student_trainer.run.pending_batches import PendingBatch
 from student_trainer.run.retention import UNFINISHED, Goal, delete_old_checkpoints, listing
 from student_trainer.settings.teacher import ONLY_TEACHER
@@ -85,30 +89,40 @@ def save(
     rollouts: Mapping[str, Tensor],
     keep: int,
     goal: Goal = "min",
+    world: World = ALONE,
 ) -> Path:
     """Writes ``directory/step-NNNNNN`` and returns it. The newest ``keep`` checkpoints and
-    the best one by ``goal`` are kept.
+    the best one by ``goal`` are kept. Every rank calls it: each writes its part of the
+    optimiser's tensors, and rank 0 the rest, of what it is given.
+
+    Args:
+        save_model: called on every rank; rank 0 writes.
 
     Raises:
         LsmError: it could not be written. Earlier checkpoints are untouched.
     """
     final = directory / f"step-{state.step:06d}"
     try:
-        for rest in directory.glob(f"{UNFINISHED}*"):
-            shutil.rmtree(rest)
-        with atomic_folder(final, prefix=UNFINISHED, replace=True, sync=True) as work:
-            save_model(work / "model")
-            save_file({k: v.cpu().contiguous() for k, v in optimizer.items()}, work / _OPTIMIZER)
-            save_file(dict(rng), work / _RNG)
-            if rollouts:
-                save_file(dict(rollouts), work / _ROLLOUTS)
-            (work / "state.json").write_text(json.dumps(_to_json(state), indent=1) + "\n")
-            files = sorted(p for p in work.rglob("*") if p.is_file())
-            entries = {str(p.relative_to(work)): _entry(p) for p in files}
-            manifest = json.dumps({"format": FORMAT, "files": entries}, indent=1) + "\n"
-            (work / MANIFEST).write_text(manifest)
-        delete_old_checkpoints(directory, state.step, keep, goal)
-    except (OSError, SafetensorError) as error:
+        world.on_first(lambda: _remove_unfinished(directory))
+        with folder_of_ranks(final, world, prefix=UNFINISHED, replace=True, sync=True) as work:
+            world.each(lambda: save_model(work / "model"))
+            mine = optimizer_files.write(work, optimizer, world)
+            entries = dict(world.gather([mine.name, world.each(lambda: _entry(mine))]))
+
+            def write_rest() -> None:
+                save_file(dict(rng), work / _RNG)
+                if rollouts:
+                    save_file(dict(rollouts), work / _ROLLOUTS)
+                (work / "state.json").write_text(json.dumps(_to_json(state), indent=1) + "\n")
+                files = sorted(p for p in work.rglob("*") if p.is_file())
+                names = {str(p.relative_to(work)): p for p in files}
+                known = {name: entries.get(name) or _entry(path) for name, path in names.items()}
+                manifest = json.dumps({"format": FORMAT, "files": known}, indent=1) + "\n"
+                (work / MANIFEST).write_text(manifest)
+
+            world.on_first(write_rest)
+        world.on_first(lambda: delete_old_checkpoints(directory, state.step, keep, goal))
+    except (OSError, SafetensorError, RankError) as error:
         raise LsmError(
             f"cannot write the checkpoint of step {state.step}: {error}",
             where=str(directory),
@@ -116,6 +130,11 @@ def save(
             reason=NOT_WRITTEN,
         ) from error
     return final
+
+
+def _remove_unfinished(directory: Path) -> None:
+    for rest in directory.glob(f"{UNFINISHED}*"):
+        shutil.rmtree(rest)
 
 
 def damage(checkpoint: Path) -> str | None:
@@ -127,7 +146,9 @@ def damage(checkpoint: Path) -> str | None:
             return f"format {manifest['format']}, not {FORMAT}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {error!r}"
-    missing = {_OPTIMIZER, _RNG, "state.json"} - set(entries)
+    missing = {_RNG, "state.json"} - set(entries)
+    if optimizer_files.files_among(entries) is None:
+        missing.add(optimizer_files.ONE)
     if missing:
         return f"{MANIFEST} does not list {sorted(missing)}"
     for name, entry in entries.items():
@@ -193,17 +214,17 @@ class SavedTensors:
     rollouts: dict[str, Tensor]
 
 
-def load_tensors(checkpoint: Path) -> SavedTensors:
-    """Reads the tensors of an undamaged checkpoint, except the model's."""
+def load_tensors(checkpoint: Path, masters: Mapping[str, Tensor]) -> SavedTensors:
+    """Reads the tensors of an undamaged checkpoint, except the model's; ``masters`` as for
+    ``optimizer_files.read``."""
     rollouts = checkpoint / _ROLLOUTS
     return SavedTensors(
-        optimizer=load_file(checkpoint / _OPTIMIZER),
+        optimizer=optimizer_files.read(checkpoint, masters),
         rng=load_file(checkpoint / _RNG),
         rollouts=load_file(rollouts) if rollouts.exists() else {},
     )
 
 
-_OPTIMIZER = "optimizer.safetensors"
 _RNG = "rng.safetensors"
 _ROLLOUTS = "rollouts.safetensors"
 _PENDING = "in_flight"  # key of the pending batches in state.json

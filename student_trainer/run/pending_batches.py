@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from teacher_proto.types import Float32
 from torch import Tensor
 
+from student_trainer.distributed.world import World
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.rollout.base import PromptItem, Rollout
 
@@ -75,6 +77,71 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     return kept
 
 
+def batches_of_world(batches: Sequence[Batch], pipeline: Pipeline, world: World) -> Sequence[Batch]:
+    """The batches with the rollouts of every rank, without scores.
+
+    Args:
+        batches: of this rank; every rank has those of the same steps.
+        pipeline: that they are of.
+    """
+    if not world.several:
+        return batches
+    numbers = {id(prompt): number for number, prompt in enumerate(pipeline.prompts)}
+    mine: dict[str, Tensor] = {}
+    for batch in batches:
+        for place, rollout, part in zip(pipeline.places, batch.rollouts, batch.parts, strict=True):
+            arrays = _arrays(rollout, part, numbers[id(rollout.prompt)])
+            mine |= {
+                f"{batch.step}/{place}/{name}": torch.from_numpy(array)
+                for name, array in arrays.items()
+            }
+    every: dict[str, dict[str, Any]] = {}
+    for of_rank in world.gather_tensors(mine):
+        for key, tensor in of_rank.items():
+            response, _, name = key.rpartition("/")
+            every.setdefault(response, {})[name] = tensor.numpy()
+    whole = []
+    for batch in batches:
+        count = sum(key.startswith(f"{batch.step}/") for key in every)
+        found = [_of_arrays(every[f"{batch.step}/{p}"], pipeline.prompts) for p in range(count)]
+        rollouts, parts = [one for one, _ in found], [part for _, part in found]
+        whole.append(replace(batch, rollouts=rollouts, parts=parts, scores={}))
+    return whole
+
+
+def _arrays(rollout: Rollout, part: Rollout, prompt: int) -> dict[str, np.ndarray[Any, Any]]:
+    """A rollout and what is scored of it, as arrays by name."""
+    version = UNKNOWN if rollout.weights_version is None else rollout.weights_version
+    of_data, scored = rollout.origin == "data", len(part.token_ids)
+    facts = [prompt, rollout.index, rollout.finished, version, of_data, scored]
+    found: dict[str, np.ndarray[Any, Any] | None] = {
+        "facts": np.array(facts, np.int64),
+        "token_ids": rollout.token_ids,
+        "log_probs": rollout.log_probs,
+        "nucleus_mass": rollout.nucleus_mass,
+        "support_ids": part.support_ids,
+    }
+    return {name: array for name, array in found.items() if array is not None}
+
+
+def _of_arrays(arrays: Mapping[str, Any], prompts: Sequence[PromptItem]) -> tuple[Rollout, Rollout]:
+    """What ``_arrays`` was given."""
+    prompt, index, finished, version, of_data, scored = arrays["facts"].tolist()
+    rollout = Rollout(
+        prompts[prompt],
+        index,
+        arrays["token_ids"],
+        arrays["log_probs"],
+        bool(finished),
+        nucleus_mass=arrays.get("nucleus_mass"),
+        origin="data" if of_data else "student",
+        weights_version=None if version == UNKNOWN else version,
+    )
+    part = rollout.first(scored)
+    support = arrays.get("support_ids")
+    return rollout, part if support is None else replace(part, support_ids=support)
+
+
 def _masses(rollout: Rollout) -> Float32:
     """float32 [n]: NaN of an answer of the data, which nobody drew."""
     if rollout.nucleus_mass is None:
@@ -87,7 +154,7 @@ def restore_batches(
 ) -> list[Batch]:
     """The batches that ``describe_batches`` and ``rollout_tensors`` were given, up to the first
     with a response whose prompt no step takes any more: it and those after it have to be
-    written anew."""
+    written anew. A rank has of each batch the rollouts of its own groups."""
     found: list[Batch] = []
     for entry in described:
         tokens, log_probs, lengths, indices, finished = (
@@ -125,7 +192,16 @@ def restore_batches(
                 replace(part, support_ids=supports.numpy()[end - count : end].copy())
                 for part, end, count in zip(parts, scored_ends, scored, strict=True)
             ]
-        found.append(Batch(entry.step, entry.position, entry.written_after, rollouts, parts))
+        own = pipeline.places
+        found.append(
+            Batch(
+                entry.step,
+                entry.position,
+                entry.written_after,
+                [rollouts[place] for place in own],
+                [parts[place] for place in own],
+            )
+        )
     return found
 
 

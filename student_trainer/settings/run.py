@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
-from student_trainer.settings.base import Count, PathOrName, PositiveInt, Settings
+from student_trainer.settings.base import Count, PathOrName, Positive, PositiveInt, Settings
 from student_trainer.trackers import check_names
 
 REPOSITORY = r"^[\w.-]+/[\w.-]+$"
@@ -118,4 +118,19 @@ class HubSettings(Settings):
     )
     private: bool = Field(
         default=True, description="Whether a repository that does not exist yet is made private."
+    )
+
+
+class DistributedSettings(Settings):
+    """The ranks of a run, where torchrun starts several; one process reads nothing of it."""
+
+    timeout: Positive = Field(
+        default=1800.0,
+        description="Seconds that ranks wait for each other at most, also while rank 0 evaluates.",
+    )
+    reshard: Literal["after_update", "after_pass"] = Field(
+        default="after_update",
+        description="When a rank frees the parameters that it has gathered: after an update's "
+        "last backward pass, or after each pass, which takes less memory and gathers them again "
+        "for the next.",
     )

@@ -18,7 +18,6 @@ from student_trainer.losses import LsmLoss
 from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
-from student_trainer.settings.distributed import DistributedSettings
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.loss import LossConfig, WeightConfigs
 from student_trainer.settings.rollout import (
@@ -29,6 +28,7 @@ from student_trainer.settings.rollout import (
 )
 from student_trainer.settings.run import (
     CheckpointSettings,
+    DistributedSettings,
     HubSettings,
     ReportSettings,
     RunSettings,

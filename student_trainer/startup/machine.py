@@ -37,6 +37,8 @@ def run_directory(start: Start) -> str:
         ConfigurationError: the directory cannot be written, another run writes in it, or
             the checkpoint that was asked for cannot be used.
     """
+    if not start.world.writes:
+        return "rank 0 writes it"
     try:
         if is_there(start.run.path) and not start.run.path.is_dir():
             raise ConfigurationError(
@@ -119,6 +121,8 @@ def check_layout(directory: Path) -> None:
 
 def trackers(start: Start) -> str:
     """Raises ConfigurationError when the package of a tracker is missing."""
+    if not start.world.writes:
+        return "rank 0 tells them"
     names = start.config.tracking.trackers
     check_installed(names)
     return ", ".join(names) or "none but the run's own files"
@@ -126,7 +130,7 @@ def trackers(start: Start) -> str:
 
 def hub(start: Start) -> str:
     """Raises ConfigurationError or LsmError when the final model could not be pushed."""
-    repo = start.config.hub.repo
+    repo = start.config.hub.repo if start.world.writes else None
     if repo is None:
         return "the final model stays on this machine"
     check_can_push(repo)

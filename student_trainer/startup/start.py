@@ -6,12 +6,14 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from teacher_proto.types import TeacherInfo
 
 from student_trainer.data import PromptSets
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.evaluation import evaluated_prompts
 from student_trainer.rollout.engine import RolloutEngine
 from student_trainer.run.checkpoint import TrainState
@@ -33,6 +35,7 @@ class Start:
     Attributes:
         config: the settings.
         holds_lock: whether the caller holds the lock of the run's directory.
+        world: the ranks of the run.
         run: the run's directory.
         checkpoint: the checkpoint that the run resumes from, or None.
         resumed: its state, or None.
@@ -49,6 +52,7 @@ class Start:
 
     config: TrainConfig
     holds_lock: bool = False
+    world: World = ALONE
     run: RunDirectory = field(init=False)
     now: str = ""
     checkpoint: Path | None = None
@@ -109,28 +113,38 @@ class Step:
             the student's files, which may be on the hub (``inputs``), at the teacher's
             service (``teacher``), or at the student's weights (``model``). A dry run makes
             the steps of the first two kinds alone.
+        meets: whether it meets the other ranks itself (startup/ranks.py). In any other step no
+            rank waits for another.
     """
 
     name: str
     check: Callable[[Start], str]
     needs: tuple[str, ...] = ()
     reads: Literal["machine", "inputs", "teacher", "model"] = "teacher"
+    meets: bool = False
 
 
 def make(
     steps: Sequence[Step], start: Start, begins: Callable[[str], None] = lambda name: None
 ) -> None:
-    """Makes every step in order, and logs what they find.
+    """Makes every step in order, and logs what they find. Of the ranks of a run, those after the
+    first log the warnings that only they have.
 
     Args:
         begins: called with the name of each step before it is made.
 
     Raises:
-        LsmError: that of the first step that fails.
+        LsmError: that of the first step that fails; where it has failed on another rank,
+            RankError.
     """
+    world = start.world
     for step in steps:
         begins(step.name)
-        found = step.check(start)
+        check = partial(step.check, start)
+        found = check() if step.meets else world.each(check)
         log.info("%s: %s", step.name, found)
-        for warning in start.take_warnings():
-            log.warning("%s", warning)
+        warnings = start.take_warnings()
+        known = world.from_first(warnings)
+        for warning in warnings:
+            if world.writes or warning not in known:
+                log.warning("%s", warning)

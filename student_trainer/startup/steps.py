@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from student_trainer.distributed.world import World
 from student_trainer.startup import (
     held_out,
     inputs,
     machine,
+    ranks,
     readings,
     repeats,
     rollouts,
@@ -37,3 +39,21 @@ STEPS = (
     Step("repeat", repeats.repeats, needs=("limits", "readings")),
     Step("held out", held_out.held_out, needs=("run directory", "readings")),
 )
+
+# What several ranks do besides, each after the step of this name; first of all what has none.
+OF_RANKS = {
+    "": Step("ranks", ranks.settings, reads="machine", meets=True),
+    "run directory": Step("shared files", ranks.files, reads="machine", meets=True),
+    "lengths": Step("shards", ranks.shards, reads="model", meets=True),
+    "resume": Step("same inputs", ranks.inputs, meets=True),
+}
+
+
+def steps_of(world: World) -> tuple[Step, ...]:
+    """The steps that each rank of a run makes."""
+    if not world.several:
+        return STEPS
+    found = [OF_RANKS[""]]
+    for step in STEPS:
+        found += [step, *([OF_RANKS[step.name]] if step.name in OF_RANKS else [])]
+    return tuple(found)

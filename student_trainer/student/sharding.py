@@ -11,7 +11,7 @@ from torch import Tensor
 
 from student_trainer.distributed.shards import Shards
 from student_trainer.distributed.world import World
-from student_trainer.settings.distributed import DistributedSettings
+from student_trainer.settings.run import DistributedSettings
 from student_trainer.student.layers import find_layers
 from student_trainer.student.loading import MODEL
 from student_trainer.student.model import Student

@@ -5,7 +5,7 @@ them), from the totals of its updates. In nats and tokens.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -38,6 +38,17 @@ class Means:
     def add_values(self, name: str, values: Tensor) -> None:
         self.add(name, float(values.double().sum()), values.numel())
 
+    def plain(self) -> dict[str, tuple[float, int]]:
+        """Sums and counts as JSON values."""
+        return {name: (total, self._counts[name]) for name, total in self._sums.items()}
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Sequence[float]]) -> Means:
+        means = cls()
+        for name, (total, count) in values.items():
+            means.add(name, total, int(count))
+        return means
+
     def add_all(self, other: Means) -> None:
         for name, total in other._sums.items():
             self.add(name, total, other._counts[name])
@@ -49,6 +60,37 @@ class Means:
 
     def all(self) -> dict[str, float | None]:
         return {name: self.mean(name) for name in self._sums}
+
+
+@dataclass(frozen=True)
+class Response:
+    """What metrics say of a response of a step.
+
+    Attributes:
+        teacher: name of the one that scores it.
+        tokens: of all of it.
+        scored: how many first tokens the teacher is asked for.
+    """
+
+    teacher: str
+    origin: Origin
+    tokens: int
+    scored: int
+    finished: bool
+
+
+def responses_of(
+    rollouts: Sequence[Rollout], parts: Sequence[Rollout] | None = None
+) -> list[Response]:
+    """What metrics say of rollouts.
+
+    Args:
+        parts: what is scored of each; None where it is all.
+    """
+    return [
+        Response(r.prompt.teacher, r.origin, len(r.token_ids), len(part.token_ids), r.finished)
+        for r, part in zip(rollouts, parts or rollouts, strict=True)
+    ]
 
 
 # What is counted of rows and of responses.
@@ -247,15 +289,14 @@ def micro_batch_rows(batch: MicroBatch, chosen: Sequence[Bool]) -> Tensor:
     return torch.tensor(flags, dtype=torch.bool)
 
 
-def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float | None]:
+def length_metrics(responses: Sequence[Response]) -> dict[str, float | None]:
     """Mean length in tokens, and share of the responses cut at the length limit; None where there
     are no responses."""
-    lengths = [len(rollout.token_ids) for rollout in rollouts]
-    if not lengths:
+    if not responses:
         return {"response_length_mean": None, "truncated_share": None}
     return {
-        "response_length_mean": float(np.mean(lengths)),
-        "truncated_share": float(np.mean([not rollout.finished for rollout in rollouts])),
+        "response_length_mean": float(np.mean([one.tokens for one in responses])),
+        "truncated_share": float(np.mean([not one.finished for one in responses])),
     }
 
 
@@ -271,29 +312,22 @@ MEANS = (
 )
 
 
-def scoring_metrics(
-    settings: ScoringSettings, rollouts: Sequence[Rollout], parts: Sequence[Rollout]
-) -> dict[str, int]:
+def scoring_metrics(settings: ScoringSettings, responses: Sequence[Response]) -> dict[str, int]:
     """How many tokens of the responses the teacher was not asked for; empty where every
-    response is scored whole.
-
-    Args:
-        parts: what is scored of each rollout.
-    """
+    response is scored whole."""
     if not settings.cuts:
         return {}
-    written = sum(len(rollout.token_ids) for rollout in rollouts)
-    return {"teacher_tokens_saved": written - sum(len(part.token_ids) for part in parts)}
+    return {"teacher_tokens_saved": sum(one.tokens - one.scored for one in responses)}
 
 
-def data_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
+def data_metrics(totals: UpdateTotals, responses: Sequence[Response]) -> dict[str, object]:
     """What is said of the answers of the data in a step, as ``data_NAME``; empty where it has
     none.
 
     Args:
-        rollouts: of the whole step.
+        responses: of the whole step.
     """
-    answers = [rollout for rollout in rollouts if rollout.origin == "data"]
+    answers = [one for one in responses if one.origin == "data"]
     if not answers:
         return {}
     part = totals.data or UpdateTotals()
@@ -301,13 +335,13 @@ def data_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "responses": len(answers),
         "tokens": part.rows,
         "tokens_used": part.used,
-        "response_length_mean": rollout_metrics(answers)["response_length_mean"],
+        "response_length_mean": length_metrics(answers)["response_length_mean"],
         **{name: value for name, value in part.means.all().items() if value is not None},
     }
     return {f"data_{name}": value for name, value in found.items()}
 
 
-def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str, object]:
+def step_metrics(totals: UpdateTotals, responses: Sequence[Response]) -> dict[str, object]:
     """The step's metrics without times; None for what was not measured. With several teachers
     what is said of rows is also said of each teacher's, under ``NAME/TEACHER``."""
     whole = totals.whole()
@@ -315,26 +349,26 @@ def step_metrics(totals: UpdateTotals, rollouts: Sequence[Rollout]) -> dict[str,
         "loss": float(np.mean(totals.losses)) if totals.losses else None,
         **_counts(whole),
         "empty_updates": totals.empty,
-        **rollout_metrics(_of_student(rollouts)),
+        **length_metrics(_of_student(responses)),
         "grad_norm": max(totals.grad_norms, default=None),
         "clipped": totals.clipped,
         "lr": totals.lr,
         **_means(whole),
-        **data_metrics(whole, rollouts),
+        **data_metrics(whole, responses),
     }
     for name, part in totals.by_teacher.items():
-        its = [rollout for rollout in rollouts if rollout.prompt.teacher == name]
+        its = [one for one in responses if one.teacher == name]
         losses = {"loss": float(np.mean(part.losses)) if part.losses else None}
         own = _of_student(its)
-        lengths = rollout_metrics(own) if own else {}
+        lengths = length_metrics(own) if own else {}
         of_answers = data_metrics(part, its)
         of_teacher = {**losses, **_counts(part), **lengths, **_means(part), **of_answers}
         line |= {f"{key}/{name}": value for key, value in of_teacher.items()}
     return line
 
 
-def _of_student(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    return [rollout for rollout in rollouts if rollout.origin == "student"]
+def _of_student(responses: Sequence[Response]) -> list[Response]:
+    return [one for one in responses if one.origin == "student"]
 
 
 def _counts(totals: UpdateTotals) -> dict[str, object]:

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -35,6 +35,7 @@ def worst_first(
     rollouts: Sequence[Rollout],
     scores: Sequence[ContinuationScores],
     losses: RowLosses,
+    places: Sequence[int],
     count: int,
 ) -> list[dict[str, Any]]:
     """Records of the ``count`` responses with the largest mean loss, the largest first. Those
@@ -43,6 +44,7 @@ def worst_first(
     Args:
         rollouts: of the step, as far as they are scored.
         scores, losses: one for each of ``rollouts``.
+        places: of ``rollouts``, among all of the step.
     """
     means = [_mean(losses.of(place)) for place in range(len(rollouts))]
     order = sorted(range(len(rollouts)), key=lambda p: (means[p] is None, -(means[p] or 0.0), p))
@@ -51,11 +53,17 @@ def worst_first(
             "format": FORMAT,
             "step": step,
             "written_after": written_after,
-            "place": place,
+            "place": places[place],
             **record(student, rollouts[place], scores[place], losses.of(place)),
         }
         for place in order[:count]
     ]
+
+
+def by_loss(record: Mapping[str, Any]) -> tuple[bool, float, int]:
+    """Sorts records of one step as ``worst_first`` does."""
+    loss = record["loss"]
+    return loss is None, -(loss or 0.0), record["place"]
 
 
 def record(

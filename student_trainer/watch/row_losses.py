@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from teacher_proto.types import Float32
+from torch import Tensor
 
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.update.objective import MicroBatchLosses
 
 # Positions [0, 1), [1, 2), [2, 4), [4, 8), ... and the last from 32,768 on.
@@ -40,10 +43,21 @@ class RowLosses:
         NaN of a row that has none by itself."""
         return self._losses[place]
 
-    def by_position(self) -> list[float | None]:
+    def by_position(self, world: World = ALONE, places: Sequence[int] = ()) -> list[float | None]:
         """Means over rows whose place in their response is in one of ``POSITION_BINS`` bins,
-        which double in width; None for one without rows, and none after the last that has any."""
-        return means_by_position(self._losses)
+        which double in width; None for one without rows, and none after the last that has any.
+
+        Args:
+            world: the ranks that have a share of the step.
+            places: of the responses, among all of the step; of one rank they are not read.
+        """
+        if not world.several:
+            return means_by_position(self._losses)
+        mine = {str(p): torch.from_numpy(one) for p, one in zip(places, self._losses, strict=True)}
+        every: dict[str, Tensor] = {}
+        for of_rank in world.gather_tensors(mine):
+            every |= of_rank
+        return means_by_position([every[str(place)].numpy() for place in range(len(every))])
 
 
 def means_by_position(losses: Sequence[Float32]) -> list[float | None]:

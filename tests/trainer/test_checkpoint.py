@@ -72,7 +72,7 @@ def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
     assert path.name == "step-000007"
     assert damage(path) is None
     assert checkpoint.load_state(path) == state(7)
-    saved = checkpoint.load_tensors(path)
+    saved = checkpoint.load_tensors(path, {})
     assert saved.optimizer["exp_avg/weight"].tolist() == [7.0] * 64
     restore_rng(saved.rng)
     assert torch.equal(torch.rand(3), drawn)

@@ -14,7 +14,7 @@ from teacher_proto.types import (
 )
 
 from student_trainer.student.model import load_student
-from student_trainer.update.metrics import step_metrics
+from student_trainer.update.metrics import responses_of, step_metrics
 from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses, with_single_ids
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import assert_close
@@ -62,7 +62,7 @@ def test_the_cut_into_micro_batches_does_not_matter(
         config = make_config(loss={"mean": mean}, optimizer={"micro_batch_tokens": budget})
         case = CoarseCase(config, teacher)
         figures, gradients = case.gradients()
-        found.append((step_metrics(figures, case.rollouts), gradients))
+        found.append((step_metrics(figures, responses_of(case.rollouts)), gradients))
     (cut, ours), (whole, theirs) = found
     assert_close(ours, theirs)
     assert cut == {

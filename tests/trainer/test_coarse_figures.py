@@ -25,7 +25,7 @@ from student_trainer.first_example import row_reasons, token_table
 from student_trainer.rollout.base import Rollout
 from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
 from student_trainer.update import realigned
-from student_trainer.update.metrics import step_metrics
+from student_trainer.update.metrics import responses_of, step_metrics
 from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses, with_single_ids
 from tests.trainer.local_teacher import LocalTeacher
 
@@ -35,7 +35,7 @@ def test_their_figures_are_apart_from_those_of_the_other_rows(
 ) -> None:
     case = CoarseCase(make_config(report={"metric_rows": 10_000}), teacher)
     figures, _ = case.gradients()
-    line = step_metrics(figures, case.rollouts)
+    line = step_metrics(figures, responses_of(case.rollouts))
     rows = [one.detach() for one in row_losses(case, "lsm")]
     coarse = torch.cat(
         [
@@ -62,7 +62,7 @@ def test_their_figures_are_apart_from_those_of_the_other_rows(
     # Without coarse rows the same figures of the others.
     for score, here in zip(case.scores, case.of_class(PositionClass.COARSE), strict=True):
         required(score.realignment, "realignment").position_class[here] = PositionClass.MASKED
-    without = step_metrics(case.gradients()[0], case.rollouts)
+    without = step_metrics(case.gradients()[0], responses_of(case.rollouts))
     of_others = ("teacher_support_mass", "student_support_mass", "support_overlap")
     for name in (*of_others, "top1_agreement_on_support", "sampled_in_support", "realign_coverage"):
         assert line[name] == pytest.approx(without[name]), name
@@ -84,7 +84,7 @@ def test_reasons_that_are_not_told_are_counted_as_others(
         realignment=replace(required(case.scores[1].realignment, "realignment"), mask_reason=None),
     )
     case.scores[2] = ContinuationScores(status=Status.NOT_REALIGNED, detail="no tokens for these")
-    line = step_metrics(case.gradients()[0], case.rollouts)
+    line = step_metrics(case.gradients()[0], responses_of(case.rollouts))
     untold = np.isin(
         required(case.scores[1].realignment, "r").position_class, CLASSES_WITH_REASON
     ).sum()

@@ -34,7 +34,7 @@ from student_trainer.startup.steps import STEPS
 from student_trainer.student.model import Student
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import train
-from student_trainer.update.metrics import UpdateTotals, step_metrics
+from student_trainer.update.metrics import UpdateTotals, responses_of, step_metrics
 from tests.trainer import test_teachers
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.processes import Server
@@ -463,7 +463,7 @@ def test_the_loss_is_one_mean_over_both(
     told, expected = reference(case, mean, nll=nll, data=data, stale=stale)
     assert totals.losses == [pytest.approx(told["loss"], abs=1e-6)]
     assert_close(gradients, expected)
-    line = step_metrics(totals, case.rollouts)
+    line = step_metrics(totals, responses_of(case.rollouts))
     assert line["student_loss"] == pytest.approx(told["student_loss"], abs=1e-6)
     assert line["data_loss"] == pytest.approx(told["data_loss"], abs=1e-6)
     assert ("data_nll" in line) == (nll > 0)
@@ -510,7 +510,7 @@ def test_what_is_told_of_the_student_is_of_its_own_responses(
     for case in (mixed_case, own_case):
         totals = UpdateTotals()
         case.updater.gradients(case.rollouts, case.scores.__getitem__, totals, 1, stale=True)
-        lines.append(step_metrics(totals, case.rollouts))
+        lines.append(step_metrics(totals, responses_of(case.rollouts)))
     both, own = lines
     answers = [r for r in mixed_case.rollouts if r.origin == "data"]
     same = ("response_length_mean", "truncated_share", "teacher_support_mass", "log_ratio_mean",

@@ -19,7 +19,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import load_student
 from student_trainer.update import realigned
-from student_trainer.update.metrics import step_metrics
+from student_trainer.update.metrics import responses_of, step_metrics
 from student_trainer.update.updater import Updater
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import Case, assert_close, row_losses
@@ -138,7 +138,7 @@ def test_a_response_that_could_not_be_realigned_is_left_out(
     figures, _ = case.gradients()
     assert figures.used == whole.used - lost
     assert figures.dropped_non_finite == 0
-    line = step_metrics(figures, case.rollouts)
+    line = step_metrics(figures, responses_of(case.rollouts))
     assert line["realign_failed_share"] == pytest.approx(1 / len(case.rollouts))
     same = Case(make_config(), teacher)
     same.scores[2] = case.scores[2]
@@ -156,7 +156,7 @@ def test_nothing_but_masked_rows_is_refused(make_config: MakeConfig, teacher: Lo
 def test_the_figures_of_a_step(make_config: MakeConfig, teacher: LocalTeacher) -> None:
     case = CrossCase(make_config(), teacher)
     figures, _ = case.gradients()
-    line = step_metrics(figures, case.rollouts)
+    line = step_metrics(figures, responses_of(case.rollouts))
     masked = sum(int(rows.sum()) for rows in case.masked) / figures.rows
     assert line["realign_masked_share"] == pytest.approx(masked)
     assert line["realign_aligned_share"] == pytest.approx(1 - masked)
@@ -291,7 +291,7 @@ def test_masked_rows_learn_from_their_chunk(
     count = sum(int(r.sum()) for r in rows)
     assert figures.rows_by_chunk == count > 0
     assert figures.used == plain.used + count
-    line = step_metrics(figures, case.rollouts)
+    line = step_metrics(figures, responses_of(case.rollouts))
     assert 0.3 < float(str(line["chunk_advantage"])) <= 0.3 * CHUNK + 1e-4
     # What the chunks add, by plain autograd over full logits.
     student = load_student(case.config.student)

@@ -49,7 +49,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import Trainer, train
-from student_trainer.update.metrics import UpdateTotals, step_metrics
+from student_trainer.update.metrics import UpdateTotals, responses_of, step_metrics
 from student_trainer.update.updater import Updater
 from tests.support.replies import make_reply
 from tests.support.scripted_teacher import serving_in_thread
@@ -341,7 +341,7 @@ def test_the_loss_of_two_teachers_is_that_of_its_definition(
     loss, reference, own = expected(case, student_model_dir, mean, balance, weights)
     assert figures.losses == [pytest.approx(loss, abs=1e-6)]
     assert_close(gradients, {n: g.float() for n, g in reference.items()})
-    line = step_metrics(figures, case.rollouts)
+    line = step_metrics(figures, responses_of(case.rollouts))
     for name in (A, B):
         assert line[f"loss/{name}"] == pytest.approx(own[name], abs=1e-6)
         its = [r for r in case.rollouts if r.prompt.teacher == name]

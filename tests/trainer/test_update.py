@@ -20,7 +20,7 @@ from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.update import batching
-from student_trainer.update.metrics import UpdateTotals, step_metrics
+from student_trainer.update.metrics import UpdateTotals, responses_of, step_metrics
 from student_trainer.update.updater import Updater, split
 from tests.support.replies import with_arrays
 from tests.trainer.local_teacher import LocalTeacher
@@ -112,7 +112,7 @@ def test_the_cut_into_micro_batches_does_not_matter(
         case = Case(config, teacher)
         cuts = len(batching.micro_batches(case.rollouts, budget, packs=case.student.packs))
         figures, gradients = case.gradients()
-        results.append((cuts, step_metrics(figures, case.rollouts), gradients))
+        results.append((cuts, step_metrics(figures, responses_of(case.rollouts)), gradients))
     assert [cuts for cuts, *_ in results] == sorted({cuts for cuts, *_ in results}, reverse=True)
     _, whole, expected = results[-1]
     for _, line, gradients in results[:-1]:
@@ -222,7 +222,7 @@ def test_sampled_token_moves_the_sampled_tokens(
     before = gain()
     figures = case.update()
     assert gain() > before
-    line = step_metrics(figures, case.rollouts)
+    line = step_metrics(figures, responses_of(case.rollouts))
     assert line["ratio"] == pytest.approx(1.0, abs=1e-4)
     assert line["teacher_support_mass"] is not None
     assert line["rollout_log_prob_gap"] == pytest.approx(0.0, abs=1e-4)

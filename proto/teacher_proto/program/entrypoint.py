@@ -63,6 +63,7 @@ def run_program(
     main: Callable[[Sequence[str] | None], int],
     argv: Sequence[str] | None = None,
     extra: str | None = None,
+    speaker: str = "",
 ) -> int:
     """Runs ``main(argv)`` and returns the exit code for ``sys.exit``.
 
@@ -71,18 +72,21 @@ def run_program(
     dependencies of this program, is not installed. Ctrl-C gives 130; a reader of
     standard output that went away gives 1 and no message; any other exception gives
     its traceback and 1. SystemExit passes through.
+
+    Args:
+        speaker: stands before an error's message, where several processes write one log.
     """
     try:
         code = main(argv)
         sys.stdout.flush()
     except LsmError as error:
-        return _report(error)
+        return _report(error, speaker)
     except ModuleNotFoundError as error:
         missing = extra and _missing_extra(extra, error)
         if not missing:
             traceback.print_exc()
             return EXIT_RUNTIME
-        return _report(missing)
+        return _report(missing, speaker)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
@@ -95,8 +99,8 @@ def run_program(
     return code
 
 
-def _report(error: LsmError) -> int:
-    sys.stderr.write(f"error: {' '.join(str(error).split())}\n")
+def _report(error: LsmError, speaker: str) -> int:
+    sys.stderr.write(f"error: {speaker}{' '.join(str(error).split())}\n")
     return error.exit_code
 
 
