@@ -6,7 +6,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from teacher_server.engines.torch.packing import (
     FlatBatch,
     Item,
     Packing,
+    neighbours,
     next_batch,
     pass_tokens,
 )
@@ -95,6 +96,7 @@ class EngineThread:
         # Key of an item -> its unit, its task, and the index of its span in the job.
         self._waiting: dict[int, tuple[Unit, Task, int]] = {}
         self._next_key = 0
+        self._gives_way = False
         self.count = PassCount(0, 0)
 
     def submit(self, task: Task) -> None:
@@ -141,12 +143,16 @@ class EngineThread:
                 self._condition.wait()
             if self._closing:
                 return False
+        self._unpack_new()
+        return True
+
+    def _unpack_new(self) -> None:
+        with self._condition:
             tasks = list(self._inbox)
             self._inbox.clear()
         for task in tasks:
             if task.wanted:
                 self._unpack(task)
-        return True
 
     def _unpack(self, task: Task) -> None:
         for index, span in enumerate(task.job.spans):
@@ -232,13 +238,45 @@ class EngineThread:
         units = {item.key: self._waiting[item.key][0] for item in batch.items}
         tasks = {id(task): task for task in (self._waiting[key][1] for key in units)}
 
+        # What others may have read meanwhile: as much as this batch reads itself.
+        spare = 0 if self._gives_way or sum(tokens) <= self._packing.tokens else sum(tokens)
+
         def check() -> None:
+            nonlocal spare
+            if spare > 0:
+                spare -= self._give_way(units)
             if self._closing or not any(task.wanted for task in tasks.values()):
                 raise _Abandoned
 
         for results in self._scorer.run(batch, units, check):
             for result in results:
                 self._deliver(result)
+
+    def _give_way(self, units: Mapping[int, Unit]) -> int:
+        """In the middle of a batch that is larger than a full pass: of the jobs that wait and are
+        read by one pass, as many as one reads come first; their tokens."""
+        self._unpack_new()
+        adapter = next(iter(units.values())).job.adapter
+        waiting: dict[Task, list[Item]] = {}
+        for key, (unit, task, _) in self._waiting.items():
+            if task.wanted and key not in units and unit.job.adapter == adapter:
+                waiting.setdefault(task, []).append(unit.item)
+        most = self._packing.tokens
+        small = [
+            item
+            for items in waiting.values()
+            if sum(item.flat_tokens for item in items) <= most
+            for item in items
+        ]
+        if not small:
+            return 0
+        chosen = (small[0],) if self._packing.alone else neighbours(small, most)
+        self._gives_way = True
+        try:
+            self._execute(FlatBatch(chosen))
+        finally:
+            self._gives_way = False
+        return sum(item.flat_tokens for item in chosen)
 
     def _deliver(self, result: SpanResult) -> None:
         key = result.unit.item.key

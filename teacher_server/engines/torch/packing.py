@@ -156,7 +156,7 @@ def next_batch(pending: Sequence[Item], packing: Packing) -> Batch:
     if first.prompt in shared:
         return _group_batch(first.prompt, shared, packing)
     flat = [item for item in left if item.prompt not in shared]
-    return FlatBatch(_neighbours(flat, packing.tokens))
+    return FlatBatch(neighbours(flat, packing.tokens))
 
 
 def _groups(items: Sequence[Item]) -> dict[bytes, list[Item]]:
@@ -208,7 +208,7 @@ def _fits(count: int, longest: int, real: int, budget: int) -> bool:
     return padded <= budget and padded - real <= max(PADDING_TOKENS, PADDING_SHARE * real)
 
 
-def _neighbours(items: Sequence[Item], budget: int) -> tuple[Item, ...]:
+def neighbours(items: Sequence[Item], budget: int) -> tuple[Item, ...]:
     """The first item and those nearest to it in length, as many as fit one pass."""
     first = items[0]
     ordered = sorted(items, key=lambda item: (item.flat_tokens, item.key))

@@ -72,6 +72,10 @@ class Trunk:
         eager = getattr(config, "_attn_implementation", None) == "eager"
         self._score_heads = int(getattr(config, "num_attention_heads", 1)) if eager else 0
         self._eager = eager
+        # What is called between the layers of the forward that runs.
+        self._check: Callable[[], None] = _nothing
+        for layer in getattr(module, "layers", ()):
+            layer.register_forward_pre_hook(lambda *_: self._check())
 
     def flat(
         self,
@@ -90,8 +94,7 @@ class Trunk:
         batch, length = ids.shape
         if self.cacheable and self._step(batch, length, masked=False) < length:
             return self._run(DynamicCache(config=self.config), ids, None, None, rows, check)
-        check()
-        output = self.module(input_ids=ids, use_cache=False)
+        output = self._forward(check, input_ids=ids, use_cache=False)
         return _take(output.last_hidden_state, 0, rows, self.device)[0]
 
     def prompts(self, prompts: Sequence[Int32], check: Callable[[], None]) -> CachedPrompts:
@@ -201,15 +204,13 @@ class Trunk:
         taken: list[Tensor] = []
         sources: list[NDArray[np.int64]] = []
         for start in range(0, length, step):
-            check()
             stop = min(start + step, length)
             extra: dict[str, Tensor] = {}
             if mask is not None and positions is not None:
                 extra["attention_mask"] = mask(start, stop)
                 extra["position_ids"] = positions[:, start:stop]
-            output = self.module(
-                input_ids=ids[:, start:stop], past_key_values=cache, use_cache=True, **extra
-            )
+            inputs = {"input_ids": ids[:, start:stop], "past_key_values": cache}
+            output = self._forward(check, **inputs, use_cache=True, **extra)
             hidden, source = _take(output.last_hidden_state, start, rows, self.device)
             taken.append(hidden)
             sources.append(source)
@@ -217,6 +218,16 @@ class Trunk:
             return taken[0]
         order = np.argsort(np.concatenate(sources), kind="stable")
         return torch.cat(taken)[torch.from_numpy(order).to(self.device)]
+
+    def _forward(self, check: Callable[[], None], **inputs: Any) -> Any:
+        """One forward; ``check`` is called before it and between its layers, and may run another
+        forward meanwhile."""
+        check()
+        before, self._check = self._check, check
+        try:
+            return self.module(**inputs)
+        finally:
+            self._check = before
 
     def _step(self, batch: int, total: int, masked: bool) -> int:
         """Columns of one forward over ``batch`` sequences that see ``total`` columns."""
@@ -267,3 +278,7 @@ def _take(
         offset += len(wanted)
     index = torch.from_numpy(np.concatenate(flat)).to(device)
     return hidden.flatten(0, 1)[index], np.concatenate(places)
+
+
+def _nothing() -> None:
+    """There is nothing to look at between the layers."""
