@@ -123,7 +123,7 @@ class Servicer:
             )
 
     async def score(self, exchange: Exchange) -> bytes:
-        return await self._service.score(_ScoreCall(exchange, self._score_bounds))
+        return bytes(await self._service.score(_ScoreCall(exchange, self._score_bounds)))
 
     async def render(self, exchange: Exchange) -> bytes:
         return await self._service.render(_RenderCall(exchange, self._render_bounds))

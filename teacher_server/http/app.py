@@ -123,7 +123,7 @@ class _ScoreCall(_Posted):
 
     def encode(
         self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher, texts: TokenTexts | None
-    ) -> bytes:
+    ) -> Bytes:
         if texts is None:
             return render_reply(request, reply, teacher.tokenizer.token_text)
         check_text_bytes(request, reply, texts, self._limits)
@@ -239,7 +239,7 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
 
 
 async def _answer_unless_gone(
-    request: Request, call: _Posted, work: Coroutine[Any, Any, bytes]
+    request: Request, call: _Posted, work: Coroutine[Any, Any, Bytes]
 ) -> Response:
     """The work's result; the work is cancelled when the client goes away first."""
 

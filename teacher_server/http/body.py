@@ -124,7 +124,7 @@ class Charge:
         assert self._hold is not None
         return self._hold.grow(size)
 
-    def answer(self, reply: bytes) -> Response:
+    def answer(self, reply: Bytes) -> Response:
         """The response, which holds the reply's bytes, and they alone, until it has left.
 
         They are charged whether there is room for them or not: nothing that was computed waits.
@@ -165,9 +165,12 @@ class _Held(Response):
 
     media_type = "application/json"
 
-    def __init__(self, body: bytes, charge: Charge) -> None:
+    def __init__(self, body: Bytes, charge: Charge) -> None:
         super().__init__(body)
         self._charge = charge
+
+    def render(self, content: Any) -> Any:
+        return content
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

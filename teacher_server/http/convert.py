@@ -34,6 +34,7 @@ from teacher_server.http.models import (
     ScoreBody,
     SegmentBody,
 )
+from teacher_server.http.models.bodies import SLICE
 from teacher_server.refusals.errors import refuse
 from teacher_server.refusals.sizes import check_request_tokens, check_text
 from teacher_server.refusals.validation import check_continuation_count, exactly_one
@@ -198,7 +199,10 @@ def _segment(body: SegmentBody, encode: IdsOf, where: str) -> Segment:
 
 def _ids(values: list[int] | None) -> Int32:
     assert values is not None
-    return np.asarray(values, np.int32)
+    made = np.empty(len(values), np.int32)
+    for begin in range(0, len(values), SLICE):  # other threads have their turn in between
+        made[begin : begin + SLICE] = values[begin : begin + SLICE]
+    return made
 
 
 def _lines(values: list[list[int]] | None, where: str) -> Any:
@@ -211,4 +215,6 @@ def _lines(values: list[list[int]] | None, where: str) -> Any:
             where=where,
             fix="fill the lines up with -1 to one length",
         )
-    return np.asarray(values, np.int32).reshape(len(values), widths.pop() if widths else 0)
+    return np.array([_ids(line) for line in values], np.int32).reshape(
+        len(values), widths.pop() if widths else 0
+    )

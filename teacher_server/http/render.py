@@ -10,7 +10,7 @@ from teacher_proto.types import Prompt, RenderedPrompt, RenderRequest
 from teacher_server.http.body import check_counts, parse_body, validated
 from teacher_server.http.convert import read_prompt
 from teacher_server.http.models import PromptBody, RenderBody
-from teacher_server.http.replies import to_json
+from teacher_server.http.replies import numbers_json, to_json
 from teacher_server.scoring.context import Bytes
 from teacher_server.scoring.render import RawPrompt
 
@@ -41,8 +41,9 @@ def rendered_json(prompt: RenderedPrompt) -> bytes:
     found: dict[str, Any] = {"token_count": prompt.token_count}
     if prompt.text is not None:
         found["text"] = prompt.text
-    if prompt.token_ids is not None:
-        found["token_ids"] = prompt.token_ids.tolist()
     if prompt.refusal is not None:
         found["refusal"] = vars(prompt.refusal)
-    return to_json(found)
+    written = to_json(found)
+    if prompt.token_ids is None:
+        return written
+    return b'%b,"token_ids":%b}' % (written[:-1], numbers_json(prompt.token_ids))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from pydantic_core import to_json as write_numbers
 from teacher_proto.rows import required
 from teacher_proto.types import (
     Continuation,
@@ -24,6 +27,7 @@ from teacher_proto.types import (
     Status,
 )
 
+from teacher_server.http.models.bodies import SLICE
 from teacher_server.refusals.errors import over_limit
 
 # The text of an id; None for one that no token has.
@@ -34,18 +38,33 @@ def to_json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode()
 
 
-def render_reply(request: ScoreRequest, reply: ScoreReply, token_text: TokenText) -> bytes:
+def numbers_json(values: NDArray[Any]) -> bytes:
+    """An array of n numbers, by slices between which other threads have their turn; raises
+    ValueError for one that is not finite."""
+    if not np.isfinite(values).all():
+        raise ValueError("JSON has no number for what is not finite")
+    begins = range(0, len(values), SLICE)
+    parts = (write_numbers(values[begin : begin + SLICE].tolist()) for begin in begins)
+    return b"[%b]" % b",".join(part[1:-1] for part in parts)
+
+
+def render_reply(request: ScoreRequest, reply: ScoreReply, token_text: TokenText) -> bytearray:
     """The reply in the form of ``models.ScoreReplyBody``; ``token_text``: of each id.
 
-    It is written row by row, since other threads wait while one document is written.
+    It is written row by row into one piece of memory: other threads wait while one document is
+    written, or a large one is copied.
     """
     texts = _Texts(token_text)
     identity = dataclasses.asdict(reply.identity)
     head = {"request_id": reply.request_id, "teacher": request.teacher, "identity": identity}
+    written = bytearray(to_json(head)[:-1] + b',"results":[')
     answered = zip(request.continuations, reply.results, strict=True)
-    results = [_result(continuation, scores, texts) for continuation, scores in answered]
-    timing = {"timing": dataclasses.asdict(reply.timing)}
-    return _joined(to_json(head), _list("results", results), to_json(timing))
+    for index, (continuation, scores) in enumerate(answered):
+        written += b"," if index else b""
+        for part in _result(continuation, scores, texts):
+            written += part
+    written += b'],"timing":%b}' % to_json(dataclasses.asdict(reply.timing))
+    return written
 
 
 def shown_ids(request: ScoreRequest, reply: ScoreReply) -> Int32:
@@ -89,19 +108,17 @@ def _all_shown(request: ScoreRequest, reply: ScoreReply) -> Int32:
     return np.concatenate(found).astype(np.int32)
 
 
-def _result(continuation: Continuation, scores: ContinuationScores, texts: _Texts) -> bytes:
-    head = {"status": scores.status.name, "detail": scores.detail} | _chunks(scores)
-    rows = [to_json(row) for row in _rows(continuation, scores, texts)]
-    return _joined(to_json(head), _list("rows", rows))
-
-
-def _list(name: str, items: list[bytes]) -> bytes:
-    return b'{"%b":[%b]}' % (name.encode(), b",".join(items))
-
-
-def _joined(*objects: bytes) -> bytes:
-    """One JSON object with the members of all of them, none of which is empty."""
-    return b"{%b}" % b",".join(one[1:-1] for one in objects)
+def _result(
+    continuation: Continuation, scores: ContinuationScores, texts: _Texts
+) -> Iterator[bytes]:
+    yield to_json({"status": scores.status.name, "detail": scores.detail})[:-1]
+    if scores.realignment is not None:
+        chunks = numbers_json(scores.realignment.chunk_log_likelihood)
+        yield b',"chunk_log_likelihood":%b' % chunks
+    yield b',"rows":['
+    if scores.status is Status.OK:
+        yield from _rows(continuation, scores, texts)
+    yield b"]}"
 
 
 def render_info(info: ServerInfo) -> bytes:
@@ -116,55 +133,53 @@ class _Texts:
     """Token texts of one reply; the same ids come again and again."""
 
     def __init__(self, token_text: TokenText) -> None:
+        self._entries = _Entries(token_text)
+        self.text = cache(token_text)
+
+    def entries(self, ids: Int32, log_probs: Float32) -> bytes:
+        """An array with an object for each of n ids. A reply may hold a million of them, and
+        other threads wait meanwhile: nothing here is done for each in Python."""
+        if not len(ids):
+            return b"[]"
+        numbers = numbers_json(log_probs)[1:-1].split(b",")
+        parts = [b""] * (2 * len(ids))
+        parts[::2] = map(self._entries.__getitem__, ids.tolist())
+        parts[1::2] = numbers
+        return b"[%b}]" % b"".join(parts).removeprefix(_Entries.BETWEEN)
+
+
+class _Entries(dict[int, bytes]):
+    """What stands before an id's log-probability, from the end of the entry before it."""
+
+    BETWEEN = b"},"
+
+    def __init__(self, token_text: TokenText) -> None:
+        super().__init__()
         self._text = token_text
-        self._known: dict[int, str | None] = {}
 
-    def __call__(self, token_id: int) -> str | None:
-        if token_id not in self._known:
-            self._known[token_id] = self._text(token_id)
-        return self._known[token_id]
-
-    def entries(self, ids: Int32, log_probs: Float32) -> list[dict[str, Any]]:
-        return [
-            {"token_id": token_id, "token": self(token_id), "log_prob": log_prob}
-            for token_id, log_prob in zip(ids.tolist(), log_probs.tolist(), strict=True)
-        ]
+    def __missing__(self, token_id: int) -> bytes:
+        entry = to_json({"token_id": token_id, "token": self._text(token_id)})
+        self[token_id] = found = b'%b%b,"log_prob":' % (self.BETWEEN, entry[:-1])
+        return found
 
 
-def _rows(
-    continuation: Continuation, scores: ContinuationScores, texts: _Texts
-) -> Iterator[dict[str, Any]]:
-    if scores.status is not Status.OK:
-        return
+def _rows(continuation: Continuation, scores: ContinuationScores, texts: _Texts) -> Iterator[bytes]:
     sampled = continuation.token_ids[continuation.selected_positions].tolist()
     indices = range(len(sampled)) if continuation.rows is None else continuation.rows.tolist()
     for slot, (index, token) in enumerate(zip(indices, sampled, strict=True)):
-        parts = _row_parts(scores, slot, continuation.explicit_ids, texts)
-        yield {"row": index, "token_id": token, "token": texts(token)} | parts
+        head = {"row": index, "token_id": token, "token": texts.text(token)}
+        written = to_json(head | _row_values(scores, slot))
+        yield (b",%b" if slot else b"%b") % written[:-1]
+        yield from _row_lists(scores, slot, continuation.explicit_ids, texts)
+        yield b"}"
 
 
-def _chunks(scores: ContinuationScores) -> dict[str, Any]:
-    block = scores.realignment
-    return {} if block is None else {"chunk_log_likelihood": block.chunk_log_likelihood.tolist()}
-
-
-def _row_parts(
-    scores: ContinuationScores, slot: int, explicit_ids: Int32 | None, texts: _Texts
-) -> dict[str, Any]:
+def _row_values(scores: ContinuationScores, slot: int) -> dict[str, Any]:
     parts: dict[str, Any] = {}
     rows = scores.rows
     for name, part in (("sampled_log_prob", rows.sampled), ("log_tail", rows.log_tail)):
         if part is not None and part.valid[slot]:
             parts[name] = float(part.values[slot])
-    if rows.support is not None:
-        count = int(rows.support.counts[slot])
-        parts["top"] = texts.entries(
-            rows.support.ids[slot, :count], rows.support.log_probs[slot, :count]
-        )
-    if rows.explicit is not None:
-        given = rows.explicit.valid[slot]
-        asked = required(explicit_ids, "explicit_ids")
-        parts["explicit"] = texts.entries(asked[slot][given], rows.explicit.values[slot][given])
     if scores.realignment is not None:
         block = scores.realignment
         parts["realignment"] = {
@@ -176,6 +191,21 @@ def _row_parts(
             "chunk": int(block.chunk_index[slot]),
         }
     return parts
+
+
+def _row_lists(
+    scores: ContinuationScores, slot: int, explicit_ids: Int32 | None, texts: _Texts
+) -> Iterator[bytes]:
+    rows = scores.rows
+    if rows.support is not None:
+        count = int(rows.support.counts[slot])
+        ids, log_probs = rows.support.ids[slot, :count], rows.support.log_probs[slot, :count]
+        yield b',"top":%b' % texts.entries(ids, log_probs)
+    if rows.explicit is not None:
+        given = rows.explicit.valid[slot]
+        asked = required(explicit_ids, "explicit_ids")
+        found = texts.entries(asked[slot][given], rows.explicit.values[slot][given])
+        yield b',"explicit":%b' % found
 
 
 def _reason(block: Realignment, slot: int) -> str | None:

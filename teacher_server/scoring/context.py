@@ -17,7 +17,7 @@ from teacher_server.telemetry.observation import Observation
 from teacher_server.tokenizers.entry import Entry
 from teacher_server.tokenizers.pairs import StudentTokenizers
 
-# A body as it was read.
+# A body as it was read, or a reply as it was written.
 Bytes = bytes | bytearray
 # The text of an id; None for one that no token has.
 TokenTexts = Mapping[int, str | None]
@@ -114,7 +114,7 @@ class Call(Protocol):
 
     def encode(
         self, request: ScoreRequest, reply: ScoreReply, teacher: Teacher, texts: TokenTexts | None
-    ) -> bytes:
+    ) -> Bytes:
         """The reply in the wire's format. Runs in another thread.
 
         Args:

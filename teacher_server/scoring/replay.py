@@ -17,6 +17,7 @@ from teacher_proto.errors import LsmError, TeacherUnavailableError
 
 from teacher_server.failures import as_exception, is_ending
 from teacher_server.queue.scheduler import Deadline
+from teacher_server.scoring.context import Bytes
 
 Key = tuple[str, str, bytes]
 
@@ -26,14 +27,14 @@ class _Running:
     """Work in progress, and how many callers wait for it."""
 
     deadline: Deadline
-    reply: asyncio.Future[bytes]
+    reply: asyncio.Future[Bytes]
     task: asyncio.Task[None] | None = None
     waiters: int = 0
 
 
 @dataclass
 class _Kept:
-    reply: bytes
+    reply: Bytes
     expires: float
 
 
@@ -54,8 +55,8 @@ class ReplayWindow:
         self,
         key: Key,
         deadline: float,
-        compute: Callable[[Deadline], Awaitable[bytes]],
-    ) -> tuple[bytes, bool]:
+        compute: Callable[[Deadline], Awaitable[Bytes]],
+    ) -> tuple[Bytes, bool]:
         """(reply, replayed): the reply to ``key``, computed at most once at a time.
 
         The work runs in a task of its own. It continues as long as any caller waits for
@@ -93,7 +94,7 @@ class ReplayWindow:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _start(
-        self, key: Key, deadline: Deadline, compute: Callable[[Deadline], Awaitable[bytes]]
+        self, key: Key, deadline: Deadline, compute: Callable[[Deadline], Awaitable[Bytes]]
     ) -> _Running:
         running = _Running(deadline, asyncio.get_running_loop().create_future())
 
@@ -105,7 +106,7 @@ class ReplayWindow:
         return running
 
     async def _run(
-        self, key: Key, running: _Running, compute: Callable[[Deadline], Awaitable[bytes]]
+        self, key: Key, running: _Running, compute: Callable[[Deadline], Awaitable[Bytes]]
     ) -> None:
         try:
             reply = await compute(running.deadline)
@@ -118,12 +119,12 @@ class ReplayWindow:
             self._keep(key, reply)
             self._settle(key, running, reply)
 
-    def _settle(self, key: Key, running: _Running, outcome: bytes | Exception) -> None:
+    def _settle(self, key: Key, running: _Running, outcome: Bytes | Exception) -> None:
         if self._running.get(key) is running:
             del self._running[key]
         if running.reply.done():
             return
-        if isinstance(outcome, bytes):
+        if not isinstance(outcome, Exception):
             running.reply.set_result(outcome)
         else:
             running.reply.set_exception(outcome)
@@ -134,7 +135,7 @@ class ReplayWindow:
         if running.task is not None:
             running.task.cancel()
 
-    def _keep(self, key: Key, reply: bytes) -> None:
+    def _keep(self, key: Key, reply: Bytes) -> None:
         if key in self._kept:
             self.kept_bytes -= len(self._kept.pop(key).reply)
         if self.max_entries == 0 or len(reply) > self.max_bytes:

@@ -35,7 +35,7 @@ from teacher_server.queue.scheduler import Deadline
 from teacher_server.refusals.errors import refuse, unknown_tokenizer
 from teacher_server.refusals.sizes import reply_bytes, reply_too_large
 from teacher_server.refusals.validation import check_name, check_readable, is_name
-from teacher_server.scoring.context import Call, Received, RequestContext, TokenTexts
+from teacher_server.scoring.context import Bytes, Call, Received, RequestContext, TokenTexts
 from teacher_server.scoring.render import RenderCall, Renderer, check_prompt_count
 from teacher_server.scoring.replay import ReplayWindow
 from teacher_server.scoring.score import score
@@ -201,7 +201,7 @@ class TeacherService:
         self._replay.abandon(error)
         await self._replay.close()
 
-    async def score(self, call: Call) -> bytes:
+    async def score(self, call: Call) -> Bytes:
         """Answers one request to score, as the policy of the caller's run allows.
 
         Raises:
@@ -274,7 +274,7 @@ class TeacherService:
         served: Served,
         entry: Entry | None,
         seen: Observation,
-    ) -> bytes:
+    ) -> Bytes:
         """
         Args:
             entry: of the tokenizer whose ids the request's texts were; None where it had none.
@@ -321,7 +321,7 @@ class TeacherService:
             self.metrics.replayed()
         return reply
 
-    async def _work(self, context: RequestContext, deadline: Deadline) -> bytes:
+    async def _work(self, context: RequestContext, deadline: Deadline) -> Bytes:
         """The reply's bytes, computed for every caller that waits for this request."""
         request, call = context.request, context.call
         scored = await score(context, deadline)

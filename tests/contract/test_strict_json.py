@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from teacher_proto.codec import strict_json
 from teacher_proto.codec.strict_json import StrictJsonError, parse_json
@@ -92,3 +93,75 @@ def test_a_search_for_halves_leaves_the_others_their_turn(monkeypatch: pytest.Mo
     assert parse_json(text) == [b"\xf0\x9f\x98\x80".decode() * 50_000]
     assert max(searched) <= strict_json.PIECE + strict_json.PAIR
     assert sum(searched) >= len(text)
+
+
+numbers = st.lists(
+    st.integers() | st.floats(allow_nan=False, allow_infinity=False), min_size=4, max_size=60
+)
+# What stands beside long arrays of numbers, and looks like them.
+beside = st.sampled_from(
+    ["[1, 2, 3, 4, 5, 6]", '\\"[1,2,3,4,5,6]', "NaN", "\\", "]", "[[1,2],[3,4,5,6]]", ""]
+)
+mixed = st.recursive(
+    numbers | beside | st.none(),
+    lambda inner: st.lists(inner) | st.dictionaries(beside, inner),
+    max_leaves=8,
+)
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(strict_json, "LONG", 6)
+    monkeypatch.setattr(strict_json, "SLICE", 5)
+    monkeypatch.setattr(strict_json, "PIECE", 16)
+    monkeypatch.setattr(strict_json, "_NUMBERS", re.compile(r"\[[-+.\deE,\s]{6}"))
+
+
+@pytest.mark.usefixtures("small_slices")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=mixed, spaces=st.sampled_from([(",", ":"), (", ", ": "), (" ,\n", " : ")]))
+def test_arrays_that_are_read_by_slices_are_where_they_were(
+    document: Any, spaces: tuple[str, str]
+) -> None:
+    text = json.dumps(document, separators=spaces)
+    found = parse_json(text)
+    assert found == document
+    assert json.dumps(found) == json.dumps(document)  # 1 and 1.0 are two
+
+
+@pytest.mark.usefixtures("small_slices")
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(document=mixed, data=st.data())
+def test_what_is_wrong_beside_slices_is_refused_where_it_is(document: Any, data: Any) -> None:
+    text = json.dumps([document])
+    at = data.draw(st.integers(0, len(text)))
+    broken = text[:at] + data.draw(st.sampled_from([",", "]", "[", '"', "x", "}", "-"])) + text[at:]
+    try:
+        expected = json.loads(broken)
+    except json.JSONDecodeError as error:
+        with pytest.raises(StrictJsonError, match=rf"at character {error.pos}$|NaN"):
+            parse_json(broken)
+    else:
+        assert parse_json(broken) == expected
+
+
+def test_no_long_array_of_numbers_is_parsed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed = []
+
+    def noting(text: str, **how: Any) -> Any:
+        parsed.append(len(text))
+        return loads(text, **how)
+
+    loads = json.loads
+    ids = list(range(100_000, 200_000))
+    text = json.dumps({"prompt": {"token_ids": ids}, "top_k": 1})
+    monkeypatch.setattr(json, "loads", noting)
+    assert parse_json(text) == {"prompt": {"token_ids": ids}, "top_k": 1}
+    assert max(parsed) < strict_json.SLICE + 20
+
+
+@pytest.mark.parametrize("inner", ["1," * 16_385, "1," * 16_385 + ",2", " " * 32_770 + ",1"])
+def test_nothing_between_commas_is_no_number(inner: str) -> None:
+    """The first slice ends where there is nothing."""
+    with pytest.raises(StrictJsonError, match=r"at character \d+$"):
+        parse_json(f"[{inner}]")
