@@ -7,6 +7,7 @@ import contextlib
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.server.running import Running, eventually
 from tests.server.test_scoring import http_body
@@ -81,3 +82,12 @@ async def test_a_connection_that_ends_inside_the_body_is_no_failure(server: Runn
     await eventually(lambda: server.server.lifecycle.active == 0)
     metrics = (await server.http.get("/metrics")).text
     assert 'outcome="cancelled",reason="CLIENT_CLOSED"' in metrics
+
+
+@pytest.mark.parametrize(
+    "path", ["/%0A", "/docs%0A", "/page/app/main.js%0A", "/docs/swagger-ui.css%0A"]
+)
+async def test_a_line_break_after_a_page_is_another_path(server: Running, path: str) -> None:
+    """Where nobody needs credentials, no guard of paths stands before the pages' own."""
+    assert (await server.http.get(path.removesuffix("%0A"))).status_code == 200
+    assert (await server.http.get(path)).status_code == 404
