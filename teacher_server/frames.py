@@ -83,7 +83,12 @@ class Frame:
 
 
 def pack(frame: Frame) -> bytes:
-    """A message as bytes.
+    """A message as bytes; raises as ``parts``."""
+    return b"".join(parts(frame))
+
+
+def parts(frame: Frame) -> list[bytes | memoryview]:
+    """A message as bytes that follow each other, of which the arrays' are their own.
 
     Raises:
         FrameError: an array is of a type that is not sent, or the message is too large.
@@ -96,12 +101,12 @@ def pack(frame: Frame) -> bytes:
         raise FrameError(f"{frame.kind}: {described} has a type that is not sent")
     header = json.dumps([frame.kind, frame.header, described], allow_nan=False).encode()
     header += b" " * (-len(header) % 8)
-    parts: list[bytes | memoryview] = [header]
+    found: list[bytes | memoryview] = [header]
     for array in arrays.values():
-        parts += [array.reshape(-1).view(np.uint8).data, bytes(-array.nbytes % 8)]
-    length = sum(len(part) for part in parts)
+        found += [array.reshape(-1).view(np.uint8).data, bytes(-array.nbytes % 8)]
+    length = sum(len(part) for part in found)
     check_prefix(prefix := PREFIX.pack(len(header), length), MAX_BYTES)
-    return b"".join([prefix, *parts])
+    return [prefix + header, *found[1:]]
 
 
 def check_prefix(

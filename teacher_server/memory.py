@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import ctypes
 import os
+import time
 from pathlib import Path
 
 # Of glibc's malloc.h: from which size a block is mapped by itself, and how much is kept free at
 # the end of a heap.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
 LARGE_BLOCK, KEPT_AT_THE_TOP = 8 << 20, 8 << 20
-# The heaps are looked through when the process has so many bytes more than it had at the least,
-# and no more often than this.
+# The heaps are looked through when the process has so many bytes more than it had at the least.
+# Whether it has is looked at so often; to look through the heaps takes one part in SHARE of a
+# thread's time at most.
 GROWTH = 16 << 20
-LOOK_SECONDS = 0.1
+LOOK_SECONDS = 0.02
+SHARE = 10
 
 
 def give_freed_memory_back() -> None:
@@ -58,5 +61,7 @@ async def give_back_as_it_grows() -> None:
             continue
         least = min(least or now, now)
         if now - least >= GROWTH:
+            begun = time.monotonic()
             await asyncio.to_thread(give_back_free_pages)
             least = resident()
+            await asyncio.sleep((SHARE - 1) * (time.monotonic() - begun))

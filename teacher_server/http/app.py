@@ -188,8 +188,10 @@ def make_app(service: TeacherService, guard: Guard, *, timeout_seconds: float) -
                 check = partial(check_tokenizer_bytes, limits=service.limits)
                 file = await charge.read(request, check, service.limits.max_tokenizer_bytes)
                 named = run or (DEFAULT_RUN if principal is None else principal.run)
-                make = partial(make_upload, file, named, role)
-                upload = await service.compute(make, len(file), caller)
+                upload = await service.compute(
+                    partial(make_upload, file, named, role), len(file), caller
+                )
+                del file  # the upload has a copy
                 found = await service.register(upload, principal, named=False)
             body = render_levels(found.tokenizer_hash, found.levels)
             return Response(body, media_type=JSON)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from teacher_proto.errors import TeacherUnavailableError
 
-from teacher_server.frames import PREFIX, Frame, FrameError, check_prefix, pack, unpack
+from teacher_server.frames import PREFIX, Frame, FrameError, check_prefix, parts, unpack
 from teacher_server.workers.forks import ForkServer
 from teacher_server.workers.inside.errors import WorkerError, read_error
 
@@ -67,7 +67,8 @@ class Worker:
             raise WorkerError("has ended", own=False)
         clock = _Clock(self.pid, seconds)
         try:
-            self._send(self._socket, pack(frame), clock)
+            for part in parts(frame):  # a file of many megabytes is not copied
+                self._send(self._socket, part, clock)
             answer = self._receive(self._socket, clock)
             error = read_error(answer) if answer.kind == "error" else None
         except WorkerError:
@@ -125,7 +126,7 @@ class Worker:
             return 1024 * sum(map(int, private))
         return 0
 
-    def _send(self, to: socket.socket, data: bytes, clock: _Clock) -> None:
+    def _send(self, to: socket.socket, data: bytes | memoryview, clock: _Clock) -> None:
         view = memoryview(data)
         while view:
             view = view[clock.patiently(partial(to.send, view)) :]
