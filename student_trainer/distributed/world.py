@@ -21,6 +21,8 @@ from safetensors.torch import load, save
 from teacher_proto.errors import ConfigurationError, LsmError
 from torch import Tensor
 
+from student_trainer.distributed.meeting import meet
+
 # Set by torchrun, and by whoever starts the ranks without it.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOST = "RANK_LOST"
@@ -201,8 +203,11 @@ def joined(timeout: float) -> Iterator[World]:
     if torch.cuda.is_available():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
+    patience = timedelta(seconds=timeout)
     try:
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+        store = meet(store, rank, size, timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(
             f"rank {rank} of {size} cannot reach the others: {error}",
