@@ -2,9 +2,8 @@
 
 A fault is {"target": "module:Class.function", "call": n} with either "signal"
 (sent to the own process before the n-th call, or after it with "after"),
-"poison" (of the teacher: replies from the n-th request on of the run with this name),
-"disabled" (it does nothing and gives None, as if the check had never been written) or
-"value" (the target is this JSON value; it takes no "call").
+"poison" (of the teacher: replies from the n-th request on of the run with this name) or
+"disabled" (it does nothing and gives None, as if the check had never been written).
 """
 
 from __future__ import annotations
@@ -36,10 +35,6 @@ def killed(
     return [{"target": target, "call": call, "after": after, "signal": int(number)}]
 
 
-def valued(target: str, value: Any) -> list[Fault]:
-    return [{"target": target, "value": value}]
-
-
 def disabled(target: str) -> list[Fault]:
     return [{"target": target, "disabled": True}]
 
@@ -60,10 +55,6 @@ def install(faults: list[Fault]) -> None:
         if "disabled" in fault:
             owner, name = _find(fault["target"])
             setattr(owner, name, lambda *arguments, **named: None)
-        elif "value" in fault:
-            owner, name = _find(fault["target"])
-            getattr(owner, name)  # there has to be one
-            setattr(owner, name, fault["value"])
         else:
             (_poison if "poison" in fault else _signal)(fault)
 
