@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("configs", nargs="*", metavar="CONFIG.toml", help="as for train")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", dest="overrides")
     parser.add_argument("--json", action="store_true", help="the findings as JSON")
+    parser.add_argument(
+        "--ranks",
+        type=positive,
+        metavar="N",
+        help="estimate the memory of each of N ranks, too (docs/distributed.md)",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,13 +37,17 @@ def run(arguments: argparse.Namespace) -> int:
     from student_trainer.commands.shared import quiet_libraries, resolve
 
     quiet_libraries()
-    checks = run_checks(lambda: resolve(arguments).settings)
+    checks = run_checks(lambda: resolve(arguments).settings, arguments.ranks)
     sys.stdout.write(checks.render(as_json=arguments.json))
     return checks.exit_code
 
 
-def run_checks(settings: Callable[[], TrainConfig]) -> Checks:
-    """The findings on the settings, on every step of a start, and of the examination."""
+def run_checks(settings: Callable[[], TrainConfig], ranks: int | None = None) -> Checks:
+    """The findings on the settings, on every step of a start, and of the examination.
+
+    Args:
+        ranks: for how many ranks memory is estimated, too.
+    """
     from teacher_proto.program.checks import Checks
 
     checks = Checks()
@@ -54,9 +65,27 @@ def run_checks(settings: Callable[[], TrainConfig]) -> Checks:
     from student_trainer.startup.start import Start
 
     with Start(read[0]) as start:
-        for step in (*steps.STEPS, *EXAMINATION):
+        for step in (*steps.STEPS, *EXAMINATION, *of_ranks(ranks)):
             examine(checks, step, start)
     return checks
+
+
+def positive(text: str) -> int:
+    """A count on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def of_ranks(ranks: int | None) -> list[Step]:
+    """What is examined for so many ranks beside the rest."""
+    if ranks is None:
+        return []
+    from student_trainer.commands.estimate_ranks import memory_of
+    from student_trainer.startup.start import Step
+
+    check = partial(memory_of, ranks=ranks)
+    return [Step("memory of a rank", check, needs=("student",), reads="model")]
 
 
 def examine(checks: Checks, step: Step, start: Start) -> None:
