@@ -1,0 +1,1 @@
+"""Runs on two ranks against runs of one process, which ``bench_ranks`` compares."""
