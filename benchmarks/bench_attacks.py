@@ -11,6 +11,8 @@ Figures:
     worst_score_over_dummy  largest Score p99 over what is allowed: the larger of 3 times and
                             50 ms more than beside the attack on the dummy
     worst_livez_ms          the slowest liveness call; at most 250
+    machine_over_livez      attacks beside which it was slower than that although they attacked
+                            the dummy: this much the attacker alone costs on these cores
     worst_memory_mb         growth of the server above the attack's own bytes; at most 64
     hangs, deaths           calls not back after their deadline; ends of the process
     unreachable             attacks that could not be measured, because a server could not be
@@ -179,6 +181,7 @@ def figures_of(details: dict[str, Any]) -> dict[str, Any]:
         ),
         "hangs": sum(found["hangs"] for found, _ in pairs),
     }
+    figures["machine_over_livez"] = sum(beside["livez_worst_ms"] > LIVEZ_MS for _, beside in pairs)
     for figure, key in (
         ("worst_livez_ms", "livez_worst_ms"),
         ("worst_memory_mb", "above_admitted_mb"),
