@@ -16,9 +16,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.grpc.giving_way import Seen, beyond
 from teacher_server.grpc.sockets import Peer, Sockets, peer_of
 from teacher_server.listen import BACKLOG, keep_silent_ones_out
 
@@ -37,30 +37,11 @@ WAITING_IN_FLOOD, FLOOD_SECONDS = 8, 0.5
 REPORT_EVERY = 60.0
 
 
-@dataclass
-class _Seen:
-    """A connection.
-
-    Attributes:
-        address: what it is counted under.
-        since: when it was last seen calling, else when it was first seen.
-        called: whether it ever made a call of the service.
-    """
-
-    address: str
-    since: float
-    called: bool = False
-    calling: bool = False
-
-
 class Connections:
     """Which connections there are, and which of them are ended.
 
-    Beyond the bound of an address its own go, and beyond that of all those of any: first
-    those that never made a call of the service, the oldest first; then those without a call
-    in progress, of the address that has most, the one that is idle for longest; and last the few
-    that came only now, who may be about to call. One with a call in progress stays. While many
-    come and go, those whose callers have left go with what they sent, before gRPC has read it.
+    Those go that are beyond the bounds (``giving_way``). While many come and go, those whose
+    callers have left go with what they sent, before gRPC has read it.
 
     Attributes:
         calls: of the service that are in progress, by gRPC's name of the peer; the event
@@ -74,8 +55,7 @@ class Connections:
         self._counted = counted
         # Room that is kept for those who come next.
         self._room = max(1, bounds.total // 8)
-        self._most = bounds.total - self._room
-        self._seen: dict[Peer, _Seen] = {}
+        self._seen: dict[Peer, Seen] = {}
         self._cut: dict[Peer, str] = {}
         self._sockets = Sockets(-1)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -182,9 +162,7 @@ class Connections:
         """Keeps what is known of these connections, and of no others; returns the names of
         those whose calls are over."""
         now = time.monotonic()
-        self._seen = {
-            peer: self._seen.get(peer) or _Seen(peer.address, since=now) for peer in peers
-        }
+        self._seen = {peer: self._seen.get(peer) or Seen(peer.address, since=now) for peer in peers}
         for seen in self._seen.values():
             seen.calling = False
         found = dict.copy(self.calls)  # in one piece, whatever the loop does meanwhile
@@ -203,34 +181,7 @@ class Connections:
 
     def _beyond(self) -> set[Peer]:
         """Those of the connections that have to go."""
-        ranked = self._giving_way()
-        count = Counter(seen.address for seen in self._seen.values())
-        ended: set[Peer] = set()
-        for peer in ranked:
-            address = self._seen[peer].address
-            if count[address] > self._bounds.per_address:
-                count[address] -= 1
-                ended.add(peer)
-        rest = [peer for peer in ranked if peer not in ended]
-        ended.update(rest[: max(0, count.total() - self._most)])
-        return ended
-
-    def _giving_way(self) -> list[Peer]:
-        """Those that have no call in progress; those that go first come first."""
-        count = Counter(seen.address for seen in self._seen.values())
-        ranks: dict[Peer, tuple[int, int, float]] = {}
-        by_age = sorted(self._seen.items(), key=_by_age)
-        new = time.monotonic() - LOOK_EVERY
-        came = [peer for peer, seen in by_age if not (seen.called or seen.calling)]
-        last = {peer for peer in came[-self._room :] if self._seen[peer].since > new}
-        for peer, seen in by_age:
-            if peer in last:
-                ranks[peer] = (2, 0, seen.since)
-            elif not seen.calling:
-                # How many its address has, once those that go before it are gone.
-                ranks[peer] = (seen.called, -count[seen.address] if seen.called else 0, seen.since)
-                count[seen.address] -= 1
-        return sorted(ranks, key=ranks.__getitem__)
+        return beyond(self._seen, self._bounds, self._room, time.monotonic() - LOOK_EVERY)
 
     def _end(self, peers: Mapping[Peer, int], ended: Iterable[Peer], reason: str) -> None:
         for peer in ended:
@@ -250,7 +201,3 @@ class Connections:
                 self._ended,
             )
             self._ended, self._reported = 0, now
-
-
-def _by_age(item: tuple[Peer, _Seen]) -> tuple[bool, float]:
-    return item[1].called, item[1].since
