@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from teacher_server.frames import PREFIX, Frame, pack, receive
+from teacher_server.frames import PREFIX, Frame, pack, parts, receive, unpack
 from teacher_server.workers import worker
 from teacher_server.workers.inside.errors import WorkerError
 from teacher_server.workers.worker import MAX_ANSWER_BYTES, PART_BYTES, Worker
@@ -74,3 +74,10 @@ def test_what_is_no_answer_ends_the_process(
 ) -> None:
     with pytest.raises(WorkerError, match=what):
         asked(lambda end: end.sendall(data), monkeypatch)
+
+
+def test_a_file_is_sent_as_it_is_and_not_copied() -> None:
+    file = np.frombuffer(b"tokenizer", np.uint8)
+    found = parts(Frame("open", {"tables": ""}, {"file": file}))
+    assert any(np.shares_memory(np.frombuffer(part, np.uint8), file) for part in found if part)
+    assert unpack(b"".join(found)).arrays["file"].tobytes() == b"tokenizer"
