@@ -12,7 +12,7 @@ import os
 import time
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 PAUSE = 0.05
 

@@ -20,6 +20,7 @@ import torch.distributed as dist
 from safetensors.torch import load, save
 from teacher_proto.errors import ConfigurationError, LsmError
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from student_trainer.distributed.meeting import meet
 
@@ -205,7 +206,7 @@ def joined(timeout: float) -> Iterator[World]:
         backend = "cpu:gloo,cuda:nccl"
     patience = timedelta(seconds=timeout)
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=patience))
+        store, _, _ = next(rendezvous("env://", timeout=patience))
         store = meet(store, rank, size, timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
