@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,6 +79,33 @@ def test_weights_that_do_not_fit_write_nothing_any_more(
             assert refused.value.reason == FAILED
             with pytest.raises(LsmError, match="none were handed over"):
                 engine.generate(prompts(), seed=1, step=1)
+
+
+@pytest.mark.parametrize("title", ["EngineCore", "VLLM::Worker"])
+def test_processes_that_are_killed_while_they_start_are_one_clear_error(
+    wide_student: Student, title: str
+) -> None:
+    """As the kernel does where memory runs out."""
+    over, killed = threading.Event(), threading.Event()
+
+    def kill() -> None:
+        while not over.wait(0.05):
+            for process in processes(title):
+                process.kill()
+                killed.set()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    try:
+        with pytest.raises(ConfigurationError) as refused, started(wide_student):
+            pass
+    finally:
+        over.set()
+        killer.join()
+    assert killed.is_set()
+    assert refused.value.where == "rollout.vllm"
+    assert "memory may have run out" in str(refused.value)
+    assert not processes("VLLM")
 
 
 @pytest.mark.parametrize(

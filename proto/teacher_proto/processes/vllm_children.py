@@ -25,6 +25,8 @@ SPIN_SECONDS = 0.005
 LOOK_MILLISECONDS = 50
 VARIABLE = "LSM_VLLM_FAILURES"
 MAXIMUM_LENGTH = 2000
+# What vLLM says of children that ended and left no failure.
+UNEXPLAINED = ("WorkerProc initialization failed", "Engine core initialization failed")
 # The loggers that report why a process of vLLM could not start.
 LOGGERS = ("vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor")
 
@@ -77,9 +79,19 @@ def collected_failures() -> Iterator[Path]:
             del os.environ[VARIABLE]
 
 
-def first_failure(path: Path) -> str:
-    """The first failure, which is the root cause; empty when there is none."""
-    return path.read_text().partition("\n")[0] if path.exists() else ""
+def why_not_started(path: Path, error: Exception) -> str:
+    """The first failure of the children, which is the root cause; where none is named, what that
+    mostly means.
+
+    Args:
+        path: of the children's failures.
+        error: what vLLM has raised in the parent.
+    """
+    why = path.read_text().partition("\n")[0] if path.exists() else ""
+    why = why or str(error)
+    if any(text in why for text in UNEXPLAINED):
+        return "a process of it ended while it started and said no reason; memory may have run out"
+    return why
 
 
 def spin_briefly(shm_broadcast: Any) -> None:

@@ -37,9 +37,9 @@ from teacher_proto.errors import LsmError
 from teacher_proto.processes.vllm_children import (
     collected_failures,
     end_with_parent,
-    first_failure,
     report_failures,
     spin_briefly,
+    why_not_started,
 )
 from torch import Tensor
 
@@ -97,8 +97,11 @@ report_failures()
 if current_platform.is_cpu():
     spin_briefly(shm_broadcast)
 
-# It warns of every layer that has no weights of its own; what is missing is an error here.
-logging.getLogger(initialize_layerwise_reload.__module__).setLevel(logging.ERROR)
+# It warns of every layer that has no weights of its own; what is missing is an error here. A
+# level would not last: vLLM sets those of its loggers anew when a child starts.
+logging.getLogger(initialize_layerwise_reload.__module__).addFilter(
+    lambda record: record.levelno >= logging.ERROR
+)
 
 HERE = "student_trainer.rollout.vllm.local"
 RPC = "collective_rpc"
@@ -151,11 +154,11 @@ class LocalCore:
             transfer=transfer,
         )
         with _visible(devices), collected_failures() as failures:
+            config = _configured(arguments)
             try:
-                config = _configured(arguments)
                 self._client = SyncMPClient(config, Executor.get_class(config), log_stats=False)
             except Exception as error:
-                raise refused(first_failure(failures) or str(error)) from error
+                raise refused(why_not_started(failures, error)) from error
         self._workers = int(config.parallel_config.world_size)
 
     @property
@@ -286,9 +289,12 @@ def _core_request(name: str, request: Request) -> EngineCoreRequest:
 def _configured(arguments: Mapping[str, Any]) -> VllmConfig:
     """Lets vLLM check the student and the arguments. The class of the scheduler is given as
     itself: the children import this file before they load anything."""
-    config = AsyncEngineArgs(
-        **arguments, worker_extension_cls=f"{HERE}.RolloutWorker"
-    ).create_engine_config()
+    try:
+        config = AsyncEngineArgs(
+            **arguments, worker_extension_cls=f"{HERE}.RolloutWorker"
+        ).create_engine_config()
+    except Exception as error:
+        raise refused(str(error)) from error
     overlapping = config.scheduler_config.async_scheduling
     config.scheduler_config.scheduler_cls = AsyncRollouts if overlapping else Rollouts
     return config

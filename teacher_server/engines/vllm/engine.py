@@ -43,9 +43,9 @@ os.environ.setdefault("VLLM_WORKER_SHUTDOWN_TIMEOUT_SECONDS", "1")
 from teacher_proto.processes.vllm_children import (
     collected_failures,
     end_with_parent,
-    first_failure,
     report_failures,
     spin_briefly,
+    why_not_started,
 )
 from vllm import SamplingParams
 from vllm.config import VllmConfig
@@ -281,7 +281,7 @@ class VllmEngine:
                     config, Executor.get_class(config), log_stats=False
                 )
             except Exception as error:
-                raise refused(self._model, first_failure(failures) or str(error)) from error
+                raise refused(self._model, why_not_started(failures, error)) from error
 
 
 def _keeps_prefixes(config: VllmConfig) -> bool:
