@@ -7,6 +7,9 @@ Figures:
     rollout_speedup, rollout_speedup_equal
                          vLLM over the same ``generate``, the hand-over of the weights included;
                          the second with equal lengths. ``rollout_theory``: as above
+    rollout_log_prob_gap_DTYPE
+                         nats by which vLLM's log-probabilities differ from the trainer's own, the
+                         largest mean of as many tokens as a batch is checked by
     packing_efficiency   speedup of packed updates over padded ones, over padded/real tokens
     step_over_trl_SHAPE, pss_over_trl_SHAPE
                          a step's seconds, and the memory of all processes, of TRL's
@@ -35,19 +38,23 @@ ROOT = Path(__file__).parents[1]
 VLLM_PYTHON = ROOT / ".venv-vllm" / "bin" / "python"
 
 
-def vllm_rollouts(quick: bool) -> dict[str, Any]:
-    """Measured in the environment that has vLLM."""
-    if not VLLM_PYTHON.exists():
-        return skipped(f"there is no {VLLM_PYTHON.relative_to(ROOT)}: run make test-vllm")
-    from benchmarks.trainer.shapes import rollout_student
-
+def with_vllm(name: str, model: Path, *arguments: str) -> dict[str, Any]:
+    """What a program of ``benchmarks.trainer`` measures in the environment that has vLLM."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "figures.json"
-        command = [str(VLLM_PYTHON), "-m", "benchmarks.trainer.vllm_rollouts"]
-        command += ["--model", str(rollout_student()), "--json", str(result)]
-        command += ["--repetitions", "1" if quick else "3"]
+        command = [str(VLLM_PYTHON), "-m", f"benchmarks.trainer.{name}"]
+        command += ["--model", str(model), "--json", str(result), *arguments]
         subprocess.run(command, cwd=ROOT, check=True)
-        found = json.loads(result.read_text())
+        found: dict[str, Any] = json.loads(result.read_text())
+    return found
+
+
+def vllm_rollouts(quick: bool) -> dict[str, Any]:
+    if not VLLM_PYTHON.exists():
+        return NO_VLLM
+    from benchmarks.trainer.shapes import rollout_student
+
+    found = with_vllm("vllm_rollouts", rollout_student(), "--repetitions", "1" if quick else "3")
     names = {
         "speedup": "rollout_speedup",
         "speedup_equal": "rollout_speedup_equal",
@@ -55,6 +62,17 @@ def vllm_rollouts(quick: bool) -> dict[str, Any]:
     }
     figures = {figure: found[name] for name, figure in names.items()}
     return {"figures": figures, "details": found["details"]}
+
+
+def log_prob_gap(quick: bool) -> dict[str, Any]:
+    if not VLLM_PYTHON.exists():
+        return NO_VLLM
+    from student_trainer.quickstart.prepare import smollm2_dir
+
+    prompts = "2" if quick else "8"
+    found = with_vllm("log_prob_gap", smollm2_dir(print), "--eager", "--prompts", prompts)
+    figures = {f"rollout_log_prob_gap_{dtype}": own["largest"] for dtype, own in found.items()}
+    return {"figures": figures, "details": found}
 
 
 def module(name: str) -> Callable[[bool], dict[str, Any]]:
@@ -71,10 +89,12 @@ def skipped(reason: str) -> dict[str, Any]:
     return {"figures": {}, "details": {"skipped": reason}}
 
 
+NO_VLLM = skipped(f"there is no {VLLM_PYTHON.relative_to(ROOT)}: run make test-vllm")
 # Each gives its ``figures`` and ``details``.
 PARTS: Mapping[str, Callable[[bool], dict[str, Any]]] = {
     "continuous": module("continuous"),
     "vllm": vllm_rollouts,
+    "gap": log_prob_gap,
     "packing": module("packing"),
     "trl": module("compared"),
 }

@@ -54,7 +54,7 @@ class VllmSettings(Settings):
         default=None,
         description="A batch is refused when the log-probabilities that vLLM has drawn with differ "
         "from the trainer's own by more than this on average, in nats. Unset: by "
-        "`student.dtype`, 0.001 with float32 and 0.05 with bfloat16.",
+        "`student.dtype`, 0.0001 with float32 and 0.1 with bfloat16.",
     )
     gap_tokens: PositiveInt = Field(
         default=256, description="Tokens of each batch that are compared, of whole responses."
