@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks bench-page bench-ranks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-ranks test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-http soak soak-image proofs bench-realign bench-cells bench-attacks bench-page bench-ranks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,9 @@ PYTEST_MANY := -n $(TEST_PROCESSES) --dist loadfile --tb=native
 
 test: $(VENV)/.dev ## every test that needs neither a GPU nor containers
 	$(BIN)/python -m pytest $(PYTEST_MANY) $(ARGS)
+
+test-ranks: $(VENV)/.dev ## runs of several ranks, killed and restarted as well (6 minutes, 2 cores)
+	$(BIN)/python -m pytest -m ranks --tb=native $(ARGS)
 
 test-install: $(VENV)/.dev ## both programs where pip has installed them, torch and all (5 minutes)
 	$(BIN)/python -m pytest -m install tests/packaging $(ARGS)

@@ -20,6 +20,8 @@ from tests.support.ranks import start_ranks
 from tests.trainer.conftest import settings, student_model_dir, write_prompts
 from tests.trainer.test_teachers import TWO, A, B, row_losses, write_rows
 
+pytestmark = pytest.mark.ranks
+
 __all__ = ["student_model_dir"]
 PROGRAM = ("tests.distributed", "tests.distributed.cli", "peft")
 Order = dict[str, Any]

@@ -16,6 +16,8 @@ from tests.proofs.runs import Room, assert_equal, metrics, newest, shown
 from tests.support.faults import Fault, killed
 from tests.support.ranks import Ranks, start_ranks
 
+pytestmark = pytest.mark.ranks
+
 STEPS = 6
 # Groups that two ranks can share, and lost steps that are repeated.
 SECTIONS: dict[str, dict[str, Any]] = {

@@ -19,6 +19,8 @@ from tests.support.ranks import Ranks, start_ranks
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import PATIENCE
 
+pytestmark = pytest.mark.ranks
+
 __all__ = ["straight"]
 
 

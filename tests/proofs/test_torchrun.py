@@ -8,10 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.proofs.runs import Room, assert_equal
 from tests.proofs.test_ranks_killed import STEPS, config_of, straight
 from tests.support.faults import killed
 from tests.trainer.processes import ENVIRONMENT
+
+pytestmark = pytest.mark.ranks
 
 __all__ = ["straight"]
 
