@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import LsmError
+from teacher_proto.processes.memory import give_back_free_pages
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
@@ -347,6 +348,8 @@ class TrainingLoop:
             places = range(len(batch.rollouts))
             self.world.each(lambda: [self._scores(batch, place, times) for place in places])
 
+        # What the rollouts have freed, the update would find in pieces too small for it.
+        give_back_free_pages()
         rows = RowLosses([len(part.token_ids) for part in batch.parts])
         self.updater.tell = rows.add
         totals = metrics.UpdateTotals.of_teachers(self.teachers)
@@ -363,6 +366,7 @@ class TrainingLoop:
             except NothingUsableError as error:
                 self.updater.skip(totals)
                 empty.append(error)
+        give_back_free_pages()
         self._judge_empty(number, empty, whole=not totals.losses)
         totals = totals_of_world(totals, self.world)
         whole = totals.whole()

@@ -9,6 +9,8 @@ import os
 import time
 from pathlib import Path
 
+from teacher_proto.processes.memory import give_back_free_pages
+
 # Of glibc's malloc.h: from which size a block is mapped by itself, and how much is kept free at
 # the end of a heap.
 M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
@@ -30,13 +32,6 @@ def give_freed_memory_back() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
-
-
-def give_back_free_pages() -> None:
-    """Pages of every heap that hold nothing go back to the system, wherever in it they are.
-    Elsewhere than on glibc nothing is done."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def resident() -> int:

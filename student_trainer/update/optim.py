@@ -100,12 +100,17 @@ class Optimizer:
         return all(self.masters[name] is p for name, p in self.parameters.items())
 
     def zero_grad(self) -> None:
-        """Sets the gradients to 0 and keeps them allocated."""
+        """Sets the gradients to 0; those that were dropped are allocated."""
         for master in self.masters.values():
             if master.grad is None:
                 master.grad = torch.zeros_like(master)
             else:
                 master.grad.zero_()
+
+    def drop_gradients(self) -> None:
+        """Frees the gradients; ``zero_grad`` allocates them again."""
+        for master in self.masters.values():
+            master.grad = None
 
     @torch.no_grad()
     def set_aside(self, factor: float) -> None:

@@ -139,6 +139,8 @@ class Updater:
         # Counted first: weights of a step that is cut short must not pass for complete.
         self.updates += 1
         self.optimizer.step(totals.lr)
+        # What is written next needs their memory, and no value of them.
+        self.optimizer.drop_gradients()
 
     def skip(self, totals: UpdateTotals) -> None:
         """Counts an update that changes nothing; the learning rate goes on with it."""

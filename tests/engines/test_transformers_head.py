@@ -68,6 +68,21 @@ def test_no_more_than_one_block_of_logits_exists(k: int) -> None:
     assert largest.elements <= max(block * vocabulary, weight) < rows * vocabulary / 10
 
 
+@pytest.mark.parametrize(("limit", "rows"), [(4 * 500 * 6, 6), (4 * 500 * 6 - 1, 5), (1, 1)])
+def test_on_a_cpu_a_block_has_no_more_bytes_than_its_limit(
+    monkeypatch: pytest.MonkeyPatch, limit: int, rows: int
+) -> None:
+    monkeypatch.setattr("teacher_server.engines.torch.projection.CPU_BLOCK_BYTES", limit)
+    layer = torch.nn.Linear(16, 500)
+    hidden = torch.randn(20, 16)
+    projection = LinearProjection(layer, 8)
+    assert projection.block_rows == rows
+    with torch.inference_mode():
+        logits = LanguageModelHead(projection, LogitTreatment()).logits(hidden)
+        torch.testing.assert_close(logits, layer(hidden))
+    assert LinearProjection(layer, 3).block_rows == min(3, rows)
+
+
 def test_requests_that_ask_different_things_share_blocks() -> None:
     vocabulary = 500
     projection = LinearProjection(torch.nn.Linear(16, vocabulary), 7)

@@ -6,6 +6,7 @@ import asyncio
 import platform
 
 import pytest
+from teacher_proto.processes.memory import give_back_free_pages
 
 from teacher_server import memory
 from tests.server.running import Running, eventually
@@ -21,7 +22,7 @@ def test_free_pages_in_the_middle_of_a_heap_are_given_back() -> None:
     last = bytearray(b"a") * BLOCK  # what lies behind them keeps them from being given back
     del blocks
     before = memory.resident()
-    memory.give_back_free_pages()
+    give_back_free_pages()
     assert before - memory.resident() > 48 * MIB
     assert last
 

@@ -16,9 +16,11 @@ from teacher_proto.program.entrypoint import run_program
 from teacher_proto.program.settings_show import to_toml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from student_trainer import loop as loop_module
 from student_trainer.cli import run as run_cli
 from student_trainer.data import load_prompts
 from student_trainer.loop import TrainingLoop
+from student_trainer.pipeline import Pipeline
 from student_trainer.prompt_needs import read_prompts
 from student_trainer.rollout.engine import make_engine
 from student_trainer.rollout.generate import generate
@@ -33,6 +35,7 @@ from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.link import TeacherLink
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import train
+from student_trainer.update.updater import Updater
 from tests.trainer.conftest import write_prompts
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.processes import PATIENCE, Server, serve, steps, trainer
@@ -148,6 +151,30 @@ def interrupted_after(config: TrainConfig, count: int) -> None:
             with run.metrics.open("a") as file:
                 file.write(json.dumps(line) + "\n")
         loop.save()
+
+
+def test_an_update_begins_and_ends_with_no_free_page_in_the_heaps(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def noted(owner: Any, name: str) -> None:
+        own = getattr(owner, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found = own(*args, **kwargs)
+            done.append(name)
+            return found
+
+        monkeypatch.setattr(owner, name, call)
+
+    noted(Pipeline, "fill")
+    noted(Updater, "update")
+    noted(loop_module, "give_back_free_pages")
+    settings = config(optimizer={"updates_per_batch": 2})
+    interrupted_after(in_directory(settings, tmp_path / "run"), 1)
+    given = "give_back_free_pages"
+    assert done == ["fill", given, "update", "update", given]
 
 
 def test_a_run_that_is_told_to_end_goes_on_where_it_was(config: MakeConfig, tmp_path: Path) -> None:

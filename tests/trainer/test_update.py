@@ -297,6 +297,20 @@ def test_a_sequence_mean_counts_only_used_rows(
     assert figures.losses == [pytest.approx(float(np.mean(means)), abs=1e-6)]
 
 
+def test_gradients_take_no_memory_between_updates(
+    make_config: MakeConfig, teacher: LocalTeacher
+) -> None:
+    case = Case(make_config(), teacher)
+    masters = case.updater.optimizer.masters.values()
+    case.update()
+    assert all(master.grad is None for master in masters)
+    before = [master.detach().clone() for master in masters]
+    case.update()
+    assert all(master.grad is None for master in masters)
+    for old, new in zip(before, masters, strict=True):
+        assert not torch.equal(old, new)
+
+
 def test_tied_embeddings(make_config: MakeConfig, teacher: LocalTeacher, tmp_path: Path) -> None:
     from tests.support.models import make_tiny_model
 

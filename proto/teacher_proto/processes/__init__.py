@@ -1,1 +1,1 @@
-"""What processes that a program starts do for it."""
+"""What processes do for the program that started them, and with memory that they have freed."""
