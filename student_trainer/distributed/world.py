@@ -201,7 +201,7 @@ def joined(timeout: float) -> Iterator[World]:
         yield ALONE
         return
     backend = "gloo"
-    if torch.cuda.is_available():
+    if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     patience = timedelta(seconds=timeout)

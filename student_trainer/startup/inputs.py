@@ -11,12 +11,14 @@ from torch import nn
 
 from student_trainer.data import PromptSets, run_clock
 from student_trainer.data.rendering import PromptReader
+from student_trainer.distributed.world import World
 from student_trainer.prompt_needs import check_ids, describe_prompts, notes, read_prompts
 from student_trainer.rollout.stopping import StopStrings, pieces_of
+from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.answers import AnswerRules, read_answers
 from student_trainer.startup.start import Start
-from student_trainer.student.model import Student, load_student
+from student_trainer.student.model import Student, load_student, resolve_device
 from student_trainer.student.response_ends import describe_terminators, ends_of_before
 from student_trainer.student.terminators import STOP_IDS, template_end
 from student_trainer.student.vocabulary import describe_vocabulary
@@ -51,12 +53,22 @@ def student(start: Start) -> str:
     weights = start.checkpoint / "model" if start.checkpoint else None
     config = start.config
     start.student = load_student(
-        config.student, weights, config.rollout.stop_ids, config.data.template_arguments
+        of_rank(config.student, start.world),
+        weights,
+        config.rollout.stop_ids,
+        config.data.template_arguments,
     )
     check_dropout(start)
     parameters = sum(p.numel() for p in start.student.module.parameters())
     ids = describe_vocabulary(start.student.undrawn, start.student.vocabulary_size)
     return f"{parameters / 1e6:.0f} M parameters, {ids}"
+
+
+def of_rank(settings: StudentSettings, world: World) -> StudentSettings:
+    """The student's settings for one of several ranks, which has a GPU of its own."""
+    if not world.several or resolve_device(settings.device).type != "cuda":
+        return settings
+    return settings.model_copy(update={"device": f"cuda:{world.local_rank}"})
 
 
 def check_dropout(start: Start) -> None:

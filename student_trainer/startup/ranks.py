@@ -17,16 +17,19 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.files import file_sha256
 from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.data import run_clock
+from student_trainer.distributed.world import World
 from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.run.checkpoint import MANIFEST, load_state
 from student_trainer.settings.dotted import sources
 from student_trainer.startup.start import Start
 from student_trainer.student.lora import base_weights_digest
+from student_trainer.student.model import resolve_device
 from student_trainer.student.sharding import shard
 
 PACKAGES = ("lsm-distill", "torch", "transformers", "peft", "safetensors", "tokenizers", "numpy")
@@ -54,6 +57,7 @@ def settings(start: Start) -> str:
             fix="make it a multiple of optimizer.updates_per_batch times the number of ranks "
             f"({world.size * updates}), or start another number of ranks",
         )
+    world.each(lambda: check_device(config.student.device, world))
     place = config.rollout.vllm.place
     if config.rollout.engine == "vllm" and place != "colocated":
         raise ConfigurationError(
@@ -63,6 +67,23 @@ def settings(start: Start) -> str:
             fix='set it to "colocated", or start one process',
         )
     return f"{world.size} ranks with the same settings and versions"
+
+
+def check_device(device: str, world: World) -> None:
+    """Raises ConfigurationError unless a rank has a device of its own."""
+    if device not in ("auto", "cpu", "cuda"):
+        raise ConfigurationError(
+            f"{world.size} ranks cannot all use {device}",
+            where="student.device",
+            fix='set it to "auto": a rank takes the GPU that has its number on its machine',
+        )
+    if resolve_device(device).type == "cuda" and world.local_rank >= torch.cuda.device_count():
+        raise ConfigurationError(
+            f"rank {world.rank} is number {world.local_rank} of its machine, which has "
+            f"{torch.cuda.device_count()} GPUs, counted from 0",
+            where="student.device",
+            fix="start as many ranks on a machine as it has GPUs (--nproc-per-node)",
+        )
 
 
 def files(start: Start) -> str:
