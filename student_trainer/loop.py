@@ -378,8 +378,7 @@ class TrainingLoop:
                 number, refused, len(responses), whole.refusal,
             )  # fmt: skip
         ended = time.perf_counter()
-        if self.events:
-            self._scored = ScoresArrived(number, tuple(batch.parts), tuple(batch.known_scores()))
+        self.world.on_first(partial(self._hear_scores, batch))
 
         self._keep_responses = partial(
             self.keeper.keep,
@@ -413,6 +412,13 @@ class TrainingLoop:
             ),
             "time": datetime.now(UTC).isoformat(),
         }
+
+    def _hear_scores(self, batch: Batch) -> None:
+        """Keeps what callbacks are told of scores; they may have to be waited for where no row of
+        an update can be used."""
+        if self.events:
+            scores = tuple(batch.known_scores())
+            self._scored = ScoresArrived(batch.step, tuple(batch.parts), scores)
 
     def _fill(self, number: int) -> Batch:
         with self.stopper.interruptible():
