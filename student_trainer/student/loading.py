@@ -73,7 +73,7 @@ def load_network(
     except ConfigurationError:
         raise
     except (OSError, ValueError, KeyError, ImportError) as error:
-        if attention != "auto":
+        if attention != "auto" and _is_about(error, attention):
             raise ConfigurationError(
                 f"cannot load {shown!r} with {attention}: {first_line(error)}",
                 where="student.attention",
@@ -84,6 +84,14 @@ def load_network(
     for name in text.unused:
         model.get_submodule(name).requires_grad_(False)
     return model, text
+
+
+def _is_about(error: Exception, attention: str) -> bool:
+    """Whether an error of loading is about the attention that was asked for: it names it, or a
+    part of its name (``flash``), or a package that is missing."""
+    text = str(error).lower()
+    names = (attention, attention.split("_")[0])
+    return isinstance(error, ImportError) or any(name in text for name in names)
 
 
 def save_processor_files(source: Path, directory: Path) -> None:

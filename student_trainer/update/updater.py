@@ -147,6 +147,7 @@ class Updater:
         totals.lr = learning_rate(self.config.optimizer, self.updates, self.config.updates)
         totals.empty += 1
         self.updates += 1
+        self.optimizer.drop_gradients()
 
     def gradients(
         self,

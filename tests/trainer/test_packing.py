@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -279,6 +280,16 @@ def test_an_attention_whose_package_is_missing_is_refused(student_model_dir: Pat
     with pytest.raises(ConfigurationError, match="install what it names") as missing:
         load_network(student_model_dir, torch.bfloat16, "it", attention="flash_attention_2")
     assert missing.value.where == "student.attention"
+
+
+def test_weights_that_are_missing_are_not_blamed_on_the_attention(
+    student_model_dir: Path, tmp_path: Path
+) -> None:
+    shutil.copyfile(student_model_dir / "config.json", tmp_path / "config.json")
+    for name in ("auto", "sdpa"):
+        with pytest.raises(ConfigurationError, match="cannot load") as missing:
+            load_network(tmp_path, torch.float32, "it", attention=name)
+        assert missing.value.where == "student.model"
 
 
 def test_a_model_that_mixes_sequences_is_found_though_it_mixes_little() -> None:
