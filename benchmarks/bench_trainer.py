@@ -11,6 +11,9 @@ Figures:
                          nats by which vLLM's log-probabilities differ from the trainer's own, the
                          largest mean of as many tokens as a batch is checked by
     packing_efficiency   speedup of packed updates over padded ones, over padded/real tokens
+    update_*             an update with activations recomputed, or under bfloat16 autocast, over a
+                         plain one: seconds, and memory of the micro-batches; and the plain one's
+                         time by its parts (benchmarks/trainer/update.py)
     step_over_trl_SHAPE, pss_over_trl_SHAPE
                          a step's seconds, and the memory of all processes, of TRL's
                          DistillationTrainer with its teacher in process over ours with its
@@ -96,6 +99,7 @@ PARTS: Mapping[str, Callable[[bool], dict[str, Any]]] = {
     "vllm": vllm_rollouts,
     "gap": log_prob_gap,
     "packing": module("packing"),
+    "update": module("update"),
     "trl": module("compared"),
 }
 
