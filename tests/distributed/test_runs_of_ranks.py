@@ -30,6 +30,8 @@ from tests.support.faults import Fault
 from tests.support.ranks import Ranks, start_ranks
 from tests.trainer.conftest import student_model_dir
 
+pytestmark = pytest.mark.ranks
+
 __all__ = ["common", "shared_teacher", "student_model_dir", "teachers", "trainers"]
 
 STEPS = 4
