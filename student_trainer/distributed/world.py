@@ -76,7 +76,9 @@ class World:
         """The named tensors of all ranks, on the CPU, in the order of the ranks."""
         if not self.several:
             return [dict(tensors)]
-        mine = save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+        # Copies, since safetensors refuses tensors that share memory.
+        copies = {name: tensor.to("cpu", copy=True) for name, tensor in tensors.items()}
+        mine = save({name: tensor.contiguous() for name, tensor in copies.items()})
         return [load(one) for one in self._gather_bytes(mine)]
 
     def sums(self, values: Sequence[float]) -> list[float]:
