@@ -28,7 +28,7 @@ from teacher_proto.types import TeacherIdentity
 from torch import Tensor
 
 from student_trainer.distributed.folder import folder_of_ranks
-from student_trainer.distributed.world import ALONE, RankError, World
+from student_trainer.distributed.world import AGREED, ALONE, World, agreed
 from student_trainer.ranks import optimizer_files
 from student_trainer.run.pending_batches import PendingBatch
 from student_trainer.run.retention import UNFINISHED, Goal, delete_old_checkpoints, listing
@@ -107,29 +107,58 @@ def save(
         with folder_of_ranks(final, world, prefix=UNFINISHED, replace=True, sync=True) as work:
             world.each(lambda: save_model(work / "model"))
             mine = optimizer_files.write(work, optimizer, world)
-            entries = dict(world.gather([mine.name, world.each(lambda: _entry(mine))]))
+            written = dict(world.gather([mine.name, world.each(lambda: _entry(mine))]))
 
             def write_rest() -> None:
                 save_file(dict(rng), work / _RNG)
                 if rollouts:
                     save_file(dict(rollouts), work / _ROLLOUTS)
                 (work / "state.json").write_text(json.dumps(_to_json(state), indent=1) + "\n")
-                files = sorted(p for p in work.rglob("*") if p.is_file())
-                names = {str(p.relative_to(work)): p for p in files}
-                known = {name: entries.get(name) or _entry(path) for name, path in names.items()}
+                _check_seen(work, written)
+                files = {str(p.relative_to(work)) for p in work.rglob("*") if p.is_file()}
+                known = {
+                    name: written.get(name) or _entry(work / name)
+                    for name in sorted(files | written.keys())
+                }
                 manifest = json.dumps({"format": FORMAT, "files": known}, indent=1) + "\n"
                 (work / MANIFEST).write_text(manifest)
 
             world.on_first(write_rest)
         world.on_first(lambda: delete_old_checkpoints(directory, state.step, keep, goal))
-    except (OSError, SafetensorError, RankError) as error:
-        raise LsmError(
-            f"cannot write the checkpoint of step {state.step}: {error}",
+    except Exception as error:
+        if not _of_writing(error, world):
+            raise
+        told = isinstance(error, OSError | SafetensorError | LsmError)
+        unwritten = LsmError(
+            f"cannot write the checkpoint of step {state.step}: "
+            f"{error if told else f'{type(error).__name__}: {error}'}",
             where=str(directory),
             fix="free space or change run.output_dir, then start again: the run resumes",
             reason=NOT_WRITTEN,
-        ) from error
+        )
+        setattr(unwritten, AGREED, True)
+        raise unwritten from error
     return final
+
+
+def _of_writing(error: Exception, world: World) -> bool:
+    """Whether an error is one of writing. With several ranks every error is that they have
+    agreed on, so that all of them fail by the same: what one of them cannot write, the others
+    have as its error only."""
+    return agreed(error) if world.several else isinstance(error, OSError | SafetensorError)
+
+
+def _check_seen(folder: Path, written: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises LsmError where rank 0 does not see a file as another rank has written it, as on a
+    disk that each machine has for itself. A listing of the folder may lack what is there."""
+    for name, entry in written.items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+            raise LsmError(
+                f"rank 0 does not see {name} as another rank has written it",
+                where=str(folder),
+                fix="set run.output_dir to a folder that every machine shares",
+            )
 
 
 def _remove_unfinished(directory: Path) -> None:
