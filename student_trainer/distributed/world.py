@@ -27,6 +27,11 @@ from student_trainer.distributed.meeting import meet
 # Set by torchrun, and by whoever starts the ranks without it.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 LOST = "RANK_LOST"
+# A rank that has failed before it could join, say by its settings, is not waited for long.
+JOIN_SECONDS = 120.0
+# What gloo, NCCL and torch's stores say where another process is gone or does not answer.
+GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out",
+        "timeout", "remote process exited", "network error")  # fmt: skip
 T = TypeVar("T")
 # Marks an error of this rank that the others know of.
 AGREED = "_agreed_on_by_all_ranks"
@@ -182,14 +187,15 @@ def joined(timeout: float) -> Iterator[World]:
     process was started by itself.
 
     Args:
-        timeout: seconds that a rank waits for the others at most.
+        timeout: seconds that a rank waits for the others at most, once all have joined.
 
     Raises:
-        ConfigurationError: the environment names a part of what torchrun sets, or the ranks
-            cannot reach each other.
+        ConfigurationError: the environment names a part of what torchrun sets, or a rank has not
+            come within ``JOIN_SECONDS``.
     """
     there = [name for name in VARIABLES if name in os.environ]
-    if "WORLD_SIZE" not in os.environ and "RANK" not in os.environ:
+    no_rank = "WORLD_SIZE" not in os.environ and "RANK" not in os.environ
+    if no_rank or os.environ.get("WORLD_SIZE") == "1":
         yield ALONE
         return
     if missing := [name for name in VARIABLES if name not in there]:
@@ -199,17 +205,14 @@ def joined(timeout: float) -> Iterator[World]:
             fix="start the ranks with torchrun, which sets all of them, or unset them",
         )
     rank, size, local = (int(os.environ[name]) for name in VARIABLES[:3])
-    if size == 1:
-        yield ALONE
-        return
     backend = "gloo"
     if local < torch.cuda.device_count():
         torch.cuda.set_device(local)
         backend = "cpu:gloo,cuda:nccl"
     patience = timedelta(seconds=timeout)
     try:
-        store, _, _ = next(rendezvous("env://", timeout=patience))
-        store = meet(store, rank, size, timeout)
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=JOIN_SECONDS)))
+        store = meet(store, rank, size, JOIN_SECONDS)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=patience)
     except (RuntimeError, ValueError) as error:
         raise ConfigurationError(
@@ -219,8 +222,12 @@ def joined(timeout: float) -> Iterator[World]:
         ) from error
     try:
         yield World(rank, size, local)
-    finally:
-        dist.destroy_process_group()
+    except BaseException as error:
+        # NCCL would wait here for what the other ranks no longer do, and they for this one to end.
+        if backend == "gloo" or (agreed(error) and getattr(error, "reason", "") != LOST):
+            dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 def agreed(error: BaseException) -> bool:
@@ -234,7 +241,8 @@ def lost(world: World, error: BaseException) -> RankError | None:
     one; None for any other error."""
     text = str(error).lower()
     of_torch = isinstance(error, dist.DistError) or "gloo" in text or "nccl" in text
-    if not (world.several and isinstance(error, RuntimeError) and of_torch):
+    gone = isinstance(error, dist.DistNetworkError) or any(sign in text for sign in GONE)
+    if not (world.several and isinstance(error, RuntimeError) and of_torch and gone):
         return None
     return RankError(
         f"rank {world.rank} of {world.size} has lost another rank, which has ended or cannot be "

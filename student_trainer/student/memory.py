@@ -6,20 +6,32 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from torch.distributed.tensor import DTensor
+
 from student_trainer.student.model import Student
 
 PROC, CGROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def weight_bytes(student: Student) -> int:
-    """Of parameters and buffers."""
+    """Of all parameters and buffers, as the model computes with them: gathered, where ranks share
+    the parameters."""
+    narrowed = student.shards is not None and student.shards.narrows
     whole = [*student.module.parameters(), *student.module.buffers()]
-    return sum(tensor.numel() * tensor.element_size() for tensor in whole)
+    return sum(
+        tensor.numel()
+        * (student.dtype.itemsize if narrowed and tensor.requires_grad else tensor.element_size())
+        for tensor in whole
+    )
 
 
 def update_bytes(student: Student) -> int:
-    """Of gradients, moments and, for bfloat16, masters."""
+    """Of gradients, moments and, for bfloat16, masters. Of a parameter that ranks share, this
+    rank's part of gradient and moments, and the gradient that it adds up in an update, whole."""
     trained = [p for p in student.module.parameters() if p.requires_grad]
+    if student.shards is not None:
+        parts = sum(p.to_local().numel() for p in trained if isinstance(p, DTensor))
+        return 12 * parts + 4 * sum(p.numel() for p in trained)
     return sum(p.numel() * (12 if p.element_size() == 4 else 16) for p in trained)
 
 

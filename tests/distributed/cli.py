@@ -27,6 +27,7 @@ from student_trainer.distributed.world import ALONE, World, joined
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
+from student_trainer.student.memory import update_bytes, weight_bytes
 from student_trainer.student.model import Student, load_student, save_weights
 from student_trainer.student.sharding import gathered, shard
 from student_trainer.update.metrics import UpdateTotals, choose_rows
@@ -207,8 +208,14 @@ def rows(setup: Setup) -> Found:
     return {"chosen": [[flags.tolist() for flags in one] for one in chosen]}, {}
 
 
+def memory(setup: Setup) -> Found:
+    """Bytes of the whole weights, and of what an update adds to them in this rank."""
+    return {"weights": weight_bytes(setup.student), "update": update_bytes(setup.student)}, {}
+
+
 CASES: dict[str, Callable[[Setup], Found]] = {
-    one.__name__: one for one in (gradients, updates, failing, interrupted, not_finite, half, rows)
+    one.__name__: one
+    for one in (gradients, updates, failing, interrupted, not_finite, half, rows, memory)
 }
 
 

@@ -245,3 +245,15 @@ def test_rows_of_metrics_are_those_of_one_process(
     ]
     assert together == alone["chosen"]
     assert sum(map(sum, together[0])) == 6
+
+
+def test_memory_is_counted_of_gathered_weights_and_a_ranks_own_part(
+    make_order: Callable[..., Order], on_ranks: Any
+) -> None:
+    order = make_order(student={"dtype": "bfloat16"})
+    ((alone, _),) = on_ranks("memory", order, 1)
+    (one, _), (other, _) = on_ranks("memory", order)
+    assert one["weights"] == other["weights"] == alone["weights"]
+    # In one process a bfloat16 parameter has gradient, two moments and master, 16 bytes; ranks
+    # share 12, and each adds up a whole gradient of 4.
+    assert one["update"] + other["update"] == alone["update"] / 16 * (12 + 2 * 4)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError, LsmError
 
+from student_trainer.distributed.environment import ranks_here
 from student_trainer.rollout.vllm.core import DIED, Core
 from student_trainer.rollout.vllm.student_weights import checkpoint_weights
 from student_trainer.rollout.vllm.weights import failed, write_weights
@@ -70,11 +71,13 @@ class FileHandOver:
                 fix="name one that this machine and vLLM's share, best in memory",
             )
         remove_abandoned(folder)
-        needed, free = weight_bytes(student), shutil.disk_usage(folder).free
+        ranks, free = ranks_here(), shutil.disk_usage(folder).free
+        needed = weight_bytes(student) * ranks
         if needed > free:
             raise ConfigurationError(
-                f"the student's weights have {needed >> 20} MiB, and {folder} has {free >> 20} MiB "
-                "of room for the file that hands them over",
+                f"the student's weights have {needed >> 20} MiB"
+                f"{f' (once for each of {ranks} ranks)' if ranks > 1 else ''}, and {folder} has "
+                f"{free >> 20} MiB of room for the file that hands them over",
                 where="rollout.vllm.folder",
                 fix="free some, name another folder, or give it more (a container's /dev/shm has "
                 "64 MiB unless --shm-size says more)",

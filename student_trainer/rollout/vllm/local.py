@@ -78,6 +78,7 @@ from vllm.v1.engine.core_client import SyncMPClient
 from vllm.v1.executor import Executor
 from vllm.v1.outputs import LogprobsTensors, SamplerOutput
 
+from student_trainer.distributed.environment import without_ranks
 from student_trainer.rollout.vllm.core import (
     Core,
     Request,
@@ -153,7 +154,7 @@ class LocalCore:
             sleep=sleep,
             transfer=transfer,
         )
-        with _visible(devices), collected_failures() as failures:
+        with _visible(devices), without_ranks(), collected_failures() as failures:
             config = _configured(arguments)
             try:
                 self._client = SyncMPClient(config, Executor.get_class(config), log_stats=False)

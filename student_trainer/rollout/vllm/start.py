@@ -7,11 +7,12 @@ from pathlib import Path
 
 from teacher_proto.errors import ConfigurationError
 
+from student_trainer.distributed.environment import ranks_here
 from student_trainer.rollout.vllm.core import Core
 from student_trainer.rollout.vllm.hand_over import transfer_of
 from student_trainer.rollout.vllm.options import Sizes, check_installed
 from student_trainer.settings.rollout import RolloutSettings
-from student_trainer.student.memory import update_bytes
+from student_trainer.student.memory import update_bytes, weight_bytes
 from student_trainer.student.model import Student
 
 IN_MEMORY = Path("/dev/shm")
@@ -71,7 +72,7 @@ def sizes_of(student: Student, settings: RolloutSettings, longest: int) -> Sizes
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     of_a_token = 2 * config.num_hidden_layers * heads * size * student.dtype.itemsize
-    weights = sum(p.numel() * p.element_size() for p in student.causal_model.parameters())
+    weights = weight_bytes(student)
     # A sequence's last block is there as a whole.
     blocks = -(-length // 128) * 128
     return Sizes(
@@ -79,7 +80,7 @@ def sizes_of(student: Student, settings: RolloutSettings, longest: int) -> Sizes
         length,
         weights,
         settings.batch_size * blocks * of_a_token,
-        file_bytes=weights if _in_memory(settings.vllm.folder) else 0,
+        file_bytes=weights * ranks_here() if _in_memory(settings.vllm.folder) else 0,
         update_bytes=update_bytes(student),
     )
 
