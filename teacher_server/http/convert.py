@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -215,6 +216,10 @@ def _lines(values: list[list[int]] | None, where: str) -> Any:
             where=where,
             fix="fill the lines up with -1 to one length",
         )
-    return np.array([_ids(line) for line in values], np.int32).reshape(
-        len(values), widths.pop() if widths else 0
-    )
+    width = widths.pop() if widths else 0
+    numbers = chain.from_iterable(values)
+    made = np.empty(len(values) * width, np.int32)
+    for begin in range(0, len(made), SLICE):  # of short lines too
+        count = min(SLICE, len(made) - begin)
+        made[begin : begin + count] = np.fromiter(numbers, np.int32, count)
+    return made.reshape(len(values), width)

@@ -139,13 +139,21 @@ def test_what_is_wrong_beside_slices_is_refused_where_it_is(document: Any, data:
     try:
         expected = json.loads(broken)
     except json.JSONDecodeError as error:
-        with pytest.raises(StrictJsonError, match=rf"at character {error.pos}$|NaN"):
+        with pytest.raises(StrictJsonError, match=rf"at character {error.pos}$|NaN|range"):
             parse_json(broken)
     else:
-        assert parse_json(broken) == expected
+        if "Infinity" in json.dumps(expected):  # a comma has cut a number's beginning off
+            with pytest.raises(StrictJsonError, match="beyond the range"):
+                parse_json(broken)
+        else:
+            assert parse_json(broken) == expected
 
 
-def test_no_long_array_of_numbers_is_parsed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("beside", ["a", "NaN", "-Infinity", "[" + "1" * strict_json.LONG])
+def test_no_long_array_of_numbers_is_parsed_at_once(
+    monkeypatch: pytest.MonkeyPatch, beside: str
+) -> None:
+    """Whatever the strings beside it look like."""
     parsed = []
 
     def noting(text: str, **how: Any) -> Any:
@@ -154,10 +162,21 @@ def test_no_long_array_of_numbers_is_parsed_at_once(monkeypatch: pytest.MonkeyPa
 
     loads = json.loads
     ids = list(range(100_000, 200_000))
-    text = json.dumps({"prompt": {"token_ids": ids}, "top_k": 1})
+    document = {"id": beside, "prompt": {"token_ids": ids}, "top_k": 1}
+    text = json.dumps(document)
     monkeypatch.setattr(json, "loads", noting)
-    assert parse_json(text) == {"prompt": {"token_ids": ids}, "top_k": 1}
+    assert parse_json(text) == document
     assert max(parsed) < strict_json.SLICE + 20
+
+
+@pytest.mark.usefixtures("small_slices")
+@pytest.mark.parametrize("name", ["NaN", "-Infinity"])
+@pytest.mark.parametrize("at", range(4))
+def test_a_name_that_is_no_number_is_refused_beside_slices(name: str, at: int) -> None:
+    items = ["[1, 2, 3, 4, 5, 6]", '"NaN"', "[7, 8, 9, 10, 11]"]
+    items.insert(at, name)
+    with pytest.raises(StrictJsonError, match="is not a JSON number"):
+        parse_json("[" + ", ".join(items) + "]")
 
 
 @pytest.mark.parametrize("inner", ["1," * 16_385, "1," * 16_385 + ",2", " " * 32_770 + ",1"])

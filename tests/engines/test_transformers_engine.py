@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +12,6 @@ import torch
 from teacher_proto.errors import ConfigurationError, EngineError, TeacherUnavailableError
 
 from teacher_server.engines.base import Engine, Job, JobResult
-from teacher_server.engines.torch import transformers
-from teacher_server.engines.torch.head import LanguageModelHead
 from teacher_server.engines.torch.transformers import TransformersEngine
 from teacher_server.scoring.jobs import tokens_of
 from tests.engines.conformance import (
@@ -241,66 +238,6 @@ async def test_long_sequences_run_in_bounded_forwards(
         for job in (flat, group):
             assert_equals_reference(subject, job, await engine.score(job))
         assert max(batch * length for batch, length in gate.shapes) <= 64
-
-
-@pytest.mark.parametrize("block", [32, 8192])
-async def test_a_small_job_is_read_in_the_middle_of_a_long_one(
-    gate: Gate,
-    tiny_model_dir: Path,
-    subject: Subject,
-    monkeypatch: pytest.MonkeyPatch,
-    block: int,
-) -> None:
-    """Also where the long one is read by one forward: between two of its layers."""
-    monkeypatch.setattr(transformers, "CPU_PACKED_TOKENS", 32)
-    rows = []
-
-    def noting(self: LanguageModelHead, hidden: torch.Tensor, *how: Any) -> Any:
-        rows.append(len(hidden))
-        return score(self, hidden, *how)
-
-    score = LanguageModelHead.score
-    engine = TransformersEngine(str(tiny_model_dir), device="cpu", max_batch_tokens=block)
-    ended: list[str] = []
-    async with running(engine):
-        monkeypatch.setattr(LanguageModelHead, "score", noting)
-        gate.forget()
-        gate.shut()
-        jobs = [make_job(1, V, prompt=200, lengths=(200,)), make_job(2, V, prompt=5, lengths=(6,))]
-        long = asyncio.ensure_future(engine.score(jobs[0]))
-        long.add_done_callback(lambda _: ended.append("long"))
-        await gate.reached()
-        small = asyncio.ensure_future(engine.score(jobs[1]))
-        small.add_done_callback(lambda _: ended.append("small"))
-        await asyncio.sleep(0)
-        gate.open()
-        for job, result in zip(jobs, await asyncio.gather(long, small), strict=True):
-            assert_equals_reference(subject, job, result)
-    assert gate.shapes[:2] == [(1, min(block, 399)), (1, 10)]
-    assert ended == ["small", "long"]
-    assert rows[0] < rows[1], "the head of the small one comes before the long one's"
-
-
-async def test_a_long_job_gives_way_to_as_many_tokens_as_its_own(
-    gate: Gate, tiny_model_dir: Path
-) -> None:
-    engine = TransformersEngine(str(tiny_model_dir), device="cpu", max_batch_tokens=32)
-    ended: list[int] = []
-    async with running(engine):
-        gate.forget()
-        gate.shut()
-        jobs = [make_job(0, V, prompt=200, lengths=(200,))]
-        jobs += [make_job(seed, V, prompt=5, lengths=(6,)) for seed in range(1, 61)]
-        tasks = [asyncio.ensure_future(engine.score(job)) for job in jobs[:1]]
-        await gate.reached()
-        tasks += [asyncio.ensure_future(engine.score(job)) for job in jobs[1:]]
-        for number, task in enumerate(tasks):
-            task.add_done_callback(lambda _, number=number: ended.append(number))
-        await asyncio.sleep(0)
-        gate.open()
-        await asyncio.gather(*tasks)
-    # 10 tokens each, beside 399; the pass that reaches the bound is read whole.
-    assert 30 < ended.index(0) <= 42
 
 
 async def test_deterministic_bytes_do_not_depend_on_the_service_of_others(

@@ -75,12 +75,12 @@ def test_on_a_cpu_a_block_has_no_more_bytes_than_its_limit(
     monkeypatch.setattr("teacher_server.engines.torch.projection.CPU_BLOCK_BYTES", limit)
     layer = torch.nn.Linear(16, 500)
     hidden = torch.randn(20, 16)
-    projection = LinearProjection(layer, 8)
+    projection = LinearProjection(layer, None)
     assert projection.block_rows == rows
     with torch.inference_mode():
         logits = LanguageModelHead(projection, LogitTreatment()).logits(hidden)
         torch.testing.assert_close(logits, layer(hidden))
-    assert LinearProjection(layer, 3).block_rows == min(3, rows)
+    assert LinearProjection(layer, 8).block_rows == 8, "what is given is not changed"
 
 
 def test_requests_that_ask_different_things_share_blocks() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
 from teacher_proto.errors import InvalidRequestError
 from teacher_proto.types import TokenPrompt
 
+from teacher_server.http import convert
 from teacher_server.http.body import parse_score_body
 from teacher_server.http.convert import read_prompt
 from teacher_server.http.models.bodies import SLICE
@@ -42,3 +44,31 @@ def test_a_wrong_id_of_many_is_named_by_its_place(at: int, wrong: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         parse_score_body((body % ",".join(ids)).encode())
     assert refused.value.where == f"prompt.token_ids[{at}]"
+
+
+@pytest.mark.parametrize(
+    ("count", "width"), [(3 * SLICE + 5, 1), (7, 1000), (2, 2 * SLICE), (3, 0)]
+)
+def test_lines_become_one_array_by_slices(
+    monkeypatch: pytest.MonkeyPatch, count: int, width: int
+) -> None:
+    """Neither a call for each short line nor one for a long one."""
+    slices = []
+
+    class Watched:
+        int32 = np.int32
+        empty = staticmethod(np.empty)
+
+        @staticmethod
+        def fromiter(numbers: Any, dtype: Any, length: int) -> Any:
+            slices.append(length)
+            return np.fromiter(numbers, dtype, length)
+
+    lines = np.arange(count * width, dtype=np.int32).reshape(count, width)
+    monkeypatch.setattr(convert, "np", Watched)
+    made = convert._lines(lines.tolist(), "explicit_ids")
+    assert made.dtype == np.int32
+    assert made.shape == lines.shape
+    assert (made == lines).all()
+    assert len(slices) == -(-count * width // SLICE)
+    assert max(slices, default=0) <= SLICE

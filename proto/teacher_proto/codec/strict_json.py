@@ -26,7 +26,8 @@ PIECE, PAIR = 64 * 1024, 12
 # parser lets no other thread run while it reads one.
 LONG, SLICE = 8 * 1024, 32 * 1024
 _NUMBERS = re.compile(rf"\[[-+.\deE,\s]{{{LONG}}}")
-# Stands for an array that was read by itself; no JSON has it.
+# Stands for an array that was read by itself. No JSON has it outside of strings: of a text that
+# does, one more is met than arrays were read, which is refused.
 _PLACE = "NaN"
 
 
@@ -105,8 +106,6 @@ def _cut(text: str) -> _Cut:
     cut, kept, length = _Cut(text), 0, 0
     parts: list[str] = []
     for begin, end in _arrays(text):
-        if not parts and _PLACE in text:
-            return cut
         array = _by_slices(text, begin + 1, end - 1)
         if array is None:
             continue
@@ -128,11 +127,13 @@ def _arrays(text: str) -> Iterator[tuple[int, int]]:
             begin = found.start()
             quotes += _quotes(text, counted, begin)
             counted = begin
+            if quotes % 2:  # it is a part of a string, which does not end in what was found
+                end = found.end()
+                continue
             end = text.find("]", begin) + 1
             if not end:
                 return
-            if quotes % 2 == 0:  # else it is a part of a string
-                yield begin, end
+            yield begin, end
 
 
 def _quotes(text: str, begin: int, end: int) -> int:

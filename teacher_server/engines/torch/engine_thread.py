@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -41,6 +42,7 @@ class Task:
         done: called once, in the engine's thread, with the result or an error; never
             once the task was dropped.
         rows: of the spans that are scored, by their index in the job.
+        flat_tokens: of all its spans, each read with its prompt; known once it is unpacked.
     """
 
     job: Job
@@ -48,6 +50,7 @@ class Task:
     dropped: bool = False
     finished: bool = False
     rows: dict[int, Rows | None] = field(default_factory=dict)
+    flat_tokens: int = 0
     computed_tokens: int = 0
     seconds: float = 0.0
 
@@ -96,7 +99,10 @@ class EngineThread:
         # Key of an item -> its unit, its task, and the index of its span in the job.
         self._waiting: dict[int, tuple[Unit, Task, int]] = {}
         self._next_key = 0
+        # A batch is read in the middle of a larger one.
         self._gives_way = False
+        # Jobs may wait that the batch which runs has not looked at.
+        self._unseen = False
         self.count = PassCount(0, 0)
 
     def submit(self, task: Task) -> None:
@@ -147,12 +153,20 @@ class EngineThread:
         return True
 
     def _unpack_new(self) -> None:
-        with self._condition:
-            tasks = list(self._inbox)
-            self._inbox.clear()
-        for task in tasks:
+        """A task leaves the inbox, out of which this thread alone takes, when it is unpacked: so
+        that none is lost. One that cannot be unpacked fails alone."""
+        while self._inbox:
+            task = self._inbox[0]
             if task.wanted:
-                self._unpack(task)
+                try:
+                    self._unpack(task)
+                except BaseException as error:
+                    if is_ending(error):
+                        raise
+                    told = reported(error, "a job could not be unpacked", logger)
+                    task.finish(EngineError(f"scoring failed: {told}", where="engine"))
+                self._unseen = True
+            self._inbox.popleft()
 
     def _unpack(self, task: Task) -> None:
         for index, span in enumerate(task.job.spans):
@@ -160,7 +174,9 @@ class EngineThread:
                 task.rows[index] = empty_rows(task.job, span)
                 continue
             key, self._next_key = self._next_key, self._next_key + 1
-            self._waiting[key] = (Unit.of(key, task.job, span), task, index)
+            unit = Unit.of(key, task.job, span)
+            self._waiting[key] = (unit, task, index)
+            task.flat_tokens += unit.item.flat_tokens
         task.finish_when_complete()
 
     def _forget_unwanted(self) -> None:
@@ -176,28 +192,9 @@ class EngineThread:
 
     def _execute(self, batch: Batch) -> None:
         """Runs a batch; when memory runs out, its halves, and in the end shorter forwards."""
-        try:
-            self._score(batch)
+        if self._fits_memory(batch):
             return
-        except _Abandoned:
-            if self._closing:
-                raise
-            return
-        except BaseException as error:
-            if is_ending(error) or is_fatal(error):
-                raise
-            failure = as_exception(error)
-            out_of_memory = is_out_of_memory(failure)
-            told = "" if out_of_memory else reported(failure, "a batch failed", logger)
-            del failure
-        # Not inside the handler, where the traceback keeps the tensors of the batch alive.
         left = self._still_waiting(batch.items)
-        if not out_of_memory:
-            for item in left:
-                self._fail(item.key, EngineError(f"scoring failed: {told}", where="engine"))
-            return
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         logger.warning("out of memory with %d sequences; trying less at once", len(left))
         if len(left) > 1:
             for half in (left[: len(left) // 2], left[len(left) // 2 :]):
@@ -206,6 +203,31 @@ class EngineThread:
                     self._execute(next_batch(remaining, self._packing))
         elif left:
             self._retry_in_smaller_blocks(FlatBatch((left[0],)))
+
+    def _fits_memory(self, batch: Batch) -> bool:
+        """Runs a batch, whose items fail with it; False when memory runs out, and those that are
+        not delivered still wait."""
+        try:
+            self._score(batch)
+            return True
+        except _Abandoned:
+            if self._closing:
+                raise
+            return True
+        except BaseException as error:
+            if is_ending(error) or is_fatal(error):
+                raise
+            failure = as_exception(error)
+            out_of_memory = is_out_of_memory(failure)
+            told = "" if out_of_memory else reported(failure, "a batch failed", logger)
+            del failure
+        # Not inside the handler, where the traceback keeps the tensors of the batch alive.
+        if not out_of_memory:
+            for item in self._still_waiting(batch.items):
+                self._fail(item.key, EngineError(f"scoring failed: {told}", where="engine"))
+        elif torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return not out_of_memory
 
     def _still_waiting(self, items: Iterable[Item]) -> list[Item]:
         """Those that are not delivered yet, in their present form."""
@@ -240,42 +262,55 @@ class EngineThread:
 
         # What others may have read meanwhile: as much as this batch reads itself.
         spare = 0 if self._gives_way or sum(tokens) <= self._packing.tokens else sum(tokens)
+        others = 0.0  # seconds that they took
+        self._unseen = True
 
         def check() -> None:
-            nonlocal spare
-            if spare > 0:
-                spare -= self._give_way(units)
+            nonlocal spare, others
+            if spare > 0 and (self._unseen or self._inbox):
+                started = time.perf_counter()
+                spare -= self._give_way(units, spare)
+                others += time.perf_counter() - started
             if self._closing or not any(task.wanted for task in tasks.values()):
                 raise _Abandoned
 
-        for results in self._scorer.run(batch, units, check):
+        def clock() -> float:
+            return time.perf_counter() - others
+
+        for results in self._scorer.run(batch, units, check, clock):
             for result in results:
                 self._deliver(result)
 
-    def _give_way(self, units: Mapping[int, Unit]) -> int:
-        """In the middle of a batch that is larger than a full pass: of the jobs that wait and are
-        read by one pass, as many as one reads come first; their tokens."""
+    def _give_way(self, units: Mapping[int, Unit], spare: int) -> int:
+        """In the middle of a batch that is larger than a full pass: of the jobs of its adapter
+        that wait and that one pass reads whole, as many as one pass reads come first.
+
+        Returns how much less than ``spare`` tokens others may be read of from now on: all of it
+        when memory runs out beside this batch, for whose end the others then wait.
+        """
         self._unpack_new()
         adapter = next(iter(units.values())).job.adapter
-        waiting: dict[Task, list[Item]] = {}
-        for key, (unit, task, _) in self._waiting.items():
-            if task.wanted and key not in units and unit.job.adapter == adapter:
-                waiting.setdefault(task, []).append(unit.item)
         most = self._packing.tokens
         small = [
-            item
-            for items in waiting.values()
-            if sum(item.flat_tokens for item in items) <= most
-            for item in items
+            unit.item
+            for key, (unit, task, _) in self._waiting.items()
+            if task.flat_tokens <= most
+            and task.wanted
+            and key not in units
+            and unit.job.adapter == adapter
         ]
+        self._unseen = bool(small)
         if not small:
             return 0
         chosen = (small[0],) if self._packing.alone else neighbours(small, most)
         self._gives_way = True
         try:
-            self._execute(FlatBatch(chosen))
+            fits = self._fits_memory(FlatBatch(chosen))
         finally:
             self._gives_way = False
+        if not fits:
+            logger.warning("out of memory beside a larger batch: %d sequences wait", len(chosen))
+            return spare
         return sum(item.flat_tokens for item in chosen)
 
     def _deliver(self, result: SpanResult) -> None:

@@ -8,6 +8,7 @@ import torch
 from teacher_proto.errors import ConfigurationError
 from torch import Tensor, nn
 
+BLOCK_ROWS = 256
 # On a CPU, bytes of the buffer of logits. A product of fewer rows reads the weights as often as
 # one of many: at V=151,936 one of 110 rows, which fill 64 MiB, takes a quarter longer for each
 # row than one of 256, and one of 55 takes a half longer.
@@ -36,14 +37,14 @@ class LinearProjection:
 
     Args:
         module: the model's output embedding.
-        block_rows: rows of one matrix product at most; on a CPU no more than
-            ``CPU_BLOCK_BYTES`` hold, and one at least.
+        block_rows: rows of one matrix product at most. None for ``BLOCK_ROWS``, and on a CPU
+            for those that ``CPU_BLOCK_BYTES`` hold where they are fewer, one at least.
 
     Raises:
         ConfigurationError: ``module`` is not a plain linear layer.
     """
 
-    def __init__(self, module: nn.Module | None, block_rows: int) -> None:
+    def __init__(self, module: nn.Module | None, block_rows: int | None) -> None:
         if not isinstance(module, nn.Linear) or not module.weight.is_floating_point():
             raise ConfigurationError(
                 f"the output head is a {type(module).__name__}, not a plain linear layer",
@@ -52,10 +53,12 @@ class LinearProjection:
             )
         self.vocabulary_size = int(module.weight.shape[0])
         self.device: torch.device = module.weight.device
+        if block_rows is None:
+            block_rows = BLOCK_ROWS
+            if self.device.type == "cpu":
+                row_bytes = self.vocabulary_size * module.weight.element_size()
+                block_rows = min(block_rows, max(1, CPU_BLOCK_BYTES // row_bytes))
         self.block_rows = block_rows
-        if self.device.type == "cpu":
-            row_bytes = self.vocabulary_size * module.weight.element_size()
-            self.block_rows = min(block_rows, max(1, CPU_BLOCK_BYTES // row_bytes))
         self._weight = module.weight
         self._bias: Tensor | None = module.bias
         # Kept between calls: fresh pages for every block cost more than its arithmetic.

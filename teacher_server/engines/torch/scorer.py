@@ -3,7 +3,6 @@ and never waits."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -91,28 +90,33 @@ class Scorer:
         self._select = select
 
     def run(
-        self, batch: Batch, units: Mapping[int, Unit], check: Callable[[], None]
+        self,
+        batch: Batch,
+        units: Mapping[int, Unit],
+        check: Callable[[], None],
+        clock: Callable[[], float],
     ) -> Iterator[list[SpanResult]]:
         """The results of a batch, one list for each pass.
 
         Args:
             units: the units of the batch by the keys of their items, all of one adapter.
             check: called between passes and between blocks; what it raises ends the batch.
+            clock: seconds that went by, without those that ``check`` gave to other batches.
         """
         with torch.inference_mode():
             self._select(units[batch.items[0].key].job.adapter)
             if isinstance(batch, FlatBatch):
-                yield self._flat([units[item.key] for item in batch.items], check)
+                yield self._flat([units[item.key] for item in batch.items], check, clock)
                 return
             if isinstance(batch, PrefixTreeBatch):
-                yield from self._prefix_trees(batch, units, check)
+                yield from self._prefix_trees(batch, units, check, clock)
                 return
             prompts = [np.frombuffer(prompt, np.int32) for prompt in batch.prompts]
             number = {prompt: index for index, prompt in enumerate(batch.prompts)}
             unpaid = {
                 prompt: len(ids) - 1 for prompt, ids in zip(batch.prompts, prompts, strict=True)
             }
-            started = time.perf_counter()
+            started = clock()
             cached = self.trunk.prompts(prompts, check)
             for batch_pass in batch.passes:
                 members = [units[item.key] for item in batch_pass]
@@ -128,16 +132,20 @@ class Scorer:
                 )
                 rows = self.head.score(hidden, [unit.row_request for unit in members], check)
                 tokens = [u.item.length + unpaid.pop(u.item.prompt, 0) for u in members]
-                now = time.perf_counter()
+                now = clock()
                 yield _span_results(members, rows, tokens, now - started)
                 started = now
 
     def _prefix_trees(
-        self, batch: PrefixTreeBatch, units: Mapping[int, Unit], check: Callable[[], None]
+        self,
+        batch: PrefixTreeBatch,
+        units: Mapping[int, Unit],
+        check: Callable[[], None],
+        clock: Callable[[], float],
     ) -> Iterator[list[SpanResult]]:
         prompt = np.frombuffer(batch.prompt, np.int32)
         unpaid = len(prompt) - 1
-        started = time.perf_counter()
+        started = clock()
         cached = self.trunk.prompts([prompt], check) if unpaid else None
         for batch_pass in batch.passes:
             members = [units[item.key] for item in batch_pass]
@@ -147,13 +155,15 @@ class Scorer:
             rows = self.head.score(hidden, [unit.row_request for unit in members], check)
             tokens = tree.added.tolist()
             tokens[0], unpaid = tokens[0] + unpaid, 0
-            now = time.perf_counter()
+            now = clock()
             results = _span_results(members, rows, tokens, now - started)
             yield [replace(result, again=result.rows is None) for result in results]
             started = now
 
-    def _flat(self, members: list[Unit], check: Callable[[], None]) -> list[SpanResult]:
-        started = time.perf_counter()
+    def _flat(
+        self, members: list[Unit], check: Callable[[], None], clock: Callable[[], float]
+    ) -> list[SpanResult]:
+        started = clock()
         hidden = self.trunk.flat(
             [np.concatenate([unit.job.prompt_ids, unit.input_ids]) for unit in members],
             [unit.rows + unit.item.prompt_length - 1 for unit in members],
@@ -161,7 +171,7 @@ class Scorer:
         )
         rows = self.head.score(hidden, [unit.row_request for unit in members], check)
         tokens = [unit.item.flat_tokens for unit in members]
-        return _span_results(members, rows, tokens, time.perf_counter() - started)
+        return _span_results(members, rows, tokens, clock() - started)
 
 
 def _span_results(

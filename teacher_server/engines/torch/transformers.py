@@ -34,7 +34,6 @@ from teacher_server.engines.torch.trunk import Trunk
 logger = logging.getLogger(__name__)
 
 DEFAULT_BATCH_TOKENS = 8192
-DEFAULT_HEAD_BLOCK_ROWS = 256
 # On a CPU a forward is fastest while its activations are small: 1024 tokens measured
 # best. Only a longer sequence makes a larger forward.
 CPU_PACKED_TOKENS = 1024
@@ -55,7 +54,8 @@ class TransformersEngine:
         dtype: "auto" (the checkpoint's), "float32", "bfloat16" or "float16".
         device: "auto", "cpu", "cuda" or "cuda:N".
         max_batch_tokens: tokens of one forward; longer sequences are read in blocks.
-        head_block_rows: rows of [rows, V] logits held at a time.
+        head_block_rows: rows of [rows, V] logits held at a time; None for 256, and on a CPU
+            for those that 64 MiB hold where they are fewer.
         deterministic: every sequence runs alone with its own shape, so that its
             bytes depend on it alone; slower.
         max_length: tokens of prompt and continuation; None for the model's own.
@@ -71,7 +71,7 @@ class TransformersEngine:
         dtype: str = "auto",
         device: str = "auto",
         max_batch_tokens: int = DEFAULT_BATCH_TOKENS,
-        head_block_rows: int = DEFAULT_HEAD_BLOCK_ROWS,
+        head_block_rows: int | None = None,
         deterministic: bool = False,
         max_length: int | None = None,
     ) -> None:
@@ -79,7 +79,7 @@ class TransformersEngine:
             ("max_batch_tokens", max_batch_tokens),
             ("head_block_rows", head_block_rows),
         ):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ConfigurationError(f"{value} is below 1", where=name)
         self._model = model
         self._dtype = dtype

@@ -74,7 +74,7 @@ class Trunk:
         self._eager = eager
         # What is called between the layers of the forward that runs.
         self._check: Callable[[], None] = _nothing
-        for layer in getattr(module, "layers", ()):
+        for layer in _layers(module, config):
             layer.register_forward_pre_hook(lambda *_: self._check())
 
     def flat(
@@ -245,6 +245,18 @@ class Trunk:
             cut = width - len(sequence) if left else len(sequence)
             row[cut:], row[:cut] = (sequence, sequence[0]) if left else (sequence[-1], sequence)
         return torch.from_numpy(ids).to(self.device)
+
+
+def _layers(module: Any, config: Any) -> torch.nn.ModuleList:
+    """The decoder's layers: of the lists with one module for each, the one with the most
+    parameters. Empty where the model keeps them otherwise, and then nothing is called between
+    them."""
+    count = getattr(config, "num_hidden_layers", None)
+    lists = [one for one in module.modules() if isinstance(one, torch.nn.ModuleList)]
+    found = [one for one in lists if len(one) == count]
+    if not found:
+        return torch.nn.ModuleList()
+    return max(found, key=lambda one: sum(p.numel() for p in one.parameters()))
 
 
 def _copied(cache: Any) -> Any:
