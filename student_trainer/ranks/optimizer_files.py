@@ -24,17 +24,14 @@ def file_of(rank: int, size: int) -> str:
     return ONE if size == 1 else f"optimizer-{rank + 1:05d}-of-{size:05d}.safetensors"
 
 
-def files_among(names: Iterable[str]) -> list[str] | None:
-    """Which of a checkpoint's files hold the optimiser's tensors; None where one is missing."""
-    named = set(names)
-    if ONE in named:
-        return [ONE]
-    for name in sorted(named):
+def files_among(names: Iterable[str]) -> list[str]:
+    """Which files hold the optimiser's tensors of a checkpoint that has files of these names:
+    where one has the name of a rank's file, those of all its ranks."""
+    for name in sorted(names):
         if found := re.fullmatch(r"optimizer-\d{5}-of-(\d{5})\.safetensors", name):
             size = int(found[1])
-            every = [file_of(rank, size) for rank in range(size)]
-            return every if named.issuperset(every) else None
-    return None
+            return [file_of(rank, size) for rank in range(size)]
+    return [ONE]
 
 
 def write(folder: Path, tensors: Mapping[str, Tensor], world: World) -> Path:
@@ -71,27 +68,36 @@ def write(folder: Path, tensors: Mapping[str, Tensor], world: World) -> Path:
     return path
 
 
-def read(folder: Path, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def read(folder: Path, names: Iterable[str], masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a checkpoint, and where this rank holds a part of a parameter, the same part
     of what belongs to it.
 
     Args:
+        names: of the checkpoint's files, as its manifest lists them.
         masters: the parameters that the optimiser updates, by name.
+
+    Raises:
+        OSError, SafetensorError: a file is not there, or cannot be read.
     """
-    names = files_among(path.name for path in folder.iterdir()) or []
     found: dict[str, Tensor] = {}
-    for name in names:
-        if not any(isinstance(one, DTensor) for one in masters.values()):
-            found |= load_file(folder / name)
-            continue
-        with safe_open(folder / name, framework="pt") as file:
-            for key in file.keys():  # noqa: SIM118 - no mapping
-                kind, parameter = key.split("/", 1)
-                master = masters.get(parameter)
-                if kind != "step" and isinstance(master, DTensor):
-                    found[key] = _part(file.get_slice(key), master)
-                else:
-                    found[key] = file.get_tensor(key)
+    for name in files_among(names):
+        found |= _read_one(folder / name, masters)
+    return found
+
+
+def _read_one(path: Path, masters: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``read`` gives of one file."""
+    if not any(isinstance(one, DTensor) for one in masters.values()):
+        return load_file(path)
+    found: dict[str, Tensor] = {}
+    with safe_open(path, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118 - no mapping
+            kind, parameter = key.split("/", 1)
+            master = masters.get(parameter)
+            if kind != "step" and isinstance(master, DTensor):
+                found[key] = _part(file.get_slice(key), master)
+            else:
+                found[key] = file.get_tensor(key)
     return found
 
 

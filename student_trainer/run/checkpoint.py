@@ -175,10 +175,8 @@ def damage(checkpoint: Path) -> str | None:
             return f"format {manifest['format']}, not {FORMAT}"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{MANIFEST}: {error!r}"
-    missing = {_RNG, "state.json"} - set(entries)
-    if optimizer_files.files_among(entries) is None:
-        missing.add(optimizer_files.ONE)
-    if missing:
+    needed = {_RNG, "state.json", *optimizer_files.files_among(entries)}
+    if missing := needed - set(entries):
         return f"{MANIFEST} does not list {sorted(missing)}"
     for name, entry in entries.items():
         try:
@@ -245,13 +243,25 @@ class SavedTensors:
 
 def load_tensors(checkpoint: Path, masters: Mapping[str, Tensor]) -> SavedTensors:
     """Reads the tensors of an undamaged checkpoint, except the model's; ``masters`` as for
-    ``optimizer_files.read``."""
-    rollouts = checkpoint / _ROLLOUTS
-    return SavedTensors(
-        optimizer=optimizer_files.read(checkpoint, masters),
-        rng=load_file(checkpoint / _RNG),
-        rollouts=load_file(rollouts) if rollouts.exists() else {},
-    )
+    ``optimizer_files.read``. Which files there are is what the manifest says.
+
+    Raises:
+        ConfigurationError: this process cannot read one of them.
+    """
+    try:
+        names = json.loads((checkpoint / MANIFEST).read_text())["files"]
+        return SavedTensors(
+            optimizer=optimizer_files.read(checkpoint, names, masters),
+            rng=load_file(checkpoint / _RNG),
+            rollouts=load_file(checkpoint / _ROLLOUTS) if _ROLLOUTS in names else {},
+        )
+    except (OSError, SafetensorError) as error:
+        raise ConfigurationError(
+            f"a file of it cannot be read here: {error}",
+            where=str(checkpoint),
+            fix="with several machines set run.output_dir to a folder that all of them share; "
+            "otherwise restore the file, or name an earlier checkpoint in checkpoint.resume",
+        ) from error
 
 
 _RNG = "rng.safetensors"

@@ -54,20 +54,20 @@ def test_seeded_generators_leave_those_in_use_as_they_are() -> None:
 
 def test_one_process_reads_the_files_of_two_ranks(tmp_path: Path) -> None:
     tensors = {"exp_avg/a": torch.arange(6.0).view(3, 2), "step/a": torch.tensor(2.0)}
-    for rank, (name, tensor) in enumerate(tensors.items()):
-        save_file({name: tensor}, tmp_path / optimizer_files.file_of(rank, 2))
-    found = optimizer_files.read(tmp_path, {"a": torch.zeros(3, 2)})
+    names = [optimizer_files.file_of(rank, 2) for rank in range(2)]
+    for file, (name, tensor) in zip(names, tensors.items(), strict=True):
+        save_file({name: tensor}, tmp_path / file)
+    found = optimizer_files.read(tmp_path, names, {"a": torch.zeros(3, 2)})
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
-def test_a_checkpoint_that_lacks_a_ranks_file_is_not_whole() -> None:
+def test_one_file_of_a_rank_names_those_of_all() -> None:
     two = [optimizer_files.file_of(rank, 2) for rank in range(2)]
-    assert optimizer_files.files_among(two) == two
-    assert optimizer_files.files_among(two[:1]) is None
-    assert optimizer_files.files_among(two[1:]) is None
-    assert optimizer_files.files_among(["state.json"]) is None
-    assert optimizer_files.files_among([optimizer_files.ONE]) == [optimizer_files.ONE]
+    for names in (two, two[:1], ["state.json", *two[1:]]):
+        assert optimizer_files.files_among(names) == two
+    for names in (["state.json"], [optimizer_files.ONE]):
+        assert optimizer_files.files_among(names) == [optimizer_files.ONE]
 
 
 def test_one_process_makes_no_step_of_several_ranks() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from teacher_proto.errors import LsmError
+from teacher_proto.errors import ConfigurationError, LsmError
 
 from student_trainer.distributed.world import World, agreed
 from student_trainer.ranks import optimizer_files
@@ -142,3 +142,30 @@ def test_all_files_of_the_newest_and_the_best_are_kept(tmp_path: Path) -> None:
     for path in listing(tmp_path):
         assert checkpoint.damage(path) is None
         assert checkpoint.load_tensors(path, {}).optimizer.keys() == FULL.keys()
+
+
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_file_of_a_rank_that_is_missing_is_damage(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    good, _ = on_ranks(lambda world: save(tmp_path, 1, world))
+    bad, _ = on_ranks(lambda world: save(tmp_path, 2, world))
+    (bad / name).unlink()
+    assert checkpoint.newest_good(tmp_path) == good
+    assert f"{bad}: {name}: No such file" in caplog.text
+    manifest = json.loads((bad / checkpoint.MANIFEST).read_text())
+    del manifest["files"][name]
+    (bad / checkpoint.MANIFEST).write_text(json.dumps(manifest))
+    assert checkpoint.damage(bad) == f"{checkpoint.MANIFEST} does not list ['{name}']"
+
+
+@pytest.mark.parametrize("name", [*SHARDS, "rng.safetensors", "rollouts.safetensors"])
+def test_a_rank_that_does_not_see_a_file_does_not_go_on_without_it(
+    tmp_path: Path, name: str
+) -> None:
+    rollouts = {"2/tokens": torch.arange(3)}
+    path, _ = on_ranks(lambda world: save(tmp_path, 1, world, rollouts=rollouts))
+    assert checkpoint.load_tensors(path, {}).rollouts.keys() == rollouts.keys()
+    (path / name).unlink()
+    with pytest.raises(ConfigurationError, match=f"cannot be read here: .*{name}"):
+        checkpoint.load_tensors(path, {})
