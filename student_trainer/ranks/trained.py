@@ -28,14 +28,17 @@ def save_trained(student: Student, config: TrainConfig, path: Path, world: World
         # Shards are merged by nobody: rank 0 folds the saved adapters into a model of its own.
         saved = work / "adapters" if merge else work
         world.each(lambda: save_weights(student, saved))
-
-        def fold() -> None:
-            settings = config.student.model_copy(update={"device": "cpu"})
-            rollout, data = config.rollout, config.data
-            whole = load_student(settings, saved, rollout.stop_ids, data.template_arguments)
-            save_final(whole, work, merge=True)
-            shutil.rmtree(saved)
-
         if merge:
-            world.on_first(fold)
+            world.on_first(lambda: _fold(saved, config, work))
     return student
+
+
+def _fold(saved: Path, config: TrainConfig, folder: Path) -> None:
+    """Folds saved adapters into a model of their own on the CPU, which is written to ``folder``;
+    the adapters are removed. No sequence is trained on there: neither flash attention, which
+    computes on a GPU alone, nor packing is needed."""
+    there = {"device": "cpu", "attention": "auto", "packing": "off"}
+    settings = config.student.model_copy(update=there)
+    whole = load_student(settings, saved, config.rollout.stop_ids, config.data.template_arguments)
+    save_final(whole, folder, merge=True)
+    shutil.rmtree(saved)
