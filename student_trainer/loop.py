@@ -28,7 +28,7 @@ from teacher_proto.processes.memory import give_back_free_pages
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
-from student_trainer.distributed.world import ALONE, World, agreed
+from student_trainer.distributed.world import ALONE, World, agreed, on_every_rank
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.evaluation.course.values import curve_values
 from student_trainer.events import (
@@ -429,7 +429,7 @@ class TrainingLoop:
         are (``whole``) and the steps before it had none either."""
         if whole and self._empty_steps + 1 >= min(EMPTY_STEPS, self.config.run.steps):
             self.updater.updates = self.state.updates  # none was made: the state is clean
-            raise empty[0]
+            raise on_every_rank(empty[0])
         self._empty_steps = self._empty_steps + 1 if whole else 0
         for error in empty if self.world.writes else ():
             log.warning("step %d: an update is left out (empty_updates): %s", number, error)

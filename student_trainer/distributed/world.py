@@ -33,7 +33,7 @@ JOIN_SECONDS = 120.0
 GONE = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out",
         "timeout", "remote process exited", "network error")  # fmt: skip
 T = TypeVar("T")
-# Marks an error of this rank that the others know of.
+# Marks an error that every rank raises at the same point, or another that names it.
 AGREED = "_agreed_on_by_all_ranks"
 
 
@@ -110,25 +110,22 @@ class World:
             RankError: another rank has failed; it names the first of them.
             SystemExit: others were told to end and none has failed; with the first one's code.
         """
-        if not self.several:
-            if failed is not None:
-                raise failed
-            return
         said = self.gather(None if failed is None else _described(failed))
         if failed is not None:
-            setattr(failed, AGREED, True)
-            raise failed
+            raise on_every_rank(failed)
         for rank, one in enumerate(said):
             if one is not None and "code" not in one:
-                raise RankError(
-                    f"rank {rank} of {self.size} has failed: {one['what']}",
-                    where=one["where"],
-                    fix=one["fix"],
-                    retry_after=one["retry_after"],
+                raise on_every_rank(
+                    RankError(
+                        f"rank {rank} of {self.size} has failed: {one['what']}",
+                        where=one["where"],
+                        fix=one["fix"],
+                        retry_after=one["retry_after"],
+                    )
                 )
         for one in said:
             if one is not None:
-                raise SystemExit(one["code"])
+                raise on_every_rank(SystemExit(one["code"]))
 
     def each(self, action: Callable[[], T]) -> T:
         """Does on every rank something in which no rank waits for another; returns what it
@@ -158,11 +155,13 @@ class World:
         others = self.gather(value)
         for rank, other in enumerate(others):
             if other != others[0]:
-                raise ConfigurationError(
-                    f"{what} of rank {rank} is {_short(other)}, and that of rank 0 "
-                    f"{_short(others[0])}",
-                    where=f"rank {self.rank} of {self.size}",
-                    fix=fix,
+                raise on_every_rank(
+                    ConfigurationError(
+                        f"{what} of rank {rank} is {_short(other)}, and that of rank 0 "
+                        f"{_short(others[0])}",
+                        where=f"rank {self.rank} of {self.size}",
+                        fix=fix,
+                    )
                 )
 
     def _gather_bytes(self, mine: bytes) -> list[bytes]:
@@ -230,10 +229,17 @@ def joined(timeout: float) -> Iterator[World]:
     dist.destroy_process_group()
 
 
+def on_every_rank(error: BaseException) -> BaseException:
+    """The error, marked as one that every rank raises at the same point: each by what all of
+    them know."""
+    setattr(error, AGREED, True)
+    return error
+
+
 def agreed(error: BaseException) -> bool:
     """Whether every rank has raised this error or one that names it, at the same point: they can
-    go on together from there."""
-    return isinstance(error, LsmError | SystemExit) or hasattr(error, AGREED)
+    go on together from there. The kind of an error says nothing of that."""
+    return hasattr(error, AGREED)
 
 
 def lost(world: World, error: BaseException) -> RankError | None:

@@ -23,7 +23,7 @@ from teacher_proto.program.files import file_sha256
 from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.data import run_clock
-from student_trainer.distributed.world import World
+from student_trainer.distributed.world import World, on_every_rank
 from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.run.checkpoint import MANIFEST, load_state
 from student_trainer.settings.dotted import sources
@@ -50,21 +50,25 @@ def settings(start: Start) -> str:
     compare(start, "files of your own classes", {s.module: s.sha256 for s in sources(config)}, "")
     prompts, updates = config.rollout.prompts_per_step, config.optimizer.updates_per_batch
     if prompts % (world.size * updates):
-        raise ConfigurationError(
-            f"{world.size} ranks cannot share the prompts of a step: {prompts} prompts in "
-            f"{updates} updates",
-            where="rollout.prompts_per_step",
-            fix="make it a multiple of optimizer.updates_per_batch times the number of ranks "
-            f"({world.size * updates}), or start another number of ranks",
+        raise on_every_rank(
+            ConfigurationError(
+                f"{world.size} ranks cannot share the prompts of a step: {prompts} prompts in "
+                f"{updates} updates",
+                where="rollout.prompts_per_step",
+                fix="make it a multiple of optimizer.updates_per_batch times the number of ranks "
+                f"({world.size * updates}), or start another number of ranks",
+            )
         )
     world.each(lambda: check_device(config.student.device, world))
     place = config.rollout.vllm.place
     if config.rollout.engine == "vllm" and place != "colocated":
-        raise ConfigurationError(
-            f"with {world.size} ranks each has a vLLM beside itself, and not one that is "
-            f"{'a server' if place == 'server' else 'on GPUs of its own'}",
-            where="rollout.vllm.place",
-            fix='set it to "colocated", or start one process',
+        raise on_every_rank(
+            ConfigurationError(
+                f"with {world.size} ranks each has a vLLM beside itself, and not one that is "
+                f"{'a server' if place == 'server' else 'on GPUs of its own'}",
+                where="rollout.vllm.place",
+                fix='set it to "colocated", or start one process',
+            )
         )
     return f"{world.size} ranks with the same settings and versions"
 
@@ -172,11 +176,13 @@ def compare(start: Start, what: str, mine: Mapping[str, Any], where: str) -> Non
             shown = ", ".join(
                 f"{key} ({every[0].get(key)!r} and {its.get(key)!r})" for key in keys[:SHOWN]
             )
-            raise ConfigurationError(
-                f"the {what} of rank 0 and of rank {rank} differ: {shown}"
-                + (", ..." if len(keys) > SHOWN else ""),
-                where=where,
-                fix="start every rank with the same command, environment, versions and files",
+            raise on_every_rank(
+                ConfigurationError(
+                    f"the {what} of rank 0 and of rank {rank} differ: {shown}"
+                    + (", ..." if len(keys) > SHOWN else ""),
+                    where=where,
+                    fix="start every rank with the same command, environment, versions and files",
+                )
             )
 
 

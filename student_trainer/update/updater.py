@@ -21,7 +21,7 @@ from teacher_proto.types import Bool, ContinuationScores
 from torch import Tensor
 
 from student_trainer.distributed.failure import Failure
-from student_trainer.distributed.world import ALONE, World
+from student_trainer.distributed.world import ALONE, World, on_every_rank
 from student_trainer.rollout.base import ORIGINS, Origin, Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.head import head_logits
@@ -370,12 +370,14 @@ class Updater:
 
     def _refuse(self, what: str, otherwise: str = "") -> None:
         self.optimizer.zero_grad()
-        raise LsmError(
-            f"{what}: the update is refused, the student stays as it was",
-            where=f"update {self.updates + 1}",
-            fix="look at the last metrics, lower optimizer.lr or the teacher's top_k, and resume"
-            f"{otherwise}",
-            reason="NON_FINITE",
+        raise on_every_rank(
+            LsmError(
+                f"{what}: the update is refused, the student stays as it was",
+                where=f"update {self.updates + 1}",
+                fix="look at the last metrics, lower optimizer.lr or the teacher's top_k, and "
+                f"resume{otherwise}",
+                reason="NON_FINITE",
+            )
         )
 
 

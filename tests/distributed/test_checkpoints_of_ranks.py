@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.distributed.world import ALONE, World, agreed
+from student_trainer.distributed.world import ALONE, World, agreed, on_every_rank
 from student_trainer.ranks import optimizer_files
 from student_trainer.run.rng import capture_rng, rng_of_rank, rng_of_world, seeded_rng
 from student_trainer.run.signals import Stopped
@@ -87,6 +87,12 @@ def test_one_process_fails_by_what_it_does_for_all() -> None:
         assert agreed(caught.value)
     assert ALONE.each(lambda: 3) == ALONE.on_first(lambda: 3) == 3
     assert not agreed(RuntimeError("of torch"))
+
+
+def test_the_kind_of_an_error_does_not_tell_that_all_ranks_have_it() -> None:
+    for error in (ConfigurationError("only here", where="", fix=""), Stopped(15)):
+        assert not agreed(error), "it was raised without the others"
+        assert agreed(on_every_rank(error))
 
 
 def test_ranks_cannot_all_have_the_same_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
