@@ -243,6 +243,7 @@ class TrainingLoop:
                     # So that the same command trains nothing more.
                     saved = self.save_unless_saved()
                     self.world.on_first(partial(self._tell_saved, saved))
+            self._end_if_requested()  # a signal that came after the last step's
         except (Exception, SystemExit) as error:
             unwritable = isinstance(error, LsmError) and error.reason == checkpoint.NOT_WRITTEN
             together = not self.world.several or agreed(error)

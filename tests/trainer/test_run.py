@@ -27,7 +27,9 @@ from student_trainer.rollout.generate import generate
 from student_trainer.rollout.slots import supported
 from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory
+from student_trainer.run.retention import listing
 from student_trainer.run.rng import restore_rng
+from student_trainer.run.signals import Stopped
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.inputs import with_answers
 from student_trainer.student import model as student_model
@@ -198,6 +200,30 @@ def test_a_run_that_is_told_to_end_goes_on_where_it_was(config: MakeConfig, tmp_
     straight = train(in_directory(ended, tmp_path / "straight", steps=target))
     assert losses(ended.run.output_dir) == losses(straight)
     assert artefacts(ended.run.output_dir, target) == artefacts(straight, target)
+
+
+def test_a_signal_after_the_last_step_ends_the_run_before_what_follows(
+    config: MakeConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the last look for a signal and the end of the steps, while evaluations get no better
+    and the last step is saved."""
+    settings = in_directory(config(checkpoint={"every": 50}), tmp_path / "run", steps=3)
+    monkeypatch.setattr(TrainingLoop, "_stops_early", lambda loop: loop.state.step == 2)
+    told = TrainingLoop._tell_saved
+
+    def tell_saved(loop: TrainingLoop, saved: Path | None) -> None:
+        told(loop, saved)
+        if saved is not None:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(TrainingLoop, "_tell_saved", tell_saved)
+    with pytest.raises(Stopped) as caught:
+        train(settings)
+    assert caught.value.code == 143
+    run = settings.run.output_dir
+    (saved,) = listing(run / "checkpoints")
+    assert checkpoint.load_state(saved).step == 2
+    assert not (run / "model").exists()
 
 
 def test_a_student_that_reads_or_writes_otherwise_than_before_is_refused(
