@@ -188,6 +188,18 @@ class TrainingLoop:
         Raises:
             ConfigurationError, ContractMismatchError: the checkpoint is of another run.
         """
+        self.world.each(partial(self._restore, path))
+        # The run's files are rank 0's: another may see them late, or not whole.
+        self._empty_steps = self.world.from_first(self.world.on_first(self._recall))
+        log.info("resuming after step %d from %s", self.state.step, path)
+
+    def _recall(self) -> int:
+        """Reads the steps that are made; returns how many of the last had no usable row."""
+        self.recent.restore(self.run.metrics, self.state.step)
+        return empty_steps(self.run.metrics, self.state.step)
+
+    def _restore(self, path: Path) -> None:
+        """Takes over what a checkpoint holds."""
         before = checkpoint.load_state(path)
         now, allowed = self.state, self.config.checkpoint.allow_changed
         check_resumable(before, now.config, now.data_digest, now.teachers, allowed)
@@ -217,11 +229,8 @@ class TrainingLoop:
                 "settings changed",
                 anew,
             )
-        self.recent.restore(self.run.metrics, before.step)
-        self._empty_steps = empty_steps(self.run.metrics, before.step)
         self._saved = before.step, len(pending)
         self._restored = frozenset(batch.step for batch in pending)
-        log.info("resuming after step %d from %s", before.step, path)
 
     def run_steps(self, progress: Progress) -> None:
         """Makes steps until ``run.steps``. Whatever ends them early, the state is saved: also a

@@ -149,7 +149,7 @@ def _train(
             )
             events = loop.events
             if found := start.checkpoint:
-                world.each(lambda: loop.restore(found))
+                loop.restore(found)
             world.on_first(lambda: _begin(config, run, loop, student))
             evaluated = partial(gathered, student) if loop.evaluation.enabled else nullcontext
             with gathered(student):

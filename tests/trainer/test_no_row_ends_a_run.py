@@ -18,6 +18,7 @@ from teacher_proto.types import ContinuationScores, ScoreReply, ScoreRequest, St
 from student_trainer.commands.doctor import examine
 from student_trainer.data import PromptOrder, load_prompts
 from student_trainer.data.progress import told
+from student_trainer.distributed.world import World
 from student_trainer.loop import TrainingLoop
 from student_trainer.rollout.engine import make_engine
 from student_trainer.run.directory import RunDirectory, append_metrics
@@ -273,6 +274,14 @@ def test_a_step_without_a_usable_row_changes_nothing_and_is_counted(
     assert loop.state.updates == 3, "the learning rate goes on"
 
 
+class Told(World):
+    """Another rank, which rank 0 tells of two steps."""
+
+    def from_first(self, value: object) -> object:
+        assert value is None, "rank 0 alone reads"
+        return 2
+
+
 def test_steps_without_a_usable_row_are_counted_over_a_resume(
     config: MakeConfig, tmp_path: Path
 ) -> None:
@@ -309,6 +318,19 @@ def test_steps_without_a_usable_row_are_counted_over_a_resume(
         again.restore(run.checkpoints / "step-000002")
         with pytest.raises(NothingUsableError):
             again.step()
+        # Another rank is told, and does not read what it may see late.
+        run.metrics.write_text("not JSON, to a rank that reads it\n")
+        other = TrainingLoop(
+            settings,
+            student,
+            make_engine(student, settings.rollout),
+            Teachers(settings, {"default": link}),
+            prompts,
+            run,
+            world=Told(rank=1),
+        )
+        other.restore(run.checkpoints / "step-000002")
+        assert other._empty_steps == 2
 
 
 def test_a_step_is_empty_when_all_its_updates_are(config: MakeConfig, tmp_path: Path) -> None:
