@@ -12,6 +12,9 @@ A callback is called with every event, and asks for its class:
         if isinstance(event, StepEnded):
             print(event.step, event.metrics["loss"])
 
+Of a run with several ranks, rank 0 tells its own callbacks: rollouts and scores are those of its
+share of the step, and everything else is of the whole run. The other ranks wait for a callback.
+
 The arrays of an event are those that the run goes on with: read them, and do not change them.
 What a callback draws from torch's generators changes nothing in the run.
 """
@@ -68,7 +71,8 @@ class RolloutsWritten:
     Attributes:
         step: the step that updates on it.
         written_after: completed steps of the student that wrote it.
-        rollouts: by group: the student's responses to one prompt, or answers of the data.
+        rollouts: by group: the student's responses to one prompt, or answers of the data. With
+            several ranks those of rank 0's share of the step.
     """
 
     step: int
@@ -81,7 +85,8 @@ class ScoresArrived:
     """The scores of a step's rollouts, told once the step is complete.
 
     Attributes:
-        rollouts: as far as they are scored (``scoring``).
+        rollouts: as far as they are scored (``scoring``); with several ranks those of rank 0's
+            share of the step.
         scores: one for each of ``rollouts``, in their order.
     """
 

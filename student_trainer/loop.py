@@ -245,13 +245,13 @@ class TrainingLoop:
                     self._keep_responses()
                     self.keeper.tell(progress.table)
                     saved = self.save() if self._save_is_due() else None
-                    self.world.on_first(partial(self._tell_step, line, saved))
+                    self.world.on_first(partial(self._tell_step, line, saved), however_long=True)
                     self._evaluate(progress)
                     self._end_if_requested()
                 if self.state.step < self.config.run.steps:
                     # So that the same command trains nothing more.
                     saved = self.save_unless_saved()
-                    self.world.on_first(partial(self._tell_saved, saved))
+                    self.world.on_first(partial(self._tell_saved, saved), however_long=True)
             self._end_if_requested()  # a signal that came after the last step's
         except (Exception, SystemExit) as error:
             unwritable = isinstance(error, LsmError) and error.reason == checkpoint.NOT_WRITTEN
@@ -288,7 +288,7 @@ class TrainingLoop:
             return
         progress.phase("evaluating")
         with gathered(self.student):
-            ended = self.world.on_first(self._evaluated)
+            ended = self.world.on_first(self._evaluated, however_long=True)
         progress.phase("training")
         if ended is not None:
             progress.evaluated(step, curve_values(ended.evaluation))
@@ -302,7 +302,7 @@ class TrainingLoop:
             self.events.tell(ended)
             self._tell_saved(saved)
 
-        self.world.on_first(tell)
+        self.world.on_first(tell, however_long=True)
 
     def _evaluated(self) -> EvaluationEnded | None:
         with self.stopper.interruptible():
@@ -349,7 +349,7 @@ class TrainingLoop:
             batch = self.world.each(partial(self._fill, number))
         times.rollout = time.perf_counter() - start
         told = time.perf_counter()
-        self.world.on_first(partial(self._tell_written, number))
+        self.world.on_first(partial(self._tell_written, number), however_long=True)
         start += time.perf_counter() - told  # no part of the step
         parts = split(len(batch.rollouts), config.optimizer.updates_per_batch)
         if len(parts) > 1:

@@ -90,8 +90,8 @@ class Trainer:
 
     def train(self) -> RunResult:
         """Trains the student; goes on where an earlier call, or another process, has ended. Where
-        torchrun has started several ranks, each of them calls it; rank 0 alone tells callbacks
-        and writes the run's directory.
+        torchrun has started several ranks, each of them calls it; rank 0 alone tells callbacks,
+        of rollouts and scores those of its own share, and writes the run's directory.
 
         Raises:
             ConfigurationError: among others, another run writes in the directory.
@@ -150,7 +150,7 @@ def _train(
             events = loop.events
             if found := start.checkpoint:
                 loop.restore(found)
-            world.on_first(lambda: _begin(config, run, loop, student))
+            world.on_first(lambda: _begin(config, run, loop, student), however_long=True)
             evaluated = partial(gathered, student) if loop.evaluation.enabled else nullcontext
             with gathered(student):
                 if not start.checkpoint:
@@ -169,7 +169,7 @@ def _train(
 
                 progress.phase("evaluating the untrained student")
                 with evaluated():
-                    world.on_first(evaluate_before)
+                    world.on_first(evaluate_before, however_long=True)
                 progress.phase("training")
                 loop.run_steps(progress)
                 # Saved first: whatever fails from here on, the trained model is there.
@@ -189,9 +189,9 @@ def _train(
                     return dict(summary)
 
                 with evaluated():
-                    summary = world.from_first(world.on_first(evaluate_after))
+                    summary = world.from_first(world.on_first(evaluate_after, however_long=True))
     result = RunResult(run.path, summary)
-    world.on_first(lambda: _close(config, result, prompts, teachers, events))
+    world.on_first(lambda: _close(config, result, prompts, teachers, events), however_long=True)
     return result
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import torch
@@ -23,6 +24,7 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from student_trainer.distributed.meeting import meet
+from student_trainer.distributed.patience import kept_waiting, wait
 
 # Set by torchrun, and by whoever starts the ranks without it.
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -138,12 +140,18 @@ class World:
         self.agree(failed)
         return cast(T, found)
 
-    def on_first(self, action: Callable[[], T]) -> T | None:
+    def on_first(self, action: Callable[[], T], *, however_long: bool = False) -> T | None:
         """Does something on rank 0, for which the others wait; None there.
+
+        Args:
+            however_long: they wait for as long as rank 0 lives, and not only as long as ranks
+                wait for each other at most.
 
         Raises:
             BaseException: as ``agree``, of what it raises.
         """
+        if however_long and self.several:
+            return self.each(partial(kept_waiting, action, self.size) if self.writes else wait)
         return self.each(action if self.writes else _nothing)
 
     def same(self, what: str, value: Any, *, fix: str) -> None:
