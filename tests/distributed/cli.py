@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 
 from student_trainer.data import load_prompts
 from student_trainer.distributed.world import ALONE, World, joined
+from student_trainer.ranks import optimizer_files
 from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
@@ -107,6 +108,11 @@ class Setup:
 def whole(tensor: Tensor) -> Tensor:
     found = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
     return found.detach().float().clone().contiguous()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """What this rank has of it."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def gradients(setup: Setup) -> Found:
@@ -198,6 +204,22 @@ def half(setup: Setup) -> Found:
     return gradients(setup)
 
 
+def resumed(setup: Setup) -> Found:
+    """The optimiser's tensors after an update, written and read again, and an update with them."""
+    losses = [setup.update(1).losses[0]]
+    optimizer, folder = setup.updater.optimizer, Path(setup.changes["folder"])
+    state = {key: one.clone() for key, one in optimizer.state().items()}
+    names = setup.world.gather(optimizer_files.write(folder, state, setup.world).name)
+    found = optimizer_files.read(folder, names, optimizer.masters)
+    same = found.keys() == state.keys() and all(
+        torch.equal(local(one), local(state[key])) for key, one in found.items()
+    )
+    optimizer.load(found)
+    losses.append(setup.update(2).losses[0])
+    fewest = min(len(local(one)) for one in optimizer.masters.values())
+    return {"losses": losses, "same": same, "fewest": fewest}, setup.parameters()
+
+
 def rows(setup: Setup) -> Found:
     """Which rows are chosen for metrics."""
     draws = np.random.default_rng(3)
@@ -213,10 +235,8 @@ def memory(setup: Setup) -> Found:
     return {"weights": weight_bytes(setup.student), "update": update_bytes(setup.student)}, {}
 
 
-CASES: dict[str, Callable[[Setup], Found]] = {
-    one.__name__: one
-    for one in (gradients, updates, failing, interrupted, not_finite, half, rows, memory)
-}
+EVERY = (gradients, updates, failing, interrupted, not_finite, half, resumed, rows, memory)
+CASES: dict[str, Callable[[Setup], Found]] = {one.__name__: one for one in EVERY}
 
 
 def main(argv: list[str]) -> int:

@@ -205,6 +205,21 @@ def test_several_updates_end_where_one_process_ends(
     assert_equal(after, before, bound)
 
 
+def test_a_rank_may_hold_no_row_of_a_parameter(
+    make_order: Callable[..., Order], on_ranks: Any, tmp_path: Path
+) -> None:
+    """Adapters of rank 1 have a matrix of one row: it is the first rank's."""
+    order = make_order(student={"lora": {"rank": 1}}, changes={"folder": str(tmp_path)})
+    ((alone, expected),) = on_ranks("resumed", order, 1)
+    (one, parameters), (other, _) = on_ranks("resumed", order)
+    assert (alone["fewest"], one["fewest"], other["fewest"]) == (1, 1, 0)
+    assert alone["same"]
+    assert one["same"]
+    assert other["same"]
+    assert one["losses"] == other["losses"] == pytest.approx(alone["losses"], abs=1e-6)
+    assert_equal(parameters, expected, 1e-4)
+
+
 @pytest.mark.parametrize("place", ["scores", "signal", "losses", "tell"])
 def test_what_one_rank_fails_by_ends_the_update_of_all(
     make_order: Callable[..., Order], on_ranks: Any, place: str
