@@ -28,7 +28,7 @@ from teacher_proto.types import TeacherIdentity
 from torch import Tensor
 
 from student_trainer.distributed.folder import folder_of_ranks
-from student_trainer.distributed.world import AGREED, ALONE, World, agreed
+from student_trainer.distributed.world import ALONE, World, agreed, on_every_rank
 from student_trainer.ranks import optimizer_files
 from student_trainer.run.pending_batches import PendingBatch
 from student_trainer.run.retention import UNFINISHED, Goal, delete_old_checkpoints, listing
@@ -129,15 +129,15 @@ def save(
         if not _of_writing(error, world):
             raise
         told = isinstance(error, OSError | SafetensorError | LsmError)
-        unwritten = LsmError(
-            f"cannot write the checkpoint of step {state.step}: "
-            f"{error if told else f'{type(error).__name__}: {error}'}",
-            where=str(directory),
-            fix="free space or change run.output_dir, then start again: the run resumes",
-            reason=NOT_WRITTEN,
-        )
-        setattr(unwritten, AGREED, True)
-        raise unwritten from error
+        raise on_every_rank(
+            LsmError(
+                f"cannot write the checkpoint of step {state.step}: "
+                f"{error if told else f'{type(error).__name__}: {error}'}",
+                where=str(directory),
+                fix="free space or change run.output_dir, then start again: the run resumes",
+                reason=NOT_WRITTEN,
+            )
+        ) from error
     return final
 
 
