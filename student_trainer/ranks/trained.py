@@ -29,7 +29,7 @@ def save_trained(student: Student, config: TrainConfig, path: Path, world: World
         saved = work / "adapters" if merge else work
         world.each(lambda: save_weights(student, saved))
         if merge:
-            world.on_first(lambda: _fold(saved, config, work))
+            world.on_first(lambda: _fold(saved, config, work), however_long=True)
     return student
 
 
