@@ -13,7 +13,7 @@ import pytest
 import pytest_asyncio
 from tokenizers import Tokenizer
 
-from teacher_server import config
+from teacher_server import config, memory
 from tests.server.crossed import TEXT, request, upload
 from tests.server.running import LONG, Running, running
 from tests.support.footsteps import Footsteps, Way
@@ -43,6 +43,8 @@ def footsteps() -> Footsteps:
 async def followed(tiny_model_dir: Path, footsteps: Footsteps) -> AsyncIterator[Running]:
     """A server whose threads can be followed."""
     with pytest.MonkeyPatch.context() as patch, footsteps.installed():
+        # It looks at its memory more often than a request takes.
+        patch.setattr(memory, "LOOK_SECONDS", 3600)
         async with running({"default": tiny_model_dir}, patch) as server:
             yield server
 

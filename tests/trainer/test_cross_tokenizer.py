@@ -102,7 +102,7 @@ def test_a_run_trains_evaluates_and_shows_what_it_knows(
     held_out = tmp_path / "held.jsonl"
     held_out.write_text("".join(json.dumps({"prompt": t}) + "\n" for t in ("the sun", "a day was")))
     settings = config(
-        run={"steps": 6},
+        run={"steps": 12},
         data={"held_out": str(held_out)},
         loss={"top_k": 48, "masked_chunks": True, "chunk_clamp": 0.3},
         optimizer={"lr": 3e-3},
