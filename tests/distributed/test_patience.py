@@ -20,7 +20,7 @@ pytestmark = pytest.mark.ranks
 
 SIZE = 3
 # Seconds that ranks wait for each other, and what takes longer.
-LIMIT, LONGER = 10.0, 15.0
+LIMIT, LONGER = 5.0, 8.0
 
 
 def long_work(world: World) -> Any:
