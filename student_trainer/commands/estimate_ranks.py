@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from teacher_proto.errors import ConfigurationError
 from torch import nn
 
 from student_trainer.commands.estimate import MIB, available_bytes, estimated_memory
+from student_trainer.rollout.plan import check_share
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
 from student_trainer.student.layers import find_layers
@@ -66,13 +66,7 @@ def rank_memory(config: TrainConfig, student: Student, ranks: int) -> RankMemory
         ConfigurationError: so many ranks cannot share a step.
     """
     groups, updates = config.rollout.prompts_per_step, config.optimizer.updates_per_batch
-    if groups % (ranks * updates):
-        raise ConfigurationError(
-            f"{ranks} ranks cannot share the {groups} prompts of a step: {ranks} times "
-            f"optimizer.updates_per_batch ({updates}) does not divide them",
-            where="rollout.prompts_per_step",
-            fix=f"set a multiple of {ranks * updates}, or start another number of ranks",
-        )
+    check_share(groups, updates, ranks)
     rollout = config.rollout.model_copy(update={"prompts_per_step": groups // ranks})
     share = estimated_memory(config.model_copy(update={"rollout": rollout}), student)
     parameters = list(student.module.parameters())

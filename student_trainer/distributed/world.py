@@ -154,24 +154,6 @@ class World:
             return self.each(partial(kept_waiting, action, self.size) if self.writes else wait)
         return self.each(action if self.writes else _nothing)
 
-    def same(self, what: str, value: Any, *, fix: str) -> None:
-        """Checks that a JSON value is the same on every rank.
-
-        Raises:
-            ConfigurationError: it is not, on every rank.
-        """
-        others = self.gather(value)
-        for rank, other in enumerate(others):
-            if other != others[0]:
-                raise on_every_rank(
-                    ConfigurationError(
-                        f"{what} of rank {rank} is {_short(other)}, and that of rank 0 "
-                        f"{_short(others[0])}",
-                        where=f"rank {self.rank} of {self.size}",
-                        fix=fix,
-                    )
-                )
-
     def _gather_bytes(self, mine: bytes) -> list[bytes]:
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(sizes, torch.tensor([len(mine)]))
@@ -289,8 +271,3 @@ def _described(error: BaseException) -> dict[str, Any]:
             "retry_after": error.retry_after,
         }
     return {"what": f"{type(error).__name__}: {error}", "where": "", "fix": "", "retry_after": None}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from teacher_proto.errors import ConfigurationError
+
 from student_trainer.distributed.world import ALONE, World
 from student_trainer.settings.rollout import MixingSettings, RolloutSettings
 
@@ -66,3 +68,18 @@ def share_of(groups: int, updates: int, world: World = ALONE) -> tuple[int, ...]
     each = groups // (updates * world.size)
     firsts = (update * groups // updates + world.rank * each for update in range(updates))
     return tuple(group for first in firsts for group in range(first, first + each))
+
+
+def check_share(groups: int, updates: int, ranks: int) -> None:
+    """Checks that ranks can have equal slices of each update's groups.
+
+    Raises:
+        ConfigurationError: the groups of a step are no multiple of ``updates * ranks``.
+    """
+    if groups % (ranks * updates):
+        raise ConfigurationError(
+            f"{ranks} ranks cannot share the {groups} prompts of a step: {ranks} times "
+            f"optimizer.updates_per_batch ({updates}) does not divide them",
+            where="rollout.prompts_per_step",
+            fix=f"set a multiple of {ranks * updates}, or start another number of ranks",
+        )

@@ -24,6 +24,7 @@ from teacher_proto.program.settings_keys import flatten
 
 from student_trainer.data import run_clock
 from student_trainer.distributed.world import World, on_every_rank
+from student_trainer.rollout.plan import check_share
 from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.run.checkpoint import MANIFEST, load_state
 from student_trainer.settings.dotted import sources
@@ -49,16 +50,7 @@ def settings(start: Start) -> str:
     compare(start, "versions", versions(), "what is installed")
     compare(start, "files of your own classes", {s.module: s.sha256 for s in sources(config)}, "")
     prompts, updates = config.rollout.prompts_per_step, config.optimizer.updates_per_batch
-    if prompts % (world.size * updates):
-        raise on_every_rank(
-            ConfigurationError(
-                f"{world.size} ranks cannot share the prompts of a step: {prompts} prompts in "
-                f"{updates} updates",
-                where="rollout.prompts_per_step",
-                fix="make it a multiple of optimizer.updates_per_batch times the number of ranks "
-                f"({world.size * updates}), or start another number of ranks",
-            )
-        )
+    world.each(lambda: check_share(prompts, updates, world.size))
     world.each(lambda: check_device(config.student.device, world))
     place = config.rollout.vllm.place
     if config.rollout.engine == "vllm" and place != "colocated":

@@ -18,7 +18,7 @@ from teacher_proto.types import ContinuationScores, ScoreReply, ScoreRequest, St
 from student_trainer.commands.doctor import examine
 from student_trainer.data import PromptOrder, load_prompts
 from student_trainer.data.progress import told
-from student_trainer.distributed.world import World
+from student_trainer.distributed.world import ALONE, World
 from student_trainer.loop import TrainingLoop
 from student_trainer.rollout.engine import make_engine
 from student_trainer.run.directory import RunDirectory, append_metrics
@@ -293,42 +293,26 @@ def test_steps_without_a_usable_row_are_counted_over_a_resume(
     run = RunDirectory(tmp_path / "run")
     run.path.mkdir()
     with TeacherLink(settings.named_teachers["default"], student, run="test") as link:
-        loop = TrainingLoop(
-            settings,
-            student,
-            make_engine(student, settings.rollout),
-            Teachers(settings, {"default": link}),
-            prompts,
-            run,
-        )
+
+        def made(world: World = ALONE) -> TrainingLoop:
+            engine = make_engine(student, settings.rollout)
+            teachers = Teachers(settings, {"default": link})
+            return TrainingLoop(settings, student, engine, teachers, prompts, run, world=world)
+
+        loop = made()
         for _ in range(2):
             append_metrics(run.metrics, loop.step())
         with pytest.raises(NothingUsableError):
             loop.step()
         assert loop.updater.updates == loop.state.updates == 2
         loop.save_unless_saved()
-        again = TrainingLoop(
-            settings,
-            student,
-            make_engine(student, settings.rollout),
-            Teachers(settings, {"default": link}),
-            prompts,
-            run,
-        )
+        again = made()
         again.restore(run.checkpoints / "step-000002")
         with pytest.raises(NothingUsableError):
             again.step()
         # Another rank is told, and does not read what it may see late.
         run.metrics.write_text("not JSON, to a rank that reads it\n")
-        other = TrainingLoop(
-            settings,
-            student,
-            make_engine(student, settings.rollout),
-            Teachers(settings, {"default": link}),
-            prompts,
-            run,
-            world=Told(rank=1),
-        )
+        other = made(Told(rank=1))
         other.restore(run.checkpoints / "step-000002")
         assert other._empty_steps == 2
 
