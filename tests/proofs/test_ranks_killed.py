@@ -71,13 +71,20 @@ def test_ranks_go_on_exactly_after_one_was_killed(served: Room, rank: int, strai
     assert_equal(finish(served, config), straight, STEPS)
 
 
-@pytest.mark.parametrize("told", [(0, 1), (1,)], ids=["both", "one"])
+WRITING = ("student_trainer.rollout.drawing:Drawing.draw", 40)
+UPDATING = ("student_trainer.update.optim:Optimizer.step", 2)
+
+
+@pytest.mark.parametrize(
+    ("told", "place"),
+    [((0, 1), WRITING), ((1,), WRITING), ((1,), UPDATING)],
+    ids=["both", "one", "one in its update"],
+)
 def test_a_signal_ends_all_ranks_after_the_same_step(
-    served: Room, told: tuple[int, ...], straight: Path
+    served: Room, told: tuple[int, ...], place: tuple[str, int], straight: Path
 ) -> None:
     config = config_of(served, "stopped", checkpoint={"every": 50})
-    place = "student_trainer.rollout.drawing:Drawing.draw"
-    faults = {rank: killed(place, 40, number=signal.SIGTERM) for rank in told}
+    faults = {rank: killed(*place, number=signal.SIGTERM) for rank in told}
     started = ranks(served, config, faults)
     codes = started.wait()
     assert all(codes[rank] == 128 + signal.SIGTERM for rank in told), (codes, started.errors(0))
