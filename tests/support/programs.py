@@ -87,11 +87,15 @@ class Zygote:
     ) -> Child:
         """Runs the program; its output goes to ``folder``'s files output and errors.
 
+        Both exist on return, so that they can be read before the program has opened them.
+
         Args:
             environment: variables that are added to the zygote's.
             inside: the working directory; None for the zygote's.
         """
         folder.mkdir(parents=True, exist_ok=True)
+        for name in ("output", "errors"):
+            (folder / name).touch()
         order = {
             "argv": list(argv),
             "output": str(folder / "output"),
