@@ -134,7 +134,7 @@ bench-outside: $(VENV)/.dev ## what each loss does to mass outside the support, 
 bench-staleness: $(VENV)/.dev ## what stale rollouts cost each loss, with and without the cap (10 minutes, 2 cores)
 	$(BIN)/python -m benchmarks.bench_staleness $(ARGS)
 
-bench-trainer: $(VENV)/.dev ## rollouts, packed updates and a whole step against TRL's (25 minutes, 2 cores)
+bench-trainer: $(VENV)/.dev ## rollouts, packed updates and a whole step against TRL's (an hour, 2 cores)
 	$(BIN)/python -m benchmarks.bench_trainer $(ARGS)
 
 bench-teacher: $(VENV)/.dev ## the service against its engine, groups, codec, overhead
