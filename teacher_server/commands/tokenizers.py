@@ -150,6 +150,7 @@ def _file(name: str) -> bytes | str:
 
 def _difference(student: str, teacher: str, files: Mapping[str, bytes | str]) -> str:
     """How the two differ, the student's first; empty where they have one fingerprint."""
+    from teacher_proto.fingerprint.parts import content_of
     from teacher_proto.fingerprint.relation import difference
 
     from teacher_server.teachers.tokenizer import TextTokenizer
@@ -162,5 +163,6 @@ def _difference(student: str, teacher: str, files: Mapping[str, bytes | str]) ->
             tokenizer_hash(files[name])
         except ConfigurationError as error:
             raise ConfigurationError(error.what, where=name, fix=error.fix) from error
-    found = difference(files[student], files[teacher], encodings)
+    contents = (content_of(files[name]) for name in (student, teacher))
+    found = difference(*contents, encodings)
     return "" if found is None else found.describe()

@@ -9,7 +9,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.fingerprint.parts import canonical_parts, read_fingerprint
+from teacher_proto.fingerprint.parts import canonical_parts, content_of, read_fingerprint
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
 from tests.contract.toy_tokenizers import (
@@ -59,7 +59,7 @@ def vectors() -> dict[str, Any]:
 
 
 def _vector(name: str, file: str) -> dict[str, Any]:
-    parts = canonical_parts(file)
+    parts = canonical_parts(content_of(file))
     texts = {
         part: json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
         for part, value in parts.items()

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from teacher_proto.fingerprint.components import TOTAL
-from teacher_proto.fingerprint.parts import PARTS, canonical_parts, read_fingerprint
+from teacher_proto.fingerprint.parts import PARTS, canonical_parts, content_of, read_fingerprint
 from teacher_proto.tokenizer_hash import VERSION, tokenizer_hash
 
 from tests.contract import fingerprint_reference as reference
@@ -21,7 +21,7 @@ def test_a_vector_has_its_fingerprint(vector: dict[str, Any]) -> None:
     file = vector["tokenizer_json"]
     assert tokenizer_hash(file) == vector["tokenizer_hash"]
     assert read_fingerprint(file).digests == vector["digests"]
-    parts = canonical_parts(file)
+    parts = canonical_parts(content_of(file))
     assert list(parts) == list(PARTS)
     written = {
         part: json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

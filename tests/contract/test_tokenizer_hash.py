@@ -165,13 +165,13 @@ def test_a_real_tokenizer_on_disk_and_in_memory(
 def test_one_content_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """A registration asks for the fingerprint of its file more than once."""
     read: list[str | bytes] = []
-    real = parts.canonical_parts
+    real = parts.content_of
 
-    def counting(content: str | bytes) -> dict[str, Any]:
+    def counting(content: str | bytes) -> object:
         read.append(content)
         return real(content)
 
-    monkeypatch.setattr(parts, "canonical_parts", counting)
+    monkeypatch.setattr(parts, "content_of", counting)
     file = json.dumps({**BASE, "version": "read once"})
     assert tokenizer_hash(file) == tokenizer_hash(file.encode()) == fingerprint(lambda d: None)
     assert [one for one in read if "read once" in str(one)] == [file]

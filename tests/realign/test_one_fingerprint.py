@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from teacher_proto.fingerprint.parts import canonical_parts
+from teacher_proto.fingerprint.parts import canonical_parts, content_of
 from teacher_proto.fingerprint.probe import probe_texts
 from teacher_proto.tokenizer_hash import tokenizer_hash
 
@@ -51,7 +51,7 @@ def load_each_way(file: Path, config: Path, folder: Path, labels: list[str]) -> 
 
     gc.disable()  # Half of the time otherwise, for millions of small lists that stay.
     text = file.read_text(encoding="utf-8")
-    texts = probe_texts(row[1] for row in canonical_parts(text)["added_tokens"])
+    texts = probe_texts(row[1] for row in canonical_parts(content_of(text))["added_tokens"])
     found = {FILE: Loaded(tokenizer_hash(text), TextTokenizer(text).encode_each(texts))}
     shutil.copyfile(file, folder / FILE)
     for label in labels:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from teacher_proto.tokenizer_hash import tokenizer_hash
 
-from teacher_server.frames import PREFIX, Frame, pack, parts, receive, unpack
+from teacher_server.frames import PREFIX, Frame, pack, parts, receive, texts_array, unpack
 from teacher_server.workers import worker
 from teacher_server.workers.inside.errors import WorkerError
+from teacher_server.workers.inside.student import Student
 from teacher_server.workers.worker import MAX_ANSWER_BYTES, PART_BYTES, Worker
 from teacher_server.workers.worker import MAX_ANSWER_HEADER_BYTES as LONGEST
 
@@ -81,3 +85,24 @@ def test_a_file_is_sent_as_it_is_and_not_copied() -> None:
     found = parts(Frame("open", {"tables": ""}, {"file": file}))
     assert any(np.shares_memory(np.frombuffer(part, np.uint8), file) for part in found if part)
     assert unpack(b"".join(found)).arrays["file"].tobytes() == b"tokenizer"
+
+
+def test_a_file_is_parsed_once(
+    other_tokenizer_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its fingerprint, its sizes and components, its vocabulary and its texts are of one parse."""
+    file = (other_tokenizer_model_dir / "tokenizer.json").read_bytes()
+    parsed: list[int] = []
+    loads = json.loads
+
+    def counting(text: str | bytes, **how: Any) -> Any:
+        parsed.append(len(text))
+        return loads(text, **how)
+
+    monkeypatch.setattr(json, "loads", counting)
+    student = Student({})
+    header = {"tables": "", "roles": {}}
+    answer = student.answer(Frame("open", header, {"file": np.frombuffer(file, np.uint8)}))
+    assert student.answer(Frame("encode", {}, texts_array(["hello"]))).arrays["ids"].size
+    assert parsed == [len(file)]
+    assert answer.header["hash"] == tokenizer_hash(file)

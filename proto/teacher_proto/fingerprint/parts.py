@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,26 +52,44 @@ _kept: OrderedDict[bytes, Fingerprint] = OrderedDict()
 _lock = threading.Lock()
 
 
-def canonical_parts(tokenizer_json: str | bytes) -> dict[str, Any]:
-    """The value of each of ``PARTS``; raises ConfigurationError for a file it cannot read."""
+def content_of(tokenizer_json: str | bytes, constant: Callable[[str], float] = float) -> object:
+    """What a tokenizer.json holds; raises ConfigurationError for what is not JSON.
+
+    Args:
+        constant: makes the number of a name that JSON does not have, such as NaN.
+    """
     try:
-        document = json.loads(tokenizer_json)
+        return json.loads(tokenizer_json, parse_constant=constant)
     except (ValueError, RecursionError) as failure:
         raise unreadable(f"is not JSON: {failure}") from None
-    if not isinstance(document, dict) or not isinstance(document.get("model"), dict):
+
+
+def canonical_parts(content: object) -> dict[str, Any]:
+    """The value of each of ``PARTS``; raises ConfigurationError for what has none.
+
+    Args:
+        content: of a tokenizer.json (``content_of``).
+    """
+    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
         raise unreadable("has no model")
-    normalizers = components.normalizers(document.get("normalizer"))
-    pre = components.pre_tokenizers(document.get("pre_tokenizer"), normalizers)
+    normalizers = components.normalizers(content.get("normalizer"))
+    pre = components.pre_tokenizers(content.get("pre_tokenizer"), normalizers)
     return {
-        "model": model.settings(document["model"], components.ends_in_bytes(pre)),
-        "vocabulary": model.vocabulary(document["model"]),
-        "merges": model.merges(document["model"]),
+        "model": model.settings(content["model"], components.ends_in_bytes(pre)),
+        "vocabulary": model.vocabulary(content["model"]),
+        "merges": model.merges(content["model"]),
         "normalizer": normalizers,
         "pre_tokenizer": pre,
         "added_tokens": _added_tokens(
-            document.get("added_tokens"), document["model"]["vocab"], bool(normalizers)
+            content.get("added_tokens"), content["model"]["vocab"], bool(normalizers)
         ),
     }
+
+
+def fingerprint_of(content: object) -> Fingerprint:
+    """Of what a tokenizer.json holds; raises ConfigurationError as ``canonical_parts``."""
+    parts = canonical_parts(content)
+    return Fingerprint({name: _sha256(value) for name, value in parts.items()})
 
 
 def read_fingerprint(tokenizer_json: str | bytes) -> Fingerprint:
@@ -83,8 +101,7 @@ def read_fingerprint(tokenizer_json: str | bytes) -> Fingerprint:
     key = hashlib.sha256(written).digest()
     found = _kept.get(key)
     if found is None:
-        parts = canonical_parts(tokenizer_json)
-        found = Fingerprint({name: _sha256(value) for name, value in parts.items()})
+        found = fingerprint_of(content_of(tokenizer_json))
         with _lock:
             _kept[key] = found
             while len(_kept) > MAX_KEPT:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from teacher_proto.fingerprint.difference import part_differences
-from teacher_proto.fingerprint.parts import canonical_parts
+from teacher_proto.fingerprint.parts import canonical_parts, content_of
 from teacher_proto.fingerprint.probe import Encode, EncodesOtherwise, first_difference
 
 EQUAL = "every text of the probe has the same ids in both"
@@ -33,12 +33,12 @@ class Difference:
 
 
 def difference(
-    one: str | bytes, other: str | bytes, encodings: Callable[[], tuple[Encode, Encode]]
+    one: object, other: object, encodings: Callable[[], tuple[Encode, Encode]]
 ) -> Difference | None:
     """How two tokenizers differ; None where they have the same fingerprint.
 
     Args:
-        one, other: contents of two tokenizer.json.
+        one, other: what two tokenizer.json hold (``content_of``).
         encodings: makes the encoding of each; called where the fingerprints differ.
 
     Raises:
@@ -61,7 +61,7 @@ def loaded_otherwise(
     Raises:
         ConfigurationError: as ``difference``.
     """
-    found = difference(loaded, published, encodings)
+    found = difference(content_of(loaded), content_of(published), encodings)
     if found is None or found.text is None:
         return ""
     return (

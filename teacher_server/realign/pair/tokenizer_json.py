@@ -23,30 +23,29 @@ class ParsedTokenizer:
     """A tokenizer.json of V ids.
 
     Attributes:
-        document: the file's content.
+        content: what the file holds.
         token_bytes: V entries; empty where an id is special or has no token.
         specials: special id -> its text.
     """
 
-    document: Mapping[str, Any]
+    content: Mapping[str, Any]
     kind: Kind
     token_bytes: tuple[bytes, ...]
     specials: Mapping[int, str]
 
 
-def parse_tokenizer(file: bytes | str) -> ParsedTokenizer:
-    """Parses the content of a tokenizer.json, which is JSON with a "model".
+def parse_tokenizer(content: Mapping[str, Any]) -> ParsedTokenizer:
+    """Reads what a tokenizer.json holds that has a fingerprint.
 
     Raises:
         ConfigurationError: it is of a kind that cannot be realigned, or contradicts itself.
     """
-    document = json.loads(file)
-    model = document["model"]
+    model = content["model"]
     if model.get("type", "BPE") != "BPE" or not isinstance(model.get("vocab"), dict):
         raise refused(f"its model is {model.get('type')!r}, not BPE")
-    kind = _kind(document)
+    kind = _kind(content)
     vocab: dict[str, int] = model["vocab"]
-    added: Sequence[Mapping[str, Any]] = document.get("added_tokens") or ()
+    added: Sequence[Mapping[str, Any]] = content.get("added_tokens") or ()
     size = 1 + max([*vocab.values(), *(token["id"] for token in added)], default=-1)
     if not 0 < size <= MAX_ID:
         raise refused(f"its ids go up to {size - 1}; 0..{MAX_ID - 1} can be read")
@@ -58,7 +57,7 @@ def parse_tokenizer(file: bytes | str) -> ParsedTokenizer:
         elif specials[token] != text:
             raise refused(f"id {token} is {specials[token]!r} and another token, {text!r}")
     _check_numbers(added, vocab)
-    return ParsedTokenizer(document, kind, tuple(table), specials)
+    return ParsedTokenizer(content, kind, tuple(table), specials)
 
 
 def refused(what: str) -> ConfigurationError:
@@ -70,13 +69,13 @@ def refused(what: str) -> ConfigurationError:
     )
 
 
-def _kind(document: Mapping[str, Any]) -> Kind:
+def _kind(content: Mapping[str, Any]) -> Kind:
     for part in ("pre_tokenizer", "decoder"):
-        if '"ByteLevel"' in json.dumps(document.get(part)):
+        if '"ByteLevel"' in json.dumps(content.get(part)):
             return "byte_level"
-    vocab = document["model"]["vocab"]
+    vocab = content["model"]["vocab"]
     fallback = all(f"<0x{b:02X}>" in vocab for b in range(0x80, 0x100))
-    if document["model"].get("byte_fallback") and fallback:
+    if content["model"].get("byte_fallback") and fallback:
         return "byte_fallback"
     raise refused("it is neither byte-level nor has a token for every byte to fall back on")
 

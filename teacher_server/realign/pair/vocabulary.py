@@ -6,10 +6,11 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.fingerprint.parts import read_fingerprint
+from teacher_proto.fingerprint.parts import Fingerprint, content_of, read_fingerprint
 from teacher_proto.tokenizer_hash import versioned
 from teacher_proto.types import Bool, Int32, SpecialRole, UInt8
 
@@ -226,28 +227,38 @@ def _after(prefix: bytes) -> bytes:
 def read_vocabulary(
     file: bytes | str, given_roles: Mapping[int, SpecialRole] | None = None
 ) -> Vocabulary:
-    """Parses a tokenizer.json.
+    """Reads a tokenizer.json; see ``vocabulary_of``. Raises ConfigurationError as well for
+    what has no fingerprint."""
+    found, content = read_fingerprint(file), content_of(file)
+    assert isinstance(content, dict)  # as all that have a fingerprint
+    return vocabulary_of(content, found, given_roles)
+
+
+def vocabulary_of(
+    content: Mapping[str, Any],
+    fingerprint: Fingerprint,
+    given_roles: Mapping[int, SpecialRole] | None = None,
+) -> Vocabulary:
+    """Of what a tokenizer.json holds.
 
     Args:
         given_roles: roles of special ids, where the caller knows them.
 
     Raises:
-        ConfigurationError: broken, of a kind that cannot be realigned, or
-            contradicting itself.
+        ConfigurationError: of a kind that cannot be realigned, or contradicting itself.
     """
-    found = read_fingerprint(file)
-    parsed = parse_tokenizer(file)
+    parsed = parse_tokenizer(content)
     roles = given_roles or {}
     unknown = sorted(set(roles) - set(parsed.specials))
     if unknown:
         raise refused(f"a role is given for id {unknown[0]}, which is no special token of it")
     return Vocabulary(
-        hash=versioned(found.digest),
-        ordinary_hash=versioned(found.without_added_tokens),
+        hash=versioned(fingerprint.digest),
+        ordinary_hash=versioned(fingerprint.without_added_tokens),
         kind=parsed.kind,
         token_bytes=parsed.token_bytes,
         specials=parsed.specials,
         roles=role_table(parsed.specials, roles),
-        encoder=ByteEncoder(parsed.document, parsed.kind, parsed.token_bytes, parsed.specials),
-        unknown=parsed.document["model"].get("unk_token"),
+        encoder=ByteEncoder(parsed.content, parsed.kind, parsed.token_bytes, parsed.specials),
+        unknown=parsed.content["model"].get("unk_token"),
     )

@@ -8,8 +8,7 @@ its memory and time is another guard (``confinement``, ``worker``).
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from typing import Any
 
 from teacher_proto.errors import InvalidRequestError
@@ -70,23 +69,23 @@ MAX_TOKEN_BYTES = 2048
 MAX_ADDED, MAX_ADDED_BYTES, MAX_ALL_ADDED_BYTES = 1 << 15, 1024, 1 << 20
 
 
-def check_components(document: Mapping[str, Any]) -> None:
-    """Checks the content of a tokenizer.json that has a fingerprint, and passed ``check_sizes``.
+def check_components(content: Mapping[str, Any]) -> None:
+    """Checks what a tokenizer.json holds that has a fingerprint, and passed ``check_sizes``.
 
     Raises:
         InvalidRequestError: it holds a component that is not known, or too much of one.
     """
-    model = document["model"]
+    model = content["model"]
     kind = model.get("type") or "BPE"
     if kind not in MODELS:
         raise _refused(f"its model {_shown(kind)} is none of {', '.join(MODELS)}")
     _check_lengths(model)
-    _check_added(document.get("added_tokens") or ())
+    _check_added(content.get("added_tokens") or ())
     for name, inside, known in PARTS:
         if name == "normalizer" and kind != "BPE":
             known = {**known, **COMPARED_NORMALIZERS}
         growth = 1.0
-        components = list(_flat(document.get(name), name, inside, 0))
+        components = list(_flat(content.get(name), name, inside, 0))
         if len(components) > MAX_COMPONENTS:
             raise _refused(f"its {name} has more than {MAX_COMPONENTS} components")
         for one in components:
@@ -98,18 +97,20 @@ def check_components(document: Mapping[str, Any]) -> None:
             )
 
 
-def check_sizes(file: bytes) -> None:
-    """Refuses a tokenizer.json that is too large to be looked at closely; one that cannot be
-    read is for its fingerprint to refuse.
+def check_sizes(content: object) -> None:
+    """Refuses a tokenizer.json that is too large to be looked at closely; one that is none is
+    for its fingerprint to refuse.
 
     Raises:
         InvalidRequestError: it has too many tokens or merges.
     """
-    try:
-        model = json.loads(file)["model"]
-        tokens, merges = len(model.get("vocab") or ()), len(model.get("merges") or ())
-    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+    model = content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, dict):
         return
+    tokens, merges = (
+        len(part) if isinstance(part, Sized) else 0
+        for part in (model.get("vocab"), model.get("merges"))
+    )
     if tokens > MAX_TOKENS:
         raise _refused(f"its vocabulary has {tokens} tokens; {MAX_TOKENS} can be read")
     if merges > MAX_MERGES:

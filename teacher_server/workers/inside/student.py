@@ -17,11 +17,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError, InvalidRequestError, LsmError
-from teacher_proto.fingerprint.parts import read_fingerprint
+from teacher_proto.fingerprint.parts import content_of
 from teacher_proto.fingerprint.relation import difference
 from teacher_proto.tokenizer_hash import versioned
 from teacher_proto.types import Int32, SpecialRole
@@ -31,8 +30,8 @@ from teacher_server.realign.pair.cache import TableCache
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.realign.paired import Pair
 from teacher_server.teachers.tokenizer import TextTokenizer
-from teacher_server.workers.inside.components import check_components, check_sizes
 from teacher_server.workers.inside.errors import error_frame
+from teacher_server.workers.inside.file import StudentFile, read_file
 from teacher_server.workers.inside.vocabularies import student_vocabulary
 
 # What of a tokenizer.json changes no text of its own accord, and is left out of what runs.
@@ -64,8 +63,7 @@ class Student:
 
     def __init__(self, teachers: Mapping[str, TeacherSide]) -> None:
         self._teachers = teachers
-        self._file = b""
-        self._document: Mapping[str, Any] | None = None
+        self._file: StudentFile | None = None
         self._vocabulary: Vocabulary | None = None
         self._tables: Path | None = None
         self._pairs: dict[int, Pair] = {}
@@ -96,20 +94,18 @@ class Student:
         return self._pairs[known.side]
 
     def _open(self, frame: Frame) -> Frame:
-        self._file = frame.array("file", np.uint8, None).tobytes()
         folder = frame.text("tables")
         self._tables = Path(folder) if folder else None
         roles = {int(token): SpecialRole[name] for token, name in frame.header["roles"].items()}
-        check_sizes(self._file)
         try:
-            found = versioned(read_fingerprint(self._file).digest)
+            file = self._file = read_file(frame.array("file", np.uint8, None).tobytes())
         except ConfigurationError as error:
             unreadable = InvalidRequestError(error.what, where=error.where, fix=error.fix)
             return error_frame(unreadable)
+        found = versioned(file.fingerprint.digest)
         try:
-            self._document = _parsed(self._file)
-            check_components(self._document)
-            own = self._vocabulary = student_vocabulary(self._file, roles)
+            file.check()
+            own = self._vocabulary = student_vocabulary(file.content, file.fingerprint, roles)
             self.__dict__.pop("_text", None)
             _ = self._text  # the library must have it too
         except BaseException as error:
@@ -139,9 +135,12 @@ class Student:
 
     def _difference(self, frame: Frame) -> Frame:
         teacher = self._teachers[frame.text("teacher")]
+        assert self._file is not None
         try:
             found = difference(
-                self._file, teacher.file, lambda: (self._text.encode_each, teacher.text.encode_each)
+                self._file.content,
+                content_of(teacher.file),
+                lambda: (self._text.encode_each, teacher.text.encode_each),
             )
         except LsmError:
             found = None
@@ -151,9 +150,9 @@ class Student:
     def _text(self) -> TextTokenizer:
         """For texts, in which special tokens are recognised. Raises InvalidRequestError for a
         file that was refused before the library has seen it."""
-        assert self._document is not None
-        check_components(self._document)
-        return TextTokenizer(json.dumps({**self._document, **dict.fromkeys(NOT_NEEDED)}))
+        assert self._file is not None
+        self._file.check()
+        return TextTokenizer(json.dumps({**self._file.content, **dict.fromkeys(NOT_NEEDED)}))
 
     def _encode(self, frame: Frame) -> Frame:
         ids: list[Int32] = []
@@ -183,24 +182,6 @@ class Student:
                     "ask over gRPC, whose replies hold ids alone",
                 )
         return Frame("texts", {}, {**texts_array(texts), "known": np.array(known, np.bool_)})
-
-
-def _parsed(file: bytes) -> Any:
-    """The content of a tokenizer.json; raises InvalidRequestError for what Python reads and the
-    tokenizers library does not."""
-    try:
-        return json.loads(file.decode(), parse_constant=_no_number)
-    except ValueError as error:
-        raise InvalidRequestError(
-            f"the tokenizer cannot be used: its file is not JSON in UTF-8: {error}"[:500],
-            where="tokenizer.json",
-            fix="give the file as the tokenizers library itself writes it",
-            reason="TOKENIZER_REFUSED",
-        ) from None
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is no number in JSON")
 
 
 def _too_much(what: str, fix: str) -> InvalidRequestError:

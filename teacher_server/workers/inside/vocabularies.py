@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from teacher_proto.errors import ConfigurationError, InvalidRequestError
+from teacher_proto.fingerprint.parts import Fingerprint
 from teacher_proto.types import SpecialRole
 
 from teacher_server.realign.pair.roles import TERMINATORS, role_table
-from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
+from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary, vocabulary_of
 
 log = logging.getLogger(__name__)
 
@@ -68,10 +70,12 @@ def _counting(found: Vocabulary, tokenizer: TeacherFile) -> Roles:
     }
 
 
-def student_vocabulary(file: bytes, roles: Roles) -> Vocabulary:
+def student_vocabulary(
+    content: Mapping[str, Any], fingerprint: Fingerprint, roles: Roles
+) -> Vocabulary:
     """Of a registered file; raises InvalidRequestError for whatever is wrong with it."""
     try:
-        return read_vocabulary(file, roles)
+        return vocabulary_of(content, fingerprint, roles)
     except ConfigurationError as error:
         raise InvalidRequestError(
             error.what, where=error.where, fix=error.fix, reason="TOKENIZER_REFUSED"
