@@ -90,7 +90,7 @@ class HttpServer:
         )
         self._server = _Server(config)
         self.table = Table(bounds)
-        host = Host(
+        self.host = Host(
             config,
             self._server.server_state,
             self.table,
@@ -101,7 +101,7 @@ class HttpServer:
             refused,
         )
         context = None if certificates is None else certificates.http_context()
-        self._server.accept = lambda: Acceptor(listener, host, context)
+        self._server.accept = lambda: Acceptor(listener, self.host, context)
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:

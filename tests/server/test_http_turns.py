@@ -1,16 +1,19 @@
-"""Bodies in chunks take turns, in pieces of few chunks, and a part of the event loop's time."""
+"""Bodies in chunks take turns, in pieces of few chunks, and a part of the event loop's time; so
+does what everybody may have, slice by slice."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
+from collections.abc import Callable
 
 import pytest
 from starlette.types import Receive, Scope, Send
 from teacher_proto.errors import InvalidRequestError
 
 from teacher_server.http.connection.connection import Connection
-from teacher_server.http.connection.exchange import FEW, LINES
+from teacher_server.http.connection.exchange import FEW, LINES, SLICE
+from teacher_server.http.connection.host import CALLER_KEY
 from teacher_server.http.connection.turns import AT_ONCE, SHARE, Turns
 from teacher_server.http.errors import error_response
 from teacher_server.settings.limits import LimitSettings
@@ -153,3 +156,42 @@ async def test_what_follows_the_last_chunk_is_read_in_small_pieces(
         if begin + len(piece) > len(before):
             assert len(piece) <= FEW or piece.count(b"\n") <= LINES
     assert read.startswith(before)
+
+
+async def sent(body: bytes, caller: object, monkeypatch: pytest.MonkeyPatch) -> tuple[bytes, int]:
+    """What a caller reads of this body, and how many turns its slices took."""
+    asked: list[Turns] = []
+    add = Turns.add
+
+    def counting(self: Turns, piece: Callable[[], None]) -> None:
+        asked.append(self)
+        add(self, piece)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if caller is not None:
+            scope[CALLER_KEY] = caller
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    monkeypatch.setattr(Turns, "add", counting)
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        await peer.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        return (await peer.answer()).body, asked.count(server.server.host.sending)
+
+
+@pytest.mark.parametrize(
+    ("size", "turns"), [(0, 0), (SLICE, 0), (SLICE + 1, 1), (8 * SLICE, 7), (8 * SLICE + 5, 8)]
+)
+async def test_what_everybody_may_have_takes_a_turn_for_each_further_slice(
+    monkeypatch: pytest.MonkeyPatch, size: int, turns: int
+) -> None:
+    body = bytes(n % 251 for n in range(SLICE)) * 9
+    assert await sent(body[:size], None, monkeypatch) == (body[:size], turns)
+
+
+async def test_the_reply_of_a_caller_who_was_let_in_takes_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    body = b"a" * (8 * SLICE)
+    assert await sent(body, "a run", monkeypatch) == (body, 0)

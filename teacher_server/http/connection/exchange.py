@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Protocol
 
 from starlette.types import Message, Receive, Send
@@ -11,7 +12,7 @@ from uvicorn.protocols.http.flow_control import CLOSE_HEADER, FlowControl
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from teacher_server.http.connection.head import malformed
-from teacher_server.http.connection.host import Host
+from teacher_server.http.connection.host import CALLER_KEY, Host
 from teacher_server.http.connection.table import Entry, Rank
 
 # What a chunked body may spend on its framing beside one part in FRAMING of its data. Each
@@ -115,8 +116,9 @@ class Exchange:
         part = {"type": "http.response.body"}
         body = message.get("body", b"")
         for begin in range(0, len(body), SLICE):
-            await self._send(part | {"body": body[begin : begin + SLICE], "more_body": True})
-            await self._written()
+            await self._send_slice(part | {"body": body[begin : begin + SLICE], "more_body": True})
+            if begin + SLICE < len(body):
+                await self._others_have_their_turn()
         if not message.get("more_body", False):
             await self._send(part | {"more_body": False})
 
@@ -178,6 +180,31 @@ class Exchange:
             if not self._parse_piece():
                 break
         self._cycle.body.clear()
+
+    async def _send_slice(self, message: Message) -> None:
+        public = self._is_public
+        with self._connection.host.sending.charged() if public else contextlib.nullcontext():
+            await self._send(message)  # it waits for nothing: what came before is written
+        await self._written()
+
+    async def _others_have_their_turn(self) -> None:
+        """Before the next slice: a caller who reads fast lets nobody wait."""
+        if not self._is_public:
+            await asyncio.sleep(0)
+            return
+        turn: asyncio.Future[None] = self._connection.loop.create_future()
+
+        def come() -> None:
+            if not turn.done():
+                turn.set_result(None)
+
+        self._connection.host.sending.add(come)
+        await turn
+
+    @property
+    def _is_public(self) -> bool:
+        """Whether this is answered to everybody: what the pages are made of, and health."""
+        return CALLER_KEY not in self._cycle.scope
 
     async def _written(self) -> None:
         """Returns when the system has taken everything, or the connection has ended.

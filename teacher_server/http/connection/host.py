@@ -36,6 +36,8 @@ class Host:
         refused: told of what no route saw: the peer's address and the refusal.
         framing: where chunked bodies wait to be parsed, which takes a part of the loop's time.
         opening: where connections wait to be opened, which takes another part.
+        sending: where what everybody may have waits for the turn of its next slice, which takes
+            another part.
         buffer: what a read of the socket fills; its bytes are taken out at once.
     """
 
@@ -49,4 +51,5 @@ class Host:
     refused: Callable[[Address, LsmError], None]
     framing: Turns = field(default_factory=Turns)
     opening: Turns = field(default_factory=Turns)
+    sending: Turns = field(default_factory=Turns)
     buffer: memoryview = field(default_factory=lambda: memoryview(bytearray(READ_AT_ONCE)))
