@@ -211,11 +211,13 @@ async def test_a_reset_in_a_message_is_no_wrong_request(strict: Running) -> None
 async def test_who_waits_for_room_is_calling(
     strict: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    budget, made = strict.server.service.budget, []
+    budget = strict.server.service.budget
+    made: dict[str, Exchange] = {}
     enter = Exchange.__aenter__
 
     async def noted(exchange: Exchange) -> Exchange:
-        made.append(exchange)
+        # Of other peers as well: calls of the tests before may begin only now.
+        made[exchange.caller.peer] = exchange
         return await enter(exchange)
 
     monkeypatch.setattr(Exchange, "__aenter__", noted)
@@ -226,11 +228,11 @@ async def test_who_waits_for_room_is_calling(
         (caller,) = await stack.enter_async_context(raw_callers(strict.server.grpc_address, 1))
         caller.begin(1, GET_TEACHER)
         await caller.send(1, message(0), end=True)
-        await eventually(lambda: bool(made))
-        (exchange,) = made
-        assert exchange._connections.calls[exchange.caller.peer] == 1
+        await eventually(lambda: caller.peer in made)
+        calls = made[caller.peer]._connections.calls
+        assert calls[caller.peer] == 1
         assert caller.data == 0
-    await eventually(lambda: exchange._connections.calls[exchange.caller.peer] == 0)
+    await eventually(lambda: calls[caller.peer] == 0)
 
 
 async def test_a_call_that_is_given_up_leaves_nothing_behind(strict: Running) -> None:

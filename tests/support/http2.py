@@ -58,6 +58,12 @@ class RawCaller:
         self._window = {0: DEFAULT_WINDOW}
         self._initial = DEFAULT_WINDOW
 
+    @property
+    def peer(self) -> str:
+        """gRPC's name of this end, as the server has it."""
+        host, port = self._writer.get_extra_info("sockname")
+        return f"ipv4:{host}:{port}"
+
     def begin(self, stream: int, path: str, *more: tuple[str, str]) -> None:
         self._window[stream] = self._initial
         self._writer.write(frame(HEADERS, END_HEADERS, stream, request_headers(path, *more)))
