@@ -1,11 +1,17 @@
-"""Addresses: which may be bound, how they are bound, and the errors when they cannot be."""
+"""Addresses: which may be bound, how they are bound, the errors when they cannot be, and whose
+new connections the system turns away."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import ipaddress
 import logging
 import math
 import socket
+import struct
+import sys
+from collections.abc import Collection
 
 from teacher_proto.channel import is_loopback
 from teacher_proto.errors import ConfigurationError
@@ -15,6 +21,20 @@ log = logging.getLogger(__name__)
 # Connections that wait to be accepted; the system has a lower bound of its own (somaxconn). Where
 # there is no room for one, its caller tries again after a second.
 BACKLOG = 4096
+# Addresses that are turned away at once: the system walks through them for each new connection.
+MOST_TURNED_AWAY = 64
+# Of Linux (asm-generic/socket.h, linux/filter.h): instructions of a socket's filter, and where
+# the header of IP begins.
+ATTACH_FILTER, DETACH_FILTER = 26, 27
+LOAD_WORD, LOAD_BYTE, AND, SHIFT_RIGHT, JUMP_EQUAL, JUMP, RETURN = (
+    0x20, 0x30, 0x54, 0x74, 0x15, 0x05, 0x06)  # fmt: skip
+IP_HEADER = 0xFFF00000
+# Where the header of TCP has its flags, of IPv4 and IPv6 the sender's address.
+FLAGS, SENDER, SENDER_6 = 13, IP_HEADER + 12, IP_HEADER + 8
+SYN, ACK = 2, 16
+Instruction = tuple[int, int, int, int]
+PASS: Instruction = (RETURN, 0, 0, 0xFFFFFFFF)
+DROP: Instruction = (RETURN, 0, 0, 0)
 
 
 def check_exposure(
@@ -87,6 +107,64 @@ def keep_silent_ones_out(listener: socket.socket, seconds: float) -> None:
             listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, math.ceil(seconds))
         except OSError as error:
             log.warning("connections that say nothing are accepted too: %s", error.strerror)
+
+
+def turn_away(listener: socket.socket, addresses: Collection[str]) -> bool:
+    """The system lets new connections of these addresses go unanswered (Linux), and theirs alone:
+    what is open goes on, and their systems try again after a second. False where it cannot.
+
+    Args:
+        addresses: ``access.peers.neighbourhood`` of each, ``MOST_TURNED_AWAY`` at most; none to
+            turn away nobody any more.
+    """
+    if sys.platform != "linux":
+        return False
+    try:
+        if not addresses:
+            listener.setsockopt(socket.SOL_SOCKET, DETACH_FILTER, 0)
+            return True
+        program = _filter(addresses)
+        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in program))
+        length_and_code = struct.pack("HP", len(program), ctypes.addressof(code))
+        listener.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, length_and_code)
+    except OSError as error:
+        log.debug("nobody is turned away: %s", error.strerror)
+        return error.errno == errno.ENOENT  # there was no filter
+    return True
+
+
+def _filter(addresses: Collection[str]) -> list[Instruction]:
+    """Drops the packets that begin a connection and come from these addresses."""
+    networks = [ipaddress.ip_network(address) for address in addresses]
+    of_ipv4: list[Instruction] = [(LOAD_WORD, 0, 0, SENDER)]
+    of_ipv6: list[Instruction] = []
+    for network in networks:
+        bits = int(network.network_address)
+        if network.version == 4:
+            of_ipv4 += [(JUMP_EQUAL, 0, 1, bits), DROP]
+            continue
+        first, second = bits >> 96, bits >> 64 & 0xFFFFFFFF
+        of_ipv6 += [
+            (LOAD_WORD, 0, 0, SENDER_6),
+            (JUMP_EQUAL, 0, 3, first),
+            (LOAD_WORD, 0, 0, SENDER_6 + 4),
+            (JUMP_EQUAL, 0, 1, second),
+            DROP,
+        ]
+    of_ipv4.append(PASS)
+    return [
+        (LOAD_BYTE, 0, 0, FLAGS),
+        (AND, 0, 0, SYN | ACK),
+        (JUMP_EQUAL, 1, 0, SYN),
+        PASS,
+        (LOAD_BYTE, 0, 0, IP_HEADER),
+        (SHIFT_RIGHT, 0, 0, 4),
+        (JUMP_EQUAL, 1, 0, 4),
+        (JUMP, 0, 0, len(of_ipv4)),
+        *of_ipv4,
+        *of_ipv6,
+        PASS,
+    ]
 
 
 def check_free(host: str, port: int, setting: str) -> None:

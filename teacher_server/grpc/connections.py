@@ -18,9 +18,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.grpc.giving_way import Seen, beyond
+from teacher_server.grpc.giving_way import FLOOD, Floods, Seen, beyond
 from teacher_server.grpc.sockets import Peer, Sockets, peer_of
-from teacher_server.listen import BACKLOG, keep_silent_ones_out
+from teacher_server.listen import BACKLOG, keep_silent_ones_out, turn_away
 
 log = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ LOOK_EVERY, LOOK_OFTEN = 0.25, 0.02
 SHARE = 10
 # Connections that came or went between two looks are many from this number on.
 MANY = 4
-# So many that came are a flood. Then few may wait to be accepted, until none has come for a while.
-FLOOD = 10
+# In a flood of addresses that are not turned away few may wait to be accepted, until none has come
+# for a while.
 WAITING_IN_FLOOD, FLOOD_SECONDS = 8, 0.5
 # Seconds between two lines of the log.
 REPORT_EVERY = 60.0
@@ -41,7 +41,8 @@ class Connections:
     """Which connections there are, and which of them are ended.
 
     Those go that are beyond the bounds (``giving_way``). While many come and go, those whose
-    callers have left go with what they sent, before gRPC has read it.
+    callers have left go with what they sent, before gRPC has read it, and addresses of which
+    many have left are turned away.
 
     Attributes:
         calls: of the service that are in progress, by gRPC's name of the peer; the event
@@ -61,10 +62,12 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
+        self._floods = Floods()
+        self._away: frozenset[str] = frozenset()
         self._flooded = -FLOOD_SECONDS
         self._waiting = BACKLOG
         self._ended = 0
-        self._reported = self._failed = -REPORT_EVERY
+        self._reported = self._failed = self._told = -REPORT_EVERY
 
     def __len__(self) -> int:
         """How many there were at the last look."""
@@ -117,26 +120,47 @@ class Connections:
             pause = min(LOOK_EVERY, max(LOOK_OFTEN, (SHARE - 1) * took)) if many else LOOK_EVERY
 
     def _tend(self) -> bool:
-        """Whether many have come or gone since the last time; raises OSError when no file is
-        left to look with."""
+        """Whether many have come or gone since the last time, or may soon; raises OSError when
+        no file is left to look with."""
         peers, before = self._sockets.look(), self._seen
         over = self._note(peers)
         if over and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._forget, over)
-        self._hold_back(came=len(peers.keys() - before.keys()))
         many = len(peers.keys() ^ before.keys()) >= MANY
+        left: Counter[str] = Counter()
         if many:
             for peer in self._sockets.left(peers):
+                left[peer.address] += 1
                 if self._sockets.end(peers[peer], peer, unread=True):
                     self._counted("left")
                     del self._seen[peer]
+        self._turn_away(left)
+        new = peers.keys() - before.keys()
+        self._hold_back(came=sum(peer.address not in self._away for peer in new))
         while self._cut:
             peer, reason = self._cut.popitem()
             self._end(peers, [peer], reason)
         self._end(peers, self._beyond(), "gave_way")
         self._report()
-        return many
+        return many or self._floods.expected(time.monotonic())
+
+    def _turn_away(self, left: Mapping[str, int]) -> None:
+        """Those who flood are kept out by the system, where it can."""
+        now = time.monotonic()
+        staying = {seen.address for seen in self._seen.values() if seen.called}
+        away = self._floods.note(left, staying, now)
+        if away == self._away:
+            return
+        done = [turn_away(listener, away) for listener in self._sockets.listeners()]
+        if away - self._away and now - self._told >= REPORT_EVERY:
+            log.warning(
+                "new gRPC connections of %s come and go without end: %s",
+                ", ".join(sorted(away)),
+                "they are turned away for a while" if all(done) else "they cannot be turned away",
+            )
+            self._told = now
+        self._away = away if all(done) else frozenset()
 
     def _hold_back(self, came: int) -> None:
         """In a flood, new connections wait with their callers' systems, not here.

@@ -1,13 +1,20 @@
-"""Which connections go where there are more than the bounds allow: an order, without I/O."""
+"""Which connections go where there are more than the bounds allow, and whose are turned away: an
+order and a count, without I/O."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc.sockets import Peer
+from teacher_server.listen import MOST_TURNED_AWAY
+
+# So many connections of one address that have left within WITHIN seconds are a flood. It is turned
+# away for FIRST seconds, then, as long as it goes on, for twice as long each time, MOST at most.
+FLOOD, WITHIN = 10, 0.5
+FIRST, MOST = 1.0, 8.0
 
 
 @dataclass
@@ -67,3 +74,60 @@ def _giving_way(seen: Mapping[Peer, Seen], room: int, new: float) -> list[Peer]:
             ranks[peer] = (one.called, -count[one.address] if one.called else 0, one.since)
             count[one.address] -= 1
     return sorted(ranks, key=ranks.__getitem__)
+
+
+@dataclass(frozen=True)
+class Away:
+    """An address is turned away until then, after as many seconds."""
+
+    until: float
+    seconds: float
+
+
+class Floods:
+    """Addresses whose connections come only to go: they are turned away for a while.
+
+    One of which a connection stays that made a call of the service never is, since those who
+    come and those who stay may be different callers there.
+    """
+
+    def __init__(self) -> None:
+        # Since when, and how many: those that have left.
+        self._left: dict[str, tuple[float, int]] = {}
+        self._away: dict[str, Away] = {}
+
+    def note(self, left: Mapping[str, int], staying: Collection[str], now: float) -> frozenset[str]:
+        """Which addresses are turned away from now on.
+
+        Args:
+            left: how many connections of an address have left since the last time.
+            staying: addresses of which a connection that has called is there.
+        """
+        self._left = {
+            address: (since, count)
+            for address, (since, count) in self._left.items()
+            if now - since < WITHIN
+        }
+        self._away = {
+            address: away
+            for address, away in self._away.items()
+            if now < away.until + MOST and address not in staying
+        }
+        for address, number in left.items():
+            since, before = self._left.get(address, (now, 0))
+            self._left[address] = since, before + number
+            if before + number >= FLOOD and address not in staying:
+                self._turn_away(address, now)
+        away = [address for address, away in self._away.items() if now < away.until]
+        return frozenset(away[-MOST_TURNED_AWAY:])
+
+    def expected(self, now: float) -> bool:
+        """Whether a flood may go on, because one is turned away or was so just now."""
+        return any(now < away.until + FIRST for away in self._away.values())
+
+    def _turn_away(self, address: str, now: float) -> None:
+        before = self._away.get(address)
+        if before is not None and now < before.until:
+            return  # those came before
+        seconds = FIRST if before is None else min(MOST, 2 * before.seconds)
+        self._away[address] = Away(now + seconds, seconds)

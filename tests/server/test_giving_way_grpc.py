@@ -165,9 +165,12 @@ def test_a_descriptor_that_became_another_s_is_seen() -> None:
 
 
 @contextlib.contextmanager
-def accepted_by(listener: socket.socket, data: bytes = b"") -> Iterator[socket.socket]:
+def accepted_by(
+    listener: socket.socket, data: bytes = b"", source: str = ""
+) -> Iterator[socket.socket]:
     """What the server has of a connection whose caller has sent ``data`` and left."""
-    with socket.create_connection(listener.getsockname()) as caller:
+    where = (source, 0) if source else None
+    with socket.create_connection(listener.getsockname(), source_address=where) as caller:
         caller.sendall(data)
     accepted, _ = listener.accept()
     with accepted:
@@ -220,7 +223,9 @@ def test_a_system_that_refuses_to_keep_silent_ones_is_asked_no_more(
     assert "connections that say nothing are accepted too" in caplog.text
 
 
-@pytest.mark.parametrize(("count", "many"), [(connections.MANY - 1, False), (20, True)])
+@pytest.mark.parametrize(
+    ("count", "many"), [(connections.MANY - 1, False), (connections.FLOOD - 1, True)]
+)
 def test_those_who_left_go_where_many_come_and_go(count: int, many: bool) -> None:
     reasons: list[str] = []
     found = Connections(ConnectionBounds(100, 100), reasons.append)

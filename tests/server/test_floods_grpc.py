@@ -1,0 +1,153 @@
+"""Addresses whose gRPC connections come only to go are turned away by the system, for a while."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from teacher_server.access.descriptors import ConnectionBounds
+from teacher_server.access.peers import neighbourhood
+from teacher_server.grpc import connections
+from teacher_server.grpc.connections import Connections
+from teacher_server.grpc.giving_way import FIRST, FLOOD, MOST, WITHIN, Floods
+from teacher_server.grpc.sockets import Sockets
+from teacher_server.listen import MOST_TURNED_AWAY, turn_away
+from tests.server.test_giving_way_grpc import accepted_by, may_wait
+
+TIME = 100.0
+SYN_SENT, ESTABLISHED = 2, 1
+linux = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that turns away")
+
+
+def test_an_address_of_which_many_leave_is_turned_away_and_longer_each_time() -> None:
+    floods, now = Floods(), TIME
+    assert floods.note({"a": FLOOD - 1, "b": 1}, (), now) == frozenset()
+    assert not floods.expected(now)
+    for seconds in (FIRST, 2 * FIRST, 4 * FIRST, MOST, MOST):
+        assert floods.note({"a": FLOOD}, (), now) == {"a"}
+        assert floods.note({"a": FLOOD}, (), now + seconds * 0.9) == {"a"}, "of before"
+        now += seconds
+        assert floods.note({}, (), now) == frozenset()
+        assert floods.expected(now)
+    now += MOST
+    assert not floods.expected(now)
+    floods.note({"a": FLOOD}, (), now)
+    assert floods.note({}, (), now + FIRST) == frozenset(), "what was long ago is forgotten"
+
+
+def test_few_that_leave_within_a_moment_are_no_flood() -> None:
+    floods = Floods()
+    for number in range(10):
+        assert not floods.note({"a": FLOOD - 1}, (), TIME + number * WITHIN)
+
+
+def test_an_address_of_a_caller_who_stays_is_not_turned_away() -> None:
+    floods = Floods()
+    assert floods.note({"a": FLOOD, "b": FLOOD}, {"b"}, TIME) == {"a"}
+    assert floods.note({}, {"a"}, TIME) == frozenset(), "it called over one that came before"
+
+
+def test_of_very_many_addresses_the_last_are_turned_away() -> None:
+    left = {f"10.0.0.{number}": FLOOD for number in range(MOST_TURNED_AWAY + 5)}
+    away = Floods().note(left, (), TIME)
+    assert away == {*list(left)[5:]}
+
+
+def begun(listener: socket.socket, source: str) -> int:
+    """The state of a new connection from ``source``: on loopback it is settled at once."""
+    with socket.socket(listener.family) as caller:
+        caller.bind((source, 0))
+        caller.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            caller.connect(listener.getsockname()[:2])
+        state: bytes = caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+    return state[0]
+
+
+@linux
+def test_the_system_turns_away_these_addresses_alone() -> None:
+    others = [f"10.9.8.{number}" for number in range(MOST_TURNED_AWAY // 2)]
+    networks = [f"2001:db8:{number:x}::/64" for number in range(MOST_TURNED_AWAY // 2 - 1)]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()) as before,
+    ):
+        assert turn_away(listener, [*others, *networks])
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+        assert turn_away(listener, [*others, *networks, "127.0.0.2"])
+        assert begun(listener, "127.0.0.2") == SYN_SENT
+        assert begun(listener, "127.0.0.3") == ESTABLISHED
+        assert turn_away(listener, ["127.0.0.1"])
+        assert begun(listener, "127.0.0.1") == SYN_SENT
+        accepted, _ = listener.accept()
+        with accepted:
+            before.sendall(b"what is open goes on")
+            assert accepted.recv(100) == b"what is open goes on"
+        assert turn_away(listener, ())
+        assert turn_away(listener, ()), "there is no filter any more"
+        assert begun(listener, "127.0.0.1") == ESTABLISHED
+
+
+@linux
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="there is no IPv6")
+def test_the_system_turns_away_networks_of_ipv6() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as listener:
+        port = listener.getsockname()[1]
+
+        def state(host: str, family: int) -> int:
+            with socket.socket(family) as caller:
+                caller.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    caller.connect((host, port))
+                found: bytes = caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
+            return found[0]
+
+        assert turn_away(listener, [neighbourhood("::1"), "10.0.0.1"])
+        assert state("::1", socket.AF_INET6) == SYN_SENT
+        assert state("127.0.0.1", socket.AF_INET) == ESTABLISHED
+        assert turn_away(listener, [neighbourhood("127.0.0.1"), "2001:db8::/64"])
+        assert state("::1", socket.AF_INET6) == ESTABLISHED
+        assert state("127.0.0.1", socket.AF_INET) == SYN_SENT
+
+
+@linux
+def test_those_who_come_only_to_go_find_no_way_in(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = TIME
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        found._sockets = Sockets(listener.getsockname()[1])
+        waiting = may_wait(listener)
+        for _ in range(FLOOD):
+            stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
+        assert found._tend()
+        assert "127.0.0.2 come and go" in caplog.text
+        assert begun(listener, "127.0.0.2") == SYN_SENT
+        assert begun(listener, "127.0.0.1") == ESTABLISHED
+        assert may_wait(listener) == waiting, "nobody else waits for them"
+        assert found._tend(), "who is turned away may come back"
+        now += FIRST
+        found._tend()
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+
+
+def test_where_the_system_turns_nobody_away_few_wait_to_be_accepted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "turn_away", lambda listener, addresses: False)
+    found = Connections(ConnectionBounds(100, 100), str)
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=1000) as listener,
+        contextlib.ExitStack() as stack,
+    ):
+        found._sockets = Sockets(listener.getsockname()[1])
+        for _ in range(FLOOD):
+            stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
+        found._tend()
+        assert may_wait(listener) == connections.WAITING_IN_FLOOD
