@@ -163,6 +163,5 @@ def _difference(student: str, teacher: str, files: Mapping[str, bytes | str]) ->
             tokenizer_hash(files[name])
         except ConfigurationError as error:
             raise ConfigurationError(error.what, where=name, fix=error.fix) from error
-    contents = (content_of(files[name]) for name in (student, teacher))
-    found = difference(*contents, encodings)
+    found = difference(content_of(files[student]), content_of(files[teacher]), encodings)
     return "" if found is None else found.describe()
