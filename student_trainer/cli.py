@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     from student_trainer.commands import doctor, merge, prune, report
     from student_trainer.quickstart import command as quickstart
     from student_trainer.report import hub
+    from student_trainer.study import command as study
 
     parser = argparse.ArgumentParser(
         prog="student-trainer",
@@ -50,6 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         ("push", hub, "push a finished run's model and card to the hub"),
         ("recipes", recipes, "list the ready settings, or print one"),
         ("quickstart", quickstart, "a teacher, a student and a training run, from nothing"),
+        ("study", study, "make laboratory models, or repeat a study of the method"),
     ):
         command = commands.add_parser(name, help=text, description=text)
         module.add_arguments(command)

@@ -1,0 +1,21 @@
+"""``student-trainer study NAME``: the studies, one row each."""
+
+from __future__ import annotations
+
+import argparse
+from types import ModuleType
+
+# name -> the study's command, a module with ``add_arguments`` and ``run``, and what it does
+STUDIES: dict[str, tuple[ModuleType, str]] = {}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    studies = parser.add_subparsers(dest="study", required=True, metavar="STUDY")
+    for name, (module, text) in STUDIES.items():
+        module.add_arguments(studies.add_parser(name, help=text, description=text))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    module, _ = STUDIES[arguments.study]
+    code: int = module.run(arguments)
+    return code
