@@ -5,8 +5,14 @@ from __future__ import annotations
 import argparse
 from types import ModuleType
 
+from student_trainer.study.repetition import command as repetition
+from student_trainer.study.variance import command as variance
+
 # name -> the study's command, a module with ``add_arguments`` and ``run``, and what it does
-STUDIES: dict[str, tuple[ModuleType, str]] = {}
+STUDIES: dict[str, tuple[ModuleType, str]] = {
+    "variance": (variance, "how the noise of one-token gradients grows with discount and horizon"),
+    "repetition": (repetition, "what a teacher says in a loop, and where each objective pushes"),
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

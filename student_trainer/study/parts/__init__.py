@@ -1,0 +1,1 @@
+"""What the studies share: where figures come from, intervals, and how results are written."""
