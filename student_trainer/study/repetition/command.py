@@ -60,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     _check(arguments)
+    from student_trainer.commands.shared import quiet_libraries
     from student_trainer.study.parts.origin import origin
     from student_trainer.study.parts.written import check_pictures, write_results
     from student_trainer.study.repetition.cases import CASES, read_cases
@@ -68,6 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from student_trainer.study.repetition.report import draw, figures, table
 
     check_pictures()
+    quiet_libraries()
     cases = CASES if arguments.cases is None else read_cases(arguments.cases)
     with _models(arguments) as (reader, teacher, student, ids):
         if not arguments.top_k < len(ids):
