@@ -28,6 +28,9 @@ from teacher_proto.processes.memory import give_back_free_pages
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
+from student_trainer.diagnostics.leaving import ADVICE as LEAVING_ADVICE
+from student_trainer.diagnostics.leaving import SupportWatch
+from student_trainer.diagnostics.responses import responses_of
 from student_trainer.distributed.world import ALONE, World, agreed, on_every_rank
 from student_trainer.evaluate_run import RunEvaluation
 from student_trainer.evaluation.course.values import curve_values
@@ -156,6 +159,7 @@ class TrainingLoop:
         self.recent = RecentMetric(config.checkpoint)
         self.updater = Updater(student, config, teachers.realigned, world)
         self._coverage_low: set[str] = set()
+        self._support = SupportWatch()
         self._empty_steps = 0
         self.state = checkpoint.TrainState(
             step=0,
@@ -178,6 +182,8 @@ class TrainingLoop:
         # The steps of the batches that another process has written.
         self._restored: frozenset[int] = frozenset()
         self._scored: ScoresArrived | None = None
+        # Tokens of each response of the last step that the student wrote.
+        self._lengths: list[int] = []
         # Keeps responses of the last step. A disk that is full must not lose the step, so that
         # this comes after it.
         self._keep_responses: Callable[[], None]
@@ -196,6 +202,9 @@ class TrainingLoop:
     def _recall(self) -> int:
         """Reads the steps that are made; returns how many of the last had no usable row."""
         self.recent.restore(self.run.metrics, self.state.step)
+        for line in read_metrics(self.run.metrics) if self.run.metrics.exists() else ():
+            if line["step"] <= self.state.step:
+                self._support.add(line)
         return empty_steps(self.run.metrics, self.state.step)
 
     def _restore(self, path: Path) -> None:
@@ -265,7 +274,10 @@ class TrainingLoop:
         """Writes and shows the metrics of a step."""
         append_metrics(self.run.metrics, line)
         self._warn(line)
+        if (left := self._support.add(line)) is not None:
+            log.warning("step %d: %s; %s", line["step"], left, LEAVING_ADVICE)
         progress.step(line)
+        progress.histogram(line["step"], "response_length", self._lengths)
         self.recent.add(line)
 
     def _end_if_requested(self) -> None:
@@ -380,13 +392,15 @@ class TrainingLoop:
         self._judge_empty(number, empty, whole=not totals.losses)
         totals = totals_of_world(totals, self.world)
         whole = totals.whole()
-        responses = metrics.responses_of(batch.rollouts, batch.parts)
-        responses = responses_of_world(responses, self.pipeline.places, self.world)
+        responses = responses_of_world(
+            responses_of(batch.rollouts, batch.parts), self.pipeline.places, self.world
+        )
         if (refused := whole.counted("refused")) and self.world.writes:
             log.warning(
                 "step %d: %d of %d responses are left out (refused_rollouts), the first because %s",
                 number, refused, len(responses), whole.refusal,
             )  # fmt: skip
+        self._lengths = [one.tokens for one in responses if one.origin == "student"]
         ended = time.perf_counter()
         self.world.on_first(partial(self._hear_scores, batch))
 

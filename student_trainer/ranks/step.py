@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from student_trainer.diagnostics.responses import Response
+from student_trainer.diagnostics.signal import Signal, no_signal
 from student_trainer.distributed.world import World
-from student_trainer.update.metrics import COUNTED, Means, Response, UpdateTotals
+from student_trainer.update.metrics import COUNTED, Means, UpdateTotals
 
 
 def totals_of_world(totals: UpdateTotals, world: World) -> UpdateTotals:
@@ -37,6 +39,7 @@ def _plain(totals: UpdateTotals) -> dict[str, Any]:
         "counted": {name: getattr(totals, name) for name in COUNTED},
         "refusal": totals.refusal,
         "means": totals.means.plain(),
+        "signal": totals.signal.plain(),
         "by_teacher": {name: _plain(one) for name, one in totals.by_teacher.items()},
         "data": None if totals.data is None else _plain(totals.data),
     }
@@ -44,15 +47,17 @@ def _plain(totals: UpdateTotals) -> dict[str, Any]:
 
 def _added(totals: UpdateTotals, said: Sequence[Mapping[str, Any]]) -> UpdateTotals:
     """``totals`` with what the ranks have counted in place of what this one has."""
-    means = Means()
+    means, signal = Means(), no_signal()
     for one in said:
         means.add_all(Means.of_plain(one["means"]))
+        signal = signal.plus(Signal.of_plain(one["signal"]))
     of_data = [one["data"] for one in said if one["data"] is not None]
     return replace(
         totals,
         **{name: sum(one["counted"][name] for one in said) for name in COUNTED},
         refusal=next((one["refusal"] for one in said if one["refusal"]), ""),
         means=means,
+        signal=signal,
         by_teacher={
             name: _added(part, [one["by_teacher"][name] for one in said])
             for name, part in totals.by_teacher.items()

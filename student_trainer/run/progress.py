@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from student_trainer.diagnostics.bins import numbers_of_lists
 from student_trainer.settings.run import HELD_OUT
 from student_trainer.trackers import Trackers
 
@@ -58,7 +59,7 @@ class Progress:
 
     def step(self, metrics: Mapping[str, Any]) -> None:
         if self._trackers is not None:
-            self._trackers.log(metrics["step"], metrics)
+            self._trackers.log(metrics["step"], {**metrics, **numbers_of_lists(metrics)})
         if self._quiet:
             return
         if self._bar is None:
@@ -71,6 +72,11 @@ class Progress:
         """Passes held-out values on to the trackers, after so many completed steps."""
         if self._trackers is not None:
             self._trackers.log(step, {f"{HELD_OUT}{name}": v for name, v in values.items()})
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """Passes the distribution of some values on to those trackers that have histograms."""
+        if self._trackers is not None and len(values):
+            self._trackers.histogram(step, name, values)
 
     def table(
         self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]

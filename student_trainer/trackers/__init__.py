@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from teacher_proto.errors import ConfigurationError, LsmError
 from teacher_proto.program.distribution import install_command
@@ -49,6 +49,13 @@ class Tracker(Protocol):
     ) -> None: ...
 
     def close(self, failed: bool) -> None: ...
+
+
+@runtime_checkable
+class HasHistograms(Protocol):
+    """A tracker whose own API has histograms."""
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -149,6 +156,16 @@ class Trackers:
     ) -> None:
         """Passes on a table of a step: values that are texts, numbers or None."""
         self._each(step, lambda tracker: tracker.table(step, name, columns, rows))
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        """Passes the distribution of some values, at least one, on to trackers that have
+        histograms."""
+
+        def tell(tracker: Tracker) -> None:
+            if isinstance(tracker, HasHistograms):
+                tracker.histogram(step, name, values)
+
+        self._each(step, tell)
 
     def _each(self, step: int, tell: Callable[[Tracker], None]) -> None:
         for name, tracker in list(self._open.items()):

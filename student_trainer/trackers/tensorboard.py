@@ -7,6 +7,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from student_trainer.trackers import RunFacts
 
 
@@ -29,6 +31,9 @@ class TensorBoard:
         self._writer.add_text(
             name, "\n".join(f"| {' | '.join(map(_cell, x))} |" for x in lines), step
         )
+
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        self._writer.add_histogram(f"{name}/histogram", np.array(values, np.float64), step)
 
     def close(self, failed: bool) -> None:
         self._writer.close()

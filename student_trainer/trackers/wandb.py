@@ -53,6 +53,11 @@ class WeightsAndBiases:
         table = wandb.Table(columns=list(columns), data=[list(row) for row in rows])
         self._run.log({name: table}, step=step)
 
+    def histogram(self, step: int, name: str, values: Sequence[float]) -> None:
+        import wandb
+
+        self._run.log({f"{name}/histogram": wandb.Histogram(list(values))}, step=step)
+
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
 

@@ -14,11 +14,13 @@ from teacher_proto.rows import required
 from teacher_proto.types import Bool
 from torch import Tensor
 
+from student_trainer.diagnostics.responses import Response, length_metrics, loop_metrics
+from student_trainer.diagnostics.signal import Signal, no_signal, signal_metrics, signal_of
 from student_trainer.distributed.world import ALONE, World
 from student_trainer.losses import Loss
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult
 from student_trainer.losses.parts.normaliser import row_statistics
-from student_trainer.rollout.base import Origin, Rollout
+from student_trainer.rollout.base import Origin
 from student_trainer.rollout.sampling import stream
 from student_trainer.settings.rollout import ScoringSettings
 from student_trainer.update.batching import MicroBatch
@@ -62,37 +64,6 @@ class Means:
         return {name: self.mean(name) for name in self._sums}
 
 
-@dataclass(frozen=True)
-class Response:
-    """What metrics say of a response of a step.
-
-    Attributes:
-        teacher: name of the one that scores it.
-        tokens: of all of it.
-        scored: how many first tokens the teacher is asked for.
-    """
-
-    teacher: str
-    origin: Origin
-    tokens: int
-    scored: int
-    finished: bool
-
-
-def responses_of(
-    rollouts: Sequence[Rollout], parts: Sequence[Rollout] | None = None
-) -> list[Response]:
-    """What metrics say of rollouts.
-
-    Args:
-        parts: what is scored of each; None where it is all.
-    """
-    return [
-        Response(r.prompt.teacher, r.origin, len(r.token_ids), len(part.token_ids), r.finished)
-        for r, part in zip(rollouts, parts or rollouts, strict=True)
-    ]
-
-
 # What is counted of rows and of responses.
 COUNTED = (
     "rows",
@@ -128,11 +99,13 @@ class UpdateTotals:
         coarse: used rows that are compared on their ids and the rest.
         refused: responses that the teacher refuses by themselves, and why the first one.
         empty: updates without a usable row, which change nothing.
+        clipped: updates whose gradient was clipped.
+        signal: of the rows that the student drew.
     """
 
     losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)
-    clipped: bool = False
+    clipped: int = 0
     lr: float = 0.0
     rows: int = 0
     used: int = 0
@@ -146,6 +119,7 @@ class UpdateTotals:
     dropped_non_finite: int = 0
     dropped_small_support: int = 0
     means: Means = field(default_factory=Means)
+    signal: Signal = field(default_factory=no_signal)
     by_teacher: dict[str, UpdateTotals] = field(default_factory=dict)
     data: UpdateTotals | None = None
 
@@ -174,7 +148,7 @@ class UpdateTotals:
         """With the rows of every teacher."""
         if not self.by_teacher:
             return self
-        added = replace(self, by_teacher={}, means=Means(), data=None)
+        added = replace(self, by_teacher={}, means=Means(), signal=no_signal(), data=None)
         for part in self.by_teacher.values():
             added._add(part)
             if part.data is not None:
@@ -186,6 +160,7 @@ class UpdateTotals:
             setattr(self, name, getattr(self, name) + getattr(part, name))
         self.refusal = self.refusal or part.refusal
         self.means.add_all(part.means)
+        self.signal = self.signal.plus(part.signal)
 
 
 def choose_rows(
@@ -234,9 +209,7 @@ def add_rows(
     ):
         for name, total in found.items():
             means.add(name, total, count)
-    if batch.teacher_sampled is not None and batch.old_log_probs is not None:
-        ratio = batch.teacher_sampled - batch.old_log_probs
-        means.add_values("log_ratio_mean", ratio[used & ~coarse & ratio.isfinite()])
+    _add_signal(totals, batch, used & ~coarse, of_coarse)
     if batch.support_log_probs is not None and "teacher_support_mass" not in result.metrics:
         _add_support(means, batch, used)
     rows = torch.nonzero(chosen.to(used.device) & used).squeeze(-1)
@@ -270,6 +243,31 @@ def add_chunks(totals: UpdateTotals, result: LossResult) -> None:
     if count:
         totals.means.add("chunk_advantage", result.metrics["advantage"], count)
         totals.rows_by_chunk += count
+        totals.signal = totals.signal.plus(no_signal(unknown=count))
+
+
+def _add_signal(totals: UpdateTotals, batch: LossBatch, rows: Tensor, coarse: int) -> None:
+    """Adds the log-ratios of teacher to student at the sampled tokens.
+
+    Args:
+        rows: bool [T], rows in the loss that are not coarse.
+        coarse: how many rows in the loss are.
+    """
+    if batch.old_log_probs is None:
+        return  # answers of the data, which no student drew
+    if batch.teacher_sampled is None:
+        totals.signal = totals.signal.plus(no_signal(unknown=int(rows.sum()) + coarse))
+        return
+    ratio = batch.teacher_sampled - batch.old_log_probs
+    known = rows & ratio.isfinite()
+    totals.means.add_values("log_ratio_mean", ratio[known])
+    found = signal_of(
+        batch.teacher_sampled[known].double().cpu().numpy(),
+        batch.old_log_probs[known].double().cpu().numpy(),
+        required(batch.steps, "steps")[known].cpu().numpy(),
+        unknown=int((rows & ~known).sum()) + coarse,
+    )
+    totals.signal = totals.signal.plus(found)
 
 
 def _add_support(means: Means, batch: LossBatch, used: Tensor) -> None:
@@ -287,17 +285,6 @@ def micro_batch_rows(batch: MicroBatch, chosen: Sequence[Bool]) -> Tensor:
     members, owners, steps = batch.members, batch.owners.tolist(), batch.steps.tolist()
     flags = [bool(chosen[members[o]][t]) for o, t in zip(owners, steps, strict=True)]
     return torch.tensor(flags, dtype=torch.bool)
-
-
-def length_metrics(responses: Sequence[Response]) -> dict[str, float | None]:
-    """Mean length in tokens, and share of the responses cut at the length limit; None where there
-    are no responses."""
-    if not responses:
-        return {"response_length_mean": None, "truncated_share": None}
-    return {
-        "response_length_mean": float(np.mean([one.tokens for one in responses])),
-        "truncated_share": float(np.mean([not one.finished for one in responses])),
-    }
 
 
 # Means that every line has, in this order.
@@ -349,22 +336,33 @@ def step_metrics(totals: UpdateTotals, responses: Sequence[Response]) -> dict[st
         "loss": float(np.mean(totals.losses)) if totals.losses else None,
         **_counts(whole),
         "empty_updates": totals.empty,
-        **length_metrics(_of_student(responses)),
+        **_of_responses(_of_student(responses)),
         "grad_norm": max(totals.grad_norms, default=None),
-        "clipped": totals.clipped,
+        "clipped": totals.clipped > 0,
+        "clipped_share": totals.clipped / len(totals.grad_norms) if totals.grad_norms else None,
         "lr": totals.lr,
         **_means(whole),
+        **signal_metrics(whole.signal),
         **data_metrics(whole, responses),
     }
     for name, part in totals.by_teacher.items():
         its = [one for one in responses if one.teacher == name]
         losses = {"loss": float(np.mean(part.losses)) if part.losses else None}
         own = _of_student(its)
-        lengths = length_metrics(own) if own else {}
-        of_answers = data_metrics(part, its)
-        of_teacher = {**losses, **_counts(part), **lengths, **_means(part), **of_answers}
+        of_teacher = {
+            **losses,
+            **_counts(part),
+            **(_of_responses(own) if own else {}),
+            **_means(part),
+            **signal_metrics(part.signal),
+            **data_metrics(part, its),
+        }
         line |= {f"{key}/{name}": value for key, value in of_teacher.items()}
     return line
+
+
+def _of_responses(responses: Sequence[Response]) -> dict[str, object]:
+    return {**length_metrics(responses), **loop_metrics(responses)}
 
 
 def _of_student(responses: Sequence[Response]) -> list[Response]:

@@ -134,7 +134,7 @@ class Updater:
                 Parameters and moments are unchanged after either.
         """
         norm = self.gradients(rollouts, scores, totals, step, stale)
-        totals.clipped |= self.optimizer.clip(norm)
+        totals.clipped += self.optimizer.clip(norm)
         totals.lr = learning_rate(self.config.optimizer, self.updates, self.config.updates)
         # Counted first: weights of a step that is cut short must not pass for complete.
         self.updates += 1

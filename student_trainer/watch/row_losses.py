@@ -10,11 +10,9 @@ from numpy.typing import NDArray
 from teacher_proto.types import Float32
 from torch import Tensor
 
+from student_trainer.diagnostics.bins import POSITION_BINS, means_of_bins, position_bins
 from student_trainer.distributed.world import ALONE, World
 from student_trainer.update.objective import MicroBatchLosses
-
-# Positions [0, 1), [1, 2), [2, 4), [4, 8), ... and the last from 32,768 on.
-POSITION_BINS = 17
 
 
 class RowLosses:
@@ -66,8 +64,7 @@ def means_by_position(losses: Sequence[Float32]) -> list[float | None]:
     counts: NDArray[np.int64] = np.zeros(POSITION_BINS, np.int64)
     for rows in losses:
         known = np.flatnonzero(~np.isnan(rows))
-        bins = np.minimum(np.ceil(np.log2(known + 1.0)).astype(np.int64), POSITION_BINS - 1)
+        bins = position_bins(known)
         np.add.at(sums, bins, rows[known].astype(np.float64))
         np.add.at(counts, bins, 1)
-    last = int(np.flatnonzero(counts).max(initial=-1)) + 1
-    return [float(sums[b] / counts[b]) if counts[b] else None for b in range(last)]
+    return means_of_bins(sums, counts)

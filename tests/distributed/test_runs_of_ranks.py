@@ -27,6 +27,7 @@ from student_trainer.watch import files as kept_files
 from tests.proofs.conftest import common, shared_teacher, teachers, trainers
 from tests.proofs.runs import Room
 from tests.support.faults import Fault
+from tests.support.near import near
 from tests.support.ranks import Ranks, start_ranks
 from tests.trainer.conftest import student_model_dir
 
@@ -124,8 +125,11 @@ def same_course(found: Path, expected: Path) -> int:
         for key, value in other.items():
             if key.endswith(("seconds", "share", "per_second", "time")) and "trunc" not in key:
                 continue
+            if key.startswith("tokens_by_probabilities"):
+                assert np.abs(np.subtract(one[key], value)).sum() <= 2, "one at a bin's edge"
+                continue
             exact = isinstance(value, str | bool | int) or value is None
-            close = pytest.approx(value, rel=1e-4, abs=LOSS) if not exact else value
+            close = value if exact else near(value, rel=1e-4, abs=LOSS)
             assert one[key] == close, key
     assert last, "the first step begins with the same weights"
     return last

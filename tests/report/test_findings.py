@@ -41,6 +41,7 @@ def healthy(step: int) -> dict[str, Any]:
         "clipped": step % 4 == 0,
         "student_entropy": 1.6 - 0.5 * done,
         "student_support_mass": 0.9 + 0.05 * done,
+        "teacher_support_mass": 0.98,
         "rollout_log_prob_gap": 0.01,
         "teacher_wait_share": 0.1,
     }
@@ -87,6 +88,10 @@ PLANTED: tuple[tuple[Planted, str, str, str], ...] = (
     (
         falling("student_support_mass", 0.95, 0.5),
         "problem", "student_support_mass, loss", "loss.tail",
+    ),
+    (
+        falling("student_support_mass", 0.953, 0.939),
+        "warning", "student_support_mass, loss", "loss.tail",
     ),
     (set_to(masked_tokens=600), "warning", "masked_tokens", "loss.mask"),
     (set_to(unusable_tokens=900), "warning", "unusable_tokens", "loss.masked_chunks"),

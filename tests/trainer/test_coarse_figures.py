@@ -17,6 +17,7 @@ from teacher_proto.types import (
     Status,
 )
 
+from student_trainer.diagnostics.responses import responses_of
 from student_trainer.evaluation.realigned import realigned_divergence
 from student_trainer.evaluation.results import OF_FULL_ROWS
 from student_trainer.evaluation.rows import Selection
@@ -25,7 +26,7 @@ from student_trainer.first_example import row_reasons, token_table
 from student_trainer.rollout.base import Rollout
 from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
 from student_trainer.update import realigned
-from student_trainer.update.metrics import responses_of, step_metrics
+from student_trainer.update.metrics import step_metrics
 from tests.trainer.coarse_case import CoarseCase, MakeConfig, row_losses, with_single_ids
 from tests.trainer.local_teacher import LocalTeacher
 

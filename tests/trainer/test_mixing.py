@@ -18,6 +18,7 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import load_prompts
 from student_trainer.data.rendering import PromptReader
+from student_trainer.diagnostics.responses import responses_of
 from student_trainer.pipeline import Pipeline
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.engine import make_engine
@@ -34,7 +35,7 @@ from student_trainer.startup.steps import STEPS
 from student_trainer.student.model import Student
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import train
-from student_trainer.update.metrics import UpdateTotals, responses_of, step_metrics
+from student_trainer.update.metrics import UpdateTotals, step_metrics
 from tests.trainer import test_teachers
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.processes import Server

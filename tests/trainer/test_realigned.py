@@ -13,13 +13,14 @@ from teacher_proto.errors import LsmError, PoisonedReplyError
 from teacher_proto.rows import Rows, Support, Values
 from teacher_proto.types import Bool, ContinuationScores, PositionClass, Realignment, Status
 
+from student_trainer.diagnostics.responses import responses_of
 from student_trainer.evaluation.realigned import chunk_likelihood
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import load_student
 from student_trainer.update import realigned
-from student_trainer.update.metrics import responses_of, step_metrics
+from student_trainer.update.metrics import step_metrics
 from student_trainer.update.updater import Updater
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_update import Case, assert_close, row_losses

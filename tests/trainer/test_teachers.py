@@ -35,6 +35,7 @@ from student_trainer.commands.dry_run import compare_tokenizers, look
 from student_trainer.commands.estimate import estimated_memory
 from student_trainer.commands.shared import resolve
 from student_trainer.data import load_prompts
+from student_trainer.diagnostics.responses import responses_of
 from student_trainer.events import Event, StepEnded
 from student_trainer.loop import TrainingLoop
 from student_trainer.pipeline import Pipeline
@@ -49,7 +50,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.train import Trainer, train
-from student_trainer.update.metrics import UpdateTotals, responses_of, step_metrics
+from student_trainer.update.metrics import UpdateTotals, step_metrics
 from student_trainer.update.updater import Updater
 from tests.support.replies import make_reply
 from tests.support.scripted_teacher import serving_in_thread

@@ -23,6 +23,7 @@ FIGURES = (
 )
 COLUMNS = ("loss", "prompt", "text")
 ROWS = [(1.5, "Say <b>|`hi`", "one\ntwo"), (None, "", "é")]
+LENGTHS = [3, 3, 40]
 CONFIG = {"loss": {"kind": "lsm", "top_k": 32}, "run": {"name": "one"}}
 
 
@@ -35,6 +36,7 @@ def track(name: str, directory: Path) -> None:
         for figures in FIGURES:
             trackers.log(figures["step"], figures)
         trackers.table(2, "rollouts", COLUMNS, ROWS)
+        trackers.histogram(2, "response_length", LENGTHS)
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:
@@ -64,6 +66,9 @@ def test_tensorboard_writes_what_its_reader_reads(tmp_path: Path) -> None:
     assert set(found.Tags()["scalars"]) == {"loss", "clipped", "student_entropy"}
     (text,) = found.Tensors("config/text_summary")
     assert b'"top_k": 32' in text.tensor_proto.string_val[0]
+    (lengths,) = found.Histograms("response_length/histogram")
+    told = lengths.histogram_value
+    assert (lengths.step, told.min, told.max, told.num, told.sum) == (2, 3, 40, 3, 46)
     (table,) = found.Tensors("rollouts/text_summary")
     assert table.step == 2
     lines = table.tensor_proto.string_val[0].decode().splitlines()
@@ -137,6 +142,7 @@ def test_wandb_offline_writes_the_run_and_no_secret(tmp_path: Path) -> None:
     written = b"".join(p.read_bytes() for p in (tmp_path / "wandb").rglob("*") if p.is_file())
     assert b"student_entropy" in log.read_bytes()
     assert b"top_k" in log.read_bytes()
+    assert b"response_length/histogram" in log.read_bytes()
     (table,) = (tmp_path / "wandb").rglob("*.table.json")
     assert json.loads(table.read_text())["data"] == [list(row) for row in ROWS]
     assert canary.encode() not in written

@@ -82,9 +82,22 @@ METRICS = (
     Key("dropped_non_finite", "tokens", "Tokens left out because their row is not finite."),
     Key("dropped_small_support", "tokens", "Tokens left out for fewer than two valid ids."),
     Key("response_length_mean", "tokens", "Mean length of a response of the student."),
+    Key("response_length_p10", "tokens", "A tenth of the student's responses is no longer."),
+    Key("response_length_p50", "tokens", "Median length of a response of the student."),
+    Key("response_length_p90", "tokens", "Nine tenths of the student's responses are no longer."),
+    Key("response_length_max", "tokens", "Length of the student's longest response."),
+    Key(
+        "responses_by_length",
+        "count, a list",
+        "Responses of the student of length 1, 2 to 3, 4 to 7 and so on.",
+    ),
     Key("truncated_share", "share", "Those that were cut at the length limit."),
+    Key("loop_tokens_share", "share", "Tokens of the student's responses that lie in a loop."),
+    Key("looping_share", "share", "Responses of the student that have a loop."),
+    Key("longest_loop", "tokens", "Length of the longest loop; 0 without one."),
     Key("grad_norm", "norm", "Largest 2-norm of an update's gradient, before clipping."),
     Key("clipped", "true or false", "Whether a gradient of the step was clipped."),
+    Key("clipped_share", "share", "Updates of the step whose gradient was clipped."),
     Key("lr", "rate", "Learning rate of the step's last update."),
     Key("teacher_support_mass", "probability", "The teacher's mass on the support, mean.", SUPPORT),
     Key("sampled_in_support", "share", "Rows whose support holds the sampled token.", SUPPORT),
@@ -108,7 +121,45 @@ METRICS = (
         "How far the sampled token's log-probability has moved since the rollout, absolute mean.",
         f"{WHOLE}, and `loss.temperature` equal to `rollout.temperature`",
     ),
-    Key("log_ratio_mean", "nats", "Mean of log q - log π_old at the sampled token.", POLICY),
+    Key("log_ratio_mean", "nats", "Mean of log q - log π_old at the sampled token."),
+    Key("signal_tokens", "tokens", "Tokens whose log q - log π_old is known."),
+    Key(
+        "signal_unknown_tokens",
+        "tokens",
+        "Others of `tokens_used` that the student drew: coarse, by their chunk, or without a value "
+        "of the teacher.",
+    ),
+    Key("positive_share", "share", "`signal_tokens` with log q - log π_old above 0."),
+    Key("negative_share", "share", "`signal_tokens` with log q - log π_old below 0."),
+    Key(
+        "positive_signal_share",
+        "share",
+        "What the positive ones have of the sum of all |log q - log π_old|.",
+    ),
+    Key(
+        "positive_effective_share",
+        "share",
+        "Effective number of positive tokens, (Σa)²/Σa², over their number: near 0 where few have "
+        "nearly all of the signal.",
+    ),
+    Key("negative_effective_share", "share", "The same of the negative ones."),
+    Key(
+        "log_ratio_by_position",
+        "nats, a list",
+        "Mean of log q - log π_old at places 0, 1, 2 to 3, 4 to 7 and so on of the responses; "
+        "`null` where there is none.",
+    ),
+    Key(
+        "log_ratio_by_probability",
+        "nats, a list",
+        "Mean of log q - log π_old by the teacher's probability of the token: above 1/2, above "
+        "1/4 and so on, the last of at most 2⁻¹⁶.",
+    ),
+    Key(
+        "tokens_by_probabilities",
+        "count, lists",
+        "`signal_tokens` in the same bins: a list for each of the teacher's, in it the student's.",
+    ),
     Key("advantage", "nats", "Mean advantage of a token.", POLICY),
     Key("ratio", "ratio", "Mean of π/π_old at the sampled token.", POLICY),
     Key("ratio_clipped", "share", "Tokens whose ratio is outside the clip range.", POLICY),
@@ -262,6 +313,8 @@ def sections() -> list[str]:
             "masked nor coarse, and those of supports over rows that are not coarse. In a step "
             "with answers of the data all means but `loss` are of the student's own responses, and "
             "`data_NAME` is the mean NAME of the answers. "
+            "Signals, loops and lengths have their definitions on a page of their own "
+            "(docs/diagnostics.md). "
             "π is the student, π_old the student that wrote the rollout, q the teacher. "
             "With several teachers everything that is said of rows or responses is also said of "
             "those that one of them scored, as `KEY/NAME`, and `loss/NAME` is before the teacher's "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from student_trainer.diagnostics.leaving import ADVICE, leaving_support
 from student_trainer.report.findings.course import Course, Finding
 
 
@@ -61,20 +62,20 @@ def support_left(run: Course) -> Finding | None:
     early, recent = run.early(key), run.recent(key)
     if early is None or recent is None or not run.long_enough:
         return None
-    if early - recent < run.limits.support_fall:
-        return None
+    far = early - recent >= run.limits.support_fall
     first, last = run.early("loss"), run.recent("loss")
     falls = first is not None and last is not None and last < first
+    if not far and leaving_support(run.metrics, run.limits.leaving) is None:
+        return None
     return Finding(
-        "problem" if falls else "warning",
+        "problem" if far and falls else "warning",
         "The loss falls while the student leaves the support it is measured on"
         if falls
         else "The student's mass leaves the teacher's support",
         f"{key}, loss" if falls else key,
-        f"{recent:.1%} of its mass is there, after {early:.1%}",
+        f"{recent:.2%} of its mass is there, after {early:.2%}",
         "loss.tail",
-        'A loss that is renormalised on the support does not see this: set loss.tail = "bucket" '
-        "where the loss has it, or raise loss.top_k.",
+        f"{ADVICE[0].upper()}{ADVICE[1:]}.",
     )
 
 

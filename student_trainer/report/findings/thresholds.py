@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from student_trainer.diagnostics.leaving import RULE, LeavingRule
+
 
 @dataclass(frozen=True)
 class Thresholds:
@@ -17,6 +19,7 @@ class Thresholds:
         entropy, entropy_fall: nats, and the part of the early entropy, below both of which the
             student's entropy has collapsed.
         support_fall: how much of the student's mass leaves the support.
+        leaving: when less of it leaves the support while the loss falls.
         left_out: rows without a loss.
         wait: time of a step in which the trainer waits for the teacher.
         gap_fresh, gap_stale: nats between the rollout's log-probability of a token and the
@@ -34,6 +37,7 @@ class Thresholds:
     entropy: float = 0.3
     entropy_fall: float = 0.5
     support_fall: float = 0.1
+    leaving: LeavingRule = RULE
     left_out: float = 0.1
     wait: float = 0.3
     gap_fresh: float = 0.05

@@ -1,0 +1,87 @@
+"""What is told of the responses of a step: how long they are, how they end, what they repeat."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from student_trainer.diagnostics.bins import LENGTH_BINS, length_bins
+from student_trainer.diagnostics.repetition import loops_of
+from student_trainer.rollout.base import Origin, Rollout
+
+# Shares of the responses that are at most as long as response_length_pNN.
+QUANTILES = (10, 50, 90)
+
+
+@dataclass(frozen=True)
+class Response:
+    """What metrics say of a response of a step.
+
+    Attributes:
+        teacher: name of the one that scores it.
+        tokens: of all of it.
+        scored: how many first tokens the teacher is asked for.
+        loop_tokens: of all of it that lie in a loop (``repetition``).
+        longest_loop: tokens of its longest loop; 0 without one.
+    """
+
+    teacher: str
+    origin: Origin
+    tokens: int
+    scored: int
+    finished: bool
+    loop_tokens: int
+    longest_loop: int
+
+
+def responses_of(
+    rollouts: Sequence[Rollout], parts: Sequence[Rollout] | None = None
+) -> list[Response]:
+    """What metrics say of rollouts.
+
+    Args:
+        parts: what is scored of each; None where it is all.
+    """
+    loops = loops_of([rollout.token_ids for rollout in rollouts])
+    return [
+        Response(
+            r.prompt.teacher, r.origin, len(r.token_ids), len(part.token_ids), r.finished,
+            found.tokens, found.longest,
+        )
+        for r, part, found in zip(rollouts, parts or rollouts, loops, strict=True)
+    ]  # fmt: skip
+
+
+def length_metrics(responses: Sequence[Response]) -> dict[str, Any]:
+    """Lengths in tokens, and the share of the responses cut at the length limit; None, and an
+    empty list, where there are no responses. Quantiles lie between neighbouring lengths where
+    none is exact."""
+    names = [f"response_length_p{q}" for q in QUANTILES]
+    if not responses:
+        missing = ("response_length_mean", *names, "response_length_max", "truncated_share")
+        return {**dict.fromkeys(missing), "responses_by_length": []}
+    lengths = np.array([one.tokens for one in responses])
+    counts = np.bincount(length_bins(lengths), minlength=LENGTH_BINS)
+    return {
+        "response_length_mean": float(lengths.mean()),
+        **dict(zip(names, np.percentile(lengths, QUANTILES).tolist(), strict=True)),
+        "response_length_max": int(lengths.max()),
+        "truncated_share": float(np.mean([not one.finished for one in responses])),
+        "responses_by_length": np.trim_zeros(counts, "b").tolist(),
+    }
+
+
+def loop_metrics(responses: Sequence[Response]) -> dict[str, float | None]:
+    """How much of the responses lies in loops; None where there are no responses."""
+    if not responses:
+        return dict.fromkeys(("loop_tokens_share", "looping_share", "longest_loop"))
+    looping = [one for one in responses if one.longest_loop]
+    return {
+        "loop_tokens_share": sum(one.loop_tokens for one in responses)
+        / sum(one.tokens for one in responses),
+        "looping_share": len(looping) / len(responses),
+        "longest_loop": max(one.longest_loop for one in responses),
+    }
