@@ -52,7 +52,11 @@ def write_run(folder: Path) -> None:
 
     made.write_run(folder)
     random.seed(7)
-    numbers = [key.name for key in METRICS if key.unit not in ("date, UTC", "digest")]
+    numbers = [
+        key.name
+        for key in METRICS
+        if key.unit not in ("date, UTC", "digest") and "list" not in key.unit
+    ]
     lines = []
     for step in range(1, STEPS + 1):
         noise = {name: 0.5 + random.random() / 4 for name in numbers}

@@ -38,6 +38,10 @@ TEACHER = TeacherDescription(
 HOSTILE = "<script>alert('x')</script> & <img src=x>"
 
 
+# Of the teacher's probability down, of the student's across.
+TABLE = [[40, 2, *[0] * 15], [0, 5, *[0] * 15], *([0] * 17 for _ in range(14)), [9, *[0] * 16]]
+
+
 def step(number: int) -> dict[str, object]:
     return {
         "step": number,
@@ -62,6 +66,12 @@ def step(number: int) -> dict[str, object]:
         "student_entropy": 2.5,
         "log_ratio_mean": -1.5,
         "loss_by_position": [1.0, None if number == 1 else 0.5],
+        "loop_tokens_share": 0.125,
+        "longest_loop": 7 * number,
+        "positive_share": 0.25,
+        "responses_by_length": [0, 3, 1] if number > 1 else [0, 2],
+        "log_ratio_by_position": [-1.0, None, -2.0],
+        "tokens_by_probabilities": TABLE,
         "teacher_identity": "id-1",
     }
 

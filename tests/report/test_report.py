@@ -88,24 +88,44 @@ def test_every_chart_says_its_values_to_the_script(run_dir: Path) -> None:
         "Held-out prompts over the run",
         "Training loss",
         "Answers during training",
+        "Repetition",
         "Gradient norm",
         "Learning rate",
         "Throughput",
         "Where a step's time goes",
         "The teacher's support",
+        "The signal of single tokens",
         "The student's distribution",
         "Loss by position",
+        "Log-ratio by position",
+        "Lengths of answers",
+        "Teacher's probability against the student's",
     ]
     told = [json.loads(text) for kind, text in page.scripts if kind == "application/json"]
-    assert len(told) == page.tags.count("svg")
+    assert len(told) == page.tags.count("svg") - 1, "the heat map says its values in its cells"
     curves = {curve["label"]: curve for panel in told for curve in panel["curves"]}
     assert curves["loss"] == {"label": "loss", "x": [1, 2, 3], "y": [2, 1, 0.6667]}
     assert curves["student's mass"]["y"] == [None, 0.8, 0.8], "the first step has none"
     assert curves["reverse KL, frozen"] == {
         "label": "reverse KL, frozen", "x": [0, 3], "y": [2, 0.5],
     }  # fmt: skip
-    assert curves["last steps"]["y"] == [1, 0.5]
+    loss, _ = [one for one in told if one["unit"] == "token of the response"]
+    assert [curve["y"] for curve in loss["curves"]] == [[1, None], [1, 0.5]]
+    (lengths,) = [one for one in told if one["unit"] == "tokens"]
+    assert [curve["y"] for curve in lengths["curves"]] == [[0, 1], [0, 0.75, 0.25]]
+    assert lengths["names"] == {"0.0": "1", "1.0": "2", "2.0": "4"}
     assert "same best token" not in curves, "it was not measured"
+
+
+def test_a_heat_map_says_its_cells(run_dir: Path) -> None:
+    page = Page(write_report(run_dir).read_text())
+    assert page.tags.count("rect") == 4, "cells without a token are not drawn"
+    text = " ".join(page.text.split())
+    # Of the last of three steps.
+    assert "teacher's probability up to 1, student's probability up to 1: 40 (71.4%)" in text
+    assert "teacher's probability up to 1/65536, student's probability up to 1: 9 (16.1%)" in text
+    (run_dir / "metrics.jsonl").write_text(json.dumps({**step(1), "tokens_by_probabilities": []}))
+    assert "rect" not in Page(write_report(run_dir).read_text()).tags
 
 
 def test_texts_of_the_run_are_shown_as_text(run_dir: Path) -> None:

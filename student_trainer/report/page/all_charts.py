@@ -7,6 +7,7 @@ from typing import Any
 
 from student_trainer.evaluation.course.points import Point
 from student_trainer.evaluation.course.uncertainty import interval
+from student_trainer.report.page.bin_charts import charts_of_bins, heat_charts
 from student_trainer.report.page.charts import Chart, Curve, Panel
 from student_trainer.report.page.step_charts import STEP_CHARTS, StepPanel
 
@@ -49,13 +50,12 @@ HELD_OUT = (
 
 def charts_of_run(metrics: Lines, points: Sequence[Point]) -> list[Chart]:
     """Those that the run has values for, in the order of the report."""
-    return _with_values(
-        [
-            Chart("Held-out prompts over the run", HELD_OUT_NOTE, _held_out({"": points})),
-            *(_of_steps(title, note, panels, {"": metrics}) for title, note, panels in STEP_CHARTS),
-            _by_position(metrics),
-        ]
-    )
+    curves = [
+        Chart("Held-out prompts over the run", HELD_OUT_NOTE, _held_out({"": points})),
+        *(_of_steps(title, note, panels, {"": metrics}) for title, note, panels in STEP_CHARTS),
+        *charts_of_bins(metrics),
+    ]
+    return [*_with_values(curves), *heat_charts(metrics)]
 
 
 def charts_of_runs(
@@ -154,46 +154,11 @@ def _curve(label: str, key: str, points: Sequence[Point]) -> Curve:
     )
 
 
-def _by_position(metrics: Lines) -> Chart:
-    """Loss by a token's place in its response: early, in the middle, and late in the run."""
-    third = max(1, len(metrics) // 3)
-    parts = {"first steps": metrics[:third]}
-    if len(metrics) > 1:
-        parts["last steps"] = metrics[-third:]
-    means = {name: _mean_bins(rows) for name, rows in parts.items()}
-    width = max((len(bins) for bins in means.values()), default=0)
-    marks = [(float(place), str(2 ** (place - 1) if place else 0)) for place in range(width)]
-    return Chart(
-        "Loss by position",
-        "Mean loss of the tokens from this place of a response to the next mark. Where late "
-        "tokens have most of the loss, long answers drift.",
-        [
-            Panel(
-                "nats per token",
-                [Curve(name, [float(p) for p in range(len(b))], b) for name, b in means.items()],
-                x_label="token of the response",
-                x_ticks=marks,
-                points=True,
-            )
-        ],
-    )
-
-
-def _mean_bins(rows: Lines) -> list[float | None]:
-    told = [row["loss_by_position"] for row in rows if row.get("loss_by_position")]
-    width = max((len(bins) for bins in told), default=0)
-    found: list[float | None] = []
-    for place in range(width):
-        known = [bins[place] for bins in told if place < len(bins) and bins[place] is not None]
-        found.append(sum(known) / len(known) if known else None)
-    return found
-
-
 def _with_values(charts: Sequence[Chart]) -> list[Chart]:
     """Charts and panels that have a value."""
     kept = []
     for chart in charts:
-        panels = [panel for panel in chart.panels if any(curve.known for curve in panel.curves)]
+        panels = [panel for panel in chart.panels if panel.known]
         if panels:
             kept.append(Chart(chart.title, chart.note, panels))
     return kept

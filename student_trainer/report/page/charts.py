@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from student_trainer.report.page.heat import Heat, draw_heat
 from student_trainer.report.page.scales import Values, smoothed, span, thinned, ticks, written
 
 WIDTH, HEIGHT = 560, 240
@@ -59,6 +60,11 @@ class Panel:
     x_ticks: Sequence[tuple[float, str]] = ()
     points: bool = False
 
+    @property
+    def known(self) -> bool:
+        """Whether a curve has a value."""
+        return any(curve.known for curve in self.curves)
+
 
 @dataclass(frozen=True)
 class Chart:
@@ -68,7 +74,7 @@ class Chart:
 
     title: str
     note: str
-    panels: Sequence[Panel] = field(default_factory=tuple)
+    panels: Sequence[Panel | Heat] = field(default_factory=tuple)
 
 
 @dataclass(frozen=True)
@@ -91,9 +97,11 @@ class _Frame:
         return not self.y[0] <= value <= self.y[1]
 
 
-def draw(panel: Panel) -> str:
-    """One panel as HTML: an SVG, its legend, and its values for the script. Every text is
-    escaped."""
+def draw(panel: Panel | Heat) -> str:
+    """One panel as HTML: an SVG, its legend, and its values for the script, or those of a heat map
+    in its cells. Every text is escaped."""
+    if isinstance(panel, Heat):
+        return draw_heat(panel)
     curves = [curve for curve in panel.curves if curve.known]
     thin = [thinned(curve.x, curve.y) for curve in curves]
     edges = [value for c in curves for value in (*c.low, *c.high) if value is not None]

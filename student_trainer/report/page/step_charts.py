@@ -33,8 +33,32 @@ STEP_CHARTS: tuple[tuple[str, str, tuple[StepPanel, ...]], ...] = (
         "Answers during training",
         "A falling length with a falling loss would be a student that says less.",
         (
-            StepPanel("mean length, tokens", (("response_length_mean", "mean length"),)),
+            StepPanel(
+                "length, tokens",
+                (
+                    ("response_length_mean", "mean length"),
+                    ("response_length_p10", "10% are no longer"),
+                    ("response_length_p50", "median"),
+                    ("response_length_p90", "90% are no longer"),
+                ),
+            ),
             StepPanel("cut at the limit", (("truncated_share", "cut at the limit"),), share=True),
+        ),
+    ),
+    (
+        "Repetition",
+        "An n-gram that is written at least three times in a row is a loop. Loops that grow are a "
+        "student that gets stuck.",
+        (
+            StepPanel(
+                "share",
+                (
+                    ("loop_tokens_share", "tokens in a loop"),
+                    ("looping_share", "answers with a loop"),
+                ),
+                share=True,
+            ),
+            StepPanel("longest loop, tokens", (("longest_loop", "longest loop"),)),
         ),
     ),
     (
@@ -55,10 +79,14 @@ STEP_CHARTS: tuple[tuple[str, str, tuple[StepPanel, ...]], ...] = (
     ),
     (
         "Gradient norm",
-        "Before clipping; and the share of steps that were clipped.",
+        "Before clipping; and how much was clipped.",
         (
             StepPanel("norm", (("grad_norm", "gradient norm"),)),
-            StepPanel("clipped", (("clipped", "clipped"),), share=True),
+            StepPanel(
+                "clipped",
+                (("clipped_share", "updates"), ("clipped", "steps with a clipped update")),
+                share=True,
+            ),
         ),
     ),
     (
@@ -104,6 +132,7 @@ STEP_CHARTS: tuple[tuple[str, str, tuple[StepPanel, ...]], ...] = (
                     ("student_support_mass", "student's mass"),
                     ("sampled_in_support", "sampled token inside"),
                     ("top1_agreement_on_support", "same best token"),
+                    ("support_overlap", "overlap of most likely tokens"),
                 ),
                 share=True,
             ),
@@ -131,6 +160,29 @@ STEP_CHARTS: tuple[tuple[str, str, tuple[StepPanel, ...]], ...] = (
                     ("realign_special_share", "special"),
                     ("realign_masked_share", "masked"),
                     ("realign_coarse_share", "coarse"),
+                ),
+                share=True,
+            ),
+        ),
+    ),
+    (
+        "The signal of single tokens",
+        "The signal of a token that the student drew is log q - log pi. The effective share says "
+        "how evenly a side is spread: near 0, few tokens have nearly all of it.",
+        (
+            StepPanel(
+                "share",
+                (
+                    ("positive_share", "tokens with a positive signal"),
+                    ("positive_signal_share", "their part of the whole signal"),
+                ),
+                share=True,
+            ),
+            StepPanel(
+                "effective share",
+                (
+                    ("positive_effective_share", "positive"),
+                    ("negative_effective_share", "negative"),
                 ),
                 share=True,
             ),

@@ -1,0 +1,142 @@
+"""The charts of metrics that are lists over bins: early and late in the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from student_trainer.diagnostics.bins import PROBABILITY_BINS, probability_label
+from student_trainer.report.page.charts import Chart, Curve, Panel
+from student_trainer.report.page.heat import Heat
+
+Lines = Sequence[Mapping[str, Any]]
+Bins = list[float | None]
+
+
+@dataclass(frozen=True)
+class BinChart:
+    """Attributes:
+    key: of metrics.jsonl.
+    label, x_label: of the axes.
+    mark: the label of a bin, which begins there.
+    joined: makes the lists of several steps one.
+    """
+
+    title: str
+    note: str
+    key: str
+    label: str
+    x_label: str
+    mark: Callable[[int], str]
+    joined: Callable[[Sequence[Sequence[Any]]], Bins]
+    zero: bool = True
+
+
+def charts_of_bins(metrics: Lines) -> list[Chart]:
+    """A chart for each list: the first and the last third of the steps."""
+    third = max(1, len(metrics) // 3)
+    parts = {"first steps": metrics[:third]}
+    if len(metrics) > 1:
+        parts["last steps"] = metrics[-third:]
+    return [_chart(one, parts) for one in CHARTS]
+
+
+def heat_charts(metrics: Lines) -> list[Chart]:
+    """The teacher's and the student's probability of the sampled tokens, in the last third of the
+    steps that know them; nothing where none does."""
+    told = [row["tokens_by_probabilities"] for row in metrics if row.get("tokens_by_probabilities")]
+    if not told:
+        return []
+    counts = np.sum(told[-max(1, len(told) // 3) :], 0)
+    edges = [probability_label(place) for place in range(PROBABILITY_BINS)]
+    heat = Heat(
+        "Tokens by both probabilities", "teacher's probability", "student's probability",
+        counts.tolist(), edges,
+    )  # fmt: skip
+    note = (
+        "The tokens that the student drew in the last third of the steps. On the dashed line both "
+        "sides agree. Below it the teacher thinks less of a token than the student did: its signal "
+        "is negative. Darker cells have more tokens, on a logarithmic scale."
+    )
+    return [Chart("Teacher's probability against the student's", note, [heat])]
+
+
+def _chart(one: BinChart, parts: Mapping[str, Lines]) -> Chart:
+    lists = {
+        name: one.joined([row[one.key] for row in rows if row.get(one.key)])
+        for name, rows in parts.items()
+    }
+    width = max((len(bins) for bins in lists.values()), default=0)
+    curves = [Curve(name, [float(p) for p in range(len(b))], b) for name, b in lists.items()]
+    marks = [(float(place), one.mark(place)) for place in range(width)]
+    panel = Panel(one.label, curves, one.zero, x_label=one.x_label, x_ticks=marks, points=True)
+    return Chart(one.title, one.note, [panel])
+
+
+def _means(lists: Sequence[Sequence[float | None]]) -> Bins:
+    """The mean of each bin over the steps that have it."""
+    found: Bins = []
+    for place in range(max(map(len, lists), default=0)):
+        known = [
+            value for bins in lists if place < len(bins) and (value := bins[place]) is not None
+        ]
+        found.append(sum(known) / len(known) if known else None)
+    return found
+
+
+def _shares(lists: Sequence[Sequence[int]]) -> Bins:
+    """Each bin's share of everything that is counted in all steps."""
+    width = max(map(len, lists), default=0)
+    sums = [sum(bins[p] for bins in lists if p < len(bins)) for p in range(width)]
+    return [count / sum(sums) for count in sums]
+
+
+def _first_place(place: int) -> str:
+    return str(2 ** (place - 1)) if place else "0"
+
+
+CHARTS = (
+    BinChart(
+        "Loss by position",
+        "Mean loss of the tokens from this place of a response to the next mark. Where late "
+        "tokens have most of the loss, long answers drift.",
+        "loss_by_position",
+        "nats per token",
+        "token of the response",
+        _first_place,
+        _means,
+    ),
+    BinChart(
+        "Log-ratio by position",
+        "Mean log q - log pi at the tokens that the student drew. Where it falls with the place, "
+        "the teacher finds long answers ever less likely: its signal there is about a text that it "
+        "would not have written.",
+        "log_ratio_by_position",
+        "log q - log pi, nats",
+        "token of the response",
+        _first_place,
+        _means,
+    ),
+    BinChart(
+        "Log-ratio by the teacher's probability",
+        "Mean log q - log pi at tokens of which the teacher's probability is at most this, down to "
+        "the next mark. Tokens that the teacher finds unlikely carry most of the negative signal.",
+        "log_ratio_by_probability",
+        "log q - log pi, nats",
+        "teacher's probability",
+        probability_label,
+        _means,
+    ),
+    BinChart(
+        "Lengths of answers",
+        "Share of the answers that have from so many tokens up to the next mark.",
+        "responses_by_length",
+        "share of answers",
+        "tokens",
+        lambda place: str(2**place),
+        _shares,
+    ),
+)
