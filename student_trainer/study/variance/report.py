@@ -95,6 +95,8 @@ def draw(document: Mapping[str, Any], path: Path) -> None:
     by_horizon.set(xlabel="horizon T", ylabel="variance", title="by horizon, each seed")
     if document["horizons"]:
         by_horizon.set(xscale="log", yscale="log")
+        by_horizon.set_xticks(settings["horizons"], labels=map(str, settings["horizons"]))
+        by_horizon.minorticks_off()
         by_horizon.legend(fontsize=8)
     save_figure(figure, path)
 
