@@ -10,7 +10,7 @@ import numpy as np
 
 from student_trainer.diagnostics.bins import PROBABILITY_BINS, probability_label
 from student_trainer.report.page.charts import Chart, Curve, Panel
-from student_trainer.report.page.heat import Heat
+from student_trainer.report.page.drawing.heat import Heat
 
 Lines = Sequence[Mapping[str, Any]]
 Bins = list[float | None]

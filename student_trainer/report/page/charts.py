@@ -10,8 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from student_trainer.report.page.heat import Heat, draw_heat
-from student_trainer.report.page.scales import Values, smoothed, span, thinned, ticks, written
+from student_trainer.report.page.drawing.heat import Heat, draw_heat
+from student_trainer.report.page.drawing.scales import (
+    Values,
+    smoothed,
+    span,
+    thinned,
+    ticks,
+    written,
+)
 
 WIDTH, HEIGHT = 560, 240
 LEFT, RIGHT, TOP, BOTTOM = 58, 12, 12, 30

@@ -1,0 +1,1 @@
+"""What charts are drawn with: axes and curves as numbers, and heat maps."""
