@@ -20,7 +20,7 @@ LARGE_BLOCK, KEPT_AT_THE_TOP = 8 << 20, 8 << 20
 # thread's time at most.
 GROWTH = 16 << 20
 LOOK_SECONDS = 0.02
-SHARE = 10
+SHARE = 4
 
 
 def give_freed_memory_back() -> None:
