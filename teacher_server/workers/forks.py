@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import socket
 import subprocess
 import sys
@@ -16,10 +15,10 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from teacher_proto.errors import ConfigurationError, OverloadedError, TeacherUnavailableError
+from teacher_proto.processes.confinement import child_environment
 
 from teacher_server.frames import Frame, FrameError, pack, receive, send
 from teacher_server.workers.inside.vocabularies import TeacherFile
@@ -32,15 +31,6 @@ START_SECONDS, ANSWER_SECONDS = 600.0, 120.0
 # Seconds between one start and the next: at first, and at most.
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 30.0
 RETRY_HINT, BUSY_HINT = 1.0, 5.0
-# Of the server's environment, what a Python program needs; credentials are in others.
-ENVIRONMENT = ("PATH", "HOME", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "VIRTUAL_ENV")
-SINGLE_THREADED = {
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAYON_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-}
 
 
 @dataclass(frozen=True)
@@ -168,8 +158,6 @@ class ForkServer:
 
     def _start(self) -> None:
         ours, its = socket.socketpair()
-        path = os.pathsep.join(entry or str(Path.cwd()) for entry in sys.path)
-        environment = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
         with its:
             self._process = process = subprocess.Popen(
                 [
@@ -183,7 +171,7 @@ class ForkServer:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
-                env={**environment, **SINGLE_THREADED, "PYTHONPATH": path},
+                env=child_environment(),
                 start_new_session=True,
             )
         threading.Thread(target=_log_lines, args=(process,), daemon=True).start()

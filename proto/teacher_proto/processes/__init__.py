@@ -1,1 +1,2 @@
-"""What processes do for the program that started them, and with memory that they have freed."""
+"""What processes do for the program that started them, what they may do, and what becomes of
+memory that they have freed."""

@@ -3,7 +3,7 @@ tokenizers have, with bounds on what they can make of a text.
 
 The library runs normalizers and decoders as a file has them: nested replacements turn one
 letter into millions. What is bounded here is what a file may ask for; that a process keeps to
-its memory and time is another guard (``confinement``, ``worker``).
+its memory and time is another guard (``teacher_proto.processes.confinement``, ``worker``).
 """
 
 from __future__ import annotations

@@ -19,13 +19,13 @@ import socket
 import sys
 
 import numpy as np
+from teacher_proto.processes.confinement import close_all_but, confine, ignore_the_terminal
 from teacher_proto.types import SpecialRole
 
 from teacher_server.frames import PREFIX, Frame, check_prefix, send, unpack
 from teacher_server.realign.pair.vocabulary import Vocabulary
 from teacher_server.teachers.tokenizer import TextTokenizer
 from teacher_server.workers.inside import child
-from teacher_server.workers.inside.confinement import close_all_but, confine, ignore_the_terminal
 from teacher_server.workers.inside.student import TeacherSide
 from teacher_server.workers.inside.vocabularies import TeacherFile, teacher_vocabularies
 
