@@ -87,8 +87,8 @@ class Pipeline:
         self.engine = engine
         self.teachers = teachers
         self.prompts = prompts
-        seed, shares = config.run.seed, config.data.shares
-        self.order = PromptOrder.of(seed, prompts, shares, left_out)
+        seed, shares = config.run.seed, config.shares
+        self.order = PromptOrder.of(seed, prompts, shares, left_out, turn=config.turn)
         self.answer_order = PromptOrder.of(seed, prompts, shares, left_out, name="answers")
         self.batches: deque[Batch] = deque()
         self._world = world

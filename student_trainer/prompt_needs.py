@@ -7,6 +7,7 @@ from __future__ import annotations
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import PromptSets, load_prompts
+from student_trainer.data.tasks.reading import load_task_prompts
 from student_trainer.evaluation.frozen import ROUNDS, evaluated_prompts
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.train import TrainConfig
@@ -21,12 +22,20 @@ def read_prompts(config: TrainConfig, now: str = "") -> PromptSets:
         now: the run's clock (``data.run_clock``); empty for ``data.now``, or this moment.
 
     Raises:
-        ConfigurationError: as ``load_tokenizer``, ``load_prompts`` and ``check_prompts``.
+        ConfigurationError: as ``load_tokenizer``, ``load_prompts``, ``load_task_prompts`` and
+            ``check_prompts``.
     """
     tokenizer = load_tokenizer(config.student)
-    prompts = load_prompts(
-        config.data, tokenizer, seed=config.run.seed, now=now, teachers=list(config.named_teachers)
-    )
+    if config.tasks is None:
+        prompts = load_prompts(
+            config.data,
+            tokenizer,
+            seed=config.run.seed,
+            now=now,
+            teachers=list(config.named_teachers),
+        )
+    else:
+        prompts = load_task_prompts(config, tokenizer, now=now)
     check_prompts(config, prompts)
     return prompts
 
@@ -83,8 +92,8 @@ def notes(prompts: PromptSets, config: TrainConfig) -> list[str]:
             f"evaluation is on all {held_out} held-out prompts, fewer than the usual "
             f"{config.evaluation.most_prompts}"
             if held_out
-            else "no prompt is held out (data.held_out, data.held_out_fraction), so nothing is "
-            "evaluated"
+            else "no prompt is held out (data.held_out, data.held_out_fraction, or of the tasks), "
+            "so nothing is evaluated"
         )
     if per_step > len(prompts.train):
         found.append(

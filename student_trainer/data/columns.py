@@ -30,12 +30,15 @@ class Columns:
         ignored: sentences on what nothing reads of a row, and of how many rows: TEXT, SYSTEM.
     """
 
-    def __init__(self, settings: ColumnSettings, key: str) -> None:
+    def __init__(self, settings: ColumnSettings, key: str, *, of_task: bool = False) -> None:
         """
         Args:
             key: the setting that names the dataset.
+            of_task: whether the rows are a task's: they may lack any column, and the task reads
+                the others.
         """
         self.settings = settings
+        self._of_task = of_task
         self.key = key
         self.ignored: Counter[str] = Counter()
         self._used: set[str] = set()
@@ -94,7 +97,7 @@ class Columns:
         Raises:
             ConfigurationError: a setting names a column that no row has.
         """
-        for name in OPTIONAL:
+        for name in () if self._of_task else OPTIONAL:
             column = getattr(self.settings, name)
             if column is not None and column not in self._seen and self._seen:
                 raise ConfigurationError(
@@ -104,7 +107,7 @@ class Columns:
                 )
         notes = [f"{self.key}: {many} {what}" for what, many in self.ignored.items()]
         unused = [name for name in self._seen if name not in self._used]
-        if not unused:
+        if not unused or self._of_task:
             return notes
         hints = [
             f"data.columns.{setting} names the one of {what}"

@@ -41,6 +41,7 @@ class PromptOrder:
         left_out: indices that are never taken; something is left of the whole and of each
             part.
         name: of one of several independent orders; empty for that of the prompts.
+        turn: how many positions in a row are taken from the same part.
     """
 
     seed: int
@@ -48,6 +49,7 @@ class PromptOrder:
     parts: tuple[Part, ...] = ()
     left_out: AbstractSet[int] = frozenset()
     name: str = ""
+    turn: int = 1
 
     @classmethod
     def of(
@@ -57,6 +59,7 @@ class PromptOrder:
         shares: Sequence[float] = (),
         left_out: AbstractSet[int] = frozenset(),
         name: str = "",
+        turn: int = 1,
     ) -> PromptOrder:
         """The order of ``prompts``, those of one file together.
 
@@ -65,6 +68,7 @@ class PromptOrder:
                 frequent as any other.
             left_out: indices of prompts that are never taken.
             name: of the order.
+            turn: how many positions in a row are of the same file, with ``shares``.
         """
         if not shares:
             return cls(seed, len(prompts), left_out=left_out, name=name)
@@ -73,7 +77,7 @@ class PromptOrder:
         for file, share in enumerate(shares):
             parts.append(Part(start, found[file], share))
             start += found[file]
-        return cls(seed, len(prompts), tuple(parts), left_out, name)
+        return cls(seed, len(prompts), tuple(parts), left_out, name, turn)
 
     def take(self, position: int, count: int) -> list[int]:
         """The indices of ``count`` prompts, from ``position`` on."""
@@ -83,10 +87,14 @@ class PromptOrder:
                 self._shuffled(place, whole, self.seed)
                 for place in range(position, position + count)
             ]
-        return [
-            self._shuffled(nth, part, self.seed, number)
-            for number, part, nth in self._turns(position, count)
-        ]
+        first, last = position // self.turn, (position + count - 1) // self.turn
+        turns = self._turns(first, last - first + 1) if count else []
+        taken = []
+        for place in range(position, position + count):
+            number, part, nth = turns[place // self.turn - first]
+            offset = nth * self.turn + place % self.turn
+            taken.append(self._shuffled(offset, part, self.seed, number))
+        return taken
 
     def _shuffled(self, place: int, part: Part, *key: int) -> int:
         """The index of the prompt at this place of a part's endless order."""
@@ -98,7 +106,8 @@ class PromptOrder:
         return part.start + int(order[offset])
 
     def _turns(self, position: int, count: int) -> list[tuple[int, Part, int]]:
-        """(number of the part, the part, which of its turns) of each position.
+        """(number of the part, the part, which of its turns) of each of ``count`` turns, from turn
+        ``position`` on.
 
         The nth turn of a part is due at time (n + 1/2) / share, and turns are taken in
         the order of these times. Up to time t about t turns are due, so that only those

@@ -22,7 +22,7 @@ from student_trainer.data import digest
 from student_trainer.data.columns import AnswerColumn, Columns
 from student_trainer.data.conversations import row_prompt
 from student_trainer.data.files.rows import read_rows
-from student_trainer.data.files.source import Source
+from student_trainer.data.files.source import PlacedRows, Source
 from student_trainer.data.order import PromptOrder, held_out_of
 from student_trainer.data.progress import told
 from student_trainer.data.rendering import (
@@ -49,13 +49,14 @@ class PromptSets:
     Attributes:
         dropped: how many prompts were left out because of ``max_prompt_tokens``, because the
             student's chat template refused them, or because they are empty.
-        shares: of each train file in the prompts of a run; empty where none is set.
+        shares: of each train file or task in the prompts of a run; empty where none is set.
         notes: what is in the data and not used, one sentence each.
         left_out: indices of the train prompts that the teacher cannot read. They keep their
             places in the order of training, which is that of all.
         digest: of the train prompts in their order (``data/digest.py``).
         now: the run's clock, at which they are rendered.
         arguments: names of the template arguments that any prompt has, sorted.
+        turn: how many prompts in a row of the order of training are of one task.
     """
 
     train: list[PromptItem]
@@ -67,10 +68,11 @@ class PromptSets:
     digest: str = ""
     now: str = ""
     arguments: tuple[str, ...] = ()
+    turn: int = 1
 
     def first(self, seed: int, teacher: str | None = None) -> PromptItem:
         """The first prompt of the order of training, or the first that this teacher scores."""
-        order = PromptOrder.of(seed, self.train, self.shares, self.left_out)
+        order = PromptOrder.of(seed, self.train, self.shares, self.left_out, turn=self.turn)
         taken = (self.train[order.take(position, 1)[0]] for position in count())
         return next(prompt for prompt in taken if teacher in (None, prompt.teacher))
 
@@ -126,21 +128,45 @@ def load_prompts(
                 where=f"data.train[{number}]",
                 fix="leave the file out, or lower data.held_out_fraction",
             )
+    return prompt_sets(train, held_out, dropped, settings.shares, notes, teachers, read, reader)
+
+
+def prompt_sets(
+    train: list[PromptItem],
+    held_out: list[PromptItem],
+    dropped: int,
+    shares: tuple[float, ...],
+    notes: Sequence[str],
+    teachers: Sequence[str],
+    read: Mapping[str, Reading],
+    reader: PromptReader,
+    turn: int = 1,
+) -> PromptSets:
+    """The prompts of a run, with everything that is known of all of them together.
+
+    Args:
+        notes: on what was read.
+        read: how each train prompt is read, by its identity.
+
+    Raises:
+        ConfigurationError: no train prompt names one of the teachers.
+    """
     check_teachers_have_prompts(train, teachers)
     every = [(p.source, p.token_ids) for p in (*train, *held_out)]
     arguments = template_arguments([source for source, _ in every])
-    notes += reader.notes(every, arguments)
+    said = [*notes, *reader.notes(every, arguments)]
     chats = [source for source, _ in every if isinstance(source, ChatPrompt)]
-    notes += unread(chats, lambda chat: reader.render(chat, ""))
+    said += unread(chats, lambda chat: reader.render(chat, ""))
     return PromptSets(
         train,
         held_out,
         dropped,
-        settings.shares,
-        tuple(dict.fromkeys(notes)),
-        digest=_digest(train, settings.shares, read, reader, tokenizer),
+        shares,
+        tuple(dict.fromkeys(said)),
+        digest=_digest(train, shares, read, reader),
         now=reader.now,
         arguments=arguments,
+        turn=turn,
     )
 
 
@@ -161,13 +187,12 @@ def _digest(
     shares: Sequence[float],
     read: Mapping[str, Reading],
     reader: PromptReader,
-    tokenizer: Any,
 ) -> str:
     chats = any(isinstance(p.source, ChatPrompt) for p in train)
     counts = Counter(prompt.file for prompt in train)
     return digest.prompts_digest(
         [(p.source, read[p.prompt_id].reference_ids) for p in train],
-        templates_as_json(tokenizer) if chats else "",
+        templates_as_json(reader.tokenizer) if chats else "",
         shares=[(counts[file], share) for file, share in enumerate(shares)],
         clock=chats and reader.reads_clock,
         begun=sum(read[p.prompt_id].begun for p in train),
@@ -200,14 +225,22 @@ def _read_files(
     key, split = "data.train", settings.train_split
     if held_out:
         key, split = "data.held_out", settings.held_out_split
+    default = settings.teacher or (teachers[0] if len(teachers) == 1 else None)
     prompts: list[PromptItem] = []
     dropped = 0
     notes: list[str] = []
     for number, one in enumerate(chosen):
         where = f"{key}[{number}]" if len(chosen) > 1 else key
         source = Source(one.file, where, settings.subset, split, settings.revision)
-        found, too_long, more = _read(
-            source, settings, reader, read, teachers, answered=not held_out
+        found, too_long, more = prompts_of_rows(
+            read_rows(source),
+            one.file,
+            settings,
+            reader,
+            read,
+            Columns(settings.columns, where),
+            TeacherNames(teachers, default, where),
+            answered=not held_out,
         )
         prompts += [replace(prompt, file=number) for prompt in found]
         dropped += too_long
@@ -215,20 +248,32 @@ def _read_files(
     return prompts, dropped, notes
 
 
-def _read(
-    source: Source,
+def prompts_of_rows(
+    found: PlacedRows,
+    name: str,
     settings: DataSettings,
     reader: PromptReader,
     read: dict[str, Reading],
-    teachers: Sequence[str],
+    columns: Columns,
+    names: TeacherNames,
     *,
-    answered: bool,
+    answered: bool = False,
+    keep_rows: bool = False,
 ) -> tuple[list[PromptItem], int, list[str]]:
+    """The prompts of one dataset, how many were dropped, and notes. How each prompt is read is
+    added to ``read``, by the prompt's identity.
+
+    Args:
+        found: its rows.
+        name: of the dataset, for messages; ``columns.key`` is the setting that names it.
+        answered: whether rows have answers to learn from.
+        keep_rows: whether every prompt keeps its row.
+
+    Raises:
+        ConfigurationError: as ``load_prompts``.
+    """
     prompts: list[PromptItem] = []
     dropped = refused = 0
-    columns = Columns(settings.columns, source.key)
-    default = settings.teacher or (teachers[0] if len(teachers) == 1 else None)
-    names = TeacherNames(teachers, default, source.key)
     answers = AnswerColumn(columns) if answered and settings.columns.response else None
 
     def leave_out(error: RowRefusedError) -> None:
@@ -239,7 +284,7 @@ def _read(
         refused += 1
 
     def rows() -> Iterator[Row]:
-        for place, row in told(read_rows(source), f"rows of {source.name} are read"):
+        for place, row in told(found, f"rows of {name} are read"):
             prompt = row_prompt(row, place, settings, columns)
             only = teacher_prompt(row, place, settings, columns, prompt)
             teacher = names.of(row, place, columns)
@@ -250,7 +295,8 @@ def _read(
                 continue
             if answers is not None:
                 answers.take(row, place)
-            yield Row(draft, teacher, only, draft_for_teacher(only, place, reader))
+            for_teacher = draft_for_teacher(only, place, reader)
+            yield Row(draft, teacher, only, for_teacher, row if keep_rows else None)
 
     for row, reading, for_teacher in readings(rows(), reader):
         if isinstance(reading, RowRefusedError):
@@ -285,16 +331,16 @@ def _read(
             refused
         )
         why = f": {', '.join(whys)}" if whys else ""
-        raise ConfigurationError(f"{source.name} holds no prompt to use{why}", where=source.key)
+        raise ConfigurationError(f"{name} holds no prompt to use{why}", where=columns.key)
     if refused:
         log.warning(
             "%s: left out %d of %d prompts, which are empty or the student's template refuses",
-            source.name, refused, refused + dropped + len(prompts),
+            name, refused, refused + dropped + len(prompts),
         )  # fmt: skip
     if dropped:
         log.warning(
             "%s: left out %d of %d prompts, longer than data.max_prompt_tokens (%d)",
-            source.name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
+            name, dropped, dropped + len(prompts), settings.max_prompt_tokens,
         )  # fmt: skip
     return prompts, dropped + refused, notes
 

@@ -109,7 +109,7 @@ class PromptReader:
         self.now = now
         self.names = template_names(tokenizer)
         self.begin_ids = begin_ids(tokenizer, tokenizer_configuration(tokenizer))
-        self._tokenizer = tokenizer
+        self.tokenizer = tokenizer
         self._encoder = Encoder(tokenizer)
         self._add_bos = settings.add_bos
         self.reads_clock = CLOCK_NAME in self.names
@@ -164,7 +164,7 @@ class PromptReader:
                 the template.
             TemplateRefusedError: the template failed.
         """
-        if not self._tokenizer.chat_template:
+        if not self.tokenizer.chat_template:
             raise ConfigurationError(
                 "the student's tokenizer has no chat template",
                 where=place,
@@ -178,7 +178,7 @@ class PromptReader:
                 fix="give only what the template itself reads (data.template_arguments, "
                 "data.columns.template_arguments)",
             )
-        no_texts = no_text(self._tokenizer, source.template_arguments)
+        no_texts = no_text(self.tokenizer, source.template_arguments)
         if no_texts:
             raise ConfigurationError(
                 f"{', '.join(no_texts)} is the text of a special token, and no text is given",
@@ -197,11 +197,11 @@ class PromptReader:
     def _rendered(self, source: ChatPrompt, messages: list[dict[str, Any]]) -> str:
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        chosen = self._tokenizer.get_chat_template(tools=source.template_arguments.get("tools"))
+        chosen = self.tokenizer.get_chat_template(tools=source.template_arguments.get("tools"))
         compiled(chosen)
         # Not apply_chat_template: in some versions it leaves out fields that are null.
         given = {
-            **self._tokenizer.special_tokens_map,
+            **self.tokenizer.special_tokens_map,
             **source.template_arguments,
             "add_generation_prompt": source.add_generation_prompt,
         }
@@ -212,7 +212,7 @@ class PromptReader:
     def _in_form(self, source: ChatPrompt) -> ChatPrompt:
         """The conversation with its calls of tools in the form that the template reads."""
         messages = [m.as_read() for m in source.messages]
-        if not may_vary(messages) or not self._tokenizer.chat_template:
+        if not may_vary(messages) or not self.tokenizer.chat_template:
             return source
         try:
             _, form = render_calls(messages, partial(self._rendered, source))
@@ -236,7 +236,7 @@ class PromptReader:
                 "changes by it (data.template_arguments, data.columns)"
             )
         bare = [type(source) for source, ids in prompts if self.lacks_begin(ids)]
-        begin = repr(self._tokenizer.decode(list(self.begin_ids)))
+        begin = repr(self.tokenizer.decode(list(self.begin_ids)))
         if TextPrompt in bare:
             notes.append(
                 f"{bare.count(TextPrompt)} text prompts are read without {begin}, which the "

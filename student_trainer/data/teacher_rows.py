@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
+from typing import Any
 
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.types import ChatPrompt, SpecialTokens, TextPrompt
@@ -32,12 +33,14 @@ class Row:
         teacher: name of the one that scores it.
         only_teacher: what only the teacher reads; None where it reads the prompt.
         for_teacher: the same as the student would read it; None also where it refuses it.
+        kept: the whole row, where its prompt is to keep it.
     """
 
     draft: Draft
     teacher: str
     only_teacher: TextPrompt | ChatPrompt | None
     for_teacher: Draft | None
+    kept: Mapping[str, Any] | None = None
 
 
 def draft_for_teacher(
@@ -95,6 +98,7 @@ def prompt_item(
         special_tokens=SpecialTokens.AS_WRITTEN if bare else SpecialTokens.ADD,
         begin_ids=reader.begin_ids if settings.add_bos == "always" else (),
         teacher=row.teacher,
+        row=row.kept,
     )
     if row.only_teacher is None:
         return item

@@ -80,7 +80,8 @@ def write_card(
             (name if len(teachers) > 1 else "", public_name(teacher.model), teacher)
             for name, teacher in teachers.items()
         ],
-        data=", ".join(public_name(one.file) for one in train_files),
+        data=", ".join(public_name(one.file) for one in train_files)
+        or ", ".join(f"{name} ({task.kind})" for name, task in (config.tasks or {}).items()),
         data_revision=config.data.revision if on_hub else None,
         prompts=prompts,
         dropped=dropped,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from teacher_proto.types import Float32, Int32, Prompt, SpecialTokens
@@ -26,7 +26,7 @@ class PromptItem:
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
         source: the prompt as it is in the dataset, for a teacher that renders prompts
             itself.
-        file: which of the files of ``data.train`` it is from.
+        file: which of the files of ``data.train``, or of the tasks, it is from.
         place: where the dataset has it, for messages.
         thinking: what the student's generation prompt opens, or opens and closes, of
             thinking: ``<think>\\n``; empty when it does neither.
@@ -42,6 +42,8 @@ class PromptItem:
         response: the answer that the data has for it (``data.columns.response``), or None.
         response_ids: int32 [n], that answer in the student's tokens, with what ends it; None
             until it is read (startup/answers.py).
+        task: name of the task that it is of; empty where the run has none.
+        row: of a task, what its verifier reads of the prompt.
     """
 
     prompt_id: str
@@ -57,6 +59,8 @@ class PromptItem:
     for_teacher: PromptItem | None = None
     response: str | None = None
     response_ids: Int32 | None = None
+    task: str = ""
+    row: Mapping[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @property
     def read_by_teacher(self) -> PromptItem:

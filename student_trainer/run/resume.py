@@ -47,6 +47,7 @@ FREE_KEYS = (
     "teacher.attempts",
     "evaluation.every",
     "evaluation.patience",
+    "verification",
     "checkpoint",
     "distributed",
     "report",

@@ -147,10 +147,11 @@ class ColumnSettings(Settings):
 class DataSettings(Settings):
     """The prompts (docs/data.md)."""
 
-    train: Files = Field(
+    train: Files | None = Field(
+        default=None,
         description="A file that ends in `.jsonl`, `.json`, `.jsonl.gz`, `.json.gz` or `.parquet`, "
         "the folder of a dataset, or the name of a dataset on the hub; or a list of these, or of "
-        "`{file = ..., weight = ...}`.",
+        "`{file = ..., weight = ...}`. Needed unless there are `tasks`.",
     )
     held_out: Files | None = Field(
         default=None,
@@ -172,6 +173,11 @@ class DataSettings(Settings):
         default=None, description="Revision of the hub datasets: a branch, a tag or a commit."
     )
     columns: ColumnSettings = Field(default_factory=ColumnSettings)
+    batches: Literal["mixed", "alternating"] = Field(
+        default="mixed",
+        description="Of several tasks: every step has prompts of all by their weights (`mixed`), "
+        "or of one, and the tasks take turns by their weights (`alternating`).",
+    )
     system: Annotated[str, Field(min_length=1)] | None = Field(
         default=None,
         description="System prompt of every conversation that has none.",

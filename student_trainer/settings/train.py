@@ -18,8 +18,8 @@ from student_trainer.losses import LsmLoss
 from student_trainer.losses.parts.loss import RowsAsked
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
-from student_trainer.settings.evaluation import EvaluationSettings
-from student_trainer.settings.loss import LossConfig, WeightConfigs
+from student_trainer.settings.evaluation import EvaluationSettings, VerificationSettings
+from student_trainer.settings.kinds import LossConfig, TaskConfigs, WeightConfigs, check_tasks
 from student_trainer.settings.rollout import (
     MixingSettings,
     PipelineSettings,
@@ -89,7 +89,14 @@ class TrainConfig(Settings):
         description="Several teachers by name, in place of `teacher`; `data.columns.teacher` "
         "chooses one for each row.",
     )
-    data: DataSettings
+    data: DataSettings = Field(default_factory=DataSettings)
+    tasks: TaskConfigs | None = Field(
+        default=None,
+        description="A task by its name, in place of `data.train`: prompts, and what judges the "
+        "responses to them. It is chosen by its kind, or is a class of your own, whose kind is "
+        "`package.module:Name` (docs/tasks.md).",
+    )
+    verification: VerificationSettings = Field(default_factory=VerificationSettings)
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     scoring: ScoringSettings = Field(default_factory=ScoringSettings)
@@ -164,8 +171,24 @@ class TrainConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _there_are_prompts(self) -> TrainConfig:
+        if self.tasks is None and self.data.train is None:
+            raise ConfigurationError(
+                "is required and not set",
+                where="data.train",
+                fix="name a file or a dataset of prompts, or describe tasks in [tasks.NAME]",
+            )
+        if self.tasks is None and self.data.batches != "mixed":
+            raise ValueError(
+                f"data.batches = {self.data.batches} orders tasks, and there are no [tasks.NAME]"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _rows_have_teachers(self) -> TrainConfig:
         default, column = self.data.teacher, self.data.columns.teacher
+        if self.tasks is not None:
+            check_tasks(self.tasks, self.teachers or (), self.data)
         if self.teachers is None:
             for key, value in (("data.teacher", default), ("data.columns.teacher", column)):
                 if value is not None:
@@ -179,7 +202,7 @@ class TrainConfig(Settings):
                 f"data.teacher is {default!r}, which is none of the teachers "
                 f"({', '.join(self.teachers)})"
             )
-        if len(self.teachers) > 1 and column is None:
+        if len(self.teachers) > 1 and column is None and self.tasks is None:
             raise ValueError(
                 "several teachers need a column of the data that says which one scores a row "
                 "(data.columns.teacher)"
@@ -211,6 +234,20 @@ class TrainConfig(Settings):
             return self.teachers
         assert self.teacher is not None, "there is one section or the other"
         return {ONLY_TEACHER: self.teacher}
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The share of each task, or of each file of ``data.train``, in the prompts of a run;
+        empty where there are neither tasks nor weights."""
+        if self.tasks is None:
+            return self.data.shares
+        weights = [one.weight for one in self.tasks.values()]
+        return tuple(weight / sum(weights) for weight in weights)
+
+    @property
+    def turn(self) -> int:
+        """How many prompts in a row are of the same task."""
+        return self.rollout.prompts_per_step if self.data.batches == "alternating" else 1
 
     @property
     def balances_teachers(self) -> bool:
@@ -269,6 +306,11 @@ class TrainConfig(Settings):
 
     def _answers_can_be_mixed_in(self) -> None:
         column = self.data.columns.response
+        if self.mixing.mixes and self.tasks is not None:
+            raise ValueError(
+                "mixing learns from answers of data.train, and tasks have none: unset mixing.share "
+                "and mixing.cold_start_steps, or give the prompts in data.train"
+            )
         if not self.mixing.mixes:
             if column is not None:
                 raise ValueError(

@@ -44,10 +44,13 @@ def check_something_is_left(prompts: PromptSets) -> None:
     used = {p.file for p in kept}
     there = {p.file for p in prompts.train} if prompts.shares else {min(used, default=0)}
     if missing := sorted(there - used):
+        task = next((p.task for p in prompts.train if p.file == missing[0]), "")
+        of_file = f"data.train[{missing[0]}]" if prompts.shares else "data.train"
         raise ConfigurationError(
             "the teacher can read none of its prompts",
-            where=f"data.train[{missing[0]}]" if prompts.shares else "data.train",
-            fix="use prompts that its chat template takes, or leave the file out",
+            where=f"tasks.{task}" if task else of_file,
+            fix="use prompts that its chat template takes, or leave "
+            f"{'the task' if task else 'the file'} out",
         )
     scoring = {p.teacher for p in kept}
     for name in dict.fromkeys(p.teacher for p in prompts.train):

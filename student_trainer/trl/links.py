@@ -90,7 +90,7 @@ def loss_of(loss: Loss | Mapping[str, Any] | str, where: str = "loss") -> Loss:
         return loss
     from pydantic import TypeAdapter
 
-    from student_trainer.settings.loss import LossConfig
+    from student_trainer.settings.kinds import LossConfig
 
     if not isinstance(loss, str | Mapping):
         raise ConfigurationError(

@@ -22,7 +22,7 @@ from trl import DistillationConfig, DistillationTrainer
 from trl.data_utils import is_conversational
 
 from student_trainer.losses.parts.loss import Loss
-from student_trainer.settings.loss import DEFAULT_LOSS
+from student_trainer.settings.kinds import DEFAULT_LOSS
 from student_trainer.student.head import read_head
 from student_trainer.trl.checks import check_loss, check_parallel
 from student_trainer.trl.hidden import last_hidden_states

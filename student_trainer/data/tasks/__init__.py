@@ -1,0 +1,1 @@
+"""The prompts of tasks, in place of those of files."""
