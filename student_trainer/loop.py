@@ -75,6 +75,8 @@ from student_trainer.teacher.teachers import Teachers
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
 from student_trainer.update.updater import NothingUsableError, Updater, split
+from student_trainer.verification.step import StepVerification
+from student_trainer.verification.verifiers import Verifiers
 from student_trainer.watch.keeper import Keeper
 from student_trainer.watch.row_losses import RowLosses
 
@@ -136,15 +138,17 @@ class TrainingLoop:
         now: str = "",
         callbacks: Sequence[Callback] = (),
         world: World = ALONE,
+        verifiers: Verifiers | None = None,
     ) -> None:
         """
         Args:
             engine: what writes the student's responses.
             now: the run's clock, kept in every checkpoint.
             world: the ranks of the run. ``callbacks`` are those of rank 0.
+            verifiers: what judges responses; None where no task of the run does.
         """
         self.world = world
-        self.evaluation = RunEvaluation(config, student, teachers, prompts, run)
+        self.evaluation = RunEvaluation(config, student, teachers, prompts, run, verifiers)
         self.keeper = Keeper(config.report, config.run.steps, student, run.rollouts, world)
         self.config = config
         self.student = student
@@ -152,6 +156,13 @@ class TrainingLoop:
         self.prompts = prompts
         self.run = run
         self.stopper = stopper or Stopper()
+        self.verification = StepVerification(
+            list(config.tasks or ()),
+            verifiers if config.verification.training else None,
+            student,
+            world,
+            stopped=lambda: self.stopper.requested is not None,
+        )
         self.events = Events(callbacks, student.device)
         self.pipeline = Pipeline(
             config, student, engine, teachers, prompts.train, prompts.left_out, world
@@ -360,6 +371,7 @@ class TrainingLoop:
         with gathered(self.student):
             batch = self.world.each(partial(self._fill, number))
         times.rollout = time.perf_counter() - start
+        judged = self.verification.begin(batch.rollouts)
         told = time.perf_counter()
         self.world.on_first(partial(self._tell_written, number), however_long=True)
         start += time.perf_counter() - told  # no part of the step
@@ -401,6 +413,7 @@ class TrainingLoop:
                 number, refused, len(responses), whole.refusal,
             )  # fmt: skip
         self._lengths = [one.tokens for one in responses if one.origin == "student"]
+        of_tasks = self.verification.metrics(judged, batch.rollouts, self.pipeline.places)
         ended = time.perf_counter()
         self.world.on_first(partial(self._hear_scores, batch))
 
@@ -427,6 +440,7 @@ class TrainingLoop:
             **metrics.step_metrics(totals, responses),
             "loss_by_position": rows.by_position(self.world, self.pipeline.places),
             **metrics.scoring_metrics(config.scoring, responses),
+            **of_tasks,
             **times.metrics(seconds),
             "staleness": batch.staleness,
             "tokens_per_second": whole.counted("rows") / seconds,

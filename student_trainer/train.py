@@ -146,6 +146,7 @@ def _train(
                 start.now,
                 callbacks,
                 world,
+                start.verifiers,
             )
             events = loop.events
             if found := start.checkpoint:

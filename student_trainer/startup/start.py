@@ -21,6 +21,7 @@ from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.teachers import Teachers
+from student_trainer.verification.verifiers import Verifiers
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ class Start:
         student: the student, with the checkpoint's weights where there is one.
         engine: what writes the student's responses; closed with the start.
         teachers: the links to the teachers; closed with the start.
+        verifiers: what judges responses; None where no task does. Closed with the start.
         warnings: what a step found that is no error. The caller takes them from here.
     """
 
@@ -62,6 +64,7 @@ class Start:
     student: Student = field(init=False)
     engine: RolloutEngine = field(init=False)
     teachers: Teachers = field(init=False)
+    verifiers: Verifiers | None = None
     warnings: list[str] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
 

@@ -22,6 +22,7 @@ STEPS = (
     Step("trackers", machine.trackers, reads="machine"),
     Step("device", machine.device, reads="machine"),
     Step("rollout engine", rollouts.installed, reads="machine"),
+    Step("tasks", rollouts.tasks, reads="machine"),
     Step("hub", machine.hub),
     Step("teacher", teacher.teacher),
     Step("data", inputs.data, reads="inputs"),
@@ -37,6 +38,7 @@ STEPS = (
     Step("readings", readings.readings, needs=("tokenizer", "data")),
     Step("resume", teacher.resume, needs=("run directory", "teacher", "data")),
     Step("repeat", repeats.repeats, needs=("limits", "readings")),
+    Step("verifiers", rollouts.verifiers, needs=("tasks",)),
     Step("held out", held_out.held_out, needs=("run directory", "readings")),
 )
 

@@ -1,0 +1,150 @@
+"""The process that judges responses, one after the other.
+
+``python -m student_trainer.verification.inside DESCRIPTOR PARENT`` is for the trainer alone to
+call. It reads the tasks from the socket, leaves the network, prepares them, confines itself and
+answers until the socket closes. Nothing here is unpickled.
+
+    {"tasks": ..., "folders": ..., "memory_bytes": ...}  ->  {"network": ...} or {"error": ...}
+    {"task": NAME, "row": ..., "response": ...}          ->  {"score": ..., "reason": ..., "values":
+                                                              ...} or {"raised": ...}
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from teacher_proto.errors import LsmError, first_line
+from teacher_proto.processes.confinement import (
+    confine,
+    ignore_the_terminal,
+    leave_the_network,
+    refuse_sockets,
+)
+
+from student_trainer.settings.dotted import importable_from, load_dotted
+from student_trainer.tasks import TASKS, Task, Verdict
+from student_trainer.verification.lines import MAX_ANSWER, pack, unpack
+
+# Bytes that judging one response may print.
+MAX_OUTPUT = 1 << 20
+# With what the process ends where a response took too much.
+OUT_OF_MEMORY, TOO_MUCH_OUTPUT = 71, 72
+# Characters of a reason, which may quote a response.
+LONGEST = 500
+MAX_VALUES = 32
+
+
+def main() -> int:
+    """Answers until the trainer closes the connection; returns the exit code."""
+    ignore_the_terminal()
+    link, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
+    with link.makefile("rb") as lines:
+        introduction = unpack(lines.readline())
+        network = "of its own" if leave_the_network() else "refused"
+        if network == "refused":
+            refuse_sockets()
+        logging.disable()  # a log of responses is nobody's
+        output = os.memfd_create("output")
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        try:
+            tasks = prepared(introduction["tasks"], introduction["folders"])
+            confine(parent, introduction["memory_bytes"], 0, MAX_OUTPUT)
+        except (LsmError, OSError) as error:
+            link.sendall(pack({"error": _short(str(error))}))
+            return 1
+        _forget(output)
+        link.sendall(pack({"network": network}))
+        for line in lines:
+            link.sendall(answer(tasks, line, output))
+    return 0
+
+
+def prepared(described: Mapping[str, Mapping[str, Any]], folders: list[str]) -> dict[str, Task]:
+    """The tasks by name, ready to judge.
+
+    Args:
+        described: their settings.
+        folders: where modules of a user's own are.
+
+    Raises:
+        LsmError: a task is not there, or cannot be prepared.
+    """
+    found: dict[str, Task] = {}
+    with importable_from(map(Path, folders)):
+        for name, settings in described.items():
+            kind = settings["kind"]
+            chosen = TASKS.get(kind) or load_dotted(kind, Task, f"tasks.{name}.kind")
+            found[name] = chosen.model_validate(settings)
+            found[name].prepare()
+    return found
+
+
+def answer(tasks: Mapping[str, Task], line: bytes, output: int) -> bytes:
+    """The answer to a line. Ends the process where judging took more memory, or printed more,
+    than it may.
+
+    Args:
+        output: where what is printed goes.
+    """
+    try:
+        message = unpack(line)
+        said = pack(_judged(tasks[message["task"]], message["row"], message["response"]))
+        if len(said) > MAX_ANSWER:
+            said = pack({"raised": f"the verdict has {len(said)} bytes"})
+    except MemoryError:
+        os._exit(OUT_OF_MEMORY)
+    if _printed(output) >= MAX_OUTPUT:
+        os._exit(TOO_MUCH_OUTPUT)
+    _forget(output)
+    return said
+
+
+def _judged(task: Task, row: Mapping[str, Any], response: str) -> dict[str, Any]:
+    verdict: Any
+    try:
+        verdict = task.verify(row, response)
+    except MemoryError:
+        raise
+    except BaseException as error:  # also SystemExit of a verifier's own
+        return {"raised": _short(f"{type(error).__name__}: {first_line(error)}")}
+    if not isinstance(verdict, Verdict):
+        return {"raised": f"it returned a {type(verdict).__name__}, which is no Verdict"}
+    if len(verdict.values) > MAX_VALUES:
+        return {
+            "raised": f"its verdict has {len(verdict.values)} values, and may have {MAX_VALUES}"
+        }
+    return {
+        "score": None if verdict.score is None else float(verdict.score),
+        "reason": _short(verdict.reason),
+        "values": {str(name): float(value) for name, value in verdict.values.items()},
+    }
+
+
+def _printed(output: int) -> int:
+    """Bytes that were printed."""
+    try:
+        sys.stdout.flush()
+        sys.stderr.flush()
+    except OSError:
+        return MAX_OUTPUT
+    return os.fstat(output).st_size
+
+
+def _forget(output: int) -> None:
+    os.ftruncate(output, 0)
+    os.lseek(output, 0, os.SEEK_SET)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

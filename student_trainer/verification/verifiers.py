@@ -1,0 +1,125 @@
+"""The processes that judge the responses of a run, as many as ``verification.processes``."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
+
+from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.settings.dotted import sources
+from student_trainer.settings.evaluation import VerificationSettings
+from student_trainer.student.model import Student
+from student_trainer.tasks import Task
+from student_trainer.verification.judgement import Judgement, failed
+from student_trainer.verification.process import VerifierProcess
+
+# Seconds between two looks whether a signal ends the run.
+LOOK_SECONDS = 0.2
+
+
+class Verifiers:
+    """Judges responses of several tasks, in threads that wait for the processes."""
+
+    def __init__(self, tasks: Mapping[str, Task], settings: VerificationSettings) -> None:
+        """
+        Args:
+            tasks: every task of the run, by name; those that do not judge are left alone.
+        """
+        self.tasks = {name: task for name, task in tasks.items() if task.verifies}
+        folders = list(
+            dict.fromkeys(
+                source.folder
+                for task in self.tasks.values()
+                for source in sources(task)
+                if source.folder is not None
+            )
+        )
+        self._processes = [
+            VerifierProcess(
+                self.tasks, folders, seconds=settings.seconds, memory_bytes=settings.memory_bytes
+            )
+            for _ in range(settings.processes)
+        ]
+        self._idle: queue.SimpleQueue[VerifierProcess] = queue.SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+        self._threads = ThreadPoolExecutor(settings.processes, thread_name_prefix="verifier")
+
+    def start(self) -> str:
+        """Starts the first process; returns what it has for a network: ``of its own`` or
+        ``refused``. The others start when they are needed.
+
+        Raises:
+            ConfigurationError: it does not start, or a task cannot be prepared in it.
+        """
+        return self._threads.submit(self._start).result()
+
+    def judges(self, prompt: PromptItem) -> bool:
+        """Whether the responses to a prompt are judged."""
+        return prompt.task in self.tasks
+
+    def submit(self, prompt: PromptItem, response: str) -> Future[Judgement]:
+        """The judgement of a response to a prompt whose task judges, once it is there."""
+        return self._threads.submit(self._judge, prompt.task, prompt.row or {}, response)
+
+    def submit_rollouts(
+        self, student: Student, rollouts: Sequence[Rollout]
+    ) -> list[Future[Judgement] | None]:
+        """As ``submit`` for each rollout; None for those that are not judged."""
+        return [
+            self.submit(rollout.prompt, response_text(student, rollout))
+            if self.judges(rollout.prompt)
+            else None
+            for rollout in rollouts
+        ]
+
+    def close(self) -> None:
+        """Ends the processes. What is not judged yet gets a failed judgement, or none."""
+        for process in self._processes:
+            process.close()
+        self._threads.shutdown(wait=True, cancel_futures=True)
+
+    def _start(self) -> str:
+        process = self._idle.get()
+        try:
+            return process.start()
+        finally:
+            self._idle.put(process)
+
+    def _judge(self, task: str, row: Mapping[str, Any], response: str) -> Judgement:
+        process = self._idle.get()
+        try:
+            return process.judge(task, row, response)
+        finally:
+            self._idle.put(process)
+
+
+def waited(
+    futures: Sequence[Future[Judgement] | None], stopped: Callable[[], bool]
+) -> list[Judgement | None]:
+    """The judgements, in order; None where there is no future. Once ``stopped``, those that have
+    not begun are not waited for."""
+    left = {future for future in futures if future is not None}
+    while left:
+        _, left = wait(left, timeout=LOOK_SECONDS)
+        if stopped():
+            for future in left:
+                future.cancel()
+            break
+    return [None if future is None else _result(future) for future in futures]
+
+
+def _result(future: Future[Judgement]) -> Judgement:
+    if future.cancelled():
+        return failed("stopped", "a signal ends the run")
+    return future.result()
+
+
+def response_text(student: Student, rollout: Rollout) -> str:
+    """What the student wrote, without the token that ended it and without special tokens."""
+    ids = rollout.token_ids.tolist()
+    if rollout.ended_by_token(student.terminators):
+        ids = ids[:-1]
+    return str(student.tokenizer.decode(ids, skip_special_tokens=True))

@@ -1,0 +1,233 @@
+"""The tasks of the package, with real files, real math-verify and real reasoning-gym."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+from teacher_proto.errors import ConfigurationError
+
+from student_trainer.data.files.rows import read_rows
+from student_trainer.data.files.source import Source
+from student_trainer.settings.evaluation import VerificationSettings
+from student_trainer.tasks import TASKS, PlacedRow, Task, Verdict
+from student_trainer.tasks.chat import ChatTask
+from student_trainer.tasks.math import MathTask
+from student_trainer.tasks.reasoning import REFUSED, ReasoningTask
+from student_trainer.verification.verifiers import Verifiers, waited
+from tests.tasks.tools import of_task
+
+
+def read(
+    name: str,
+    setting: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+) -> Iterator[PlacedRow]:
+    return read_rows(Source(name, f"tasks.one.{setting}", subset, split, revision))
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> str:
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+def test_every_kind_is_named_as_it_calls_itself() -> None:
+    assert {kind: TASKS[kind].model_fields["kind"].default for kind in TASKS} == {
+        kind: kind for kind in TASKS
+    }
+    assert list(TASKS) == ["math", "reasoning_gym", "chat"]
+
+
+@pytest.mark.parametrize(
+    ("score", "values"),
+    [(None, {}), (1.5, {}), (-0.1, {}), (float("nan"), {}), (1.0, {"x": float("inf")})],
+)
+def test_a_verdict_that_cannot_be_is_refused(score: float | None, values: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"score|finite"):
+        Verdict(score, values=values)
+
+
+def test_only_the_whole_score_is_right() -> None:
+    assert [Verdict(score).right for score in (0.0, 0.999, 1.0)] == [False, False, True]
+    assert not Verdict(None, "no").right
+
+
+GSM8K = [
+    {"question": "What is 6 times 7?", "answer": "6 * 7 = 42\n#### 42"},
+    {"question": "What is half of 1?", "answer": "1 / 2\n#### 1/2"},
+    {"question": "A thousand and one?", "answer": "#### 1,001"},
+]
+
+
+def test_a_dataset_of_mathematics_is_judged_by_its_answers(tmp_path: Path) -> None:
+    task = MathTask(train=write(tmp_path / "gsm8k.jsonl", GSM8K), answer_after="####")
+    rows = [row for _, row in task.prompts("train", read)]
+    assert [row["answer"] for row in rows] == ["42", "1/2", "1,001"]
+    assert rows[0]["messages"][0]["content"].startswith("What is 6 times 7?\n\nReason")
+    assert list(task.prompts("held_out", read)) == []
+    right = {
+        0: ("It is \\boxed{42}.", "so \\boxed{42.0}", "The answer is 42."),
+        1: ("\\boxed{\\frac{1}{2}}", "\\boxed{0.5}", "$\\frac{2}{4}$"),
+        2: ("\\boxed{1001}", "the final answer is 1,001"),
+    }
+    wrong = ("", "\\boxed{43}", "I do not know", "\\boxed{", "\\boxed{\0}", "\\boxed{x}")
+    for number, texts in right.items():
+        assert [task.verify(rows[number], text).score for text in texts] == [1.0] * len(texts)
+    for row in rows:
+        assert [task.verify(row, text).score for text in wrong] == [0.0] * len(wrong)
+
+
+def test_an_answer_of_the_data_that_cannot_be_read_is_told_and_no_zero(tmp_path: Path) -> None:
+    task = MathTask(train=write(tmp_path / "rows.jsonl", [{"question": "?", "answer": " "}]))
+    (_, row) = next(iter(task.prompts("train", read)))
+    verdict = task.verify(row, "\\boxed{1}")
+    assert verdict.score is None
+    assert "cannot read the right answer" in verdict.reason
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"question": "?"}, "no 'answer'; its columns are question"),
+        ({"answer": "1"}, "no 'question'"),
+        ({"question": 3, "answer": "#### 1"}, "holds a int"),
+        ({"question": "?", "answer": "1"}, "has no '####'"),
+    ],
+)
+def test_a_row_that_lacks_something_is_named(
+    tmp_path: Path, row: dict[str, Any], said: str
+) -> None:
+    task = MathTask(train=write(tmp_path / "rows.jsonl", [row]), answer_after="####")
+    with pytest.raises(ConfigurationError, match=re.escape(said)) as caught:
+        list(task.prompts("train", read))
+    assert caught.value.where.endswith("rows.jsonl, line 1")
+
+
+def test_an_answer_that_never_ends_is_cut_off_and_counted(tmp_path: Path) -> None:
+    task = MathTask(train=write(tmp_path / "rows.jsonl", GSM8K))
+    verifiers = Verifiers({"math": task}, VerificationSettings(seconds=2.0))
+    try:
+        texts = ("9**9**9**9**9 + 1", "\\boxed{42}", "\\boxed{" * 20_000)
+        begun = [verifiers.submit(of_task("math", {"answer": "42"}), text) for text in texts]
+        judged = [one for one in waited(begun, lambda: False) if one is not None]
+        assert judged[0].failure in ("time", "memory")
+        assert judged[1].score == 1
+        assert not judged[2].right
+    finally:
+        verifiers.close()
+
+
+FAMILIES: dict[str, dict[str, Any]] = {
+    "chain_sum": {"min_terms": 2, "max_terms": 3, "max_digits": 2},
+    "spell_backward": {"max_word_len": 5},
+    "gcd": {},
+    "letter_counting": {},
+    "number_sorting": {"max_numbers": 4},
+    "propositional_logic": {},
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_familys_own_answer_is_right_and_another_is_not(family: str) -> None:
+    task = ReasoningTask(
+        family=family, parameters=FAMILIES[family], prompts_to_train=5, prompts_held_out=3
+    )
+    train, held_out = (list(task.prompts(split, read)) for split in ("train", "held_out"))
+    assert (len(train), len(held_out)) == (5, 3)
+    again = task.model_copy(update={"prompts_to_train": 9})
+    assert list(again.prompts("held_out", read)) == held_out, "whatever is trained on"
+    other = list(task.model_copy(update={"seed": 1}).prompts("train", read))
+    assert [row["question"] for _, row in other] != [row["question"] for _, row in train]
+    for _, row in (*train, *held_out):
+        answer = task._questions()[row["index"]]["answer"]
+        # Of this family the generator gives no answer, but an example of one.
+        answer = answer or task._questions()[row["index"]]["metadata"]["example_answer"]
+        assert task.verify(row, f"Well, <answer>{answer}</answer>").score == 1
+        assert not task.verify(row, "<answer>nothing like it</answer>").right
+        assert not task.verify(row, f"no tags, {answer}").right
+        assert not task.verify({**row, "question": "another"}, answer).right
+
+
+@pytest.mark.parametrize(
+    ("extract", "response", "answer"),
+    [
+        ("tag", "<answer>1</answer> or <answer> 2 </answer>", "2"),
+        ("tag", "<answer>1", None),
+        ("tag", "1</answer>", None),
+        ("tag", "", None),
+        ("tag", "<answer></answer>", ""),
+        ("last_line", "so\n 3 \n", "3"),
+        ("last_line", "", None),
+        ("whole", " a\nb ", "a\nb"),
+        ("whole", "", ""),
+    ],
+)
+def test_what_of_a_response_is_the_answer(extract: Any, response: str, answer: str | None) -> None:
+    assert ReasoningTask(family="gcd", extract=extract).answer_of(response) == answer
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"family": "chain_sums"}, "did you mean chain_sum?"),
+        ({"family": "countdown"}, "is refused: its verifier gives the answer to sympy"),
+        ({"family": "n_queens"}, "is refused: its verifier runs the answer as Python"),
+        ({"family": "chain_sum", "parameters": {"min_term": 2}}, "min_term"),
+        ({"family": "chain_sum", "parameters": {"min_terms": 9}}, "max_terms must be"),
+    ],
+)
+def test_families_and_parameters_that_cannot_be_are_refused(
+    values: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(said)):
+        ReasoningTask(**values).prepare()
+
+
+# Modules that run text of their own making: the question's, or the right answer's.
+OF_ITS_OWN = {"basic_arithmetic", "bitwise_arithmetic", "codeio", "number_sorting"}
+RUNS = re.compile(r"(?<!def )\b(eval|exec|parse_expr|sympify|parse_latex)\(")
+
+
+def test_no_other_family_runs_what_a_student_writes() -> None:
+    from reasoning_gym.factory import DATASETS
+
+    modules = {name: inspect.getmodule(kind) for name, (kind, _) in DATASETS.items()}
+    running = {
+        name
+        for name, module in modules.items()
+        if module and RUNS.search(inspect.getsource(module))
+    }
+    # This one has a parser of its own, which is called like sympy's.
+    assert running - {"propositional_logic"} == (set(REFUSED) - {"composite"}) | OF_ITS_OWN
+
+
+def test_a_conversation_or_a_text_is_a_prompt_without_a_verifier(tmp_path: Path) -> None:
+    rows = [
+        {"messages": [{"role": "user", "content": "hello"}], "other": 1},
+        {"prompt": "a text"},
+    ]
+    task = ChatTask(train=write(tmp_path / "rows.jsonl", rows))
+    assert not task.verifies
+    assert [row for _, row in task.prompts("train", read)] == [
+        {"messages": [{"role": "user", "content": "hello"}]},
+        {"prompt": "a text"},
+    ]
+    asked = ChatTask(train=write(tmp_path / "asked.jsonl", [{"q": "why?"}]), user="q")
+    assert [row for _, row in asked.prompts("train", read)] == [
+        {"messages": [{"role": "user", "content": "why?"}]}
+    ]
+
+
+def test_unknown_settings_are_refused() -> None:
+    with pytest.raises(ValidationError, match="extra"):
+        TASKS["chat"].model_validate({"train": "a.jsonl", "answer": "b"})
+    assert issubclass(TASKS["math"], Task)
