@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -25,6 +27,7 @@ from student_trainer.evaluation import (
     save_frozen,
     together,
 )
+from student_trainer.evaluation.accuracy import measure_tasks
 from student_trainer.evaluation.course.points import (
     best_point,
     file_of,
@@ -41,6 +44,7 @@ from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
 from student_trainer.teacher.teachers import Teachers
+from student_trainer.verification.verifiers import Verifiers
 
 
 class RunEvaluation:
@@ -58,11 +62,17 @@ class RunEvaluation:
         teachers: Teachers,
         prompts: PromptSets,
         run: RunDirectory,
+        verifiers: Verifiers | None = None,
     ) -> None:
+        """
+        Args:
+            verifiers: what judges responses; None where no task of the run does.
+        """
         self.config = config
         self.student = student
         self.teachers = teachers
         self.prompts = prompts
+        self._verifiers = verifiers
         self._run = run
         self.directory = run.evaluation
         self._frozen = run.evaluation / "frozen.json"
@@ -191,11 +201,27 @@ class RunEvaluation:
     ) -> EvaluationEnded:
         drawn = capture_rng(self.student.device)
         try:
-            evaluation = self._measure()
+            evaluation = self._with_tasks(self._measure())
         finally:
             restore_rng(drawn, self.student.device)
         save_evaluation(evaluation, path)
         return EvaluationEnded(when, evaluation, path, step)
+
+    def _with_tasks(self, evaluation: Evaluation) -> Evaluation:
+        """The evaluation with the results of tasks that judge."""
+        if self._verifiers is None:
+            return evaluation
+        started = time.monotonic()
+        tasks = measure_tasks(
+            self.student,
+            self._verifiers,
+            self.prompts.held_out,
+            self.config.evaluation,
+            self.config.rollout,
+            seed=self.config.run.seed,
+        )
+        seconds = evaluation.seconds + time.monotonic() - started
+        return replace(evaluation, tasks=tasks, seconds=seconds)
 
     def _measure(self) -> Evaluation:
         measure = partial(

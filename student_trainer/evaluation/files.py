@@ -23,6 +23,7 @@ from student_trainer.evaluation.results import (
     RealignedDivergence,
     Sample,
     SampledPosition,
+    TaskResult,
     TeacherDescription,
 )
 
@@ -85,6 +86,18 @@ def _evaluation(raw: Any) -> Evaluation:
         fresh_realigned=_realigned(raw.get("fresh_realigned")),
         likelihood=_summed(ChunkLikelihood, raw.get("likelihood")),
         by_teacher={name: _evaluation(one) for name, one in raw.get("by_teacher", {}).items()},
+        tasks={name: _task(one) for name, one in raw.get("tasks", {}).items()},
+    )
+
+
+def _task(value: Any) -> TaskResult:
+    return TaskResult(
+        responses=int(value["responses"]),
+        score=None if value["score"] is None else float(value["score"]),
+        values={str(name): float(one) for name, one in value["values"].items()},
+        failures={str(kind): int(count) for kind, count in value["failures"].items()},
+        lengths=Lengths(**value["lengths"]),
+        by_prompt=_by_prompt(value["by_prompt"]),
     )
 
 
@@ -97,14 +110,15 @@ def _summed(kind: Any, value: Any) -> Any:
     if value is None:
         return None
     told = value.get("by_prompt")
-    by_prompt = None
-    if told is not None:
-        by_prompt = ByPrompt(
-            tuple(str(prompt) for prompt in told["prompts"]),
-            tuple(float(count) for count in told["counts"]),
-            {name: tuple(float(one) for one in row) for name, row in told["sums"].items()},
-        )
-    return kind(**{**value, "by_prompt": by_prompt})
+    return kind(**{**value, "by_prompt": None if told is None else _by_prompt(told)})
+
+
+def _by_prompt(told: Any) -> ByPrompt:
+    return ByPrompt(
+        tuple(str(prompt) for prompt in told["prompts"]),
+        tuple(float(count) for count in told["counts"]),
+        {name: tuple(float(one) for one in row) for name, row in told["sums"].items()},
+    )
 
 
 def _realigned(value: Any) -> RealignedDivergence | None:

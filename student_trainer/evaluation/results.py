@@ -265,6 +265,37 @@ class TeacherDescription:
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """How often a student is right on the held-out prompts of a task.
+
+    Attributes:
+        responses: to each prompt.
+        score: mean of the responses that have one; None where none has.
+        values: means of what else the verifier finds, of the responses that have it.
+        failures: responses that could not be judged, by kind; they are not right.
+        lengths: of the responses.
+        by_prompt: of each prompt its estimates of pass@k, ``pass_at_K``.
+    """
+
+    responses: int
+    score: float | None
+    values: dict[str, float]
+    failures: dict[str, int]
+    lengths: Lengths
+    by_prompt: ByPrompt
+
+    @property
+    def prompts(self) -> int:
+        """Number of prompts."""
+        return len(self.by_prompt.prompts)
+
+    @property
+    def pass_at(self) -> dict[str, float]:
+        """Means over prompts, by ``pass_at_K``."""
+        return {name: math.fsum(row) / len(row) for name, row in self.by_prompt.sums.items()}
+
+
+@dataclass(frozen=True)
 class Evaluation:
     """One evaluation of a student.
 
@@ -282,6 +313,7 @@ class Evaluation:
         likelihood: of the fresh responses, also only then.
         by_teacher: with several teachers that of each on its own prompts, by its name; then
             nothing but numbers of prompts and responses is of all of them.
+        tasks: of each task that judges responses, by its name.
     """
 
     prompts: int
@@ -296,3 +328,4 @@ class Evaluation:
     fresh_realigned: RealignedDivergence | None = None
     likelihood: ChunkLikelihood | None = None
     by_teacher: dict[str, Evaluation] = field(default_factory=dict)
+    tasks: dict[str, TaskResult] = field(default_factory=dict)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
+
+from student_trainer.evaluation.course.values import PASS_AT
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class HeldOutMetric:
         form: how a value is written, for ``str.format``.
         better: -1 when lower is better, 1 when higher is, 0 when neither.
         card: short label and form, when it leads the report's page; else None.
-        teacher: the one of several that it is of; empty for the only one, and for all.
+        teacher: the one of several teachers, or the task, that it is of; empty for the only
+            teacher, and for all.
     """
 
     label: str
@@ -34,7 +37,7 @@ class HeldOutMetric:
         return value
 
     def of(self, teacher: str) -> HeldOutMetric:
-        """The same of one of several teachers."""
+        """The same of one of several teachers, or of a task."""
         card = None if self.card is None else (f"{self.card[0]} ({teacher})", self.card[1])
         return replace(self, label=f"{self.label} ({teacher})", card=card, teacher=teacher)
 
@@ -116,6 +119,14 @@ LENGTHS = (
 )
 
 
+OF_TASKS = (
+    HeldOutMetric("Mean score", "task_score", "{:.3f}", 0),
+    HeldOutMetric("Answer length of the task, tokens", "task_rollout_length", "{:.1f}", 0),
+    HeldOutMetric("Answers cut at the length limit", "task_truncated_share", "{:.1%}", 0),
+    HeldOutMetric("Answers that could not be judged", "task_failed_verifications", "{:.0f}", 0),
+)
+
+
 def is_across(summary: Mapping[str, Any], teacher: str = "") -> bool:
     """Whether the run's teacher, or this one of several, has another tokenizer."""
     return f"support_reverse_kl_before{f'/{teacher}' if teacher else ''}" in summary
@@ -134,4 +145,21 @@ def held_out_metrics(summary: Mapping[str, Any]) -> tuple[HeldOutMetric, ...]:
     for name in names or ("",):
         table = TWO_TOKENIZERS if is_across(summary, name) else ONE_TOKENIZER
         found += [metric.of(name) for metric in table] if name else table
-    return (*found, *LENGTHS)
+    return (*_of_tasks(summary), *found, *LENGTHS)
+
+
+def _of_tasks(summary: Mapping[str, Any]) -> Iterator[HeldOutMetric]:
+    """Those of every task that judges, task after task."""
+    start = "task_prompts/"
+    for name in (key.removeprefix(start) for key in summary if key.startswith(start)):
+        end = f"_before/{name}"
+        sizes = sorted(
+            int(key.removeprefix(PASS_AT).removesuffix(end))
+            for key in summary
+            if key.startswith(PASS_AT) and key.endswith(end)
+        )
+        for k in sizes:
+            card = ("Right answers", "{:.1%}") if k == 1 else None
+            label = f"Right answers, pass@{k}"
+            yield HeldOutMetric(label, f"{PASS_AT}{k}", "{:.1%}", 1, card).of(name)
+        yield from (metric.of(name) for metric in OF_TASKS)

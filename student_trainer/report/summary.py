@@ -11,7 +11,7 @@ from typing import Any
 
 from teacher_proto.program.files import write_text
 
-from student_trainer.evaluation.course.values import is_across, measured
+from student_trainer.evaluation.course.values import is_across, measured, measured_of_task
 from student_trainer.evaluation.results import Evaluation, Sample
 from student_trainer.report.collect import RunFiles, read_run
 from student_trainer.teacher.mask_reasons import EXPLAINED, OTHER, metric_of
@@ -65,6 +65,15 @@ def summarise(run: RunFiles) -> dict[str, Any]:
         its = evaluation.by_teacher[name] if evaluation else None
         summary[f"held_out_prompts/{name}"] = its.prompts if its else 0
         summary[f"frozen_rows/{name}"] = _frozen_rows(its)
+    for name, one in (evaluation.tasks if evaluation else {}).items():
+        summary[f"task_prompts/{name}"] = one.prompts
+        of_task = {"before": before, "after": after}
+        both = {
+            when: measured_of_task(found.tasks.get(name) if found else None)
+            for when, found in of_task.items()
+        }
+        for key in dict.fromkeys(key for values in both.values() for key in values):
+            summary |= {f"{key}_{when}/{name}": both[when].get(key) for when in both}
     return summary
 
 

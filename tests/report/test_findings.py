@@ -105,6 +105,13 @@ PLANTED: tuple[tuple[Planted, str, str, str], ...] = (
     (set_to(empty_updates=1), "problem", "empty_updates", "loss.top_k"),
     (set_to(dropped_non_finite=40), "problem", "dropped_non_finite", "student.dtype"),
     (set_to(refused_rollouts=3), "warning", "refused_rollouts", "data.over_long"),
+    (
+        set_to(**{
+            "task_responses/sums": 32, "task_right_share/sums": 0.5,
+            "failed_verifications_time": 2,
+        }),
+        "warning", "failed_verifications", "verification.seconds",
+    ),
 )  # fmt: skip
 
 

@@ -14,7 +14,15 @@ from student_trainer.run.directory import read_metrics
 from student_trainer.settings.train import TrainConfig
 from student_trainer.train import train
 from tests.trainer.processes import Server, serve
-from tools.reference.trainer_metrics import MEASURED, METRICS, SUMMARY, Key, measured_across
+from tools.reference.trainer_metrics import (
+    MEASURED,
+    METRICS,
+    SUMMARY,
+    TASK_MEASURED,
+    TASK_METRICS,
+    Key,
+    measured_across,
+)
 
 MakeConfig = Callable[..., TrainConfig]
 TEXTS = ("the sun", "a day was", "we read", "it is")
@@ -96,7 +104,8 @@ def test_runs_write_what_the_reference_explains(
 
 
 def test_every_key_is_explained_once_with_its_unit() -> None:
-    for keys in (METRICS, (*SUMMARY, *MEASURED, *measured_across())):
+    tables = (METRICS, TASK_METRICS, TASK_MEASURED, (*SUMMARY, *MEASURED, *measured_across()))
+    for keys in tables:
         assert len(named(keys)) == len(keys)
         for key in keys:
             assert key.unit, key.name

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
+from student_trainer.verification.judgement import FAILURES
 from tools.reference.markdown import code, section, table
 
 
@@ -222,6 +223,39 @@ METRICS = (
     Key("teacher_identity", "digest", "Identity of the teacher, the same in every step."),
 )
 
+JUDGED = "a task that judges responses, `verification.training`"
+# Of each task NAME/TASK; those of failures are of all tasks together.
+TASK_METRICS = (
+    Key("task_responses", "count", "Responses of the step to prompts of the task."),
+    Key("task_length_mean", "tokens", "Their mean length."),
+    Key("task_truncated_share", "share", "Those that were cut at the length limit."),
+    Key("task_right_share", "share", "Those that are right; one that fails is not.", JUDGED),
+    Key("task_score", "score", "Mean score of those that have one.", JUDGED),
+    Key(
+        "task_value_NAME",
+        "the task's own",
+        "Mean of a further value that the verifier finds.",
+        JUDGED,
+    ),
+    Key(
+        "failed_verifications",
+        "count",
+        "Responses of all tasks that could not be judged.",
+        JUDGED,
+    ),
+    *(
+        Key(f"failed_verifications_{kind}", "count", f"Of these, how many {text}.", JUDGED)
+        for kind, text in FAILURES.items()
+    ),
+    Key(
+        "verification_wait_seconds",
+        "seconds",
+        "Time after the update in which the trainer waited for judgements; a part of "
+        "`update_seconds`.",
+        JUDGED,
+    ),
+)
+
 SUMMARY = (
     Key("run", "text", "Name of the run."),
     Key("teacher", "text", "Model of the teacher; its name where nothing was evaluated."),
@@ -291,6 +325,22 @@ LIKELIHOODS = (
     ),
 )
 
+# Of each task that judges NAME/TASK, in evaluations; in the summary NAME_before/TASK and
+# NAME_after/TASK.
+TASK_MEASURED = (
+    Key(
+        "pass_at_K",
+        "share",
+        "Prompts of which at least one of K responses is right, estimated without bias from "
+        "`evaluation.task_responses`; `pass_at_1` is the share of right responses (avg@n).",
+    ),
+    Key("task_score", "score", "Mean score of the responses that have one."),
+    Key("task_value_NAME", "the task's own", "Mean of a further value that the verifier finds."),
+    Key("task_rollout_length", "tokens", "Mean length of a response."),
+    Key("task_truncated_share", "share", "Responses that were cut at the length limit."),
+    Key("task_failed_verifications", "count", "Responses that could not be judged."),
+)
+
 
 def measured_across() -> tuple[Key, ...]:
     """What is measured where the teacher has another tokenizer, without the suffixes."""
@@ -323,6 +373,12 @@ def sections() -> list[str]:
             _table(METRICS),
         ),
         section(
+            "metrics.jsonl, tasks",
+            "Of each task as `KEY/TASK`, but for failures and the wait, which are of all of them. "
+            "A response that could not be judged is not right (docs/tasks.md).",
+            _table(TASK_METRICS),
+        ),
+        section(
             "summary.json",
             "One JSON object per run. `null` stands for what was not measured. With several "
             "teachers there are `teacher`, `teacher_identity`, `held_out_prompts`, `frozen_rows` "
@@ -340,6 +396,13 @@ def sections() -> list[str]:
             "Each of these twice too, and only where the teacher has another tokenizer "
             "(docs/training.md).",
             _table(measured_across()),
+        ),
+        section(
+            "summary.json, tasks",
+            "Each of these twice for each task that judges responses, as `NAME_before/TASK` and "
+            "`NAME_after/TASK`, with `task_prompts/TASK`, the number of its prompts. During a run "
+            "they are `held_out/NAME/TASK`.",
+            _table(TASK_MEASURED),
         ),
     ]
 

@@ -1,14 +1,19 @@
-"""How sure a held-out result is: a bootstrap over prompts, always with the same draws."""
+"""How sure a held-out result is: a bootstrap over prompts, always with the same draws.
+
+A bootstrap of prompts that are all right, or all wrong, has no width. There the interval of a
+share is the exact one of as many independent prompts (Clopper and Pearson).
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from student_trainer.evaluation.course.values import sums_of
+from student_trainer.evaluation.course.values import PASS_AT, sums_of
 from student_trainer.evaluation.results import ByPrompt, Evaluation
 
 DRAWS = 2000
@@ -32,7 +37,17 @@ def interval(evaluation: Evaluation, key: str) -> Interval | None:
     if found is None or len(found[0].prompts) < 2:
         return None
     sums, name = found
+    if name.startswith(PASS_AT) and (exact := _exact(sums.sums[name])) is not None:
+        return exact
     return _inside(_means(sums, name, range(len(sums.prompts))))
+
+
+def _exact(shares: Sequence[float]) -> Interval | None:
+    """Of the share of prompts that are right, where all are or none is; None elsewhere."""
+    edge = ((1 - INSIDE) / 2) ** (1 / len(shares))
+    if all(share == 0 for share in shares):
+        return Interval(0.0, 1 - edge)
+    return Interval(edge, 1.0) if all(share == 1 for share in shares) else None
 
 
 def change(before: Evaluation, after: Evaluation, key: str) -> Interval | None:

@@ -8,11 +8,14 @@ from student_trainer.evaluation.results import (
     Evaluation,
     FullDivergence,
     RealignedDivergence,
+    TaskResult,
 )
 
 FULL = ("reverse_kl", "forward_kl", "agreement")
 OF_COARSE_ROWS = ("reverse_kl", "forward_kl", "student_rest", "teacher_rest")
 BITS = ("student_bits_per_byte", "teacher_bits_per_byte")
+# Begins the names of what is measured of a task; NAME/TASK is the whole name.
+PASS_AT = "pass_at_"
 
 
 def measured(evaluation: Evaluation | None, *, across: bool) -> dict[str, float | None]:
@@ -44,10 +47,31 @@ def is_across(evaluation: Evaluation | None) -> bool:
     return bool(evaluation and (evaluation.frozen_realigned or evaluation.fresh_realigned))
 
 
-def curve_values(evaluation: Evaluation) -> dict[str, float]:
-    """Everything that an evaluation measured; with several teachers ``NAME/TEACHER`` too."""
-    every = {"": evaluation, **evaluation.by_teacher}
+def measured_of_task(found: TaskResult | None) -> dict[str, float | None]:
+    """The values of a task; None is one in which nothing was measured."""
+    if found is None:
+        return {}
     return {
+        **found.pass_at,
+        "task_score": found.score,
+        **{f"task_value_{name}": value for name, value in found.values.items()},
+        "task_rollout_length": found.lengths.mean,
+        "task_truncated_share": found.lengths.truncated_share,
+        "task_failed_verifications": sum(found.failures.values()),
+    }
+
+
+def curve_values(evaluation: Evaluation) -> dict[str, float]:
+    """Everything that an evaluation measured; with several teachers ``NAME/TEACHER`` too, and of
+    tasks ``NAME/TASK``."""
+    every = {"": evaluation, **evaluation.by_teacher}
+    of_tasks = {
+        f"{name}/{task}": float(value)
+        for task, one in evaluation.tasks.items()
+        for name, value in measured_of_task(one).items()
+        if value is not None
+    }
+    return of_tasks | {
         f"{name}/{teacher}" if teacher else name: float(value)
         for teacher, one in every.items()
         for name, value in measured(one, across=is_across(one)).items()
@@ -62,6 +86,9 @@ def sums_of(evaluation: Evaluation, key: str) -> tuple[ByPrompt, str] | None:
         key: as in ``curve_values``.
     """
     name, _, teacher = key.partition("/")
+    if name.startswith(PASS_AT):
+        task = evaluation.tasks.get(teacher)
+        return (task.by_prompt, name) if task and name in task.by_prompt.sums else None
     one = evaluation.by_teacher.get(teacher) if teacher else evaluation
     if one is None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from student_trainer.report.findings import held_out, steps
+from student_trainer.report.findings import held_out, steps, tasks
 from student_trainer.report.findings.course import Course, Finding
 
 CHECKS: tuple[Callable[[Course], Finding | None], ...] = (
@@ -20,6 +20,7 @@ CHECKS: tuple[Callable[[Course], Finding | None], ...] = (
     steps.rows_left_out,
     steps.always_clipped,
     steps.teacher_waits,
+    tasks.failed_verifications,
 )
 ORDER = ("problem", "warning", "note")
 

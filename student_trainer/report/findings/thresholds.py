@@ -27,6 +27,7 @@ class Thresholds:
         loss_rise: recent loss over early loss.
         refused: responses that the teacher refuses. non_finite: rows that are not finite.
         shorter: recent length over early length.
+        unjudged: responses of tasks that cannot be judged.
     """
 
     least_steps: int = 6
@@ -46,6 +47,7 @@ class Thresholds:
     refused: float = 0.01
     non_finite: float = 0.001
     shorter: float = 0.5
+    unjudged: float = 0.01
 
 
 THRESHOLDS = Thresholds()

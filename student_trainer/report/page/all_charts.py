@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 from student_trainer.evaluation.course.points import Point
-from student_trainer.evaluation.course.uncertainty import interval
 from student_trainer.report.page.bin_charts import charts_of_bins, heat_charts
 from student_trainer.report.page.charts import Chart, Curve, Panel
+from student_trainer.report.page.curves import Lines, held_out_curve, named, step_series
 from student_trainer.report.page.step_charts import STEP_CHARTS, StepPanel
-
-Lines = Sequence[Mapping[str, Any]]
+from student_trainer.report.page.task_charts import (
+    STEPS_NOTE,
+    TASKS_NOTE,
+    of_task_steps,
+    of_tasks,
+)
 
 HELD_OUT_NOTE = (
     "Lower divergence and higher agreement are better. Bars are 95% of a bootstrap over prompts. "
@@ -51,6 +54,8 @@ HELD_OUT = (
 def charts_of_run(metrics: Lines, points: Sequence[Point]) -> list[Chart]:
     """Those that the run has values for, in the order of the report."""
     curves = [
+        Chart("Right answers over the run", TASKS_NOTE, of_tasks({"": points})),
+        Chart("Right answers in training", STEPS_NOTE, of_task_steps({"": metrics})),
         Chart("Held-out prompts over the run", HELD_OUT_NOTE, _held_out({"": points})),
         *(_of_steps(title, note, panels, {"": metrics}) for title, note, panels in STEP_CHARTS),
         *charts_of_bins(metrics),
@@ -65,6 +70,8 @@ def charts_of_runs(
     single = [(title, note, tuple(_single(panels))) for title, note, panels in STEP_CHARTS]
     return _with_values(
         [
+            Chart("Right answers over the run", TASKS_NOTE, of_tasks(points)),
+            Chart("Right answers in training", STEPS_NOTE, of_task_steps(metrics)),
             Chart("Held-out prompts over the run", HELD_OUT_NOTE, _held_out(points)),
             *(_of_steps(title, note, panels, metrics) for title, note, panels in single),
         ]
@@ -88,7 +95,7 @@ def _of_steps(
             Panel(
                 panel.label,
                 [
-                    Curve(_named(run, label), *_series(lines, key))
+                    Curve(named(run, label), *step_series(lines, key))
                     for key, label in panel.lines
                     for run, lines in runs.items()
                 ],
@@ -97,18 +104,6 @@ def _of_steps(
             )
             for panel in panels
         ],
-    )
-
-
-def _named(run: str, label: str) -> str:
-    """A curve's label: the run's name where there are several, which a panel is of one metric."""
-    return run or label
-
-
-def _series(lines: Lines, key: str) -> tuple[list[float], list[float | None]]:
-    return (
-        [float(row["step"]) for row in lines],
-        [None if row.get(key) is None else float(row[key]) for row in lines],
     )
 
 
@@ -128,7 +123,8 @@ def _of_teacher(runs: Mapping[str, Sequence[Point]], teacher: str) -> list[Panel
     for label, share, values in HELD_OUT:
         curves = {
             key: [
-                _curve(run if several else name, key + end, points) for run, points in runs.items()
+                held_out_curve(run if several else name, key + end, points)
+                for run, points in runs.items()
             ]
             for key, name in values
         }
@@ -141,17 +137,6 @@ def _of_teacher(runs: Mapping[str, Sequence[Point]], teacher: str) -> list[Panel
             every = [curve for of_key in curves.values() for curve in of_key]
             panels.append(Panel(label + of, every, share=share, points=True))
     return panels
-
-
-def _curve(label: str, key: str, points: Sequence[Point]) -> Curve:
-    edges = [interval(point.evaluation, key) for point in points]
-    return Curve(
-        label,
-        [float(point.step) for point in points],
-        [point.value(key) for point in points],
-        [None if edge is None else edge.low for edge in edges],
-        [None if edge is None else edge.high for edge in edges],
-    )
 
 
 def _with_values(charts: Sequence[Chart]) -> list[Chart]:
