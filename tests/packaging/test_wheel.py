@@ -24,6 +24,7 @@ DATA = {
     "student_trainer/recipes/one-gpu-lora.toml",
     "student_trainer/recipes/one-gpu.toml",
     "student_trainer/recipes/paper-math.toml",
+    "student_trainer/recipes/reasoning-gym.toml",
     "student_trainer/recipes/sampled-token.toml",
     "student_trainer/recipes/self-distillation.toml",
     "student_trainer/recipes/two-nodes.toml",

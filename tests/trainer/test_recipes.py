@@ -26,9 +26,6 @@ from tests.trainer.processes import Server, serve
 SMALL = (
     "run.steps=2",
     "student.device=cpu",
-    "data.columns.prompt=prompt",
-    "data.max_prompt_tokens=64",
-    "data.held_out_fraction=0.3",
     "rollout.prompts_per_step=4",
     "rollout.group_size=2",
     "rollout.max_new_tokens=12",
@@ -37,6 +34,12 @@ SMALL = (
     "evaluation.max_new_tokens=8",
     "report.html=false",
 )
+OF_FILES = (
+    "data.columns.prompt=prompt",
+    "data.max_prompt_tokens=64",
+    "data.held_out_fraction=0.3",
+)
+OF_TASKS = ("data.max_prompt_tokens=128", "evaluation.task_prompts=2", "evaluation.every=2")
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +52,13 @@ def small_run(name: str, model: Path, server: Server, directory: Path, *more: st
     prompts = directory / "prompts.jsonl"
     rows = [{"prompt": f"What is {n}?", "solution": f"It is {n}."} for n in range(12)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = load_settings(TrainConfig, [recipes.recipe(name)]).settings
     values = [
         *SMALL,
+        *((*OF_FILES, f"data.train={prompts}") if config.tasks is None else OF_TASKS),
         f"run.output_dir={directory / 'run'}",
         f"student.model={model}",
         f"teacher.address={server.address}",
-        f"data.train={prompts}",
         *more,
     ]
     flags = [part for value in values for part in ("--set", value)]
