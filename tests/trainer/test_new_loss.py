@@ -226,7 +226,8 @@ def test_every_loss_makes_a_step(kind: str, make_config: MakeConfig, teacher: Lo
 
 
 def test_no_code_but_a_loss_s_own_file_knows_it_by_name() -> None:
-    """Neither its kind nor its class stands outside of ``losses``, except the default."""
+    """Neither its kind nor its class stands outside of ``losses``, except the default, and in a
+    study of what certain losses do."""
     package = Path(student_trainer.__file__).parent
     names = {kind: kind for kind in LOSSES} | {loss.__name__: k for k, loss in LOSSES.items()}
     found = set()
@@ -238,4 +239,8 @@ def test_no_code_but_a_loss_s_own_file_knows_it_by_name() -> None:
             if isinstance(text, str) and text in names:
                 found.add((str(file.relative_to(package)), names[text]))
     default = {("settings/train.py", "lsm"), ("settings/kinds.py", "lsm"), ("__init__.py", "lsm")}
-    assert found == default
+    compared = {
+        ("study/repetition/signals.py", kind)
+        for kind in ("lsm", "sampled_token", "topk_forward_kl")
+    }
+    assert found == default | compared
