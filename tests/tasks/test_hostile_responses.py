@@ -4,6 +4,8 @@ one is judged as if nothing had been."""
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +119,29 @@ def test_the_process_reaches_no_network_and_knows_no_secrets(
             pass
         assert process.judge("does", {"port": port}, "network").score == 1
     assert process.judge("does", {}, "environment").score == 1
+
+
+SOCKETS = """
+import socket
+from teacher_proto.processes.confinement import refuse_sockets
+
+first, second = socket.socketpair()
+refuse_sockets()
+first.sendall(b"what is open stays")
+assert second.recv(100) == b"what is open stays"
+for ask in (socket.socket, lambda: socket.create_connection(("127.0.0.1", 9)), socket.socketpair,
+            lambda: socket.getaddrinfo("localhost", 80)):
+    try:
+        ask()
+    except PermissionError:
+        continue
+    raise SystemExit("a socket was given")
+"""
+
+
+def test_where_no_network_can_be_left_pythons_sockets_are_refused() -> None:
+    done = subprocess.run([sys.executable, "-c", SOCKETS], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_row_that_json_cannot_say_is_a_failure_of_its_own(process: VerifierProcess) -> None:
