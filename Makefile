@@ -59,7 +59,7 @@ test-install: $(VENV)/.dev ## both programs where pip has installed them, torch 
 # the tested one. The rest of what they bring is the newest that fits.
 FLOOR_VENV ?= .venv-floor
 FLOOR_BIN := $(FLOOR_VENV)/bin
-FLOOR_EXTRAS := quickstart data tensorboard wandb mlflow otel tests
+FLOOR_EXTRAS := quickstart data tasks study tensorboard wandb mlflow otel tests
 
 $(FLOOR_BIN)/python:
 	$(PYTHON) .ci/environment.py $(FLOOR_VENV)
