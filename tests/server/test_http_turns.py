@@ -14,7 +14,7 @@ from teacher_proto.errors import InvalidRequestError
 from teacher_server.http.connection.connection import Connection
 from teacher_server.http.connection.exchange import FEW, LINES, SLICE
 from teacher_server.http.connection.host import CALLER_KEY
-from teacher_server.http.connection.turns import AT_ONCE, SHARE, Turns
+from teacher_server.http.connection.turns import AT_ONCE, LONGEST, SHARE, Turns
 from teacher_server.http.errors import error_response
 from teacher_server.settings.limits import LimitSettings
 from tests.server.raw_http import alone, connected
@@ -55,8 +55,10 @@ async def test_pieces_are_done_in_their_order() -> None:
     assert await finished(turns, clock, [0.0] * 3) == list(range(3))
 
 
-async def test_much_work_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    loop, pauses = asyncio.get_running_loop(), []
+def pauses_of(turns: Turns, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds of the pauses that these turns make from now on, each of which is over at once."""
+    loop = asyncio.get_running_loop()
+    pauses: list[float] = []
     later = loop.call_later
 
     def watched(seconds: float, call: object, *rest: object) -> asyncio.TimerHandle:
@@ -65,9 +67,14 @@ async def test_much_work_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPat
             seconds = 0.0
         return later(seconds, call, *rest)  # type: ignore[arg-type]
 
+    monkeypatch.setattr(loop, "call_later", watched)
+    return pauses
+
+
+async def test_much_work_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock()
     turns = Turns(clock)
-    monkeypatch.setattr(loop, "call_later", watched)
+    pauses = pauses_of(turns, monkeypatch)
     cost = 2 * AT_ONCE
     await finished(turns, clock, [cost] * 10)
     # One part of the time is work; whoever comes last does not wait for it.
@@ -75,6 +82,19 @@ async def test_much_work_leaves_the_loop_to_others(monkeypatch: pytest.MonkeyPat
     pauses.clear()
     await finished(turns, clock, [AT_ONCE / 4] * 8)
     assert 1 <= len(pauses) <= 3
+
+
+async def test_who_comes_last_does_not_wait_for_all_that_was_done_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock()
+    turns = Turns(clock)
+    pauses = pauses_of(turns, monkeypatch)
+    for _ in range(2000):
+        with turns.charged():
+            clock.now += 2 * LONGEST
+    assert await finished(turns, clock, [2 * AT_ONCE] * 3) == [0, 1, 2]
+    assert pauses[:2] == pytest.approx([LONGEST, (SHARE - 1) * 2 * AT_ONCE])
 
 
 async def test_work_that_fails_holds_up_nobody() -> None:
@@ -195,3 +215,38 @@ async def test_the_reply_of_a_caller_who_was_let_in_takes_none(
 ) -> None:
     body = b"a" * (8 * SLICE)
     assert await sent(body, "a run", monkeypatch) == (body, 0)
+
+
+class Costly:
+    """Processor time of which ``cost`` seconds pass with every piece of work."""
+
+    def __init__(self, cost: float) -> None:
+        self.cost = cost
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += self.cost
+        return self.now
+
+
+async def test_small_answers_do_not_hold_up_the_large_one_after_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However many there were: probes, refusals of strangers, small files of the pages."""
+    bodies = {"/small": b"{}", "/large": bytes(3 * SLICE)}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        body = bodies[scope["path"]]
+        headers = [(b"content-length", b"%d" % len(body))]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    cost = LONGEST / 20
+    async with alone(app, LimitSettings()) as server, connected(server.address) as peer:
+        server.server.host.sending = turns = Turns(Costly(cost))
+        pauses = pauses_of(turns, monkeypatch)
+        for path in ["/small"] * 20 + ["/large"]:
+            await peer.send(b"GET %b HTTP/1.1\r\nHost: x\r\n\r\n" % path.encode())
+            assert (await peer.answer()).body == bodies[path]
+    # Before each further slice: the one before it, and the turn itself.
+    assert pauses[:2] == pytest.approx([(SHARE - 1) * 2 * cost] * 2)

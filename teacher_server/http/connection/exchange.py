@@ -115,8 +115,10 @@ class Exchange:
             return
         part = {"type": "http.response.body"}
         body = message.get("body", b"")
+        in_turns = len(body) > SLICE and self._is_public
         for begin in range(0, len(body), SLICE):
-            await self._send_slice(part | {"body": body[begin : begin + SLICE], "more_body": True})
+            piece = part | {"body": body[begin : begin + SLICE], "more_body": True}
+            await self._send_slice(piece, charged=in_turns)
             if begin + SLICE < len(body):
                 await self._others_have_their_turn()
         if not message.get("more_body", False):
@@ -181,9 +183,8 @@ class Exchange:
                 break
         self._cycle.body.clear()
 
-    async def _send_slice(self, message: Message) -> None:
-        public = self._is_public
-        with self._connection.host.sending.charged() if public else contextlib.nullcontext():
+    async def _send_slice(self, message: Message, *, charged: bool) -> None:
+        with self._connection.host.sending.charged() if charged else contextlib.nullcontext():
             await self._send(message)  # it waits for nothing: what came before is written
         await self._written()
 

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterator
 SHARE = 4
 # Processor seconds of work before the loop is left to others for a while.
 AT_ONCE = 0.001
+# Seconds of one pause at most. What was spent beyond that is not made up for: who waits now may
+# have spent nothing of it.
+LONGEST = 0.25
 
 
 class Turns:
@@ -50,7 +53,7 @@ class Turns:
         finally:
             pause = 0.0
             if self._spent >= AT_ONCE:
-                pause, self._spent = (SHARE - 1) * self._spent, 0.0
+                pause, self._spent = min(LONGEST, (SHARE - 1) * self._spent), 0.0
             loop = asyncio.get_running_loop()
             if pause:  # also where nobody waits: who comes next meanwhile is later by it
                 loop.call_later(pause, self._go_on)
