@@ -111,25 +111,39 @@ def keep_silent_ones_out(listener: socket.socket, seconds: float) -> None:
 
 def turn_away(listener: socket.socket, addresses: Collection[str]) -> bool:
     """The system lets new connections of these addresses go unanswered (Linux), and theirs alone:
-    what is open goes on, and their systems try again after a second. False where it cannot.
+    what is open goes on, and their systems try again after a second. False where it cannot; it
+    turns nobody away then.
 
     Args:
         addresses: ``access.peers.neighbourhood`` of each, ``MOST_TURNED_AWAY`` at most; none to
             turn away nobody any more.
     """
     if sys.platform != "linux":
-        return False
-    try:
-        if not addresses:
-            listener.setsockopt(socket.SOL_SOCKET, DETACH_FILTER, 0)
+        return not addresses
+    if not addresses:
+        return _turn_nobody_away(listener)
+    program = _filter(addresses)
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in program))
+    length_and_code = struct.pack("HP", len(program), ctypes.addressof(code))
+    for _ in range(2):
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, length_and_code)
             return True
-        program = _filter(addresses)
-        code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *one) for one in program))
-        length_and_code = struct.pack("HP", len(program), ctypes.addressof(code))
-        listener.setsockopt(socket.SOL_SOCKET, ATTACH_FILTER, length_and_code)
+        except OSError as error:
+            log.debug("a filter is refused: %s", error.strerror)
+            # The one before stays otherwise, and both count in the socket's memory
+            # (net.core.optmem_max): the new one may have room once that is gone.
+            _turn_nobody_away(listener)
+    return False
+
+
+def _turn_nobody_away(listener: socket.socket) -> bool:
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, DETACH_FILTER, 0)
     except OSError as error:
-        log.debug("nobody is turned away: %s", error.strerror)
-        return error.errno == errno.ENOENT  # there was no filter
+        if error.errno != errno.ENOENT:  # there was no filter
+            log.debug("a filter stays: %s", error.strerror)
+            return False
     return True
 
 

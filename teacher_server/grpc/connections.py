@@ -15,7 +15,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 
 from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc.giving_way import FLOOD, Floods, Seen, beyond
@@ -42,16 +42,19 @@ class Connections:
 
     Those go that are beyond the bounds (``giving_way``). While many come and go, those whose
     callers have left go with what they sent, before gRPC has read it, and addresses of which
-    many have left are turned away.
+    many have left without a reply are turned away.
 
     Attributes:
         calls: of the service that are in progress, by gRPC's name of the peer; the event
             loop's. Who counts one down leaves it there with 0.
+        answered: gRPC's names of the peers that were sent a reply of the service. Who sends one
+            adds it first: its caller may leave as soon as it has it.
     """
 
     def __init__(self, bounds: ConnectionBounds, counted: Callable[[str], None]) -> None:
         """``counted`` is given the reason for which a connection is ended."""
         self.calls: Counter[str] = Counter()
+        self.answered: set[str] = set()
         self._bounds = bounds
         self._counted = counted
         # Room that is kept for those who come next.
@@ -63,7 +66,9 @@ class Connections:
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._floods = Floods()
+        # Whom the listeners turn away, where that is certain.
         self._away: frozenset[str] = frozenset()
+        self._certain = True
         self._flooded = -FLOOD_SECONDS
         self._waiting = BACKLOG
         self._ended = 0
@@ -122,7 +127,9 @@ class Connections:
     def _tend(self) -> bool:
         """Whether many have come or gone since the last time, or may soon; raises OSError when
         no file is left to look with."""
+        answered = self.answered.copy()  # those that come meanwhile may not be in the look
         peers, before = self._sockets.look(), self._seen
+        self.answered.difference_update([name for name in answered if peer_of(name) not in peers])
         over = self._note(peers)
         if over and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
@@ -130,8 +137,10 @@ class Connections:
         many = len(peers.keys() ^ before.keys()) >= MANY
         left: Counter[str] = Counter()
         if many:
-            for peer in self._sockets.left(peers):
-                left[peer.address] += 1
+            gone = self._sockets.left(peers)
+            served = {peer_of(name) for name in self.answered.copy()}
+            left.update(peer.address for peer in gone - served)
+            for peer in gone:
                 if self._sockets.end(peers[peer], peer, unread=True):
                     self._counted("left")
                     del self._seen[peer]
@@ -150,17 +159,24 @@ class Connections:
         now = time.monotonic()
         staying = {seen.address for seen in self._seen.values() if seen.called}
         away = self._floods.note(left, staying, now)
-        if away == self._away:
+        if away == self._away and self._certain:
             return
-        done = [turn_away(listener, away) for listener in self._sockets.listeners()]
+        self._certain = False  # a look for the listeners may fail
+        done = self._all_turn_away(away)
         if away - self._away and now - self._told >= REPORT_EVERY:
             log.warning(
                 "new gRPC connections of %s come and go without end: %s",
                 ", ".join(sorted(away)),
-                "they are turned away for a while" if all(done) else "they cannot be turned away",
+                "they are turned away for a while" if done else "they cannot be turned away",
             )
             self._told = now
-        self._away = away if all(done) else frozenset()
+        self._certain = done or self._all_turn_away(())
+        self._away = away if done else frozenset()
+
+    def _all_turn_away(self, addresses: Collection[str]) -> bool:
+        """Whether every listener does so now."""
+        done = [turn_away(listener, addresses) for listener in self._sockets.listeners()]
+        return all(done)
 
     def _hold_back(self, came: int) -> None:
         """In a flood, new connections wait with their callers' systems, not here.

@@ -143,6 +143,7 @@ class Exchange:
         if held < len(reply) or held > LIGHT_BYTES:
             self.hold.settle(len(reply))
         seconds = self._limits.write_seconds * max(1.0, len(reply) / PACE)
+        self._connections.answered.add(self.caller.peer)
         try:
             async with asyncio.timeout(seconds):
                 await self.context.write(reply)

@@ -11,8 +11,9 @@ from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc.sockets import Peer
 from teacher_server.listen import MOST_TURNED_AWAY
 
-# So many connections of one address that have left within WITHIN seconds are a flood. It is turned
-# away for FIRST seconds, then, as long as it goes on, for twice as long each time, MOST at most.
+# So many connections of one address that have left without a reply within WITHIN seconds are a
+# flood. It is turned away for FIRST seconds, then, as long as it goes on, for twice as long each
+# time, MOST at most.
 FLOOD, WITHIN = 10, 0.5
 FIRST, MOST = 1.0, 8.0
 
@@ -88,7 +89,8 @@ class Floods:
     """Addresses whose connections come only to go: they are turned away for a while.
 
     One of which a connection stays that made a call of the service never is, since those who
-    come and those who stay may be different callers there.
+    come and those who stay may be different callers there. Behind an address where none stays
+    new callers are turned away with those who flood.
     """
 
     def __init__(self) -> None:
@@ -100,7 +102,8 @@ class Floods:
         """Which addresses are turned away from now on.
 
         Args:
-            left: how many connections of an address have left since the last time.
+            left: how many connections of an address have left without a reply of the service
+                since the last time.
             staying: addresses of which a connection that has called is there.
         """
         self._left = {

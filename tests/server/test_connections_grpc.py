@@ -19,6 +19,7 @@ from teacher_proto import AsyncTeacherClient, TeacherClient, channel
 from teacher_proto.client.credentials import ClientCredentials
 
 from teacher_server.grpc import server as server_module
+from teacher_server.grpc.connections import Connections
 from teacher_server.grpc.exchange import Exchange
 from teacher_server.grpc.sockets import Sockets
 from teacher_server.queue.budget import Owner
@@ -246,6 +247,31 @@ async def test_a_call_that_is_given_up_leaves_nothing_behind(strict: Running) ->
     await asyncio.gather(waiting, return_exceptions=True)
     await eventually(lambda: budget.queue.held == 0)
     engine.gate.set()
+
+
+async def test_who_was_sent_a_reply_is_known_until_it_is_gone(
+    strict: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: set[Connections] = set()
+    enter = Exchange.__aenter__
+
+    async def noted(exchange: Exchange) -> Exchange:
+        found.add(exchange._connections)
+        return await enter(exchange)
+
+    monkeypatch.setattr(Exchange, "__aenter__", noted)
+    async with raw_callers(strict.server.grpc_address, 3) as (served, refused, gave_up):
+        for caller, path in ((served, GET_TEACHER), (refused, SCORE), (gave_up, SCORE)):
+            caller.begin(1, path)
+        await served.send(1, message(0), end=True)
+        await refused.send(1, message(1) + b"\xff", end=True)
+        gave_up.reset(1)
+        assert await served.status() == grpc.StatusCode.OK.value[0]
+        assert await refused.status() == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+        (kept,) = found
+        assert kept.answered & {served.peer, refused.peer, gave_up.peer} == {served.peer}
+        name = served.peer
+    await eventually(lambda: name not in kept.answered)
 
 
 async def test_silent_connections_are_ended(strict: Running) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
+from collections.abc import Collection, Iterator
 from types import SimpleNamespace
 
 import pytest
@@ -135,6 +136,118 @@ def test_those_who_come_only_to_go_find_no_way_in(
         now += FIRST
         found._tend()
         assert begun(listener, "127.0.0.2") == ESTABLISHED
+
+
+@linux
+def test_where_a_change_is_refused_nobody_stays_turned_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The system has no room for the second filter, or of two listeners one has none."""
+    now, refused, asked = TIME, False, 0
+
+    def asking(listener: socket.socket, addresses: Collection[str]) -> bool:
+        nonlocal asked
+        asked += bool(addresses)
+        if refused and addresses:
+            return False  # and changes nothing, as with a listener that was never reached
+        return turn_away(listener, addresses)
+
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(connections, "turn_away", asking)
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        found._sockets = Sockets(listener.getsockname()[1])
+
+        def flood(source: str) -> None:
+            for _ in range(FLOOD):
+                stack.enter_context(accepted_by(listener, b"PRI", source=source))
+            found._tend()
+
+        flood("127.0.0.2")
+        assert begun(listener, "127.0.0.2") == SYN_SENT
+        refused = True
+        flood("127.0.0.3")
+        assert asked == 2
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+        refused = False
+        found._tend()
+        assert begun(listener, "127.0.0.2") == SYN_SENT, "the next look tries again"
+
+
+@linux
+def test_where_no_file_is_left_for_a_change_the_next_look_makes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = TIME
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found._sockets = sockets = Sockets(listener.getsockname()[1])
+        found._turn_away({"127.0.0.2": FLOOD})
+        listeners = sockets.listeners
+        looks = 0
+
+        def once() -> Iterator[socket.socket]:
+            nonlocal looks
+            looks += 1
+            if looks > 1:
+                raise OSError(24, "no file left")
+            return listeners()
+
+        with monkeypatch.context() as patch:
+            # The filter is refused, and then no file is left to take the former one away with.
+            patch.setattr(connections, "turn_away", lambda listener, addresses: False)
+            patch.setattr(sockets, "listeners", once)
+            with pytest.raises(OSError, match="no file left"):
+                found._turn_away({"127.0.0.3": FLOOD})
+        assert begun(listener, "127.0.0.2") == SYN_SENT
+        now += MOST
+        found._turn_away({})
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+
+
+@linux
+def test_a_filter_takes_the_place_of_one_beside_which_it_has_no_room() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        # As many as one filter may have; two of them together are more than the socket's memory.
+        many = [f"2001:db8:{number:x}::/64" for number in range(700)]
+        count = next(n for n in (700, 350, 175, 80) if turn_away(listener, many[:n]))
+        assert turn_away(listener, [*many[:count], "127.0.0.2"])
+        assert begun(listener, "127.0.0.2") == SYN_SENT
+        assert turn_away(listener, [*many[:count], "127.0.0.3"])
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+        assert begun(listener, "127.0.0.3") == SYN_SENT
+
+
+@linux
+def test_a_filter_that_the_system_refuses_leaves_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        assert turn_away(listener, ["127.0.0.2"])
+        many = [f"10.9.{number // 250}.{number % 250}" for number in range(3000)]
+        assert not turn_away(listener, [*many, "127.0.0.2"]), "it is too long"
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+
+
+@linux
+def test_who_leaves_with_a_reply_is_no_flood() -> None:
+    """The 16 ranks of a node that close their channels at one moment."""
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        found._sockets = Sockets(listener.getsockname()[1])
+        for _ in range(16):
+            one = stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
+            name = "ipv4:{}:{}".format(*one.getpeername())
+            found.calls[name] = 0
+            found.answered.add(name)
+        assert found._tend()
+        assert begun(listener, "127.0.0.2") == ESTABLISHED
+        found._tend()
+        assert not found.answered, "they are gone"
+        for _ in range(FLOOD):
+            one = stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
+            found.calls["ipv4:{}:{}".format(*one.getpeername())] = 0  # it was given up
+        found._tend()
+        assert begun(listener, "127.0.0.2") == SYN_SENT
 
 
 def test_where_the_system_turns_nobody_away_few_wait_to_be_accepted(
