@@ -8,7 +8,7 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.data import PromptSets, load_prompts
 from student_trainer.data.tasks.reading import load_task_prompts
-from student_trainer.evaluation.frozen import ROUNDS, evaluated_prompts
+from student_trainer.evaluation.frozen import HOLD_OUT, ROUNDS, evaluated_prompts
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
@@ -92,8 +92,7 @@ def notes(prompts: PromptSets, config: TrainConfig) -> list[str]:
             f"evaluation is on all {held_out} held-out prompts, fewer than the usual "
             f"{config.evaluation.most_prompts}"
             if held_out
-            else "no prompt is held out (data.held_out, data.held_out_fraction, or of the tasks), "
-            "so nothing is evaluated"
+            else f"no prompt is held out ({HOLD_OUT}), so nothing is evaluated"
         )
     if per_step > len(prompts.train):
         found.append(

@@ -23,6 +23,8 @@ FRESH_STEP = -1
 FIRST_FROZEN_STEP = -2
 ROUNDS = 8
 GOLDEN = (5**0.5 - 1) / 2
+# The settings that hold prompts out.
+HOLD_OUT = "data.held_out, data.held_out_fraction, or with tasks their held_out or prompts_held_out"
 
 
 def freeze_continuations(
@@ -96,8 +98,7 @@ def evaluated_prompts(
         raise ConfigurationError(
             f"it asks for {settings.prompts} prompts and {len(held_out)} are held out",
             where="evaluation.prompts",
-            fix=f"lower it to {len(held_out)}, unset it, or hold out more prompts "
-            "(data.held_out, data.held_out_fraction)",
+            fix=f"lower it to {len(held_out)}, unset it, or hold out more prompts ({HOLD_OUT})",
         )
     return held_out[: settings.most_prompts]
 

@@ -6,6 +6,7 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.evaluate_run import kept_positions
 from student_trainer.evaluation import evaluated_prompts
+from student_trainer.evaluation.frozen import HOLD_OUT
 from student_trainer.evaluation.realigned import check_top_k
 from student_trainer.evaluation.rows import shared_ids
 from student_trainer.startup.start import Start
@@ -25,7 +26,7 @@ def held_out(start: Start) -> str:
         raise ConfigurationError(
             "there are no held-out prompts to evaluate on",
             where="evaluation.every",
-            fix="hold some out (data.held_out, data.held_out_fraction), or set it to 0",
+            fix=f"hold some out ({HOLD_OUT}), or set it to 0",
         )
     if not prompts:
         return "nothing is evaluated"

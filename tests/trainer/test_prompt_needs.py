@@ -88,6 +88,7 @@ def test_every_command_tells_alike_what_cannot_be_met_before_a_model_is_loaded(
         told = capsys.readouterr().err
         assert f"evaluation.prompts: {what}" in told
         assert "lower it to 2, unset it, or hold out more prompts" in told
+        assert "with tasks their held_out or prompts_held_out" in told
     assert cli.main(["doctor", *readme_run, *wrong, "--json"]) == 2
     found = {f["check"]: f for f in json.loads(capsys.readouterr().out)["checks"]}
     assert what in found["data"]["detail"]
