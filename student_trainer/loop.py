@@ -413,7 +413,7 @@ class TrainingLoop:
                 number, refused, len(responses), whole.refusal,
             )  # fmt: skip
         self._lengths = [one.tokens for one in responses if one.origin == "student"]
-        of_tasks = self.verification.metrics(judged, batch.rollouts, self.pipeline.places)
+        of_tasks = self.verification.metrics(number, judged, batch.rollouts, self.pipeline.places)
         ended = time.perf_counter()
         self.world.on_first(partial(self._hear_scores, batch))
 

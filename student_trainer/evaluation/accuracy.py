@@ -8,6 +8,7 @@ that at least one of k responses is right; of n responses, c of them right, its 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 
@@ -17,11 +18,13 @@ from student_trainer.rollout.generate import generate
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
-from student_trainer.verification.judgement import Judgement, failures
+from student_trainer.verification.judgement import Judgement, failures, told
 from student_trainer.verification.verifiers import Verifiers, waited
 
 # Steps of training count from 1; frozen positions and fresh responses have others below 0.
 ACCURACY_STEP = -100
+
+log = logging.getLogger(__name__)
 
 
 def measure_tasks(
@@ -34,10 +37,13 @@ def measure_tasks(
     seed: int,
 ) -> dict[str, TaskResult]:
     """The results of every task that judges and has held-out prompts, by its name. The responses
-    are drawn from the same random streams for every student.
+    are drawn from the same random streams for every student. Those that could not be judged are
+    logged.
 
     Raises:
         LsmError: the student's logits are not finite.
+        ConfigurationError: no process that judges can be started, twice in a row. An estimate
+            without its responses would be lower for a reason that is not the student's.
     """
     found = {}
     for name in verifiers.tasks:
@@ -51,8 +57,10 @@ def measure_tasks(
                 }
             )
             responses = generate(student, prompts, drawing, seed=seed, step=ACCURACY_STEP)
-            begun = verifiers.submit_rollouts(student, responses)
+            begun = verifiers.submit_rollouts(student, responses, insist=True)
             judged = [one for one in waited(begun, lambda: False) if one is not None]
+            for line in told(judged):
+                log.warning("held-out prompts of the task %s: %s", name, line)
             found[name] = task_result(responses, judged, settings)
     return found
 

@@ -21,6 +21,7 @@ same settings.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
@@ -36,6 +37,8 @@ Row = Mapping[str, Any]
 PlacedRow = tuple[str, Row]
 # The score of a response that is right.
 RIGHT = 1.0
+# What the name of a further value consists of: it is part of a metric's. Names of one task.
+VALUE_NAME, MAX_VALUES = re.compile("[a-z0-9_]+"), 32
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,8 @@ class Verdict:
             judge it.
         reason: why it cannot, in words; empty where it can.
         values: further numbers of a response, by names that metrics show, such as the share of
-            its steps that are right. Finite.
+            its steps that are right. Finite. At most MAX_VALUES names in all verdicts of a task,
+            of small letters, digits and ``_``.
     """
 
     score: float | None
@@ -60,7 +64,15 @@ class Verdict:
                 raise ValueError("a verdict without a score has a reason")
         elif not 0 <= self.score <= RIGHT:
             raise ValueError(f"a score is in [0, 1], and this one is {self.score}")
+        if not isinstance(self.reason, str):
+            raise TypeError(f"a reason is a text, and this one is a {type(self.reason).__name__}")
+        if not isinstance(self.values, Mapping):
+            raise TypeError(f"values have names, and these are a {type(self.values).__name__}")
+        if len(self.values) > MAX_VALUES:
+            raise ValueError(f"it has {len(self.values)} values, and may have {MAX_VALUES}")
         for name, value in self.values.items():
+            if not (isinstance(name, str) and VALUE_NAME.fullmatch(name)):
+                raise ValueError(f"the name {name!r} of a value is not of a-z, 0-9 and _ alone")
             if not math.isfinite(value):
                 raise ValueError(f"the value {name!r} is {value}, which is not finite")
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from teacher_proto.errors import LsmError, first_line
+from teacher_proto.errors import ConfigurationError, LsmError, first_line
 from teacher_proto.processes.confinement import (
     confine,
     ignore_the_terminal,
@@ -37,7 +37,6 @@ MAX_OUTPUT = 1 << 20
 OUT_OF_MEMORY, TOO_MUCH_OUTPUT = 71, 72
 # Characters of a reason, which may quote a response.
 LONGEST = 500
-MAX_VALUES = 32
 
 
 def main() -> int:
@@ -79,10 +78,20 @@ def prepared(described: Mapping[str, Mapping[str, Any]], folders: list[str]) -> 
     found: dict[str, Task] = {}
     with importable_from(map(Path, folders)):
         for name, settings in described.items():
-            kind = settings["kind"]
-            chosen = TASKS.get(kind) or load_dotted(kind, Task, f"tasks.{name}.kind")
-            found[name] = chosen.model_validate(settings)
-            found[name].prepare()
+            try:
+                kind = settings["kind"]
+                chosen = TASKS.get(kind) or load_dotted(kind, Task, f"tasks.{name}.kind")
+                found[name] = chosen.model_validate(settings)
+                found[name].prepare()
+            except LsmError:
+                raise
+            except Exception as error:  # of a class of a user's own
+                raise ConfigurationError(
+                    f"preparing it raises {_named(error)}",
+                    where=f"tasks.{name}",
+                    fix="mend its method `prepare`, or its settings; variables of the trainer's "
+                    "environment do not reach this process",
+                ) from error
     return found
 
 
@@ -95,9 +104,7 @@ def answer(tasks: Mapping[str, Task], line: bytes, output: int) -> bytes:
     """
     try:
         message = unpack(line)
-        said = pack(_judged(tasks[message["task"]], message["row"], message["response"]))
-        if len(said) > MAX_ANSWER:
-            said = pack({"raised": f"the verdict has {len(said)} bytes"})
+        said = _judged(tasks[message["task"]], message["row"], message["response"])
     except MemoryError:
         os._exit(OUT_OF_MEMORY)
     if _printed(output) >= MAX_OUTPUT:
@@ -106,25 +113,30 @@ def answer(tasks: Mapping[str, Task], line: bytes, output: int) -> bytes:
     return said
 
 
-def _judged(task: Task, row: Mapping[str, Any], response: str) -> dict[str, Any]:
-    verdict: Any
+def _judged(task: Task, row: Mapping[str, Any], response: str) -> bytes:
     try:
-        verdict = task.verify(row, response)
+        said = pack(_described(task.verify(row, response)))
     except MemoryError:
         raise
     except BaseException as error:  # also SystemExit of a verifier's own
-        return {"raised": _short(f"{type(error).__name__}: {first_line(error)}")}
+        return pack({"raised": _short(_named(error))})
+    if len(said) > MAX_ANSWER:
+        return pack({"raised": f"the verdict has {len(said)} bytes"})
+    return said
+
+
+def _described(verdict: Any) -> dict[str, Any]:
     if not isinstance(verdict, Verdict):
-        return {"raised": f"it returned a {type(verdict).__name__}, which is no Verdict"}
-    if len(verdict.values) > MAX_VALUES:
-        return {
-            "raised": f"its verdict has {len(verdict.values)} values, and may have {MAX_VALUES}"
-        }
+        raise TypeError(f"it returned a {type(verdict).__name__}, which is no Verdict")
     return {
         "score": None if verdict.score is None else float(verdict.score),
         "reason": _short(verdict.reason),
-        "values": {str(name): float(value) for name, value in verdict.values.items()},
+        "values": {name: float(value) for name, value in verdict.values.items()},
     }
+
+
+def _named(error: BaseException) -> str:
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _printed(output: int) -> int:

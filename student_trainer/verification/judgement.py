@@ -40,6 +40,11 @@ class Judgement:
     values: Mapping[str, float] = field(default_factory=dict)
 
     @property
+    def begun(self) -> bool:
+        """Whether judging it began: what never did says nothing of the response."""
+        return self.failure not in ("start", "stopped")
+
+    @property
     def right(self) -> bool:
         """A response that could not be judged is not right."""
         return self.score is not None and self.score >= RIGHT
@@ -54,3 +59,17 @@ def failures(judged: Iterable[Judgement]) -> dict[str, int]:
     """How many failed, by kind; only kinds that there were, in the order of FAILURES."""
     found = Counter(one.failure for one in judged)
     return {kind: found[kind] for kind in FAILURES if found[kind]}
+
+
+def told(judged: Iterable[Judgement]) -> list[str]:
+    """A part of a sentence for each kind of failure that there was: how many of the responses,
+    and the reason of the first, in which what cannot be printed is escaped."""
+    every = list(judged)
+    first: dict[str, str] = {}
+    for one in every:
+        first.setdefault(one.failure, one.reason)
+    return [
+        f"{count} of {len(every)} responses cannot be judged ({kind}), the first because "
+        f"{first[kind]!a}"
+        for kind, count in failures(every).items()
+    ]

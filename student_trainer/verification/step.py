@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -11,8 +12,10 @@ from typing import Any
 from student_trainer.distributed.world import World
 from student_trainer.rollout.base import Rollout
 from student_trainer.student.model import Student
-from student_trainer.verification.judgement import FAILURES, Judgement, failures
+from student_trainer.verification.judgement import FAILURES, Judgement, failures, told
 from student_trainer.verification.verifiers import Verifiers, waited
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,12 +66,13 @@ class StepVerification:
 
     def metrics(
         self,
+        step: int,
         begun: Sequence[Future[Judgement] | None],
         rollouts: Sequence[Rollout],
         places: Sequence[int],
     ) -> dict[str, Any]:
         """Waits for the judgements; returns what the metrics of the step say of its tasks, on all
-        ranks together. A signal ends the wait.
+        ranks together. A signal ends the wait. Responses that could not be judged are logged.
 
         Args:
             begun: what ``begin`` returned.
@@ -89,13 +93,27 @@ class StepVerification:
         ]
         every = [one for of_rank in self._world.gather(mine) for one in of_rank]
         judged = [_judged(one) for _, one in sorted(every, key=lambda entry: int(entry[0]))]
+        if self._world.writes:
+            for line in failures_by_task(self._tasks, judged):
+                log.warning("step %d: %s", step, line)
         waits = {"verification_wait_seconds": seconds} if self._verifiers is not None else {}
         return {**task_metrics(self._tasks, judged), **waits}
 
 
+def failures_by_task(tasks: Sequence[str], judged: Sequence[Judged]) -> list[str]:
+    """A line for each task and kind of failure that there was."""
+    return [
+        f"task {task}: {line}"
+        for task in tasks
+        for line in told(
+            one.judgement for one in judged if one.task == task and one.judgement is not None
+        )
+    ]
+
+
 def task_metrics(tasks: Sequence[str], judged: Sequence[Judged]) -> dict[str, Any]:
-    """Metrics of responses, of each task by itself. A share of right responses is of all that were
-    to be judged; a mean score, and that of a further value, is of those that have one."""
+    """Metrics of responses, of each task by itself. A share of right responses is of all that
+    judging began with; a mean score, and that of a further value, is of those that have one."""
     found: dict[str, Any] = {}
     for task in tasks:
         own = [one for one in judged if one.task == task]
@@ -105,7 +123,7 @@ def task_metrics(tasks: Sequence[str], judged: Sequence[Judged]) -> dict[str, An
         judgements = [one.judgement for one in own if one.judgement is not None]
         if not judgements:
             continue
-        found[f"task_right_share/{task}"] = _mean([one.right for one in judgements])
+        found[f"task_right_share/{task}"] = _mean([one.right for one in judgements if one.begun])
         scores = [one.score for one in judgements if one.score is not None]
         found[f"task_score/{task}"] = _mean(scores)
         for name in sorted({name for one in judgements for name in one.values}):

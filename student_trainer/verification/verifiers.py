@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any
@@ -12,6 +13,7 @@ from student_trainer.settings.dotted import sources
 from student_trainer.settings.evaluation import VerificationSettings
 from student_trainer.student.model import Student
 from student_trainer.tasks import Task
+from student_trainer.tasks.base import MAX_VALUES
 from student_trainer.verification.judgement import Judgement, failed
 from student_trainer.verification.process import VerifierProcess
 
@@ -45,6 +47,9 @@ class Verifiers:
         self._idle: queue.SimpleQueue[VerifierProcess] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)
+        # Names of values that each task has had.
+        self._names: dict[str, set[str]] = {name: set() for name in self.tasks}
+        self._naming = threading.Lock()
         self._threads = ThreadPoolExecutor(settings.processes, thread_name_prefix="verifier")
 
     def start(self) -> str:
@@ -60,16 +65,24 @@ class Verifiers:
         """Whether the responses to a prompt are judged."""
         return prompt.task in self.tasks
 
-    def submit(self, prompt: PromptItem, response: str) -> Future[Judgement]:
-        """The judgement of a response to a prompt whose task judges, once it is there."""
-        return self._threads.submit(self._judge, prompt.task, prompt.row or {}, response)
+    def submit(
+        self, prompt: PromptItem, response: str, *, insist: bool = False
+    ) -> Future[Judgement]:
+        """The judgement of a response to a prompt whose task judges, once it is there.
+
+        Args:
+            insist: where no process can be started, the future has a ConfigurationError after a
+                second attempt, and not a failed judgement at once.
+        """
+        row = prompt.row or {}
+        return self._threads.submit(self._judge, prompt.task, row, response, insist)
 
     def submit_rollouts(
-        self, student: Student, rollouts: Sequence[Rollout]
+        self, student: Student, rollouts: Sequence[Rollout], *, insist: bool = False
     ) -> list[Future[Judgement] | None]:
         """As ``submit`` for each rollout; None for those that are not judged."""
         return [
-            self.submit(rollout.prompt, response_text(student, rollout))
+            self.submit(rollout.prompt, response_text(student, rollout), insist=insist)
             if self.judges(rollout.prompt)
             else None
             for rollout in rollouts
@@ -78,8 +91,10 @@ class Verifiers:
     def close(self) -> None:
         """Ends the processes. What is not judged yet gets a failed judgement, or none."""
         for process in self._processes:
-            process.close()
+            process.interrupt()
         self._threads.shutdown(wait=True, cancel_futures=True)
+        for process in self._processes:
+            process.close()
 
     def _start(self) -> str:
         process = self._idle.get()
@@ -88,19 +103,33 @@ class Verifiers:
         finally:
             self._idle.put(process)
 
-    def _judge(self, task: str, row: Mapping[str, Any], response: str) -> Judgement:
+    def _judge(self, task: str, row: Mapping[str, Any], response: str, insist: bool) -> Judgement:
         process = self._idle.get()
         try:
-            return process.judge(task, row, response)
+            judged = process.judge(task, row, response, insist=insist)
         finally:
             self._idle.put(process)
+        with self._naming:
+            names = self._names[task] | set(judged.values)
+            if len(names) > MAX_VALUES:
+                return failed(
+                    "raised",
+                    f"with it the verdicts of the task have {len(names)} names of values, and may "
+                    f"have {MAX_VALUES}",
+                )
+            self._names[task] = names
+        return judged
 
 
 def waited(
     futures: Sequence[Future[Judgement] | None], stopped: Callable[[], bool]
 ) -> list[Judgement | None]:
     """The judgements, in order; None where there is no future. Once ``stopped``, those that have
-    not begun are not waited for."""
+    not begun are not waited for.
+
+    Raises:
+        ConfigurationError: as ``Verifiers.submit`` that insists.
+    """
     left = {future for future in futures if future is not None}
     while left:
         _, left = wait(left, timeout=LOOK_SECONDS)

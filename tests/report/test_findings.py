@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from student_trainer.evaluation.course.points import Point
-from student_trainer.evaluation.results import ByPrompt, Evaluation, FullDivergence
+from student_trainer.evaluation.results import (
+    ByPrompt,
+    Evaluation,
+    FullDivergence,
+    Lengths,
+    TaskResult,
+)
 from student_trainer.report.findings import Course, find
 
 Planted = Callable[[int, dict[str, Any]], None]
@@ -166,6 +173,23 @@ def test_a_teacher_that_is_farther_is_found_behind_one_that_nobody_can_judge() -
     after = of_both(STEPS, point(STEPS, 0.7, 1.5, 1.0), point(STEPS, 1.5, 1.9, 1.6))
     (found,) = find(course(points=[before, after]))
     assert (found.level, found.metric) == ("problem", "reverse_kl/b")
+
+
+def of_task(one: Point, failures: dict[str, int]) -> Point:
+    """An evaluation that also judged 200 responses of a task."""
+    by_prompt = ByPrompt(("p0", "p1"), (1, 1), {"pass_at_1": (0.5, 0.5)})
+    result = TaskResult(100, 0.5, {}, failures, Lengths(200, 10.0, 0.0), by_prompt)
+    return replace(one, evaluation=replace(one.evaluation, tasks={"sums": result}))
+
+
+def test_held_out_responses_that_cannot_be_judged_are_found_in_the_last_evaluation() -> None:
+    before, after = BETTER
+    (found,) = find(course(points=[before, of_task(after, {"raised": 3, "time": 1})]))
+    assert (found.level, found.metric) == ("warning", "task_failed_verifications")
+    assert "4 of the 200 responses" in found.value
+    assert "1 time, 3 raised" in found.value
+    assert find(course(points=[before, of_task(after, {"raised": 1})])) == [], "less than 1%"
+    assert find(course(points=[of_task(before, {"raised": 100}), of_task(after, {})])) == []
 
 
 def test_refused_responses_are_a_share_of_all_whatever_part_of_them_is_scored() -> None:

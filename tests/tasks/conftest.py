@@ -12,6 +12,7 @@ OWN = '''
 import os
 import signal
 import socket
+import subprocess
 import time
 import warnings
 from pathlib import Path
@@ -74,6 +75,22 @@ class Does(Words):
             return Verdict(1.0, values={str(n): 1.0 for n in range(1000)})
         if response == "above":
             return Verdict(1.5)
+        if response == "no reason":
+            return Verdict(1.0, reason=None)
+        if response == "changed":
+            verdict = Verdict(1.0, values={"changed": 1.0})
+            verdict.values["changed"] = float("nan")
+            return verdict
+        if response.startswith("name "):
+            return Verdict(1.0, values={response.removeprefix("name "): 1.0})
+        if response == "number":
+            return Verdict(1.0, values={"number": os.getpid()})
+        if response in ("leave and hang", "leave and end"):
+            child = subprocess.Popen(["sleep", "3600"])
+            Path(row["path"]).write_text(str(child.pid))
+            if response == "leave and end":
+                os._exit(5)
+            time.sleep(3600)
         if response == "network":
             try:
                 with socket.create_connection(("127.0.0.1", row["port"]), timeout=5):
@@ -85,6 +102,20 @@ class Does(Words):
         if response == "environment":
             return Verdict(float("A_SECRET_TOKEN" not in os.environ))
         return Verdict(1.0, values={"characters": len(response)})
+
+
+class Variable(Does):
+    def prepare(self):
+        if "A_SECRET_TOKEN" not in os.environ:
+            raise LookupError("no A_SECRET_TOKEN\\nand more")
+
+
+class Slow(Does):
+    path: str
+
+    def prepare(self):
+        Path(self.path).write_text("it prepares")
+        time.sleep(3600)
 '''
 
 

@@ -17,8 +17,8 @@ from student_trainer.evaluation.course.uncertainty import change, interval, verd
 from student_trainer.evaluation.course.values import curve_values
 from student_trainer.evaluation.results import TaskResult
 from student_trainer.settings.evaluation import EvaluationSettings
-from student_trainer.verification.judgement import Judgement, failed
-from student_trainer.verification.step import Judged, task_metrics
+from student_trainer.verification.judgement import Judgement, failed, told
+from student_trainer.verification.step import Judged, failures_by_task, task_metrics
 from tests.tasks.tools import of_task, response_to
 
 RIGHT, WRONG = Judgement(1.0), Judgement(0.0)
@@ -146,3 +146,37 @@ def test_the_metrics_of_a_step_are_of_each_task_by_itself() -> None:
     assert (found["failed_verifications"], found["failed_verifications_raised"]) == (1, 1)
     assert found["failed_verifications_time"] == 0
     assert task_metrics(["chat"], judged[3:]).keys() & {"failed_verifications"} == set()
+
+
+def test_responses_that_judging_did_not_begin_with_are_counted_and_in_no_share() -> None:
+    judged = [
+        Judged("sums", 4, True, one)
+        for one in (RIGHT, WRONG, failed("time", ""), failed("start", ""), failed("stopped", ""))
+    ]
+    found = task_metrics(["sums"], judged)
+    assert found["task_right_share/sums"] == pytest.approx(1 / 3)
+    assert found["failed_verifications"] == 3
+    assert task_metrics(["sums"], judged[3:])["task_right_share/sums"] is None
+
+
+def test_each_kind_of_failure_is_told_with_the_reason_of_the_first() -> None:
+    judged = [
+        failed("raised", "KeyError: 'answer'"),
+        RIGHT,
+        failed("time", "slow"),
+        failed("raised", "another"),
+        failed("unjudged", "a\x1b[2J\nresponse"),
+    ]
+    assert told(judged) == [
+        "1 of 5 responses cannot be judged (time), the first because 'slow'",
+        "2 of 5 responses cannot be judged (raised), the first because \"KeyError: 'answer'\"",
+        "1 of 5 responses cannot be judged (unjudged), the first because 'a\\x1b[2J\\nresponse'",
+    ]
+    assert told([RIGHT]) == []
+    of_step = [
+        Judged("a", 1, True, judged[0]),
+        Judged("b", 1, True, RIGHT),
+        Judged("c", 1, True, None),
+    ]
+    (line,) = failures_by_task(["a", "b", "c"], of_step)
+    assert line.startswith("task a: 1 of 1 responses")

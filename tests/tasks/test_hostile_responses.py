@@ -8,31 +8,15 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from teacher_proto.errors import ConfigurationError
 
-from student_trainer.settings.dotted import importable_from, load_dotted
 from student_trainer.settings.evaluation import VerificationSettings
-from student_trainer.tasks import Task
 from student_trainer.verification.judgement import FAILURES, Judgement
 from student_trainer.verification.process import VerifierProcess
 from student_trainer.verification.verifiers import Verifiers, waited
-from tests.tasks.tools import of_task
-
-MIB = 2**20
-
-
-def own_task(folder: Path, name: str = "Does", **values: Any) -> Task:
-    with importable_from([folder]):
-        return load_dotted(f"own_tasks:{name}", Task, "tasks").model_validate(values)
-
-
-def verifier(folder: Path, seconds: float) -> VerifierProcess:
-    return VerifierProcess(
-        {"does": own_task(folder)}, [folder], seconds=seconds, memory_bytes=256 * MIB
-    )
+from tests.tasks.tools import MIB, of_task, own_task, verifier
 
 
 @pytest.fixture
@@ -67,6 +51,8 @@ KINDS = {
     "long reason": "unjudged",
     "many values": "raised",
     "above": "raised",
+    "no reason": "raised",
+    "changed": "raised",
     "file": "raised",
 }
 

@@ -17,6 +17,7 @@ from student_trainer.data.files.rows import read_rows
 from student_trainer.data.files.source import Source
 from student_trainer.settings.evaluation import VerificationSettings
 from student_trainer.tasks import TASKS, PlacedRow, Task, Verdict
+from student_trainer.tasks.base import MAX_VALUES
 from student_trainer.tasks.chat import ChatTask
 from student_trainer.tasks.math import MathTask
 from student_trainer.tasks.reasoning import REFUSED, ReasoningTask
@@ -54,6 +55,22 @@ def test_every_kind_is_named_as_it_calls_itself() -> None:
 def test_a_verdict_that_cannot_be_is_refused(score: float | None, values: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=r"score|finite"):
         Verdict(score, values=values)
+
+
+@pytest.mark.parametrize("name", ["a/b", "", "x\n", "A", "a b", "é"])
+def test_a_name_that_is_no_part_of_a_metrics_name_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(repr(name))):
+        Verdict(1.0, values={name: 1.0})
+    assert Verdict(1.0, values={"steps_right_2": 1.0}).right
+
+
+def test_a_verdict_with_too_many_values_or_a_reason_that_is_none_is_refused() -> None:
+    values = {f"n{number}": 1.0 for number in range(MAX_VALUES + 1)}
+    with pytest.raises(ValueError, match=f"may have {MAX_VALUES}"):
+        Verdict(1.0, values=values)
+    nothing: Any = None
+    with pytest.raises(TypeError, match="a reason is a text"):
+        Verdict(1.0, reason=nothing)
 
 
 def test_only_the_whole_score_is_right() -> None:

@@ -102,7 +102,9 @@ def bare(key: str, *ends: str) -> str:
     return re.sub(r"^task_value_\w+$", "task_value_NAME", name)
 
 
-def test_a_run_on_two_tasks_is_measured_and_reported(make_run: MakeRun) -> None:
+def test_a_run_on_two_tasks_is_measured_and_reported(
+    make_run: MakeRun, caplog: pytest.LogCaptureFixture
+) -> None:
     run = train(
         make_run(
             run={"steps": 2},
@@ -131,6 +133,16 @@ def test_a_run_on_two_tasks_is_measured_and_reported(make_run: MakeRun) -> None:
         )
         assert 0 < letters.pass_at["pass_at_1"] <= letters.pass_at["pass_at_2"] <= 1
         assert set(letters.values) == {"length"}
+        assert letters.failures.keys() == {"raised"}
+    why = "(raised), the first because 'RuntimeError: too many of them'"
+    lines = [one.getMessage() for one in caplog.records if why in one.getMessage()]
+    assert sum(one.startswith("held-out prompts of the task letters: ") for one in lines) >= 2
+    failing = [
+        line["step"] for line in read_metrics(run / "metrics.jsonl") if line["failed_verifications"]
+    ]
+    assert [
+        step for step in failing if any(f"step {step}: task letters" in one for one in lines)
+    ] == failing
     summary = summarise(read_run(run))
     assert summary["pass_at_1_after/letters"] == points[-1].tasks["letters"].pass_at["pass_at_1"]
     assert summary["task_prompts/sums"] == 3

@@ -229,7 +229,12 @@ TASK_METRICS = (
     Key("task_responses", "count", "Responses of the step to prompts of the task."),
     Key("task_length_mean", "tokens", "Their mean length."),
     Key("task_truncated_share", "share", "Those that were cut at the length limit."),
-    Key("task_right_share", "share", "Those that are right; one that fails is not.", JUDGED),
+    Key(
+        "task_right_share",
+        "share",
+        "Those that are right, of all whose judging began; one that fails is not right.",
+        JUDGED,
+    ),
     Key("task_score", "score", "Mean score of those that have one.", JUDGED),
     Key(
         "task_value_NAME",

@@ -21,6 +21,7 @@ CHECKS: tuple[Callable[[Course], Finding | None], ...] = (
     steps.always_clipped,
     steps.teacher_waits,
     tasks.failed_verifications,
+    tasks.failed_held_out,
 )
 ORDER = ("problem", "warning", "note")
 
