@@ -5,8 +5,11 @@ K = 256. The teacher's scores are random. The sides make the updates of a step i
 student:
 
     without    no metrics of the whole vocabulary, no signal, no loops, no line of metrics
-    rows       everything but the metrics of the whole vocabulary
-    with       everything
+    rows       the signal, loops, and the line of metrics
+    with       the metrics of the whole vocabulary, the signal, loops, and the line of metrics
+
+Metrics that a loss on a support gives of all rows are in every side; the loss by position, the
+watch over the support and trackers, which come after the updates, are in none.
 
 Figures:
     update_overhead             seconds of ``with`` over those of ``without``, less 1; the median

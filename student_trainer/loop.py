@@ -28,8 +28,7 @@ from teacher_proto.processes.memory import give_back_free_pages
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
-from student_trainer.diagnostics.leaving import ADVICE as LEAVING_ADVICE
-from student_trainer.diagnostics.leaving import SupportWatch
+from student_trainer.diagnostics.leaving import SupportWatch, advice
 from student_trainer.diagnostics.responses import responses_of
 from student_trainer.distributed.world import ALONE, World, agreed, on_every_rank
 from student_trainer.evaluate_run import RunEvaluation
@@ -170,7 +169,7 @@ class TrainingLoop:
         self.recent = RecentMetric(config.checkpoint)
         self.updater = Updater(student, config, teachers.realigned, world)
         self._coverage_low: set[str] = set()
-        self._support = SupportWatch()
+        self._support = SupportWatch(renormalised=config.loss.renormalised)
         self._empty_steps = 0
         self.state = checkpoint.TrainState(
             step=0,
@@ -286,7 +285,8 @@ class TrainingLoop:
         append_metrics(self.run.metrics, line)
         self._warn(line)
         if (left := self._support.add(line)) is not None:
-            log.warning("step %d: %s; %s", line["step"], left, LEAVING_ADVICE)
+            mend = advice(own_ids=self.config.loss.student_top_k > 0)
+            log.warning("step %d: %s; %s", line["step"], left, mend)
         progress.step(line)
         progress.histogram(line["step"], "response_length", self._lengths)
         self.recent.add(line)

@@ -57,5 +57,9 @@ class UnnormalisedReverseKlLoss(WithTail):
             raise ValueError(UNNORMALISED)
         return self
 
+    @property
+    def renormalised(self) -> bool:
+        return False
+
     def __call__(self, batch: LossBatch, head: Head) -> LossResult:
         return unnormalised_reverse_kl(batch, head, self)

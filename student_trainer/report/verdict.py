@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from student_trainer.evaluation.course.points import Point
 from student_trainer.evaluation.course.uncertainty import Interval, change, verdict
+from student_trainer.losses import LOSSES
 from student_trainer.report.collect import RunFiles, read_run
 from student_trainer.report.findings import Course, Finding, find
 from student_trainer.report.held_out import HeldOutMetric, held_out_metrics
@@ -45,7 +46,16 @@ def results_of(run_dir: Path, summary: Mapping[str, Any]) -> list[Result]:
 
 def findings(run: RunFiles) -> list[Finding]:
     """What stands out in a run, the worst first."""
-    return find(Course(run.config, run.metrics, held_out_course(run)))
+    renormalised = _renormalised(run.config["loss"])
+    return find(Course(run.config, run.metrics, held_out_course(run), renormalised=renormalised))
+
+
+def _renormalised(loss: Mapping[str, Any]) -> bool:
+    """Whether a section ``loss`` is of a loss that is renormalised on its support. A class of a
+    user's own is not loaded for a report: it is one where its section has no tail."""
+    if (named := LOSSES.get(loss["kind"])) is None:
+        return loss.get("tail") == "none"
+    return named.model_construct(**loss).renormalised
 
 
 def run_findings(run_dir: Path) -> list[Finding]:

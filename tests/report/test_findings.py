@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +17,9 @@ from student_trainer.evaluation.results import (
     Lengths,
     TaskResult,
 )
+from student_trainer.report.collect import read_run
 from student_trainer.report.findings import Course, find
+from student_trainer.report.verdict import findings
 
 Planted = Callable[[int, dict[str, Any]], None]
 STEPS = 40
@@ -137,6 +140,37 @@ def test_a_planted_problem_is_found_and_nothing_else(
     assert found.title
     assert found.value
     assert found.advice.endswith(".")
+
+
+def test_what_mends_a_support_that_is_left_depends_on_the_loss() -> None:
+    little = course(falling("student_support_mass", 0.953, 0.939), BETTER)
+    much = course(falling("student_support_mass", 0.95, 0.5), BETTER)
+    assert find(replace(little, renormalised=False)) == [], "the loss sees the mass outside"
+    (found,) = find(replace(much, renormalised=False))
+    assert (found.level, found.setting) == ("problem", "loss.top_k")
+    assert "not renormalised" in found.advice
+    (found,) = find(replace(much, config={**CONFIG, "loss": {"support": "union"}}))
+    assert "loss.tail" in found.advice
+    assert "loss.support" not in found.advice
+
+
+@pytest.mark.parametrize(
+    ("loss", "setting"),
+    [
+        ({"kind": "lsm", "tail": "none", "support": "union"}, "loss.tail"),
+        ({"kind": "lsm", "tail": "bucket", "support": "teacher"}, "loss.top_k"),
+        ({"kind": "generalised_reverse_kl", "support": "teacher"}, "loss.top_k"),
+        ({"kind": "unnormalised_reverse_kl", "tail": "none", "study": True}, "loss.top_k"),
+        ({"kind": "mine:Own", "tail": "none", "support": "teacher"}, "loss.tail"),
+        ({"kind": "mine:Own", "tail": "bucket", "support": "teacher"}, "loss.top_k"),
+    ],
+)
+def test_the_loss_of_a_run_says_whether_it_is_renormalised(
+    run_dir: Path, loss: dict[str, Any], setting: str
+) -> None:
+    lines = course(falling("student_support_mass", 0.95, 0.5)).metrics
+    run = replace(read_run(run_dir), config={**CONFIG, "loss": loss}, metrics=list(lines))
+    assert [found.setting for found in findings(run) if found.level == "problem"] == [setting]
 
 
 def test_the_worst_comes_first() -> None:

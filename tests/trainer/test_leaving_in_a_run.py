@@ -25,7 +25,7 @@ def test_it_is_logged_once(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(loop, "SupportWatch", partial(SupportWatch, ALWAYS))
+    monkeypatch.setattr(loop, "SupportWatch", partial(SupportWatch, rule=ALWAYS))
 
     def lines_of(steps: int) -> list[str]:
         caplog.clear()
@@ -43,4 +43,20 @@ def test_it_is_logged_once(
     (said,) = lines_of(3)
     assert said.startswith("step 2: the student's mass outside the support has risen from ")
     assert 'set loss.tail = "bucket"' in said
-    assert lines_of(4) == [], "the resumed run knows that it was told"
+    # Of the new steps alone the rule would hold again.
+    assert lines_of(6) == [], "the resumed run knows that it was told"
+
+
+def test_a_run_whose_loss_sees_the_mass_outside_is_not_told(
+    make_config: Callable[..., TrainConfig],
+    run_server: Server,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(loop, "SupportWatch", partial(SupportWatch, rule=ALWAYS))
+    settings = make_config(
+        run={"steps": 3}, teacher={"address": run_server.address}, loss={"tail": "bucket"}
+    )
+    with caplog.at_level(logging.WARNING, logger="student_trainer"):
+        train(settings)
+    assert "outside the support" not in caplog.text

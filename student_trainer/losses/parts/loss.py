@@ -190,6 +190,12 @@ class Loss(Settings):
         """At how many of the student's ids the teacher is scored for each row."""
         return 0
 
+    @property
+    def renormalised(self) -> bool:
+        """Whether both sides are renormalised on a support, so that the loss does not see the mass
+        outside. Runs of such a loss are told when their student leaves the support."""
+        return False
+
     def rows(self, batch: LossBatch, *, removed: Tensor, realigned: bool) -> LossBatch:
         """The batch as the loss reads it: with the support of each row.
 

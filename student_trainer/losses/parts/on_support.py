@@ -93,6 +93,10 @@ class WithTail(OnSupport):
     def asks(self, *, realigned: bool) -> RowsAsked:
         return self._asks(log_tail=self.tail == "bucket")
 
+    @property
+    def renormalised(self) -> bool:
+        return self.tail == "none"
+
     def check_realigned(self) -> None:
         if self.tail == "bucket":
             raise ConfigurationError(

@@ -42,12 +42,14 @@ class Course:
         metrics: the lines of metrics.jsonl, in order.
         points: held-out evaluations by completed steps, in order, the one before the run first.
         limits: what the rules compare with.
+        renormalised: whether the run's loss is renormalised on a support.
     """
 
     config: Mapping[str, Any]
     metrics: Sequence[Mapping[str, Any]]
     points: Sequence[Point] = ()
     limits: Thresholds = field(default=THRESHOLDS)
+    renormalised: bool = True
 
     @property
     def long_enough(self) -> bool:

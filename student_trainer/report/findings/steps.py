@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from student_trainer.diagnostics.leaving import ADVICE, leaving_support
+from student_trainer.diagnostics.leaving import advice, leaving_support
 from student_trainer.report.findings.course import Course, Finding
+
+NOT_RENORMALISED = (
+    "the loss is not renormalised and depends on the mass outside: raise loss.top_k, so that less "
+    "is outside, or lower optimizer.lr"
+)
 
 
 def cut_answers(run: Course) -> Finding | None:
@@ -65,8 +70,10 @@ def support_left(run: Course) -> Finding | None:
     far = early - recent >= run.limits.support_fall
     first, last = run.early("loss"), run.recent("loss")
     falls = first is not None and last is not None and last < first
-    if not far and leaving_support(run.metrics, run.limits.leaving) is None:
+    if not far and not (run.renormalised and leaving_support(run.metrics, run.limits.leaving)):
         return None
+    own_ids = str(run.setting("loss.support")).startswith(("student", "union"))
+    mend = advice(own_ids=own_ids) if run.renormalised else NOT_RENORMALISED
     return Finding(
         "problem" if far and falls else "warning",
         "The loss falls while the student leaves the support it is measured on"
@@ -74,8 +81,8 @@ def support_left(run: Course) -> Finding | None:
         else "The student's mass leaves the teacher's support",
         f"{key}, loss" if falls else key,
         f"{recent:.2%} of its mass is there, after {early:.2%}",
-        "loss.tail",
-        f"{ADVICE[0].upper()}{ADVICE[1:]}.",
+        "loss.tail" if run.renormalised else "loss.top_k",
+        f"{mend[0].upper()}{mend[1:]}.",
     )
 
 
