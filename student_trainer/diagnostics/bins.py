@@ -64,6 +64,7 @@ def probability_label(place: int) -> str:
 LISTS: Mapping[str, Callable[[int], str]] = {
     "loss_by_position": position_label,
     "log_ratio_by_position": position_label,
+    "signal_tokens_by_position": position_label,
     "log_ratio_by_probability": lambda place: f"{2.0**-place:g}",
     "responses_by_length": length_label,
 }

@@ -56,13 +56,14 @@ def responses_of(
 
 
 def length_metrics(responses: Sequence[Response]) -> dict[str, Any]:
-    """Lengths in tokens, and the share of the responses cut at the length limit; None, and an
-    empty list, where there are no responses. Quantiles lie between neighbouring lengths where
-    none is exact."""
+    """Lengths in tokens, and the share of the responses cut at the length limit; None where there
+    are no responses. Quantiles lie between neighbouring lengths where none is exact.
+    ``responses_by_length`` always has ``LENGTH_BINS`` counts, so that a tracker is told of those
+    that are 0."""
     names = [f"response_length_p{q}" for q in QUANTILES]
     if not responses:
         missing = ("response_length_mean", *names, "response_length_max", "truncated_share")
-        return {**dict.fromkeys(missing), "responses_by_length": []}
+        return {**dict.fromkeys(missing), "responses_by_length": [0] * LENGTH_BINS}
     lengths = np.array([one.tokens for one in responses])
     counts = np.bincount(length_bins(lengths), minlength=LENGTH_BINS)
     return {
@@ -70,7 +71,7 @@ def length_metrics(responses: Sequence[Response]) -> dict[str, Any]:
         **dict(zip(names, np.percentile(lengths, QUANTILES).tolist(), strict=True)),
         "response_length_max": int(lengths.max()),
         "truncated_share": float(np.mean([not one.finished for one in responses])),
-        "responses_by_length": np.trim_zeros(counts, "b").tolist(),
+        "responses_by_length": counts.tolist(),
     }
 
 

@@ -114,7 +114,8 @@ def _sums(bins: Int64, values: Float64, count: int) -> Float64:
 
 
 def signal_metrics(signal: Signal) -> dict[str, Any]:
-    """The metrics of a step by name; None, and empty lists, where no row has a known signal."""
+    """The metrics of a step by name; None, and empty lists, where no row has a known signal.
+    Counts are 0 there."""
     rows, whole = signal.rows, float(signal.sums_of_side.sum())
     effective = {
         f"{side}_effective_share": effective_share(
@@ -132,6 +133,7 @@ def signal_metrics(signal: Signal) -> dict[str, Any]:
         "positive_signal_share": float(signal.sums_of_side[0]) / whole if whole else None,
         **effective,
         "log_ratio_by_position": means_of_bins(signal.sums_of_position, signal.of_position),
+        "signal_tokens_by_position": signal.of_position.tolist(),
         "log_ratio_by_probability": means_of_bins(
             signal.sums_of_probability, signal.of_probabilities.sum(1)
         ),

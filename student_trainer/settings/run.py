@@ -76,8 +76,8 @@ class ReportSettings(Settings):
     html: bool = Field(default=True, description="Write `report.html` at the end.")
     metric_rows: Count = Field(
         default=64,
-        description="Rows of a step whose metrics over the whole vocabulary are computed; 0 "
-        "turns these metrics off.",
+        description="Rows of each update whose metrics over the whole vocabulary are computed; "
+        "0 turns these metrics off.",
     )
     rollouts_every: Count = Field(
         default=50,

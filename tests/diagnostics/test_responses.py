@@ -42,7 +42,7 @@ def test_lengths_and_loops() -> None:
         "response_length_p90": pytest.approx(10 + 0.7 * 10),
         "response_length_max": 20,
         "truncated_share": 0.25,
-        "responses_by_length": [1, 1, 0, 1, 1],
+        "responses_by_length": [1, 1, 0, 1, 1, *[0] * 12],
     }
     assert loop_metrics(whole) == {
         "loop_tokens_share": pytest.approx(20 / 34),
@@ -52,7 +52,16 @@ def test_lengths_and_loops() -> None:
 
 
 def test_no_response_says_nothing() -> None:
-    assert set(map(str, {**length_metrics([]), **loop_metrics([])}.values())) == {"None", "[]"}
+    found = {**length_metrics([]), **loop_metrics([])}
+    assert found.pop("responses_by_length") == [0] * 17, "there are none of any length"
+    assert set(found.values()) == {None}
+
+
+def test_a_tracker_is_told_of_lengths_that_no_longer_occur() -> None:
+    before, after = (
+        numbers_of_lists(length_metrics(responses_of([rollout([1] * count)]))) for count in (5, 2)
+    )
+    assert (before["responses_by_length/4-7"], after["responses_by_length/4-7"]) == (1, 0)
 
 
 def test_labels_of_bins() -> None:

@@ -69,6 +69,8 @@ def test_equals_the_definition() -> None:
             wanted = math.fsum(of_bin) / len(of_bin) if of_bin else None
             assert mean == (wanted if wanted is None else pytest.approx(wanted, abs=1e-12))
         assert len(found[key]) == max(bins) + 1
+    counts = [sum(bin_of_place(int(t)) == number for t in places) for number in range(17)]
+    assert found["signal_tokens_by_position"] == counts
     table = [[0] * 17 for _ in range(17)]
     for q, p in zip(log_q, log_pi, strict=True):
         table[bin_of_probability(float(q))][bin_of_probability(float(p))] += 1
@@ -103,6 +105,7 @@ def test_nothing_known_is_none_and_not_zero() -> None:
     found = signal_metrics(no_signal(unknown=4))
     assert found.pop("signal_tokens") == 0
     assert found.pop("signal_unknown_tokens") == 4
+    assert found.pop("signal_tokens_by_position") == [0] * 17
     assert set(map(str, found.values())) == {"None", "[]"}
 
 

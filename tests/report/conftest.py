@@ -71,6 +71,7 @@ def step(number: int) -> dict[str, object]:
         "positive_share": 0.25,
         "responses_by_length": [0, 3, 1] if number > 1 else [0, 2],
         "log_ratio_by_position": [-1.0, None, -2.0],
+        "signal_tokens_by_position": [50, 0, 6, *[0] * 14],
         "tokens_by_probabilities": TABLE,
         "teacher_identity": "id-1",
     }

@@ -151,6 +151,11 @@ METRICS = (
         "`null` where there is none.",
     ),
     Key(
+        "signal_tokens_by_position",
+        "count, a list",
+        "`signal_tokens` at these places.",
+    ),
+    Key(
         "log_ratio_by_probability",
         "nats, a list",
         "Mean of log q - log π_old by the teacher's probability of the token: above 1/2, above "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from student_trainer.diagnostics.bins import PROBABILITY_BINS, probability_label
+from student_trainer.diagnostics.bins import PROBABILITY_BINS, Int64, probability_label
 from student_trainer.report.page.charts import Chart, Curve, Panel
 from student_trainer.report.page.drawing.heat import Heat
 
@@ -23,6 +23,8 @@ class BinChart:
     label, x_label: of the axes.
     mark: the label of a bin, which begins there.
     joined: makes the lists of several steps one.
+    counts: of metrics.jsonl, how many tokens a value of the list is the mean of, by bin: a list
+        or a table whose rows add up to it. None where no metric tells.
     """
 
     title: str
@@ -31,7 +33,8 @@ class BinChart:
     label: str
     x_label: str
     mark: Callable[[int], str]
-    joined: Callable[[Sequence[Sequence[Any]]], Bins]
+    joined: Callable[[Lines, BinChart], Bins]
+    counts: str | None = None
     zero: bool = True
 
 
@@ -66,7 +69,7 @@ def heat_charts(metrics: Lines) -> list[Chart]:
 
 def _chart(one: BinChart, parts: Mapping[str, Lines]) -> Chart:
     lists = {
-        name: one.joined([row[one.key] for row in rows if row.get(one.key)])
+        name: one.joined([row for row in rows if row.get(one.key)], one)
         for name, rows in parts.items()
     }
     width = max((len(bins) for bins in lists.values()), default=0)
@@ -76,22 +79,32 @@ def _chart(one: BinChart, parts: Mapping[str, Lines]) -> Chart:
     return Chart(one.title, one.note, [panel])
 
 
-def _means(lists: Sequence[Sequence[float | None]]) -> Bins:
-    """The mean of each bin over the steps that have it."""
-    found: Bins = []
-    for place in range(max(map(len, lists), default=0)):
-        known = [
-            value for bins in lists if place < len(bins) and (value := bins[place]) is not None
-        ]
-        found.append(sum(known) / len(known) if known else None)
-    return found
+def _means(rows: Lines, one: BinChart) -> Bins:
+    """The mean of each bin over the tokens of all steps; where their counts are not known, over
+    the steps that have it."""
+    width = max((len(row[one.key]) for row in rows), default=0)
+    sums, counts = np.zeros(width), np.zeros(width)
+    for row in rows:
+        known = np.array([value is not None for value in row[one.key]])
+        values = np.array([value or 0.0 for value in row[one.key]])
+        of_bin = known if one.counts is None else known * _counts(row[one.counts])[: len(known)]
+        sums[: len(values)] += of_bin * values
+        counts[: len(values)] += of_bin
+    return [float(sums[b] / counts[b]) if counts[b] else None for b in range(width)]
 
 
-def _shares(lists: Sequence[Sequence[int]]) -> Bins:
-    """Each bin's share of everything that is counted in all steps."""
-    width = max(map(len, lists), default=0)
-    sums = [sum(bins[p] for bins in lists if p < len(bins)) for p in range(width)]
-    return [count / sum(sums) for count in sums]
+def _counts(told: Sequence[Any]) -> Int64:
+    """int64 [bins], of a list [bins] or of a table [bins, ...]."""
+    counts: Int64 = np.reshape(np.array(told, np.int64), (len(told), -1)).sum(1)
+    return counts
+
+
+def _shares(rows: Lines, one: BinChart) -> Bins:
+    """Each bin's share of everything that is counted in all steps; none after the last that has
+    any."""
+    width = max((len(row[one.key]) for row in rows), default=0)
+    sums = [sum(row[one.key][p] for row in rows if p < len(row[one.key])) for p in range(width)]
+    return [count / sum(sums) for count in np.trim_zeros(sums, "b")]
 
 
 def _first_place(place: int) -> str:
@@ -101,8 +114,8 @@ def _first_place(place: int) -> str:
 CHARTS = (
     BinChart(
         "Loss by position",
-        "Mean loss of the tokens from this place of a response to the next mark. Where late "
-        "tokens have most of the loss, long answers drift.",
+        "Mean over the steps of their mean loss of the tokens from this place of a response to the "
+        "next mark. Where late tokens have most of the loss, long answers drift.",
         "loss_by_position",
         "nats per token",
         "token of the response",
@@ -119,6 +132,7 @@ CHARTS = (
         "token of the response",
         _first_place,
         _means,
+        "signal_tokens_by_position",
     ),
     BinChart(
         "Log-ratio by the teacher's probability",
@@ -129,6 +143,7 @@ CHARTS = (
         "teacher's probability",
         probability_label,
         _means,
+        "tokens_by_probabilities",
     ),
     BinChart(
         "Lengths of answers",
