@@ -15,6 +15,7 @@ from student_trainer.diagnostics.responses import responses_of
 from student_trainer.ranks.step import _added, _plain
 from student_trainer.settings.train import TrainConfig
 from student_trainer.update.metrics import UpdateTotals, step_metrics
+from tests.support.near import near
 from tests.trainer.coarse_case import CoarseCase
 from tests.trainer.local_teacher import LocalTeacher
 from tests.trainer.test_mixing import MixedCase, mixed, rows
@@ -61,6 +62,14 @@ def assert_told(line: dict[str, object], rows: list[np.ndarray], end: str = "") 
     assert by_position[0] == pytest.approx(np.mean(firsts), abs=1e-6)
     assert by_position[2] == pytest.approx(np.mean(seconds_to_third), abs=1e-6)
     assert np.sum(line[f"tokens_by_probabilities{end}"]) == len(known)
+
+
+def totals_of(case: Any, part: slice) -> UpdateTotals:
+    """What an update of some of the case's responses counts."""
+    totals = UpdateTotals.of_teachers(case.config.named_teachers)
+    scores = case.scores[part]
+    case.updater.gradients(case.rollouts[part], scores.__getitem__, totals, 1)
+    return totals
 
 
 def told(case: Any) -> dict[str, object]:
@@ -121,12 +130,17 @@ def test_several_teachers_and_ranks_add_up(
     assert_told(line, ratios(case))
     for name in (A, B):
         assert_told(line, ratios(case, teacher=name), f"/{name}")
-    # As two ranks that have counted the same.
-    twice = step_metrics(_added(totals, [_plain(totals)] * 2), responses_of(case.rollouts))
-    assert twice["signal_tokens"] == 2 * len(np.concatenate(ratios(case)))
-    for key in ("positive_share", "positive_effective_share", "log_ratio_by_position"):
-        for end in ("", f"/{A}", f"/{B}"):
-            assert twice[key + end] == pytest.approx(line[key + end])
+    # As two ranks, of which one has a quarter of the responses.
+    cut = len(case.rollouts) // 4
+    ranks = [_plain(totals_of(case, part)) for part in (slice(0, cut), slice(cut, None))]
+    assert ranks[0]["by_teacher"] != ranks[1]["by_teacher"]
+    added = step_metrics(_added(totals, ranks), responses_of(case.rollouts))
+    assert_told(added, ratios(case))
+    for name in (A, B):
+        assert_told(added, ratios(case, teacher=name), f"/{name}")
+    for key, value in line.items():
+        if key.startswith(("signal", "positive", "negative", "tokens_by")):
+            assert added[key] == near(value, rel=1e-9, abs=1e-12), key
 
 
 def test_updates_that_are_clipped_are_counted(
