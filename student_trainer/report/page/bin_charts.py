@@ -68,8 +68,9 @@ def heat_charts(metrics: Lines) -> list[Chart]:
 
 
 def _chart(one: BinChart, parts: Mapping[str, Lines]) -> Chart:
+    needed = [one.key] if one.counts is None else [one.key, one.counts]
     lists = {
-        name: one.joined([row for row in rows if row.get(one.key)], one)
+        name: one.joined([row for row in rows if all(row.get(key) for key in needed)], one)
         for name, rows in parts.items()
     }
     width = max((len(bins) for bins in lists.values()), default=0)
