@@ -27,7 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
-from teacher_proto.program.settings_types import PathOrName, Positive, Settings
+from teacher_proto.program.settings_types import PathOrName, Positive, Settings, called_by_its_name
 
 Split = Literal["train", "held_out"]
 # What the data layer and the verifier read of one prompt. JSON can say it: it goes to another
@@ -130,11 +130,7 @@ class Task(Settings):
     @classmethod
     def _called_by_its_name(cls, values: Any) -> Any:
         """A class without a kind of its own is called by its dotted name."""
-        if isinstance(values, dict) and not (
-            values.get("kind") or cls.model_fields["kind"].default
-        ):
-            return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
-        return values
+        return called_by_its_name(cls, values)
 
     def prepare(self) -> None:
         """Imports and reads what the task needs, before its first prompt and, in the process that

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import model_validator
 from teacher_proto.errors import LsmError
-from teacher_proto.program.settings_types import Settings
+from teacher_proto.program.settings_types import Settings, called_by_its_name
 from teacher_proto.types import Int32
 
 Float64 = NDArray[np.float64]
@@ -117,11 +117,7 @@ class RowWeight(Settings):
     @classmethod
     def _called_by_its_name(cls, values: Any) -> Any:
         """A class without a kind of its own is called by its dotted name."""
-        if isinstance(values, dict) and not (
-            values.get("kind") or cls.model_fields["kind"].default
-        ):
-            return {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
-        return values
+        return called_by_its_name(cls, values)
 
     def __call__(self, rows: ResponseRows) -> Float64:
         """float64 [n]: the weight of each row, finite and at least 0. What is NaN in ``rows`` may

@@ -98,9 +98,34 @@ class Kinds:
 
     def _chosen(self, value: Any) -> Any:
         if not isinstance(value, Mapping):
+            named = self.named.get(getattr(value, "kind", ""))
+            if named is not None and type(value) is not named:
+                raise ValueError(_has_anothers_kind(type(value), value.kind))
             return value
         kind = value.get("kind", self.default)
         return self.of(kind).model_validate({"kind": kind, **value})
+
+
+def called_by_its_name(kind: type[BaseModel], values: Any) -> Any:
+    """The values of a section of this class, with its ``kind``: a class without one of its own is
+    called by its dotted name. For a validator before the fields' own.
+
+    Raises:
+        ValueError: they have a dotted name, and the class has a kind.
+    """
+    if not isinstance(values, Mapping):
+        return values
+    own, said = kind.model_fields["kind"].default, values.get("kind")
+    if own and ":" in str(said):
+        raise ValueError(_has_anothers_kind(kind, own))
+    return values if said or own else {**values, "kind": f"{kind.__module__}:{kind.__qualname__}"}
+
+
+def _has_anothers_kind(found: type, kind: str) -> str:
+    return (
+        f"{found.__name__} already has the kind {kind!r}, its own or that of the class it "
+        'extends: write `kind: str = ""` in it, and it is called by its dotted name'
+    )
 
 
 def annotation_of(field: FieldInfo) -> Any:

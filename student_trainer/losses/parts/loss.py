@@ -21,7 +21,14 @@ from typing import Any, ClassVar, Literal
 import torch
 from pydantic import Field, field_validator, model_validator
 from teacher_proto.errors import LsmError
-from teacher_proto.program.settings_types import Count, Positive, PositiveInt, Settings, Share
+from teacher_proto.program.settings_types import (
+    Count,
+    Positive,
+    PositiveInt,
+    Settings,
+    Share,
+    called_by_its_name,
+)
 from teacher_proto.templates.thinking import THINKING
 from torch import Tensor
 
@@ -140,15 +147,7 @@ class Loss(Settings):
     @classmethod
     def _called_by_its_name(cls, values: Any) -> Any:
         """A class without a kind of its own is called by its dotted name."""
-        if not isinstance(values, dict):
-            return values
-        own, kind = cls.model_fields["kind"].default, values.get("kind")
-        if own and ":" in str(kind):
-            raise ValueError(
-                f"{cls.__name__} already has the kind {own!r}, its own or that of the class it "
-                'extends: write `kind: str = ""` in it, and it is called by its dotted name'
-            )
-        return values if kind or own else {**values, "kind": f"{cls.__module__}:{cls.__qualname__}"}
+        return called_by_its_name(cls, values)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Loss:
