@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,6 +16,11 @@ from student_trainer.tasks.base import PlacedRow, Read, Row, Split, Verdict
 from student_trainer.tasks.datasets import DatasetTask, asked, required
 
 INSTRUCTION = "\n\nReason step by step, and put your final answer within \\boxed{}."
+
+# A dollar that delimits LaTeX; the one of `\$5` does not.
+_DOLLAR = re.compile(r"(?<!\\)\$")
+# Such as "1,000 dollars", which as LaTeX would be a set of products of letters.
+_THOUSANDS_OF_A_UNIT = re.compile(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?(\s+[A-Za-z]+)+")
 
 
 class MathTask(DatasetTask):
@@ -83,8 +89,9 @@ class MathTask(DatasetTask):
 def _parsed(answer: str) -> Any:
     """The right answer as math-verify reads it, as LaTeX or as it is; empty where it cannot."""
     parse = _math_verify().parse
-    delimited = "$" in answer or "\\boxed" in answer
-    in_latex = parse(answer if delimited else f"${answer}$", parsing_timeout=None)
+    delimited = _DOLLAR.search(answer) or "\\boxed" in answer
+    as_it_is = delimited or _THOUSANDS_OF_A_UNIT.fullmatch(answer)
+    in_latex = [] if as_it_is else parse(f"${answer}$", parsing_timeout=None)
     return in_latex or parse(answer, parsing_timeout=None)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from teacher_proto.errors import ConfigurationError, first_line
 from teacher_proto.program.distribution import install_command
 from teacher_proto.program.settings_types import Count, PositiveInt
@@ -25,8 +25,8 @@ INSTRUCTION = "\n\nGive your final answer between <answer> and </answer>."
 BEGIN, END = "<answer>", "</answer>"
 EVALUATES = "its verifier runs the answer as Python (eval)"
 PARSES = "its verifier gives the answer to sympy's parse_expr, which runs it as Python (eval)"
-# Families that are refused, and why: the student's text would be run as a program.
-REFUSED = {
+# Families that are refused because the student's text would be run as a program, and why.
+RUNS_TEXT = {
     "binary_matrix": EVALUATES,
     "n_queens": EVALUATES,
     "spiral_matrix": EVALUATES,
@@ -37,6 +37,22 @@ REFUSED = {
     "puzzle24": PARSES,
     "simple_integration": PARSES,
     "composite": "it is made of other families, of which some are refused",
+}
+HASHES = "its questions depend on Python's hash seed, so that every process has others"
+# Families that are refused because they do not make the same questions again, and why.
+UNSTABLE = {
+    "codeio": "it runs programs to find the right answers, and some of them draw random numbers",
+    "isomorphic_strings": HASHES,
+    "list_functions": "it draws from Python's global random numbers, so that questions differ from "
+    "one reading to the next",
+    "ransom_note": HASHES,
+}
+SLOW = {"knight_swap": "one of its questions can take longer to make than a response to judge"}
+REFUSED = {**RUNS_TEXT, **UNSTABLE, **SLOW}
+# What the task sets of a family's parameters, and which of its settings say it.
+OWN_PARAMETERS = {
+    "seed": "seed",
+    "size": "prompts_to_train and prompts_held_out",
 }
 # Numbers of neighbouring seeds are the same questions in reasoning-gym, one place further.
 APART, SEEDS = 1_000_003, 2**31
@@ -54,7 +70,8 @@ class ReasoningTask(Task):
     parameters: dict[str, Any] = Field(
         default_factory=dict,
         description="The family's own parameters, which say how hard its questions are, such as "
-        "`{min_terms = 2, max_terms = 3}` of `chain_sum`.",
+        "`{min_terms = 2, max_terms = 3}` of `chain_sum`. Not `seed` and `size`: the task sets "
+        "them.",
     )
     prompts_to_train: PositiveInt = Field(
         default=2000, description="Questions to train on; a run goes over them again and again."
@@ -80,6 +97,17 @@ class ReasoningTask(Task):
         description="Whether the prompt is the user's turn of a conversation, or a text that is "
         "used as it is, without the chat template.",
     )
+
+    @field_validator("parameters")
+    @classmethod
+    def _leaves_the_tasks_own(cls, parameters: dict[str, Any]) -> dict[str, Any]:
+        for name, settings in OWN_PARAMETERS.items():
+            if name in parameters:
+                raise ValueError(
+                    f"{name} is set by the task and not in parameters: remove it, and set "
+                    f"{settings} of the task"
+                )
+        return parameters
 
     def prepare(self) -> None:
         """As ``Task.prepare``; makes one question."""

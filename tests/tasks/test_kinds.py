@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,15 +14,18 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from teacher_proto.errors import ConfigurationError
+from teacher_proto.processes.confinement import child_environment
+from teacher_proto.program.settings_types import Settings
 
 from student_trainer.data.files.rows import read_rows
 from student_trainer.data.files.source import Source
 from student_trainer.settings.evaluation import VerificationSettings
-from student_trainer.tasks import TASKS, PlacedRow, Task, Verdict
+from student_trainer.settings.kinds import TaskConfigs
+from student_trainer.tasks import TASKS, PlacedRow, Row, Task, Verdict
 from student_trainer.tasks.base import MAX_VALUES
 from student_trainer.tasks.chat import ChatTask
 from student_trainer.tasks.math import MathTask
-from student_trainer.tasks.reasoning import REFUSED, ReasoningTask
+from student_trainer.tasks.reasoning import RUNS_TEXT, ReasoningTask
 from student_trainer.verification.verifiers import Verifiers, waited
 from tests.tasks.tools import of_task
 
@@ -101,6 +106,26 @@ def test_a_dataset_of_mathematics_is_judged_by_its_answers(tmp_path: Path) -> No
         assert [task.verify(rows[number], text).score for text in texts] == [1.0] * len(texts)
     for row in rows:
         assert [task.verify(row, text).score for text in wrong] == [0.0] * len(wrong)
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("\\$5", "\\boxed{5}"),
+        ("\\$18,000", "\\boxed{18000}"),
+        ("\\$2.50", "\\boxed{\\$2.50}"),
+        ("$\\$36$", "\\boxed{36}"),
+        ("1,000 dollars", "\\boxed{1000}"),
+        ("18 square feet", "\\boxed{18}"),
+        ("1,000", "\\boxed{1,000}"),
+        ("(1,2)", "\\boxed{(1,2)}"),
+        ("\\frac{1}{2}", "\\boxed{0.5}"),
+    ],
+)
+def test_an_amount_is_read_as_one(answer: str, right: str) -> None:
+    task = MathTask(train="rows.jsonl")
+    assert task.verify({"answer": answer}, right).score == 1
+    assert task.verify({"answer": answer}, "\\boxed{7}").score == 0
 
 
 def test_an_answer_of_the_data_that_cannot_be_read_is_told_and_no_zero(tmp_path: Path) -> None:
@@ -198,6 +223,10 @@ def test_what_of_a_response_is_the_answer(extract: Any, response: str, answer: s
         ({"family": "chain_sums"}, "did you mean chain_sum?"),
         ({"family": "countdown"}, "is refused: its verifier gives the answer to sympy"),
         ({"family": "n_queens"}, "is refused: its verifier runs the answer as Python"),
+        ({"family": "ransom_note"}, "is refused: its questions depend on Python's hash seed"),
+        ({"family": "list_functions"}, "is refused: it draws from Python's global random numbers"),
+        ({"family": "codeio"}, "is refused: it runs programs to find the right answers"),
+        ({"family": "knight_swap"}, "is refused: one of its questions can take longer to make"),
         ({"family": "chain_sum", "parameters": {"min_term": 2}}, "min_term"),
         ({"family": "chain_sum", "parameters": {"min_terms": 9}}, "max_terms must be"),
     ],
@@ -207,6 +236,45 @@ def test_families_and_parameters_that_cannot_be_are_refused(
 ) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(said)):
         ReasoningTask(**values).prepare()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("seed", "set seed of the task"), ("size", "set prompts_to_train and prompts_held_out of")],
+)
+def test_what_the_task_sets_is_no_parameter(name: str, said: str) -> None:
+    with pytest.raises(ValidationError, match=f"{name} is set by the task.*{said}"):
+        ReasoningTask(family="chain_sum", parameters={name: 5})
+
+
+# Prints the questions of every family that is not refused, and what its judge reads.
+MADE = """
+import json, warnings
+warnings.simplefilter("ignore")
+from reasoning_gym.factory import DATASETS
+from student_trainer.tasks.reasoning import REFUSED, ReasoningTask
+
+found = {}
+for family in sorted(set(DATASETS) - set(REFUSED)):
+    questions = ReasoningTask(family=family)._questions()
+    made = [questions[index] for index in range(2)]
+    found[family] = [repr((one["question"], one["metadata"])) for one in made]
+print("\\n" + json.dumps(found))  # one family prints dots
+"""
+
+
+def test_every_family_makes_the_same_questions_in_every_process() -> None:
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", MADE],
+            env={**child_environment(), "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+        )
+        for seed in ("1", "2")
+    ]
+    first, second = (json.loads(process.communicate()[0].splitlines()[-1]) for process in processes)
+    assert len(first) > 80
+    assert [family for family in first if first[family] != second[family]] == []
 
 
 # Modules that run text of their own making: the question's, or the right answer's.
@@ -224,7 +292,7 @@ def test_no_other_family_runs_what_a_student_writes() -> None:
         if module and RUNS.search(inspect.getsource(module))
     }
     # This one has a parser of its own, which is called like sympy's.
-    assert running - {"propositional_logic"} == (set(REFUSED) - {"composite"}) | OF_ITS_OWN
+    assert running - {"propositional_logic"} == (set(RUNS_TEXT) - {"composite"}) | OF_ITS_OWN
 
 
 def test_a_conversation_or_a_text_is_a_prompt_without_a_verifier(tmp_path: Path) -> None:
@@ -248,3 +316,30 @@ def test_unknown_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="extra"):
         TASKS["chat"].model_validate({"train": "a.jsonl", "answer": "b"})
     assert issubclass(TASKS["math"], Task)
+
+
+class Strict(MathTask):
+    """Has the kind of the class that it extends."""
+
+    def verify(self, row: Row, response: str) -> Verdict:
+        return Verdict(0.0)
+
+
+class CalledByItsName(Strict):
+    kind: str = ""  # type: ignore[assignment]
+
+
+class Holder(Settings):
+    tasks: TaskConfigs
+
+
+def test_a_class_that_extends_a_kind_is_not_taken_for_it(tmp_path: Path) -> None:
+    where = {"train": write(tmp_path / "rows.jsonl", GSM8K)}
+    said = r"Strict already has the kind 'math'.*write `kind: str = \"\"`"
+    for one in (Strict(**where), {"kind": f"{__name__}:Strict", **where}):
+        with pytest.raises(ValidationError, match=said):
+            Holder.model_validate({"tasks": {"strict": one}})
+    kind = f"{__name__}:CalledByItsName"
+    for task in (CalledByItsName(**where), {"kind": kind, **where}):
+        found = Holder.model_validate({"tasks": {"strict": task}}).tasks["strict"]
+        assert (type(found), found.kind) == (CalledByItsName, kind)
