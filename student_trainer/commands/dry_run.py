@@ -46,14 +46,13 @@ def look(config: TrainConfig) -> Iterator[tuple[str, str]]:
 
 def not_here(config: TrainConfig) -> str:
     """Why the prompts are not read, or "" when they and the student are on this machine."""
-    from student_trainer.data.files.rows import is_hub_name
-    from student_trainer.settings.data import files
+    from student_trainer.data.files.named import named_datasets
 
     if not Path(config.student.model).is_dir():
         return "not read (the student is no folder of this machine)"
-    for one in (*files(config.data.train), *files(config.data.held_out)):
-        if is_hub_name(one.file) or not Path(one.file).exists():
-            return f"not read ({one.file} is not on this machine)"
+    for one in (*named_datasets(config, "train"), *named_datasets(config, "held_out")):
+        if one.on_hub or not Path(one.name).exists():
+            return f"not read ({one.name} is not on this machine)"
     return ""
 
 

@@ -15,9 +15,8 @@ from teacher_proto.models.folder import public_name
 from teacher_proto.program.files import write_text
 from teacher_proto.types import TeacherInfo
 
-from student_trainer.data.files.rows import is_hub_name
+from student_trainer.data.files.named import NamedDataset, named_datasets
 from student_trainer.report.held_out import held_out_metrics
-from student_trainer.settings.data import files
 from student_trainer.settings.train import TrainConfig
 
 CARD_TEMPLATE = "model_card.md.j2"
@@ -71,8 +70,6 @@ def write_card(
         keep_trailing_newline=True,
         autoescape=False,
     )
-    train_files = files(config.data.train)
-    on_hub = any(is_hub_name(one.file) for one in train_files)
     text = environment.get_template(CARD_TEMPLATE).render(
         header=_header(config),
         student=public_name(config.student.model),
@@ -80,9 +77,7 @@ def write_card(
             (name if len(teachers) > 1 else "", public_name(teacher.model), teacher)
             for name, teacher in teachers.items()
         ],
-        data=", ".join(public_name(one.file) for one in train_files)
-        or ", ".join(f"{name} ({task.kind})" for name, task in (config.tasks or {}).items()),
-        data_revision=config.data.revision if on_hub else None,
+        data=_data(config),
         prompts=prompts,
         dropped=dropped,
         summary=summary,
@@ -113,10 +108,23 @@ def _header(config: TrainConfig) -> list[str]:
     lines.append("pipeline_tag: text-generation")
     if public_name(config.student.model) == config.student.model:
         lines.append(f"base_model: {json.dumps(config.student.model)}")
-    names = [one.file for one in files(config.data.train) if is_hub_name(one.file)]
+    names = dict.fromkeys(one.name for one in named_datasets(config, "train") if one.on_hub)
     if names:
         lines += ["datasets:", *(f"- {json.dumps(name)}" for name in names)]
     return [*lines, "tags:", "- distillation", "- on-policy", "- lsm-distill"]
+
+
+def _data(config: TrainConfig) -> str:
+    """What the run trained on: its tasks by kind, and its datasets, those on the hub with their
+    revisions."""
+    tasks = [f"{name} ({task.kind})" for name, task in (config.tasks or {}).items()]
+    return ", ".join([*tasks, *map(_told, named_datasets(config, "train"))])
+
+
+def _told(dataset: NamedDataset) -> str:
+    name = public_name(dataset.name)
+    at = dataset.revision if dataset.on_hub else None
+    return f"{name} at revision {at}" if at else name
 
 
 def _has(config: TrainConfig, key: str) -> bool:

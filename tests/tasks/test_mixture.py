@@ -10,8 +10,11 @@ from typing import Any
 import pytest
 from teacher_proto.errors import ConfigurationError
 
+from student_trainer.commands.dry_run import not_here
+from student_trainer.data.files.named import named_datasets
 from student_trainer.data.order import PromptOrder
 from student_trainer.prompt_needs import read_prompts
+from student_trainer.report.model_card import _data, _header
 from student_trainer.settings.resolve import config_of, resolve_config
 
 PROMPTS = {
@@ -185,6 +188,42 @@ def test_a_task_that_gives_no_prompts_or_other_rows_is_named(
     )
     (own_folder / "own_tasks.py").write_text(text.replace("default=6", "default=0"))
     assert "gives no prompt to train on" in own_refused(values, own_folder)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        ("(1, 2)", "a tuple becomes a list"),
+        ("{1: 2}", "a key a text"),
+        ("float('nan')", "not JSON compliant"),
+        ("{1, 2}", "set is not JSON serializable"),
+    ],
+)
+def test_a_row_that_the_judge_would_get_otherwise_is_refused(
+    values: dict[str, Any], own_folder: Path, extra: str, said: str
+) -> None:
+    file = own_folder / "own_tasks.py"
+    file.write_text(file.read_text().replace('"answer": number', f'"answer": {extra}'))
+    told = own_refused(values, own_folder)
+    assert said in told
+    assert "tasks.words, word 0: the row is not what JSON says of it" in told
+
+
+def test_a_dry_run_fetches_no_dataset_of_a_task(
+    values: dict[str, Any], files: dict[str, str]
+) -> None:
+    assert not_here(config_of(values)) == ""
+    values["tasks"]["second"]["held_out"] = "no-such/dataset"
+    assert "no-such/dataset is not on this machine" in not_here(config_of(values))
+    values["tasks"]["second"] = {"kind": "math", "train": "no-such/other", "revision": "abc"}
+    config = config_of(values)
+    assert "no-such/other is not on this machine" in not_here(config)
+    assert [(one.name, one.on_hub, one.revision) for one in named_datasets(config, "train")] == [
+        (files["one"], False, None),
+        ("no-such/other", True, "abc"),
+    ]
+    assert '- "no-such/other"' in _header(config), "of the model card"
+    assert _data(config).endswith("second (math), one.jsonl, no-such/other at revision abc")
 
 
 def own_refused(values: dict[str, Any], folder: Path) -> str:

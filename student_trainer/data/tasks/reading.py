@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain, zip_longest
 from typing import Any
 
-from teacher_proto.errors import ConfigurationError
+from teacher_proto.errors import ConfigurationError, first_line
 
 from student_trainer.data.columns import COLUMNS, OPTIONAL, Columns
 from student_trainer.data.files.rows import read_rows
@@ -122,7 +123,7 @@ class _Reader:
     def _checked(self, place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         there = [name for name in COLUMNS if isinstance(row, Mapping) and row.get(name) is not None]
         if len(there) == 1:
-            return place, row
+            return place, _as_json_says_it(place, row) if self._task.verifies else row
         raise ConfigurationError(
             f"a row of a task has one of {', '.join(COLUMNS)}, and this one has "
             f"{' and '.join(there) or 'none'}",
@@ -145,6 +146,25 @@ class _Reader:
             return read_rows(source)
 
         return read
+
+
+def _as_json_says_it(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The row. Raises ConfigurationError where the process that judges would get another one."""
+    whole = dict(row)
+    try:
+        why = "a tuple becomes a list, and a key a text"
+        same = json.loads(json.dumps(whole, allow_nan=False)) == whole
+    except (RecursionError, TypeError, ValueError) as error:
+        same, why = False, first_line(error)
+    if same:
+        return row
+    raise ConfigurationError(
+        f"the row is not what JSON says of it, and it goes to the process that judges as JSON: "
+        f"{why}",
+        where=place,
+        fix="give texts, finite numbers, booleans, None, lists, and dictionaries whose keys are "
+        "texts",
+    )
 
 
 def _without(
