@@ -84,10 +84,10 @@ def test_better_is_said_only_where_it_is() -> None:
 
 
 def test_prompts_of_one_side_alone_are_left_out() -> None:
-    before, after = evaluation(1.0, 1.0, 9.0), evaluation(0.5, 0.5)
+    before, after = evaluation(1.0, 1.0, 9.0), evaluation(0.5, 0.75)
     moved = change(before, after, "reverse_kl")
     assert moved is not None
-    assert (moved.low, moved.high) == (-0.5, -0.5)
+    assert (moved.low, moved.high) == (-0.5, -0.25)
 
 
 def test_values_and_sums_have_the_names_of_the_summary() -> None:

@@ -105,6 +105,17 @@ def test_a_change_is_paired_by_prompts() -> None:
     assert change(*pair, "pass_at_1/another") is None
 
 
+@pytest.mark.parametrize(("count", "said"), [(2, "unclear"), (5, "unclear"), (6, "better")])
+def test_a_few_prompts_that_change_alike_say_nothing(count: int, said: str) -> None:
+    whole = [evaluation(result([one] * count, 1)) for one in (WRONG, RIGHT)]
+    a_part = [whole[0], evaluation(result([RIGHT, WRONG, WRONG, WRONG] * count, 4))]
+    for pair in (whole, a_part):
+        assert verdict(pair[0], pair[1], "pass_at_1/t", 1) == said
+        assert (change(pair[0], pair[1], "pass_at_1/t") is None) == (said == "unclear")
+    assert interval(a_part[1], "pass_at_1/t") is None
+    assert verdict(whole[1], whole[1], "pass_at_1/t", 1) == "unclear"
+
+
 def test_a_prompt_that_is_held_out_twice_is_asked_once() -> None:
     prompts = [of_task("t", {}, name) for name in "abacd"]
     held_out = [prompts[0], of_task("u", {}, "x"), *prompts[1:]]
