@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 import pytest
+from teacher_proto.fingerprint.parts import content_of
 from teacher_proto.fingerprint.probe import PROBE, Encode, probe_texts
 from teacher_proto.fingerprint.relation import EQUAL, difference
 from tokenizers import Tokenizer
@@ -41,7 +42,8 @@ def encoder(document: Document) -> Encode:
 
 
 def described(one: Document, other: Document) -> str:
-    found = difference(json.dumps(one), json.dumps(other), lambda: (encoder(one), encoder(other)))
+    contents = (content_of(json.dumps(one)), content_of(json.dumps(other)))
+    found = difference(*contents, lambda: (encoder(one), encoder(other)))
     return "" if found is None else found.describe()
 
 

@@ -208,7 +208,7 @@ def test_what_cannot_work_ends_the_run_before_its_first_step(
         output = RunDirectory(tmp_path / "run")
         values = [f"run.output_dir={output.path}", f"student.model={student_model_dir}",
                   f"teacher.address={server.address}", *more]  # fmt: skip
-        flags = [part for value in (*SMALL, *values) for part in ("--set", value)]
+        flags = [part for value in (*SMALL, *OF_FILES, *values) for part in ("--set", value)]
         assert run_program(run_cli, ["train", "recipe:laptop-cpu", *flags]) == 2
         assert not output.metrics.exists()
         return capsys.readouterr().err
