@@ -1,0 +1,118 @@
+"""``student-trainer study lab``: small teachers and students, made on the spot."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from teacher_proto.errors import ConfigurationError, LsmError
+
+if TYPE_CHECKING:
+    from student_trainer.study.lab.recipe import Run
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--out", type=Path, default=Path("lab"), metavar="DIR",
+        help="where links to the models, prompts and lab.json go (lab)",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="another laboratory")
+    parser.add_argument(
+        "--task", action="append", default=[], metavar="TASK", dest="tasks",
+        help="only the models of this task: sums, sums-long or sorting; again for more",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=_natural, metavar="N", help="processes at a time (one a core)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true",
+        help="a few updates and no bar to reach: models that know nothing, in a minute",
+    )  # fmt: skip
+    parser.add_argument(
+        "--run",
+        metavar="RUN",
+        dest="run_name",
+        help="make the models of one run, in this process",
+    )
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise ValueError
+    return value
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from student_trainer.study.lab import recipe
+
+    unknown = sorted(set(arguments.tasks) - set(recipe.TASKS))
+    if unknown:
+        raise ConfigurationError(
+            f"there is no task {unknown[0]!r}",
+            where="--task",
+            fix=f"choose among {', '.join(recipe.TASKS)}",
+        )
+    wanted = set(arguments.tasks or recipe.TASKS)
+    runs = [run for run in recipe.runs(arguments.seed) if wanted & set(run.tasks)]
+    if arguments.quick:
+        runs = [recipe.quick(run) for run in runs]
+    if arguments.run_name is not None:
+        return _one(arguments.run_name, runs, bars=not arguments.quick)
+    return _all(arguments, runs)
+
+
+def _one(name: str, runs: Sequence[Run], *, bars: bool) -> int:
+    from student_trainer.commands.shared import quiet_libraries
+    from student_trainer.study.lab.making import make
+
+    quiet_libraries()
+    found = [run for run in runs if run.name == name]
+    if not found:
+        raise ConfigurationError(
+            f"there is no run {name!r}",
+            where="--run",
+            fix=f"choose among {', '.join(run.name for run in runs)}",
+        )
+    make(found[0], _note, bars=bars)
+    return 0
+
+
+def _all(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
+    from student_trainer.study.lab.document import (
+        describe,
+        link_models,
+        write_document,
+        write_prompts,
+    )
+    from student_trainer.study.lab.together import make_together
+    from student_trainer.study.parts.origin import origin
+
+    started = time.monotonic()
+    options = {"seed": arguments.seed, "task": arguments.tasks or None, "quick": arguments.quick}
+    same = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
+    jobs = arguments.jobs or len(os.sched_getaffinity(0))
+    refused = make_together([run.name for run in runs], same, jobs, _note)
+    models = link_models(arguments.out, runs)
+    write_prompts(arguments.out, sorted({task for run in runs for task in run.tasks}))
+    document = describe(models, refused, origin("lab", options))
+    document["seconds"] = round(time.monotonic() - started, 1)
+    path = write_document(arguments.out, document)
+    if refused:
+        raise LsmError(
+            f"{len(refused)} of {len(runs)} runs left no model: {'; '.join(refused.values())}",
+            where=str(path),
+            fix="take another --seed; what was made is kept",
+        )
+    sys.stdout.write(f"{len(models)} models, with their figures in {path}\n")
+    return 0
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,120 @@
+"""Which models the laboratory has, how each is trained, and what each has to reach."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from student_trainer.study.lab.network import Sizes
+from student_trainer.study.lab.sorting import SortingTask
+from student_trainer.study.lab.sums import SumsTask
+from student_trainer.study.lab.task import LabTask
+from student_trainer.study.lab.tokenizers import Digits
+from student_trainer.study.lab.training import Schedule
+
+STUDENTS = 5
+# Tasks by name. Teachers and students of one class of task are the same models.
+TASKS: Mapping[str, LabTask] = {
+    "sums": SumsTask(items=4),
+    "sums-long": SumsTask(items=16),
+    "sorting": SortingTask(items=4),
+}
+# A figure of a model -> the least and the most that it may be.
+TEACHER_BARS = {"accuracy": (0.9, 1.0), "entropy": (0.3, 1e9), "wide": (0.1, 1.0)}
+STUDENT_BARS = {"accuracy": (0.2, 0.5)}
+
+
+@dataclass(frozen=True)
+class Looks:
+    """When an early checkpoint is a student: the first look at which its accuracy is ``least``.
+
+    Attributes:
+        first, every: updates before the first look, and between looks.
+        prompts: of a look.
+    """
+
+    first: int
+    every: int = 20
+    prompts: int = 100
+    least: float = 0.3
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training, which leaves a teacher at its end or students on its way.
+
+    Attributes:
+        tasks: names in ``TASKS``, all of one class; a student is left for each, in this order.
+        looks: None for a teacher.
+        measured: prompts on which a model is measured.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    seed: int
+    digits: Digits
+    schedule: Schedule
+    looks: Looks | None = None
+    sizes: Sizes = field(default_factory=Sizes)
+    measured: int = 200
+
+    @property
+    def role(self) -> Literal["teacher", "student"]:
+        return "teacher" if self.looks is None else "student"
+
+    def models(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """The models that it leaves: a name, and the tasks on which each is measured."""
+        if self.looks is None:
+            yield self.name, self.tasks
+        else:
+            for task in self.tasks:
+                yield f"{task}-{self.name.partition('-')[2]}", (task,)
+
+
+SUMS = Schedule(steps=3000, items=(1, 19))
+SORTING = Schedule(steps=1500, items=(1, 5))
+
+
+def runs(seed: int) -> list[Run]:
+    """The runs of the laboratory, the longest first.
+
+    Args:
+        seed: of the whole laboratory; every run has one of its own.
+    """
+    base = 1000 * seed
+    made = [
+        Run("sums-teacher", ("sums", "sums-long"), base, "three", SUMS),
+        Run("sorting-teacher", ("sorting",), base, "three", SORTING),
+    ]
+    numbers = range(1, STUDENTS + 1)
+    for number in numbers:
+        looks = Looks(first=300)
+        one = base + number
+        made += [
+            Run(f"sums-student-{number}", ("sums", "sums-long"), one, "three", SUMS, looks),
+            Run(f"sorting-student-{number}", ("sorting",), one, "three", SORTING, looks),
+            Run(f"sorting-digits-{number}", ("sorting",), one + 100, "one", SORTING, looks),
+        ]
+    return made
+
+
+def quick(run: Run) -> Run:
+    """The same with few steps and no bar to reach: for a look at how it works, and for tests."""
+    looks = run.looks and replace(run.looks, first=4, every=4, prompts=4, least=0.0)
+    return replace(
+        run, schedule=replace(run.schedule, steps=8, tokens=256), looks=looks, measured=8
+    )
+
+
+def digest(run: Run) -> str:
+    """Twelve hexadecimal digits of everything that decides a run's models: the recipe, and the
+    files that turn it into a network."""
+    sha = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode())
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name not in ("command.py", "document.py", "making.py", "together.py"):
+            sha.update(path.read_bytes())
+    return sha.hexdigest()[:12]

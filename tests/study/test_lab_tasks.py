@@ -1,0 +1,167 @@
+"""The languages of the laboratory: what is written is right, and what is wrong is found."""
+
+from __future__ import annotations
+
+import random
+import re
+from itertools import permutations
+
+import pytest
+
+from student_trainer.study.lab.sorting import SortingTask
+from student_trainer.study.lab.sums import MODULUS, VALUES, SumsTask
+from student_trainer.study.lab.task import LabTask
+from student_trainer.study.lab.words import ASIDES, ITEMS, LEXICON, SLOT_OF, SYNONYMS, Response
+
+TASKS: list[LabTask] = [SumsTask(items=4), SumsTask(items=16), SortingTask(items=4)]
+HOSTILE = ["", " ", "\x00", "answer", "answer answer 3", "9" * 10_000, "apple " * 50_000, "\ud800",
+           "²", "answer 1e400", "100 " * 10_000, "apple has 12 plus 0"]  # fmt: skip
+
+
+def text(response: Response) -> str:
+    return "".join(f" {word}" for word in response.words)
+
+
+def test_no_word_is_in_two_lists() -> None:
+    assert len(LEXICON) == 8 * 7
+    assert all(len(words) == SYNONYMS for words in LEXICON.values())
+    assert len(SLOT_OF) == 8 * 7 * SYNONYMS
+    assert not SLOT_OF.keys() & {*ITEMS, "answer", "up", "down"}
+
+
+def test_words_are_drawn_by_zipfs_law() -> None:
+    response = Response(3, random.Random(1))
+    for _ in range(20_000):
+        response.say("plus")
+    counts = [response.words.count(word) for word in LEXICON[3, "plus"]]
+    shares = [rank**-1.2 for rank in range(1, 17)]
+    expected = [20_000 * share / sum(shares) for share in shares]
+    # Pearson's statistic; with 15 degrees of freedom it is above 44 once in 10,000 draws.
+    assert sum((a - b) ** 2 / b for a, b in zip(counts, expected, strict=True)) < 44
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.items}")
+def test_what_is_written_is_right(task: LabTask) -> None:
+    draw = random.Random(5)
+    for _ in range(200):
+        row = task.draw_row(draw, task.items)
+        response = task.write(row, draw, decided=2.0, slip=0.0)
+        verdict = task.verify(row, text(response))
+        assert verdict.right
+        assert verdict.values == {"steps_right": 1.0}
+        assert 0.0 not in response.weights
+        assert len(response.words) < task.longest_response
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.items}")
+def test_a_decided_word_that_is_changed_is_found(task: LabTask) -> None:
+    """Each number and each item once, in turn."""
+    draw = random.Random(6)
+    row = task.draw_row(draw, task.items)
+    response = task.write(row, draw, decided=2.0, slip=0.0)
+    said = response.words.index("answer")
+    for place, weight in enumerate(response.weights):
+        if weight != 2.0 or place == said:
+            continue
+        word = response.words[place]
+        other = next(o for o in ("100", "975", "lamp", "key", "19", "0") if alike(o, word))
+        changed = [*response.words[:place], other, *response.words[place + 1 :]]
+        verdict = task.verify(row, " " + " ".join(changed))
+        assert verdict.right == (place < said)
+        assert (verdict.values["steps_right"] < 1) == (place < said)
+
+
+def alike(other: str, word: str) -> bool:
+    """Whether it is another word of the same kind: an item, or a number as large."""
+    return (
+        other != word and other.isdigit() == word.isdigit() and (len(other) > 2) == (len(word) > 2)
+    )
+
+
+def test_all_orders_of_a_sum() -> None:
+    """Every sequence of three steps over the items of a prompt, against sums done here."""
+    task = SumsTask(items=3)
+    items = ["apple", "key", "pen"]
+    row = {"prompt": "S0 apple key pen =", "style": 0, "items": items}
+    total = (VALUES["apple"] + VALUES["key"] + VALUES["pen"]) % MODULUS
+    for chosen in permutations(["apple", "key", "pen", "spoon"], 3):
+        running, words = 0, []
+        for item in chosen:
+            after = (running + VALUES[item]) % MODULUS
+            words += [item, str(VALUES[item]), str(running), str(after)]
+            running = after
+        verdict = task.verify(row, " ".join([*words, "answer", str(running)]))
+        assert verdict.right == (running == total)
+        known = sum(item in items for item in chosen)
+        assert verdict.values["steps_right"] == pytest.approx(known / 3)
+
+
+def test_all_orders_of_a_list() -> None:
+    task = SortingTask(items=3)
+    for down in (False, True):
+        row = {"prompt": "", "style": 0, "items": [350, 125, 775], "down": down}
+        for chosen in permutations(row["items"]):
+            words = []
+            for count in range(1, 4):
+                listed = sorted(chosen[:count], reverse=down)
+                words += [f"ba {chosen[count - 1]} ko", *map(str, listed), "za"]
+            for answer in permutations(row["items"]):
+                verdict = task.verify(row, " ".join([*words, "answer", *map(str, answer)]))
+                assert verdict.right == (list(answer) == sorted(answer, reverse=down))
+                assert verdict.values["steps_right"] == 1
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.items}")
+@pytest.mark.parametrize("response", HOSTILE, ids=range(len(HOSTILE)))
+def test_any_text_is_judged(task: LabTask, response: str) -> None:
+    row = task.draw_row(random.Random(2), task.items)
+    verdict = task.verify(row, response)
+    assert verdict.score == 0
+    assert verdict.values["steps_right"] == 0
+
+
+def test_what_follows_the_answer_is_wrong() -> None:
+    task = SumsTask(items=2)
+    row = task.draw_row(random.Random(3), 2)
+    right = text(task.write(row, random.Random(4), decided=1.0, slip=0.0))
+    assert task.verify(row, right).right
+    assert not task.verify(row, right + " 3").right
+    assert not task.verify(row, right + right).right
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.items}")
+def test_one_step_of_a_slip_is_wrong_and_the_rest_follows(task: LabTask) -> None:
+    draw = random.Random(8)
+    for _ in range(100):
+        row = task.draw_row(draw, task.items)
+        response = task.write(row, draw, decided=2.0, slip=1.0)
+        assert response.weights.count(0.0) == 1
+        verdict = task.verify(row, text(response))
+        assert not verdict.right
+        assert verdict.values["steps_right"] == pytest.approx(1 - 1 / task.items)
+
+
+def test_prompts_are_of_the_seed_and_in_one_split() -> None:
+    task = SumsTask(items=2, count=300, held_out=50)
+
+    def texts(split: str, one: LabTask = task) -> list[str]:
+        return [row["prompt"] for _, row in one.prompts(split, None)]  # type: ignore[arg-type]
+
+    train, held_out = texts("train"), texts("held_out")
+    assert (len(train), len(held_out)) == (300, 50)
+    assert len({*train, *held_out}) == 350
+    assert texts("train") == train
+    assert texts("train", SumsTask(items=2, count=300, held_out=50, seed=1)) != train
+    assert all(re.fullmatch(r"S[0-7]( [a-z]+){2} =", prompt) for prompt in train)
+
+
+def test_a_step_has_up_to_three_asides() -> None:
+    assert sum(ASIDES) == pytest.approx(1)
+    response = Response(0, random.Random(1))
+    counts = []
+    for _ in range(4000):
+        before = len(response.words)
+        response.begin_step()
+        counts.append(len(response.words) - before - 1)
+    for number, share in enumerate(ASIDES):
+        assert counts.count(number) / 4000 == pytest.approx(share, abs=0.04)
