@@ -107,4 +107,5 @@ def _log_probs(student: Student, prompt: Any, response: Any) -> torch.Tensor:
     """float32 [n, V] at the n tokens of a response."""
     ids = torch.tensor(np.concatenate([prompt, response]), dtype=torch.int64)[None]
     logits = student.causal_model(input_ids=ids[:, :-1], use_cache=False).logits[0]
-    return logits[len(prompt) - 1 :].float().log_softmax(-1)
+    scored: torch.Tensor = logits[len(prompt) - 1 :].float()
+    return scored.log_softmax(-1)
