@@ -23,9 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="another laboratory")
     parser.add_argument(
-        "--task", action="append", default=[], metavar="TASK", dest="tasks",
-        help="only the models of this task: sums, sums-long or sorting; again for more",
-    )  # fmt: skip
+        "--task",
+        metavar="TASK,TASK",
+        help="only the models of these tasks, of sums, sums-long and sorting",
+    )
     parser.add_argument(
         "--jobs", type=_natural, metavar="N", help="processes at a time (one a core)"
     )
@@ -51,14 +52,14 @@ def _natural(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from student_trainer.study.lab import recipe
 
-    unknown = sorted(set(arguments.tasks) - set(recipe.TASKS))
+    wanted = set(arguments.task.split(",")) if arguments.task else set(recipe.TASKS)
+    unknown = sorted(wanted - set(recipe.TASKS))
     if unknown:
         raise ConfigurationError(
             f"there is no task {unknown[0]!r}",
             where="--task",
             fix=f"choose among {', '.join(recipe.TASKS)}",
         )
-    wanted = set(arguments.tasks or recipe.TASKS)
     runs = [run for run in recipe.runs(arguments.seed) if wanted & set(run.tasks)]
     if arguments.quick:
         runs = [recipe.quick(run) for run in runs]
@@ -94,7 +95,7 @@ def _all(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
     from student_trainer.study.parts.origin import origin
 
     started = time.monotonic()
-    options = {"seed": arguments.seed, "task": arguments.tasks or None, "quick": arguments.quick}
+    options = {"seed": arguments.seed, "task": arguments.task, "quick": arguments.quick}
     same = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
     jobs = arguments.jobs or len(os.sched_getaffinity(0))
     refused = make_together([run.name for run in runs], same, jobs, _note)
