@@ -17,14 +17,14 @@ from student_trainer.cli import run as run_cli
 from student_trainer.quickstart.cache import MANIFEST
 from student_trainer.study.lab import measuring, recipe
 from student_trainer.study.lab.document import describe, link_models, write_prompts
+from student_trainer.study.lab.language.sorting import SortingTask
+from student_trainer.study.lab.language.sums import SumsTask
+from student_trainer.study.lab.language.tokenizers import Digits, WordIds, make_tokenizer
+from student_trainer.study.lab.language.words import SLOT_OF
 from student_trainer.study.lab.making import folders, make, missed, refuse_below_bars
 from student_trainer.study.lab.network import Sizes, make_network
-from student_trainer.study.lab.sorting import SortingTask
-from student_trainer.study.lab.sums import SumsTask
 from student_trainer.study.lab.together import make_together
-from student_trainer.study.lab.tokenizers import Digits, WordIds, make_tokenizer
 from student_trainer.study.lab.training import Schedule, batch, loss_of, train
-from student_trainer.study.lab.words import SLOT_OF
 from tests.engines.conformance import running
 
 SMALL = Sizes(layers=2, hidden=32, inner=64, heads=2, positions=512)

@@ -8,10 +8,17 @@ from itertools import permutations
 
 import pytest
 
-from student_trainer.study.lab.sorting import SortingTask
-from student_trainer.study.lab.sums import MODULUS, VALUES, SumsTask
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.words import ASIDES, ITEMS, LEXICON, SLOT_OF, SYNONYMS, Response
+from student_trainer.study.lab.language.sorting import SortingTask
+from student_trainer.study.lab.language.sums import MODULUS, VALUES, SumsTask
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.words import (
+    ASIDES,
+    ITEMS,
+    LEXICON,
+    SLOT_OF,
+    SYNONYMS,
+    Response,
+)
 
 TASKS: list[LabTask] = [SumsTask(items=4), SumsTask(items=16), SortingTask(items=4)]
 HOSTILE = ["", " ", "\x00", "answer", "answer answer 3", "9" * 10_000, "apple " * 50_000, "\ud800",

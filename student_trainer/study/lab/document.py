@@ -12,9 +12,9 @@ from typing import Any
 from teacher_proto.program.files import write_text
 
 from student_trainer.quickstart.cache import MANIFEST
+from student_trainer.study.lab.language.task import LabTask
 from student_trainer.study.lab.making import folders
 from student_trainer.study.lab.recipe import STUDENT_BARS, TASKS, TEACHER_BARS, Run
-from student_trainer.study.lab.task import LabTask
 from student_trainer.tasks.base import Split
 
 DOCUMENT = "lab.json"

@@ -14,10 +14,10 @@ from teacher_proto.errors import LsmError
 
 from student_trainer.quickstart.cache import Note, cache_dir, ensure
 from student_trainer.study.lab import measuring
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.tokenizers import WordIds, make_tokenizer
 from student_trainer.study.lab.network import make_network, parameters, save
 from student_trainer.study.lab.recipe import STUDENT_BARS, TASKS, TEACHER_BARS, Run, digest
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.tokenizers import WordIds, make_tokenizer
 from student_trainer.study.lab.training import train
 
 if TYPE_CHECKING:

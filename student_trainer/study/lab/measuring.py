@@ -17,8 +17,8 @@ from student_trainer.rollout.generate import generate
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student.model import Student, load_student
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.tokenizers import WordIds
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.tokenizers import WordIds
 from student_trainer.tasks.base import Row
 
 TOP = 8

@@ -9,11 +9,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from student_trainer.study.lab.language.sorting import SortingTask
+from student_trainer.study.lab.language.sums import SumsTask
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.tokenizers import Digits
 from student_trainer.study.lab.network import Sizes
-from student_trainer.study.lab.sorting import SortingTask
-from student_trainer.study.lab.sums import SumsTask
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.tokenizers import Digits
 from student_trainer.study.lab.training import Schedule
 
 STUDENTS = 5
@@ -75,8 +75,8 @@ class Run:
                 yield f"{task}-{self.name.partition('-')[2]}", (task,)
 
 
-SUMS = Schedule(steps=3000, items=(1, 19))
-SORTING = Schedule(steps=1500, items=(1, 5))
+SUMS = Schedule(steps=4000, items=(1, 17))
+SORTING = Schedule(steps=2500, items=(1, 4), tokens=1200)
 
 
 def runs(seed: int) -> list[Run]:
@@ -114,7 +114,7 @@ def digest(run: Run) -> str:
     """Twelve hexadecimal digits of everything that decides a run's models: the recipe, and the
     files that turn it into a network."""
     sha = hashlib.sha256(json.dumps(asdict(run), sort_keys=True).encode())
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         if path.name not in ("command.py", "document.py", "making.py", "together.py"):
             sha.update(path.read_bytes())
     return sha.hexdigest()[:12]

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.tokenizers import WordIds
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.tokenizers import WordIds
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -1,16 +1,16 @@
 """Worked sums: every item has a value, which is not in the prompt; a response adds the values
-one by one, in any order, modulo 10."""
+one by one, in any order, modulo 20."""
 
 from __future__ import annotations
 
 import random
 from typing import ClassVar
 
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.words import ANSWER, ASIDES, ITEMS, STYLES, Response, take_in_turn
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.words import ANSWER, ASIDES, ITEMS, STYLES, Response
 from student_trainer.tasks.base import Row, Verdict
 
-MODULUS = 10
+MODULUS = 20
 _DRAW = random.Random("values of the items")
 VALUES = {item: _DRAW.randrange(MODULUS) for item in ITEMS}
 _NUMBERS = {str(number): number for number in range(MODULUS)}
@@ -36,7 +36,7 @@ class SumsTask(LabTask):
     def write(self, row: Row, draw: random.Random, *, decided: float, slip: float) -> Response:
         """As ``LabTask.write``. A slip is a wrong value or a wrong total."""
         response = Response(row["style"], draw, decided)
-        order = take_in_turn(draw, row["items"])
+        order = draw.sample(row["items"], len(row["items"]))
         slip_at = draw.randrange(len(order)) if draw.random() < slip else -1
         total = 0
         for place, item in enumerate(order):

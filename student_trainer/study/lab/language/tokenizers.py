@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Literal
 
-from student_trainer.study.lab.words import ANSWER, ITEMS, SLOT_OF
+from student_trainer.study.lab.language.words import ANSWER, ITEMS, SLOT_OF
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast

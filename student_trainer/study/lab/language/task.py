@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from student_trainer.study.lab.words import Response
+from student_trainer.study.lab.language.words import Response
 from student_trainer.tasks.base import PlacedRow, Read, Row, Split, Task
 
 

@@ -7,8 +7,8 @@ import random
 from collections.abc import Sequence
 from typing import ClassVar
 
-from student_trainer.study.lab.task import LabTask
-from student_trainer.study.lab.words import ANSWER, ASIDES, STYLES, Response, take_in_turn
+from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.words import ANSWER, ASIDES, STYLES, Response
 from student_trainer.tasks.base import Row, Verdict
 
 UP, DOWN = "up", "down"
@@ -39,7 +39,7 @@ class SortingTask(LabTask):
     def write(self, row: Row, draw: random.Random, *, decided: float, slip: float) -> Response:
         """As ``LabTask.write``. A slip is a number that stands in a wrong place."""
         response = Response(row["style"], draw, decided)
-        order = take_in_turn(draw, row["items"])
+        order = draw.sample(row["items"], len(row["items"]))
         slip_at = draw.randrange(1, len(order)) if draw.random() < slip and order[1:] else -1
         listed: list[int] = []
         for place, number in enumerate(order):

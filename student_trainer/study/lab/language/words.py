@@ -9,12 +9,8 @@ from __future__ import annotations
 
 import random
 from bisect import bisect
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TypeVar
-
-Item = TypeVar("Item", str, int)
 
 STYLES = 8
 SYNONYMS = 16
@@ -94,12 +90,3 @@ class Response:
         """Adds a word that the rules decide."""
         self.words.append(str(word))
         self.weights.append(0.0 if wrong else self.decided)
-
-
-def take_in_turn(draw: random.Random, items: Sequence[Item]) -> list[Item]:
-    """All items in an order that a writer likes: each time one of the first two that are left.
-    Any other order is as right."""
-    left, taken = list(items), []
-    while left:
-        taken.append(left.pop(draw.randrange(min(2, len(left)))))
-    return taken

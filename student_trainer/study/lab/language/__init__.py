@@ -1,0 +1,1 @@
+"""The languages of the laboratory: their words, tasks and tokenizers. No torch."""
