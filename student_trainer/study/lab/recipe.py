@@ -75,8 +75,8 @@ class Run:
                 yield f"{task}-{self.name.partition('-')[2]}", (task,)
 
 
-SUMS = Schedule(steps=4000, items=(1, 17))
-SORTING = Schedule(steps=2500, items=(1, 4), tokens=1200)
+SUMS = Schedule(steps=6000, items=(1, 17), tokens=768)
+SORTING = Schedule(steps=3000, items=(1, 4), tokens=768)
 
 
 def runs(seed: int) -> list[Run]:
