@@ -1,4 +1,4 @@
-"""The models of the laboratory: tokenizers, training from seeds, and what loads them."""
+"""The models of the laboratory: their tokenizer, training from seeds, and what loads them."""
 
 from __future__ import annotations
 
@@ -10,18 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from teacher_proto.errors import ConfigurationError, LsmError
+from teacher_proto.errors import LsmError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.cli import run as run_cli
 from student_trainer.quickstart.cache import MANIFEST
 from student_trainer.study.lab import measuring, recipe
 from student_trainer.study.lab.document import describe, link_models, write_prompts
-from student_trainer.study.lab.language.sorting import SortingTask
 from student_trainer.study.lab.language.sums import SumsTask
-from student_trainer.study.lab.language.tokenizers import Digits, WordIds, make_tokenizer
-from student_trainer.study.lab.language.words import SLOT_OF
-from student_trainer.study.lab.making import folders, make, missed, refuse_below_bars
+from student_trainer.study.lab.language.tokenizer import WordIds, make_tokenizer
+from student_trainer.study.lab.language.words import ITEMS, SLOT_OF
+from student_trainer.study.lab.making import folder_of, make, missed, refuse_below_bars
 from student_trainer.study.lab.network import Sizes, make_network
 from student_trainer.study.lab.together import make_together
 from student_trainer.study.lab.training import Schedule, batch, loss_of, train
@@ -29,42 +28,36 @@ from tests.engines.conformance import running
 
 SMALL = Sizes(layers=2, hidden=32, inner=64, heads=2, positions=512)
 SHORT = Schedule(steps=60, items=(1, 2), warmup=5, tokens=256, rate=1e-2)
-SUMS, SORTING = SumsTask(items=4), SortingTask(items=4)
+SUMS = SumsTask(items=4)
 
 
-@pytest.mark.parametrize("digits", ["one", "three"])
-def test_every_word_is_one_token_and_digits_differ(digits: Digits) -> None:
-    tokenizer = make_tokenizer(digits, SORTING.numbers)
+def test_every_word_and_number_is_one_token() -> None:
+    tokenizer = make_tokenizer(SUMS.numbers)
     assert len(tokenizer) >= 1000
 
     def pieces(text: str) -> list[str]:
         return [tokenizer.decode([one]) for one in tokenizer.encode(text, add_special_tokens=False)]
 
-    for word in (*SLOT_OF, "apple", "answer", "up", "down", "="):
+    for word in (*SLOT_OF, *ITEMS, "answer", "=", "0", "19"):
         assert pieces(f" {word}") == [f" {word}"]
-    assert pieces(" 350 125") == (
-        [" 350", " 125"] if digits == "three" else [" 3", "5", "0", " 1", "2", "5"]
-    )
     for strange in ("Größe 12345 \n\t<|end|", "l'apple", "S3 up 100 =", "banobano"):
         ids = tokenizer.encode(strange, add_special_tokens=False)
         assert tokenizer.decode(ids) == strange
 
 
-@pytest.mark.parametrize("task", [SUMS, SORTING], ids=["sums", "sorting"])
-@pytest.mark.parametrize("digits", ["one", "three"])
-def test_ids_word_by_word_are_those_of_the_text(task: SumsTask, digits: Digits) -> None:
-    tokenizer = make_tokenizer(digits, task.numbers)
+def test_ids_word_by_word_are_those_of_the_text() -> None:
+    tokenizer = make_tokenizer(SUMS.numbers)
     ids, draw = WordIds(tokenizer), random.Random(1)
     for _ in range(20):
-        row = task.draw_row(draw, 4)
-        response = task.write(row, draw, decided=1.0, slip=0.0)
+        row = SUMS.draw_row(draw, 4)
+        response = SUMS.write(row, draw, decided=1.0, slip=0.0)
         text = " ".join([row["prompt"], *response.words])
         assert ids.of_text(text) == tokenizer.encode(text, add_special_tokens=False)
         assert tokenizer.decode(ids.of_text(text)) == text
 
 
 def test_rows_of_a_step_are_of_the_seed_and_the_step() -> None:
-    ids = WordIds(make_tokenizer("three", SUMS.numbers))
+    ids = WordIds(make_tokenizer(SUMS.numbers))
     schedule = replace(SHORT, slip=1.0)
     first = batch(SUMS, ids, schedule, 50, seed=1)
     again = batch(SUMS, ids, schedule, 50, seed=1)
@@ -83,7 +76,7 @@ def test_rows_of_a_step_are_of_the_seed_and_the_step() -> None:
 
 
 def test_the_loss_is_the_weighted_mean_over_targets() -> None:
-    tokenizer = make_tokenizer("three", SUMS.numbers)
+    tokenizer = make_tokenizer(SUMS.numbers)
     network = make_network(SMALL, tokenizer, seed=3).eval()
     rows = batch(SUMS, WordIds(tokenizer), SHORT, 40, seed=1)
     with torch.inference_mode():
@@ -101,7 +94,7 @@ def test_the_loss_is_the_weighted_mean_over_targets() -> None:
 
 
 def test_training_lowers_the_loss_and_repeats() -> None:
-    tokenizer = make_tokenizer("three", SUMS.numbers)
+    tokenizer = make_tokenizer(SUMS.numbers)
 
     def trained(steps: int) -> tuple[list[float], torch.Tensor]:
         network = make_network(SMALL, tokenizer, seed=3)
@@ -135,15 +128,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the models of a quick run, made by the command."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LSM_CACHE", str(tmp_path_factory.mktemp("cache")))
-        for name in ("sorting-teacher", "sorting-digits-1"):
+        for name in ("sums-teacher", "sums-student-1"):
             assert run_cli(["study", "lab", "--quick", "--run", name]) == 0
         runs = [recipe.quick(run) for run in recipe.runs(0)]
         out = tmp_path_factory.mktemp("out")
         link_models(out, runs)
         # A second time they are there already.
-        for run in runs:
-            if run.name == "sorting-teacher":
-                assert make(run, _must_not_be_told) == folders(run)
+        assert make(runs[0], _must_not_be_told) == folder_of(runs[0])
     return out
 
 
@@ -152,35 +143,36 @@ def _must_not_be_told(text: str) -> None:
 
 
 def test_models_have_figures_and_load(made: Path) -> None:
-    assert sorted(path.name for path in made.iterdir()) == ["sorting-digits-1", "sorting-teacher"]
+    assert sorted(path.name for path in made.iterdir()) == ["sums-student-1", "sums-teacher"]
+    facts = {}
     for folder in made.iterdir():
         model = AutoModelForCausalLM.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         assert model.config.vocab_size == len(tokenizer) >= 1000
         assert tokenizer.chat_template is None
-        facts = json.loads((folder / MANIFEST).read_text())
-        assert 5e5 <= facts["parameters"] == sum(p.numel() for p in model.parameters()) <= 1e7
-        assert facts["figures"]["sorting"].keys() >= {"accuracy", "entropy", "wide", "after_slips"}
-    teacher, student = made / "sorting-teacher", made / "sorting-digits-1"
-    lengths = [len(AutoTokenizer.from_pretrained(f).encode(" 350")) for f in (teacher, student)]
-    assert lengths == [1, 3]
+        found = facts[folder.name] = json.loads((folder / MANIFEST).read_text())
+        assert 5e5 <= found["parameters"] == sum(p.numel() for p in model.parameters()) <= 1e7
+        assert found["figures"].keys() >= {"accuracy", "entropy", "wide", "after_slips"}
+    # A teacher takes the whole schedule, a student is kept at a look.
+    assert facts["sums-teacher"]["updates"] == 8
+    assert facts["sums-student-1"]["updates"] == 4
 
 
 async def test_the_teachers_engine_loads_one(made: Path) -> None:
     from teacher_server.engines.torch.transformers import TransformersEngine
 
-    async with running(TransformersEngine(str(made / "sorting-teacher"), device="cpu")) as engine:
+    async with running(TransformersEngine(str(made / "sums-teacher"), device="cpu")) as engine:
         assert engine.description.vocabulary_size >= 1000
 
 
 def test_figures_against_sums_in_float64(made: Path) -> None:
-    student = measuring.load(made / "sorting-teacher")
-    rows = measuring.draw_rows(SORTING, 2, seed=5)
-    rollouts = measuring.respond(student, SORTING, rows, seed=5)
+    student = measuring.load(made / "sums-teacher")
+    rows = measuring.draw_rows(SUMS, 2, seed=5)
+    rollouts = measuring.respond(student, SUMS, rows, seed=5)
     assert [r.token_ids.tolist() for r in rollouts] == [
-        r.token_ids.tolist() for r in measuring.respond(student, SORTING, rows, seed=5)
+        r.token_ids.tolist() for r in measuring.respond(student, SUMS, rows, seed=5)
     ]
-    model = AutoModelForCausalLM.from_pretrained(made / "sorting-teacher")
+    model = AutoModelForCausalLM.from_pretrained(made / "sums-teacher")
     entropies, wide = [], []
     for rollout in rollouts:
         prompt = len(rollout.prompt.token_ids)
@@ -197,15 +189,15 @@ def test_figures_against_sums_in_float64(made: Path) -> None:
 
 
 def test_a_model_below_a_bar_is_refused_by_its_figure() -> None:
-    teacher, student = recipe.runs(0)[0], recipe.runs(0)[2]
+    teacher, student = recipe.runs(0)[:2]
     good = {"accuracy": 0.95, "entropy": 1.4, "wide": 0.6}
-    assert missed(teacher, {"sums": good}) == []
+    assert missed(teacher, good) == []
     for figure, value in (("accuracy", 0.89), ("entropy", 0.29), ("wide", 0.09)):
-        with pytest.raises(LsmError, match=f"not a teacher: {figure} {value:.3f} on sums"):
-            refuse_below_bars("sums-teacher", teacher, {"sums": good | {figure: value}})
-    assert missed(student, {"sums": {"accuracy": 0.2}}) == []
+        with pytest.raises(LsmError, match=f"not a teacher: {figure} {value:.3f} is not"):
+            refuse_below_bars(teacher, good | {figure: value})
+    assert missed(student, {"accuracy": 0.2}) == []
     for value in (0.19, 0.51, float("nan")):
-        assert len(missed(student, {"sums": {"accuracy": value}})) == 1
+        assert len(missed(student, {"accuracy": value})) == 1
 
 
 def test_a_name_of_the_cache_is_of_the_recipe() -> None:
@@ -213,8 +205,8 @@ def test_a_name_of_the_cache_is_of_the_recipe() -> None:
     assert recipe.digest(run) == recipe.digest(recipe.runs(0)[0])
     others = [replace(run, seed=7), replace(run, schedule=SHORT), replace(run, sizes=SMALL)]
     assert len({recipe.digest(one) for one in (run, *others)}) == 4
-    names = [name for run in recipe.runs(0) for name, _ in run.models()]
-    assert len(names) == len(set(names)) == 2 + 4 * recipe.STUDENTS
+    folders = {folder_of(run) for run in recipe.runs(0) + recipe.runs(1)}
+    assert len(folders) == 2 * (1 + recipe.STUDENTS)
 
 
 def test_a_run_that_fails_is_told() -> None:
@@ -225,18 +217,13 @@ def test_a_run_that_fails_is_told() -> None:
     assert told[-1] == failed["no-run"]
 
 
-def test_a_task_that_there_is_not_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="choose among sums, sums-long, sorting"):
-        run_cli(["study", "lab", "--task", "chess"])
-
-
 def test_the_document_has_what_was_made_and_what_was_refused(made: Path, tmp_path: Path) -> None:
     models = {folder.name: folder.resolve() for folder in made.iterdir()}
-    document = describe(models, {"sums-teacher": "it is not"}, {"command": "c", "commit": "d"})
-    assert document["refused"] == {"sums-teacher": "it is not"}
+    document = describe(models, {"sums-student-2": "it is not"}, {"command": "c", "commit": "d"})
+    assert document["refused"] == {"sums-student-2": "it is not"}
     assert document["models"].keys() == models.keys()
-    assert document["models"]["sorting-teacher"]["figures"]["sorting"]["tokens"] > 0
-    write_prompts(tmp_path, ["sorting"])
-    lines = (tmp_path / "sorting-held-out.jsonl").read_text().splitlines()
-    rows = [row for _, row in recipe.TASKS["sorting"].prompts("held_out", None)]  # type: ignore[arg-type]
+    assert document["models"]["sums-teacher"]["figures"]["tokens"] > 0
+    write_prompts(tmp_path, ["sums"])
+    lines = (tmp_path / "sums-held-out.jsonl").read_text().splitlines()
+    rows = [row for _, row in recipe.TASKS["sums"].prompts("held_out", None)]  # type: ignore[arg-type]
     assert [json.loads(line)["prompt"] for line in lines] == [row["prompt"] for row in rows]

@@ -8,7 +8,6 @@ from itertools import permutations
 
 import pytest
 
-from student_trainer.study.lab.language.sorting import SortingTask
 from student_trainer.study.lab.language.sums import MODULUS, VALUES, SumsTask
 from student_trainer.study.lab.language.task import LabTask
 from student_trainer.study.lab.language.words import (
@@ -20,7 +19,7 @@ from student_trainer.study.lab.language.words import (
     Response,
 )
 
-TASKS: list[LabTask] = [SumsTask(items=4), SumsTask(items=16), SortingTask(items=4)]
+TASKS: list[LabTask] = [SumsTask(items=4), SumsTask(items=16)]
 HOSTILE = ["", " ", "\x00", "answer", "answer answer 3", "9" * 10_000, "apple " * 50_000, "\ud800",
            "²", "answer 1e400", "100 " * 10_000, "apple has 12 plus 0"]  # fmt: skip
 
@@ -33,7 +32,7 @@ def test_no_word_is_in_two_lists() -> None:
     assert len(LEXICON) == 8 * 7
     assert all(len(words) == SYNONYMS for words in LEXICON.values())
     assert len(SLOT_OF) == 8 * 7 * SYNONYMS
-    assert not SLOT_OF.keys() & {*ITEMS, "answer", "up", "down"}
+    assert not SLOT_OF.keys() & {*ITEMS, "answer"}
 
 
 def test_words_are_drawn_by_zipfs_law() -> None:
@@ -71,7 +70,7 @@ def test_a_decided_word_that_is_changed_is_found(task: LabTask) -> None:
         if weight != 2.0 or place == said:
             continue
         word = response.words[place]
-        other = next(o for o in ("100", "975", "lamp", "key", "19", "0") if alike(o, word))
+        other = next(o for o in ("lamp", "key", "19", "0") if alike(o, word))
         changed = [*response.words[:place], other, *response.words[place + 1 :]]
         verdict = task.verify(row, " " + " ".join(changed))
         assert verdict.right == (place < said)
@@ -79,10 +78,8 @@ def test_a_decided_word_that_is_changed_is_found(task: LabTask) -> None:
 
 
 def alike(other: str, word: str) -> bool:
-    """Whether it is another word of the same kind: an item, or a number as large."""
-    return (
-        other != word and other.isdigit() == word.isdigit() and (len(other) > 2) == (len(word) > 2)
-    )
+    """Whether it is another word of the same kind: an item or a number."""
+    return other != word and other.isdigit() == word.isdigit()
 
 
 def test_all_orders_of_a_sum() -> None:
@@ -101,21 +98,6 @@ def test_all_orders_of_a_sum() -> None:
         assert verdict.right == (running == total)
         known = sum(item in items for item in chosen)
         assert verdict.values["steps_right"] == pytest.approx(known / 3)
-
-
-def test_all_orders_of_a_list() -> None:
-    task = SortingTask(items=3)
-    for down in (False, True):
-        row = {"prompt": "", "style": 0, "items": [350, 125, 775], "down": down}
-        for chosen in permutations(row["items"]):
-            words = []
-            for count in range(1, 4):
-                listed = sorted(chosen[:count], reverse=down)
-                words += [f"ba {chosen[count - 1]} ko", *map(str, listed), "za"]
-            for answer in permutations(row["items"]):
-                verdict = task.verify(row, " ".join([*words, "answer", *map(str, answer)]))
-                assert verdict.right == (list(answer) == sorted(answer, reverse=down))
-                assert verdict.values["steps_right"] == 1
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.items}")

@@ -23,11 +23,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="another laboratory")
     parser.add_argument(
-        "--task",
-        metavar="TASK,TASK",
-        help="only the models of these tasks, of sums, sums-long and sorting",
-    )
-    parser.add_argument(
         "--jobs", type=_natural, metavar="N", help="processes at a time (one a core)"
     )
     parser.add_argument(
@@ -38,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--run",
         metavar="RUN",
         dest="run_name",
-        help="make the models of one run, in this process",
+        help="make the model of one run, in this process",
     )
 
 
@@ -52,15 +47,7 @@ def _natural(text: str) -> int:
 def run(arguments: argparse.Namespace) -> int:
     from student_trainer.study.lab import recipe
 
-    wanted = set(arguments.task.split(",")) if arguments.task else set(recipe.TASKS)
-    unknown = sorted(wanted - set(recipe.TASKS))
-    if unknown:
-        raise ConfigurationError(
-            f"there is no task {unknown[0]!r}",
-            where="--task",
-            fix=f"choose among {', '.join(recipe.TASKS)}",
-        )
-    runs = [run for run in recipe.runs(arguments.seed) if wanted & set(run.tasks)]
+    runs = recipe.runs(arguments.seed)
     if arguments.quick:
         runs = [recipe.quick(run) for run in runs]
     if arguments.run_name is not None:
@@ -69,10 +56,6 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _one(name: str, runs: Sequence[Run], *, bars: bool) -> int:
-    from student_trainer.commands.shared import quiet_libraries
-    from student_trainer.study.lab.making import make
-
-    quiet_libraries()
     found = [run for run in runs if run.name == name]
     if not found:
         raise ConfigurationError(
@@ -80,6 +63,10 @@ def _one(name: str, runs: Sequence[Run], *, bars: bool) -> int:
             where="--run",
             fix=f"choose among {', '.join(run.name for run in runs)}",
         )
+    from student_trainer.commands.shared import quiet_libraries
+    from student_trainer.study.lab.making import make
+
+    quiet_libraries()
     make(found[0], _note, bars=bars)
     return 0
 
@@ -91,16 +78,17 @@ def _all(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
         write_document,
         write_prompts,
     )
+    from student_trainer.study.lab.recipe import TASKS
     from student_trainer.study.lab.together import make_together
     from student_trainer.study.parts.origin import origin
 
     started = time.monotonic()
-    options = {"seed": arguments.seed, "task": arguments.task, "quick": arguments.quick}
+    options = {"seed": arguments.seed, "quick": arguments.quick}
     same = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
     jobs = arguments.jobs or len(os.sched_getaffinity(0))
     refused = make_together([run.name for run in runs], same, jobs, _note)
     models = link_models(arguments.out, runs)
-    write_prompts(arguments.out, sorted({task for run in runs for task in run.tasks}))
+    write_prompts(arguments.out, list(TASKS))
     document = describe(models, refused, origin("lab", options))
     document["seconds"] = round(time.monotonic() - started, 1)
     path = write_document(arguments.out, document)

@@ -13,7 +13,7 @@ from teacher_proto.program.files import write_text
 
 from student_trainer.quickstart.cache import MANIFEST
 from student_trainer.study.lab.language.task import LabTask
-from student_trainer.study.lab.making import folders
+from student_trainer.study.lab.making import folder_of
 from student_trainer.study.lab.recipe import STUDENT_BARS, TASKS, TEACHER_BARS, Run
 from student_trainer.tasks.base import Split
 
@@ -26,9 +26,7 @@ def link_models(out: Path, runs: Sequence[Run]) -> dict[str, Path]:
     Returns:
         Name -> folder in the cache.
     """
-    there = {
-        name: folder for run in runs for name, folder in folders(run).items() if folder.exists()
-    }
+    there = {run.name: folder_of(run) for run in runs if folder_of(run).exists()}
     out.mkdir(parents=True, exist_ok=True)
     for name, folder in there.items():
         link = out / name

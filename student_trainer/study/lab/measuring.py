@@ -18,7 +18,7 @@ from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student.model import Student, load_student
 from student_trainer.study.lab.language.task import LabTask
-from student_trainer.study.lab.language.tokenizers import WordIds
+from student_trainer.study.lab.language.tokenizer import WordIds
 from student_trainer.tasks.base import Row
 
 TOP = 8
@@ -42,9 +42,9 @@ def respond(student: Student, task: LabTask, rows: Sequence[Row], seed: int) -> 
     for row in rows:
         ids = np.array(student.tokenizer.encode(row["prompt"], add_special_tokens=False), np.int32)
         prompts.append(PromptItem(prompt_identity(ids), ids, TextPrompt(row["prompt"])))
-    # A number is at most three tokens.
+    # Twice as long as the longest right one, so that a response is cut only where it never ends.
     settings = RolloutSettings(
-        group_size=1, batch_size=64, max_new_tokens=3 * task.longest_response
+        group_size=1, batch_size=64, max_new_tokens=2 * task.longest_response
     )
     return generate(student, prompts, settings, seed=seed, step=0)
 

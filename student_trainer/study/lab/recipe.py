@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from student_trainer.study.lab.language.sorting import SortingTask
 from student_trainer.study.lab.language.sums import SumsTask
 from student_trainer.study.lab.language.task import LabTask
-from student_trainer.study.lab.language.tokenizers import Digits
 from student_trainer.study.lab.network import Sizes
 from student_trainer.study.lab.training import Schedule
 
 STUDENTS = 5
-# Tasks by name. Teachers and students of one class of task are the same models.
-TASKS: Mapping[str, LabTask] = {
-    "sums": SumsTask(items=4),
-    "sums-long": SumsTask(items=16),
-    "sorting": SortingTask(items=4),
-}
+TASKS: Mapping[str, LabTask] = {"sums": SumsTask(items=4)}
 # A figure of a model -> the least and the most that it may be.
 TEACHER_BARS = {"accuracy": (0.9, 1.0), "entropy": (0.3, 1e9), "wide": (0.1, 1.0)}
 STUDENT_BARS = {"accuracy": (0.2, 0.5)}
@@ -30,7 +23,8 @@ STUDENT_BARS = {"accuracy": (0.2, 0.5)}
 
 @dataclass(frozen=True)
 class Looks:
-    """When an early checkpoint is a student: the first look at which its accuracy is ``least``.
+    """When an early checkpoint is a student: at the first look that finds it right in ``least`` of
+    its responses.
 
     Attributes:
         first, every: updates before the first look, and between looks.
@@ -38,25 +32,25 @@ class Looks:
     """
 
     first: int
-    every: int = 20
+    every: int = 50
     prompts: int = 100
     least: float = 0.3
 
 
 @dataclass(frozen=True)
 class Run:
-    """One training, which leaves a teacher at its end or students on its way.
+    """One training, which leaves a teacher at its end or a student on its way.
 
     Attributes:
-        tasks: names in ``TASKS``, all of one class; a student is left for each, in this order.
+        name: of the model.
+        task: a name in ``TASKS``.
         looks: None for a teacher.
-        measured: prompts on which a model is measured.
+        measured: prompts on which the model is measured.
     """
 
     name: str
-    tasks: tuple[str, ...]
+    task: str
     seed: int
-    digits: Digits
     schedule: Schedule
     looks: Looks | None = None
     sizes: Sizes = field(default_factory=Sizes)
@@ -66,17 +60,8 @@ class Run:
     def role(self) -> Literal["teacher", "student"]:
         return "teacher" if self.looks is None else "student"
 
-    def models(self) -> Iterator[tuple[str, tuple[str, ...]]]:
-        """The models that it leaves: a name, and the tasks on which each is measured."""
-        if self.looks is None:
-            yield self.name, self.tasks
-        else:
-            for task in self.tasks:
-                yield f"{task}-{self.name.partition('-')[2]}", (task,)
 
-
-SUMS = Schedule(steps=6000, items=(1, 17), tokens=768)
-SORTING = Schedule(steps=3000, items=(1, 4), tokens=768)
+SUMS = Schedule(steps=4000, items=(1, 6), growth=0.2, tokens=768)
 
 
 def runs(seed: int) -> list[Run]:
@@ -86,20 +71,14 @@ def runs(seed: int) -> list[Run]:
         seed: of the whole laboratory; every run has one of its own.
     """
     base = 1000 * seed
-    made = [
-        Run("sums-teacher", ("sums", "sums-long"), base, "three", SUMS),
-        Run("sorting-teacher", ("sorting",), base, "three", SORTING),
+    looks = Looks(first=600)
+    return [
+        Run("sums-teacher", "sums", base, SUMS),
+        *(
+            Run(f"sums-student-{number}", "sums", base + number, SUMS, looks)
+            for number in range(1, STUDENTS + 1)
+        ),
     ]
-    numbers = range(1, STUDENTS + 1)
-    for number in numbers:
-        looks = Looks(first=300)
-        one = base + number
-        made += [
-            Run(f"sums-student-{number}", ("sums", "sums-long"), one, "three", SUMS, looks),
-            Run(f"sorting-student-{number}", ("sorting",), one, "three", SORTING, looks),
-            Run(f"sorting-digits-{number}", ("sorting",), one + 100, "one", SORTING, looks),
-        ]
-    return made
 
 
 def quick(run: Run) -> Run:

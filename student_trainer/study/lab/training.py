@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
 from student_trainer.study.lab.language.task import LabTask
-from student_trainer.study.lab.language.tokenizers import WordIds
+from student_trainer.study.lab.language.tokenizer import WordIds
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM

@@ -1,1 +1,1 @@
-"""The languages of the laboratory: their words, tasks and tokenizers. No torch."""
+"""The language of the laboratory: its words, its task and its tokenizer. No torch."""

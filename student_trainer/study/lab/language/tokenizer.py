@@ -1,34 +1,30 @@
-"""The tokenizers of the laboratory: byte-level BPE whose merges are written down, not learnt.
+"""The tokenizer of the laboratory: byte-level BPE whose merges are written down, not learnt.
 
-Every word of a language is one token. Numbers are one token up to three digits, or a token a
-digit. Any other text is written in bytes.
+Every word and every number of a language is one token. Any other text is written in bytes.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from student_trainer.study.lab.language.words import ANSWER, ITEMS, SLOT_OF
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
-Digits = Literal["one", "three"]
-WORDS = (*ITEMS, ANSWER, "up", "down", "=")
+WORDS = (*ITEMS, ANSWER, "=")
 END, PAD = "<|end|>", "<|pad|>"
 SPACE = "\u0120"  # a space, in the alphabet of byte-level BPE
 # A space belongs to the word or the number after it.
-_PATTERNS = {"one": r" ?\p{L}+| ?\p{N}| ?[^\s\p{L}\p{N}]+|\s+"}
-_PATTERNS["three"] = _PATTERNS["one"].replace(r"\p{N}|", r"\p{N}{1,3}|")
+_PATTERN = r" ?\p{L}+| ?\p{N}{1,3}| ?[^\s\p{L}\p{N}]+|\s+"
 
 
-def merges(digits: Digits, numbers: Iterable[int], words: Iterable[str]) -> list[tuple[str, str]]:
-    """The merges in their order: numbers and ``words`` letter by letter, then the invented words
+def merges(numbers: Iterable[int]) -> list[tuple[str, str]]:
+    """The merges in their order: numbers and ``WORDS`` letter by letter, then the invented words
     of the styles by their syllables."""
-    chains = [SPACE + word for word in words]
-    chains += [SPACE + str(n) if digits == "three" else SPACE + str(n)[0] for n in numbers]
+    chains = [SPACE + word for word in WORDS] + [SPACE + str(number) for number in numbers]
     found = [pair for text in sorted(set(chains)) for pair in _chain(text)]
     invented = sorted(SLOT_OF)
     found += [(SPACE, word[0]) for word in invented]
@@ -43,22 +39,20 @@ def _chain(text: str) -> Iterator[tuple[str, str]]:
         yield text[:end], text[end]
 
 
-def make_tokenizer(
-    digits: Digits, numbers: Iterable[int], words: Iterable[str] = WORDS
-) -> PreTrainedTokenizerFast:
-    """The tokenizer of a language whose texts hold these numbers and, beside the words of the
-    styles, these words. It has no chat template and no token that begins a text."""
+def make_tokenizer(numbers: Iterable[int]) -> PreTrainedTokenizerFast:
+    """The tokenizer of a language whose texts hold these numbers, of at most three digits. It has
+    no chat template and no token that begins a text."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ordered = merges(digits, numbers, words)
+    ordered = merges(numbers)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = list(dict.fromkeys([END, PAD, *alphabet, *(a + b for a, b in ordered)]))
     vocabulary = {token: number for number, token in enumerate(tokens)}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=ordered))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PATTERNS[digits]), "isolated"),
+            pre_tokenizers.Split(Regex(_PATTERN), "isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
