@@ -7,7 +7,10 @@ import re
 from itertools import permutations
 
 import pytest
+from pydantic import TypeAdapter
 
+from student_trainer.settings.kinds import TaskConfigs
+from student_trainer.study.lab.document import settings_of
 from student_trainer.study.lab.language.sums import MODULUS, VALUES, SumsTask
 from student_trainer.study.lab.language.task import LabTask
 from student_trainer.study.lab.language.words import (
@@ -18,6 +21,8 @@ from student_trainer.study.lab.language.words import (
     SYNONYMS,
     Response,
 )
+from student_trainer.tasks import Task
+from student_trainer.verification.process import VerifierProcess
 
 TASKS: list[LabTask] = [SumsTask(items=4), SumsTask(items=16)]
 HOSTILE = ["", " ", "\x00", "answer", "answer answer 3", "9" * 10_000, "apple " * 50_000, "\ud800",
@@ -154,3 +159,21 @@ def test_a_step_has_up_to_three_asides() -> None:
         counts.append(len(response.words) - before - 1)
     for number, share in enumerate(ASIDES):
         assert counts.count(number) / 4000 == pytest.approx(share, abs=0.04)
+
+
+def test_a_run_has_it_as_a_task_and_judges_it_in_a_process() -> None:
+    """With the settings that ``lab.json`` has."""
+    named: dict[str, Task] = TypeAdapter(TaskConfigs).validate_python(
+        {"sums": settings_of(SumsTask(items=3))}
+    )
+    assert named["sums"] == SumsTask(items=3)
+    task = SumsTask(items=3)
+    row = task.draw_row(random.Random(3), 3)
+    right = text(task.write(row, random.Random(4), decided=1.0, slip=0.0))
+    process = VerifierProcess(named, [], seconds=60.0, memory_bytes=2**28)
+    try:
+        judged = [process.judge("sums", row, response) for response in (right, right + " 3")]
+    finally:
+        process.close()
+    assert [one.score for one in judged] == [1.0, 0.0]
+    assert [one.values["steps_right"] for one in judged] == [1.0, 1.0]
