@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -82,7 +81,6 @@ def _all(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
     from student_trainer.study.lab.together import make_together
     from student_trainer.study.parts.origin import origin
 
-    started = time.monotonic()
     options = {"seed": arguments.seed, "quick": arguments.quick}
     same = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
     jobs = arguments.jobs or len(os.sched_getaffinity(0))
@@ -90,7 +88,6 @@ def _all(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
     models = link_models(arguments.out, runs)
     write_prompts(arguments.out, list(TASKS))
     document = describe(models, refused, origin("lab", options))
-    document["seconds"] = round(time.monotonic() - started, 1)
     path = write_document(arguments.out, document)
     if refused:
         raise LsmError(
