@@ -130,7 +130,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setenv("LSM_CACHE", str(tmp_path_factory.mktemp("cache")))
         for name in ("sums-teacher", "sums-student-1"):
             assert run_cli(["study", "lab", "--quick", "--run", name]) == 0
-        runs = [recipe.quick(run) for run in recipe.runs(0)]
+        runs = [recipe.quick(run) for run in recipe.runs(0, 5)]
         out = tmp_path_factory.mktemp("out")
         link_models(out, runs)
         # A second time they are there already.
@@ -189,7 +189,7 @@ def test_figures_against_sums_in_float64(made: Path) -> None:
 
 
 def test_a_model_below_a_bar_is_refused_by_its_figure() -> None:
-    teacher, student = recipe.runs(0)[:2]
+    teacher, student = recipe.runs(0, 5)[:2]
     good = {"accuracy": 0.95, "entropy": 1.4, "wide": 0.6}
     assert missed(teacher, good) == []
     for figure, value in (("accuracy", 0.89), ("entropy", 0.29), ("wide", 0.09)):
@@ -201,12 +201,12 @@ def test_a_model_below_a_bar_is_refused_by_its_figure() -> None:
 
 
 def test_a_name_of_the_cache_is_of_the_recipe() -> None:
-    run = recipe.runs(0)[0]
-    assert recipe.digest(run) == recipe.digest(recipe.runs(0)[0])
+    run = recipe.runs(0, 5)[0]
+    assert recipe.digest(run) == recipe.digest(recipe.runs(0, 5)[0])
     others = [replace(run, seed=7), replace(run, schedule=SHORT), replace(run, sizes=SMALL)]
     assert len({recipe.digest(one) for one in (run, *others)}) == 4
-    folders = {folder_of(run) for run in recipe.runs(0) + recipe.runs(1)}
-    assert len(folders) == 2 * (1 + recipe.STUDENTS)
+    folders = {folder_of(run) for run in recipe.runs(0, 5) + recipe.runs(1, 5)}
+    assert len(folders) == 2 * (1 + 5)
 
 
 def test_a_run_that_fails_is_told() -> None:

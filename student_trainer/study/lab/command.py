@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from student_trainer.study.lab.recipe import Run
 
 
+# Students that are made unless the command says how many.
+STUDENTS = 5
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("lab"), metavar="DIR",
@@ -22,7 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--seed", type=_natural, default=0, metavar="N", help="another laboratory")
     parser.add_argument(
-        "--jobs", type=_natural, metavar="N", help="processes at a time (one a core)"
+        "--students", type=_natural, default=STUDENTS, metavar="N",
+        help=f"students besides the teacher ({STUDENTS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--jobs", type=_positive, metavar="N", help="processes at a time (one a core)"
     )
     parser.add_argument(
         "--quick", action="store_true",
@@ -43,10 +51,16 @@ def _natural(text: str) -> int:
     return value
 
 
+def _positive(text: str) -> int:
+    if (value := _natural(text)) == 0:
+        raise ValueError
+    return value
+
+
 def run(arguments: argparse.Namespace) -> int:
     from student_trainer.study.lab import recipe
 
-    runs = recipe.runs(arguments.seed)
+    runs = recipe.runs(arguments.seed, arguments.students)
     if arguments.quick:
         runs = [recipe.quick(run) for run in runs]
     if arguments.run_name is not None:
@@ -81,8 +95,13 @@ def _all(arguments: argparse.Namespace, runs: Sequence[Run]) -> int:
     from student_trainer.study.lab.together import make_together
     from student_trainer.study.parts.origin import origin
 
-    options = {"seed": arguments.seed, "quick": arguments.quick}
-    same = ["--seed", str(arguments.seed), *(["--quick"] if arguments.quick else [])]
+    options = {
+        "seed": arguments.seed,
+        "students": arguments.students,
+        "quick": arguments.quick,
+    }
+    same = ["--seed", str(arguments.seed), "--students", str(arguments.students)]
+    same += ["--quick"] if arguments.quick else []
     jobs = arguments.jobs or len(os.sched_getaffinity(0))
     refused = make_together([run.name for run in runs], same, jobs, _note)
     models = link_models(arguments.out, runs)

@@ -14,7 +14,6 @@ from student_trainer.study.lab.language.task import LabTask
 from student_trainer.study.lab.network import Sizes
 from student_trainer.study.lab.training import Schedule
 
-STUDENTS = 5
 TASKS: Mapping[str, LabTask] = {"sums": SumsTask(items=4)}
 # A figure of a model -> the least and the most that it may be.
 TEACHER_BARS = {"accuracy": (0.9, 1.0), "entropy": (0.3, 1e9), "wide": (0.1, 1.0)}
@@ -61,24 +60,24 @@ class Run:
         return "teacher" if self.looks is None else "student"
 
 
-# Long prompts make a teacher of four items sooner, short ones a student.
 TEACHER = Schedule(steps=3000, items=(1, 19), tokens=1536)
-STUDENT = Schedule(steps=4000, items=(1, 6), growth=0.2, tokens=768)
+STUDENT = Schedule(steps=1600, items=(1, 6), growth=0.5, tokens=768)
 
 
-def runs(seed: int) -> list[Run]:
+def runs(seed: int, students: int) -> list[Run]:
     """The runs of the laboratory, the longest first.
 
     Args:
         seed: of the whole laboratory; every run has one of its own.
+        students: how many there are besides the teacher.
     """
     base = 1000 * seed
-    looks = Looks(first=600)
+    looks = Looks(first=1000)
     return [
         Run("sums-teacher", "sums", base, TEACHER),
         *(
             Run(f"sums-student-{number}", "sums", base + number, STUDENT, looks)
-            for number in range(1, STUDENTS + 1)
+            for number in range(1, students + 1)
         ),
     ]
 
