@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 # Students that are made unless the command says how many.
-STUDENTS = 5
+STUDENTS = 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
