@@ -135,16 +135,16 @@ class Connections:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(self._forget, over)
         many = len(peers.keys() ^ before.keys()) >= MANY
-        left: Counter[str] = Counter()
-        if many:
-            gone = self._sockets.left(peers)
-            served = {peer_of(name) for name in self.answered.copy()}
-            left.update(peer.address for peer in gone - served)
-            for peer in gone:
-                if self._sockets.end(peers[peer], peer, unread=True):
-                    self._counted("left")
-                    del self._seen[peer]
-        self._turn_away(left)
+        gone = self._sockets.left(peers) if many else set()
+        served = {peer for name in self.answered.copy() if (peer := peer_of(name)) is not None}
+        for peer in gone:
+            if self._sockets.end(peers[peer], peer, unread=True):
+                self._counted("left")
+                del self._seen[peer]
+        self._turn_away(
+            Counter(peer.address for peer in gone - served),
+            {peer.address for peer in served - gone},
+        )
         new = peers.keys() - before.keys()
         self._hold_back(came=sum(peer.address not in self._away for peer in new))
         while self._cut:
@@ -154,10 +154,10 @@ class Connections:
         self._report()
         return many or self._floods.expected(time.monotonic())
 
-    def _turn_away(self, left: Mapping[str, int]) -> None:
-        """Those who flood are kept out by the system, where it can."""
+    def _turn_away(self, left: Mapping[str, int], staying: Collection[str]) -> None:
+        """Those who flood are kept out by the system, where it can; arguments as those of
+        ``Floods.note``."""
         now = time.monotonic()
-        staying = {seen.address for seen in self._seen.values() if seen.called}
         away = self._floods.note(left, staying, now)
         if away == self._away and self._certain:
             return

@@ -88,9 +88,10 @@ class Away:
 class Floods:
     """Addresses whose connections come only to go: they are turned away for a while.
 
-    One of which a connection stays that made a call of the service never is, since those who
-    come and those who stay may be different callers there. Behind an address where none stays
-    new callers are turned away with those who flood.
+    One of which a connection stays that was sent a reply of the service never is, since those
+    who come and those who stay may be different callers there. A call alone is no such sign: who
+    floods may begin one over each connection. Behind an address where none stays new callers are
+    turned away with those who flood.
     """
 
     def __init__(self) -> None:
@@ -104,7 +105,7 @@ class Floods:
         Args:
             left: how many connections of an address have left without a reply of the service
                 since the last time.
-            staying: addresses of which a connection that has called is there.
+            staying: addresses of which a connection is there that was sent a reply.
         """
         self._left = {
             address: (since, count)

@@ -183,7 +183,7 @@ def test_where_no_file_is_left_for_a_change_the_next_look_makes_it(
     found = Connections(ConnectionBounds(100, 100), str)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found._sockets = sockets = Sockets(listener.getsockname()[1])
-        found._turn_away({"127.0.0.2": FLOOD})
+        found._turn_away({"127.0.0.2": FLOOD}, ())
         listeners = sockets.listeners
         looks = 0
 
@@ -199,10 +199,10 @@ def test_where_no_file_is_left_for_a_change_the_next_look_makes_it(
             patch.setattr(connections, "turn_away", lambda listener, addresses: False)
             patch.setattr(sockets, "listeners", once)
             with pytest.raises(OSError, match="no file left"):
-                found._turn_away({"127.0.0.3": FLOOD})
+                found._turn_away({"127.0.0.3": FLOOD}, ())
         assert begun(listener, "127.0.0.2") == SYN_SENT
         now += MOST
-        found._turn_away({})
+        found._turn_away({}, ())
         assert begun(listener, "127.0.0.2") == ESTABLISHED
 
 
@@ -248,6 +248,26 @@ def test_who_leaves_with_a_reply_is_no_flood() -> None:
             found.calls["ipv4:{}:{}".format(*one.getpeername())] = 0  # it was given up
         found._tend()
         assert begun(listener, "127.0.0.2") == SYN_SENT
+
+
+@linux
+@pytest.mark.parametrize("answered", [False, True])
+def test_only_a_reply_shows_that_others_are_behind_an_address(answered: bool) -> None:
+    """Each of a flood's connections may begin a call, and one of them is always there."""
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        found._sockets = Sockets(listener.getsockname()[1])
+        for _ in range(FLOOD):
+            stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
+        where = ("127.0.0.2", 0)
+        stack.enter_context(socket.create_connection(listener.getsockname(), source_address=where))
+        there = stack.enter_context(listener.accept()[0])
+        name = "ipv4:{}:{}".format(*there.getpeername())
+        found.calls[name] = 1
+        if answered:
+            found.answered.add(name)
+        found._tend()
+        assert begun(listener, "127.0.0.2") == (ESTABLISHED if answered else SYN_SENT)
 
 
 def test_where_the_system_turns_nobody_away_few_wait_to_be_accepted(
