@@ -66,9 +66,9 @@ class Connections:
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
         self._floods = Floods()
-        # Whom the listeners turn away, where that is certain.
+        # Whom the listeners turn away, where that is certain, and whether the system can.
         self._away: frozenset[str] = frozenset()
-        self._certain = True
+        self._certain = self._able = True
         self._flooded = -FLOOD_SECONDS
         self._waiting = BACKLOG
         self._ended = 0
@@ -146,7 +146,8 @@ class Connections:
             {peer.address for peer in served - gone},
         )
         new = peers.keys() - before.keys()
-        self._hold_back(came=sum(peer.address not in self._away for peer in new))
+        known = self._floods.known if self._able else ()
+        self._hold_back(came=sum(peer.address not in known for peer in new))
         while self._cut:
             peer, reason = self._cut.popitem()
             self._end(peers, [peer], reason)
@@ -170,6 +171,8 @@ class Connections:
                 "they are turned away for a while" if done else "they cannot be turned away",
             )
             self._told = now
+        if away:
+            self._able = done
         self._certain = done or self._all_turn_away(())
         self._away = away if done else frozenset()
 

@@ -125,6 +125,12 @@ class Floods:
         away = [address for address, away in self._away.items() if now < away.until]
         return frozenset(away[-MOST_TURNED_AWAY:])
 
+    @property
+    def known(self) -> Collection[str]:
+        """Addresses that are turned away, or were until a while ago: a flood of theirs that comes
+        again is turned away again."""
+        return self._away.keys()
+
     def expected(self, now: float) -> bool:
         """Whether a flood may go on, because one is turned away or was so just now."""
         return any(now < away.until + FIRST for away in self._away.values())

@@ -121,7 +121,7 @@ def test_those_who_come_only_to_go_find_no_way_in(
 ) -> None:
     now = TIME
     monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
-    found = Connections(ConnectionBounds(100, 100), str)
+    found = Connections(ConnectionBounds(40, 40), str)
     with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
         found._sockets = Sockets(listener.getsockname()[1])
         waiting = may_wait(listener)
@@ -136,6 +136,10 @@ def test_those_who_come_only_to_go_find_no_way_in(
         now += FIRST
         found._tend()
         assert begun(listener, "127.0.0.2") == ESTABLISHED
+        for _ in range(FLOOD - 1):
+            stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
+        found._tend()
+        assert may_wait(listener) == waiting, "their flood will be turned away again"
 
 
 @linux
