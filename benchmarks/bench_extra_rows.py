@@ -60,6 +60,20 @@ class Model:
         self, before: Sequence[int], own: int, best: int
     ) -> tuple[Int32, NDArray[np.float64], float]:
         """As ``served.Teacher`` has it."""
+        values = self._values(before)
+        found = values.topk(best)
+        return (
+            found.indices.numpy().astype(np.int32),
+            found.values.double().numpy(),
+            float(values[own]),
+        )
+
+    def probability(self, before: Sequence[int], token: int) -> float:
+        """As ``served.Teacher`` has it."""
+        return float(self._values(before)[token].exp())
+
+    def _values(self, before: Sequence[int]) -> torch.Tensor:
+        """float32 [V]: the log-probabilities after ``before``."""
         tokens = [BEGIN, *before]
         pairs = zip(tokens, self._read, strict=False)
         shared = next((i for i, (a, b) in enumerate(pairs) if a != b), len(tokens))
@@ -71,13 +85,7 @@ class Model:
             with torch.inference_mode():
                 rest = torch.tensor([tokens[shared:]])
                 logits = self._model(rest, past_key_values=cache, use_cache=True).logits[0, -1]
-        values = torch.log_softmax(logits.float(), -1)
-        found = values.topk(best)
-        return (
-            found.indices.numpy().astype(np.int32),
-            found.values.double().numpy(),
-            float(values[own]),
-        )
+        return torch.log_softmax(logits.float(), -1)
 
 
 @dataclass(frozen=True)

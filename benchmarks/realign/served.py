@@ -13,10 +13,20 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.rows import Rows, Support, Values, required
+from teacher_proto.rows import (
+    LEAST_BELOW,
+    LEAST_BELOW_OWN,
+    Rows,
+    Support,
+    Values,
+    WideRows,
+    may_be_wide,
+    required,
+)
 from teacher_proto.types import Int32, PositionClass, Realignment
 
 from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.paired import Pair
 from teacher_server.realign.requests.messages import (
     Answer,
@@ -25,10 +35,13 @@ from teacher_server.realign.requests.messages import (
     AskedContinuation,
     AskedPaths,
     AskedRollouts,
+    Plan,
     RealignRequest,
 )
+from teacher_server.realign.requests.planned import PlannedContinuation
+from teacher_server.realign.requests.realigned import rows_of
 from teacher_server.realign.requests.request import CONTEXT_FREE_BEST, best_of, realigned
-from teacher_server.realign.walk.rows import TeacherRows, teacher_rows
+from teacher_server.realign.walk.rows import TeacherRows
 from teacher_server.refusals.sizes import session_memory
 from teacher_server.scoring.realigned_path import EXTRA_ROUNDS
 from teacher_server.settings.tokenizers import TokenizerSettings
@@ -46,13 +59,56 @@ class Teacher(Protocol):
         log-probabilities [best]; and the log-probability of ``own``."""
         ...
 
+    def probability(self, before: Sequence[int], token: int) -> float:
+        """Of ``token`` after ``before``."""
+        ...
 
-def rows_for(model: Teacher, before: Sequence[int], layout: Layout) -> TeacherRows:
+
+def engine_rows(
+    model: Teacher,
+    contexts: Sequence[Sequence[int]],
+    best: int,
+    own: Int32 | None = None,
+    wide: Sequence[int] = (),
+) -> Rows:
+    """One row after each context as an engine gives it, and the log-probabilities of the tokens
+    ``own``; with ``wide``, ids of wide rows, as a rollout's rows are."""
+    tokens = [0] * len(contexts) if own is None else own.tolist()
+    each = zip(contexts, tokens, strict=True)
+    found = [model.scored(context, token, best) for context, token in each]
+    ids, values, masses = (np.stack(part) for part in zip(*found, strict=True))
+    there = ids >= 0
+    support = Support(
+        ids, np.where(there, values, 0.0).astype(np.float32), there.sum(1).astype(np.int32)
+    )
+    if own is None:
+        return Rows(support)
+    sampled = Values(masses.astype(np.float32), np.ones(len(masses), np.bool_))
+    if not len(wide):
+        return Rows(support, sampled=sampled)
+    every = np.array([[model.probability(one, token) for token in wide] for one in contexts])
+    listed = np.array([np.isin(wide, row) for row in ids])
+    below = np.where(listed, 0.0, every).sum(1)
+    least = np.where(np.isin(own, wide), LEAST_BELOW_OWN, LEAST_BELOW)
+    which = np.flatnonzero(below >= least)
+    which = which[may_be_wide(which)]
+    with np.errstate(divide="ignore"):
+        log_probs = np.log(every[which]).astype(np.float32)
+    return WideRows(support, sampled, wide=which, wide_log_probs=log_probs)
+
+
+def rows_for(
+    model: Teacher, before: Sequence[int], layout: Layout, tables: PairTables
+) -> TeacherRows:
     """The rows of a rollout's teacher tokens, as the walk reads them."""
-    ids = layout.teacher_ids.tolist()
-    found = [model.scored([*before, *ids[:at]], own, BEST) for at, own in enumerate(ids)]
-    top_ids, values, own = (np.stack(part) for part in zip(*found, strict=True))
-    return teacher_rows(layout.teacher_ids, top_ids, values, own)
+    ids, count = layout.teacher_ids, len(layout.teacher_ids)
+    contexts = [[*before, *ids[:at].tolist()] for at in range(count)]
+    rows = engine_rows(model, contexts, BEST, ids, tables.wide_ids.tolist())
+    asked = AskedContinuation(
+        layout.student_ids, np.arange(len(layout.student_ids), dtype=np.int32)
+    )
+    planned = PlannedContinuation(asked, ids, np.arange(count, dtype=np.int32), layout)
+    return rows_of(planned, rows, tables)
 
 
 @dataclass(frozen=True)
@@ -111,6 +167,7 @@ class ServedPair:
         work, extra_rows, rounds = realigned(request, self.pair), 0, 0
         answer: Answer | None = None
         own: Answer = ()
+        wide: tuple[int, ...] = ()
         while True:
             try:
                 step = work.send(answer)
@@ -118,8 +175,11 @@ class ServedPair:
                 (scores,) = end.value.scores
                 break
             answer = None
+            if isinstance(step, Plan):
+                best = best_of(request, step.limit)
+                wide = step.wide_ids if step.wide_rows(request, best) else ()
             if isinstance(step, Asked):
-                answer = self._answer(step, request, before)
+                answer = self._answer(step, request, before, wide)
             if isinstance(step, AskedRollouts):
                 own = required(answer, "answer")
             if isinstance(step, AskedPaths):
@@ -150,7 +210,7 @@ class ServedPair:
         context-free rows are known; the best of ``times``."""
         realigner = self.pair.realigner
         layout = realigner.lay_out(ids)
-        rows = rows_for(self._model, before, layout)
+        rows = rows_for(self._model, before, layout, self.pair.tables)
         known = self.pair.context_free("ngram", TEMPERATURE)
         taken = []
         for _ in range(times):
@@ -180,37 +240,30 @@ class ServedPair:
             settings["extra_rounds"] = EXTRA_ROUNDS  # as beside vllm
         return RealignRequest(**given, **settings)
 
-    def _answer(self, asked: Asked, request: RealignRequest, before: Sequence[int]) -> Answer:
+    def _answer(
+        self,
+        asked: Asked,
+        request: RealignRequest,
+        before: Sequence[int],
+        wide: tuple[int, ...],
+    ) -> Answer:
         best = best_of(request, request.vocabulary_size)
         match asked:
             case AskedRollouts():
                 return tuple(
-                    self._rows(
+                    engine_rows(
+                        self._model,
                         [[*before, *span.token_ids[:at].tolist()] for at in span.positions],
                         best,
                         span.token_ids[span.positions],
+                        wide,
                     )
                     for span in asked.spans
                 )
             case AskedContextFree():
                 self.context_free_rows += len(asked.tokens)
                 contexts = [[token] for token in asked.tokens.tolist()]
-                return tuple(self._rows([one], CONTEXT_FREE_BEST) for one in contexts)
+                return tuple(engine_rows(self._model, [one], CONTEXT_FREE_BEST) for one in contexts)
             case AskedPaths():
                 contexts = [[*before, *ids[:-1].tolist()] for ids in asked.sequences]
-                return tuple(self._rows([one], best) for one in contexts)
-
-    def _rows(self, contexts: list[list[int]], best: int, own: Int32 | None = None) -> Rows:
-        """One row after each context, and the log-probabilities of the tokens ``own``."""
-        tokens = [0] * len(contexts) if own is None else own.tolist()
-        each = zip(contexts, tokens, strict=True)
-        found = [self._model.scored(context, token, best) for context, token in each]
-        ids, values, masses = (np.stack(part) for part in zip(*found, strict=True))
-        there = ids >= 0
-        support = Support(
-            ids, np.where(there, values, 0.0).astype(np.float32), there.sum(1).astype(np.int32)
-        )
-        if own is None:
-            return Rows(support)
-        sampled = Values(masses.astype(np.float32), np.ones(len(masses), np.bool_))
-        return Rows(support, sampled=sampled)
+                return tuple(engine_rows(self._model, [one], best) for one in contexts)

@@ -7,7 +7,7 @@ the full-vocabulary softmax at the request's temperature (v1/score.proto).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -130,6 +130,56 @@ class Rows:
         if not found or any(arrays.keys() != found[0].keys() for arrays in found):
             raise ValueError("rows with unequal parts have no common form")
         return cls.of({name: np.concatenate([a[name] for a in found]) for name in found[0]})
+
+
+# A row may be wide where its further ids have LEAST_BELOW together outside its support. Where its
+# own token is one of them LEAST_BELOW_OWN is enough, since what begins like it may be little of the
+# row; but then it is wide only for positions behind which that token has begun.
+LEAST_BELOW, LEAST_BELOW_OWN = 0.01, 0.001
+
+
+def most_wide(rows: int) -> int:
+    """How many of the first ``rows`` rows of a continuation may be wide."""
+    return -(-rows // 2)
+
+
+def may_be_wide(places: NDArray[np.int64], before: int = 0) -> NDArray[np.bool_]:
+    """bool [n]: which of the rows at ``places`` (int64 [n], ascending) may be wide, each where that
+    makes no more than ``most_wide`` of the rows up to it. No row that follows decides it.
+
+    Args:
+        before: how many rows before these are wide.
+    """
+    found = np.zeros(len(places), np.bool_)
+    for index, place in enumerate(places.tolist()):
+        if before < most_wide(place + 1):
+            found[index], before = True, before + 1
+    return found
+
+
+@dataclass(frozen=True)
+class WideRows(Rows):
+    """Rows of which some are *wide*: they also have the log-probabilities of E further ids, the
+    same for all. They are those of which these ids have LEAST_BELOW or more outside the support, or
+    LEAST_BELOW_OWN, as far as they ``may_be_wide``.
+
+    On no wire: ``arrays``, and what is made of them, are without these.
+
+    Attributes:
+        wide: int64 [n], ascending, which of the R rows.
+        wide_log_probs: float32 [n, E], in the order of the ids that were asked for; -inf where
+            there is no probability.
+    """
+
+    wide: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
+    wide_log_probs: NDArray[np.float32] = field(
+        default_factory=lambda: np.zeros((0, 0), np.float32)
+    )
+
+    def as_many_wide(self) -> WideRows:
+        """The same rows, of which those stay wide that may be, in arrays of their own."""
+        kept = may_be_wide(self.wide)
+        return replace(self, wide=self.wide[kept], wide_log_probs=self.wide_log_probs[kept])
 
 
 def _part(make: Callable[..., T], arrays: Mapping[str, Array], names: Sequence[str]) -> T | None:

@@ -71,6 +71,8 @@ class Job:
         vocabulary_limit: only ids below it may be in a support, while the softmax
             always covers the whole vocabulary.
         want_sampled, want_log_tail: the parts of the rows to compute.
+        wide_ids: int32 [E], ascending, each below ``vocabulary_limit``: some rows also have
+            the log-probabilities of these (``WideRows``). None: no row has.
         adapter: the name of one of the engine's LoRA adapters; empty for the base.
     """
 
@@ -81,12 +83,14 @@ class Job:
     vocabulary_limit: int
     want_sampled: bool = True
     want_log_tail: bool = False
+    wide_ids: Int32 | None = None
     adapter: str = ""
 
 
 @dataclass(frozen=True)
 class JobResult:
-    """Rows in the order of the job's spans; None for one whose logits are not finite.
+    """Rows in the order of the job's spans; None for one whose logits are not finite. With
+    ``Job.wide_ids`` those of a span that has any are ``WideRows``, whether any is wide or not.
 
     Attributes:
         computed_tokens: tokens that the model read for this job; a shared prompt counts

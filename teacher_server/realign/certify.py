@@ -187,9 +187,14 @@ def _below_best(
     hundreds of numbers share, as many of those below give it as of those that are listed.
 
     Args:
-        position, token, parts: as ``sum_by_token`` gives them.
+        position, token, parts: as ``sum_by_token`` gives them. What wide rows list besides their
+            best is counted in ``parts`` and not in ``WalkResult.listed``: of a student token that
+            many numbers give, this makes what is added larger.
     """
     missing = np.maximum(tables.teacher_token_count[token] - parts, 0)
+    # Of a wide row's numbers none is below its best.
+    wide = walked.wide[position]
+    missing[wide] = np.minimum(missing, tables.not_wide_count[token])[wide]
     floor, tail = walked.floor[position], walked.tail[position]
     alike = np.minimum(tail * (parts - 1) / np.maximum(walked.listed[position], 1), floor * missing)
     result: Float64 = np.maximum(

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.client.reply_check import check_reply
 from teacher_proto.errors import ContractMismatchError, DeadlineError, PoisonedReplyError
-from teacher_proto.rows import required
+from teacher_proto.rows import Rows, WideRows, required
 from teacher_proto.types import (
     ContinuationScores,
     Int32,
@@ -32,6 +32,7 @@ from teacher_proto.types import (
 from teacher_server.engines.base import Job, ScoredSpan
 from teacher_server.frames import Frame, FrameError
 from teacher_server.realign.requests.messages import (
+    WIDE_RECEIVED_BYTES,
     Asked,
     AskedContextFree,
     AskedContinuation,
@@ -48,6 +49,7 @@ from teacher_server.realign.requests.request_frames import ENOUGH, GO, rows_fram
 from teacher_server.realign.requests.step_frames import StepReader
 from teacher_server.refusals.facts import StudentFacts
 from teacher_server.refusals.sizes import (
+    ROWS_PER_REPLY,
     check_row_bytes,
     check_session_bytes,
     check_sizes,
@@ -121,6 +123,7 @@ async def realigned_scores(
     ended_early: EndedEarly | None = None
     deterministic = context.teacher.facts.deterministic
     further, read = 0, tuple[ScoredSpan, ...]()
+    wide_ids: Int32 | None = None
     while True:
         said = await session.ask(frame)
         if said.nbytes <= AT_ONCE:
@@ -136,6 +139,10 @@ async def realigned_scores(
                 frame = GO
             case Plan():
                 best = best_of(asked, step.limit)
+                wide_ids = _wide_ids(step, asked, best, context)
+                if step.wide_ids and wide_ids is None:
+                    ended_early = EndedEarly.MEMORY
+                    step = replace(step, wide_ids=())
                 size = step.session_bytes(asked, best)
                 _check_plan(step, context, len(prompt), step.row_bytes(best))
                 check_session_bytes(size, settings.worker_memory_bytes)
@@ -148,7 +155,7 @@ async def realigned_scores(
             case Pause():
                 frame = GO
             case AskedRollouts() | AskedContextFree() | AskedPaths():
-                job = _job(step, prompt, asked, reader.plan.limit)
+                job = _job(step, prompt, asked, reader.plan.limit, wide_ids)
                 tokens = None
                 if isinstance(step, AskedRollouts):
                     read = job.spans
@@ -163,7 +170,7 @@ async def realigned_scores(
                         raise
                     ended_early, frame = EndedEarly.DEADLINE, ENOUGH
                     continue
-                frame = await compute(partial(rows_frame, rows), len(job.spans) * job.top_k * 8)
+                frame = await compute(partial(rows_frame, rows), sum(map(_row_bytes, rows)))
 
 
 def _realign_request(
@@ -208,8 +215,23 @@ def _check_plan(plan: Plan, context: RequestContext, prompt_tokens: int, row_byt
     check_row_bytes(row_bytes, limits)
 
 
-def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Job:
-    """What is asked as a job of the engine; only ids below ``limit`` are in its rows."""
+def _wide_ids(
+    plan: Plan, request: RealignRequest, best: int, context: RequestContext
+) -> Int32 | None:
+    """What wide rows list besides ``best`` ids; None where no row is to be wide, or what they take
+    fits neither into the request's memory nor beside its other rows."""
+    rows = plan.wide_rows(request, best)
+    size = plan.row_bytes(best) + rows * len(plan.wide_ids) * WIDE_RECEIVED_BYTES
+    if not rows or size > ROWS_PER_REPLY * context.limits.max_reply_bytes:
+        return None
+    return np.array(plan.wide_ids, np.int32)
+
+
+def _job(
+    asked: Asked, prompt: Int32, request: RealignRequest, limit: int, wide_ids: Int32 | None
+) -> Job:
+    """What is asked as a job of the engine; only ids below ``limit`` are in its rows. Along the
+    rollouts rows may be wide."""
     best = best_of(request, limit)
     match asked:
         case AskedRollouts():
@@ -228,7 +250,16 @@ def _job(asked: Asked, prompt: Int32, request: RealignRequest, limit: int) -> Jo
         temperature=request.temperature,
         vocabulary_limit=limit,
         want_sampled=isinstance(asked, AskedRollouts),
+        wide_ids=wide_ids if isinstance(asked, AskedRollouts) else None,
     )
+
+
+def _row_bytes(rows: Rows | None) -> int:
+    """Bytes of a span's rows, those that are wide included; None: they are not finite."""
+    if rows is None:
+        return 0
+    wide = rows.wide.nbytes + rows.wide_log_probs.nbytes if isinstance(rows, WideRows) else 0
+    return wide + sum(array.nbytes for array in rows.arrays().values())
 
 
 def _path_tokens(job: Job, read: tuple[ScoredSpan, ...], context: RequestContext) -> int:

@@ -18,9 +18,10 @@ CLASSES_AND_REASONS = (
 
 
 class EndedEarly(Enum):
-    """Why a request did without extra or context-free rows that the settings allow it.
+    """Why a request did without wide rows, or extra or context-free ones that the settings allow.
 
-    MEMORY: what they take does not fit into ``tokenizers.worker_memory_bytes``.
+    MEMORY: what they take does not fit into ``tokenizers.worker_memory_bytes``, or what wide ones
+    take beside the others into ``limits.max_reply_bytes``.
     DEADLINE: there was no time for them.
     """
 
@@ -37,7 +38,7 @@ class RealignmentTotals:
         reasons: number of masked and coarse rows by class and reason.
         coverage, open_mass, lost_mass: sums over the rows that are not masked.
         not_realigned: continuations that could not be realigned.
-        ended_early: why it did without extra rows; None where it had what it may have.
+        ended_early: why it did without extra or wide rows; None where it had what it may have.
         extra_rows: rows asked for beyond the rollouts' own.
         context_free_rows: asked for once, by the request that needs them first.
         seconds: of the thread that realigned.
@@ -96,7 +97,8 @@ class RealignmentMetrics:
         )
         self._ended_early = counter(
             "lsm_teacher_realign_ended_early",
-            "Requests that did without extra rows that the settings allow, by reason.",
+            "Requests that did without extra rows that the settings allow, or without wide "
+            "rows, by reason.",
             "reason",
         )
         self._context_free_rows = counter(

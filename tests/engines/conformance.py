@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from teacher_proto.errors import TeacherUnavailableError
-from teacher_proto.rows import Rows
+from teacher_proto.rows import LEAST_BELOW, LEAST_BELOW_OWN, Rows, WideRows, may_be_wide
 
 from teacher_server.engines.base import Engine, EngineDescription, Job, JobResult, ScoredSpan
 
@@ -390,6 +390,38 @@ class EngineConformance:
         expected[explicit < 0] = 0
         np.testing.assert_allclose(rows.explicit.values, expected, rtol=0, atol=subject.accuracy)
         assert rows.explicit.values.dtype == np.float32
+
+    async def test_rows_are_wide_where_their_support_leaves_much_out(
+        self, subject: Subject, engine: Engine
+    ) -> None:
+        """And as the plain forward has them, at the job's temperature; no more than every second
+        row is. Where logits are rounded, rows are flat enough that it decides none of them."""
+        size = subject.vocabulary_size
+        wide = np.arange(3, size, 7, dtype=np.int32)
+        temperature = 0.3 if subject.accuracy < 0.01 else 2.0
+        accuracy = subject.accuracy / temperature
+        job = make_job(20, size, lengths=(11, 4), top_k=5, temperature=temperature)
+        plain = (await engine.score(job)).rows
+        result = await engine.score(replace(job, wide_ids=wide))
+        several = 0
+        for span, rows, other in zip(job.spans, result.rows, plain, strict=True):
+            assert_close(rows, other, subject.independence)
+            assert isinstance(rows, WideRows)
+            assert rows.support is not None
+            reference = subject.log_probs(job, span)
+            left_out = ~np.array([np.isin(wide, ids) for ids in rows.support.ids])
+            below = np.where(left_out, np.exp(reference[:, wide]), 0.0).sum(1)
+            least = np.where(np.isin(span.token_ids, wide), LEAST_BELOW_OWN, LEAST_BELOW)
+            assert (np.abs(np.log(below / least)) > accuracy).all(), "none is at the border"
+            expected = np.flatnonzero(below >= least)
+            expected = expected[may_be_wide(expected)]
+            np.testing.assert_array_equal(rows.wide, expected)
+            assert rows.wide_log_probs.dtype == np.float32
+            np.testing.assert_allclose(
+                rows.wide_log_probs, reference[expected][:, wide], rtol=0, atol=accuracy
+            )
+            several += len(expected)
+        assert several > 0
 
     async def test_no_support_at_all(self, subject: Subject, engine: Engine) -> None:
         job = make_job(16, subject.vocabulary_size, lengths=(6, 3), top_k=0)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from teacher_proto.rows import WideRows
 
 from teacher_server.engines.torch.supports import (
     BLOCK,
     Supports,
     SupportSpec,
+    WideIds,
     compute_supports,
     top_k,
 )
@@ -134,3 +136,32 @@ def test_explicit_ids_of_impossible_tokens_are_not_valid() -> None:
     assert found.rows.explicit.valid.tolist() == [[False, True, False]]
     assert found.rows.explicit is not None
     assert found.rows.explicit.values[0].tolist() == pytest.approx([0.0, -np.log(99), 0.0])
+
+
+@pytest.mark.parametrize("ties", [False, True])
+def test_rows_are_wide_by_what_their_support_leaves_out(ties: bool) -> None:
+    """Row 0 lists all of the ids that matter, row 1 is flat over 40 ids of which it lists 8, row 2
+    has hardly anything on them, rows 3 and 4 have 0.004 on those that they do not list, of which 4
+    draws one, and row 5 is not finite; float64 over the same logits decides."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(6, 3000, generator=generator) - 12
+    wide = np.arange(5, 3000, 71, dtype=np.int32)[:40]
+    logits[0, wide[:3]] = 2.0
+    logits[1, wide] = 2.0 if ties else 2.0 + torch.rand(40, generator=generator)
+    logits[2:5, 100:108] = 6.0
+    logits[3:5, wide] = 6.0 + np.log(8 * 0.004 / 40)
+    logits[5, 1000] = float("nan")
+    asked = spec(8, 3000, wide_ids=wide.tobytes())
+    sampled = torch.tensor([0, 0, int(wide[0]), 0, int(wide[0]), 0])
+    found = compute_supports(
+        torch.log_softmax(logits, -1),
+        asked,
+        sampled,
+        None,
+        WideIds.of(asked, 3000, torch.device("cpu")),
+    )
+    assert isinstance(found.rows, WideRows)
+    assert found.rows.wide.tolist() == [1, 4]
+    exact = torch.log_softmax(logits[[1, 4]].double(), -1)[:, torch.from_numpy(wide).long()]
+    np.testing.assert_allclose(found.rows.wide_log_probs, exact.numpy(), rtol=0, atol=1e-5)
+    assert WideIds.of(spec(8, 3000), 3000, torch.device("cpu")) is None

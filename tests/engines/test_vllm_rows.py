@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from teacher_proto.program.logit_treatment import LogitTreatment
-from teacher_proto.rows import Rows
+from teacher_proto.rows import Rows, WideRows, most_wide
 
 from teacher_server.engines.base import Job
 from teacher_server.engines.torch.head import LanguageModelHead
@@ -77,6 +77,34 @@ def test_slices_give_what_one_pass_gives(projection: torch.nn.Linear, cuts: list
     for name, value in arrays(expected).items():
         np.testing.assert_allclose(arrays(ours)[name], value, rtol=0, atol=1e-6, err_msg=name)
         assert arrays(ours)[name].dtype == value.dtype
+
+
+WIDE = np.arange(0, SIZE, 2, dtype=np.int32)
+
+
+@pytest.mark.parametrize("cuts", [[], [6, 9], list(range(1, 24))])
+def test_wide_rows_travel_with_the_others(projection: torch.nn.Linear, cuts: list[int]) -> None:
+    """A request that starts over has each of them once, and no more than every second is wide."""
+    job = replace(job_with_explicit(1, 20), wide_ids=WIDE)
+    plan = RowPlan.of(job, job.spans[0])
+    assert RowPlan.from_extra_args(plan.to_extra_args()).spec == plan.spec
+    hidden = torch.randn(plan.length, WIDTH)
+    scorer = RowScorer(runner_of(projection), True)
+    scorer.step(hidden[:9], [PassSlice("a", 0, 9, 0, plan.to_extra_args())], lambda: 0.0)
+    packed = run(scorer, hidden, plan, cuts).packed
+    assert packed.status is RowsStatus.FINITE
+    ours = unpack(plan, *packed.arrays())
+    expected = rows_of(job, hidden, projection)
+    assert isinstance(ours, WideRows)
+    assert isinstance(expected, WideRows)
+    few = expected.as_many_wide()
+    assert len(few.wide) < len(expected.wide), "more of them qualify than may be wide"
+    assert len(packed.wide_values) <= most_wide(plan.count)
+    assert packed.wide_values.base is None, "no more is held than is sent"
+    np.testing.assert_array_equal(ours.wide, few.wide)
+    np.testing.assert_allclose(ours.wide_log_probs, few.wide_log_probs, rtol=0, atol=1e-6)
+    for name, value in arrays(expected).items():
+        np.testing.assert_allclose(arrays(ours)[name], value, rtol=0, atol=1e-6, err_msg=name)
 
 
 def test_requests_of_one_step_keep_their_own_rows(projection: torch.nn.Linear) -> None:

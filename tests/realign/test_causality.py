@@ -25,7 +25,7 @@ def rows_of(
     realigner: Realigner, teacher: NgramTeacher, before: list[int], ids: Int32, position: int
 ) -> tuple[Layout, RealignedRows]:
     layout = realigner.lay_out(ids)
-    rows = rows_for(teacher, before, layout)
+    rows = rows_for(teacher, before, layout, realigner.tables)
     return layout, realigner.realign(layout, np.array([position]), rows, top_k=64)
 
 

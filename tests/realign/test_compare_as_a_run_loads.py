@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.tokenizer_hash import tokenizer_hash
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from student_trainer.settings.student import StudentSettings
 from student_trainer.student import tokenizer as student_side
@@ -21,6 +22,7 @@ from teacher_server.teachers import tokenizer as teacher_side
 
 # What transformers builds of this class has NFC and another expression.
 REBUILT = "Qwen2Tokenizer"
+PLAIN = "PreTrainedTokenizerFast"
 Relabelled = Callable[..., Path]
 
 
@@ -64,7 +66,7 @@ def test_compare_loads_models_as_a_run_does(
 def test_compare_says_same_where_the_run_is_same(
     relabelled: Relabelled, tiny_model_dir: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    other = relabelled("other", tokenizer_class="PreTrainedTokenizerFast")
+    other = relabelled("other", tokenizer_class=PLAIN)
     for teacher in (tiny_model_dir, tiny_model_dir / "tokenizer.json"):
         found = compare(capsys, other, teacher)
         assert found["level"] == "SAME"
@@ -113,17 +115,33 @@ def test_both_sides_warn_of_a_tokenizer_that_encodes_otherwise_than_its_file(
         assert "as loaded, and by the file" in record.message
         assert "] and [" in record.message
         assert "the normalizer (" in record.message
-        assert "PreTrainedTokenizerFast" in record.message
+        assert PLAIN in record.message
         assert "\n" not in record.message
 
 
-@pytest.mark.parametrize("label", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+@pytest.mark.parametrize("label", [PLAIN, "TokenizersBackend"])
 def test_nobody_warns_where_ids_are_the_same(
     relabelled: Relabelled, caplog: pytest.LogCaptureFixture, label: str
 ) -> None:
     folder = relabelled(label, tokenizer_class=label)
     both_sides(folder)
     assert not [one for one in caplog.records if str(folder) in one.message]
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3_5"])
+def test_the_warning_says_for_which_families_its_advice_changes_nothing(
+    relabelled: Relabelled, caplog: pytest.LogCaptureFixture, family: str
+) -> None:
+    folder = relabelled(family, tokenizer_class=PLAIN)
+    (folder / "config.json").write_text(json.dumps({"model_type": family}))
+    followed = type(AutoTokenizer.from_pretrained(folder)) is PreTrainedTokenizerFast
+    assert followed or family != "llama"
+    both_sides(folder)
+    warnings = [one.message for one in caplog.records if str(folder) in one.message]
+    assert len(warnings) == (0 if followed else 2)
+    for warning in warnings:
+        assert "changes nothing for families" in warning
+        assert "Qwen2 and Qwen3.5" in warning
 
 
 def test_special_tokens_are_read_as_tokens_on_both_sides(

@@ -43,6 +43,7 @@ def left_open(count: int, entries: list[tuple[int, int, int, float]], total: Any
         zeros,
         zeros,
         np.zeros(count, int),
+        np.zeros(count, bool),
         np.zeros(0, int),
     )
 

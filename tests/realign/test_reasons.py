@@ -111,7 +111,9 @@ def toy_layout() -> tuple[Layout, PairTables]:
 
 
 def walked(total: float) -> WalkResult:
-    layout_only = dict.fromkeys(("settled", "open", "lost", "tail", "floor", "listed", "wanted"))
+    layout_only = dict.fromkeys(
+        ("settled", "open", "lost", "tail", "floor", "listed", "wide", "wanted")
+    )
     return WalkResult(total=np.array([total]), **layout_only)  # type: ignore[arg-type]
 
 

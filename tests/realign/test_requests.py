@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from teacher_proto.rows import WideRows
 from teacher_proto.types import ContinuationScores, Status
 
 from teacher_server.frames import Frame, FrameError, pack, texts_array, unpack
+from teacher_server.realign.pair.tables import MOST_WIDE
 from teacher_server.realign.requests import realigned as realigning
 from teacher_server.realign.requests import serve as serving
 from teacher_server.realign.requests.messages import (
@@ -120,6 +122,32 @@ def test_rows_are_read_as_they_were_written() -> None:
         answer_of(rows_frame(answer), [2, 1, 4])
 
 
+def test_wide_rows_are_read_as_they_were_written() -> None:
+    ids = student_ids("acbda")
+    plain = [toy_rows(ids, np.arange(n, dtype=np.int32), 4, sampled=True) for n in (2, 3)]
+    places = [np.array([1]), np.zeros(0, np.int64)]
+    rows = [
+        WideRows(
+            one.support,
+            one.sampled,
+            wide=at,
+            wide_log_probs=np.arange(len(at) * 3, dtype=np.float32).reshape(-1, 3),
+        )
+        for one, at in zip(plain, places, strict=True)
+    ]
+    frame = rows_frame((rows[0], None, rows[1]))
+    read = answer_of(unpack(pack(frame)), [2, 1, 3])
+    assert read[1] is None
+    for one, other in ((read[0], rows[0]), (read[2], rows[1])):
+        assert isinstance(one, WideRows)
+        np.testing.assert_array_equal(one.wide, other.wide)
+        np.testing.assert_array_equal(one.wide_log_probs, other.wide_log_probs)
+        for name, array in other.arrays().items():
+            np.testing.assert_array_equal(one.arrays()[name], array)
+    with pytest.raises(FrameError):
+        answer_of(with_array(frame, "wide_counts", np.array([2, 0], np.int64)), [2, 1, 3])
+
+
 def test_a_request_says_its_size_and_its_plan_before_it_asks() -> None:
     said = converse(toy_request(*TEXTS), InProcess(toy_pair()))
     steps = [step for step in said if not isinstance(step, Pause)]  # on a slow machine there are
@@ -171,6 +199,8 @@ def test_rows_that_are_not_finite_and_ids_without_a_token_leave_the_others_be() 
     first, second = toy_answer(rollouts, request)
     assert first is not None
     found = reader.read(session.next(rows_frame((None, second))))
+    while isinstance(found, Pause):
+        found = reader.read(session.next(GO))
     assert isinstance(found, Realigned)
     statuses = [one.status for one in found.scores]
     assert statuses == [Status.NON_FINITE, Status.OK, Status.NOT_REALIGNED]
@@ -255,6 +285,55 @@ def test_extra_rows_never_make_a_request_too_large(top_k: int, count: int, lengt
         sizes.append(plan.extra_rows(several, best))
     assert sizes[0] > 0
     assert sizes[1] == 0
+
+
+@pytest.mark.parametrize("extra_rounds", [0, EXTRA_ROUNDS])
+@pytest.mark.parametrize(("top_k", "count", "length"), [(32, 60, 4096), (128, 26, 4096)])
+def test_wide_rows_never_make_a_request_too_large(
+    top_k: int, count: int, length: int, extra_rounds: int
+) -> None:
+    """At the default limits: one that is realigned without them is with them too, has as many
+    extra rows, and has none that is wide where they do not fit."""
+    settings = TokenizerSettings()
+    ids, places = np.zeros(length, np.int32), np.arange(length, dtype=np.int32)
+    request = replace(
+        toy_request("ab"),
+        top_k=top_k,
+        extra_rounds=extra_rounds,
+        extra_rows_per_token=settings.extra_rows_per_token,
+        extra_rows=settings.extra_rows,
+        memory_bytes=session_memory(settings.worker_memory_bytes),
+    )
+    best, found = best_of(request, 50_000), []
+    for number in (1, count):
+        several = replace(request, continuations=(AskedContinuation(ids, places),) * number)
+        plan = Plan((length,) * number, (length,) * number, ("",) * number, 50_000)
+        wide = replace(plan, wide_ids=tuple(range(1110)))
+        check_session_bytes(plan.session_bytes(several, best), settings.worker_memory_bytes)
+        check_session_bytes(wide.session_bytes(several, best), settings.worker_memory_bytes)
+        assert wide.extra_rows(several, best) == plan.extra_rows(several, best)
+        assert wide.row_bytes(best) == plan.row_bytes(best)
+        assert plan.wide_rows(several, best) == 0
+        found.append(wide.wide_rows(several, best))
+        more = wide.session_bytes(several, best) - plan.session_bytes(several, best)
+        assert more >= found[-1] * 1110 * 12
+    assert found == [length // 2, 0]
+
+
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_plan_names_only_so_many_ids_of_wide_rows(more: int) -> None:
+    request = toy_request("ab", vocabulary_size=10_000)
+    session, reader = InProcess(toy_pair()), StepReader(request)
+    reader.read(session.next(start_frame(request)))
+    said = with_header(session.next(GO), limit=10_000)
+    lied = with_array(said, "wide_ids", np.arange(MOST_WIDE + more, dtype=np.int32))
+    if not more:
+        plan = reader.read(lied)
+        assert isinstance(plan, Plan)
+        assert plan.wide_ids == tuple(range(MOST_WIDE))
+        return
+    with pytest.raises(FrameError, match="too many"):
+        reader.read(lied)
 
 
 def test_rows_that_do_not_fit_are_not_asked_for_and_not_believed() -> None:
@@ -373,6 +452,37 @@ def asks_before_the_plan(frame: Frame) -> Frame:
 @lie("plan")
 def skips_the_plan(frame: Frame) -> Frame:
     return replace(frame, kind="done")
+
+
+@lie("plan")
+def wide_ids_that_do_not_ascend(frame: Frame) -> Frame:
+    return with_array(frame, "wide_ids", np.array([2, 2], np.int32))
+
+
+@lie("plan")
+def wide_ids_that_no_row_has(frame: Frame) -> Frame:
+    return with_array(frame, "wide_ids", np.array([0, TEACHER.size], np.int32))
+
+
+@lie("plan")
+def wide_ids_below_all(frame: Frame) -> Frame:
+    return with_array(frame, "wide_ids", np.array([-1, 2], np.int32))
+
+
+# Its differences, in 32 bits, are all positive.
+ASCENDS_AND_WRAPS = np.array([0, 2**31 - 1, -(2**31), -1, 3], np.int32)
+
+
+@lie("plan")
+def wide_ids_whose_differences_wrap(frame: Frame) -> Frame:
+    return with_array(frame, "wide_ids", ASCENDS_AND_WRAPS)
+
+
+@lie("rollouts")
+def rows_whose_differences_wrap(frame: Frame) -> Frame:
+    positions = frame.arrays["positions"].copy()
+    positions[:5] = ASCENDS_AND_WRAPS
+    return with_array(frame, "positions", positions)
 
 
 @lie("context_free")

@@ -178,7 +178,9 @@ async def test_runs_with_one_tokenizer_share_its_process_and_each_takes_its_own_
     other = asyncio.create_task(crossed.score(theirs))
     await engine.has_jobs(2)
     assert len(students()) == 1
+    cancelled = engine.cancelled
     other.cancel()
+    await eventually(lambda: engine.cancelled == cancelled + 1)
     taken: list[str] = []
     take = Turns.take
 

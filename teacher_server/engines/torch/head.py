@@ -12,13 +12,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from teacher_proto.program.logit_treatment import LogitTreatment
-from teacher_proto.rows import Rows, Values, required
-from teacher_proto.types import Int32
+from teacher_proto.rows import Rows, Values, WideRows, required
+from teacher_proto.types import Float32, Int32
 from torch import Tensor
 
 from teacher_server.engines.torch.projection import Projection
-from teacher_server.engines.torch.supports import SupportSpec, compute_supports
+from teacher_server.engines.torch.supports import SupportSpec, WideIds, compute_supports
 
 # On a CPU, bytes of float32 log-probabilities that are handled at once, so that they stay in
 # its cache.
@@ -107,7 +108,8 @@ class LanguageModelHead:
     def score(
         self, hidden: Tensor, requests: Sequence[RowRequest], check: Callable[[], None]
     ) -> list[Rows | None]:
-        """Rows of every request, in order; None for one with a row that is not finite.
+        """Rows of every request, in order, of which all that qualify are wide; None for one with a
+        row that is not finite.
 
         Args:
             hidden: [N, H], the rows of all requests one after the other.
@@ -166,6 +168,9 @@ class _SpecGroup:
         if spec.explicit_slots:
             explicit = [r.explicit_ids for r in requests if r.explicit_ids is not None]
             self._explicit = _to_device(explicit, rows.device)
+        self._wide_ids: WideIds | None = None
+        # Of blocks: places of rows that qualify as wide, and their values.
+        self._wide: list[tuple[NDArray[np.int64], Float32]] = []
         self._finite = np.empty(self.count, np.bool_)
         self._found: Rows | None = None
 
@@ -173,7 +178,12 @@ class _SpecGroup:
         """Computes rows from ``start`` on; overwrites ``log_probs``."""
         stop = start + log_probs.shape[0]
         explicit = None if self._explicit is None else self._explicit[start:stop]
-        supports = compute_supports(log_probs, self.spec, self._sampled[start:stop], explicit)
+        if self.spec.wide_ids and self._wide_ids is None:
+            self._wide_ids = WideIds.of(self.spec, log_probs.shape[1], log_probs.device)
+        sampled = self._sampled[start:stop]
+        supports = compute_supports(log_probs, self.spec, sampled, explicit, self._wide_ids)
+        if isinstance(supports.rows, WideRows):
+            self._wide.append((supports.rows.wide + start, supports.rows.wide_log_probs))
         self._finite[start:stop] = supports.finite
         found = supports.rows.arrays()
         if self._found is None:
@@ -185,7 +195,7 @@ class _SpecGroup:
     def split(self) -> list[tuple[int, Rows | None]]:
         """The index and the rows of each request; None where they are not finite."""
         results: list[tuple[int, Rows | None]] = []
-        start = 0
+        start, wide = 0, _joined(self._wide)
         for index, request in self._members:
             stop = start + request.count
             rows = None
@@ -195,9 +205,41 @@ class _SpecGroup:
                     shape = (request.count, 0)
                     nothing = Values(np.zeros(shape, np.float32), np.zeros(shape, np.bool_))
                     rows = replace(rows, explicit=nothing)
+                if wide is not None:
+                    rows = _with_wide(rows, start, stop, *wide)
             results.append((index, rows))
             start = stop
         return results
+
+
+def _joined(
+    parts: Sequence[tuple[NDArray[np.int64], Float32]],
+) -> tuple[NDArray[np.int64], Float32] | None:
+    if not parts:
+        return None
+    places, values = zip(*parts, strict=True)
+    return np.concatenate(places), np.concatenate(values)
+
+
+def _with_wide(
+    rows: Rows, start: int, stop: int, places: NDArray[np.int64], values: Float32
+) -> Rows:
+    """The rows [start, stop) of a group with those of them that are wide, whose values are not
+    copied.
+
+    Args:
+        places: int64 [n], ascending, of the group's.
+        values: float32 [n, W].
+    """
+    low, high = np.searchsorted(places, [start, stop])
+    return WideRows(
+        rows.support,
+        rows.sampled,
+        rows.log_tail,
+        rows.explicit,
+        wide=places[low:high] - start,
+        wide_log_probs=values[low:high],
+    )
 
 
 def _groups_of_equal_spec(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from teacher_proto.rows import Rows
+from teacher_proto.rows import Rows, WideRows
 from teacher_proto.types import Int32
 
 from teacher_server.engines.base import Job, ScoredSpan
@@ -179,6 +179,11 @@ def _span_results(
 ) -> list[SpanResult]:
     total = sum(tokens)
     return [
-        SpanResult(unit, result, count, seconds * count / total)
+        SpanResult(unit, _as_many_wide(result), count, seconds * count / total)
         for unit, result, count in zip(members, rows, tokens, strict=True)
     ]
+
+
+def _as_many_wide(rows: Rows | None) -> Rows | None:
+    """The rows, of which no more are wide than may be."""
+    return rows.as_many_wide() if isinstance(rows, WideRows) else rows

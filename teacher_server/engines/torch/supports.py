@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from teacher_proto.rows import Rows, Support, Values
+from teacher_proto.rows import LEAST_BELOW, LEAST_BELOW_OWN, Rows, Support, Values, WideRows
 from torch import Tensor
 
 from teacher_server.engines.base import Job, ScoredSpan
@@ -28,6 +28,7 @@ class SupportSpec:
 
     Attributes:
         explicit_slots: E, the explicit ids of each row.
+        wide_ids: ``Job.wide_ids``, the bytes of int32 [W].
     """
 
     top_k: int
@@ -36,6 +37,7 @@ class SupportSpec:
     want_sampled: bool
     want_log_tail: bool
     explicit_slots: int
+    wide_ids: bytes = b""
 
     @classmethod
     def of(cls, job: Job, span: ScoredSpan) -> SupportSpec:
@@ -47,13 +49,34 @@ class SupportSpec:
             want_sampled=job.want_sampled,
             want_log_tail=job.want_log_tail,
             explicit_slots=0 if span.explicit_ids is None else span.explicit_ids.shape[1],
+            wide_ids=b"" if job.wide_ids is None else job.wide_ids.astype(np.int32).tobytes(),
         )
+
+
+@dataclass(frozen=True)
+class WideIds:
+    """The ids of wide rows where the log-probabilities are: ``ids`` int64 [W], and ``among``,
+    bool [V], which these are."""
+
+    ids: Tensor
+    among: Tensor
+
+    @classmethod
+    def of(cls, spec: SupportSpec, vocabulary_size: int, device: torch.device) -> WideIds | None:
+        """Those of ``spec``; None where there are none."""
+        if not spec.wide_ids:
+            return None
+        found = np.frombuffer(spec.wide_ids, np.int32).astype(np.int64)
+        ids = torch.from_numpy(found).to(device)
+        among = torch.zeros(vocabulary_size, dtype=torch.bool, device=device)
+        return cls(ids, among.index_fill_(0, ids, True))
 
 
 @dataclass(frozen=True)
 class Supports:
     """R rows as far as they were asked for; those that are not ``finite``, bool [R], hold
-    nothing of meaning."""
+    nothing of meaning. ``rows`` are ``WideRows`` where ids of wide rows are given: all that qualify
+    are wide."""
 
     finite: NDArray[np.bool_]
     rows: Rows
@@ -105,7 +128,11 @@ def _smallest(keys: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def compute_supports(
-    log_probs: Tensor, spec: SupportSpec, sampled: Tensor, explicit: Tensor | None
+    log_probs: Tensor,
+    spec: SupportSpec,
+    sampled: Tensor,
+    explicit: Tensor | None,
+    wide: WideIds | None = None,
 ) -> Supports:
     """Everything ``spec`` asks of R rows; overwrites ``log_probs``.
 
@@ -113,18 +140,24 @@ def compute_supports(
         log_probs: float32 [R, V].
         sampled: int64 [R], the span's own token of each row.
         explicit: int64 [R, E] with -1 in empty slots, or None.
+        wide: those of ``spec``.
     """
     minus_infinity = float("-inf")
     finite = ~torch.isnan(log_probs[:, 0])
     ids, values = top_k(log_probs, spec.top_k, spec.vocabulary_limit)
     possible = values > minus_infinity
     # Everything is computed before the first array waits for the device.
-    own = outside = at_explicit = None
+    own = outside = at_explicit = at_wide = below = None
     if spec.want_sampled:
         own = log_probs.gather(1, sampled.unsqueeze(-1)).squeeze(-1)
     if explicit is not None:
         gathered = log_probs.gather(1, explicit.clamp(min=0))
         at_explicit = gathered.masked_fill(explicit < 0, minus_infinity)
+    if wide is not None:
+        at_wide = log_probs.index_select(1, wide.ids)
+        listed = values.exp().masked_fill_(~wide.among[ids], 0.0).sum(-1)
+        least = torch.where(wide.among[sampled], LEAST_BELOW_OWN, LEAST_BELOW)
+        below = at_wide.exp().sum(-1) - listed >= least
     if spec.want_log_tail:
         outside = _log_tail(log_probs, ids)
     rows = Rows(
@@ -137,6 +170,16 @@ def compute_supports(
         log_tail=None if outside is None else _values(outside),
         explicit=None if at_explicit is None else _values(at_explicit),
     )
+    if at_wide is not None and below is not None:
+        which = torch.nonzero(below).squeeze(-1)
+        rows = WideRows(
+            rows.support,
+            rows.sampled,
+            rows.log_tail,
+            rows.explicit,
+            wide=_array(which),
+            wide_log_probs=_array(at_wide[which]),
+        )
     return Supports(_array(finite), rows)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from teacher_server.engines.vllm import cpu_lora
-from teacher_server.engines.vllm.rows import PassSlice, RowScorer, RunnerProjection
+from teacher_server.engines.vllm.rows import PassSlice, Progress, RowScorer, RunnerProjection
 from teacher_server.engines.vllm.wire import FIRST_ROW
 
 # Packs the three tensors of a request into what vLLM's runner returns.
@@ -88,8 +88,8 @@ class RunnerHook:
     def rows(self, hidden_states: Tensor, num_scheduled_tokens: dict[str, int]) -> dict[str, Any]:
         """Rows of those requests whose last token was read in this step.
 
-        The tensors are ids int32 [R, K], values float32 [R, columns], and float64
-        [status, computed tokens, seconds].
+        The tensors are ids and values of ``PackedRows.arrays``, and float64 [status, computed
+        tokens, seconds, then its places].
         """
         runner = self._runner
         slices = []
@@ -109,16 +109,16 @@ class RunnerHook:
             hidden_states, slices, lambda: time.perf_counter() - self._started
         )
         self._scorer.forget(runner.requests)
-        return {
-            name: self._make_tensors(
-                torch.from_numpy(progress.packed.ids),
-                torch.from_numpy(progress.packed.values),
-                torch.from_numpy(
-                    np.array([progress.packed.status, progress.computed_tokens, progress.seconds])
-                ),
-            )
-            for name, progress in finished.items()
-        }
+        return {name: self._tensors(progress) for name, progress in finished.items()}
+
+    def _tensors(self, progress: Progress) -> Any:
+        ids, values, places = progress.packed.arrays()
+        facts = [progress.packed.status, progress.computed_tokens, progress.seconds]
+        return self._make_tensors(
+            torch.from_numpy(ids),
+            torch.from_numpy(values),
+            torch.from_numpy(np.concatenate([facts, places])),
+        )
 
 
 class CacheReader:

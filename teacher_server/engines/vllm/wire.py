@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.errors import EngineError
-from teacher_proto.rows import Rows, Support, Values, required
+from teacher_proto.rows import Rows, Support, Values, WideRows, may_be_wide, required
 from teacher_proto.types import Float32, Int32
 
 from teacher_server.engines.base import Job, JobResult, ScoredSpan, empty_rows
@@ -25,6 +25,7 @@ from teacher_server.engines.torch.supports import SupportSpec
 PLAN = "lsm_rows"
 FIRST_ROW = "lsm_first_row"
 MINUS_INFINITY = np.float32("-inf")
+NO_PLACES = np.zeros(0)
 
 
 class RowsStatus(enum.IntEnum):
@@ -80,6 +81,11 @@ class RowPlan:
         spec = self.spec
         return spec.top_k + spec.want_sampled + spec.want_log_tail + spec.explicit_slots
 
+    @property
+    def wide_count(self) -> int:
+        """W, the ids of wide rows."""
+        return len(self.spec.wide_ids) // 4
+
     def to_extra_args(self) -> dict[str, Any]:
         spec = self.spec
         explicit = self.explicit
@@ -93,6 +99,7 @@ class RowPlan:
                     spec.want_sampled,
                     spec.want_log_tail,
                     spec.explicit_slots,
+                    spec.wide_ids,
                 ],
                 self.indices.tobytes(),
                 self.sampled.tobytes(),
@@ -102,15 +109,15 @@ class RowPlan:
 
     @classmethod
     def from_extra_args(cls, arguments: dict[str, Any]) -> RowPlan:
-        spec, indices, sampled, explicit = arguments[PLAN]
-        rows = np.frombuffer(sampled, np.int32)
+        given, indices, sampled, explicit = arguments[PLAN]
+        rows, spec = np.frombuffer(sampled, np.int32), SupportSpec(*given)
         return cls(
-            spec=SupportSpec(*spec),
+            spec=spec,
             indices=np.frombuffer(indices, np.int64),
             sampled=rows,
             explicit=None
             if explicit is None
-            else np.frombuffer(explicit, np.int32).reshape(len(rows), spec[-1]),
+            else np.frombuffer(explicit, np.int32).reshape(len(rows), spec.explicit_slots),
         )
 
     def request(self, low: int, high: int) -> RowRequest:
@@ -125,6 +132,7 @@ class PackedRows:
     Attributes:
         ids: int32 [R, K], -1 in the slots that a row does not fill.
         values: float32 [R, columns], -inf where a value is not valid.
+        wide, wide_values: int64 [n], float32 [n, W], the wide rows, no more than may be.
         status: FINITE until something fails.
         filled: the rows [0, filled) are there.
     """
@@ -133,6 +141,8 @@ class PackedRows:
         self.plan = plan
         self.ids = np.empty((plan.count, plan.spec.top_k), np.int32)
         self.values = np.empty((plan.count, plan.columns), np.float32)
+        self.wide = np.zeros(0, np.int64)
+        self.wide_values = np.zeros((0, plan.wide_count), np.float32)
         self.status = RowsStatus.FINITE
         self.filled = 0
 
@@ -159,22 +169,43 @@ class PackedRows:
                 column += 1
         if rows.explicit is not None:
             self.values[low:high, column:] = _join(rows.explicit)
+        if isinstance(rows, WideRows):
+            before = int(np.searchsorted(self.wide, low))
+            places = rows.wide + low
+            kept = may_be_wide(places, before)
+            self.wide = np.append(self.wide[:before], places[kept])
+            more = rows.wide_log_probs[kept]
+            self.wide_values = np.append(self.wide_values[:before], more, axis=0)
 
     def fail(self, status: RowsStatus) -> None:
         """Keeps the first failure as the status, and drops the rows."""
         if self.status is RowsStatus.FINITE:
             self.status = status
             self.ids, self.values = self.ids[:0].copy(), self.values[:0].copy()
+            self.wide, self.wide_values = self.wide[:0], self.wide_values[:0].copy()
 
     def finish(self) -> None:
         """The whole request was read: rows that did not come are missing."""
         if self.filled < self.plan.count:
             self.fail(RowsStatus.ROW_MISSING)
 
+    def arrays(self) -> tuple[Int32, Float32, NDArray[np.float64]]:
+        """(ids, values, places) as they travel. Where the plan has ids of wide rows, ``values`` is
+        float32 [R * columns + n * W], those of all rows and then those of the n wide ones, else
+        [R, columns]; ``places`` is float64 [n], which rows are wide."""
+        values = self.values
+        if self.plan.wide_count:
+            values = np.concatenate([values.reshape(-1), self.wide_values.reshape(-1)])
+        return self.ids, values, self.wide.astype(np.float64)
 
-def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
-    """The rows of a finite request."""
-    spec = plan.spec
+
+def unpack(
+    plan: RowPlan, ids: Int32, values: Float32, places: NDArray[np.float64] = NO_PLACES
+) -> Rows:
+    """The rows of a finite request, out of the arrays of ``PackedRows``."""
+    spec, count = plan.spec, plan.count * plan.columns
+    wide_values = values.reshape(-1)[count:]
+    values = values.reshape(-1)[:count].reshape(plan.count, plan.columns)
     ids = np.ascontiguousarray(ids)
     best = np.ascontiguousarray(values[:, : spec.top_k])
     support = Support(ids, best, (ids >= 0).sum(axis=1, dtype=np.int32))
@@ -188,7 +219,16 @@ def unpack(plan: RowPlan, ids: Int32, values: Float32) -> Rows:
         column += 1
     if plan.explicit is not None:
         explicit = _split(values[:, column:])
-    return Rows(support, sampled, log_tail, explicit)
+    if not plan.wide_count:
+        return Rows(support, sampled, log_tail, explicit)
+    return WideRows(
+        support,
+        sampled,
+        log_tail,
+        explicit,
+        wide=places.astype(np.int64),
+        wide_log_probs=wide_values.reshape(-1, plan.wide_count).copy(),
+    )
 
 
 def _join(part: Values) -> Float32:
@@ -240,10 +280,11 @@ def rows_of(packed: Any, plan: RowPlan, reason: object) -> tuple[Rows | None, in
     """
     if packed is None:
         raise EngineError(f"vLLM ended a request without its rows ({reason})")
-    status, computed, seconds = packed.selected_token_ranks.tolist()
+    facts = packed.selected_token_ranks.numpy()
+    status, computed, seconds = facts[:3].tolist()
     rows: Rows | None = None
     if status == RowsStatus.FINITE:
-        rows = unpack(plan, packed.logprob_token_ids.numpy(), packed.logprobs.numpy())
+        rows = unpack(plan, packed.logprob_token_ids.numpy(), packed.logprobs.numpy(), facts[3:])
     elif status == RowsStatus.OUT_OF_MEMORY:
         raise EngineError(
             "memory ran out between the hidden states and the rows",

@@ -32,6 +32,9 @@ EXTENSION_LIMIT = 0.05
 # A teacher token below a row's best ids is taken to have at most this many times the mean of
 # such tokens (and at most the row's floor).
 TAIL_SKEW = 20
+# Numbers of a teacher whose log-probabilities are read of one row, at most: tokenizers that cut
+# numbers into at most three digits have 1,110, with or without a space before them 2,220.
+MOST_WIDE = 4096
 # Teacher tokens that one student token of the model's own can be spread over.
 MAX_DEPTH = 8
 
@@ -192,6 +195,30 @@ class PairTables:
         """int64 [V_S]: how many teacher tokens have this one as their first student token."""
         known = self.first_student_token[self.first_student_token >= 0]
         return np.bincount(known, minlength=self.student.size).astype(np.int64)
+
+    @cached_property
+    def wide_ids(self) -> Int32:
+        """int32 [E], ascending: the teacher's numbers (``Vocabulary.is_number``), where the student
+        writes some of them with several tokens; none where there are more than MOST_WIDE. Before a
+        number hundreds of them are about as likely, and the student's tokens are known only once
+        all of these are."""
+        numbers = np.flatnonzero(self.teacher.is_number).astype(np.int32)
+        apart = [self.teacher.token_bytes[t] not in self.student.by_bytes for t in numbers.tolist()]
+        return numbers if any(apart) and len(numbers) <= MOST_WIDE else numbers[:0]
+
+    @cached_property
+    def is_wide(self) -> Bool:
+        """bool [V_T]: one of ``wide_ids``."""
+        wide = np.zeros(self.teacher.size, np.bool_)
+        wide[self.wide_ids] = True
+        return wide
+
+    @cached_property
+    def not_wide_count(self) -> Int64:
+        """int64 [V_S]: ``teacher_token_count`` without ``wide_ids``."""
+        first = self.first_student_token[self.wide_ids]
+        counted = np.bincount(first[first >= 0], minlength=self.student.size)
+        return self.teacher_token_count - counted
 
     @cached_property
     def special_to_student(self) -> Int32:

@@ -126,11 +126,14 @@ class Vocabulary:
         return ranks
 
     @cached_property
+    def is_number(self) -> Bool:
+        """bool [V]: digits of ASCII, with or without a space before them."""
+        return np.array([data.removeprefix(b" ").isdigit() for data in self.token_bytes], np.bool_)
+
+    @cached_property
     def numbers_below(self) -> NDArray[np.int64]:
-        """int64 [ordinary ids + 1]: how many tokens of lower rank are digits of ASCII, with or
-        without a space before them."""
-        numbers = [data.removeprefix(b" ").isdigit() for data in self.sorted_bytes]
-        return np.concatenate([[0], np.cumsum(numbers)])
+        """int64 [ordinary ids + 1]: how many tokens of lower rank are numbers."""
+        return np.concatenate([[0], np.cumsum(self.is_number[self.order])])
 
     @cached_property
     def by_bytes(self) -> Mapping[bytes, int]:

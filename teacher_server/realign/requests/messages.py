@@ -10,7 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from teacher_proto.rows import Rows
+from teacher_proto.rows import Rows, most_wide
 from teacher_proto.types import ContinuationScores, Int32
 
 # Entries of the teacher's rows whose positions are realigned at once, at most.
@@ -24,6 +24,9 @@ BATCH_TOKENS = 1 << 21
 ROUNDING = 1e-9
 # Bytes that an entry of the result takes, its message included.
 RETURNED_BYTES = 40
+# Bytes that a further entry of a wide row takes: as it is received; as it is read, of one
+# continuation; and as it is kept. No more of them are left open than a row has best ids.
+WIDE_RECEIVED_BYTES, WIDE_READ_BYTES, WIDE_KEPT_BYTES = 4, 16, 8
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,14 @@ class Plan:
         needed: [G], teacher rows of each that will be asked for.
         problems: [G], why the teacher cannot read a continuation; empty where it can.
         limit: only teacher ids below it may be in a row.
+        wide_ids: [E], ascending: what wide rows list besides; none where no row is to be wide.
     """
 
     lengths: tuple[int, ...]
     needed: tuple[int, ...]
     problems: tuple[str, ...]
     limit: int
+    wide_ids: tuple[int, ...] = ()
 
     def row_bytes(self, best: int) -> int:
         """Bytes of the teacher's rows of ``best`` ids: those asked for, and those of one
@@ -130,21 +135,36 @@ class Plan:
         """Rows after paths of all rounds together, at most; none where what they take does not
         fit into the request's memory."""
         rows = request.extra_budget(self.needed)
-        return rows if self._bytes(request, best, rows) <= request.memory_bytes else 0
+        return rows if self._bytes(request, best, rows, 0) <= request.memory_bytes else 0
+
+    def wide_rows(self, request: RealignRequest, best: int) -> int:
+        """Rows of the continuations that may be wide, all together; none where what they take does
+        not fit into the request's memory beside the extra rows."""
+        rows, extra = self._may_be_wide(self.needed), self.extra_rows(request, best)
+        return rows if self._bytes(request, best, extra, rows) <= request.memory_bytes else 0
+
+    def _may_be_wide(self, needed: Sequence[int]) -> int:
+        return sum(most_wide(rows) for rows in needed) if self.wide_ids else 0
 
     def session_bytes(self, request: RealignRequest, best: int) -> int:
         """Bytes of memory that it takes to realign rows of ``best`` ids, at most, with the
-        extra rows that fit."""
-        return self._bytes(request, best, self.extra_rows(request, best))
+        extra rows and the wide rows that fit."""
+        extra, wide = self.extra_rows(request, best), self.wide_rows(request, best)
+        return self._bytes(request, best, extra, wide)
 
-    def _bytes(self, request: RealignRequest, best: int, extra: int) -> int:
+    def _bytes(self, request: RealignRequest, best: int, extra: int, wide: int) -> int:
         asked = request.continuations
         positions = [len(one.positions) for one in asked]
+        longest, more = max(positions, default=0), wide * len(self.wide_ids)
+        of_one = self._may_be_wide([max(self.needed, default=0)]) * len(self.wide_ids)
         received = max(sum(self.needed), extra) * best * RECEIVED_BYTES
+        received += more * WIDE_RECEIVED_BYTES
         read = (max(self.lengths, default=0) + extra) * best * READ_BYTES
-        kept = (sum(self.lengths) + extra) * best * KEPT_BYTES
-        opened = sum(positions) * best * OPEN_BYTES if extra else 0
-        walked = min(max(positions, default=0) * best, BLOCK_ENTRIES + best) * WALKED_BYTES
+        read += min(of_one, more) * WIDE_READ_BYTES
+        kept = (sum(self.lengths) + extra) * best * KEPT_BYTES + more * WIDE_KEPT_BYTES
+        opened = (sum(positions) + wide) * best * OPEN_BYTES if extra else 0
+        width = best + (len(self.wide_ids) if wide else 0)
+        walked = min(longest * best + min(of_one, more), BLOCK_ENTRIES + width) * WALKED_BYTES
         explicit = sum(one.explicit_ids.size for one in asked if one.explicit_ids is not None)
         returned = sum(positions) * (request.top_k + 1) + explicit
         return received + read + kept + opened + walked + returned * RETURNED_BYTES

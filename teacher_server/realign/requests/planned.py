@@ -94,10 +94,16 @@ def needed_rows(layout: Layout, positions: Int64, depth: int) -> Int32:
     return np.arange(min(last, len(layout.teacher_ids)), dtype=np.int32)
 
 
-def plan_of(planned: list[PlannedContinuation], limit: int) -> Plan:
+def plan_of(planned: list[PlannedContinuation], limit: int, wide_ids: Int32) -> Plan:
+    """
+    Args:
+        wide_ids: as ``PairTables`` has them. No row is wide where some are not below ``limit``.
+    """
+    known = bool((wide_ids < limit).all())
     return Plan(
         lengths=tuple(len(one.teacher_ids) for one in planned),
         needed=tuple(len(one.needed) for one in planned),
         problems=tuple(one.problem for one in planned),
         limit=limit,
+        wide_ids=tuple(wide_ids.tolist()) if known else (),
     )

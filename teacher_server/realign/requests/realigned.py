@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.rows import Rows, Support, Values, required
+from teacher_proto.rows import Rows, Support, Values, WideRows, required
 from teacher_proto.types import (
+    Bool,
     ContinuationScores,
     Float32,
     Int32,
@@ -20,12 +21,19 @@ from teacher_proto.types import (
     UInt8,
 )
 
+from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.requests.messages import BLOCK_ENTRIES, RealignRequest
 from teacher_server.realign.requests.planned import PlannedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.masses import Entries, WalkResult
-from teacher_server.realign.walk.rows import Float64, TeacherRows, teacher_rows
+from teacher_server.realign.walk.rows import (
+    NOT_WIDE,
+    Float64,
+    TeacherRows,
+    teacher_rows,
+    wide_entries_of,
+)
 
 Int64 = NDArray[np.int64]
 # Below it, 1 - coverage is rounding and not mass.
@@ -72,17 +80,29 @@ def realign_engine_rows(
     """One continuation's scores out of the engine's rows; None: they are not finite."""
     if rows is None:
         return RealignedContinuation(not_finite())
-    support = required(rows.support, "support")
     sampled = required(rows.sampled, "sampled token")
     if not sampled.valid.all():
         return RealignedContinuation(not_realigned(NO_PROBABILITY_DETAIL))
+    read = rows_of(planned, rows, realigner.tables)
+    return realign_rows(planned, read, realigner, request, context_free)
+
+
+def rows_of(planned: PlannedContinuation, rows: Rows, tables: PairTables) -> TeacherRows:
+    """The engine's rows of a continuation, with their best ids and sampled tokens, as the walk
+    reads them."""
+    support = required(rows.support, "support")
+    sampled = required(rows.sampled, "sampled token")
     count, width = len(planned.teacher_ids), support.ids.shape[1]
     ids, values = np.full((count, width), -1, np.int32), np.zeros((count, width), np.float32)
     own = np.zeros(count, np.float32)
     ids[planned.needed], values[planned.needed] = support.ids, support.log_probs
     own[planned.needed] = sampled.values
-    read = teacher_rows(planned.teacher_ids, ids, values, own)
-    return realign_rows(planned, read, realigner, request, context_free)
+    wide = NOT_WIDE
+    if isinstance(rows, WideRows) and len(rows.wide):
+        at = planned.needed[rows.wide].astype(np.int64)
+        listed = np.column_stack([ids[at], planned.teacher_ids[at]])
+        wide = wide_entries_of(tables.wide_ids, at, rows.wide_log_probs, listed)
+    return teacher_rows(planned.teacher_ids, ids, values, own, wide)
 
 
 def realign_rows(
@@ -97,7 +117,7 @@ def realign_rows(
     continuation = planned.continuation
     limit = request.student_vocabulary_size
     parts: list[_Part] = []
-    for block in position_blocks(len(continuation.positions), rows.ids.shape[1]):
+    for block in position_blocks(len(continuation.positions), rows.most_entries):
         positions = continuation.positions[block].astype(np.int64)
         asked = None
         if continuation.explicit_ids is not None:
@@ -116,6 +136,9 @@ def realign_rows(
         )
         own = continuation.token_ids[positions]
         keep = bool(request.extra_rounds)
+        if keep and rows.any_wide:
+            few = _few_open(found.walked, realigner.tables.is_wide, rows.ids.shape[1])
+            found = replace(found, walked=replace(found.walked, open=few))
         parts.append(_part(found, asked, own, request.top_k, block.start, keep_open=keep))
         chunk_log_likelihood = found.chunk_log_likelihood
         del found
@@ -152,8 +175,8 @@ def realign_rows(
 
 
 def position_blocks(count: int, width: int) -> list[slice]:
-    """Positions that are realigned at once, of ``count`` whose rows have ``width`` ids: in most
-    requests all."""
+    """Positions that are realigned at once, of ``count`` whose rows have ``width`` ids at most:
+    in most requests all."""
     size = max(1, BLOCK_ENTRIES // max(1, width))
     return [slice(start, min(start + size, count)) for start in range(0, max(count, 1), size)]
 
@@ -221,6 +244,28 @@ def _part(
     )
 
 
+def _few_open(walked: WalkResult, is_wide: Bool, most: int) -> Entries:
+    """What the walk has left open, with those ids of wide rows together at each position that
+    have little of it by themselves: of the others a position has ``most`` at most. After one of
+    these no row would be asked for by so much as ``LEAST_GAIN`` of this position's need.
+
+    Args:
+        is_wide: bool [V_T], of the teacher's tokens.
+    """
+    left, count = walked.open, len(walked.total)
+    little = (left.token >= 0) & is_wide[left.token]
+    opened = np.bincount(left.position, left.mass, count)
+    little &= left.mass * most < opened[left.position]
+    sums = np.zeros(count)
+    np.add.at(sums, left.position[little], left.mass[little])
+    place = np.flatnonzero(sums > 0)
+    none = np.full(len(place), -1)
+    together = Entries(place, none, sums[place], none, none, none, none)
+    names = [one.name for one in fields(Entries)]
+    each = {name: getattr(left, name)[~little] for name in names}
+    return Entries(**{n: np.concatenate([each[n], getattr(together, n)]) for n in names})
+
+
 def _joined(parts: list[WalkResult]) -> WalkResult:
     """What the walks of all positions have left open; nothing is settled."""
 
@@ -237,6 +282,7 @@ def _joined(parts: list[WalkResult]) -> WalkResult:
         tail=joined("tail"),
         floor=joined("floor"),
         listed=joined("listed"),
+        wide=joined("wide"),
         wanted=joined("wanted"),
     )
 

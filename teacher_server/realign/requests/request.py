@@ -75,7 +75,8 @@ def realigned(request: RealignRequest, pair: Pair) -> Generator[Step, Answer | N
             plan_continuation(continuation, pair.realigner, request.vocabulary_size)
         )
         yield PAUSE
-    plan = plan_of(work.planned, min(request.vocabulary_size, pair.tables.teacher.size))
+    limit = min(request.vocabulary_size, pair.tables.teacher.size)
+    plan = plan_of(work.planned, limit, pair.tables.wide_ids)
     yield plan
     readable = [index for index, one in enumerate(work.planned) if not one.problem]
     if readable:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.rows import Rows
+from teacher_proto.rows import Rows, WideRows
 
 from teacher_server.frames import Frame, FrameError
 from teacher_server.realign.requests.messages import Answer, AskedContinuation, RealignRequest
@@ -20,8 +20,11 @@ from teacher_server.realign.requests.messages import Answer, AskedContinuation, 
 Array = NDArray[Any]
 # Of a continuation that has no explicit ids.
 NO_WIDTH = -1
+NO_ROWS: NDArray[np.int64] = np.zeros(0, np.int64)
 GO = Frame("go")
 ENOUGH = Frame("enough")
+# Arrays of an answer that are not of its rows one by one.
+_NOT_OF_ROWS = {"finite", "wide", "wide_log_probs", "wide_counts"}
 _PLAIN = [one.name for one in fields(RealignRequest) if one.name != "continuations"]
 
 
@@ -83,6 +86,11 @@ def rows_frame(answer: Answer) -> Frame:
     finite = np.array([rows is not None for rows in answer], np.bool_)
     found = [rows for rows in answer if rows is not None]
     arrays: dict[str, Array] = dict(Rows.concatenate(found).arrays()) if found else {}
+    wide = [rows for rows in found if isinstance(rows, WideRows)]
+    if wide:
+        places = [rows.wide if isinstance(rows, WideRows) else NO_ROWS for rows in found]
+        arrays["wide"], arrays["wide_counts"] = joined(places, np.int64), lengths(places)
+        arrays["wide_log_probs"] = np.concatenate([rows.wide_log_probs for rows in wide])
     return Frame("rows", {}, {"finite": finite, **arrays})
 
 
@@ -94,12 +102,24 @@ def answer_of(frame: Frame, counts: Sequence[int]) -> Answer:
     if not any(finite):
         return (None,) * len(counts)
     found = [count for count, there in zip(counts, finite, strict=True) if there]
-    arrays = {name: array for name, array in frame.arrays.items() if name != "finite"}
+    arrays = {name: array for name, array in frame.arrays.items() if name not in _NOT_OF_ROWS}
     parts = {name: split(array, np.array(found)) for name, array in arrays.items()}
-    return tuple(
-        Rows.of({name: next(part) for name, part in parts.items()}) if there else None
-        for there in finite
-    )
+    rows = [Rows.of({name: next(part) for name, part in parts.items()}) for _ in found]
+    if "wide" in frame.arrays:
+        rows = _wide_rows(frame, rows)
+    left = iter(rows)
+    return tuple(next(left) if there else None for there in finite)
+
+
+def _wide_rows(frame: Frame, rows: Sequence[Rows]) -> list[Rows]:
+    """The same, with what the frame says of those that are wide."""
+    sizes = frame.array("wide_counts", np.int64, len(rows))
+    wide = split(frame.array("wide", np.int64, None), sizes)
+    values = split(frame.arrays["wide_log_probs"], sizes)
+    return [
+        WideRows(one.support, one.sampled, one.log_tail, one.explicit, *more)
+        for one, *more in zip(rows, wide, values, strict=True)
+    ]
 
 
 def joined(arrays: Sequence[Array], dtype: Any) -> Array:

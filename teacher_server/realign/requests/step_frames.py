@@ -14,6 +14,7 @@ import numpy as np
 from teacher_proto.types import Int32
 
 from teacher_server.frames import Frame, FrameError, texts_array
+from teacher_server.realign.pair.tables import MOST_WIDE
 from teacher_server.realign.requests.messages import (
     Asked,
     AskedContextFree,
@@ -67,6 +68,7 @@ def _frame(step: Step | Realigned) -> Frame:
                     **texts_array(list(step.problems)),
                     "lengths": np.array(step.lengths, np.int64),
                     "needed": np.array(step.needed, np.int64),
+                    "wide_ids": np.array(step.wide_ids, np.int32),
                 },
             )
         case AskedRollouts():
@@ -163,7 +165,18 @@ class StepReader:
         if any(size for size, problem in zip(sizes.tolist(), problems, strict=True) if problem):
             raise FrameError("plan: teacher tokens of what it cannot read")
         limit = frame.integer("limit", 1, self.request.vocabulary_size)
-        self._plan = Plan(tuple(sizes.tolist()), tuple(needed.tolist()), problems, limit)
+        wide = frame.array("wide_ids", np.int32, None)
+        if len(wide) > MOST_WIDE or not _ascend(wide):
+            raise FrameError("plan: ids of wide rows that do not ascend, or too many")
+        if len(wide) and not (wide.min() >= 0 and wide.max() < limit):
+            raise FrameError("plan: an id of wide rows that no row may have")
+        self._plan = Plan(
+            lengths=tuple(sizes.tolist()),
+            needed=tuple(needed.tolist()),
+            problems=problems,
+            limit=limit,
+            wide_ids=tuple(wide.tolist()),
+        )
         self._expected = "rollouts" if not all(problems) else "more"
         return self._plan
 
@@ -177,8 +190,8 @@ class StepReader:
         spans = tuple(AskedSpan(*pair) for pair in pairs)
         for span in spans:
             rows = span.positions
-            inside = not len(rows) or (rows[0] >= 0 and rows[-1] < len(span.token_ids))
-            if not inside or (np.diff(rows) <= 0).any():
+            inside = not len(rows) or (rows.min() >= 0 and rows.max() < len(span.token_ids))
+            if not inside or not _ascend(rows):
                 raise FrameError("rollouts: rows that do not ascend within their tokens")
         return AskedRollouts(spans)
 
@@ -187,7 +200,7 @@ class StepReader:
         self.context_free_rows += len(tokens)
         if not self.request.context_free_rows or self.context_free_rows > self.plan.limit:
             raise FrameError("context_free: more rows than there may be")
-        if not 1 <= len(tokens) <= CONTEXT_FREE_ROWS or (np.diff(tokens) <= 0).any():
+        if not 1 <= len(tokens) <= CONTEXT_FREE_ROWS or not _ascend(tokens):
             raise FrameError("context_free: tokens that do not ascend, or too many")
         return AskedContextFree(self._ids(frame.array("before", np.int32, 1)), tokens)
 
@@ -212,3 +225,8 @@ class StepReader:
         if len(ids) and not (ids.min() >= 0 and ids.max() < self.request.vocabulary_size):
             raise FrameError("an id that the teacher's model does not have")
         return ids
+
+
+def _ascend(values: Int32) -> bool:
+    """Whether each is above the one before it; their differences need not fit into 32 bits."""
+    return bool((values[1:] > values[:-1]).all())

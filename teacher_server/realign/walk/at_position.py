@@ -37,7 +37,7 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
     fate[walk.kinds.inexpressible.take(paths.token)] = Fate.LOSE
     fate[paths.mass == 0] = Fate.NOTHING
     # Those that may join the text before them, and are not too small to be looked at.
-    joining = np.flatnonzero(joins & (paths.mass >= SIGNIFICANT) & (fate != Fate.LOSE))
+    joining = np.flatnonzero(joins & _looked_at(walk, paths) & (fate != Fate.LOSE))
     fate[joining] = Fate.NOTHING
     # What is open of a token apart from the text before it may become what the teacher would
     # itself begin with the token, unless it is cut in another way.
@@ -69,7 +69,37 @@ def _entries(walk: WalkContext, at: Starts) -> tuple[Paths, Bool]:
         after=np.full(ids.size, NO_ROW),
         first=np.full(ids.size, -1),
     )
-    return paths, joins.reshape(-1)
+    if not walk.rows.any_wide:
+        return paths, joins.reshape(-1)
+    more, they_join = _wide_entries(walk, at)
+    return paths + more, np.concatenate([joins.reshape(-1), they_join])
+
+
+def _wide_entries(walk: WalkContext, at: Starts) -> tuple[Paths, Bool]:
+    """``_entries``: what wide rows list besides their best ids."""
+    line, token, log_prob = walk.rows.wide_of(at.row)
+    position, count = at.position[line], len(line)
+    joins = walk.pair.states.may_join(walk.initial[position], token[:, None])[:, 0]
+    paths = Paths(
+        position=position,
+        row=at.row[line],
+        token=token,
+        mass=np.exp(log_prob + at.weight[line]),
+        state=np.full(count, EMPTY_STATE),
+        node=np.full(count, TRIE_ROOT),
+        after=np.full(count, NO_ROW),
+        first=np.full(count, -1),
+    )
+    return paths, joins
+
+
+def _looked_at(walk: WalkContext, paths: Paths) -> Bool:
+    """Which entries are looked at where they may join the text before them. In a wide row none is
+    too small: hundreds of small ones may have much together."""
+    large: Bool = paths.mass >= SIGNIFICANT
+    if walk.rows.any_wide:
+        large |= walk.rows.wide[paths.row] & (paths.mass > 0)
+    return large
 
 
 def _rows_after(walk: WalkContext, paths: Paths, may_extend: Bool) -> Int64:
@@ -125,10 +155,15 @@ def _rule_out_below(walk: WalkContext, at: Starts, mass: Float64, ruled_out: Flo
         mass, ruled_out: float64 [n], of the entries, in the order of ``_entries``.
     """
     shape = len(at.row), walk.rows.ids.shape[1]
+    best = shape[0] * shape[1]
     # The last column is the rollout's own token.
-    mass, ruled_out = (part.reshape(shape)[:, :-1] for part in (mass, ruled_out))
+    mass, ruled_out = (part[:best].reshape(shape)[:, :-1] for part in (mass, ruled_out))
     seen = mass >= SIGNIFICANT
-    less_likely = seen & (np.arange(mass.shape[1]) >= seen.sum(1)[:, None] // 2)
+    if walk.rows.any_wide:
+        # Below the best of a wide row is nothing like those of its ids that are wide.
+        wide = walk.pair.tables.is_wide[walk.rows.ids[at.row, :-1]]
+        seen &= ~(wide & walk.rows.wide[at.row, None])
+    less_likely = seen & (np.cumsum(seen, 1) - 1 >= seen.sum(1)[:, None] // 2)
     whole = np.where(less_likely, mass, 0.0).sum(1)
     share = np.where(less_likely, ruled_out, 0.0).sum(1) / np.maximum(whole, SIGNIFICANT)
     below = walk.rows.tail[at.row] * np.exp(at.weight)

@@ -89,13 +89,26 @@ def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, F
     line, place = true_places(fits)
     column = place - line * fits.shape[1]
     mass = np.exp(walk.rows.log_probs[before.row[line], column] + before.weight[line])
+    token = ids[line, column].astype(np.int64)
+    wide_line, wide_token, wide_mass = _wide_reaching_across(walk, before)
     # All of what agrees may be a small part of the row.
     total = walk.ledger.total
     agreeing = total + np.bincount(before.position[line], mass, len(total))
+    agreeing += np.bincount(before.position[wide_line], wide_mass, len(total))
     _leave_unlisted_open(walk, before, line[mass > 0], column[mass > 0], agreeing)
+    line, mass = np.concatenate([line, wide_line]), np.concatenate([mass, wide_mass])
+    token = np.concatenate([token, wide_token])
     keep = mass >= SIGNIFICANT * agreeing[before.position[line]]
-    line, mass = line[keep], mass[keep]
-    return line, ids[line, column[keep]].astype(np.int64), mass
+    return line[keep], token[keep], mass[keep]
+
+
+def _wide_reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, Float64]:
+    """``_reaching_across``: of what wide rows list besides their best ids, whatever its mass."""
+    line, token, log_prob = walk.rows.wide_of(before.row, inside=True)
+    rank = walk.pair.tables.teacher.rank[token]
+    fits = (rank >= before.low[line]) & (rank < before.high[line])
+    line, token, log_prob = line[fits], token[fits], log_prob[fits]
+    return line, token, np.exp(log_prob + before.weight[line])
 
 
 def _leave_unlisted_open(
@@ -103,7 +116,8 @@ def _leave_unlisted_open(
 ) -> None:
     """Leaves open what may reach across positions and is below the rows' best, where that is
     more than EXTENSION_LIMIT of what agrees: of numbers, of which a teacher often finds hundreds
-    about as likely. Other tokens below the best are taken to have nothing.
+    about as likely. Other tokens below the best are taken to have nothing, and of a wide row, which
+    lists every number, all do.
 
     It is taken to be as large a part of what is below as of the less likely half of those that
     are listed, or as much as one of these has where none of them reaches across.
@@ -120,7 +134,9 @@ def _leave_unlisted_open(
     share = tail * np.maximum(reach, 1) / (listed - listed // 2)
     numbers = tables.teacher.numbers_below
     others = 2 * (numbers[before.high] - numbers[before.low]) < before.high - before.low
-    mass = np.where(others, 0.0, np.minimum(share, most) * np.exp(before.weight))
+    mass = np.where(
+        others | rows.wide_inside[before.row], 0.0, np.minimum(share, most) * np.exp(before.weight)
+    )
     whole = np.bincount(before.position, mass, len(agreeing))
     which = np.flatnonzero((whole > EXTENSION_LIMIT * agreeing)[before.position] & (mass > 0))
     some = (part[which].tolist() for part in (before.low, before.high, before.skip))

@@ -29,10 +29,13 @@ def read_rows_beyond(walk: WalkContext, paths: Paths) -> Paths:
     mass = np.exp(walk.rows.log_probs[paths.after]) * paths.mass[:, None]
     joins = states.may_join(paths.state, ids)
     slight = joins & (mass < SIGNIFICANT * paths.mass[:, None])
-    ending = _ending(walk, paths, np.where(joins, 0.0, mass).sum(1))
+    apart, wide_line, wide_token, wide_mass = _wide_entries(walk, paths)
+    ending = _ending(walk, paths, np.where(joins, 0.0, mass).sum(1) + apart)
     _leave_slight_open(walk, paths, np.where(slight, mass, 0.0).sum(1))
     line, place = true_places(joins & ~slight)
-    longer = _longer(walk, paths, line, ids.take(place), mass.take(place))
+    token, mass = np.append(ids.take(place), wide_token), np.append(mass.take(place), wide_mass)
+    line = np.append(line, wide_line)
+    longer = _longer(walk, paths, line, token, mass)
     answer, decided = _answers(walk, longer, paths.token.take(line), paths.state.take(line))
     # Most of it leaves the student's token as it was: one entry for each path.
     ended = states.answer(paths.state)
@@ -40,6 +43,18 @@ def read_rows_beyond(walk: WalkContext, paths: Paths) -> Paths:
     ending += np.bincount(line, np.where(same, longer.mass, 0.0), len(ending))
     _act(walk, replace(paths, mass=ending), ended, np.ones(len(ending), np.bool_), ending == 0)
     return _act(walk, longer, answer, decided, same)
+
+
+def _wide_entries(walk: WalkContext, paths: Paths) -> tuple[Float64, Int64, Int64, Float64]:
+    """(apart, line, token, mass) of what wide rows after the paths [n] list besides their best ids.
+    apart: float64 [n], the mass of those that cannot join their path; of the others each its
+    line, place in ``paths``."""
+    line, token, log_prob = walk.rows.wide_of(paths.after)
+    mass = np.exp(log_prob) * paths.mass[line]
+    joins = walk.pair.states.may_join(paths.state[line], token[:, None])[:, 0]
+    apart = np.zeros(len(paths.mass))
+    np.add.at(apart, line[~joins], mass[~joins])
+    return apart, line[joins], token[joins], mass[joins]
 
 
 def _act(walk: WalkContext, paths: Paths, answer: Int64, decided: Bool, but: Bool) -> Paths:

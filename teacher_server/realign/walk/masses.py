@@ -59,7 +59,9 @@ class WalkResult:
         total: float64 [n], what agrees with the student's tokens so far.
         tail: float64 [n], what lies below the best ids of the rows.
         floor: float64 [n], the most that one id below the best can have.
-        listed: int64 [n], how many ids are listed in the row that lists most.
+        listed: int64 [n], how many ids are listed in the row that lists most, without what wide
+            rows list besides their best.
+        wide: bool [n], all rows are wide.
         wanted: int64, ascending: teacher tokens whose context-free rows would settle more.
     """
 
@@ -70,6 +72,7 @@ class WalkResult:
     tail: Float64
     floor: Float64
     listed: Int64
+    wide: Bool
     wanted: Int64
 
 

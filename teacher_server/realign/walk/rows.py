@@ -13,7 +13,8 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
-from teacher_proto.types import Float32, Int32
+from teacher_proto.rows import LEAST_BELOW
+from teacher_proto.types import Bool, Float32, Int32
 
 Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
@@ -21,6 +22,39 @@ Int64 = NDArray[np.int64]
 NO_ROW = -1
 # Above every teacher token: makes one number of a row and a token.
 _SPAN = 1 << 32
+
+
+@dataclass(frozen=True)
+class WideEntries:
+    """What wide rows list besides their best ids: w entries, by row.
+
+    Attributes:
+        ids: int32 [E], ascending, all that a wide row was asked for.
+        rows: int64 [n], ascending, the wide rows.
+        everywhere: bool [n], the others are wide only for positions inside the rollout's own token
+            after the row: for those at the row or before it, that it comes is not known yet.
+        begins: int64 [n + 1], the entries of each.
+        token: int32 [w], those that have a probability and are not listed otherwise.
+        log_prob: float32 [w], nats.
+    """
+
+    ids: Int32
+    rows: Int64
+    everywhere: Bool
+    begins: Int64
+    token: Int32
+    log_prob: Float32
+
+
+NO_IDS = np.zeros(0, np.int32)
+NOT_WIDE = WideEntries(
+    NO_IDS,
+    np.zeros(0, np.int64),
+    np.zeros(0, np.bool_),
+    np.zeros(1, np.int64),
+    NO_IDS,
+    np.zeros(0, np.float32),
+)
 
 
 @dataclass(frozen=True)
@@ -38,6 +72,7 @@ class TeacherRows:
             other id is above it.
         extra_rows: (row, teacher token) -> the row after that token, for paths that are not
             the rollout's own.
+        wide_entries: what some rows list besides the M + 1 ids.
     """
 
     ids: Int32
@@ -46,6 +81,7 @@ class TeacherRows:
     log_likelihood: Float64
     floor: Float64
     extra_rows: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    wide_entries: WideEntries = NOT_WIDE
 
     def child(self, row: int, token: int) -> int | None:
         """The row after ``token``, or None where there is none."""
@@ -76,17 +112,65 @@ class TeacherRows:
         return keys, values
 
     def log_prob(self, row: int, token: int) -> float | None:
-        """Of a token in a row, nats; None for one that is not listed, which has the row's floor
-        at most."""
+        """Of a token in a row, nats, -inf where a wide row leaves it out; None for one that is not
+        listed, which has the row's floor at most."""
         if row < len(self.token_log_probs) and self.ids[row, -1] == token:
             return float(self.token_log_probs[row])
         found = np.flatnonzero((self.ids[row] == token) & (self.log_probs[row] > -np.inf))
-        return float(self.log_probs[row, found[0]]) if len(found) else None
+        if len(found):
+            return float(self.log_probs[row, found[0]])
+        if not self.wide_inside[row] or token not in self.wide_entries.ids:
+            return None
+        _, tokens, values = self.wide_of(np.array([row]), inside=True)
+        found = np.flatnonzero(tokens == token)
+        return float(values[found[0]]) if len(found) else -np.inf
+
+    @property
+    def any_wide(self) -> bool:
+        """Whether any row is wide."""
+        return len(self.wide_entries.rows) > 0
+
+    @cached_property
+    def wide(self) -> Bool:
+        """bool [R]: no id of ``wide_entries`` that the row does not list has a probability."""
+        wide = np.zeros(len(self.ids), np.bool_)
+        wide[self.wide_entries.rows] = self.wide_entries.everywhere
+        return wide
+
+    @cached_property
+    def wide_inside(self) -> Bool:
+        """bool [R]: ``wide``, for positions inside the rollout's own token after the row."""
+        wide = np.zeros(len(self.ids), np.bool_)
+        wide[self.wide_entries.rows] = True
+        return wide
+
+    def wide_of(self, row: Int64, *, inside: bool = False) -> tuple[Int64, Int64, Float64]:
+        """(line, token, log_prob) of all entries that the rows ``row`` [n] have besides their
+        best: int64, int64, float64 [k], line ascending in [0, n).
+
+        Args:
+            inside: for positions inside the rollout's own tokens after these rows.
+        """
+        wide = self.wide_entries
+        if not self.any_wide:
+            return NO_IDS.astype(np.int64), NO_IDS.astype(np.int64), np.zeros(0)
+        at = np.minimum(np.searchsorted(wide.rows, row), len(wide.rows) - 1)
+        begin = wide.begins[at]
+        there = (wide.rows[at] == row) & (inside | wide.everywhere[at])
+        count = np.where(there, wide.begins[at + 1] - begin, 0)
+        line = np.repeat(np.arange(len(row)), count)
+        place = np.arange(len(line)) + np.repeat(begin - (np.cumsum(count) - count), count)
+        return line, wide.token[place].astype(np.int64), wide.log_prob[place].astype(np.float64)
 
     @cached_property
     def tail(self) -> Float64:
         """float64 [R]: mass outside the row's ids."""
         listed: Float64 = np.exp(self.log_probs).sum(1)
+        wide = self.wide_entries
+        some = np.flatnonzero(np.diff(wide.begins))
+        # As float32, and summed as float64: the entries of all wide rows are many.
+        mass = np.add.reduceat(np.exp(wide.log_prob), wide.begins[some], dtype=np.float64)
+        listed[wide.rows[some]] += np.where(wide.everywhere[some], mass, 0.0)
         return np.maximum(1.0 - listed, 0.0)
 
     @cached_property
@@ -96,9 +180,14 @@ class TeacherRows:
 
     @cached_property
     def listed(self) -> Int64:
-        """int64 [R]: how many ids the row lists."""
+        """int64 [R]: how many ids the row lists, without those of ``wide_entries``."""
         listed: Int64 = (self.log_probs > -np.inf).sum(1)
         return listed
+
+    @property
+    def most_entries(self) -> int:
+        """Entries of the row that has most."""
+        return int(self.ids.shape[1] + np.diff(self.wide_entries.begins).max(initial=0))
 
     @cached_property
     def token_before(self) -> Int64:
@@ -120,11 +209,37 @@ class TeacherRows:
         return row, tokens[::-1]
 
 
+def wide_entries_of(ids: Int32, rows: Int64, log_probs: Float32, listed: Int32) -> WideEntries:
+    """The entries of n wide rows.
+
+    Args:
+        ids: int32 [E], ascending.
+        rows: int64 [n], ascending.
+        log_probs: float32 [n, E], of the ids.
+        listed: int32 [n, M + 1], the ids that the rows list otherwise, the rollout's own token
+            last; some may be negative.
+    """
+    kept = log_probs > -np.inf
+    place = np.minimum(np.searchsorted(ids, listed), len(ids) - 1)
+    there = ids[place] == listed
+    line, column = np.nonzero(there[:, :-1])
+    kept[line, place[line, column]] = False
+    below = np.exp(log_probs).sum(1, where=kept, dtype=np.float64)
+    own = np.flatnonzero(there[:, -1])
+    kept[own, place[own, -1]] = False
+    # The engine has decided it for rows whose own token is none of the ids.
+    everywhere = ~there[:, -1] | (below >= LEAST_BELOW)
+    begins = np.concatenate([[0], np.cumsum(kept.sum(1))])
+    tokens = np.broadcast_to(ids, kept.shape)[kept]
+    return WideEntries(ids, rows, everywhere, begins, tokens, log_probs[kept])
+
+
 def teacher_rows(
     teacher_ids: Int32,
     top_ids: Int32,
     top_log_probs: Float32 | Float64,
     token_log_probs: Float32 | Float64,
+    wide: WideEntries = NOT_WIDE,
 ) -> TeacherRows:
     """The rows of a rollout's m teacher tokens.
 
@@ -133,6 +248,7 @@ def teacher_rows(
         top_ids, top_log_probs: [m, M], the best ids of each row, descending; id -1 in slots
             that are not valid.
         token_log_probs: [m], of each teacher token in its row; -inf allowed.
+        wide: of rows that list more.
     """
     values = np.where(top_ids >= 0, top_log_probs.astype(np.float64), -np.inf)
     listed = (top_ids == teacher_ids[:, None]).any(1)
@@ -145,6 +261,7 @@ def teacher_rows(
         token_log_probs=own,
         log_likelihood=np.concatenate([[0.0], np.cumsum(own)]),
         floor=np.where(np.isfinite(floor), floor, 0.0),
+        wide_entries=wide,
     )
 
 
@@ -171,4 +288,5 @@ def with_extra_rows(
         log_likelihood=rows.log_likelihood,
         floor=np.concatenate([rows.floor, values.min(1, where=top_ids >= 0, initial=0.0)]),
         extra_rows={**rows.extra_rows, **{path: count + i for i, path in enumerate(paths)}},
+        wide_entries=rows.wide_entries,
     )

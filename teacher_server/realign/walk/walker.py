@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
+from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
@@ -66,7 +67,7 @@ class Walker:
             ledger=ledger,
         )
         self._settle(walk, starts)
-        tail, floor, listed = _unlisted(starts.at, rows, len(positions))
+        tail, floor, listed, wide = _unlisted(starts.at, rows, len(positions))
         return WalkResult(
             settled=ledger.settled(),
             open=ledger.open(),
@@ -75,6 +76,7 @@ class Walker:
             tail=tail,
             floor=floor,
             listed=listed,
+            wide=wide,
             wanted=walk.extensions.wanted(),
         )
 
@@ -91,11 +93,13 @@ class Walker:
         walk.ledger.leave_open(paths.position, none, paths.mass, none, ranges, paths.first)
 
 
-def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float64, Int64]:
-    """(tail, floor, listed) of ``WalkResult``: what the rows at the positions do not list."""
+def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float64, Int64, Bool]:
+    """(tail, floor, listed, wide) of ``WalkResult``: what the rows at the positions do not list."""
     tail, floor, weight = np.zeros(count), np.zeros(count), np.exp(at.weight)
     listed = np.zeros(count, np.int64)
     np.add.at(tail, at.position, rows.tail[at.row] * weight)
     np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
     np.maximum.at(listed, at.position, rows.listed[at.row])
-    return tail, np.minimum(floor, tail), listed
+    wide = np.ones(count, np.bool_)
+    np.logical_and.at(wide, at.position, rows.wide[at.row])
+    return tail, np.minimum(floor, tail), listed, wide
