@@ -36,6 +36,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 from teacher_proto.errors import LsmError
 
 from benchmarks.attacks.attacker import ATTACKS
@@ -158,7 +159,7 @@ def both_sides(name: str, facts: dict[str, Any], seconds: float, nothing: Any) -
     for side, at in (("dummy", nothing), ("server", None)):
         try:
             sides[side] = run_attack(name, facts, seconds, at=at)
-        except (LsmError, OSError, ValueError) as error:
+        except (LsmError, httpx.HTTPError, OSError, ValueError) as error:
             return {"broken": {"unreachable": f"{side}: {type(error).__name__}: {error}"}}
     return sides | {"broken": broken(sides["server"], sides["dummy"])}
 

@@ -33,7 +33,7 @@ MAX_OWNERS = 1024
 INTEGER_DIGITS = 640
 # After so many seconds a thread that computes in Python lets another one run. A forward of
 # an engine waits for its turn some hundred times.
-SWITCH_SECONDS = 0.0005
+SWITCH_SECONDS = 0.0001
 
 
 def share_the_interpreter() -> None:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from teacher_proto.processes.memory import give_back_free_pages
 
-# Of glibc's malloc.h: from which size a block is mapped by itself, and how much is kept free at
-# the end of a heap.
-M_MMAP_THRESHOLD, M_TRIM_THRESHOLD = -3, -1
+# Of glibc's malloc.h: from which size a block is mapped by itself, how much is kept free at the
+# end of a heap, and how many heaps there are.
+M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, M_ARENA_MAX = -3, -1, -8
 LARGE_BLOCK, KEPT_AT_THE_TOP = 8 << 20, 8 << 20
+HEAPS = 1
 # The heaps are looked through when the process has so many bytes more than it had at the least.
 # Whether it has is looked at so often; to look through the heaps takes one part in SHARE of a
 # thread's time at most.
-GROWTH = 16 << 20
+GROWTH = 8 << 20
 LOOK_SECONDS = 0.02
 SHARE = 4
 
@@ -26,12 +27,14 @@ SHARE = 4
 def give_freed_memory_back() -> None:
     """Blocks of the size of large bodies go back to the system when they are freed. By itself
     glibc keeps blocks of up to 32 MiB once such a one was freed, in every thread's heap, where
-    what is small keeps what is large from being used again. Elsewhere than on glibc nothing
-    is set."""
+    what is small keeps what is large from being used again. All threads share one heap, where what
+    one has freed serves the others: by itself glibc has eight for each core. Elsewhere than on
+    glibc nothing is set."""
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         mallopt(M_TRIM_THRESHOLD, KEPT_AT_THE_TOP)
+        mallopt(M_ARENA_MAX, HEAPS)
 
 
 def resident() -> int:

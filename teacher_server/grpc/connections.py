@@ -18,21 +18,18 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.grpc.giving_way import FLOOD, Floods, Seen, beyond
+from teacher_server.grpc.giving_way import MANY, Arrivals, Floods, Seen, beyond, uncalled
 from teacher_server.grpc.sockets import Peer, Sockets, peer_of
 from teacher_server.listen import BACKLOG, keep_silent_ones_out, turn_away
 
 log = logging.getLogger(__name__)
 
-# Seconds between two looks at which connections there are, and while many come and go; then a
-# look takes one part in SHARE of the thread's time, however many there are.
+# Seconds between two looks at which connections there are, and while many come and go; then
+# looks take one part in SHARE of a processor, however many there are.
 LOOK_EVERY, LOOK_OFTEN = 0.25, 0.02
 SHARE = 10
-# Connections that came or went between two looks are many from this number on.
-MANY = 4
-# In a flood of addresses that are not turned away few may wait to be accepted, until none has come
-# for a while.
-WAITING_IN_FLOOD, FLOOD_SECONDS = 8, 0.5
+# In a flood of addresses that are not turned away few may wait to be accepted.
+WAITING_IN_FLOOD = 32
 # Seconds between two lines of the log.
 REPORT_EVERY = 60.0
 
@@ -42,19 +39,21 @@ class Connections:
 
     Those go that are beyond the bounds (``giving_way``). While many come and go, those whose
     callers have left go with what they sent, before gRPC has read it, and addresses of which
-    many have left without a reply are turned away.
+    many are over without a reply are turned away, and what they have open without a call ends.
 
     Attributes:
         calls: of the service that are in progress, by gRPC's name of the peer; the event
             loop's. Who counts one down leaves it there with 0.
         answered: gRPC's names of the peers that were sent a reply of the service. Who sends one
             adds it first: its caller may leave as soon as it has it.
+        asked: gRPC's names of the peers that made a call of health.
     """
 
     def __init__(self, bounds: ConnectionBounds, counted: Callable[[str], None]) -> None:
         """``counted`` is given the reason for which a connection is ended."""
         self.calls: Counter[str] = Counter()
         self.answered: set[str] = set()
+        self.asked: set[str] = set()
         self._bounds = bounds
         self._counted = counted
         # Room that is kept for those who come next.
@@ -65,11 +64,10 @@ class Connections:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._stopped = threading.Event()
-        self._floods = Floods()
+        self._floods, self._arrivals = Floods(), Arrivals(bounds.total)
         # Whom the listeners turn away, where that is certain, and whether the system can.
         self._away: frozenset[str] = frozenset()
         self._certain = self._able = True
-        self._flooded = -FLOOD_SECONDS
         self._waiting = BACKLOG
         self._ended = 0
         self._reported = self._failed = self._told = -REPORT_EVERY
@@ -109,7 +107,7 @@ class Connections:
     def _watch(self) -> None:
         pause = LOOK_EVERY
         while not self._stopped.wait(pause):
-            begun = time.monotonic()
+            begun, worked = time.monotonic(), time.thread_time()
             try:
                 many = self._tend()
             except OSError as error:
@@ -121,45 +119,56 @@ class Connections:
                     log.exception("a look at gRPC's connections failed")
                     self._failed = begun
                 many = False
-            took = time.monotonic() - begun
+            took = time.thread_time() - worked  # while it waits for its turn, others work
             pause = min(LOOK_EVERY, max(LOOK_OFTEN, (SHARE - 1) * took)) if many else LOOK_EVERY
 
     def _tend(self) -> bool:
         """Whether many have come or gone since the last time, or may soon; raises OSError when
         no file is left to look with."""
-        answered = self.answered.copy()  # those that come meanwhile may not be in the look
+        # Those that come meanwhile may not be in the look.
+        answered, asked = self.answered.copy(), self.asked.copy()
         peers, before = self._sockets.look(), self._seen
-        self.answered.difference_update([name for name in answered if peer_of(name) not in peers])
-        over = self._note(peers)
-        if over and self._loop is not None:
+        ended = {name for name in answered if peer_of(name) not in peers}
+        self.answered.difference_update(ended)
+        self.asked.difference_update([name for name in asked if peer_of(name) not in peers])
+        served = {peer_of(name) for name in self.answered.copy()}
+        calls_over = self._note(peers)
+        if calls_over and self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(self._forget, over)
-        many = len(peers.keys() ^ before.keys()) >= MANY
-        gone = self._sockets.left(peers) if many else set()
-        served = {peer for name in self.answered.copy() if (peer := peer_of(name)) is not None}
+                self._loop.call_soon_threadsafe(self._forget, calls_over)
+        came, over = peers.keys() - before.keys(), before.keys() - peers.keys()
+        many = len(came) + len(over) >= MANY
+        left = self._sockets.left(peers) if many else set()
+        # One that gRPC closes itself meanwhile is over at the next look, and counts there.
+        gone = {peer for peer in left if self._sockets.end(peers[peer], peer, unread=True)}
         for peer in gone:
-            if self._sockets.end(peers[peer], peer, unread=True):
-                self._counted("left")
-                del self._seen[peer]
-        self._turn_away(
-            Counter(peer.address for peer in gone - served),
-            {peer.address for peer in served - gone},
-        )
-        new = peers.keys() - before.keys()
-        known = self._floods.known if self._able else ()
-        self._hold_back(came=sum(peer.address not in known for peer in new))
+            self._counted("left")
+            del self._seen[peer]
         while self._cut:
             peer, reason = self._cut.popitem()
             self._end(peers, [peer], reason)
-        self._end(peers, self._beyond(), "gave_way")
+        silent = {peer for peer, seen in self._seen.items() if not seen.called}
+        gave_way = self._end(peers, self._beyond(), "gave_way") & silent
+        arrived = Counter(peer.address for peer in came)
+        unserved = (over | gone | gave_way) - served - {peer_of(name) for name in ended}
+        self._turn_away(
+            Counter(peer.address for peer in unserved),
+            arrived,
+            {peer.address for peer in served - left if peer is not None},
+        )
+        if self._away:
+            self._end(peers, self._uncalled(), "gave_way")
+        self._hold_back(arrived)
         self._report()
-        return many or self._floods.expected(time.monotonic())
+        return many or self._waiting < BACKLOG or self._floods.expected(time.monotonic())
 
-    def _turn_away(self, left: Mapping[str, int], staying: Collection[str]) -> None:
+    def _turn_away(
+        self, over: Mapping[str, int], came: Mapping[str, int], staying: Collection[str]
+    ) -> None:
         """Those who flood are kept out by the system, where it can; arguments as those of
         ``Floods.note``."""
         now = time.monotonic()
-        away = self._floods.note(left, staying, now)
+        away = self._floods.note(over, came, staying, now)
         if away == self._away and self._certain:
             return
         self._certain = False  # a look for the listeners may fail
@@ -181,16 +190,15 @@ class Connections:
         done = [turn_away(listener, addresses) for listener in self._sockets.listeners()]
         return all(done)
 
-    def _hold_back(self, came: int) -> None:
+    def _hold_back(self, came: Mapping[str, int]) -> None:
         """In a flood, new connections wait with their callers' systems, not here.
 
         gRPC takes every one that waits and refuses those beyond its bound; that alone keeps its
         threads from the connections that are there, for as long as the flood lasts.
         """
-        now = time.monotonic()
-        if came >= max(MANY, min(FLOOD, self._bounds.total // 8)):
-            self._flooded = now
-        waiting = WAITING_IN_FLOOD if now - self._flooded < FLOOD_SECONDS else BACKLOG
+        known = self._floods.known if self._able else ()
+        flood = self._arrivals.flood(came, known, time.monotonic())
+        waiting = WAITING_IN_FLOOD if flood else BACKLOG
         if waiting != self._waiting:
             for listener in self._sockets.listeners():
                 listener.listen(waiting)
@@ -226,7 +234,15 @@ class Connections:
         """Those of the connections that have to go."""
         return beyond(self._seen, self._bounds, self._room, time.monotonic() - LOOK_EVERY)
 
-    def _end(self, peers: Mapping[Peer, int], ended: Iterable[Peer], reason: str) -> None:
+    def _uncalled(self) -> set[Peer]:
+        """Those of the addresses that are turned away over which no call was made until now."""
+        names = (*dict.copy(self.calls), *self.asked.copy())
+        called = {peer for name in names if (peer := peer_of(name)) is not None}
+        return uncalled(self._seen, called, self._away, self._room, time.monotonic())
+
+    def _end(self, peers: Mapping[Peer, int], ended: Iterable[Peer], reason: str) -> set[Peer]:
+        """Those of them that were there to be ended."""
+        done: set[Peer] = set()
         for peer in ended:
             # One that never called has nothing that it waits for.
             unread = peer in self._seen and not self._seen[peer].called
@@ -234,6 +250,8 @@ class Connections:
                 self._ended += 1
                 self._counted(reason)
                 self._seen.pop(peer, None)
+                done.add(peer)
+        return done
 
     def _report(self) -> None:
         now = time.monotonic()

@@ -84,7 +84,7 @@ class Health:
         return grpc.method_handlers_generic_handler(NAME, handlers)
 
     async def _check(self, requests: Any, context: Any) -> None:
-        self._end_within(context, 0.0)
+        self._begin(context, 0.0)
         peer = context.peer()
         if not self._checks.take(peer):
             await context.abort(
@@ -100,7 +100,7 @@ class Health:
             self._checks.leave(peer)
 
     async def _watch(self, requests: Any, context: Any) -> None:
-        self._end_within(context, WATCH_SECONDS)
+        self._begin(context, WATCH_SECONDS)
         service = await self._asked(context)
         peer = context.peer()
         places = ((self._watches_of_peers, peer), (self._watches, _address(peer)))
@@ -171,12 +171,14 @@ class Health:
         except grpc.aio.InternalError:  # the caller is gone
             raise asyncio.CancelledError from None
 
-    def _end_within(self, context: Any, seconds: float) -> None:
-        """The call, and the status that ends it, may take so long besides one request and one
-        answer; then its connection is ended."""
+    def _begin(self, context: Any, seconds: float) -> None:
+        """Its connection has made a call. The call, and the status that ends it, may take so long
+        besides one request and one answer; then its connection is ended."""
+        peer = context.peer()
+        self._connections.asked.add(peer)
         most = seconds + AT_ONCE + 2 * LATE_SECONDS + self._write_seconds
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(most, self._connections.cut, context.peer(), "unread_reply")
+        timer = loop.call_later(most, self._connections.cut, peer, "unread_reply")
         context.add_done_callback(lambda _: timer.cancel())
 
 

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
+import os
+import sys
 from functools import partial
+from pathlib import Path
 
 import grpc
 from teacher_proto.channel import MIB, server_options
@@ -20,9 +25,17 @@ from teacher_server.listen import address, check_free, port_in_use
 from teacher_server.scoring.service import TeacherService
 from teacher_server.settings.limits import LimitSettings
 
+log = logging.getLogger(__name__)
+
 # gRPC's own bounds lie this far above the limits, bytes, so that a message a
 # little too large is refused by name, and a chunk of a tokenizer always fits.
 SLACK = 4 * MIB
+# The threads of gRPC's core, as the system names them: its pool, the one that adds threads to the
+# pool, and the one of its timers. How much nicer they are than the event loop.
+CORE_THREADS = {"event_engine", "lifeguard", "grpc_global_tim"}
+NICER = 5
+# Where they are listed, and seconds between two looks.
+THREADS, LOOK_SECONDS = "/proc/self/task", 1.0
 
 
 class GrpcServer:
@@ -41,6 +54,7 @@ class GrpcServer:
         service.metrics.watch_connections("grpc", self._connections)
         self._draining: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._silent_seconds = limits.header_seconds
+        self._behind: asyncio.Future[None] | None = None
         exchanges = partial(
             Exchange,
             budget=service.budget,
@@ -82,6 +96,7 @@ class GrpcServer:
         if bound == 0:
             raise port_in_use(host, port, "grpc_port")
         await self._server.start()
+        self._behind = asyncio.ensure_future(keep_core_threads_behind())
         self._connections.watch(bound, self._silent_seconds)
         return address(host, bound)
 
@@ -101,9 +116,46 @@ class GrpcServer:
             self._draining.set_result(None)
 
     async def stop(self, grace: float) -> None:
+        if self._behind is not None:
+            self._behind.cancel()
         await self._connections.stop()
         await self._server.stop(grace)
 
     async def wait_closed(self) -> None:
         # Cancelling gRPC's own wait would break a later stop.
         await asyncio.shield(self._server.wait_for_termination())
+
+
+async def keep_core_threads_behind() -> None:
+    """The event loop and engines come before the threads of gRPC's core (Linux); for ever.
+
+    The core adds a thread to its pool whenever all are busy for a second, and never has fewer
+    again. A flood of connections keeps them all busy; of equal threads, the event loop would be
+    one among ever more, and every call would wait behind them. A thread that is added later is as
+    nice as the one that adds it.
+    """
+    if sys.platform != "linux":
+        return
+    nice = min(os.getpriority(os.PRIO_PROCESS, 0) + NICER, 19)
+    before, settled = set[str](), set[str]()
+    while True:
+        try:
+            there = set(os.listdir(THREADS))
+            for thread in there - settled:
+                _put_behind(thread, nice)
+        except OSError as error:
+            log.warning(
+                "gRPC's threads cannot be made nicer than the event loop (%s): a flood of "
+                "connections slows every call",
+                error.strerror,
+            )
+            return
+        # A thread has its name a moment after it has begun.
+        settled, before = before, there
+        await asyncio.sleep(LOOK_SECONDS)
+
+
+def _put_behind(thread: str, nice: int) -> None:
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+        if Path(THREADS, thread, "comm").read_text().strip() in CORE_THREADS:
+            os.setpriority(os.PRIO_PROCESS, int(thread), nice)

@@ -22,6 +22,7 @@ from teacher_proto.errors import (
     UnknownTeacherError,
 )
 
+from teacher_server.failures import forget_frames
 from teacher_server.http.replies import to_json
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(LsmError)
     async def known(request: Request, error: LsmError) -> Response:
         tell_reason(request, error.reason)
-        return error_response(error)
+        return _let_go(error, error_response(error))
 
     @app.exception_handler(HTTPException)
     async def framework(request: Request, error: HTTPException) -> Response:
@@ -99,7 +100,7 @@ def install_error_handlers(app: FastAPI) -> None:
             "where": request.url.path[:200],
             "fix": FRAMEWORK_FIX,
         }
-        return _json(error.status_code, detail, dict(error.headers or {}))
+        return _let_go(error, _json(error.status_code, detail, dict(error.headers or {})))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
@@ -111,7 +112,14 @@ def install_error_handlers(app: FastAPI) -> None:
             "where": request.url.path[:200],
             "fix": "look for the traceback in the server's log",
         }
-        return _json(500, detail, {})
+        return _let_go(error, _json(500, detail, {}))
+
+
+def _let_go(error: Exception, answer: Response) -> Response:
+    """The answer to an error, which holds nothing of the request any more: futures through which
+    it came would keep the body until the collector finds them."""
+    forget_frames(error)
+    return answer
 
 
 def _json(status: int, detail: dict[str, Any], headers: dict[str, str]) -> Response:

@@ -359,7 +359,9 @@ async def test_a_body_as_large_as_may_be_is_read_with_and_without_its_length(
             )
             await peer.send(head + b"Transfer-Encoding: chunked\r\n\r\n" + sent + b"0\r\n\r\n")
         else:
-            await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(sent) + sent)
+            await peer.send(head + b"Content-Length: %d\r\n\r\n" % len(sent))
+            if more <= 0:  # else the length alone has the answer, and nothing more is read
+                await peer.send(sent)
         told = (await peer.answer()).body.decode()
     assert told == ("REQUEST_TOO_LARGE" if more > 0 else str(most + more))
     assert budget.queue.held == 0

@@ -11,62 +11,88 @@ from types import SimpleNamespace
 import pytest
 
 from teacher_server.access.descriptors import ConnectionBounds
-from teacher_server.access.peers import neighbourhood
+from teacher_server.access.peers import has_left, neighbourhood
 from teacher_server.grpc import connections
 from teacher_server.grpc.connections import Connections
-from teacher_server.grpc.giving_way import FIRST, FLOOD, MOST, WITHIN, Floods
+from teacher_server.grpc.giving_way import (
+    FIRST,
+    FLOOD,
+    HANDSHAKE_SECONDS,
+    HELD_SECONDS,
+    MOST,
+    WITHIN,
+    Arrivals,
+    Floods,
+)
 from teacher_server.grpc.sockets import Sockets
 from teacher_server.listen import MOST_TURNED_AWAY, turn_away
-from tests.server.test_giving_way_grpc import accepted_by, may_wait
+from tests.support.listeners import ESTABLISHED, SYN_AGAIN, SYN_SENT, accepted_by, begun, may_wait
 
 TIME = 100.0
-SYN_SENT, ESTABLISHED = 2, 1
+# More than the system takes for a connection that is not read.
+MUCH = bytes(250_000)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="it is Linux that turns away")
 
 
 def test_an_address_of_which_many_leave_is_turned_away_and_longer_each_time() -> None:
     floods, now = Floods(), TIME
-    assert floods.note({"a": FLOOD - 1, "b": 1}, (), now) == frozenset()
+    assert floods.note({"a": FLOOD - 1, "b": 1}, {}, (), now) == frozenset()
     assert not floods.expected(now)
     for seconds in (FIRST, 2 * FIRST, 4 * FIRST, MOST, MOST):
-        assert floods.note({"a": FLOOD}, (), now) == {"a"}
-        assert floods.note({"a": FLOOD}, (), now + seconds * 0.9) == {"a"}, "of before"
+        assert floods.note({"a": FLOOD}, {}, (), now) == {"a"}
+        assert floods.note({"a": FLOOD}, {}, (), now + seconds * 0.9) == {"a"}, "of before"
         now += seconds
-        assert floods.note({}, (), now) == frozenset()
+        assert floods.note({}, {}, (), now) == frozenset()
         assert floods.expected(now)
     now += MOST
     assert not floods.expected(now)
-    floods.note({"a": FLOOD}, (), now)
-    assert floods.note({}, (), now + FIRST) == frozenset(), "what was long ago is forgotten"
+    floods.note({"a": FLOOD}, {}, (), now)
+    assert floods.note({}, {}, (), now + FIRST) == frozenset(), "what was long ago is forgotten"
+
+
+def test_one_that_is_known_is_turned_away_again_as_its_connections_come() -> None:
+    floods = Floods()
+    floods.note({"a": FLOOD}, {}, (), TIME)
+    now = TIME + FIRST
+    assert floods.note({}, {"a": FLOOD - 1, "b": FLOOD}, (), now) == frozenset()
+    assert floods.note({}, {"a": 1, "b": FLOOD}, (), now) == {"a"}
+
+
+def test_others_wait_until_the_address_that_floods_is_known_and_no_longer() -> None:
+    arrivals = Arrivals(1000)
+    assert not arrivals.flood({"a": FLOOD - 1}, (), TIME)
+    assert arrivals.flood({"a": FLOOD, "b": 1}, (), TIME)
+    assert arrivals.flood({}, {"b"}, TIME)
+    assert not arrivals.flood({}, {"a", "b"}, TIME)
+    assert not arrivals.flood({"a": FLOOD}, {"a"}, TIME)
+    assert arrivals.flood({str(number): 1 for number in range(FLOOD)}, (), TIME), "each has one"
+
+
+def test_those_who_were_held_back_find_the_way_held_when_they_ask_again() -> None:
+    arrivals = Arrivals(1000)
+    assert arrivals.flood({"a": FLOOD}, (), TIME)
+    assert arrivals.flood({}, (), TIME + SYN_AGAIN)
+    assert arrivals.flood({"a": FLOOD}, (), TIME + SYN_AGAIN)
+    assert arrivals.flood({}, (), TIME + 2 * SYN_AGAIN)
+    assert not arrivals.flood({}, (), TIME + SYN_AGAIN + HELD_SECONDS)
 
 
 def test_few_that_leave_within_a_moment_are_no_flood() -> None:
     floods = Floods()
     for number in range(10):
-        assert not floods.note({"a": FLOOD - 1}, (), TIME + number * WITHIN)
+        assert not floods.note({"a": FLOOD - 1}, {}, (), TIME + number * WITHIN)
 
 
 def test_an_address_of_a_caller_who_stays_is_not_turned_away() -> None:
     floods = Floods()
-    assert floods.note({"a": FLOOD, "b": FLOOD}, {"b"}, TIME) == {"a"}
-    assert floods.note({}, {"a"}, TIME) == frozenset(), "it called over one that came before"
+    assert floods.note({"a": FLOOD, "b": FLOOD}, {}, {"b"}, TIME) == {"a"}
+    assert floods.note({}, {}, {"a"}, TIME) == frozenset(), "it called over one that came before"
 
 
 def test_of_very_many_addresses_the_last_are_turned_away() -> None:
     left = {f"10.0.0.{number}": FLOOD for number in range(MOST_TURNED_AWAY + 5)}
-    away = Floods().note(left, (), TIME)
+    away = Floods().note(left, {}, (), TIME)
     assert away == {*list(left)[5:]}
-
-
-def begun(listener: socket.socket, source: str) -> int:
-    """The state of a new connection from ``source``: on loopback it is settled at once."""
-    with socket.socket(listener.family) as caller:
-        caller.bind((source, 0))
-        caller.setblocking(False)
-        with contextlib.suppress(BlockingIOError):
-            caller.connect(listener.getsockname()[:2])
-        state: bytes = caller.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)
-    return state[0]
 
 
 @linux
@@ -187,7 +213,7 @@ def test_where_no_file_is_left_for_a_change_the_next_look_makes_it(
     found = Connections(ConnectionBounds(100, 100), str)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         found._sockets = sockets = Sockets(listener.getsockname()[1])
-        found._turn_away({"127.0.0.2": FLOOD}, ())
+        found._turn_away({"127.0.0.2": FLOOD}, {}, ())
         listeners = sockets.listeners
         looks = 0
 
@@ -203,10 +229,10 @@ def test_where_no_file_is_left_for_a_change_the_next_look_makes_it(
             patch.setattr(connections, "turn_away", lambda listener, addresses: False)
             patch.setattr(sockets, "listeners", once)
             with pytest.raises(OSError, match="no file left"):
-                found._turn_away({"127.0.0.3": FLOOD}, ())
+                found._turn_away({"127.0.0.3": FLOOD}, {}, ())
         assert begun(listener, "127.0.0.2") == SYN_SENT
         now += MOST
-        found._turn_away({}, ())
+        found._turn_away({}, {}, ())
         assert begun(listener, "127.0.0.2") == ESTABLISHED
 
 
@@ -288,3 +314,60 @@ def test_where_the_system_turns_nobody_away_few_wait_to_be_accepted(
             stack.enter_context(accepted_by(listener, b"PRI", source="127.0.0.2"))
         found._tend()
         assert may_wait(listener) == connections.WAITING_IN_FLOOD
+
+
+@linux
+def test_who_has_left_behind_what_is_unread_floods_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The end of a connection comes after what was sent over it, which nobody has read yet."""
+    now = TIME
+    reasons: list[str] = []
+    monkeypatch.setattr(connections, "time", SimpleNamespace(monotonic=lambda: now))
+    found = Connections(ConnectionBounds(16, 16), reasons.append)
+    with socket.create_server(("127.0.0.1", 0)) as listener, contextlib.ExitStack() as stack:
+        found._sockets = Sockets(listener.getsockname()[1])
+        for _ in range(16 + FLOOD):
+            one = stack.enter_context(accepted_by(listener, MUCH, source="127.0.0.2"))
+            assert not has_left(one)
+        found._tend()
+        assert begun(listener, "127.0.0.2") == SYN_SENT
+        few = 16 // 8  # may be about to call
+        assert reasons == ["gave_way"] * (16 + FLOOD - few), "no other is left to be read"
+        now += HANDSHAKE_SECONDS
+        found._tend()
+        for _ in range(FLOOD):
+            stack.enter_context(accepted_by(listener, MUCH, source="127.0.0.2"))
+        found._tend()
+        assert len(reasons) == 16 + 2 * FLOOD - few, "those of the first flood had their time"
+        assert begun(listener, "127.0.0.1") == ESTABLISHED
+
+
+@linux
+@pytest.mark.parametrize("answered", [False, True])
+def test_connections_that_grpc_closed_between_two_looks_count(answered: bool) -> None:
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found._sockets = Sockets(listener.getsockname()[1])
+        with contextlib.ExitStack() as stack:
+            for _ in range(FLOOD):
+                one = stack.enter_context(accepted_by(listener, MUCH, source="127.0.0.2"))
+                if answered:
+                    found.answered.add("ipv4:{}:{}".format(*one.getpeername()))
+            found._tend()
+            assert begun(listener, "127.0.0.2") == ESTABLISHED
+        found._tend()
+        assert begun(listener, "127.0.0.2") == (ESTABLISHED if answered else SYN_SENT)
+
+
+@linux
+def test_nobody_else_waits_once_the_address_that_floods_is_turned_away() -> None:
+    found = Connections(ConnectionBounds(100, 100), str)
+    with socket.create_server(("127.0.0.1", 0), backlog=1000) as listener:
+        found._sockets = Sockets(listener.getsockname()[1])
+        with contextlib.ExitStack() as flood:
+            for _ in range(FLOOD):
+                flood.enter_context(accepted_by(listener, MUCH, source="127.0.0.2"))
+            found._tend()
+            assert may_wait(listener) == connections.WAITING_IN_FLOOD
+        found._tend()
+        states = [begun(listener, "127.0.0.1") for _ in range(2 * connections.WAITING_IN_FLOOD)]
+        assert states == [ESTABLISHED] * len(states)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import socket
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,10 +20,12 @@ from teacher_server.access.descriptors import ConnectionBounds
 from teacher_server.grpc import connections
 from teacher_server.grpc import sockets as sockets_module
 from teacher_server.grpc.connections import Connections
+from teacher_server.grpc.giving_way import FLOOD, HELD_SECONDS, MANY
 from teacher_server.grpc.sockets import Peer, Sockets
 from teacher_server.listen import BACKLOG, keep_silent_ones_out
 from tests.server.running import LONG, http_client, running
 from tests.support.http2 import PREFACE, raw_caller
+from tests.support.listeners import SYN_AGAIN, accepted_by, may_wait
 
 TIME = 100.0
 
@@ -164,20 +165,6 @@ def test_a_descriptor_that_became_another_s_is_seen() -> None:
             os.close(number)
 
 
-@contextlib.contextmanager
-def accepted_by(
-    listener: socket.socket, data: bytes = b"", source: str = ""
-) -> Iterator[socket.socket]:
-    """What the server has of a connection whose caller has sent ``data`` and left."""
-    where = (source, 0) if source else None
-    with socket.create_connection(listener.getsockname(), source_address=where) as caller:
-        caller.sendall(data)
-    accepted, _ = listener.accept()
-    with accepted:
-        accepted.settimeout(LONG)
-        yield accepted
-
-
 def test_what_a_caller_sent_who_has_left_need_not_be_read() -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         sockets = Sockets(listener.getsockname()[1])
@@ -223,9 +210,7 @@ def test_a_system_that_refuses_to_keep_silent_ones_is_asked_no_more(
     assert "connections that say nothing are accepted too" in caplog.text
 
 
-@pytest.mark.parametrize(
-    ("count", "many"), [(connections.MANY - 1, False), (connections.FLOOD - 1, True)]
-)
+@pytest.mark.parametrize(("count", "many"), [(MANY - 1, False), (FLOOD - 1, True)])
 def test_those_who_left_go_where_many_come_and_go(count: int, many: bool) -> None:
     reasons: list[str] = []
     found = Connections(ConnectionBounds(100, 100), reasons.append)
@@ -238,12 +223,6 @@ def test_those_who_left_go_where_many_come_and_go(count: int, many: bool) -> Non
         assert len(found) == (0 if many else count)
         assert found._tend() is False, "nobody came or went"
         assert reasons == ["left"] * (count if many else 0), "each is counted once"
-
-
-def may_wait(listener: socket.socket) -> int:
-    """Connections that may wait to be accepted: of Linux, what tcpi_sacked is of a listener."""
-    found: bytes = listener.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 32)
-    return int.from_bytes(found[28:32], sys.byteorder)
 
 
 def test_in_a_flood_few_wait_to_be_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -261,17 +240,17 @@ def test_in_a_flood_few_wait_to_be_accepted(monkeypatch: pytest.MonkeyPatch) -> 
                 stack.enter_context(socket.create_connection(listener.getsockname()))
                 stack.enter_context(listener.accept()[0])
 
-        come(connections.FLOOD - 1)
+        come(FLOOD - 1)
         found._tend()
         assert may_wait(listener) == 1000, "they were few"
-        come(connections.FLOOD)
+        come(FLOOD)
         found._tend()
         assert may_wait(listener) == connections.WAITING_IN_FLOOD
-        now += connections.FLOOD_SECONDS / 2
+        now += SYN_AGAIN
         come(1)
-        found._tend()
-        assert may_wait(listener) == connections.WAITING_IN_FLOOD
-        now += connections.FLOOD_SECONDS
+        assert found._tend(), "looks are often meanwhile"
+        assert may_wait(listener) == connections.WAITING_IN_FLOOD, "those held back come again"
+        now += HELD_SECONDS
         found._tend()
         most = int(Path("/proc/sys/net/core/somaxconn").read_text())
         assert may_wait(listener) == min(BACKLOG, most)
@@ -290,8 +269,8 @@ def test_a_flood_that_was_not_braked_is_braked_at_the_next_look(
         with monkeypatch.context() as patch:
             patch.setattr(sockets, "listeners", no_file_left)
             with pytest.raises(OSError, match="no file left"):
-                found._hold_back(connections.FLOOD)
-        found._hold_back(connections.FLOOD)
+                found._hold_back({"127.0.0.2": FLOOD})
+        found._hold_back({"127.0.0.2": FLOOD})
         assert may_wait(listener) == connections.WAITING_IN_FLOOD
 
 

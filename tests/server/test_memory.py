@@ -3,17 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
 import platform
+import subprocess
+import sys
 
+import grpc
 import pytest
 from teacher_proto.processes.memory import give_back_free_pages
+from teacher_proto.rows import required
+from teacher_proto.types import ChatMessage, ChatPrompt, ScoreRequest
 
 from teacher_server import memory
-from tests.server.running import Running, eventually
+from teacher_server.http.models import ScoreBody
+from tests.server.running import Running, body_of, eventually
 from tests.support.http2 import message, raw_caller
 
 MIB = 1 << 20
 BLOCK = 32 * 1024
+DOCUMENT = {
+    "prompt": {"text": "a"},
+    "continuations": [{"token_ids": [1]}],
+    "top_k": 1,
+    "temperature": 1.0,
+}
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its heaps are glibc's")
@@ -82,3 +96,72 @@ async def test_a_server_gives_back_what_large_messages_left(
         caller.begin(1, "/teacher_proto.v1.TeacherScoringService/Score")
         await caller.send(1, message(12 * MIB) + bytes(12 * MIB))
         await asyncio.wait_for(given.wait(), 60)
+
+
+@pytest.mark.parametrize("wire", ["grpc", "http"])
+async def test_a_request_is_freed_with_its_answer(server: Running, wire: str) -> None:
+    text = "a" * (required(server.info.limits.max_text_bytes, "limit") + 1)
+
+    async def refused() -> None:
+        if wire == "grpc":
+            prompt = ChatPrompt((ChatMessage("user", text[:-1]), ChatMessage("user", "b")))
+            with pytest.raises(grpc.aio.AioRpcError):
+                await server.raw_score(body_of(server.request(prompt=prompt)))
+            return
+        answer = await server.http.post("/v1/score", json=DOCUMENT | {"prompt": {"text": text}})
+        assert answer.json()["error"]["reason"] == "LIMIT_EXCEEDED"
+
+    await refused()
+    gc.collect()
+    gc.disable()
+    try:
+        await refused()
+        await server.raw_score(body_of(server.request()))
+        assert (await server.http.post("/v1/score", json=DOCUMENT)).status_code == 200
+        kept = [one for one in gc.get_objects() if isinstance(one, ScoreRequest | ScoreBody)]
+        assert not kept
+    finally:
+        gc.enable()
+
+
+HEAPS_OF_THREADS = """
+import ctypes, os, sys, threading
+from teacher_server import memory
+
+if "bounded" in sys.argv:
+    memory.give_freed_memory_back()
+here = threading.Barrier(33)
+
+def allocate():
+    kept = [bytearray(100_000) for _ in range(10)]
+    here.wait()
+    del kept
+
+threads = [threading.Thread(target=allocate) for _ in range(32)]
+for one in threads:
+    one.start()
+here.wait()
+for one in threads:
+    one.join()
+libc = ctypes.CDLL(None)
+libc.fdopen.restype = ctypes.c_void_p
+out = ctypes.c_void_p(libc.fdopen(os.dup(1), b"w"))
+libc.malloc_info(0, out)
+libc.fflush(out)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="its heaps are glibc's")
+def test_threads_share_one_heap() -> None:
+    def heaps(*arguments: str) -> int:
+        told = subprocess.run(
+            [sys.executable, "-c", HEAPS_OF_THREADS, *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            env={**os.environ, "MALLOC_ARENA_MAX": "32"},
+        )
+        return told.stdout.count("<heap nr=")
+
+    found = heaps("bounded")
+    assert found <= memory.HEAPS < heaps(), found

@@ -127,14 +127,18 @@ class RawCaller:
 
 
 @contextlib.asynccontextmanager
-async def raw_caller(address: str, *, window: int = DEFAULT_WINDOW) -> AsyncIterator[RawCaller]:
+async def raw_caller(
+    address: str, *, window: int = DEFAULT_WINDOW, source: str = ""
+) -> AsyncIterator[RawCaller]:
     """A connection to ``address``.
 
     Args:
         window: bytes of each reply that the caller lets the server send.
+        source: the caller's own address; empty for the one that the system gives it.
     """
     host, _, port = address.rpartition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    own = (source, 0) if source else None
+    reader, writer = await asyncio.open_connection(host, int(port), local_addr=own)
     caller = RawCaller(reader, writer)
     writer.write(PREFACE + frame(SETTINGS, 0, 0, struct.pack(">HI", INITIAL_WINDOW, window)))
     reading = asyncio.create_task(caller.read())

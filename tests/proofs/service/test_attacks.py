@@ -105,9 +105,12 @@ def test_proof_23_a_neighbour_beside_every_attack(
     with attacked(wide_model_dir, tmp_path / "a") as server:
         note(proof, beside_attacks(facts(server), list(ATTACKS), each, proof.say))
     with attacked(wide_model_dir, tmp_path / "b", broken="on_the_loop") as server:
-        worse = beside_attacks(facts(server), ["json_within", "text_within"], each, proof.say)
+        worse = beside_attacks(
+            facts(server), ["segments_within", "unread_replies"], each, proof.say
+        )
     failed = any(seen["broken"] for seen in worse.values())
-    proof.control("a server that reads bodies on its event loop", failed=failed)
+    control = "a server that reads bodies and writes replies on its event loop"
+    proof.control(control, failed=failed)
     proof.settle()
 
 
