@@ -9,7 +9,7 @@ ARGS ?=
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help wheel install quickstart quickstart-cross test test-ranks test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-diagnostics bench-http soak soak-image proofs bench-realign bench-cells bench-attacks bench-page bench-ranks clean
+.PHONY: help wheel install quickstart quickstart-cross test test-ranks test-install test-floor test-more lint format types proto proto-check reference reference-check docs check bench-loss bench-outside bench-staleness bench-teacher bench-trainer bench-report bench-trees bench-load test-docker test-prometheus compose-secrets test-vllm test-gpu bench-vllm bench-gpu bench-step bench-diagnostics bench-surprise bench-http soak soak-image proofs bench-realign bench-cells bench-attacks bench-page bench-ranks clean
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -23,6 +23,7 @@ $(VENV)/.quickstart: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP_INSTALL) -e '.[dev]'
+	$(PIP_INSTALL) -e '.[textworld]' || echo "no textworld: its games stay untested" >&2
 	@touch $@ $(VENV)/.quickstart
 
 DIST ?= dist
@@ -166,6 +167,9 @@ bench-step: $(VENV)/.dev ## what a step hides of the teacher's time
 
 bench-diagnostics: $(VENV)/.dev ## what the diagnostics add to the updates of a step (5 minutes, 2 cores)
 	$(BIN)/python -m benchmarks.bench_diagnostics $(ARGS)
+
+bench-surprise: $(VENV)/.dev ## which rows the weight teacher_surprise leaves out; ARGS='TEACHER STUDENT' (1 minute)
+	$(BIN)/python -m benchmarks.bench_surprise $(ARGS)
 
 bench-http: $(VENV)/.dev ## what a call over an open HTTP connection takes
 	$(BIN)/python -m benchmarks.bench_http $(ARGS)

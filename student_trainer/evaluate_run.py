@@ -27,7 +27,7 @@ from student_trainer.evaluation import (
     save_frozen,
     together,
 )
-from student_trainer.evaluation.accuracy import measure_tasks
+from student_trainer.evaluation.accuracy import measure_tasks, nothing_plays
 from student_trainer.evaluation.course.points import (
     best_point,
     file_of,
@@ -38,11 +38,13 @@ from student_trainer.evaluation.course.points import (
 from student_trainer.evaluation.course.values import curve_values
 from student_trainer.events import EvaluationEnded
 from student_trainer.rollout.base import PromptItem
+from student_trainer.rollout.turns.acting import Acting
 from student_trainer.run.directory import RunDirectory
 from student_trainer.run.rng import capture_rng, restore_rng
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
+from student_trainer.tasks.environment import ActingTask
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.verification.verifiers import Verifiers
 
@@ -63,11 +65,20 @@ class RunEvaluation:
         prompts: PromptSets,
         run: RunDirectory,
         verifiers: Verifiers | None = None,
+        acting: Acting | None = None,
     ) -> None:
         """
         Args:
             verifiers: what judges responses; None where no task of the run does.
+            acting: what plays episodes; None where no task acts.
+
+        Raises:
+            ConfigurationError: a task acts, and nothing plays its episodes.
         """
+        for name, task in (config.tasks or {}).items():
+            if isinstance(task, ActingTask) and acting is None:
+                raise nothing_plays(name)
+        self._acting = acting
         self.config = config
         self.student = student
         self.teachers = teachers
@@ -107,6 +118,7 @@ class RunEvaluation:
                 self.config.evaluation,
                 self.config.rollout,
                 self.config.run.seed,
+                self._acting,
             )
             save_frozen(frozen, self._frozen)
         ended = self._save("before", file_of(self.directory, 0), 0)
@@ -219,6 +231,7 @@ class RunEvaluation:
             self.config.evaluation,
             self.config.rollout,
             seed=self.config.run.seed,
+            acting=self._acting,
         )
         seconds = evaluation.seconds + time.monotonic() - started
         return replace(evaluation, tasks=tasks, seconds=seconds)
@@ -229,6 +242,7 @@ class RunEvaluation:
             self.student,
             rollout_settings=self.config.rollout,
             seed=self.config.run.seed,
+            acting=self._acting,
         )
         frozen, settings = load_frozen(self._frozen), self.config.evaluation
         if not self.teachers.several:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -28,7 +29,9 @@ from teacher_proto.processes.memory import give_back_free_pages
 from teacher_proto.types import ContinuationScores
 
 from student_trainer.data import PromptSets
+from student_trainer.diagnostics import narrow
 from student_trainer.diagnostics.leaving import SupportWatch, advice
+from student_trainer.diagnostics.narrow import NarrowWatch
 from student_trainer.diagnostics.responses import responses_of
 from student_trainer.distributed.world import ALONE, World, agreed, on_every_rank
 from student_trainer.evaluate_run import RunEvaluation
@@ -44,8 +47,10 @@ from student_trainer.events import (
 )
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.ranks.step import responses_of_world, totals_of_world
+from student_trainer.rollout.base import Rollout
 from student_trainer.rollout.engine import RolloutEngine
 from student_trainer.rollout.slots.supported import why_padded
+from student_trainer.rollout.turns.acting import Acting
 from student_trainer.run import checkpoint
 from student_trainer.run.best import RecentMetric
 from student_trainer.run.directory import RunDirectory, append_metrics, read_metrics
@@ -70,6 +75,7 @@ from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, save_weights
 from student_trainer.student.response_ends import ends_of_before
 from student_trainer.student.sharding import gathered
+from student_trainer.tasks.judgement import Judgement
 from student_trainer.teacher.teachers import Teachers
 from student_trainer.update import metrics
 from student_trainer.update.realigned import low_coverage
@@ -138,6 +144,7 @@ class TrainingLoop:
         callbacks: Sequence[Callback] = (),
         world: World = ALONE,
         verifiers: Verifiers | None = None,
+        acting: Acting | None = None,
     ) -> None:
         """
         Args:
@@ -145,9 +152,10 @@ class TrainingLoop:
             now: the run's clock, kept in every checkpoint.
             world: the ranks of the run. ``callbacks`` are those of rank 0.
             verifiers: what judges responses; None where no task of the run does.
+            acting: what plays episodes in evaluations; None where no task acts.
         """
         self.world = world
-        self.evaluation = RunEvaluation(config, student, teachers, prompts, run, verifiers)
+        self.evaluation = RunEvaluation(config, student, teachers, prompts, run, verifiers, acting)
         self.keeper = Keeper(config.report, config.run.steps, student, run.rollouts, world)
         self.config = config
         self.student = student
@@ -161,6 +169,7 @@ class TrainingLoop:
             student,
             world,
             stopped=lambda: self.stopper.requested is not None,
+            config=config,
         )
         self.events = Events(callbacks, student.device)
         self.pipeline = Pipeline(
@@ -170,6 +179,7 @@ class TrainingLoop:
         self.updater = Updater(student, config, teachers.realigned, world)
         self._coverage_low: set[str] = set()
         self._support = SupportWatch(renormalised=config.loss.renormalised)
+        self._narrow = NarrowWatch(renormalised=config.loss.renormalised)
         self._empty_steps = 0
         self.state = checkpoint.TrainState(
             step=0,
@@ -215,6 +225,7 @@ class TrainingLoop:
         for line in read_metrics(self.run.metrics) if self.run.metrics.exists() else ():
             if line["step"] <= self.state.step:
                 self._support.add(line)
+                self._narrow.add(line)
         return empty_steps(self.run.metrics, self.state.step)
 
     def _restore(self, path: Path) -> None:
@@ -287,6 +298,9 @@ class TrainingLoop:
         if (left := self._support.add(line)) is not None:
             mend = advice(own_ids=self.config.loss.student_top_k > 0)
             log.warning("step %d: %s; %s", line["step"], left, mend)
+        for found in self._narrow.add(line):
+            told = narrow.advice(self.config.model_dump(), [found])
+            log.warning("step %d: %s. %s", line["step"], found, told)
         progress.step(line)
         progress.histogram(line["step"], "response_length", self._lengths)
         self.recent.add(line)
@@ -382,6 +396,10 @@ class TrainingLoop:
             places = range(len(batch.rollouts))
             self.world.each(lambda: [self._scores(batch, place, times) for place in places])
 
+        learnt: Sequence[Rollout] = batch.parts
+        if config.reward.learns:
+            learnt = self.world.each(partial(self._rewarded, number, judged, batch))
+
         # What the rollouts have freed, the update would find in pieces too small for it.
         give_back_free_pages()
         rows = RowLosses([len(part.token_ids) for part in batch.parts])
@@ -396,7 +414,7 @@ class TrainingLoop:
             stale = batch.staleness > 0
             rows.first = part.start
             try:
-                self.updater.update(batch.parts[part], scores, totals, number, stale)
+                self.updater.update(learnt[part], scores, totals, number, stale)
             except NothingUsableError as error:
                 self.updater.skip(totals)
                 empty.append(error)
@@ -413,7 +431,13 @@ class TrainingLoop:
                 number, refused, len(responses), whole.refusal,
             )  # fmt: skip
         self._lengths = [one.tokens for one in responses if one.origin == "student"]
-        of_tasks = self.verification.metrics(number, judged, batch.rollouts, self.pipeline.places)
+        of_tasks = self.verification.metrics(
+            number,
+            judged,
+            batch.rollouts,
+            self.pipeline.places,
+            [rows.of(place) for place in range(len(batch.parts))],
+        )
         ended = time.perf_counter()
         self.world.on_first(partial(self._hear_scores, batch))
 
@@ -461,6 +485,14 @@ class TrainingLoop:
     def _fill(self, number: int) -> Batch:
         with self.stopper.interruptible():
             return self.pipeline.fill(number, self.state.position, self.state.updates)
+
+    def _rewarded(
+        self, number: int, judged: Sequence[Future[Judgement] | None], batch: Batch
+    ) -> Sequence[Rollout]:
+        """The parts that step ``number`` updates on, with the advantages of their scores. A signal
+        ends the wait for these, and the step: it is made again with all of them."""
+        with self.stopper.interruptible():
+            return self.verification.rewarded(number, judged, batch.parts)
 
     def _judge_empty(self, number: int, empty: list[NothingUsableError], *, whole: bool) -> None:
         """Says which updates of a step are left out. Raises the first of their errors when all

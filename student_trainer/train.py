@@ -147,6 +147,7 @@ def _train(
                 callbacks,
                 world,
                 start.verifiers,
+                start.acting,
             )
             events = loop.events
             if found := start.checkpoint:

@@ -36,7 +36,7 @@ def measure(quick: bool) -> dict[str, Any]:
     ]
     keys = response_keys(prompts, GROUP)
     lengths = lognormal_lengths(RESPONSES, longest=LONGEST, mean=MEAN)
-    forced = {(prompt.prompt_id, n): of for (prompt, n), of in zip(keys, lengths, strict=True)}
+    forced = {(key.prompt.prompt_id, key.index): of for key, of in zip(keys, lengths, strict=True)}
 
     def continuous(seed: int) -> None:
         drawing = ForcedDrawing(student, settings, seed, 1, SLOTS, lengths=forced)

@@ -54,7 +54,7 @@ class ForcedDrawing(Drawing):
             key = self._keys[line]
             assert key is not None, "the line holds a response"
             assert self.lengths is not None, "every response has one"
-            if self._drawn[line] >= self.lengths[key[0].prompt_id, key[1]]:
+            if self._drawn[line] >= self.lengths[key.prompt.prompt_id, key.index]:
                 ended.append(nth)
         return Drawn(drawn.tokens, ended, [])
 

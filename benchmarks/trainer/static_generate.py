@@ -61,15 +61,15 @@ def static_generate(
         batch = keys[start : start + settings.batch_size]
         wanted = torch.tensor(lengths[start : start + settings.batch_size])
         longest = int(wanted.max())
-        width = max(len(prompt.token_ids) for prompt, _ in batch)
+        width = max(len(key.prompt.token_ids) for key in batch)
         ids = torch.full((len(batch), width), student.padding_id, dtype=torch.int64)
         mask = torch.zeros_like(ids)
-        for row, (prompt, _) in enumerate(batch):
-            own = torch.from_numpy(prompt.token_ids.astype(np.int64))
+        for row, key in enumerate(batch):
+            own = torch.from_numpy(key.prompt.token_ids.astype(np.int64))
             ids[row, width - len(own) :] = own
             mask[row, width - len(own) :] = 1
         uniforms = np.stack(
-            [rollout_uniforms(seed, step, p.prompt_id, i, longest) for p, i in batch]
+            [rollout_uniforms(seed, step, k.prompt.prompt_id, k.index, longest) for k in batch]
         )
         draws = _Draws(torch.from_numpy(uniforms), settings, student.undrawn)
 
@@ -87,12 +87,12 @@ def static_generate(
             logits_processor=LogitsProcessorList([draws]),
             stopping_criteria=StoppingCriteriaList([closed]),
         )
-        for row, (prompt, index) in enumerate(batch):
+        for row, key in enumerate(batch):
             count = int(wanted[row])
             rollouts.append(
                 Rollout(
-                    prompt,
-                    index,
+                    key.prompt,
+                    key.index,
                     draws.tokens[row, :count].numpy().astype(np.int32),
                     draws.log_probs[row, :count].numpy().copy(),
                     finished=True,

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 
+from student_trainer.commands.shared import positive, quiet_libraries, resolve
+
 if TYPE_CHECKING:
     from teacher_proto.program.checks import Checks
 
@@ -34,8 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the findings; the exit code is that of the first failure."""
-    from student_trainer.commands.shared import quiet_libraries, resolve
-
     quiet_libraries()
     checks = run_checks(lambda: resolve(arguments).settings, arguments.ranks)
     sys.stdout.write(checks.render(as_json=arguments.json))
@@ -68,13 +68,6 @@ def run_checks(settings: Callable[[], TrainConfig], ranks: int | None = None) ->
         for step in (*steps.STEPS, *EXAMINATION, *of_ranks(ranks)):
             examine(checks, step, start)
     return checks
-
-
-def positive(text: str) -> int:
-    """A count on the command line."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
-    return int(text)
 
 
 def of_ranks(ranks: int | None) -> list[Step]:

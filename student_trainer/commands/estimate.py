@@ -17,7 +17,10 @@ from student_trainer.student.model import Student, read_layout, set_training
 from student_trainer.student.packing.layout import Layout
 
 MIB = 1 << 20
-MEASURED_TOKENS = 32
+# Layers that compute their tokens in chunks compute whole ones; theirs are not longer.
+MEASURED_TOKENS = 64
+# A layer's attribute: whether it computes its activations again in the backward pass.
+CHECKPOINTS = "gradient_checkpointing"
 # Float32 arrays as large as a block of logits that a loss over the vocabulary holds at once.
 LOGITS_COPIES = 4
 
@@ -31,9 +34,10 @@ class Memory:
         weights: parameters and buffers.
         optimizer: gradients, moments and, for bfloat16, masters; gradients twice where each
             teacher has a mean of its own.
-        activations: what autograd keeps of the largest micro-batch.
+        activations: what autograd keeps of the largest micro-batch, and what one layer computes
+            again.
         logits: of a block of rows over the vocabulary.
-        cache: keys and values while responses are written.
+        cache: keys, values and states while responses are written.
     """
 
     weights: int
@@ -88,9 +92,11 @@ def activations(student: Student, sequences: Sequences) -> float:
 
 
 def keys_and_values(student: Student, tokens: int) -> float:
-    """Bytes of the keys and values of a sequence of ``tokens``, from those of short ones."""
+    """Bytes of the keys and values of a sequence of ``tokens``, and of states that are as large at
+    any length, from those of short ones."""
     n = measured_length(student)
-    return continued(n, cache_bytes(student, n), cache_bytes(student, 2 * n), tokens)
+    once, twice = cache_bytes(student, n), cache_bytes(student, 2 * n)
+    return twice + (twice - once) * (tokens / n - 2)
 
 
 def continued(n: int, once: int, twice: int, tokens: int) -> float:
@@ -101,7 +107,25 @@ def continued(n: int, once: int, twice: int, tokens: int) -> float:
 
 
 def activation_bytes(student: Student, layout: Layout) -> int:
-    """Bytes that autograd keeps of what is read at once, parameters not counted."""
+    """Bytes that autograd keeps of what is read at once, parameters not counted. Where layers
+    compute theirs again in the backward pass, those of one layer are among them, as their mean."""
+    kept = _kept_bytes(student, layout)
+    computed_again = [m for m in student.module.modules() if getattr(m, CHECKPOINTS, False)]
+    if not computed_again:
+        return kept
+    try:
+        for module in computed_again:
+            setattr(module, CHECKPOINTS, False)
+        whole = _kept_bytes(student, layout)
+    finally:
+        for module in computed_again:
+            setattr(module, CHECKPOINTS, True)
+    layers = int(student.causal_model.config.get_text_config().num_hidden_layers)
+    return kept + (whole - kept) // layers
+
+
+def _kept_bytes(student: Student, layout: Layout) -> int:
+    """Bytes that autograd keeps after a forward pass, parameters not counted."""
     own = {p.untyped_storage().data_ptr() for p in student.module.parameters()}
     kept: dict[int, Tensor] = {}
 
@@ -122,7 +146,7 @@ def activation_bytes(student: Student, layout: Layout) -> int:
 
 @torch.no_grad()
 def cache_bytes(student: Student, tokens: int) -> int:
-    """Bytes of the keys and values of one sequence."""
+    """Bytes of the keys, values and states of one sequence."""
     ids = torch.from_numpy(_some_ids(student, tokens).astype(np.int64))[None].to(student.device)
     model: Any = student.causal_model
     cache = model(input_ids=ids, use_cache=True).past_key_values
@@ -136,7 +160,8 @@ def _tensors(value: Any, depth: int = 4) -> dict[int, Tensor]:
         return {id(value): value}
     if depth == 0 or value is None or isinstance(value, str | int | float | type):
         return {}
-    parts = value if isinstance(value, list | tuple) else getattr(value, "__dict__", {}).values()
+    named = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+    parts = value if isinstance(value, list | tuple) else named.values()
     return {key: tensor for part in parts for key, tensor in _tensors(part, depth - 1).items()}
 
 

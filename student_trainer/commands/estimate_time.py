@@ -9,18 +9,19 @@ from itertools import pairwise
 import torch
 from teacher_proto.errors import LsmError
 
-from student_trainer.commands.estimate import MEASURED_TOKENS
 from student_trainer.commands.largest_update import LargestUpdate, largest_update
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.generate import generate
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
+from student_trainer.tasks.environment import ActingTask
 from student_trainer.update.batching import layout_of, micro_batches
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.update.student_support import with_student_support
 from student_trainer.update.updater import NothingUsableError, Updater
 
 MEASURED_RESPONSES = 4
+MEASURED_TOKENS = 32
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,18 @@ def duration(start: Start) -> str:
         f"{_time(update)} on {largest.tokens} tokens, beside {_time(teacher)} of "
         f"scoring; {start.config.run.steps} steps {_time(step * start.config.run.steps)}. Shorter "
         "responses take less, and larger batches than were measured less for each"
+        f"{of_episodes(start.config)}"
+    )
+
+
+def of_episodes(config: TrainConfig) -> str:
+    """What is not in the estimate, where a task acts."""
+    acting = [name for name, task in (config.tasks or {}).items() if isinstance(task, ActingTask)]
+    if not acting:
+        return ""
+    return (
+        f". Episodes are not estimated ({', '.join(acting)}): they are counted as one turn each, "
+        "without what their environments take and what is read anew for every turn"
     )
 
 

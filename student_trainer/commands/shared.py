@@ -28,6 +28,20 @@ def resolve(arguments: argparse.Namespace) -> Resolved[TrainConfig]:
     return resolve_config(arguments.configs, arguments.overrides)
 
 
+def positive(text: str) -> int:
+    """A count on the command line."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
+    return int(text)
+
+
+def natural(text: str) -> int:
+    """A seed, or a count that may be none, on the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
 def check_output(output: Path) -> None:
     """Raises ConfigurationError unless ``--output`` is a new or an empty folder."""
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -10,6 +10,8 @@ A digest is text, ``source:name=value,...``:
     teachers  sha256 of which teacher scores each row and of what only it reads, where the data
               says anything of it
     answers   sha256 of the answers, where the run learns from those of the data
+    episodes  sha256 of the identities of the prompts whose responses are episodes, where there
+              are any: of the rows that make their environments. Earlier digests lack it
 
 Checkpoints of earlier versions have ``as-read:`` and a sha256 alone.
 """
@@ -39,6 +41,18 @@ def prompt_identity(reference_ids: Int32) -> str:
     return hashlib.sha256(reference_ids.astype("<i4").tobytes()).hexdigest()[:16]
 
 
+def episode_identity(prompt_id: str, row: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of a prompt whose responses are episodes: another row is another
+    environment, whatever the student reads of it.
+
+    Args:
+        prompt_id: ``prompt_identity`` of what the student reads.
+        row: JSON values.
+    """
+    told = json.dumps([prompt_id, row], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
 def prompts_digest(
     prompts: Sequence[tuple[Prompt, Int32]],
     templates: str,
@@ -48,6 +62,7 @@ def prompts_digest(
     begun: int,
     of_teachers: Sequence[tuple[str, Prompt | None]] = (),
     answers: Sequence[str] = (),
+    episodes: Sequence[str] = (),
 ) -> str:
     """The digest of prompts in their order.
 
@@ -62,6 +77,7 @@ def prompts_digest(
         of_teachers: of each prompt the name of its teacher, and what only that reads; empty
             where a run has one teacher and both read the same.
         answers: of each prompt; empty where none are learnt from.
+        episodes: ``episode_identity`` of each prompt that has one.
     """
     rows, read = hashlib.sha256(), hashlib.sha256()
     if shares:
@@ -85,6 +101,8 @@ def prompts_digest(
         parts["teachers"] = hashlib.sha256(json.dumps(told).encode()).hexdigest()
     if answers:
         parts["answers"] = hashlib.sha256(json.dumps(list(answers)).encode()).hexdigest()
+    if episodes:
+        parts["episodes"] = hashlib.sha256(json.dumps(list(episodes)).encode()).hexdigest()
     return RULE + ",".join(f"{name}={value}" for name, value in parts.items())
 
 
@@ -112,11 +130,15 @@ def difference(before: str, now: str) -> tuple[str, str] | None:
             "start another run in another run.output_dir",
         )
     old = _parts(before)
+    if "episodes" not in old:
+        new.pop("episodes", None)
+        if old == new:
+            return None
     changed = [name for name in _PARTS if old.get(name) != new.get(name)]
     return _DIFFERENCES[changed[0]] if changed else _ROWS
 
 
-_PARTS = ("rows", "template", "begun", "as-read", "clock", "teachers", "answers")
+_PARTS = ("rows", "template", "begun", "as-read", "clock", "teachers", "answers", "episodes")
 _ROWS = "the train prompts differ from the checkpoint's", "restore the file"
 _TEMPLATE = (
     "the student's chat template is not the checkpoint's, and the prompts are",
@@ -142,10 +164,15 @@ _ANSWERS = (
     "the train prompts are the checkpoint's, and their answers are not",
     "restore the file (data.columns.response)",
 )
+_EPISODES = (
+    "the student reads the checkpoint's train prompts, and the rows that make their environments "
+    "are not the checkpoint's",
+    "restore the settings of the tasks, their files, and the versions of their packages",
+)
 _DIFFERENCES = {
     "rows": _ROWS, "template": _TEMPLATE, "begun": _BEGUN, "as-read": _TOKENS, "clock": _TEMPLATE,
     "teachers": _TEACHERS,
-    "answers": _ANSWERS,
+    "answers": _ANSWERS, "episodes": _EPISODES,
 }  # fmt: skip
 
 

@@ -65,7 +65,7 @@ class PromptOrder:
 
         Args:
             shares: of each file (``data.train``), adding up to 1; none: a prompt is as
-                frequent as any other.
+                frequent as any other. A file of share 0 has no prompts.
             left_out: indices of prompts that are never taken.
             name: of the order.
             turn: how many positions in a row are of the same file, with ``shares``.
@@ -75,8 +75,9 @@ class PromptOrder:
         found = Counter(prompt.file for prompt in prompts)
         parts, start = [], 0
         for file, share in enumerate(shares):
-            parts.append(Part(start, found[file], share))
-            start += found[file]
+            if share:
+                parts.append(Part(start, found[file], share))
+                start += found[file]
         return cls(seed, len(prompts), tuple(parts), left_out, name, turn)
 
     def take(self, position: int, count: int) -> list[int]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from typing import Any
@@ -141,12 +141,14 @@ def prompt_sets(
     read: Mapping[str, Reading],
     reader: PromptReader,
     turn: int = 1,
+    acting: Collection[str] = (),
 ) -> PromptSets:
     """The prompts of a run, with everything that is known of all of them together.
 
     Args:
         notes: on what was read.
         read: how each train prompt is read, by its identity.
+        acting: names of the tasks whose responses are episodes.
 
     Raises:
         ConfigurationError: no train prompt names one of the teachers.
@@ -163,7 +165,7 @@ def prompt_sets(
         dropped,
         shares,
         tuple(dict.fromkeys(said)),
-        digest=_digest(train, shares, read, reader),
+        digest=_digest(train, shares, read, reader, acting),
         now=reader.now,
         arguments=arguments,
         turn=turn,
@@ -187,6 +189,7 @@ def _digest(
     shares: Sequence[float],
     read: Mapping[str, Reading],
     reader: PromptReader,
+    acting: Collection[str],
 ) -> str:
     chats = any(isinstance(p.source, ChatPrompt) for p in train)
     counts = Counter(prompt.file for prompt in train)
@@ -198,6 +201,7 @@ def _digest(
         begun=sum(read[p.prompt_id].begun for p in train),
         of_teachers=_of_teachers(train),
         answers=[p.response for p in train if p.response is not None],
+        episodes=[p.prompt_id for p in train if p.task in acting],
     )
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from teacher_proto.types import Int32
 
 from student_trainer.diagnostics.bins import LENGTH_BINS, length_bins
-from student_trainer.diagnostics.repetition import loops_of
+from student_trainer.diagnostics.repetition import Loops, loops_of
 from student_trainer.rollout.base import Origin, Rollout
 
 # Shares of the responses that are at most as long as response_length_pNN.
@@ -22,8 +23,8 @@ class Response:
 
     Attributes:
         teacher: name of the one that scores it.
-        tokens: of all of it.
-        scored: how many first tokens the teacher is asked for.
+        tokens: that the student wrote in all of it.
+        scored: how many of them, the first ones, the teacher is asked for.
         loop_tokens: of all of it that lie in a loop (``repetition``).
         longest_loop: tokens of its longest loop; 0 without one.
     """
@@ -45,14 +46,33 @@ def responses_of(
     Args:
         parts: what is scored of each; None where it is all.
     """
-    loops = loops_of([rollout.token_ids for rollout in rollouts])
+    loops = _loops(rollouts)
     return [
         Response(
-            r.prompt.teacher, r.origin, len(r.token_ids), len(part.token_ids), r.finished,
+            r.prompt.teacher, r.origin, r.own_length, part.own_length, r.finished,
             found.tokens, found.longest,
         )
         for r, part, found in zip(rollouts, parts or rollouts, loops, strict=True)
     ]  # fmt: skip
+
+
+def _loops(rollouts: Sequence[Rollout]) -> list[Loops]:
+    """The loops of each response; of an episode, those within its turns."""
+    turns = [_turns(rollout) for rollout in rollouts]
+    found = iter(loops_of([ids for of_response in turns for ids in of_response]))
+    by_response = [[next(found) for _ in of_response] for of_response in turns]
+    return [
+        Loops(sum(one.tokens for one in some), max(one.longest for one in some))
+        for some in by_response
+    ]
+
+
+def _turns(rollout: Rollout) -> list[Int32]:
+    """The stretches of a response that the student wrote."""
+    if rollout.own is None:
+        return [rollout.token_ids]
+    edges = np.flatnonzero(np.diff(rollout.own, prepend=False, append=False))
+    return [rollout.token_ids[a:b] for a, b in zip(edges[::2], edges[1::2], strict=True)]
 
 
 def length_metrics(responses: Sequence[Response]) -> dict[str, Any]:

@@ -12,13 +12,16 @@ import logging
 import math
 from collections.abc import Sequence
 
+from teacher_proto.errors import ConfigurationError, LsmError
+
 from student_trainer.evaluation.results import ByPrompt, Lengths, TaskResult
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.generate import generate
+from student_trainer.rollout.turns.acting import Acting
+from student_trainer.rollout.turns.engine import respond
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
-from student_trainer.verification.judgement import Judgement, failures, told
+from student_trainer.tasks.judgement import Judgement, failures, told
 from student_trainer.verification.verifiers import Verifiers, waited
 
 # Steps of training count from 1; frozen positions and fresh responses have others below 0.
@@ -35,18 +38,26 @@ def measure_tasks(
     rollout_settings: RolloutSettings,
     *,
     seed: int,
+    acting: Acting | None,
 ) -> dict[str, TaskResult]:
     """The results of every task that judges and has held-out prompts, by its name. The responses
     are drawn from the same random streams for every student. Those that could not be judged are
     logged.
 
+    Args:
+        acting: what plays episodes; None where no task acts.
+
     Raises:
         LsmError: the student's logits are not finite.
         ConfigurationError: no process that judges can be started, twice in a row. An estimate
-            without its responses would be lower for a reason that is not the student's.
+            without its responses would be lower for a reason that is not the student's. Or a
+            task acts, and nothing plays its episodes.
     """
+    unplayed = [name for name in verifiers.judged if name not in verifiers.tasks]
+    if unplayed and acting is None:
+        raise nothing_plays(unplayed[0])
     found = {}
-    for name in verifiers.tasks:
+    for name in verifiers.judged:
         prompts = judged_prompts(held_out, name, settings)
         if prompts:
             drawing = rollout_settings.model_copy(
@@ -56,13 +67,35 @@ def measure_tasks(
                     "batch_size": settings.batch_size,
                 }
             )
-            responses = generate(student, prompts, drawing, seed=seed, step=ACCURACY_STEP)
+            responses = respond(student, prompts, drawing, acting, seed=seed, step=ACCURACY_STEP)
             begun = verifiers.submit_rollouts(student, responses, insist=True)
-            judged = [one for one in waited(begun, lambda: False) if one is not None]
+            judged = _all_of(waited(begun, lambda: False), name)
             for line in told(judged):
                 log.warning("held-out prompts of the task %s: %s", name, line)
             found[name] = task_result(responses, judged, settings)
     return found
+
+
+def nothing_plays(task: str) -> ConfigurationError:
+    """A task acts, and nothing that plays episodes is given."""
+    return ConfigurationError(
+        "its responses are episodes, and nothing is there that plays them: they would be written "
+        "without a turn of its environment",
+        where=f"tasks.{task}",
+        fix="pass the Acting of the run (startup/rollouts.py) as `acting`",
+    )
+
+
+def _all_of(found: Sequence[Judgement | None], task: str) -> list[Judgement]:
+    """The judgements. Raises LsmError where a response has none."""
+    judged = [one for one in found if one is not None]
+    if len(judged) < len(found):
+        raise LsmError(
+            f"{len(found) - len(judged)} of {len(found)} responses to its held-out prompts are "
+            "not judged",
+            where=f"tasks.{task}",
+        )
+    return judged
 
 
 def judged_prompts(
@@ -84,7 +117,12 @@ def task_result(
     Args:
         responses: ``settings.task_responses`` to each prompt, prompt after prompt.
         judged: as many, in the same order.
+
+    Raises:
+        ValueError: there are more or fewer.
     """
+    if len(judged) != len(responses):
+        raise ValueError(f"{len(responses)} responses have {len(judged)} judgements")
     each = settings.task_responses
     starts = range(0, len(responses), each)
     right = [sum(one.right for one in judged[start : start + each]) for start in starts]
@@ -98,7 +136,7 @@ def task_result(
         failures=failures(judged),
         lengths=Lengths(
             responses=len(responses),
-            mean=sum(len(r.token_ids) for r in responses) / len(responses),
+            mean=sum(r.own_length for r in responses) / len(responses),
             truncated_share=sum(not r.finished for r in responses) / len(responses),
         ),
         by_prompt=ByPrompt.of(

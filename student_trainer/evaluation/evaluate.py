@@ -17,7 +17,7 @@ from student_trainer.evaluation.frozen import (
     FRESH_STEP,
     evaluation_rollouts,
     frozen_prompts,
-    spread_rows,
+    spread_own,
 )
 from student_trainer.evaluation.realigned import (
     check_top_k,
@@ -40,7 +40,8 @@ from student_trainer.evaluation.rows import (
 )
 from student_trainer.evaluation.samples import sample
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.generate import generate
+from student_trainer.rollout.turns.acting import Acting
+from student_trainer.rollout.turns.engine import respond
 from student_trainer.settings.evaluation import EvaluationSettings
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
@@ -57,6 +58,7 @@ def evaluate(
     *,
     seed: int,
     cache: Path,
+    acting: Acting | None,
 ) -> Evaluation:
     """Divergences, response lengths and sample texts. The divergences are over the whole
     vocabulary, or, when the teacher has another tokenizer, those of ``evaluation.realigned``.
@@ -68,6 +70,8 @@ def evaluate(
         frozen: made by ``freeze_continuations`` before training.
         cache: directory of the teacher's frozen rows. Rows in it are used if they are of
             this teacher.
+        acting: what plays episodes; None where no task acts. Only the student's own tokens of
+            one are compared.
 
     Raises:
         ConfigurationError: a frozen prompt is not among ``held_out``, or the service does
@@ -78,7 +82,9 @@ def evaluate(
     prompts = frozen_prompts(frozen, held_out, settings)
     asked = prompts if settings.rollouts else prompts[: settings.samples]
     drawing = evaluation_rollouts(settings, rollout_settings)
-    fresh = generate(student, asked, drawing, seed=seed, step=FRESH_STEP) if asked else []
+    fresh: list[Rollout] = []
+    if asked:
+        fresh = respond(student, asked, drawing, acting, seed=seed, step=FRESH_STEP)
     on_frozen = frozen_selections(frozen, prompts)
     counted = fresh if settings.rollouts else []
     whole = partial(_whole, digest=frozen.digest, cache=cache)
@@ -190,8 +196,7 @@ def fresh_selections(fresh: Sequence[Rollout], count: int) -> list[Selection]:
 
 def spread_over(fresh: Sequence[Rollout], count: int) -> list[Selection]:
     """As ``fresh_selections``, but with one selection for each response, some of them empty."""
-    lengths = [len(rollout.token_ids) for rollout in fresh]
-    rows = spread_rows(lengths, min(count, sum(lengths)))
+    rows = spread_own(fresh, min(count, sum(rollout.own_length for rollout in fresh)))
     return [
         Selection(rollout.prompt, rollout.token_ids, chosen)
         for rollout, chosen in zip(fresh, rows, strict=True)
@@ -201,6 +206,6 @@ def spread_over(fresh: Sequence[Rollout], count: int) -> list[Selection]:
 def response_lengths(fresh: Sequence[Rollout]) -> Lengths:
     return Lengths(
         responses=len(fresh),
-        mean=sum(len(rollout.token_ids) for rollout in fresh) / len(fresh),
+        mean=sum(rollout.own_length for rollout in fresh) / len(fresh),
         truncated_share=sum(not rollout.finished for rollout in fresh) / len(fresh),
     )

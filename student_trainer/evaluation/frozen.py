@@ -11,7 +11,8 @@ from teacher_proto.types import Int32
 
 from student_trainer.evaluation.results import FrozenContinuation, FrozenPositions
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.generate import generate
+from student_trainer.rollout.turns.acting import Acting
+from student_trainer.rollout.turns.engine import respond
 from student_trainer.settings.evaluation import LEAST_ROWS, EvaluationSettings
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
@@ -33,11 +34,15 @@ def freeze_continuations(
     settings: EvaluationSettings,
     rollout_settings: RolloutSettings,
     seed: int,
+    acting: Acting | None,
 ) -> FrozenPositions:
     """Draws the continuations and chooses their positions; done once, before training.
 
     Each round draws one continuation per prompt. More rounds follow while there are fewer
-    than ``frozen_rows`` positions.
+    than ``frozen_rows`` positions. Of an episode only the student's own tokens are positions.
+
+    Args:
+        acting: what plays episodes; None where no task acts.
 
     Raises:
         ConfigurationError: there are fewer held-out prompts than the settings require, or
@@ -49,10 +54,10 @@ def freeze_continuations(
     wanted = settings.most_rows
     for number in range(ROUNDS if wanted and prompts else 0):
         step = FIRST_FROZEN_STEP - number
-        rollouts += generate(student, prompts, drawing, seed=seed, step=step)
-        if sum(len(r.token_ids) for r in rollouts) >= wanted:
+        rollouts += respond(student, prompts, drawing, acting, seed=seed, step=step)
+        if sum(r.own_length for r in rollouts) >= wanted:
             break
-    found = sum(len(r.token_ids) for r in rollouts)
+    found = sum(r.own_length for r in rollouts)
     if found < wanted:
         short = f"{ROUNDS} answers to each of {len(prompts)} held-out prompts have {found} tokens"
         if settings.frozen_rows is not None:
@@ -66,7 +71,7 @@ def freeze_continuations(
             f": results on fewer than {LEAST_ROWS} are mostly noise" if found < LEAST_ROWS else ""
         )
         log.warning("%s, and all are frozen, not the usual %d%s", short, wanted, little)
-    rows = spread_rows([len(r.token_ids) for r in rollouts], min(wanted, found))
+    rows = spread_own(rollouts, min(wanted, found))
     return FrozenPositions(
         prompts=tuple(p.prompt_id for p in prompts),
         continuations=tuple(
@@ -132,6 +137,15 @@ def evaluation_rollouts(
             "batch_size": settings.batch_size,
         }
     )
+
+
+def spread_own(rollouts: Sequence[Rollout], count: int) -> list[Int32]:
+    """As ``spread_rows``, of the positions of responses that the student wrote."""
+    chosen = spread_rows([rollout.own_length for rollout in rollouts], count)
+    return [
+        np.flatnonzero(rollout.own_rows)[places].astype(np.int32)
+        for rollout, places in zip(rollouts, chosen, strict=True)
+    ]
 
 
 def spread_rows(lengths: Sequence[int], count: int) -> list[Int32]:

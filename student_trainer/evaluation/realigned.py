@@ -236,8 +236,8 @@ def chunk_likelihood(
         if scored.status is not Status.OK or scored.realignment is None:
             continue
         special = np.isin(ids, specials)
-        ended = response.ended_by_token(student.terminators)
-        known = chunks_known(scored.realignment, special, ended)
+        open_ends = response.open_ends(student.terminators)
+        known = chunks_known(scored.realignment, special, open_ends, response.own)
         inside = known[scored.realignment.chunk_index]
         sampled = torch.from_numpy(ids.astype(np.int64)).to(states.device)
         log_pi = token_log_probs(states, student.head, sampled, TEMPERATURE, block_rows)

@@ -235,7 +235,8 @@ class Sample:
     """One fresh response as text.
 
     Attributes:
-        tokens: how many it has.
+        tokens: how many of it the student wrote; the text also has the observations of an
+            episode.
         finished: False when the length limit cut it.
         positions: of its tokens, in order; empty with one tokenizer, and where the response
             was not scored or not realigned.

@@ -33,7 +33,7 @@ def sample(student: Student, rollout: Rollout, scores: ContinuationScores | None
         prompt_id=rollout.prompt.prompt_id,
         prompt=prompt_text(rollout.prompt),
         response=student.tokenizer.decode(ids, skip_special_tokens=False),
-        tokens=len(rollout.token_ids),
+        tokens=rollout.own_length,
         finished=rollout.finished,
         positions=_positions(student, rollout.token_ids.tolist(), scores),
     )

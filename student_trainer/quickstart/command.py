@@ -75,7 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Teacher and student share the cores: a thread that waits must not spin on a core
     # that the other process needs. torch reads this when it is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    with _ended_by_signals():
+    with ended_by_signals():
         # Settings first: a wrong one is an error before any work.
         placeholder = Path("to-be-prepared")
         load_config(
@@ -216,7 +216,7 @@ def move_aside(output: Path) -> Path | None:
 
 
 @contextmanager
-def _ended_by_signals() -> Iterator[None]:
+def ended_by_signals() -> Iterator[None]:
     """Makes SIGTERM and SIGHUP unwind as Ctrl-C does, so that the server is stopped."""
 
     def end(number: int, frame: FrameType | None) -> None:

@@ -1,7 +1,8 @@
 """Ready settings. ``student-trainer recipes`` lists them, and ``train recipe:NAME`` reads
 one like a file, so that later files and ``--set`` override it.
 
-A recipe is a TOML file in this folder. Its first comment line is its purpose.
+A recipe is a TOML file in this folder or in one of its folders, of a name of its own. Its first
+comment line is its purpose. ``published`` holds the settings of others' published runs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ RECIPES = Path(__file__).parent
 
 
 def names() -> list[str]:
-    return sorted(path.stem for path in RECIPES.glob("*.toml"))
+    return sorted(_files())
 
 
 def recipe(name: str) -> Path:
@@ -28,7 +29,8 @@ def recipe(name: str) -> Path:
     Raises:
         ConfigurationError: there is no recipe of this name; the nearest one is named.
     """
-    if name not in names():
+    files = _files()
+    if name not in files:
         close = difflib.get_close_matches(name.lower(), names(), n=1, cutoff=0.4)
         advice = f"did you mean {close[0]}? " if close else ""
         raise ConfigurationError(
@@ -36,7 +38,11 @@ def recipe(name: str) -> Path:
             where=f"{PREFIX}{name}",
             fix=f"{advice}there are {', '.join(names())}",
         )
-    return RECIPES / f"{name}.toml"
+    return files[name]
+
+
+def _files() -> dict[str, Path]:
+    return {path.stem: path for path in RECIPES.rglob("*.toml")}
 
 
 def config_files(given: Sequence[str]) -> list[Path]:

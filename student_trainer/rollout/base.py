@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
-from teacher_proto.types import Float32, Int32, Prompt, SpecialTokens
+from numpy.typing import NDArray
+from teacher_proto.types import Bool, Float32, Int32, Prompt, SpecialTokens
 
+from student_trainer.rollout.episode import Episode
 from student_trainer.settings.teacher import ONLY_TEACHER
 
 Origin = Literal["student", "data"]
@@ -21,8 +23,8 @@ class PromptItem:
 
     Attributes:
         prompt_id: a digest of ``token_ids``, the same for equal prompts wherever they
-            come from, and on whatever day they are rendered. It seeds the prompt's random
-            streams.
+            come from, and on whatever day they are rendered; of a task that acts, of its ``row``
+            too. It seeds the prompt's random streams.
         token_ids: int32 [P], in the student's vocabulary, as the student reads it.
         source: the prompt as it is in the dataset, for a teacher that renders prompts
             itself.
@@ -96,6 +98,14 @@ class Rollout:
         weights_version: completed updates of the student that wrote it; None where that is not
             known or nobody's: of an answer of the data, of a response that was written outside
             of a step, and of a checkpoint of before it was kept.
+        advantage: what its tokens' policy gradient is weighed with in the step that updates on
+            it: the weight of rewards times the advantage of its score; 0 where nothing is learnt
+            from a score (docs/rewards.md).
+        own: bool [n], of an episode the tokens that the student wrote. The others are
+            observations and what the chat template puts around turns: they are neither scored
+            nor learnt from, ``log_probs`` and ``nucleus_mass`` are NaN there and ``support_ids``
+            -1. None where the student wrote all.
+        episode: how it went, of a response that is written turn by turn.
     """
 
     prompt: PromptItem
@@ -108,6 +118,20 @@ class Rollout:
     written: int | None = None
     origin: Origin = "student"
     weights_version: int | None = None
+    advantage: float = 0.0
+    own: Bool | None = None
+    episode: Episode | None = None
+
+    @property
+    def own_rows(self) -> Bool:
+        """bool [n]: the tokens that are learnt from: those that the student wrote, or all of an
+        answer of the data."""
+        return np.ones(len(self.token_ids), np.bool_) if self.own is None else self.own
+
+    @property
+    def own_length(self) -> int:
+        """Tokens that are learnt from, of those that are here."""
+        return len(self.token_ids) if self.own is None else int(self.own.sum())
 
     @property
     def length(self) -> int:
@@ -125,6 +149,7 @@ class Rollout:
             log_probs=self.log_probs[:count],
             support_ids=None if self.support_ids is None else self.support_ids[:count],
             nucleus_mass=None if self.nucleus_mass is None else self.nucleus_mass[:count],
+            own=None if self.own is None else self.own[:count],
             written=self.length,
         )
 
@@ -141,3 +166,12 @@ class Rollout:
         of one, whose text does go on."""
         whole = self.length == len(self.token_ids)
         return whole and self.finished and int(self.token_ids[-1]) in terminators
+
+    def open_ends(self, terminators: Collection[int]) -> NDArray[np.int64]:
+        """int64 [m]: the last tokens of the stretches that the student wrote, a turn of an episode
+        or the whole response, which none of ``terminators`` has ended: their text could go on."""
+        own = self.own_rows
+        last = own & ~np.append(own[1:], False)
+        ended = np.isin(self.token_ids, list(terminators))
+        ended[-1] = self.ended_by_token(terminators)
+        return np.flatnonzero(last & ~ended)

@@ -101,12 +101,12 @@ class _Writer:
         held = [] if self._held is None else [(self._held, 0)]
         fresh = groups[len(held) :]
         if fresh:
-            read = self._slots.read([self._keys[of_it[0]][0].token_ids for of_it in fresh])
+            read = self._slots.read([self._keys[of_it[0]].prompt.token_ids for of_it in fresh])
             held += [(read, nth) for nth in range(len(fresh))]
         return [(its, nth, of_it) for (its, nth), of_it in zip(held, groups, strict=True)]
 
     def _prompt_at(self, place: int) -> str:
-        return self._keys[place][0].prompt_id if place < len(self._keys) else ""
+        return self._keys[place].prompt.prompt_id if place < len(self._keys) else ""
 
     def _go_on(self) -> None:
         """Draws the next token of every response; those that end leave their slots."""

@@ -59,6 +59,7 @@ class Drawing:
         shape, device = (self.lines, self.settings.max_new_tokens), self.student.device
         self._keys = [None] * self.lines
         self._drawn = [0] * self.lines
+        self._limits = [self.settings.max_new_tokens] * self.lines
         self._uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
         self._tokens = torch.zeros(shape, dtype=torch.int64, device=device)
         self._log_probs = torch.zeros(shape, device=device)
@@ -75,12 +76,12 @@ class Drawing:
     def begin(self, line: int, key: ResponseKey) -> None:
         """Begins a response on a free line."""
         assert self._keys[line] is None, "a line holds one response"
-        prompt, index = key
-        limit = self.settings.max_new_tokens
-        draws = rollout_uniforms(self.seed, self.step, prompt.prompt_id, index, limit)
+        limit = self.settings.max_new_tokens if key.limit is None else key.limit
+        draws = rollout_uniforms(self.seed, self.step, key.prompt.prompt_id, key.index, limit)
         self._keys[line] = key
         self._drawn[line] = 0
-        self._uniforms[line] = torch.from_numpy(draws)
+        self._limits[line] = limit
+        self._uniforms[line, :limit] = torch.from_numpy(draws)
         self._texts.begin(line)
 
     def draw(self, lines: list[int], logits: Tensor) -> Drawn:
@@ -109,11 +110,11 @@ class Drawing:
             going = [line for line, end in zip(lines, ends, strict=True) if not end]
             by_text = set(self._texts.completed(going, next_of))
             ends = [end or line in by_text for line, end in zip(lines, ends, strict=True)]
-        last = settings.max_new_tokens - 1
+        last = [self._limits[line] - 1 for line in lines]
         return Drawn(
             tokens,
             [nth for nth, end in enumerate(ends) if end],
-            [nth for nth, end in enumerate(ends) if not end and at[nth] == last],
+            [nth for nth, end in enumerate(ends) if not end and at[nth] == last[nth]],
         )
 
     def take(self, line: int, *, finished: bool) -> Rollout:
@@ -125,7 +126,7 @@ class Drawing:
         """
         key, count = self._keys[line], self._drawn[line]
         assert key is not None, "the line holds a response"
-        prompt, index = key
+        prompt, index = key.prompt, key.index
         self._keys[line] = None
         tokens = self._tokens[line, :count].cpu().numpy().astype(np.int32)
         log_probs = self._log_probs[line, :count].cpu().numpy().copy()

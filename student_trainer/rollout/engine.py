@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Protocol
 
@@ -11,8 +12,22 @@ from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
 
-# A prompt, and which of its responses.
-ResponseKey = tuple[PromptItem, int]
+
+@dataclass(frozen=True)
+class ResponseKey:
+    """A response that is to be written.
+
+    Attributes:
+        prompt: what it answers.
+        index: which of the prompt's responses it is.
+        limit: tokens that it has at most; None for ``rollout.max_new_tokens``, which is no less.
+    """
+
+    prompt: PromptItem
+    index: int
+    limit: int | None = None
+
+
 # Called with the rollouts that ended together, as (place in the result, rollout), in ascending
 # order of places.
 Ended = Callable[[list[tuple[int, Rollout]]], None]
@@ -67,6 +82,17 @@ class RolloutEngine(Protocol):
         """
         ...
 
+    def write(
+        self, keys: Sequence[ResponseKey], *, seed: int, step: int, ended: Ended | None = None
+    ) -> list[Rollout]:
+        """Writes these responses. A response depends on its key, the seed and the step, and not
+        on the others.
+
+        Raises:
+            LsmError: as ``generate``.
+        """
+        ...
+
     def close(self) -> None:
         """Ends what the engine has started; it is not used any more."""
 
@@ -111,10 +137,10 @@ def response_keys(
     """
     seen: Counter[str] = Counter()
     wanted = range(len(prompts)) if mine is None else frozenset(mine)
-    keys = []
+    keys: list[ResponseKey] = []
     for place, prompt in enumerate(prompts):
         first = seen[prompt.prompt_id]
         seen[prompt.prompt_id] += group_size
         if place in wanted:
-            keys += [(prompt, first + offset) for offset in range(group_size)]
+            keys += [ResponseKey(prompt, first + offset) for offset in range(group_size)]
     return keys

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.rollout.continuous import write_continuously
 from student_trainer.rollout.drawing import Drawing
-from student_trainer.rollout.engine import Ended, response_keys
+from student_trainer.rollout.engine import Ended, ResponseKey, response_keys
 from student_trainer.rollout.padded import write_padded
 from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.settings.rollout import RolloutSettings
@@ -41,6 +41,26 @@ def generate(
         LsmError: the student's logits are not finite.
     """
     keys = response_keys(prompts, settings.group_size, mine)
+    return write(
+        student, keys, settings, seed=seed, step=step, ended=ended, weights_version=weights_version
+    )
+
+
+def write(
+    student: Student,
+    keys: Sequence[ResponseKey],
+    settings: RolloutSettings,
+    *,
+    seed: int,
+    step: int,
+    ended: Ended | None = None,
+    weights_version: int | None = None,
+) -> list[Rollout]:
+    """Writes these responses, as ``generate`` does.
+
+    Raises:
+        LsmError: the student's logits are not finite.
+    """
     if not keys:
         return []
     lines = min(settings.batch_size, len(keys))
@@ -53,6 +73,6 @@ def generate(
             ended(found)
 
     student.module.eval()
-    write = write_padded if why_padded(student) else write_continuously
-    write(student, keys, drawing, take)
+    put = write_padded if why_padded(student) else write_continuously
+    put(student, keys, drawing, take)
     return [rollouts[place] for place in range(len(keys))]

@@ -44,11 +44,11 @@ def _batch(
     student: Student, keys: Sequence[ResponseKey], drawing: Drawing, first: int, take: Take
 ) -> None:
     """The responses of these keys; the first has place ``first`` in the whole result."""
-    width = max(len(prompt.token_ids) for prompt, _ in keys)
+    width = max(len(key.prompt.token_ids) for key in keys)
     input_ids = torch.full((len(keys), width), student.padding_id, dtype=torch.int64)
     mask = torch.zeros((len(keys), width), dtype=torch.int64)
     for row, key in enumerate(keys):
-        ids = key[0].token_ids
+        ids = key.prompt.token_ids
         input_ids[row, width - len(ids) :] = torch.from_numpy(ids.astype(np.int64))
         mask[row, width - len(ids) :] = 1
         drawing.begin(row, key)

@@ -20,6 +20,7 @@ from torch import Tensor
 from student_trainer.distributed.world import World
 from student_trainer.pipeline import Batch, Pipeline
 from student_trainer.rollout.base import PromptItem, Rollout
+from student_trainer.rollout.episode import episodes_as_bytes, episodes_of_bytes
 
 # Stands for a version of the weights that is not known.
 UNKNOWN = -1
@@ -50,7 +51,8 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
     responses one after another, their supports and nuclei if they are known, and
     for each response its length, index, whether it finished and the version of the weights that
     wrote it. Where some are scored in part,
-    also how many first tokens of each are; a support is then of these alone."""
+    also how many first tokens of each are; a support is then of these alone. Of episodes also
+    which tokens the student wrote, and how they went, as JSON."""
     kept: dict[str, Tensor] = {}
     for batch in batches:
         rollouts = batch.rollouts
@@ -71,6 +73,9 @@ def rollout_tensors(batches: Sequence[Batch]) -> dict[str, Tensor]:
             fields["of_data"] = np.array([r.origin == "data" for r in rollouts], np.uint8)
         if any(r.nucleus_mass is not None for r in rollouts):
             fields["nucleus_mass"] = np.concatenate([_masses(r) for r in rollouts])
+        if any(r.episode is not None for r in rollouts):
+            fields["own"] = np.concatenate([r.own_rows for r in rollouts]).astype(np.uint8)
+            fields["episodes"] = episodes_as_bytes([r.episode for r in rollouts])
         versions = [UNKNOWN if r.weights_version is None else r.weights_version for r in rollouts]
         fields["weights_versions"] = np.array(versions, np.int64)
         kept |= {f"{batch.step}/{name}": torch.from_numpy(v) for name, v in fields.items()}
@@ -120,6 +125,8 @@ def _arrays(rollout: Rollout, part: Rollout, prompt: int) -> dict[str, np.ndarra
         "log_probs": rollout.log_probs,
         "nucleus_mass": rollout.nucleus_mass,
         "support_ids": part.support_ids,
+        "own": None if rollout.own is None else rollout.own.astype(np.uint8),
+        "episode": None if rollout.episode is None else episodes_as_bytes([rollout.episode]),
     }
     return {name: array for name, array in found.items() if array is not None}
 
@@ -127,6 +134,7 @@ def _arrays(rollout: Rollout, part: Rollout, prompt: int) -> dict[str, np.ndarra
 def _of_arrays(arrays: Mapping[str, Any], prompts: Sequence[PromptItem]) -> tuple[Rollout, Rollout]:
     """What ``_arrays`` was given."""
     prompt, index, finished, version, of_data, scored = arrays["facts"].tolist()
+    own, episode = arrays.get("own"), arrays.get("episode")
     rollout = Rollout(
         prompts[prompt],
         index,
@@ -136,6 +144,8 @@ def _of_arrays(arrays: Mapping[str, Any], prompts: Sequence[PromptItem]) -> tupl
         nucleus_mass=arrays.get("nucleus_mass"),
         origin="data" if of_data else "student",
         weights_version=None if version == UNKNOWN else version,
+        own=None if own is None else own.astype(np.bool_),
+        episode=None if episode is None else episodes_of_bytes(episode)[0],
     )
     part = rollout.first(scored)
     support = arrays.get("support_ids")
@@ -167,6 +177,8 @@ def restore_batches(
         of_data = kept.get(f"{entry.step}/of_data", torch.zeros(len(lengths))).numpy()
         unknown = torch.full((len(lengths),), UNKNOWN)
         versions = kept.get(f"{entry.step}/weights_versions", unknown).tolist()
+        owns, went = kept.get(f"{entry.step}/own"), kept.get(f"{entry.step}/episodes")
+        episodes = [None] * len(lengths) if went is None else episodes_of_bytes(went.numpy())
         ends, scored_ends = np.cumsum(lengths), np.cumsum(scored)
         prompts = _prompts(entry, pipeline)
         if prompts is None:
@@ -183,6 +195,10 @@ def restore_batches(
                 else masses.numpy()[end - length : end].copy(),
                 origin="data" if of_data[place] else "student",
                 weights_version=None if versions[place] == UNKNOWN else versions[place],
+                own=None
+                if owns is None or episodes[place] is None
+                else owns.numpy()[end - length : end].astype(np.bool_),
+                episode=episodes[place],
             )
             for place, (end, length) in enumerate(zip(ends, lengths, strict=True))
         ]

@@ -127,8 +127,8 @@ def check_settings(
 ) -> None:
     """Refuses settings that change the numbers of the run.
 
-    The keys of FREE_KEYS may change. So may ``run.steps`` with a constant schedule, and
-    the keys in ``allowed``.
+    The keys of FREE_KEYS may change. So may ``run.steps`` where learning rate and weight of
+    rewards are constant, and the keys in ``allowed``.
 
     Raises:
         ConfigurationError: other keys differ, or fewer steps are asked for than were made.
@@ -138,7 +138,9 @@ def check_settings(
     free += [key for key in TOLD_LATER if key not in known]
     if state.now and flatten(config).get("data.now") == state.now:
         free.append("data.now")
-    if config["optimizer"]["schedule"] == "constant":
+    # A course over the run's steps is another one where there are more of them.
+    courses = (config["optimizer"], config.get("reward", {}))
+    if all(one.get("schedule", "constant") == "constant" for one in courses):
         free.append("run.steps")
     if not _learns_from_nuclei(config):
         free.append(NUCLEI)

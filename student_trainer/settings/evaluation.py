@@ -102,10 +102,13 @@ class EvaluationSettings(Settings):
 
 
 class VerificationSettings(Settings):
-    """The processes in which the verifiers of tasks judge responses (docs/tasks.md)."""
+    """The processes in which the verifiers of tasks judge responses (docs/tasks.md), and those of
+    environments (docs/environments.md)."""
 
     processes: PositiveInt = Field(
-        default=1, description="Processes that judge responses at the same time."
+        default=1,
+        description="Processes that judge responses at the same time; and as many that play the "
+        "episodes of tasks that act.",
     )
     seconds: Positive = Field(
         default=5.0,

@@ -64,7 +64,9 @@ def check_tasks(tasks: Mapping[str, Task], teachers: Collection[str], data: Data
                 f"tasks.{name}: this name would hide the task's settings as secrets; choose another"
             )
     _check_no_files(data)
-    scoring = [one.teacher or data.teacher for one in tasks.values()]
+    if not any(one.weight for one in tasks.values()):
+        raise ValueError("every task has weight 0: give those to train on a weight above 0")
+    scoring = [one.teacher or data.teacher for one in tasks.values() if one.weight]
     for name, one in tasks.items():
         if not teachers and one.teacher is not None:
             raise ValueError(
@@ -85,7 +87,8 @@ def check_tasks(tasks: Mapping[str, Task], teachers: Collection[str], data: Data
         idle = [name for name in teachers if name not in scoring]
         if idle:
             raise ValueError(
-                f"no task names teachers.{idle[0]}: leave it out, or name it as the teacher of one"
+                f"no task to train on names teachers.{idle[0]}: leave it out, or name it as the "
+                "teacher of one"
             )
 
 

@@ -1,8 +1,8 @@
 """Settings of a training run (docs/training.md). Lengths in tokens, times in seconds.
 
-Defaults follow arXiv 2603.25562 where it states a value (K = 32, eight rollouts
-of sixteen prompts, temperature 1, top-p 0.9, AdamW at 2e-6 with weight decay
-0.01, gradient norm clipped to 1).
+Defaults follow arXiv 2603.25562 where it states a value (eight rollouts of sixteen prompts,
+temperature 1, top-p 0.9, AdamW at 2e-6 with weight decay 0.01, gradient norm clipped to 1), but for
+K: docs/losses.md says why it is 128, and not 32.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.losses import LsmLoss
 from student_trainer.losses.parts.loss import RowsAsked
+from student_trainer.rewards.settings import RewardSettings
 from student_trainer.settings.base import Count, NonNegative, Positive, PositiveInt, Settings, Share
 from student_trainer.settings.data import DataSettings
 from student_trainer.settings.evaluation import EvaluationSettings, VerificationSettings
@@ -97,6 +98,7 @@ class TrainConfig(Settings):
         "`package.module:Name` (docs/tasks.md).",
     )
     verification: VerificationSettings = Field(default_factory=VerificationSettings)
+    reward: RewardSettings = Field(default_factory=RewardSettings)
     rollout: RolloutSettings = Field(default_factory=RolloutSettings)
     pipeline: PipelineSettings = Field(default_factory=PipelineSettings)
     scoring: ScoringSettings = Field(default_factory=ScoringSettings)
@@ -159,6 +161,7 @@ class TrainConfig(Settings):
         self._weights_have_what_they_need()
         self._answers_can_be_mixed_in()
         self._best_is_measured()
+        self._scores_can_be_learnt_from()
         same = self.loss.temperature == self.rollout.temperature
         compares = self.loss.rollout_temperature or self.loss.masked_chunks
         if compares and not same:
@@ -302,6 +305,33 @@ class TrainConfig(Settings):
             raise ValueError(
                 "evaluation.patience waits for a better held-out value: say which, with "
                 "checkpoint.best = held_out/reverse_kl or another, and set evaluation.every"
+            )
+
+    def _scores_can_be_learnt_from(self) -> None:
+        if not self.reward.learns:
+            return
+        learnt = [one for one in (self.tasks or {}).values() if one.weight > 0]
+        if not any(one.verifies for one in learnt):
+            raise ValueError(
+                "reward learns from the scores of tasks, and "
+                + (
+                    "no task that is trained on judges"
+                    if self.tasks
+                    else "there are no [tasks.NAME]"
+                )
+                + ": describe one that does, or leave reward.weight and reward.last_weight out"
+            )
+        if not self.verification.training:
+            raise ValueError(
+                "reward learns from the scores of each step's responses, and with "
+                "verification.training = false they are not judged: set it to true, or leave "
+                "reward.weight and reward.last_weight out"
+            )
+        if self.rollout.group_size == 1:
+            raise ValueError(
+                "reward compares the scores of responses to the same prompt, and with "
+                "rollout.group_size = 1 there is only one: raise it, or leave reward.weight and "
+                "reward.last_weight out"
             )
 
     def _answers_can_be_mixed_in(self) -> None:

@@ -16,6 +16,7 @@ from student_trainer.data import PromptSets
 from student_trainer.distributed.world import ALONE, World
 from student_trainer.evaluation import evaluated_prompts
 from student_trainer.rollout.engine import RolloutEngine
+from student_trainer.rollout.turns.acting import Acting
 from student_trainer.run.checkpoint import TrainState
 from student_trainer.run.directory import RunDirectory
 from student_trainer.settings.train import TrainConfig
@@ -49,6 +50,7 @@ class Start:
         engine: what writes the student's responses; closed with the start.
         teachers: the links to the teachers; closed with the start.
         verifiers: what judges responses; None where no task does. Closed with the start.
+        acting: what plays episodes; None where no task acts.
         warnings: what a step found that is no error. The caller takes them from here.
     """
 
@@ -65,6 +67,7 @@ class Start:
     engine: RolloutEngine = field(init=False)
     teachers: Teachers = field(init=False)
     verifiers: Verifiers | None = None
+    acting: Acting | None = None
     warnings: list[str] = field(default_factory=list)
     stack: ExitStack = field(default_factory=ExitStack)
 

@@ -39,7 +39,9 @@ STEPS = (
     Step("resume", teacher.resume, needs=("run directory", "teacher", "data")),
     Step("repeat", repeats.repeats, needs=("limits", "readings")),
     Step("verifiers", rollouts.verifiers, needs=("tasks",)),
-    Step("held out", held_out.held_out, needs=("run directory", "readings")),
+    Step("right answers", rollouts.right_answers, needs=("verifiers", "data")),
+    Step("environments", rollouts.environments, needs=("rollouts", "data", "tasks")),
+    Step("held out", held_out.held_out, needs=("run directory", "readings", "environments")),
 )
 
 # What several ranks do besides, each after the step of this name; first of all what has none.

@@ -328,6 +328,7 @@ def not_finite(where: str) -> LsmError:
         "the student's logits are not finite",
         where=where,
         fix="go back to an earlier checkpoint and lower optimizer.lr",
+        reason="NON_FINITE",
     )
 
 

@@ -23,11 +23,18 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field, model_validator
-from teacher_proto.program.settings_types import PathOrName, Positive, Settings, called_by_its_name
+from teacher_proto.errors import ConfigurationError
+from teacher_proto.program.settings_types import (
+    NonNegative,
+    PathOrName,
+    Settings,
+    called_by_its_name,
+)
 
 Split = Literal["train", "held_out"]
 # What the data layer and the verifier read of one prompt. JSON can say it: it goes to another
@@ -39,6 +46,8 @@ PlacedRow = tuple[str, Row]
 RIGHT = 1.0
 # What the name of a further value consists of: it is part of a metric's. Names of one task.
 VALUE_NAME, MAX_VALUES = re.compile("[a-z0-9_]+"), 32
+# Begins the names of values that are told of every episode (rollout/episode.py).
+OF_EPISODES = "episode_"
 
 
 @dataclass(frozen=True)
@@ -51,7 +60,8 @@ class Verdict:
         reason: why it cannot, in words; empty where it can.
         values: further numbers of a response, by names that metrics show, such as the share of
             its steps that are right. Finite. At most MAX_VALUES names in all verdicts of a task,
-            of small letters, digits and ``_``.
+            of small letters, digits and ``_``. None begins with ``episode_``: those tell how
+            episodes went, and count among the names of a task that acts.
     """
 
     score: float | None
@@ -73,6 +83,8 @@ class Verdict:
         for name, value in self.values.items():
             if not (isinstance(name, str) and VALUE_NAME.fullmatch(name)):
                 raise ValueError(f"the name {name!r} of a value is not of a-z, 0-9 and _ alone")
+            if name.startswith(OF_EPISODES):
+                raise ValueError(f"the name {name!r} is one of those that tell how episodes went")
             if not math.isfinite(value):
                 raise ValueError(f"the value {name!r} is {value}, which is not finite")
 
@@ -105,20 +117,36 @@ class Read(Protocol):
         ...
 
 
+@contextmanager
+def named_in_errors(name: str) -> Iterator[None]:
+    """A task does not know what the run calls it: an error about ``tasks`` is one about
+    ``tasks.NAME``."""
+    try:
+        yield
+    except ConfigurationError as error:
+        if error.where != "tasks":
+            raise
+        where = f"tasks.{name}"
+        raise ConfigurationError(error.what, where=where, fix=error.fix) from error
+
+
 class Task(Settings):
     """A task of the run.
 
     Attributes:
         verifies: whether it judges responses. One that does not has prompts alone.
+        file_bytes: of a file that what runs in its process may write, where that is more than a
+            MiB.
     """
 
     verifies: ClassVar[bool] = True
+    file_bytes: ClassVar[int] = 0
 
     kind: str = ""
-    weight: Positive = Field(
+    weight: NonNegative = Field(
         default=1.0,
         description="Share of the prompts of a run that are this task's, relative to the weights "
-        "of the other tasks.",
+        "of the other tasks; 0: the run is evaluated on it and not trained on it.",
     )
     teacher: PathOrName | None = Field(
         default=None,
@@ -131,6 +159,11 @@ class Task(Settings):
     def _called_by_its_name(cls, values: Any) -> Any:
         """A class without a kind of its own is called by its dotted name."""
         return called_by_its_name(cls, values)
+
+    def for_a_process(self) -> Task:
+        """The task as a process of its own gets it: with what is not found there, such as what
+        variables of the trainer's environment say."""
+        return self
 
     def prepare(self) -> None:
         """Imports and reads what the task needs, before its first prompt and, in the process that

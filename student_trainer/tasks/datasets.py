@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_types import PathOrName
 
@@ -18,8 +18,10 @@ ALONGSIDE = ("system", "tools", "template_arguments", "teacher_prompt")
 class DatasetTask(Task):
     """A task whose prompts are the rows of a file, a folder or a dataset on the hub."""
 
-    train: PathOrName = Field(
-        description="Its prompts to train on, one file or dataset as `data.train` names it."
+    train: PathOrName | None = Field(
+        default=None,
+        description="Its prompts to train on, one file or dataset as `data.train` names it; needed "
+        "unless its weight is 0.",
     )
     held_out: PathOrName | None = Field(
         default=None,
@@ -35,6 +37,20 @@ class DatasetTask(Task):
     revision: PathOrName | None = Field(
         default=None, description="Revision of the hub datasets: a branch, a tag or a commit."
     )
+
+    @model_validator(mode="after")
+    def _has_prompts(self) -> DatasetTask:
+        if self.weight and self.train is None:
+            raise ValueError(
+                "train is required: name its prompts to train on, or set weight = 0 for a task "
+                "that the run is evaluated on alone"
+            )
+        if not self.weight and self.held_out is None:
+            raise ValueError(
+                "its weight is 0, so that the run is evaluated on it alone: name its prompts in "
+                "held_out"
+            )
+        return self
 
     def rows(self, split: Split, read: Read) -> Iterator[PlacedRow]:
         """The dataset's rows; none where the split is not set. Raises ConfigurationError."""

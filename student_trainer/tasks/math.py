@@ -31,7 +31,8 @@ class MathTask(DatasetTask):
     question: PathOrName = Field(default="question", description="Column of the question, a text.")
     answer: PathOrName = Field(
         default="answer",
-        description="Column of the right answer: a text, which may be LaTeX, or a number.",
+        description="Column of the right answer: a text, which may be LaTeX, or a number; of a "
+        "list of these, all of them, joined by commas.",
     )
     answer_after: str | None = Field(
         default=None,
@@ -56,7 +57,8 @@ class MathTask(DatasetTask):
         """As ``Task.prompts``; a row also has ``answer``."""
         for place, row in self.rows(split, read):
             question = required(row, self.question, place, "question")
-            answer = str(required(row, self.answer, place, "answer"))
+            given = required(row, self.answer, place, "answer")
+            answer = ", ".join(map(str, given)) if isinstance(given, list) else str(given)
             if self.answer_after is not None:
                 _, mark, answer = answer.rpartition(self.answer_after)
                 if not mark:

@@ -44,6 +44,7 @@ from student_trainer.settings.teacher import TeacherSettings
 from student_trainer.student.model import Student
 from student_trainer.teacher.connection import connect, find_teacher
 from student_trainer.teacher.left_out import is_of_a_row, left_out
+from student_trainer.teacher.own_rows import continuation_of, whole_rows
 from student_trainer.teacher.own_tokenizer import register, registration_of
 from student_trainer.teacher.reading import TeacherReading
 from student_trainer.teacher.requests import (
@@ -240,17 +241,26 @@ class TeacherLink:
         requests = [
             self.request(
                 prompt,
-                tuple(
-                    Continuation((Segment(r.token_ids),), explicit_ids=r.support_ids)
-                    for r in group[piece]
-                ),
+                tuple(continuation_of(r, whole=self.realigned) for r in group[piece]),
                 top_k,
                 temperature,
                 returns,
             )
             for piece in pieces
         ]
-        return self.client.start(lambda client: self._score(client, requests))
+        return self.client.start(lambda client: self._score_all(client, requests, group))
+
+    async def _score_all(
+        self,
+        client: AsyncTeacherClient,
+        requests: Sequence[ScoreRequest],
+        group: Sequence[Rollout],
+    ) -> list[ContinuationScores]:
+        """As ``_score``, with a row for every token of each response."""
+        scores = await self._score(client, requests)
+        if self.realigned:
+            return scores
+        return [whole_rows(one, r.own) for one, r in zip(scores, group, strict=True)]
 
     async def _score(
         self, client: AsyncTeacherClient, requests: Sequence[ScoreRequest]

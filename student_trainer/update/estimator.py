@@ -14,7 +14,7 @@ def estimator_notes(config: TrainConfig) -> list[str]:
     A loss on a support is exact at every row, however its tokens were drawn. What is learnt
     at drawn tokens alone is learnt from ids of the nucleus alone (docs/losses.md).
     """
-    return [*_of_scoring(config), *_of_weights(config), *_of_nuclei(config)]
+    return [*_of_scoring(config), *_of_weights(config), *_of_nuclei(config), *_of_rewards(config)]
 
 
 def _of_scoring(config: TrainConfig) -> list[str]:
@@ -60,4 +60,14 @@ def _of_weights(config: TrainConfig) -> list[str]:
         "students of lsm whose stale tokens weighed π/π_old ended farther from the teacher than "
         "those whose tokens all weighed 1 (docs/training.md). pipeline.importance_weights = false "
         "leaves the weights out"
+    ]
+
+
+def _of_rewards(config: TrainConfig) -> list[str]:
+    if not config.reward.learns or config.rollout.top_p == 1:
+        return []
+    return [
+        f"reward: rollout.top_p = {config.rollout.top_p} draws from a part of the student's "
+        "distribution, and the policy gradient is that of the whole one: it is no exact gradient "
+        "of the mean score (docs/rewards.md). rollout.top_p = 1 makes it one"
     ]

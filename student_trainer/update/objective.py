@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from teacher_proto.rows import required
 from teacher_proto.types import Bool, ContinuationScores, Float32
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from student_trainer.losses import chunk_policy
 from student_trainer.losses.parts.base import Head, LossBatch, LossResult, select_rows
 from student_trainer.losses.parts.loss import checked
 from student_trainer.losses.parts.normaliser import token_log_probs
+from student_trainer.rewards.term import TermSettings, reward_term
 from student_trainer.rollout.base import Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student
@@ -79,6 +81,8 @@ class MicroBatchLosses:
         own, chunks: results of the R and of the C rows, at their final weights. Of answers of
             the data ``own.total`` holds their negative log-likelihood at its weight, and
             ``own.per_row`` does not.
+        reward: scalar with gradient: the sum of the policy gradients of the responses' advantages
+            over the rows that count; 0 where there are none.
         dropped_non_finite, dropped_small_support: rows that the losses left out.
     """
 
@@ -87,6 +91,7 @@ class MicroBatchLosses:
     owners: Tensor
     own: LossResult
     chunks: LossResult
+    reward: Tensor
     dropped_non_finite: int
     dropped_small_support: int
 
@@ -191,7 +196,7 @@ class Objective:
                 else:
                     refuse_not_realigned(scores[member])
                 continue
-            add_realignment(of_teacher.means, scores[member], len(before))
+            add_realignment(of_teacher.means, scores[member], rollout.own_rows)
             usable = usable_rows(scores[member], len(before), sampled=loss.at_sampled_token)
             kept[member] = before & usable
             of_teacher.unusable += int((before & ~usable).sum())
@@ -309,9 +314,58 @@ class Objective:
             # A response's weight is 1 / (its used rows), and only the loss knows which
             # rows it uses: where it drops some, it is computed again.
             own, of_chunks = at(sequence_weights(used, of_rows, members) * importance)
+        reward, lost = hidden.new_zeros(()), 0
+        if self.config.reward.learns:
+            shares = used.float()
+            if by_response:
+                shares = sequence_weights(used, of_rows, members)
+            reward, lost = self._reward(rows, by_chunk, shares, batch, owners, rollouts, counted)
         if self.config.mixing.mixes:
             counted.means.add_values("loss" if of_data else "student_loss", own.per_row[own.used])
-        return MicroBatchLosses(batch, rows, owners, own, of_chunks, dropped, small)
+        return MicroBatchLosses(batch, rows, owners, own, of_chunks, reward, dropped + lost, small)
+
+    def _reward(
+        self,
+        rows: LossBatch,
+        chunks: LossBatch,
+        shares: Tensor,
+        batch: MicroBatch,
+        owners: Tensor,
+        rollouts: Sequence[Rollout],
+        totals: UpdateTotals,
+    ) -> tuple[Tensor, int]:
+        """The policy gradient of the responses' advantages, as a sum, and how many rows it leaves
+        out because they are not finite.
+
+        Args:
+            rows, chunks: the R and the C rows.
+            shares: float32 [R + C], what each row counts in the mean; 0 of one that is not in the
+                loss.
+            owners: int64 [R + C], which member of ``batch`` each row belongs to.
+        """
+
+        def both(name: str) -> Tensor:
+            return torch.cat([required(getattr(one, name), name) for one in (rows, chunks)])
+
+        every = LossBatch(
+            hidden=both("hidden"),
+            sampled_ids=both("sampled_ids"),
+            weights=shares,
+            old_log_probs=both("old_log_probs"),
+        )
+        of_members = torch.tensor([rollouts[member].advantage for member in batch.members])
+        settings = TermSettings(
+            self.config.rollout.temperature,
+            self.config.loss.chunk_rows,
+            self.config.reward.clip,
+            self.config.reward.dual_clip,
+        )
+        advantages = of_members[owners].to(shares.device)
+        term = reward_term(every, advantages, self.head, settings)
+        count = int(term.used.sum())
+        totals.means.add("reward_loss", float(term.per_row.sum()), int((shares > 0).sum()))
+        totals.means.add("reward_ratio_clipped", term.metrics["ratio_clipped"], count)
+        return term.total, term.dropped_non_finite
 
     def _with_likelihood(self, own: LossResult, rows: LossBatch) -> LossResult:
         """The result with the negative log-likelihood of the answers' tokens, at temperature 1,

@@ -4,9 +4,10 @@ chunks add."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 from teacher_proto.errors import PoisonedReplyError
 from teacher_proto.rows import required
 from teacher_proto.types import (
@@ -65,25 +66,34 @@ def full_rows(block: Realignment) -> Bool:
     return ~np.isin(block.position_class, CLASSES_WITH_REASON)
 
 
-def add_realignment(means: Means, scores: ContinuationScores, rows: int) -> None:
+def add_realignment(means: Means, scores: ContinuationScores, own: Bool) -> None:
     """Adds a response to the ``realign_*`` metrics: masses are means over the positions that
-    are neither masked nor coarse, shares are of all positions."""
+    are neither masked nor coarse, shares are of all positions.
+
+    Args:
+        own: bool [n], the positions that count: those that the student wrote.
+    """
+    rows = int(own.sum())
     not_realigned = scores.status is Status.NOT_REALIGNED
     means.add("realign_failed_share", float(not_realigned), 1)
     block = scores.realignment
     if block is None and not not_realigned:
         return
     classes = (
-        np.full(rows, PositionClass.MASKED, np.uint8) if block is None else block.position_class
+        np.full(rows, PositionClass.MASKED, np.uint8)
+        if block is None
+        else block.position_class[own]
     )
     for kind in PositionClass:
         name = f"realign_{kind.name.lower()}_share"
         means.add(name, float((classes == kind).sum()), rows)
-    for name, count in reasons_of(classes, None if block is None else block.mask_reason).items():
+    told = None if block is None or block.mask_reason is None else block.mask_reason[own]
+    for name, count in reasons_of(classes, told).items():
         means.add(metric_of(name), float(count), rows)
     if block is None:
         return
-    known, coarse = full_rows(block), classes == PositionClass.COARSE
+    known = full_rows(block) & own
+    coarse = own & (block.position_class == PositionClass.COARSE)
     for name in ("coverage", "open_mass", "lost_mass"):
         values = getattr(block, name)[known]
         means.add(f"realign_{name}", float(values.sum(dtype=np.float64)), len(values))
@@ -157,20 +167,28 @@ def describe_realigned(scores: ContinuationScores, teacher: TeacherLink) -> str:
     return f"level {teacher.level.name}, coverage {coverage:.2f}, open {open_mass:.2f}"
 
 
-def chunks_known(block: Realignment, excluded: Bool, ended: bool) -> Bool:
+def chunks_known(
+    block: Realignment,
+    excluded: Bool,
+    open_ends: Sequence[int] | NDArray[np.int64],
+    own: Bool | None = None,
+) -> Bool:
     """bool [C]: the chunks whose likelihood is known on both sides.
 
-    Two kinds are left out: a chunk with a token that is both ``excluded`` (bool [n]) and
-    masked, such as a special token without a counterpart; and the last chunk of a response
-    that no token ``ended``, because its text would have continued.
+    Three kinds are left out: a chunk with a token that is not the student's ``own`` (bool [n];
+    None where all are); a chunk with a token that is both ``excluded`` (bool [n]) and
+    masked, such as a special token without a counterpart; and a chunk that holds one of
+    ``open_ends``, the last tokens of stretches of the student that no token ended, because their
+    text would have continued (``Rollout.open_ends``).
     """
     count = len(block.chunk_log_likelihood)
     known = np.zeros(count, np.bool_)
     known[block.chunk_index] = True
+    if own is not None:
+        known[block.chunk_index[~own]] = False
     masked = block.position_class == PositionClass.MASKED
     known[block.chunk_index[masked & excluded]] = False
-    if not ended:
-        known[block.chunk_index[-1]] = False
+    known[block.chunk_index[np.asarray(open_ends, np.int64)]] = False
     return known
 
 
@@ -193,5 +211,5 @@ def chunk_advantages(
         return np.zeros(count, np.float32), np.zeros(count, np.bool_)
     chunk, theirs = block.chunk_index, block.chunk_log_likelihood
     own = np.bincount(chunk, rollout.log_probs.astype(np.float64), len(theirs))
-    known = chunks_known(block, excluded, rollout.ended_by_token(terminators))
+    known = chunks_known(block, excluded, rollout.open_ends(terminators), rollout.own)
     return (theirs - own)[chunk].astype(np.float32), known[chunk]

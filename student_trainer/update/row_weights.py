@@ -18,7 +18,7 @@ from student_trainer.losses.parts.normaliser import token_log_probs
 from student_trainer.rollout.base import Rollout
 from student_trainer.update.batching import MicroBatch, Read, micro_batch
 from student_trainer.update.importance import LEAST
-from student_trainer.update.support_facts import of_both_sides, teacher_entropy
+from student_trainer.update.support_facts import excess_surprise, of_both_sides, teacher_entropy
 from student_trainer.weights import ResponseRows, RowWeight
 from student_trainer.weights.base import OF_BOTH, Float64
 
@@ -146,6 +146,8 @@ class RowWeights:
         found: dict[str, Float64] = {}
         if "entropy" in self._needs:
             found["entropy"] = teacher_entropy(known.rows)
+        if "excess_surprise" in self._needs:
+            found["excess_surprise"] = excess_surprise(known.rows)
         if self._needs & set(OF_BOTH):
             found |= of_both_sides(known.rows, known.head, self._temperature, self._chunk_rows)
         return found

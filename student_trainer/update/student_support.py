@@ -19,6 +19,9 @@ from student_trainer.rollout.base import Rollout
 from student_trainer.student.model import Student, read_layout
 from student_trainer.update.batching import layout_of, micro_batch, micro_batches
 
+# Asks for nothing, in the place of an id.
+NOTHING = -1
+
 
 @torch.no_grad()
 def with_student_support(
@@ -42,7 +45,7 @@ def with_student_support(
     if not count or not rollouts:
         return list(rollouts)
     found = list(rollouts)
-    every = [np.ones(len(rollout.token_ids), np.bool_) for rollout in rollouts]
+    every = [rollout.own_rows for rollout in rollouts]
     for members in micro_batches(rollouts, micro_batch_tokens, packs=student.packs):
         layout = layout_of(student, members, rollouts)
         batch = micro_batch(members, rollouts, every, layout)
@@ -50,6 +53,7 @@ def with_student_support(
         rows = hidden.index_select(0, batch.rows.to(hidden.device))
         ids = top_ids(rows, student.head, count, chunk_rows, limit).cpu().numpy().astype(np.int32)
         for place, member in enumerate(members):
-            own = ids[(batch.owners == place).numpy()]
+            own = np.full((len(every[member]), count), NOTHING, np.int32)
+            own[every[member]] = ids[(batch.owners == place).numpy()]
             found[member] = replace(rollouts[member], support_ids=own)
     return found

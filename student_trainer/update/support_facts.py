@@ -25,6 +25,17 @@ def teacher_entropy(rows: LossBatch) -> Float64:
     return _known(entropy, valid)
 
 
+def excess_surprise(rows: LossBatch) -> Float64:
+    """The teacher's -log q at the sampled token less its entropy, over each row's support and the
+    rest as one outcome, nats."""
+    log_q, valid = _teacher(rows)
+    mass = log_q.exp().where(valid, 0)
+    rest = (1 - mass.sum(-1)).clamp_min(0)
+    entropy = -(mass * log_q.where(valid, 0)).sum(-1) - torch.special.xlogy(rest, rest)
+    sampled = required(rows.teacher_sampled, "teacher_sampled").double()
+    return _known(-sampled - entropy, valid)
+
+
 def of_both_sides(
     rows: LossBatch, head: Head, temperature: float, chunk_rows: int
 ) -> dict[str, Float64]:

@@ -162,11 +162,12 @@ class Updater:
         Raises:
             LsmError: as ``update``.
         """
-        keep = [~self._mask.masked(rollout.token_ids) for rollout in rollouts]
+        keep = [rollout.own_rows & ~self._mask.masked(rollout.token_ids) for rollout in rollouts]
         for rollout, rows in zip(rollouts, keep, strict=True):
             counted = totals.of(rollout.prompt.teacher).of_origin(rollout.origin)
-            counted.rows += len(rows)
-            counted.masked += int((~rows).sum())
+            own = int(rollout.own_rows.sum())
+            counted.rows += own
+            counted.masked += own - int(rows.sum())
         (unmasked,) = map(int, self.world.sums([sum(int(rows.sum()) for rows in keep)]))
         if unmasked == 0:
             raise NothingUsableError(
@@ -289,7 +290,8 @@ class Updater:
                         batch, chunks, rollouts, known, read, hidden, totals, stale
                     )
                     weighed = [
-                        self.config.weight_of(name) * of.total for name, of in losses.items()
+                        self.config.weight_of(name) * of.total + of.reward
+                        for name, of in losses.items()
                     ]
                     total = sum(weighed[1:], weighed[0])
                     found.update(losses)

@@ -11,16 +11,18 @@ answers until the socket closes. Nothing here is unpickled.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from teacher_proto.errors import ConfigurationError, LsmError, first_line
 from teacher_proto.processes.confinement import (
+    MAX_DESCRIPTORS,
     confine,
     ignore_the_terminal,
     leave_the_network,
@@ -31,16 +33,29 @@ from student_trainer.settings.dotted import importable_from, load_dotted
 from student_trainer.tasks import TASKS, Task, Verdict
 from student_trainer.verification.lines import MAX_ANSWER, pack, unpack
 
-# Bytes that judging one response may print.
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
+# Bytes that answering one message may print.
 MAX_OUTPUT = 1 << 20
-# With what the process ends where a response took too much.
+# With what the process ends where a message took too much.
 OUT_OF_MEMORY, TOO_MUCH_OUTPUT = 71, 72
+# With what the dynamic linker refuses a library for which there is no memory (glibc).
+UNMAPPED = "failed to map segment from shared object"
 # Characters of a reason, which may quote a response.
 LONGEST = 500
 
 
-def main() -> int:
-    """Answers until the trainer closes the connection; returns the exit code."""
+def serve(
+    handler: Callable[[Mapping[str, Task]], Handler],
+    longest: int = MAX_ANSWER,
+    descriptors: int = MAX_DESCRIPTORS,
+) -> int:
+    """Answers until the trainer closes the connection; returns the exit code.
+
+    Args:
+        handler: what answers messages, of the tasks that are ready.
+        longest: bytes of the longest answer.
+        descriptors: files that may be open.
+    """
     ignore_the_terminal()
     link, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     with link.makefile("rb") as lines:
@@ -54,14 +69,16 @@ def main() -> int:
         os.dup2(output, 2)
         try:
             tasks = prepared(introduction["tasks"], introduction["folders"])
-            confine(parent, introduction["memory_bytes"], 0, MAX_OUTPUT)
+            most = max(task.file_bytes for task in tasks.values())
+            confine(parent, introduction["memory_bytes"], 0, max(most, MAX_OUTPUT), descriptors)
         except (LsmError, OSError) as error:
             link.sendall(pack({"error": _short(str(error))}))
             return 1
         _forget(output)
         link.sendall(pack({"network": network}))
+        handle = handler(tasks)
         for line in lines:
-            link.sendall(answer(tasks, line, output))
+            link.sendall(answer(handle, line, output, longest))
     return 0
 
 
@@ -95,17 +112,17 @@ def prepared(described: Mapping[str, Mapping[str, Any]], folders: list[str]) -> 
     return found
 
 
-def answer(tasks: Mapping[str, Task], line: bytes, output: int) -> bytes:
-    """The answer to a line. Ends the process where judging took more memory, or printed more,
-    than it may.
+def answer(handle: Handler, line: bytes, output: int, longest: int) -> bytes:
+    """The answer to a line. Ends the process where it took more memory, or printed more, than it
+    may.
 
     Args:
         output: where what is printed goes.
+        longest: bytes of the longest answer.
     """
     try:
-        message = unpack(line)
-        said = _judged(tasks[message["task"]], message["row"], message["response"])
-    except MemoryError:
+        said = _said(handle, unpack(line), longest)
+    except _OutOfMemoryError:
         os._exit(OUT_OF_MEMORY)
     if _printed(output) >= MAX_OUTPUT:
         os._exit(TOO_MUCH_OUTPUT)
@@ -113,19 +130,42 @@ def answer(tasks: Mapping[str, Task], line: bytes, output: int) -> bytes:
     return said
 
 
-def _judged(task: Task, row: Mapping[str, Any], response: str) -> bytes:
+class _OutOfMemoryError(Exception):
+    pass
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether what was raised says that memory was too little: Python's own error, or the
+    system's, also where it cannot map a library."""
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    unmapped = isinstance(error, OSError | ImportError) and UNMAPPED in str(error)
+    return isinstance(error, MemoryError) or unmapped
+
+
+def _said(handle: Handler, message: dict[str, Any], longest: int) -> bytes:
     try:
-        said = pack(_described(task.verify(row, response)))
-    except MemoryError:
-        raise
-    except BaseException as error:  # also SystemExit of a verifier's own
+        said = pack(handle(message))
+    except BaseException as error:  # also SystemExit of a task's own
+        if is_of_memory(error):
+            raise _OutOfMemoryError from error
         return pack({"raised": _short(_named(error))})
-    if len(said) > MAX_ANSWER:
-        return pack({"raised": f"the verdict has {len(said)} bytes"})
+    if len(said) > longest:
+        return pack({"raised": f"the answer has {len(said)} bytes"})
     return said
 
 
-def _described(verdict: Any) -> dict[str, Any]:
+def judging(tasks: Mapping[str, Task]) -> Handler:
+    """Answers with the verdicts of tasks."""
+
+    def handle(message: dict[str, Any]) -> dict[str, Any]:
+        return described(tasks[message["task"]].verify(message["row"], message["response"]))
+
+    return handle
+
+
+def described(verdict: Any) -> dict[str, Any]:
+    """A verdict as JSON values. Raises TypeError for what is none."""
     if not isinstance(verdict, Verdict):
         raise TypeError(f"it returned a {type(verdict).__name__}, which is no Verdict")
     return {
@@ -159,4 +199,4 @@ def _short(text: str) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(judging))

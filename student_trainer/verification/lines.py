@@ -34,8 +34,13 @@ def unpack(line: bytes) -> dict[str, Any]:
     return found
 
 
-def exchange(link: socket.socket, message: bytes, seconds: float) -> dict[str, Any] | None:
+def exchange(
+    link: socket.socket, message: bytes, seconds: float, longest: int = MAX_ANSWER
+) -> dict[str, Any] | None:
     """The answer to a message; None where the other side has ended.
+
+    Args:
+        longest: bytes of the longest answer.
 
     Raises:
         TimeoutError: it has not come within so many seconds.
@@ -52,7 +57,7 @@ def exchange(link: socket.socket, message: bytes, seconds: float) -> dict[str, A
             if not some:
                 return None
             data += some
-            if len(data) > MAX_ANSWER:
+            if len(data) > longest:
                 raise LineError("an answer that is too long")
     except (BrokenPipeError, ConnectionResetError):
         return None

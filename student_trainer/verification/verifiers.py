@@ -14,7 +14,8 @@ from student_trainer.settings.evaluation import VerificationSettings
 from student_trainer.student.model import Student
 from student_trainer.tasks import Task
 from student_trainer.tasks.base import MAX_VALUES
-from student_trainer.verification.judgement import Judgement, failed
+from student_trainer.tasks.environment import ActingTask
+from student_trainer.tasks.judgement import Judgement, failed
 from student_trainer.verification.process import VerifierProcess
 
 # Seconds between two looks whether a signal ends the run.
@@ -22,14 +23,24 @@ LOOK_SECONDS = 0.2
 
 
 class Verifiers:
-    """Judges responses of several tasks, in threads that wait for the processes."""
+    """Judges responses of several tasks, in threads that wait for the processes.
+
+    Attributes:
+        judged: names of the tasks whose responses are judged, here or by their environments.
+        tasks: those whose responses are judged here, by name.
+    """
 
     def __init__(self, tasks: Mapping[str, Task], settings: VerificationSettings) -> None:
         """
         Args:
             tasks: every task of the run, by name; those that do not judge are left alone.
         """
-        self.tasks = {name: task for name, task in tasks.items() if task.verifies}
+        self.judged = [name for name, task in tasks.items() if task.verifies]
+        self.tasks = {
+            name: task
+            for name, task in tasks.items()
+            if task.verifies and not isinstance(task, ActingTask)
+        }
         folders = list(
             dict.fromkeys(
                 source.folder
@@ -68,7 +79,7 @@ class Verifiers:
     def submit(
         self, prompt: PromptItem, response: str, *, insist: bool = False
     ) -> Future[Judgement]:
-        """The judgement of a response to a prompt whose task judges, once it is there.
+        """The judgement of a response to a prompt of ``tasks``, once it is there.
 
         Args:
             insist: where no process can be started, the future has a ConfigurationError after a
@@ -80,13 +91,9 @@ class Verifiers:
     def submit_rollouts(
         self, student: Student, rollouts: Sequence[Rollout], *, insist: bool = False
     ) -> list[Future[Judgement] | None]:
-        """As ``submit`` for each rollout; None for those that are not judged."""
-        return [
-            self.submit(rollout.prompt, response_text(student, rollout), insist=insist)
-            if self.judges(rollout.prompt)
-            else None
-            for rollout in rollouts
-        ]
+        """As ``submit`` for each rollout; None for those that are not judged. An episode is
+        judged already."""
+        return [self._submitted(student, rollout, insist) for rollout in rollouts]
 
     def close(self) -> None:
         """Ends the processes. What is not judged yet gets a failed judgement, or none."""
@@ -95,6 +102,17 @@ class Verifiers:
         self._threads.shutdown(wait=True, cancel_futures=True)
         for process in self._processes:
             process.close()
+
+    def _submitted(
+        self, student: Student, rollout: Rollout, insist: bool
+    ) -> Future[Judgement] | None:
+        if rollout.episode is not None:
+            known: Future[Judgement] = Future()
+            known.set_result(rollout.episode.told)
+            return known
+        if not self.judges(rollout.prompt):
+            return None
+        return self.submit(rollout.prompt, response_text(student, rollout), insist=insist)
 
     def _start(self) -> str:
         process = self._idle.get()

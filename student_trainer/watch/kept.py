@@ -85,6 +85,7 @@ def record(
         "prompt_ids": rollout.prompt.token_ids.tolist(),
         "text": student.tokenizer.decode(ids, skip_special_tokens=False),
         "finished": rollout.finished,
+        **_episode(rollout),
         "written": rollout.length,
         "refused": "" if known else scores.detail or scores.status.name,
         "loss": _mean(losses),
@@ -96,6 +97,20 @@ def record(
         "teacher_log_probs": _numbers(teacher_log_probs(rollout, scores)),
         **_support(student, scores, len(ids)),
         **_realignment(scores, len(ids)),
+    }
+
+
+def _episode(rollout: Rollout) -> dict[str, Any]:
+    """Of a response that was written turn by turn: the tokens that the student wrote, and how it
+    went."""
+    episode = rollout.episode
+    if episode is None or rollout.own is None:
+        return {}
+    return {
+        "own": rollout.own.tolist(),
+        "turns": episode.turns,
+        "ended": episode.ended,
+        "score": episode.judgement.score,
     }
 
 
@@ -131,6 +146,7 @@ def _support(student: Student, scores: ContinuationScores, count: int) -> dict[s
     texts = {one for row in ids for one in row}
     said = dict(zip(texts, student.tokenizer.batch_decode([[t] for t in texts]), strict=True))
     mass = np.exp(np.where(support.valid, support.log_probs, -np.inf)).sum(-1)
+    mass = np.where(support.counts > 0, mass, np.nan)  # of a row that was not asked for
     return {
         "support_mass": _numbers(mass),
         "top_ids": ids,

@@ -10,10 +10,19 @@ from student_trainer.weights.place import Place
 from student_trainer.weights.prefix_importance import PrefixImportance
 from student_trainer.weights.prefix_ratio import PrefixRatio
 from student_trainer.weights.teacher_entropy import TeacherEntropy
+from student_trainer.weights.teacher_surprise import TeacherSurprise
 
 WEIGHTS: dict[str, type[RowWeight]] = {
     kind.model_fields["kind"].default: kind
-    for kind in (PrefixRatio, PrefixImportance, Overlap, TeacherEntropy, Place, Origin)
+    for kind in (
+        PrefixRatio,
+        PrefixImportance,
+        Overlap,
+        TeacherEntropy,
+        TeacherSurprise,
+        Place,
+        Origin,
+    )
 }
 
 __all__ = ["WEIGHTS", "Fact", "ResponseRows", "RowWeight", "sum_before"]

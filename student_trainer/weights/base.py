@@ -28,9 +28,9 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 # What is only known where a weight says that it needs it: what is read of the teacher's row, and
 # what also needs the student's row over the whole vocabulary.
-OF_THE_TEACHER = ("entropy",)
+OF_THE_TEACHER = ("entropy", "excess_surprise")
 OF_BOTH = ("overlap", "shared_mass", "disagreement")
-Fact = Literal["entropy", "overlap", "shared_mass", "disagreement", "moved"]
+Fact = Literal["entropy", "excess_surprise", "overlap", "shared_mass", "disagreement", "moved"]
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,14 @@ class ResponseRows:
     def entropy(self) -> Float64:
         """float64 [n]: -Σ q̂ log q̂ over the row's support, on which q̂ is renormalised, nats."""
         return self._fact("entropy")
+
+    @property
+    def excess_surprise(self) -> Float64:
+        """float64 [n]: -log q(y_t) - H_t, nats, with H_t the teacher's entropy over the row's
+        support and everything else as one outcome. H_t is what the teacher would expect of -log q,
+        less its entropy within the rest: of the teacher's own tokens the mean is 0 or a little
+        more. Across tokenizers q(y_t) is certified and may be too small, and this too large."""
+        return self._fact("excess_surprise")
 
     @property
     def overlap(self) -> Float64:

@@ -253,4 +253,4 @@ def test_a_prompt_that_occurs_on_two_ranks_has_different_streams(common: Room) -
     every = response_keys(prompts, 2)
     mine = [response_keys(prompts, 2, own) for own in ((0, 1), (2, 3))]
     assert mine[0] + mine[1] == every
-    assert [index for _, index in mine[1]] == [2, 3, 2, 3]
+    assert [key.index for key in mine[1]] == [2, 3, 2, 3]

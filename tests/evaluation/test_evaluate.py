@@ -60,7 +60,9 @@ def run(
     cache: Path,
     settings: EvaluationSettings = SETTINGS,
 ) -> Evaluation:
-    return evaluate(student, link, frozen, held_out, settings, ROLLOUT, seed=0, cache=cache)
+    return evaluate(
+        student, link, frozen, held_out, settings, ROLLOUT, seed=0, cache=cache, acting=None
+    )
 
 
 def log_probs64(folder: Path, prompt: Int32, response: tuple[int, ...]) -> torch.Tensor:
@@ -81,7 +83,7 @@ def test_equals_the_brute_force_reference(
     held_out: list[PromptItem],
     tmp_path: Path,
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     found = run(noisy_student, link, frozen, held_out, tmp_path)
     prompts = {p.prompt_id: p.token_ids for p in held_out}
     reverse, forward, agree = [], [], []
@@ -110,7 +112,7 @@ def test_equals_the_brute_force_reference(
 def test_a_student_equal_to_its_teacher_diverges_by_nothing(
     same_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(same_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(same_student, held_out, SETTINGS, ROLLOUT, 0, None)
     found = run(same_student, link, frozen, held_out, tmp_path)
     for part in (found.frozen, found.fresh):
         assert part is not None
@@ -127,7 +129,7 @@ def test_a_row_too_early_is_seen(
     ) -> ContinuationScores:
         return real.score_rows(prompt, response, np.unique(np.maximum(rows - 1, 0)), *rest)
 
-    frozen = freeze_continuations(same_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(same_student, held_out, SETTINGS, ROLLOUT, 0, None)
     # Row 0 has none before it; the rest has one each.
     frozen = dataclasses.replace(
         frozen,
@@ -147,7 +149,7 @@ def test_a_row_too_early_is_seen(
 def test_shorter_answers_leave_the_frozen_positions_alone(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     before = run(noisy_student, link, frozen, held_out, tmp_path)
     # A head that ends every answer at once: its logit there is 60 after every prompt.
     with torch.no_grad():
@@ -178,7 +180,7 @@ def test_rows_of_another_teacher_are_not_used(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
     settings = SETTINGS.model_copy(update={"rollouts": False, "samples": 2})
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     first = run(noisy_student, link, frozen, held_out, tmp_path, settings)
     owner = tmp_path / "teacher_rows.json"
     owner.write_text(owner.read_text().replace(link.info.identity.digest, "another"))
@@ -196,7 +198,7 @@ def test_rows_without_a_full_distribution_are_counted_and_left_out(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
     settings = SETTINGS.model_copy(update={"rollouts": False, "samples": 0})
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     whole = run(noisy_student, link, frozen, held_out, tmp_path / "a", settings).frozen
     lost = []
 
@@ -231,7 +233,7 @@ def test_rows_of_a_response_that_the_teacher_refuses_are_counted_and_left_out(
 ) -> None:
     """Such as one with an id that has no row at the teacher."""
     settings = SETTINGS.model_copy(update={"rollouts": False, "samples": 0})
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
 
     def beyond(
         real: TeacherLink, prompt: PromptItem, response: Int32, *rest: Any
@@ -255,11 +257,12 @@ def test_rows_of_a_response_that_the_teacher_refuses_are_counted_and_left_out(
 def test_a_student_that_is_not_finite_is_an_error(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     with torch.no_grad():
         noisy_student.head.weight[7] = float("nan")
-    with pytest.raises(LsmError, match="student's logits are not finite"):
+    with pytest.raises(LsmError, match="student's logits are not finite") as caught:
         run(noisy_student, link, frozen, held_out, tmp_path)
+    assert caught.value.reason == "NON_FINITE"
 
 
 def test_a_sample_shows_the_token_that_completed_a_stop_string(
@@ -267,9 +270,9 @@ def test_a_sample_shows_the_token_that_completed_a_stop_string(
 ) -> None:
     settings = SETTINGS.model_copy(update={"frozen_rows": 0, "max_new_tokens": 60})
     rollout = ROLLOUT.model_copy(update={"stop_strings": ("e", "t", "a", " ")})
-    frozen = freeze_continuations(same_student, held_out, settings, rollout, 0)
+    frozen = freeze_continuations(same_student, held_out, settings, rollout, 0, None)
     found = evaluate(
-        same_student, link, frozen, held_out, settings, rollout, seed=0, cache=tmp_path
+        same_student, link, frozen, held_out, settings, rollout, seed=0, cache=tmp_path, acting=None
     )
     ended = [sample.response for sample in found.samples if sample.finished]
     assert ended
@@ -279,7 +282,7 @@ def test_a_sample_shows_the_token_that_completed_a_stop_string(
 def test_a_service_without_full_distributions_is_refused(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     link.info = dataclasses.replace(link.info, max_top_k=64)
     with pytest.raises(ConfigurationError, match=r"limits\.max_top_k to 320"):
         run(noisy_student, link, frozen, held_out, tmp_path)
@@ -288,7 +291,7 @@ def test_a_service_without_full_distributions_is_refused(
 def test_other_held_out_prompts_are_refused(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     with pytest.raises(ConfigurationError, match="not those of the frozen evaluation"):
         run(noisy_student, link, frozen, held_out[::-1], tmp_path)
 
@@ -296,7 +299,7 @@ def test_other_held_out_prompts_are_refused(
 def test_files_give_back_what_was_written(
     noisy_student: Student, link: TeacherLink, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     found = run(noisy_student, link, frozen, held_out, tmp_path)
     save_evaluation(found, tmp_path / "before.json")
     assert load_evaluation(tmp_path / "before.json") == found

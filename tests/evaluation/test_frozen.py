@@ -55,14 +55,14 @@ def test_no_position_is_favoured() -> None:
 def test_more_answers_are_drawn_until_the_positions_suffice(
     noisy_student: Student, held_out: list[PromptItem]
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     assert frozen.rows == 256
     assert len(frozen.continuations) > len(held_out)
     assert {c.prompt_id for c in frozen.continuations} == {p.prompt_id for p in held_out}
     # Answers of later rounds are other answers.
     assert len({c.token_ids for c in frozen.continuations}) == len(frozen.continuations)
-    assert freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0) == frozen
-    assert freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 1) != frozen
+    assert freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None) == frozen
+    assert freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 1, None) != frozen
 
 
 def test_prompts_that_are_the_same_to_the_student_alone_keep_their_continuations(
@@ -71,7 +71,7 @@ def test_prompts_that_are_the_same_to_the_student_alone_keep_their_continuations
     first = held_out[0]
     prompts = [first, dataclasses.replace(first, source=TextPrompt("another at the teacher"))]
     settings = SETTINGS.model_copy(update={"prompts": 2, "frozen_rows": 16})
-    frozen = freeze_continuations(noisy_student, prompts, settings, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, prompts, settings, ROLLOUT, 0, None)
     found = frozen_selections(frozen, prompts)
     sources = [prompt.source for prompt in prompts]
     assert [s.prompt.source for s in found] == (sources * len(found))[: len(found)]
@@ -91,19 +91,19 @@ def test_prompts_that_are_the_same_to_the_student_alone_keep_their_continuations
 def test_too_few_positions_are_an_error(noisy_student: Student, held_out: list[PromptItem]) -> None:
     settings = SETTINGS.model_copy(update={"max_new_tokens": 2, "prompts": 4})
     with pytest.raises(ConfigurationError, match=r"fewer than the 256 positions"):
-        freeze_continuations(noisy_student, held_out, settings, ROLLOUT, 0)
+        freeze_continuations(noisy_student, held_out, settings, ROLLOUT, 0, None)
 
 
 def test_too_few_prompts_are_an_error(noisy_student: Student, held_out: list[PromptItem]) -> None:
     settings = SETTINGS.model_copy(update={"prompts": 9})
     with pytest.raises(ConfigurationError, match="asks for 9 prompts and 8 are held out"):
-        freeze_continuations(noisy_student, held_out, settings, ROLLOUT, 0)
+        freeze_continuations(noisy_student, held_out, settings, ROLLOUT, 0, None)
 
 
 def test_files_give_back_what_was_written(
     noisy_student: Student, held_out: list[PromptItem], tmp_path: Path
 ) -> None:
-    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0)
+    frozen = freeze_continuations(noisy_student, held_out, SETTINGS, ROLLOUT, 0, None)
     path = tmp_path / "evaluation" / "frozen.json"
     save_frozen(frozen, path)
     assert load_frozen(path) == frozen

@@ -49,6 +49,8 @@ NEED_MORE = {
     "trainer": {
         "student_trainer.losses.parts.gathered_triton": "triton",
         "student_trainer.rollout.vllm.local": "vllm",
+        "student_trainer.tasks.games.alfworld_game": "textworld",
+        "student_trainer.tasks.games.textworld_game": "textworld",
         "student_trainer.trl.asynchronous": "trl",
         "student_trainer.trl.trainer": "datasets",
     },

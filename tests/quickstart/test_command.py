@@ -213,7 +213,7 @@ def long_run(
         f"arguments = argparse.Namespace(output=Path({str(output)!r}), steps=100000,"
         f" overrides={list(SMALL)!r}, cross_tokenizer=False)\n"
         "def main(argv):\n"
-        "    with command._ended_by_signals():\n"
+        "    with command.ended_by_signals():\n"
         f"        command._train(Console(stderr=True), arguments, Path({str(tiny_model_dir)!r}),"
         f" Path({str(tiny_student_dir)!r}))\n"
         "sys.exit(run_program(main, []))\n"

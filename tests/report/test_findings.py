@@ -27,6 +27,7 @@ CONFIG = {
     "rollout": {"max_new_tokens": 256, "prompts_per_step": 9, "group_size": 4},
     "optimizer": {"clip_norm": 1.0, "updates_per_batch": 1},
     "pipeline": {"staleness": 0},
+    "loss": {"top_k": 32, "support": "teacher", "tail": "none"},
 }
 
 
@@ -103,6 +104,7 @@ PLANTED: tuple[tuple[Planted, str, str, str], ...] = (
         falling("student_support_mass", 0.953, 0.939),
         "warning", "student_support_mass, loss", "loss.tail",
     ),
+    (set_to(teacher_support_mass=0.67), "warning", "teacher_support_mass", "loss.top_k"),
     (set_to(masked_tokens=600), "warning", "masked_tokens", "loss.mask"),
     (set_to(unusable_tokens=900), "warning", "unusable_tokens", "loss.masked_chunks"),
     (set_to(teacher_wait_share=0.4), "warning", "teacher_wait_share", "pipeline.staleness"),
@@ -169,7 +171,9 @@ def test_the_loss_of_a_run_says_whether_it_is_renormalised(
     run_dir: Path, loss: dict[str, Any], setting: str
 ) -> None:
     lines = course(falling("student_support_mass", 0.95, 0.5)).metrics
-    run = replace(read_run(run_dir), config={**CONFIG, "loss": loss}, metrics=list(lines))
+    run = replace(
+        read_run(run_dir), config={**CONFIG, "loss": loss}, metrics=[dict(line) for line in lines]
+    )
     assert [found.setting for found in findings(run) if found.level == "problem"] == [setting]
 
 

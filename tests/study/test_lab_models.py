@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from teacher_proto.errors import LsmError
+from teacher_proto.errors import ConfigurationError, LsmError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from student_trainer.cli import run as run_cli
 from student_trainer.quickstart.cache import MANIFEST
-from student_trainer.study.lab import measuring, recipe
+from student_trainer.study.lab import command, measuring, recipe
 from student_trainer.study.lab.document import describe, link_models, write_prompts
 from student_trainer.study.lab.language.sums import SumsTask
 from student_trainer.study.lab.language.tokenizer import WordIds, make_tokenizer
 from student_trainer.study.lab.language.words import ITEMS, SLOT_OF
-from student_trainer.study.lab.making import folder_of, make, missed, refuse_below_bars
+from student_trainer.study.lab.making import (
+    folder_of,
+    kept,
+    make,
+    missed,
+    refusal_of,
+    refuse_below_bars,
+)
 from student_trainer.study.lab.network import Sizes, make_network
 from student_trainer.study.lab.together import make_together
 from student_trainer.study.lab.training import Schedule, batch, loss_of, train
@@ -135,6 +144,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         link_models(out, runs)
         # A second time they are there already.
         assert make(runs[0], _must_not_be_told) == folder_of(runs[0])
+        assert [kept(run) for run in runs] == ["", None, "", *[None] * 9]
     return out
 
 
@@ -188,8 +198,11 @@ def test_figures_against_sums_in_float64(made: Path) -> None:
     assert found["wide"] == pytest.approx(np.mean(wide))
 
 
-def test_a_model_below_a_bar_is_refused_by_its_figure() -> None:
-    teacher, student = recipe.runs(0, 5)[:2]
+def test_a_model_below_a_bar_is_refused_by_its_figure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSM_CACHE", str(tmp_path))
+    teacher, student = recipe.runs(0, 1, ["sums"])
     good = {"accuracy": 0.95, "entropy": 1.4, "wide": 0.6}
     assert missed(teacher, good) == []
     for figure, value in (("accuracy", 0.89), ("entropy", 0.29), ("wide", 0.09)):
@@ -198,6 +211,41 @@ def test_a_model_below_a_bar_is_refused_by_its_figure() -> None:
     assert missed(student, {"accuracy": 0.2}) == []
     for value in (0.19, 0.51, float("nan")):
         assert len(missed(student, {"accuracy": value})) == 1
+    # It is refused again without being made again, as long as the bars count.
+    with pytest.raises(LsmError, match="not a teacher: wide") as again:
+        make(teacher, _must_not_be_told)
+    assert refusal_of(teacher).name in str(again.value.fix)
+    assert kept(teacher, bars=True) == str(again.value)
+    assert kept(teacher) is None
+
+
+def test_a_student_of_both_tasks_is_one_of_each() -> None:
+    (student,) = [run for run in recipe.runs(0, 1, ["sums-order"]) if run.looks is not None]
+    assert student.looks is not None
+    assert student.looks.find_a_student([0.3, 0.3])
+    assert not student.looks.find_a_student([0.5, 0.29])
+    assert not student.looks.find_a_student([0.29, 0.5])
+    assert missed(student, {"sums/accuracy": 0.2, "order/accuracy": 0.5}) == []
+    for figure in ("sums/accuracy", "order/accuracy"):
+        inside = {"sums/accuracy": 0.3, "order/accuracy": 0.3}
+        for value in (0.19, 0.51):
+            assert missed(student, inside | {figure: value}) == [
+                f"{figure} {value:.3f} is not within 0.2 and 0.5"
+            ]
+
+
+def test_a_student_of_both_tasks_is_made_and_measured_on_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LSM_CACHE", str(tmp_path))
+    quick = recipe.quick(recipe.runs(0, 1, ["sums-order"])[-1])
+    assert quick.looks is not None
+    run = replace(quick, measured=2, looks=replace(quick.looks, prompts=2))
+    told: list[str] = []
+    figures = json.loads((make(run, told.append, bars=False) / MANIFEST).read_text())["figures"]
+    for task in ("sums", "order"):
+        assert f"{task}/right 0%" in told[0]
+        assert {f"{task}/accuracy", f"{task}/entropy", f"{task}/after_slips"} <= figures.keys()
 
 
 def test_a_name_of_the_cache_is_of_the_recipe() -> None:
@@ -206,7 +254,74 @@ def test_a_name_of_the_cache_is_of_the_recipe() -> None:
     others = [replace(run, seed=7), replace(run, schedule=SHORT), replace(run, sizes=SMALL)]
     assert len({recipe.digest(one) for one in (run, *others)}) == 4
     folders = {folder_of(run) for run in recipe.runs(0, 5) + recipe.runs(1, 5)}
-    assert len(folders) == 2 * (1 + 5)
+    assert len(folders) == 2 * 2 * (1 + 5)
+
+
+@pytest.mark.parametrize(
+    ("file", "concerned"),
+    [
+        ("language/order.py", {"order", "sums-order"}),
+        ("language/digits.py", {"sums-digits"}),
+        ("language/sums_order.py", {"sums-order"}),
+        ("language/sums.py", set(recipe.TASKS)),
+        ("training.py", set(recipe.TASKS)),
+        ("recipe.py", set()),
+    ],
+)
+def test_a_name_of_the_cache_is_of_the_files_of_its_task(
+    file: str, concerned: set[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "lab"
+    shutil.copytree(recipe.FOLDER, folder)
+    runs = recipe.runs(0, 1, list(recipe.TASKS))
+    before = {run.name: recipe.digest(run, folder) for run in runs}
+    with (folder / file).open("a") as text:
+        text.write("# changed\n")
+    changed = {run.task for run in runs if recipe.digest(run, folder) != before[run.name]}
+    assert changed == concerned
+
+
+def test_runs_of_tasks() -> None:
+    def names(students: int, *tasks: str) -> list[str]:
+        return [run.name for run in recipe.runs(0, students, tasks)]
+
+    assert names(0, "sums", "order") == ["sums-teacher", "order-teacher"]
+    # Tasks that have one teacher make it once.
+    assert names(1, "sums-digits", "sums", "sums-digits") == [
+        "sums-teacher",
+        "sums-digits-student-1",
+        "sums-student-1",
+    ]
+    # A student of two tasks has the teacher of each.
+    assert names(1, "sums-order") == ["sums-teacher", "order-teacher", "sums-order-student-1"]
+    every = recipe.runs(0, 2, list(recipe.TASKS))
+    assert {run.task for run in every if run.looks is not None} == recipe.TASKS.keys()
+
+
+def test_the_next_students_are_made_for_refused_ones() -> None:
+    def names(*refused: int, tried: int) -> list[str]:
+        done = [f"sums-student-{number}" for number in range(1, tried + 1)]
+        gone = [f"sums-student-{number}" for number in refused]
+        return [run.name for run in recipe.instead_of(gone, done, 4, 2, ["sums"])]
+
+    assert names(tried=0) == ["sums-student-1", "sums-student-2"]
+    assert names(tried=2) == names(1, tried=3) == []
+    assert names(1, tried=2) == ["sums-student-3"]
+    assert names(1, 2, tried=2) == ["sums-student-3", "sums-student-4"]
+    assert names(1, 2, 3, 4, 5, tried=5) == ["sums-student-6"]
+    # Three times as many as were asked for, and no more.
+    assert names(1, 2, 3, 4, 5, 6, tried=6) == []
+    third = recipe.instead_of(["sums-student-1"], ["sums-student-1"], 4, 2, ["sums"])[-1]
+    assert third == recipe.runs(4, 3, ["sums"])[-1]
+
+
+def test_a_task_that_is_not_there_is_refused() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    arguments = parser.parse_args(["--task", "sums,chess"])
+    with pytest.raises(ConfigurationError, match="there is no task 'chess'") as refused:
+        command.run(arguments)
+    assert "sums-digits" in refused.value.fix
 
 
 def test_a_run_that_fails_is_told() -> None:
@@ -219,9 +334,12 @@ def test_a_run_that_fails_is_told() -> None:
 
 def test_the_document_has_what_was_made_and_what_was_refused(made: Path, tmp_path: Path) -> None:
     models = {folder.name: folder.resolve() for folder in made.iterdir()}
-    document = describe(models, {"sums-student-2": "it is not"}, {"command": "c", "commit": "d"})
+    document = describe(
+        ["sums"], models, {"sums-student-2": "it is not"}, {"command": "c", "commit": "d"}
+    )
     assert document["refused"] == {"sums-student-2": "it is not"}
     assert document["models"].keys() == models.keys()
+    assert document["tasks"].keys() == {"sums"}
     assert document["models"]["sums-teacher"]["figures"]["tokens"] > 0
     write_prompts(tmp_path, ["sums"])
     lines = (tmp_path / "sums-held-out.jsonl").read_text().splitlines()

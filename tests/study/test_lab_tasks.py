@@ -11,8 +11,12 @@ from pydantic import TypeAdapter
 
 from student_trainer.settings.kinds import TaskConfigs
 from student_trainer.study.lab.document import settings_of
+from student_trainer.study.lab.language.digits import SumsInDigitsTask
+from student_trainer.study.lab.language.order import RANKS, OrderTask
 from student_trainer.study.lab.language.sums import MODULUS, VALUES, SumsTask
+from student_trainer.study.lab.language.sums_order import SumsAndOrderTask
 from student_trainer.study.lab.language.task import LabTask
+from student_trainer.study.lab.language.tokenizer import make_tokenizer
 from student_trainer.study.lab.language.words import (
     ASIDES,
     ITEMS,
@@ -24,7 +28,13 @@ from student_trainer.study.lab.language.words import (
 from student_trainer.tasks import Task
 from student_trainer.verification.process import VerifierProcess
 
-TASKS: list[LabTask] = [SumsTask(items=4), SumsTask(items=16)]
+TASKS: list[LabTask] = [
+    SumsTask(items=4),
+    SumsTask(items=16),
+    OrderTask(items=1),
+    OrderTask(items=8),
+    SumsAndOrderTask(items=4),
+]
 HOSTILE = ["", " ", "\x00", "answer", "answer answer 3", "9" * 10_000, "apple " * 50_000, "\ud800",
            "²", "answer 1e400", "100 " * 10_000, "apple has 12 plus 0"]  # fmt: skip
 
@@ -103,6 +113,97 @@ def test_all_orders_of_a_sum() -> None:
         assert verdict.right == (running == total)
         known = sum(item in items for item in chosen)
         assert verdict.values["steps_right"] == pytest.approx(known / 3)
+
+
+def test_all_lists_of_an_order() -> None:
+    """Every order of three items and every list of a step, against sorting done here."""
+    task = OrderTask(items=3)
+    items = ["apple", "key", "pen"]
+    ranked = sorted(items, key=RANKS.__getitem__)
+    row = {"prompt": "O0 apple key pen =", "style": 0, "items": items}
+    done = LEXICON[0, "done"][0]
+    for order in permutations(items):
+        for last in permutations(items):
+            first = sorted(order[:2], key=RANKS.__getitem__)
+            words = [done, order[0], order[0], done, order[1], *first, done, order[2], *last]
+            verdict = task.verify(row, " ".join([*words, "answer", *last]))
+            assert verdict.right == ([*last] == ranked)
+            assert verdict.values["steps_right"] == pytest.approx(1 if verdict.right else 2 / 3)
+    twice = [done, "apple", "apple", done, "apple", "apple", "apple"]
+    verdict = task.verify(row, " ".join([*twice, "answer", *ranked]))
+    assert verdict.right
+    assert verdict.values["steps_right"] == pytest.approx(1 / 3)
+
+
+def test_a_list_goes_on_by_the_rule_after_a_slip() -> None:
+    """What is left of the sorted list after a wrong word, against sets of items done here."""
+    task, draw, kinds = OrderTask(items=6), random.Random(9), set[str]()
+    for _ in range(500):
+        row = task.draw_row(draw, 6)
+        response = task.write(row, draw, decided=2.0, slip=1.0)
+        wrong_at = response.weights.index(0.0)
+        start = max(
+            place
+            for place, word in enumerate(response.words[:wrong_at])
+            if SLOT_OF.get(word) == "has"
+        )
+        stop = next(
+            place
+            for place, word in enumerate(response.words)
+            if place > wrong_at and SLOT_OF.get(word) == "stop"
+        )
+        named = [
+            response.words[place + 1]
+            for place, word in enumerate(response.words[:start])
+            if SLOT_OF.get(word) == "done"
+        ]
+        right = sorted(named, key=RANKS.__getitem__)
+        new, wrong = named[-1], response.words[wrong_at]
+        due = right[wrong_at - start - 1 :]
+        if wrong not in due:
+            kind, left = "strange", set(due[1:])
+        elif wrong == new:
+            kind, left = "early", {*due} - {new}
+        else:
+            kind, left = "skipped", {one for one in due if RANKS[one] > RANKS[wrong]}
+            left |= {new} & {*due}
+        kinds.add(kind)
+        assert response.words[start + 1 : wrong_at] == right[: wrong_at - start - 1]
+        assert response.words[wrong_at + 1 : stop] == sorted(left, key=RANKS.__getitem__)
+    assert kinds == {"strange", "early", "skipped"}
+
+
+def test_digits_change_the_tokens_and_not_the_texts() -> None:
+    whole, digits = SumsTask(items=4), SumsInDigitsTask(items=4)
+    row = whole.draw_row(random.Random(3), 4)
+    assert row == digits.draw_row(random.Random(3), 4)
+    texts = [
+        text(task.write(row, random.Random(4), decided=1.0, slip=0.0)) for task in (whole, digits)
+    ]
+    assert texts[0] == texts[1]
+    pieces = []
+    for task in (whole, digits):
+        tokenizer = make_tokenizer(task.numbers)
+        ids = tokenizer.encode(" 17 5", add_special_tokens=False)
+        pieces.append([tokenizer.decode([one]) for one in ids])
+    assert pieces == [[" 17", " 5"], [" 1", "7", " 5"]]
+
+
+def test_a_student_of_both_learns_from_the_texts_of_each() -> None:
+    both, draw = SumsAndOrderTask(items=4), random.Random(7)
+    own = {"sums": SumsTask(items=3), "order": OrderTask(items=3)}
+    drawn = []
+    for _ in range(400):
+        row = both.draw_row(draw, 3)
+        response = text(both.write(row, draw, decided=2.0, slip=0.0))
+        # What one task holds for right, the other does not.
+        assert {name for name, task in own.items() if task.verify(row, response).right} == {
+            row["task"]
+        }
+        assert row["prompt"][0] == {"sums": "S", "order": "O"}[row["task"]]
+        drawn.append(row["task"])
+    assert 150 < drawn.count("sums") < 250
+    assert make_tokenizer(both.numbers).get_vocab() == make_tokenizer(OrderTask.numbers).get_vocab()
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: f"{task.name}-{task.items}")

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from teacher_proto.errors import ConfigurationError
 
+from student_trainer import cli
 from student_trainer.study.parts import written
 from student_trainer.study.parts.intervals import log_slope, mean_interval, student_quantile
 from student_trainer.study.parts.origin import commit, origin
@@ -119,3 +120,25 @@ def test_what_draws_is_asked_for_before_anything_is_measured(
     monkeypatch.setattr(written.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"matplotlib.*\[study\]"):
         written.check_pictures()
+
+
+def test_the_command_of_a_study_with_an_operand_can_be_typed() -> None:
+    command = origin("compare", {"models": Path("in/lab"), "only": None}, ["sums.toml"])["command"]
+    assert command == "student-trainer study compare sums.toml --models lab"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["games", "--students", "-1"],
+        ["lab", "--seed", "x"],
+        ["lab", "--jobs", "0"],
+        ["compare", "sums.toml", "--jobs", "0"],
+    ],
+)
+def test_a_count_that_is_none_is_refused_in_words(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["study", *arguments])
+    assert f"{arguments[-1]!r} is no whole number" in capsys.readouterr().err

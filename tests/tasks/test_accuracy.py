@@ -17,7 +17,7 @@ from student_trainer.evaluation.course.uncertainty import change, interval, verd
 from student_trainer.evaluation.course.values import curve_values
 from student_trainer.evaluation.results import TaskResult
 from student_trainer.settings.evaluation import EvaluationSettings
-from student_trainer.verification.judgement import Judgement, failed, told
+from student_trainer.tasks.judgement import Judgement, failed, told
 from student_trainer.verification.step import Judged, failures_by_task, task_metrics
 from tests.tasks.tools import of_task, response_to
 
@@ -134,8 +134,8 @@ def test_more_than_there_are_responses_cannot_be_asked_for() -> None:
 
 def test_the_metrics_of_a_step_are_of_each_task_by_itself() -> None:
     judged = [
-        Judged("sums", 4, True, RIGHT),
-        Judged("sums", 6, False, failed("raised", "no")),
+        Judged("sums", 4, True, RIGHT, 3.0, 3),
+        Judged("sums", 6, False, failed("raised", "no"), 4.0, 1),
         Judged("sums", 2, True, Judgement(0.5, values={"steps": 0.5})),
         Judged("chat", 8, False, None),
     ]
@@ -144,15 +144,18 @@ def test_the_metrics_of_a_step_are_of_each_task_by_itself() -> None:
         "task_responses/sums": 3,
         "task_length_mean/sums": 4.0,
         "task_truncated_share/sums": pytest.approx(1 / 3),
+        "task_loss/sums": 1.75,
         "task_right_share/sums": pytest.approx(1 / 3),
         "task_score/sums": 0.75,
         "task_value_steps/sums": 0.5,
         "task_responses/chat": 1,
         "task_length_mean/chat": 8.0,
         "task_truncated_share/chat": 1.0,
+        "task_loss/chat": None,
         "task_responses/other": 0,
         "task_length_mean/other": None,
         "task_truncated_share/other": None,
+        "task_loss/other": None,
     }
     assert (found["failed_verifications"], found["failed_verifications_raised"]) == (1, 1)
     assert found["failed_verifications_time"] == 0

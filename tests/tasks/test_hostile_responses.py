@@ -13,7 +13,7 @@ import pytest
 from teacher_proto.errors import ConfigurationError
 
 from student_trainer.settings.evaluation import VerificationSettings
-from student_trainer.verification.judgement import FAILURES, Judgement
+from student_trainer.tasks.judgement import FAILURES, Judgement
 from student_trainer.verification.process import VerifierProcess
 from student_trainer.verification.verifiers import Verifiers, waited
 from tests.tasks.tools import MIB, of_task, own_task, verifier

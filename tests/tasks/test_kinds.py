@@ -50,7 +50,7 @@ def test_every_kind_is_named_as_it_calls_itself() -> None:
     assert {kind: TASKS[kind].model_fields["kind"].default for kind in TASKS} == {
         kind: kind for kind in TASKS
     }
-    assert list(TASKS) == ["math", "reasoning_gym", "chat"]
+    assert list(TASKS) == ["math", "reasoning_gym", "chat", "tools", "textworld", "alfworld"]
 
 
 @pytest.mark.parametrize(
@@ -106,6 +106,16 @@ def test_a_dataset_of_mathematics_is_judged_by_its_answers(tmp_path: Path) -> No
         assert [task.verify(rows[number], text).score for text in texts] == [1.0] * len(texts)
     for row in rows:
         assert [task.verify(row, text).score for text in wrong] == [0.0] * len(wrong)
+
+
+def test_an_answer_may_be_a_list_of_answers(tmp_path: Path) -> None:
+    """As those of OlympiadBench are, nearly always of one."""
+    rows = [{"question": "q", "final_answer": ["2"]}, {"question": "r", "final_answer": ["1", "3"]}]
+    task = MathTask(train=write(tmp_path / "rows.jsonl", rows), answer="final_answer")
+    one, two = (row for _, row in task.prompts("train", read))
+    assert (one["answer"], two["answer"]) == ("2", "1, 3")
+    assert [task.verify(one, text).score for text in ("\\boxed{2}", "\\boxed{3}")] == [1.0, 0.0]
+    assert [task.verify(two, t).score for t in ("\\boxed{1, 3}", "\\boxed{1}")] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize(

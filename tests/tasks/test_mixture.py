@@ -21,6 +21,7 @@ PROMPTS = {
     "one": [f"the number {n} is" for n in range(10)],
     "two": [f"a word of {n} letters" for n in range(4)],
     "held": ["a word of 3 letters", "and another one"],
+    "other": ["one more", "and the last"],
 }
 
 
@@ -90,6 +91,29 @@ def test_a_prompt_that_is_held_out_is_left_out_of_the_training(values: dict[str,
         read_prompts(config_of(values))
 
 
+@pytest.mark.parametrize("batches", ["mixed", "alternating"])
+def test_a_task_of_weight_0_is_evaluated_and_not_trained_on(
+    values: dict[str, Any], files: dict[str, str], batches: str
+) -> None:
+    values["teachers"] = {"big": {"name": "big"}, "small": {"name": "small"}}
+    values["tasks"]["first"]["teacher"] = "big"
+    values["tasks"]["second"]["teacher"] = "small"
+    _, before = order(values, batches)
+    expected = [before[index] for index in order(values, batches)[0].take(0, 40)]
+    values["tasks"] = {
+        "only": {"kind": "chat", "held_out": files["other"], "weight": 0, "teacher": "big"},
+        **values["tasks"],
+    }
+    made, tasks = order(values, batches)
+    assert [tasks[index] for index in made.take(0, 40)] == expected
+    prompts = read_prompts(config_of(values))
+    assert {prompt.task for prompt in prompts.train} == {"first", "second"}
+    assert Counter(p.task for p in prompts.held_out) == {"only": 2, "second": 2}
+    assert prompts.first(7, "small").task == "second"
+    values["tasks"]["second"]["weight"] = 0
+    assert "no task to train on names teachers.small" in refused(values)
+
+
 def test_each_task_goes_to_its_teacher(values: dict[str, Any]) -> None:
     values["teachers"] = {"big": {"name": "big"}, "small": {"name": "small"}}
     values["tasks"]["first"]["teacher"] = "big"
@@ -121,13 +145,17 @@ TWO = {"big": {"name": "big"}, "small": {"name": "small"}}
         ({"tasks": {"Sums": {"kind": "chat", "train": "a"}}}, "lower-case letters and digits"),
         ({"tasks": {"api_key": {"kind": "chat", "train": "a"}}}, "hide the task's settings"),
         ({"tasks": {"a": {"kind": "chats", "train": "a"}}}, "did you mean chat?"),
-        ({"tasks": {"a": {"train": "a"}}}, "tasks.kind"),
+        ({"tasks": {"a": {"kind": "chats", "train": "a"}}}, "tasks.a.kind (the given values): "),
+        ({"tasks": {"a": {"kind": "b.c:D"}}}, "tasks.a.kind (the given values): "),
+        ({"tasks": {"a": {"train": "a"}}}, "tasks.a.kind (the given values): is required"),
         ({"tasks": {"a": {"kind": "chat", "train": "a", "tain": "b"}}}, "tasks.a.train?"),
-        ({"tasks": {"a": {"kind": "chat"}}}, "tasks.a.train is required"),
-        ({"tasks": {"a": {"kind": "chat", "train": "a", "weight": 0}}}, "tasks.a.weight"),
+        ({"tasks": {"a": {"kind": "chat"}}}, "tasks.a: train is required"),
+        ({"tasks": {"a": {"kind": "chat", "train": "a", "weight": -1}}}, "tasks.a.weight"),
+        ({"tasks": {"a": {"kind": "chat", "train": "a", "weight": 0}}}, "name its prompts in held"),
+        ({"tasks": {"a": {"kind": "chat", "held_out": "a", "weight": 0}}}, "every task has weight"),
         ({"tasks": {"a": {"kind": "chat", "train": "a", "teacher": "x"}}}, "no [teachers.NAME]"),
         ({"teachers": TWO}, "several teachers: say which one scores the responses to tasks.first"),
-        ({"teachers": TWO, "data": {"teacher": "big"}}, "no task names teachers.small"),
+        ({"teachers": TWO, "data": {"teacher": "big"}}, "no task to train on names teachers.small"),
         (
             {"teachers": TWO, "tasks": {"a": {"kind": "chat", "train": "a", "teacher": "x"}}},
             "tasks.a.teacher is 'x', which is none of the teachers (big, small)",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from teacher_proto.errors import ConfigurationError
 
 from student_trainer.settings.evaluation import VerificationSettings
 from student_trainer.tasks.base import MAX_VALUES
-from student_trainer.verification import process as process_module
+from student_trainer.verification import child as child_module
 from student_trainer.verification.process import VerifierProcess
 from student_trainer.verification.verifiers import Verifiers, waited
 from tests.tasks.tools import MIB, of_task, own_task, verifier
@@ -97,7 +98,7 @@ def test_what_prepare_raises_in_the_process_alone_is_told(
 def test_who_insists_gets_a_judgement_of_the_next_process_or_an_error(
     own_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(process_module, "PAUSE_SECONDS", 0.2)
+    monkeypatch.setattr(child_module, "PAUSE_SECONDS", 0.2)
     settings = VerificationSettings(seconds=60.0, memory_bytes=256 * MIB)
     verifiers = Verifiers({"does": own_task(own_folder)}, settings)
     prompt, module = of_task("does", {}), own_folder / "own_tasks.py"
@@ -118,6 +119,28 @@ def test_who_insists_gets_a_judgement_of_the_next_process_or_an_error(
             judged("anything", insist=True)
     finally:
         verifiers.close()
+
+
+def test_who_waits_for_the_next_start_gets_a_failure_when_the_run_ends(
+    own_folder: Path,
+) -> None:
+    class Ends(threading.Event):
+        """The run ends while somebody waits."""
+
+        def wait(self, timeout: float | None = None) -> bool:
+            assert timeout is not None
+            assert timeout > 0
+            self.set()
+            return True
+
+    process = VerifierProcess(
+        {"does": own_task(own_folder)}, [own_folder], seconds=60.0, memory_bytes=256 * MIB
+    )
+    process._closed = Ends()
+    (own_folder / "own_tasks.py").write_text("import not_there\n")
+    judged = process.judge("does", {}, "anything", insist=True)
+    assert (judged.failure, judged.reason) == ("start", "the run ends")
+    process.close()
 
 
 def test_the_names_of_values_of_a_task_are_bounded(own_folder: Path) -> None:

@@ -26,7 +26,13 @@ from student_trainer.commands.largest_update import Sequences, largest_update
 from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.startup.start import Start
-from student_trainer.student.model import Student, load_student, read_layout, set_training
+from student_trainer.student.model import (
+    Student,
+    load_student,
+    packing_for,
+    read_layout,
+    set_training,
+)
 from student_trainer.update.batching import layout_of, micro_batches
 from student_trainer.update.updater import Updater
 
@@ -173,14 +179,35 @@ def test_activations_are_what_a_pass_keeps_in_memory(student: Student, packed: b
     assert activations(student, read) == pytest.approx(kept, rel=0.05)
 
 
+def test_activations_that_are_computed_again_are_those_of_one_layer(
+    make_config: MakeConfig,
+) -> None:
+    """Against the most bytes that are alive at once in a backward pass, which the gradients on
+    the way add to."""
+    student = load_student(make_config(student={"gradient_checkpointing": True}).student)
+    read = Sequences(96, 32, 4, packed=True)
+    parameters = list(student.module.parameters())
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    there = [*parameters, *(p.grad for p in parameters if p.grad is not None)]
+    set_training(student)
+    with packing_for(student), LiveBytes(there) as live:
+        states = read_layout(student, read.layout(student))
+        kept = live.now()
+        states.sum().backward()
+    assert kept < activations(student, read)
+    assert activations(student, read) == pytest.approx(live.most, rel=0.15)
+
+
 class LiveBytes(TorchDispatchMode):
     """Counts the bytes of all storages that operations have made since it began and that are
-    still there. Those of ``before`` were there."""
+    still there. Those of ``before`` were there. ``most`` is how many there were at once."""
 
     def __init__(self, before: Iterable[torch.Tensor]) -> None:
         super().__init__()
         self._before = {tensor.untyped_storage()._cdata for tensor in before}
         self._alive: dict[int, tuple[weakref.ref[torch.UntypedStorage], int]] = {}
+        self.most = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
@@ -190,6 +217,7 @@ class LiveBytes(TorchDispatchMode):
                 if storage._cdata in self._before:
                     continue
                 self._alive[storage._cdata] = (weakref.ref(storage), storage.nbytes())
+        self.most = max(self.most, self.now())
         return found
 
     def now(self) -> int:

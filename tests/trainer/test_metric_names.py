@@ -17,6 +17,7 @@ from tests.trainer.processes import Server, serve
 from tools.reference.trainer_metrics import (
     MEASURED,
     METRICS,
+    REWARD_METRICS,
     SUMMARY,
     TASK_MEASURED,
     TASK_METRICS,
@@ -104,7 +105,13 @@ def test_runs_write_what_the_reference_explains(
 
 
 def test_every_key_is_explained_once_with_its_unit() -> None:
-    tables = (METRICS, TASK_METRICS, TASK_MEASURED, (*SUMMARY, *MEASURED, *measured_across()))
+    tables = (
+        METRICS,
+        TASK_METRICS,
+        REWARD_METRICS,
+        TASK_MEASURED,
+        (*SUMMARY, *MEASURED, *measured_across()),
+    )
     for keys in tables:
         assert len(named(keys)) == len(keys)
         for key in keys:

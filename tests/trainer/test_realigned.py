@@ -11,11 +11,18 @@ import pytest
 import torch
 from teacher_proto.errors import LsmError, PoisonedReplyError
 from teacher_proto.rows import Rows, Support, Values
-from teacher_proto.types import Bool, ContinuationScores, PositionClass, Realignment, Status
+from teacher_proto.types import (
+    Bool,
+    ContinuationScores,
+    PositionClass,
+    Realignment,
+    Status,
+    TextPrompt,
+)
 
 from student_trainer.diagnostics.responses import responses_of
 from student_trainer.evaluation.realigned import chunk_likelihood
-from student_trainer.rollout.base import Rollout
+from student_trainer.rollout.base import PromptItem, Rollout
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.masking import token_bytes
 from student_trainer.student.model import load_student
@@ -222,8 +229,46 @@ def test_chunks_whose_likelihood_both_sides_know(finished: bool) -> None:
         chunk_log_likelihood=np.zeros(6, np.float32),
     )
     special = np.isin(np.arange(7), [2, 4])
-    known = realigned.chunks_known(block, special, finished)
+    ends = [] if finished else [6]
+    known = realigned.chunks_known(block, special, ends)
     np.testing.assert_array_equal(known, [True, True, True, True, False, finished])
+    own = np.arange(7) != 6
+    own[0] = False
+    known = realigned.chunks_known(block, special, ends, own)
+    np.testing.assert_array_equal(known, [False, True, True, True, False, False])
+
+
+def test_a_turn_that_no_token_ended_has_no_last_chunk() -> None:
+    """An episode of three turns: a cut one, one that ends with a terminator, and one that does;
+    observations between them. Every chunk is one token, but for one that reaches across."""
+    end, nothing = 9, np.zeros(10, np.float32)
+    ids = np.array([1, 2, 3, 4, 5, end, 6, 7, 8, end], np.int32)
+    own = np.array([1, 1, 0, 0, 1, 1, 0, 1, 1, 1], np.bool_)
+    block = Realignment(
+        coverage=nothing,
+        open_mass=nothing,
+        lost_mass=nothing,
+        position_class=np.full(10, PositionClass.ALIGNED, np.uint8),
+        chunk_index=np.array([0, 1, 2, 3, 4, 5, 6, 6, 7, 8], np.int32),
+        chunk_log_likelihood=np.arange(9, dtype=np.float32),
+    )
+    item = PromptItem("p", np.array([1], np.int32), TextPrompt("a"))
+    rollout = Rollout(item, 0, ids, nothing, True, own=own)
+    scores = ContinuationScores(rows=Rows(), realignment=block)
+    none = np.zeros(10, np.bool_)
+    values, known = realigned.chunk_advantages(scores, rollout, none, (end,))
+    assert np.flatnonzero(known).tolist() == [0, 4, 5, 8, 9], "1 is cut, 7 has an observation"
+    assert values[known].tolist() == [0, 4, 5, 7, 8]
+    cut = replace(rollout, finished=False)
+    assert np.flatnonzero(realigned.chunk_advantages(scores, cut, none, (end,))[1]).tolist() == [
+        0,
+        4,
+        5,
+        8,
+    ], "a limit ended the last turn"
+    part = rollout.first(7)
+    assert part.open_ends((end,)).tolist() == [1]
+    assert rollout.first(9).open_ends((end,)).tolist() == [1, 8]
 
 
 def test_the_last_chunk_of_a_response_that_a_stop_string_ended_is_not_known(
@@ -264,7 +309,7 @@ def test_bits_per_byte_of_an_answer(make_config: MakeConfig, teacher: LocalTeach
         assert block is not None
         count = len(rollout.token_ids)
         bad = np.isin(rollout.token_ids, list(special))
-        known = realigned.chunks_known(block, bad, rollout.finished)
+        known = realigned.chunks_known(block, bad, [] if rollout.finished else [count - 1])
         ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
         with torch.no_grad():
             logits = case.student.causal_model(torch.from_numpy(ids)[None]).logits[0].double()

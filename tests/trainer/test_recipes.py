@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tomli_w
 import yaml
 from teacher_proto.program.entrypoint import run_program
 from teacher_proto.program.settings import load_settings
+from transformers import AutoConfig, AutoTokenizer
 
 from student_trainer import recipes
 from student_trainer.cli import run as run_cli
@@ -19,6 +22,11 @@ from student_trainer.run import checkpoint
 from student_trainer.run.directory import RunDirectory, read_metrics
 from student_trainer.run.progress import brief
 from student_trainer.settings.train import TrainConfig
+from student_trainer.tasks import Task
+from student_trainer.tasks.alfworld import AlfWorldTask
+from student_trainer.tasks.math import MathTask
+from student_trainer.tasks.reasoning import ReasoningTask
+from tests.support.models import make_model_with_images
 from tests.trainer.conftest import write_prompts
 from tests.trainer.processes import Server, serve
 
@@ -39,13 +47,74 @@ OF_FILES = (
     "data.max_prompt_tokens=64",
     "data.held_out_fraction=0.3",
 )
-OF_TASKS = ("data.max_prompt_tokens=128", "evaluation.task_prompts=2", "evaluation.every=2")
+OF_EPISODES = ("data.max_prompt_tokens=400", "rollout.max_new_tokens=100")
+OF_TASKS = ("data.max_prompt_tokens=480", "evaluation.task_prompts=2", "evaluation.every=2")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path) -> Iterator[Server]:
-    with serve(tmp_path_factory.mktemp("server"), default=tiny_model_dir) as running:
+def server(
+    tmp_path_factory: pytest.TempPathFactory, tiny_model_dir: Path, student_model_dir: Path
+) -> Iterator[Server]:
+    """Its teachers are those that the recipes name, and one of Qwen3.5's family."""
+    folder = tmp_path_factory.mktemp("server")
+    served = {"default": tiny_model_dir, "maths": tiny_model_dir, "general": student_model_dir}
+    served["home"] = student_model_dir
+    served["qwen35"] = qwen35(folder / "qwen35", tiny_model_dir, seed=0)
+    with serve(folder, **served) as running:
         yield running
+
+
+def qwen35(folder: Path, tokenizer: Path, seed: int) -> Path:
+    """A model of that family, whose tokenizer transformers makes of its vocabulary and merges."""
+    return make_model_with_images(
+        "Qwen3_5",
+        folder,
+        tokenizer=AutoTokenizer.from_pretrained(tokenizer),
+        seed=seed,
+        max_position_embeddings=512,
+    )
+
+
+def datasets(config: TrainConfig, directory: Path) -> list[str]:
+    """A file in place of each dataset of a task, with the columns that the recipe names, and few
+    questions that are made on the spot."""
+    found = []
+    for number, (name, task) in enumerate((config.tasks or {}).items()):
+        if isinstance(task, ReasoningTask):
+            found += [f"tasks.{name}.prompts_to_train=20", f"tasks.{name}.prompts_held_out=4"]
+        if not isinstance(task, MathTask):
+            continue
+        mark = task.answer_after or ""
+        for split, first in (("train", 100 * number), ("held_out", 100 * number + 50)):
+            if getattr(task, split) is None:
+                continue
+            rows = [
+                {task.question: f"What is {n} plus {n}?", task.answer: f"{mark}{2 * n}"}
+                for n in range(first, first + 8)
+            ]
+            file = directory / f"{name}-{split}.jsonl"
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            found.append(f"tasks.{name}.{split}={file}")
+    return found
+
+
+def without_alfworld(name: str, directory: Path) -> str:
+    """What ``train`` is given for a recipe: itself, or a copy with small games of TextWorld in the
+    place of ALFWorld's, whose data is not here."""
+    values = tomllib.loads(recipes.recipe(name).read_text())
+    tasks = values.get("tasks", {})
+    games = [task for task in tasks.values() if task["kind"] == "alfworld"]
+    if not games:
+        return f"recipe:{name}"
+    pytest.importorskip("textworld", reason="textworld is not installed")
+    small = {"rooms": 2, "quest_length": 1, "games_to_train": 4, "games_held_out": 2, "turns": 3}
+    for task in games:
+        kept = {key: task[key] for key in ("teacher", "extract", "instruction")}
+        task.clear()
+        task.update(kind="textworld", game="coin_collector", turn_tokens=6, **small, **kept)
+    copy = directory / "copy.toml"
+    copy.write_text(tomli_w.dumps(values))
+    return str(copy)
 
 
 def small_run(name: str, model: Path, server: Server, directory: Path, *more: str) -> Path:
@@ -53,16 +122,18 @@ def small_run(name: str, model: Path, server: Server, directory: Path, *more: st
     rows = [{"prompt": f"What is {n}?", "solution": f"It is {n}."} for n in range(12)]
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     config = load_settings(TrainConfig, [recipes.recipe(name)]).settings
+    sections = [f"teachers.{one}" for one in config.teachers or ()] or ["teacher"]
     values = [
         *SMALL,
         *((*OF_FILES, f"data.train={prompts}") if config.tasks is None else OF_TASKS),
+        *datasets(config, directory),
         f"run.output_dir={directory / 'run'}",
         f"student.model={model}",
-        f"teacher.address={server.address}",
+        *(f"{section}.address={server.address}" for section in sections),
         *more,
     ]
     flags = [part for value in values for part in ("--set", value)]
-    assert run_program(run_cli, ["train", f"recipe:{name}", *flags]) == 0
+    assert run_program(run_cli, ["train", without_alfworld(name, directory), *flags]) == 0
     return directory / "run"
 
 
@@ -73,7 +144,10 @@ def test_a_recipe_trains(
     model = student_model_dir
     if name == "depth-pruned-heal":
         model = prune(str(tiny_model_dir), tmp_path / "pruned", keep=2).output
-    run = small_run(name, model, server, tmp_path)
+    elif name == "gsm8k-lora":
+        model = qwen35(tmp_path / "qwen", tiny_model_dir, seed=1)
+    more = {"gsm8k-lora": ("teacher.name=qwen35",), "paper-multi-task": OF_EPISODES}.get(name, ())
+    run = small_run(name, model, server, tmp_path, *more)
     config = load_settings(TrainConfig, [recipes.recipe(name)]).settings
     lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == [1, 2]
@@ -83,6 +157,48 @@ def test_a_recipe_trains(
     summary = json.loads((run / "summary.json").read_text())
     assert (summary["loss"], summary["top_k"]) == (config.loss.kind, config.loss.top_k)
     assert (run / "model" / "README.md").exists()
+    merged = AutoConfig.from_pretrained(run / "model")
+    assert merged.architectures == AutoConfig.from_pretrained(model).architectures
+    assert "realign_coverage" not in lines[0], "one tokenizer"
+    judged = {name for name, task in (config.tasks or {}).items() if has_held_out(task)}
+    for when in ("before", "after"):
+        of_tasks = {key for key in summary if key.startswith(f"pass_at_1_{when}/")}
+        assert of_tasks == {f"pass_at_1_{when}/{name}" for name in judged}
+    if config.teachers is not None:
+        # One task a step where they alternate.
+        some = any if config.data.batches == "alternating" else all
+        trained = [name for name, task in (config.tasks or {}).items() if task.weight]
+        told = [f"loss/{teacher}" for teacher in config.teachers]
+        for key in (*told, *(f"task_responses/{name}" for name in trained)):
+            assert some((line.get(key) or 0) > 0 for line in lines), key
+
+
+def has_held_out(task: Task) -> bool:
+    return not isinstance(task, MathTask) or task.held_out is not None
+
+
+def test_the_settings_of_the_published_run() -> None:
+    """ms-swift's page on Qwen3.5 (docs/head-to-head.md)."""
+    run = load_settings(TrainConfig, [recipes.recipe("gsm8k-lora")]).settings
+    assert (run.student.model, run.student.dtype) == ("Qwen/Qwen3.5-2B", "bfloat16")
+    assert run.student.lora is not None
+    assert (run.student.lora.rank, run.student.lora.alpha, run.student.lora.dropout) == (
+        8,
+        32,
+        0.05,
+    )
+    assert (run.loss.top_k, run.loss.temperature, run.rollout.temperature) == (64, 0.9, 0.9)
+    assert run.rollout.prompts_per_step * run.rollout.group_size == 3 * 2 * 16
+    assert run.optimizer.lr == 5e-5
+    assert run.optimizer.warmup_steps == 0.1 * run.run.steps
+    assert (run.data.max_prompt_tokens, run.rollout.max_new_tokens) == (2048, 8192)
+    assert run.data.template_arguments == {"enable_thinking": False}
+    assert (run.evaluation.task_prompts, run.evaluation.every) == (1319, 100)
+    text = recipes.recipe("gsm8k-lora").read_text()
+    overrides = re.findall(r"--set (loss\S+=\S+)", text)
+    theirs = load_settings(TrainConfig, [recipes.recipe("gsm8k-lora")], overrides=overrides)
+    loss = theirs.settings.loss
+    assert (loss.kind, loss.beta, loss.top_k) == ("topk_jsd", 0.5, 64)
 
 
 def test_the_papers_settings() -> None:
@@ -95,8 +211,27 @@ def test_the_papers_settings() -> None:
     assert 16 * 8 / optimizer.updates_per_batch == 64, "the mini-batch"
     assert (rollout.temperature, rollout.top_p) == (1.0, 0.9)
     assert (paper.data.max_prompt_tokens, rollout.max_new_tokens) == (2048, 16384)
+    assert paper.tasks is not None
+    assert [name for name, task in paper.tasks.items() if task.weight] == ["dapo"]
+    assert len(paper.tasks) == 6, "and the five sets of the evaluation"
     assert (optimizer.lr, optimizer.schedule, optimizer.warmup_steps) == (2e-6, "constant", 0)
     assert (optimizer.weight_decay, optimizer.clip_norm, paper.run.steps) == (0.01, 1.0, 400)
+
+
+def test_the_papers_settings_of_both_tasks() -> None:
+    paper = load_settings(TrainConfig, [recipes.recipe("paper-multi-task")]).settings
+    math = load_settings(TrainConfig, [recipes.recipe("paper-math")]).settings
+    assert (paper.run.steps, paper.data.batches) == (400, "alternating")
+    assert (paper.loss, paper.optimizer.lr) == (math.loss, math.optimizer.lr)
+    assert paper.tasks is not None
+    assert math.tasks is not None
+    both = {name: task.teacher for name, task in paper.tasks.items() if task.weight}
+    assert both == {"dapo": "maths", "alfworld": "home"}
+    games = paper.tasks["alfworld"]
+    assert isinstance(games, AlfWorldTask)
+    assert (games.turns, games.turn_tokens, games.weight) == (30, 512, paper.tasks["dapo"].weight)
+    same = {name: task.model_copy(update={"teacher": None}) for name, task in paper.tasks.items()}
+    assert {name: same[name] for name in math.tasks} == math.tasks
 
 
 @pytest.mark.parametrize(
@@ -117,7 +252,7 @@ def test_a_baseline_differs_in_its_loss_alone(name: str, base: str, differ: set[
 
 def test_the_papers_lines_for_a_smaller_gpu_are_settings() -> None:
     text = recipes.recipe("paper-math").read_text()
-    overrides = re.findall(r"--set (\S+=[^\s.]+(?:\.\d+)?)", text)
+    overrides = re.findall(r"--set ((?:student|optimizer)\S+=[^\s.]+(?:\.\d+)?)", text)
     assert len(overrides) == 2
     config = load_settings(
         TrainConfig, [recipes.recipe("paper-math")], overrides=overrides
@@ -185,7 +320,7 @@ def test_what_a_run_shows_tracks_and_tells(
     assert header["library_name"] == "transformers"
     assert "base_model" not in header, "the student is a folder of this machine"
     assert lines[0]["teacher_identity"] in card
-    assert "| `loss.top_k` | 64 |" in card
+    assert "| `loss.top_k` | 128 |" in card
     assert "| `rollout.temperature` | 1.0 |" in card
     assert "| `rollout.top_p` | 0.9 |" in card
     kept = [f"{line['teacher_support_mass']:.4g}" for line in lines]

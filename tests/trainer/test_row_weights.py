@@ -23,6 +23,7 @@ from student_trainer.train import train
 from student_trainer.update.metrics import UpdateTotals
 from student_trainer.weights import WEIGHTS, ResponseRows, RowWeight
 from student_trainer.weights.base import Fact, Float64
+from student_trainer.weights.teacher_surprise import TeacherSurprise
 from tests.support.replies import with_arrays
 from tests.trainer import test_teachers
 from tests.trainer.local_teacher import LocalTeacher
@@ -117,6 +118,28 @@ def teacher_entropy(
     return found
 
 
+def teacher_surprise(
+    sides: Sides,
+    threshold: float = 4.0,
+    allowance: float = 0.5,
+    decay: float = 1.0,
+    outside: float = 0.0,
+    fall: float = 0.0,
+    lasting: bool = False,
+) -> list[float]:
+    found, measure, largest = [], 0.0, 0.0
+    for q, ids, token in zip(sides.q, sides.support, sides.tokens, strict=True):
+        largest = max(largest, measure)
+        above = (largest if lasting else measure) - threshold
+        left = math.exp(-above / fall) if fall else 0.0
+        found.append(1.0 if above <= 0 else outside + (1 - outside) * left)
+        inside = [math.exp(q[i]) for i in ids]
+        shares = [*inside, 1 - sum(inside)]
+        expected = -sum(share * math.log(share) for share in shares)
+        measure = max(0.0, decay * measure - q[token] - expected - allowance)
+    return found
+
+
 def place(sides: Sides, first: float = 1.0, last: float = 0.0) -> list[float]:
     count = len(sides.tokens)
     return [first + (last - first) * t / max(sides.length - 1, 1) for t in range(count)]
@@ -127,6 +150,7 @@ REFERENCES: dict[str, Callable[..., list[float]]] = {
     "prefix_importance": prefix_importance,
     "overlap": overlap,
     "teacher_entropy": teacher_entropy,
+    "teacher_surprise": teacher_surprise,
     "place": place,
     "origin": lambda sides, student=1.0, data=1.0: [student] * len(sides.tokens),
 }
@@ -139,6 +163,9 @@ CASES: list[dict[str, Any]] = [
     {"kind": "overlap", "by": "overlap"},
     {"kind": "teacher_entropy", "at_least": 2.4},
     {"kind": "teacher_entropy", "at_least": 2.3, "at_most": 2.5, "outside": 0.25},
+    {"kind": "teacher_surprise"},
+    {"kind": "teacher_surprise", "allowance": 2.0, "decay": 0.9, "outside": 0.25, "lasting": True},
+    {"kind": "teacher_surprise", "threshold": 6.0, "allowance": 1.0, "fall": 3.0},
     {"kind": "place"},
     {"kind": "place", "first": 2.0, "last": 1.0},
     {"kind": "origin", "student": 3.0},
@@ -220,6 +247,25 @@ def test_a_student_that_has_not_moved_has_weights_of_1_at_any_temperature(
     config = make_config(rollout={"temperature": 0.6}, loss={"temperature": 1.5})
     case = Case(weighted(config, {"kind": "prefix_importance"}), teacher)
     assert case.gradients()[0].means.mean("row_weight") == pytest.approx(1, abs=1e-4)
+
+
+def test_surprise_adds_up_from_token_to_token_and_what_is_not_known_changes_nothing() -> None:
+    nan, inf = float("nan"), float("inf")
+
+    def weights(excess: list[float], **settings: Any) -> list[float]:
+        ids, known = np.zeros(len(excess), np.int32), {"excess_surprise": np.array(excess)}
+        rows = ResponseRows(ids, len(excess), "student", np.zeros(len(excess)), known)
+        found: list[float] = TeacherSurprise(**settings)(rows).tolist()
+        return found
+
+    # The measure before each token: 0, 3, 0, 3, 3, 5, 4.
+    excess = [3.5, -9.0, 3.5, nan, 2.5, -0.5, 0.0]
+    assert weights(excess) == [1, 1, 1, 1, 1, 0, 1]
+    assert weights(excess, outside=0.5, lasting=True) == [1, 1, 1, 1, 1, 0.5, 0.5]
+    assert weights(excess, fall=2.0) == pytest.approx([1, 1, 1, 1, 1, math.exp(-0.5), 1])
+    assert weights(excess, allowance=0.0, threshold=3.4) == [1, 0, 1, 0, 0, 0, 0]
+    assert weights([inf, 0.0, 0.0, 0.0]) == [1, 0, 0, 0]
+    assert weights([inf, 0.0, 0.0, 0.0], decay=0.0) == [1, 0, 1, 1]
 
 
 def test_every_kind_is_checked() -> None:
@@ -475,6 +521,12 @@ def test_a_tiny_weight_leaves_its_row_in_the_mean_and_one_of_0_does_not(
         ({"masked_chunks": True}, {"kind": "teacher_entropy", "at_most": 1}, "learn from their"),
         ({}, {"kind": "teacher_entropy"}, "needs at_least or at_most"),
         ({}, {"kind": "teacher_entropy", "at_least": 2, "at_most": 1}, "no row is within"),
+        ({}, {"kind": "teacher_surprise", "outside": 1}, "weighs every row 1"),
+        (
+            {"kind": "sampled_token", "top_k": 0},
+            {"kind": "teacher_surprise"},
+            "the weight teacher_surprise reads the excess_surprise",
+        ),
         ({}, {"kind": "overlap", "share": 0}, "greater than 0"),
         ({}, {"kind": "overlap", "share": 1.01}, "less than or equal to 1"),
         ({}, {"kind": "place", "first": -1}, "greater than or equal to 0"),

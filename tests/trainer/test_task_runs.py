@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from teacher_proto.errors import ConfigurationError
 
 from student_trainer.evaluation import load_evaluation
 from student_trainer.report.collect import read_run
 from student_trainer.report.summary import summarise
+from student_trainer.rewards import RewardSettings
 from student_trainer.run.directory import read_metrics
 from student_trainer.settings.dotted import importable_from
 from student_trainer.settings.train import TrainConfig
@@ -21,7 +24,7 @@ from student_trainer.train import train
 from tests.trainer.conftest import settings
 from tests.trainer.processes import Server
 from tests.trainer.test_run import artefacts, in_directory
-from tools.reference.trainer_metrics import TASK_MEASURED, TASK_METRICS
+from tools.reference.trainer_metrics import REWARD_METRICS, TASK_MEASURED, TASK_METRICS
 
 OWN = """
 from student_trainer.tasks import Task, Verdict
@@ -185,3 +188,44 @@ def test_a_run_may_leave_the_responses_of_its_steps_unjudged(
     assert not {key for key in line if "right_share" in key or "verification" in key}
     kept = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert kept["steps"] == 1
+
+
+def test_a_run_that_learns_from_scores_resumes_exactly(make_run: MakeRun, tmp_path: Path) -> None:
+    """Stale batches and several updates of one, in the second of which π is not π_old."""
+    config = make_run(
+        pipeline={"staleness": 1},
+        optimizer={"updates_per_batch": 2, "lr": 1e-2},
+        rollout={"group_size": 4, "prompts_per_step": 3},
+        reward={"weight": 2.0, "schedule": "linear", "last_weight": 1.0},
+    )
+    straight = train(in_directory(config, tmp_path / "straight"))
+    with pytest.raises(ConfigurationError, match=r"run\.steps"):
+        train(in_directory(config, tmp_path / "straight", steps=4))
+    broken = Path(shutil.copytree(straight, tmp_path / "broken"))
+    shutil.rmtree(broken / "checkpoints" / "step-000003")
+    train(in_directory(config, broken))
+    assert artefacts(straight, 3) == artefacts(broken, 3)
+    told = [read_metrics(folder / "metrics.jsonl") for folder in (straight, broken)]
+    keys = {key.name for key in REWARD_METRICS}
+    of_rewards = [[{key: line[key] for key in keys} for line in lines] for lines in told]
+    assert of_rewards[0] == of_rewards[1]
+    assert [line["reward_weight"] for line in told[0]] == [2.0, 1.5, 1.0]
+    for line in told[0]:
+        assert {key.partition("/")[0] for key in line if key.startswith("reward_")} == keys
+        assert line["reward_unscored_responses"] == line["failed_verifications"]
+    assert any(line["reward_groups_without_signal_share"] < 1 for line in told[0])
+    assert any(line["reward_ratio_clipped"] for line in told[0])
+    without = train(
+        in_directory(config.model_copy(update={"reward": RewardSettings()}), tmp_path / "without")
+    )
+    assert artefacts(without, 3) != artefacts(straight, 3)
+    (first, *_), (other, *_) = told[0], read_metrics(without / "metrics.jsonl")
+    assert first["task_score/letters"] == other["task_score/letters"]
+    assert not {key for key in other if key.startswith("reward_")}
+
+
+def test_the_loss_of_each_task_is_that_of_its_rows(make_run: MakeRun) -> None:
+    run = train(make_run(run={"steps": 1}))
+    (line,) = read_metrics(run / "metrics.jsonl")
+    assert line["task_loss/sums"] == pytest.approx(line["loss/first"], rel=1e-5)
+    assert line["task_loss/letters"] == pytest.approx(line["loss/second"], rel=1e-5)

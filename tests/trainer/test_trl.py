@@ -132,7 +132,7 @@ def test_micro_batches_of_a_step_add_up_to_its_loss(
     trainer.train()
     trainer.close()
     assert len(seen.inputs) == 2
-    config = make_config(teacher={"address": run_server.address}, loss={"top_k": 32})
+    config = make_config(teacher={"address": run_server.address}, loss={"top_k": 128})
     own, gradients = own_loop(config, student_model_dir, seen.inputs)
     assert sum(seen.losses) == pytest.approx(own, abs=1e-5)
     for name, gradient in gradients.items():
@@ -158,7 +158,7 @@ def test_learnt_positions_are_counted_from_the_first_token_of_a_prompt(
     trainer.train()
     trainer.close()
     assert not seen.inputs[0]["prompt_mask"].all()
-    config = make_config(folder, teacher={"address": run_server.address}, loss={"top_k": 32})
+    config = make_config(folder, teacher={"address": run_server.address}, loss={"top_k": 128})
     own, _ = own_loop(config, folder, seen.inputs)
     assert seen.losses[0] == pytest.approx(own, abs=1e-5)
 

@@ -20,6 +20,7 @@ from student_trainer.rollout.generate import generate
 from student_trainer.settings.student import StudentSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.student.model import Student, load_student
+from student_trainer.teacher.own_rows import whole_rows
 from student_trainer.update import batching
 from student_trainer.update.metrics import UpdateTotals, step_metrics
 from student_trainer.update.updater import Updater, split
@@ -59,6 +60,20 @@ def reference(
 ) -> tuple[float, dict[str, torch.Tensor]]:
     """LSM by its definition over full logits, one response at a time."""
     student.module.zero_grad()
+    losses = reference_rows(student, rollouts, scores)
+    if mean == "token":
+        loss = torch.cat(losses).mean()
+    else:
+        loss = torch.stack([rows.mean() for rows in losses]).mean()
+    loss.backward()
+    grads = {n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None}
+    return float(loss.detach()), grads
+
+
+def reference_rows(
+    student: Student, rollouts: Sequence[Rollout], scores: Sequence[ContinuationScores]
+) -> list[torch.Tensor]:
+    """[n] for each response, with gradient: LSM of every row."""
     losses = []
     for rollout, score in zip(rollouts, scores, strict=True):
         ids = np.concatenate([rollout.prompt.token_ids, rollout.token_ids]).astype(np.int64)
@@ -69,13 +84,7 @@ def reference(
         p = chosen.log_softmax(-1)
         q = torch.from_numpy(score.rows.support.log_probs).log_softmax(-1)
         losses.append((p.exp() * (p - q)).sum(-1))
-    if mean == "token":
-        loss = torch.cat(losses).mean()
-    else:
-        loss = torch.stack([rows.mean() for rows in losses]).mean()
-    loss.backward()
-    grads = {n: p.grad.clone() for n, p in student.module.named_parameters() if p.grad is not None}
-    return float(loss.detach()), grads
+    return losses
 
 
 def assert_close(
@@ -166,6 +175,47 @@ def test_masked_tokens_leave_numerator_and_denominator(
     everything = make_config(loss={"mask": {"token_ids": list(range(320))}})
     with pytest.raises(LsmError, match="every token of the update is masked"):
         Case(everything, teacher).gradients()
+
+
+@pytest.mark.parametrize("mean", ["token", "sequence"])
+def test_only_the_students_own_tokens_of_an_episode_are_learnt_from(
+    make_config: MakeConfig, teacher: LocalTeacher, mean: str
+) -> None:
+    case = Case(make_config(loss={"mean": mean}), teacher)
+    draw = np.random.default_rng(0)
+    owns = [draw.random(len(rollout.token_ids)) < 0.6 for rollout in case.rollouts]
+    for own in owns:
+        own[0] = True
+    student = load_student(case.config.student)
+    _, expected = reference(student, case.rollouts, case.scores, mean)
+    student.module.zero_grad()
+    losses = [
+        rows[torch.from_numpy(own)]
+        for rows, own in zip(reference_rows(student, case.rollouts, case.scores), owns, strict=True)
+    ]
+    if mean == "token":
+        loss = torch.cat(losses).mean()
+    else:
+        loss = torch.stack([rows.mean() for rows in losses]).mean()
+    loss.backward()
+    own_grads = {n: p.grad for n, p in student.module.named_parameters() if p.grad is not None}
+    case.scores = [
+        whole_rows(replace(score, rows=score.rows.at(own)), own)
+        for score, own in zip(case.scores, owns, strict=True)
+    ]
+    case.rollouts = [
+        replace(
+            rollout, own=own, log_probs=np.where(own, rollout.log_probs, np.nan).astype(np.float32)
+        )
+        for rollout, own in zip(case.rollouts, owns, strict=True)
+    ]
+    figures, gradients = case.gradients()
+    count = sum(int(own.sum()) for own in owns)
+    assert (figures.rows, figures.used, figures.masked) == (count, count, 0)
+    assert figures.losses == [pytest.approx(float(loss.detach()), abs=1e-6)]
+    assert_close(gradients, own_grads)
+    apart = max(float((gradients[n] - expected[n]).abs().max()) for n in expected)
+    assert apart > 1e-4, "the other rows would have changed it"
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from student_trainer.tasks.judgement import FAILURES
 from student_trainer.teacher.mask_reasons import EXPLAINED, metric_of
-from student_trainer.verification.judgement import FAILURES
 from tools.reference.markdown import code, section, table
 
 
@@ -235,6 +235,11 @@ TASK_METRICS = (
     Key("task_length_mean", "tokens", "Their mean length."),
     Key("task_truncated_share", "share", "Those that were cut at the length limit."),
     Key(
+        "task_loss",
+        "nats",
+        "Mean loss of their rows that have one by themselves, before any weight.",
+    ),
+    Key(
         "task_right_share",
         "share",
         "Those that are right, of all whose judging began; one that fails is not right.",
@@ -260,9 +265,42 @@ TASK_METRICS = (
     Key(
         "verification_wait_seconds",
         "seconds",
-        "Time after the update in which the trainer waited for judgements; a part of "
-        "`update_seconds`.",
+        "Time in which the trainer waited for judgements, before the update with `reward` and "
+        "else after it; a part of `update_seconds`.",
         JUDGED,
+    ),
+)
+
+SCORED = "`reward.weight` or `reward.last_weight` above 0"
+# Of all tasks together.
+REWARD_METRICS = (
+    Key("reward_weight", "ratio", "Weight of the policy gradient of the scores in the step."),
+    Key("reward_mean", "score", "Mean score of the responses that have one."),
+    Key(
+        "reward_advantage_deviation",
+        "score",
+        "Standard deviation of the advantages, of all responses to prompts of tasks that judge; "
+        "in deviations of a group with `reward.normalise`.",
+    ),
+    Key(
+        "reward_groups_without_signal_share",
+        "share",
+        "Groups in which all scores are equal, or fewer than two responses have one.",
+    ),
+    Key(
+        "reward_unscored_responses",
+        "count",
+        "Responses of tasks that judge without a score.",
+    ),
+    Key(
+        "reward_loss",
+        "score",
+        "Mean of the policy gradient's term at its weight, over all rows in the loss.",
+    ),
+    Key(
+        "reward_ratio_clipped",
+        "share",
+        "Rows with an advantage whose π/π_old is outside of the clip range.",
     ),
 )
 
@@ -387,6 +425,11 @@ def sections() -> list[str]:
             "Of each task as `KEY/TASK`, but for failures and the wait, which are of all of them. "
             "A response that could not be judged is not right (docs/tasks.md).",
             _table(TASK_METRICS),
+        ),
+        section(
+            "metrics.jsonl, rewards",
+            f"Where {SCORED} (docs/rewards.md).",
+            _table(REWARD_METRICS),
         ),
         section(
             "summary.json",

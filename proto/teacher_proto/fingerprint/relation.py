@@ -65,8 +65,11 @@ def loaded_otherwise(
     if found is None or found.text is None:
         return ""
     return (
-        "transformers rebuilds the tokenizer from the class that tokenizer_config.json names, "
-        f"and it encodes otherwise than its tokenizer.json: {found.text.describe()} (as loaded, "
-        f"and by the file); they differ in {'; in '.join(found.parts)}. It is used as loaded "
-        "everywhere; where that is not meant, set tokenizer_class to PreTrainedTokenizerFast"
+        "transformers rebuilds the tokenizer from the class that tokenizer_config.json names or "
+        "the model's family has, and it encodes otherwise than its tokenizer.json: "
+        f"{found.text.describe()} (as loaded, and by the file); they differ in "
+        f"{'; in '.join(found.parts)}. It is used as loaded everywhere. Where that is not meant, "
+        "set tokenizer_class to PreTrainedTokenizerFast in tokenizer_config.json; that changes "
+        "nothing for families whose own class transformers takes whatever the file names, "
+        "Qwen2 and Qwen3.5 among them"
     )

@@ -82,7 +82,11 @@ def refuse_sockets() -> None:
 
 
 def confine(
-    parent: int, memory_bytes: int, niceness: int, max_file_bytes: int = MAX_FILE_BYTES
+    parent: int,
+    memory_bytes: int,
+    niceness: int,
+    max_file_bytes: int = MAX_FILE_BYTES,
+    max_descriptors: int = MAX_DESCRIPTORS,
 ) -> None:
     """Confines the calling process, which ends with its parent.
 
@@ -91,6 +95,8 @@ def confine(
         memory_bytes: of address space, beside what the process has now.
         niceness: added to its own; what is nicer waits for the others.
         max_file_bytes: of a file that it may write.
+        max_descriptors: files and connections that it may have open, or what the system grants
+            where that is less.
 
     Raises:
         OSError: the system does not grant it.
@@ -105,7 +111,7 @@ def confine(
         resource.RLIMIT_AS: pages * resource.getpagesize() + memory_bytes,
         resource.RLIMIT_CORE: 0,
         resource.RLIMIT_FSIZE: max_file_bytes,
-        resource.RLIMIT_NOFILE: MAX_DESCRIPTORS,
+        resource.RLIMIT_NOFILE: max_descriptors,
     }
     for which, most in limits.items():
         hard = resource.getrlimit(which)[1]

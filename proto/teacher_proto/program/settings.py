@@ -201,6 +201,8 @@ class _Layers(Generic[M]):
             key = self._key_of(error["loc"])
             cause = error.get("ctx", {}).get("error")
             if isinstance(cause, ConfigurationError) and cause.where:
+                if key and cause.where == f"{key[0]}.kind":
+                    cause.where = dotted((*key, "kind"))
                 return self._with_origin(cause)
             if error["type"] == "extra_forbidden":
                 return self.unknown(key)

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, SecretStr
 
+from teacher_proto.errors import ConfigurationError
 from teacher_proto.program.settings_types import Kinds, annotation_of
 
 Key = tuple[str, ...]
@@ -72,8 +73,15 @@ def annotations_at(
     """
     found: list[Any] = [model]
     node: Any = values
-    for part in key:
-        found = [inner for outer in found for inner in _step(outer, part, node)]
+    for depth, part in enumerate(key):
+        try:
+            found = [inner for outer in found for inner in _step(outer, part, node)]
+        except ConfigurationError as error:
+            # Of one of several sections by name, the mark of its kinds does not know the name.
+            where = dotted((*key[:depth], "kind"))
+            raise ConfigurationError(
+                error.what, where=where, fix=error.fix, reason=error.reason
+            ) from error
         node = node.get(part) if isinstance(node, Mapping) else None
     return found
 

@@ -12,6 +12,7 @@ from typing import Any
 from teacher_proto.errors import ConfigurationError, first_line
 
 from student_trainer.data.columns import COLUMNS, OPTIONAL, Columns
+from student_trainer.data.digest import episode_identity
 from student_trainer.data.files.rows import read_rows
 from student_trainer.data.files.source import PlacedRows, Source
 from student_trainer.data.prompts import PromptSets, prompt_sets, prompts_of_rows
@@ -21,6 +22,8 @@ from student_trainer.rollout.base import PromptItem
 from student_trainer.settings.data import ColumnSettings, DataSettings
 from student_trainer.settings.train import TrainConfig
 from student_trainer.tasks import Read, Split, Task
+from student_trainer.tasks.base import named_in_errors
+from student_trainer.tasks.environment import ActingTask
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +65,7 @@ def load_task_prompts(config: TrainConfig, tokenizer: Any, *, now: str = "") -> 
         read,
         reader,
         turn=config.turn,
+        acting=[name for name, task in config.tasks.items() if isinstance(task, ActingTask)],
     )
 
 
@@ -85,6 +89,8 @@ class _Reader:
         self, split: Split, reader: PromptReader, read: dict[str, Reading]
     ) -> tuple[list[PromptItem], int, list[str]]:
         """The prompts of a split, how many were dropped, and notes."""
+        if split == "train" and not self._task.weight:
+            return [], 0, []
         what = "held-out prompts" if split == "held_out" else "prompts to train on"
         found = self._rows(split, what)
         first = next(found, None)
@@ -96,7 +102,7 @@ class _Reader:
                     fix="check its settings, or leave the task out",
                 )
             return [], 0, []
-        return prompts_of_rows(
+        prompts, dropped, notes = prompts_of_rows(
             chain([first], found),
             f"{self._section}, {what},",
             self._settings,
@@ -106,11 +112,15 @@ class _Reader:
             TeacherNames(*self._teachers, self._section),
             keep_rows=True,
         )
+        if isinstance(self._task, ActingTask):
+            prompts = [_of_episode(prompt, read) for prompt in prompts]
+        return prompts, dropped, notes
 
     def _rows(self, split: Split, what: str) -> PlacedRows:
         try:
-            for place, row in self._task.prompts(split, self._dataset):
-                yield self._checked(f"{self._section}, {place}", row)
+            with named_in_errors(self._name):
+                for place, row in self._task.prompts(split, self._dataset):
+                    yield self._checked(f"{self._section}, {place}", row)
         except ConfigurationError:
             raise
         except Exception as error:  # of a class of a user's own, or of a library
@@ -123,7 +133,8 @@ class _Reader:
     def _checked(self, place: str, row: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
         there = [name for name in COLUMNS if isinstance(row, Mapping) and row.get(name) is not None]
         if len(there) == 1:
-            return place, _as_json_says_it(place, row) if self._task.verifies else row
+            judged = self._task.verifies or isinstance(self._task, ActingTask)
+            return place, _as_json_says_it(place, row) if judged else row
         raise ConfigurationError(
             f"a row of a task has one of {', '.join(COLUMNS)}, and this one has "
             f"{' and '.join(there) or 'none'}",
@@ -148,8 +159,17 @@ class _Reader:
         return read
 
 
+def _of_episode(prompt: PromptItem, read: dict[str, Reading]) -> PromptItem:
+    """The prompt of a task that acts, told apart by its row too; how it is read is added to
+    ``read``."""
+    name = episode_identity(prompt.prompt_id, prompt.row or {})
+    read.setdefault(name, read[prompt.prompt_id])
+    return replace(prompt, prompt_id=name)
+
+
 def _as_json_says_it(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The row. Raises ConfigurationError where the process that judges would get another one."""
+    """The row. Raises ConfigurationError where the process that it is sent to would get
+    another one."""
     whole = dict(row)
     try:
         why = "a tuple becomes a list, and a key a text"
@@ -159,8 +179,7 @@ def _as_json_says_it(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
     if same:
         return row
     raise ConfigurationError(
-        f"the row is not what JSON says of it, and it goes to the process that judges as JSON: "
-        f"{why}",
+        f"the row is not what JSON says of it, and it goes to another process as JSON: {why}",
         where=place,
         fix="give texts, finite numbers, booleans, None, lists, and dictionaries whose keys are "
         "texts",
@@ -170,17 +189,19 @@ def _as_json_says_it(place: str, row: Mapping[str, Any]) -> Mapping[str, Any]:
 def _without(
     held_out: Sequence[PromptItem], of_tasks: Sequence[Sequence[PromptItem]], names: Sequence[str]
 ) -> tuple[list[PromptItem], list[str]]:
-    """The train prompts that are not held out, task after task, and a sentence on the others.
+    """The train prompts that are not held out, task after task, and a sentence on the others, and
+    on episodes that begin as held-out ones do.
 
     Raises:
         ConfigurationError: nothing is left of a task.
     """
     never = {prompt.prompt_id for prompt in held_out}
+    begins = {(prompt.task, prompt.token_ids.tobytes()) for prompt in held_out}
     train: list[PromptItem] = []
     said: list[str] = []
     for name, prompts in zip(names, of_tasks, strict=True):
         kept = [prompt for prompt in prompts if prompt.prompt_id not in never]
-        if not kept:
+        if prompts and not kept:
             raise ConfigurationError(
                 f"all of its {len(prompts)} prompts to train on are held out too",
                 where=f"tasks.{name}",
@@ -190,6 +211,12 @@ def _without(
             said.append(
                 f"tasks.{name}: {len(prompts) - len(kept)} of {len(prompts)} prompts to train on "
                 "are held out too, and are left out of the training"
+            )
+        alike = sum((name, prompt.token_ids.tobytes()) in begins for prompt in kept)
+        if alike:
+            said.append(
+                f"tasks.{name}: {alike} of {len(kept)} prompts to train on read as held-out ones "
+                "do, and other parts of their rows differ: they count as other episodes"
             )
         train += kept
     return train, said

@@ -25,7 +25,7 @@ class OnSupport(Loss):
     """A loss on a support, and what all of these share."""
 
     top_k: int = Field(
-        default=32,
+        default=128,
         description="K, the number of ids that each side adds to the support; at least 2.",
     )
     support: SupportKind = Field(

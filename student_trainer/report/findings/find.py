@@ -14,6 +14,7 @@ CHECKS: tuple[Callable[[Course], Finding | None], ...] = (
     steps.loss_rises,
     steps.entropy_collapse,
     steps.support_left,
+    steps.narrow_support,
     steps.cut_answers,
     steps.shorter_answers,
     steps.log_prob_gap,

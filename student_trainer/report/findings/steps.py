@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from student_trainer.diagnostics import narrow
 from student_trainer.diagnostics.leaving import advice, leaving_support
+from student_trainer.diagnostics.narrow import NarrowRule
 from student_trainer.report.findings.course import Course, Finding
 
 NOT_RENORMALISED = (
@@ -84,6 +86,30 @@ def support_left(run: Course) -> Finding | None:
         "loss.tail" if run.renormalised else "loss.top_k",
         f"{mend[0].upper()}{mend[1:]}.",
     )
+
+
+def narrow_support(run: Course) -> Finding | None:
+    rule = run.limits.narrow
+    found = [
+        one
+        for one in (narrow.narrow_supports(run.metrics, rule) if run.renormalised else ())
+        if not _holds_enough(run.recent(one.metric), rule)
+    ]
+    if not found:
+        return None
+    return Finding(
+        "warning",
+        "The support holds little of the teacher's mass",
+        ", ".join(one.metric for one in found),
+        "; ".join(map(str, found)),
+        ", ".join(narrow.k_settings(run.config, found)),
+        f"{narrow.advice(run.config, found)}.",
+    )
+
+
+def _holds_enough(mass: float | None, rule: NarrowRule) -> bool:
+    """Whether a support does by now: a run can be resumed with a larger one."""
+    return mass is not None and 1 - mass <= rule.outside
 
 
 def rows_left_out(run: Course) -> Finding | None:

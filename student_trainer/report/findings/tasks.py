@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from student_trainer.report.findings.course import Course, Finding
-from student_trainer.verification.judgement import FAILURES, Failure
+from student_trainer.tasks.judgement import FAILURES, Failure
 
 PREFIX = "failed_verifications"
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from student_trainer.diagnostics.leaving import RULE, LeavingRule
+from student_trainer.diagnostics.leaving import RULE as LEAVING
+from student_trainer.diagnostics.leaving import LeavingRule
+from student_trainer.diagnostics.narrow import RULE as NARROW
+from student_trainer.diagnostics.narrow import NarrowRule
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,7 @@ class Thresholds:
             student's entropy has collapsed.
         support_fall: how much of the student's mass leaves the support.
         leaving: when less of it leaves the support while the loss falls.
+        narrow: when the support holds too little of the teacher's mass.
         left_out: rows without a loss.
         wait: time of a step in which the trainer waits for the teacher.
         gap_fresh, gap_stale: nats between the rollout's log-probability of a token and the
@@ -38,7 +42,8 @@ class Thresholds:
     entropy: float = 0.3
     entropy_fall: float = 0.5
     support_fall: float = 0.1
-    leaving: LeavingRule = RULE
+    leaving: LeavingRule = LEAVING
+    narrow: NarrowRule = NARROW
     left_out: float = 0.1
     wait: float = 0.3
     gap_fresh: float = 0.05

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from student_trainer.rollout.base import PromptItem, Rollout
-from student_trainer.rollout.engine import Ended
-from student_trainer.rollout.generate import generate
+from student_trainer.rollout.engine import Ended, ResponseKey, response_keys
+from student_trainer.rollout.generate import write
 from student_trainer.rollout.slots.supported import why_padded
 from student_trainer.settings.rollout import RolloutSettings
 from student_trainer.student.model import Student
@@ -37,15 +37,20 @@ class TransformersEngine:
         ended: Ended | None = None,
         mine: Sequence[int] | None = None,
     ) -> list[Rollout]:
+        keys = response_keys(prompts, self._settings.group_size, mine)
+        return self.write(keys, seed=seed, step=step, ended=ended)
+
+    def write(
+        self, keys: Sequence[ResponseKey], *, seed: int, step: int, ended: Ended | None = None
+    ) -> list[Rollout]:
         assert self._version is not None, "it is told the version of its weights first"
-        return generate(
+        return write(
             self._student,
-            prompts,
+            keys,
             self._settings,
             seed=seed,
             step=step,
             ended=ended,
-            mine=mine,
             weights_version=self._version,
         )
 

@@ -88,9 +88,15 @@ class VllmEngine:
             LsmError: no weights were handed over, vLLM is gone, a logit is not finite, or vLLM's
                 log-probabilities are too far from the trainer's own.
         """
+        keys = response_keys(prompts, self._settings.group_size, mine)
+        return self.write(keys, seed=seed, step=step, ended=ended)
+
+    def write(
+        self, keys: Sequence[ResponseKey], *, seed: int, step: int, ended: Ended | None = None
+    ) -> list[Rollout]:
+        """See ``rollout.engine.RolloutEngine``; as ``generate``."""
         if self._version is None:
             raise failed("none were handed over since the last hand-over failed")
-        keys = response_keys(prompts, self._settings.group_size, mine)
         if not keys:
             self._rest()
             return []
@@ -127,7 +133,7 @@ class VllmEngine:
                 raise failed(f"its worker {rank} has version {answer['version']}, not {version}")
 
     def _request(self, key: ResponseKey, seed: int, step: int) -> Request:
-        (prompt, index), settings = key, self._settings
+        prompt, settings = key.prompt, self._settings
         strings = settings.stop_strings
         by_text = StopStrings(strings, pieces_of(self._student.tokenizer), 1) if strings else None
         return Request(
@@ -136,8 +142,8 @@ class VllmEngine:
                 seed,
                 step,
                 prompt.prompt_id,
-                index,
-                settings.max_new_tokens,
+                key.index,
+                settings.max_new_tokens if key.limit is None else key.limit,
                 settings.temperature,
                 settings.top_p,
             ),
@@ -146,7 +152,7 @@ class VllmEngine:
         )
 
     def _rollout(self, key: ResponseKey, response: Response) -> Rollout:
-        prompt, index = key
+        prompt, index = key.prompt, key.index
         if not np.isfinite(response.log_probs).all():
             raise not_finite(f"rollout {index} of prompt {prompt.prompt_id}, written by vLLM")
         return Rollout(

@@ -51,10 +51,13 @@ def _no_datasets(*arguments: object, **named: object) -> Any:
 
 
 def describe(
-    models: Mapping[str, Path], refused: Mapping[str, str], origin: Mapping[str, Any]
+    tasks: Sequence[str],
+    models: Mapping[str, Path],
+    refused: Mapping[str, str],
+    origin: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """The document: where it is from, the bars, the figures of each model, and the runs that
-    left none, with the reason."""
+    """The document: where it is from, the bars, the settings of these tasks, the figures of each
+    model, and the runs that left none, with the reason."""
     found = {}
     for name, folder in sorted(models.items()):
         facts = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -64,7 +67,7 @@ def describe(
     return {
         **origin,
         "bars": {"teacher": TEACHER_BARS, "student": STUDENT_BARS},
-        "tasks": {name: settings_of(task) for name, task in TASKS.items()},
+        "tasks": {name: settings_of(TASKS[name]) for name in tasks},
         "models": found,
         "refused": dict(refused),
     }

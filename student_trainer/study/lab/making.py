@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from teacher_proto.errors import LsmError
+from teacher_proto.program.files import write_text
 
 from student_trainer.quickstart.cache import Note, cache_dir, ensure
 from student_trainer.study.lab import measuring
@@ -59,23 +60,57 @@ def make(run: Run, note: Note, *, bars: bool = True) -> Path:
         Its folder. The manifest there has its figures.
 
     Raises:
-        LsmError: the model misses a bar; nothing is kept of it.
+        LsmError: the model misses a bar. Nothing is kept of it but the reason, with which a later
+            call refuses it at once.
         ConfigurationError: the folder in the cache is damaged.
     """
+    if bars and refusal_of(run).exists():
+        raise _refused(run, refusal_of(run).read_text(encoding="utf-8"))
     return ensure(folder_of(run), lambda folder: _fill(run, note, bars, folder))
+
+
+def kept(run: Run, *, bars: bool = False) -> str | None:
+    """What the cache has of a run: "" for a model, which is whole; the reason for one that was
+    refused, if bars count; None for nothing.
+
+    Raises:
+        ConfigurationError: the folder in the cache is damaged.
+    """
+    if bars and refusal_of(run).exists():
+        return str(_refused(run, refusal_of(run).read_text(encoding="utf-8")))
+    if not folder_of(run).exists():
+        return None
+    ensure(folder_of(run), lambda folder: {})
+    return ""
+
+
+def refusal_of(run: Run) -> Path:
+    """The file in the cache that says why the model of a run was refused."""
+    return folder_of(run).with_suffix(".refused")
+
+
+def _refused(run: Run, reason: str) -> LsmError:
+    return LsmError(
+        reason,
+        where=f"study lab, {run.name}",
+        fix=f"take another --seed, or delete lab/{refusal_of(run).name} in the cache",
+    )
 
 
 def _fill(run: Run, note: Note, bars: bool, folder: Path) -> Mapping[str, Any]:
     """Trains, saves and measures a model. Raises LsmError where it misses a bar."""
-    task = TASKS[run.task]
-    tokenizer = make_tokenizer(task.numbers)
+    tokenizer = make_tokenizer(TASKS[run.task].numbers)
     model = Model(make_network(run.sizes, tokenizer, run.seed), tokenizer)
     started = time.monotonic()
     updates = _train(run, model, note)
     seconds = round(time.monotonic() - started, 1)
     save(model.network, tokenizer, folder)
     student = measuring.load(folder)
-    figures = _figures(student, task, run.measured)
+    figures = {
+        run.figure_of(name, figure): value
+        for name in run.measured_on
+        for figure, value in _figures(student, TASKS[name], run.measured).items()
+    }
     note(f"{run.name}: " + ", ".join(f"{name} {value:.3g}" for name, value in figures.items()))
     if bars:
         refuse_below_bars(run, figures)
@@ -102,29 +137,28 @@ def _train(run: Run, model: Model, note: Note) -> int:
             return step
     if run.looks is None:
         return run.schedule.steps
-    raise LsmError(
-        f"none of its {run.schedule.steps} updates made a student of it",
-        where=f"study lab, {run.name}",
-        fix="take another --seed",
-    )
+    raise _keep_refusal(run, f"none of its {run.schedule.steps} updates made a student of it")
 
 
 def _is_student(run: Run, looks: Looks, step: int, model: Model, note: Note) -> bool:
     """Whether a look is due after this update, and finds a model that is good enough."""
     if step < looks.first or (step - looks.first) % looks.every:
         return False
-    task = TASKS[run.task]
     with tempfile.TemporaryDirectory() as scratch:
         save(model.network, model.tokenizer, Path(scratch))
         student = measuring.load(Path(scratch))
-    rows = measuring.draw_rows(task, looks.prompts, LOOK)
-    rollouts = measuring.respond(student, task, rows, LOOK)
-    found = measuring.verified(student, task, rows, rollouts)
-    note(
-        f"{run.name}: {step} updates, {found['accuracy']:.0%} right, "
-        f"{found['steps_right']:.0%} of steps"
+    found = {name: _look(student, TASKS[name], looks.prompts) for name in run.measured_on}
+    told = (
+        f"{run.figure_of(name, 'right')} {one['accuracy']:.0%}, {one['steps_right']:.0%} of steps"
+        for name, one in found.items()
     )
-    return found["accuracy"] >= looks.least
+    note(f"{run.name}: {step} updates, {', '.join(told)}")
+    return looks.find_a_student(one["accuracy"] for one in found.values())
+
+
+def _look(student: Student, task: LabTask, prompts: int) -> dict[str, float]:
+    rows = measuring.draw_rows(task, prompts, LOOK)
+    return measuring.verified(student, task, rows, measuring.respond(student, task, rows, LOOK))
 
 
 def _figures(student: Student, task: LabTask, prompts: int) -> dict[str, float]:
@@ -142,16 +176,19 @@ def missed(run: Run, figures: Mapping[str, float]) -> list[str]:
     bars = TEACHER_BARS if run.looks is None else STUDENT_BARS
     return [
         f"{figure} {figures[figure]:.3f} is not within {least:g} and {most:g}"
-        for figure, (least, most) in bars.items()
-        if not least <= figures[figure] <= most
+        for task in run.measured_on
+        for name, (least, most) in bars.items()
+        if not least <= figures[figure := run.figure_of(task, name)] <= most
     ]
 
 
 def refuse_below_bars(run: Run, figures: Mapping[str, float]) -> None:
-    """Raises LsmError where ``missed`` says something."""
+    """Raises LsmError where ``missed`` says something, and keeps the reason in the cache."""
     if found := missed(run, figures):
-        raise LsmError(
-            f"it is not a {run.role}: {'; '.join(found)}",
-            where=f"study lab, {run.name}",
-            fix="take another --seed",
-        )
+        raise _keep_refusal(run, f"it is not a {run.role}: {'; '.join(found)}")
+
+
+def _keep_refusal(run: Run, reason: str) -> LsmError:
+    refusal_of(run).parent.mkdir(parents=True, exist_ok=True)
+    write_text(refusal_of(run), reason)
+    return _refused(run, reason)

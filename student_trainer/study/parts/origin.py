@@ -16,15 +16,16 @@ from student_trainer.run.machine import describe_machine
 SOURCES = ("*.py", "*.toml")
 
 
-def origin(study: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def origin(study: str, options: Mapping[str, Any], operands: Sequence[str] = ()) -> dict[str, Any]:
     """The command that repeats a study, the commit and version of its code, and the machine.
 
     Args:
         study: its name.
         options: the command's options by name. Those that are None or False are left out,
             sequences are joined by commas, and of a path only the last part is told.
+        operands: what follows the study's name without a name of its own.
     """
-    parts = ["student-trainer", "study", study]
+    parts = ["student-trainer", "study", study, *operands]
     for name, value in options.items():
         if value is not None and value is not False:
             parts.append(f"--{name.replace('_', '-')}")

@@ -9,14 +9,17 @@ from typing import Literal
 
 from student_trainer.tasks.base import RIGHT
 
-Failure = Literal["time", "memory", "output", "raised", "ended", "start", "unjudged", "stopped"]
+Failure = Literal[
+    "time", "memory", "output", "raised", "ended", "replay", "start", "unjudged", "stopped"
+]
 # What each kind of failure means, in the order in which they are shown.
 FAILURES: Mapping[Failure, str] = {
-    "time": "took longer than `verification.seconds`",
+    "time": "took longer than `verification.seconds`, or a turn of it than `turn_seconds`",
     "memory": "took more than `verification.memory_bytes`",
     "output": "printed more than a MiB",
-    "raised": "made the verifier raise an error, or return what is no verdict",
+    "raised": "made the verifier or environment raise an error, or return what it may not",
     "ended": "ended the process",
+    "replay": "its environment answered otherwise when its turns were made again",
     "start": "had no process, because none could be started",
     "unjudged": "the verifier cannot judge, as it says itself",
     "stopped": "had not begun when a signal ended the run",

@@ -1,0 +1,1 @@
+"""Calls of tools: the forms in which chat templates write them, and tools that can be called."""
