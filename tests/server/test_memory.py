@@ -101,6 +101,7 @@ async def test_a_server_gives_back_what_large_messages_left(
 @pytest.mark.parametrize("wire", ["grpc", "http"])
 async def test_a_request_is_freed_with_its_answer(server: Running, wire: str) -> None:
     text = "a" * (required(server.info.limits.max_text_bytes, "limit") + 1)
+    kept = (ScoreRequest, ScoreBody)
 
     async def refused() -> None:
         if wire == "grpc":
@@ -118,8 +119,9 @@ async def test_a_request_is_freed_with_its_answer(server: Running, wire: str) ->
         await refused()
         await server.raw_score(body_of(server.request()))
         assert (await server.http.post("/v1/score", json=DOCUMENT)).status_code == 200
-        kept = [one for one in gc.get_objects() if isinstance(one, ScoreRequest | ScoreBody)]
-        assert not kept
+        # The client may have its answer before the server's task has ended; what a cycle holds
+        # stays for ever.
+        await eventually(lambda: not any(isinstance(one, kept) for one in gc.get_objects()))
     finally:
         gc.enable()
 
