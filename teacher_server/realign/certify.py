@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32, Int32
 
 from teacher_server.realign.pair.tables import MAX_UNSETTLED, TAIL_SKEW, PairTables
-from teacher_server.realign.walk.masses import Entries, WalkResult, true_places
+from teacher_server.realign.walk.masses import Entries, Settled, WalkResult, true_places
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
@@ -112,16 +112,17 @@ def certify(
     )
 
 
-def sum_by_token(settled: Entries, size: int) -> tuple[Int64, Int64, Float64, Int64]:
+def sum_by_token(settled: Settled, size: int) -> tuple[Int64, Int64, Float64, Int64]:
     """(position, token, mass, parts): the masses summed, one entry for each position and
-    token, in their order; parts: how many entries each sum has."""
+    token, in their order; parts: how many paths each sum has."""
     order = order_within(settled.position, settled.token)
     key = (settled.position * size + settled.token)[order]
     first = np.flatnonzero(np.concatenate([[True], key[1:] != key[:-1]])[: len(key)])
-    mass = np.add.reduceat(settled.mass[order], first) if len(first) else np.zeros(0)
     position, token = np.divmod(key[first], size)
-    parts = np.diff(np.concatenate([first, [len(key)]]))
-    return position, token, mass, parts
+    if not len(first):
+        return position, token, np.zeros(0), np.zeros(0, np.int64)
+    mass = np.add.reduceat(settled.mass[order], first)
+    return position, token, mass, np.add.reduceat(settled.parts[order], first)
 
 
 def order_within(position: Int64, value: Int64) -> Int64:

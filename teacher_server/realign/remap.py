@@ -17,7 +17,7 @@ from teacher_server.realign.certify import Certified, best_ids, sum_by_token
 from teacher_server.realign.pair.layout import Layout, student_offsets
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import Vocabulary
-from teacher_server.realign.walk.masses import Entries, WalkResult
+from teacher_server.realign.walk.masses import Entries, Settled, WalkResult
 from teacher_server.realign.walk.rows import TeacherRows
 
 Int64 = NDArray[np.int64]
@@ -98,10 +98,9 @@ class Remap:
         count = len(positions)
         none = np.zeros(0, np.int64)
         empty = Entries(none, none, np.zeros(0), none, none, none, none)
-        missing = np.full(len(line), -1)
         tail = rows.tail[positions]
         return WalkResult(
-            settled=Entries(line, target[known], mass[known], missing, missing, missing, missing),
+            settled=Settled(line, target[known], mass[known], np.ones(len(line), np.int64)),
             open=empty,
             lost=np.where(target < 0, mass, 0.0).sum(1),
             total=np.ones(count),

@@ -9,7 +9,7 @@ from teacher_server.realign import certify
 from teacher_server.realign.certify import order_within
 from teacher_server.realign.pair.static_tables import build_static
 from teacher_server.realign.pair.tables import PairTables
-from teacher_server.realign.walk.masses import Entries, WalkResult
+from teacher_server.realign.walk.masses import Entries, Settled, WalkResult
 from tests.realign.toys import SPACE, toy
 
 
@@ -56,7 +56,7 @@ def test_a_path_that_no_token_begins_with_threatens_what_it_begins_with(
     own = student.by_bytes[b"ab"]
     one, none = np.ones(1), np.zeros(1)
     walked = WalkResult(
-        settled=entries(own, 0.55),
+        settled=Settled(np.array([0]), np.array([own]), np.array([0.55]), np.array([1])),
         open=entries(-1, 0.4, low, high),
         lost=none,
         total=one,

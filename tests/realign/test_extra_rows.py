@@ -21,7 +21,7 @@ from teacher_server.realign.requests.extra_rows import (
     paths_of,
 )
 from teacher_server.realign.requests.messages import AskedPaths, Plan, RealignRequest
-from teacher_server.realign.requests.realigned import NO_ENTRIES
+from teacher_server.realign.requests.realigned import NOTHING_SETTLED
 from teacher_server.realign.requests.step_frames import StepReader
 from teacher_server.realign.walk.masses import Entries, WalkResult
 from tests.support.realigning import InProcess, converse, result, toy_pair, toy_request
@@ -36,7 +36,7 @@ def left_open(count: int, entries: list[tuple[int, int, int, float]], total: Any
     opened = Entries(position, token, mass.astype(np.float64), row, none, none, none)
     zeros = np.zeros(count)
     return WalkResult(
-        NO_ENTRIES,
+        NOTHING_SETTLED,
         opened,
         zeros,
         np.asarray(total, np.float64),

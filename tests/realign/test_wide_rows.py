@@ -14,7 +14,7 @@ from teacher_server.realign.certify import _below_best
 from teacher_server.realign.pair.tables import TAIL_SKEW, PairTables
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.requests.planned import plan_of
-from teacher_server.realign.requests.realigned import NO_ENTRIES, _few_open
+from teacher_server.realign.requests.realigned import NOTHING_SETTLED, _few_open
 from teacher_server.realign.walk.at_position import _rule_out_below
 from teacher_server.realign.walk.masses import Entries, MassLedger, WalkResult
 from teacher_server.realign.walk.rows import (
@@ -183,7 +183,7 @@ def test_a_wide_row_lists_each_id_once_and_leaves_none_out_that_is_possible() ->
     row /= row.sum()
     _, rows, _ = realigned(tables, SAID + b"8104,", row, wide=True)
     (at,) = rows.wide_entries.rows.tolist()
-    token = rows.wide_entries.token
+    token = tables.wide_ids[rows.wide_entries.log_probs[0] > -np.inf]
     assert not np.isin(token, rare).any()
     assert not np.isin(token, rows.ids[at]).any()
     in_best = np.isin(tables.wide_ids, rows.ids[at]).sum()
@@ -206,10 +206,12 @@ def test_of_several_rows_each_has_its_own_entries() -> None:
     rows = teacher_rows(
         teacher_ids, teacher_ids[:, None], np.full((6, 1), np.log(0.5)), np.log([0.5] * 6), wide
     )
-    line, token, log_prob = rows.wide_of(np.array([4, 0, 2, 4]))
-    assert line.tolist() == [0] * 8 + [2] * 9 + [3] * 8
-    assert token.tolist() == [*ids[[0, *range(3, 10)]], *ids[1:], *ids[[0, *range(3, 10)]]]
-    np.testing.assert_allclose(np.exp(log_prob), [0.03] * 8 + [0.02] * 9 + [0.03] * 8, rtol=1e-6)
+    line, place = rows.wide_lines(np.array([4, 0, 2, 4]))
+    assert line.tolist() == [0, 2, 3]
+    assert place.tolist() == [1, 0, 1]
+    expected = np.full((2, 10), [[0.02], [0.03]])
+    expected[0, 0] = expected[1, [1, 2]] = 0.0
+    np.testing.assert_allclose(np.exp(wide.log_probs), expected, rtol=1e-6)
     assert rows.most_entries == 2 + 9
     np.testing.assert_allclose(rows.tail[[2, 3, 4]], [0.5 - 0.18, 0.5, 0.5 - 0.24], rtol=1e-6)
 
@@ -224,7 +226,7 @@ def test_small_numbers_that_stay_open_are_kept_together() -> None:
     left = Entries(position, token, mass, other, other, other, other)
     nothing = np.zeros(0, np.int64)
     walked = WalkResult(
-        settled=NO_ENTRIES,
+        settled=NOTHING_SETTLED,
         open=left,
         lost=np.zeros(2),
         total=np.array([1.0, 1.0]),
@@ -332,8 +334,8 @@ def test_no_number_is_below_the_best_of_a_wide_row() -> None:
     )
     nothing = np.zeros(0, np.int64)
     walked = WalkResult(
-        settled=NO_ENTRIES,
-        open=NO_ENTRIES,
+        settled=NOTHING_SETTLED,
+        open=Entries(*[nothing] * 7),
         lost=np.zeros(2),
         total=np.ones(2),
         tail=np.full(2, 0.1),

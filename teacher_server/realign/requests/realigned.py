@@ -26,7 +26,7 @@ from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.requests.messages import BLOCK_ENTRIES, RealignRequest
 from teacher_server.realign.requests.planned import PlannedContinuation
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.masses import Entries, WalkResult
+from teacher_server.realign.walk.masses import Entries, Settled, WalkResult
 from teacher_server.realign.walk.rows import (
     NOT_WIDE,
     Float64,
@@ -39,7 +39,7 @@ Int64 = NDArray[np.int64]
 # Below it, 1 - coverage is rounding and not mass.
 LEAST_TAIL = 1e-6
 NOTHING: Int64 = np.zeros(0, np.int64)
-NO_ENTRIES = Entries(NOTHING, NOTHING, np.zeros(0), NOTHING, NOTHING, NOTHING, NOTHING)
+NOTHING_SETTLED = Settled(NOTHING, NOTHING, np.zeros(0), NOTHING)
 NO_PROBABILITY_DETAIL = "the teacher gives some of its text no probability at all"
 
 
@@ -225,7 +225,7 @@ def _part(
     opened = None
     if keep_open:
         left = replace(walked.open, position=walked.open.position + start)
-        opened = replace(walked, settled=NO_ENTRIES, open=left)
+        opened = replace(walked, settled=NOTHING_SETTLED, open=left)
     return _Part(
         support=Support(
             np.ascontiguousarray(certified.ids[:, :top_k]),
@@ -275,7 +275,7 @@ def _joined(parts: list[WalkResult]) -> WalkResult:
     names = [one.name for one in fields(Entries)]
     opened = {n: np.concatenate([getattr(part.open, n) for part in parts]) for n in names}
     return WalkResult(
-        settled=NO_ENTRIES,
+        settled=NOTHING_SETTLED,
         open=Entries(**opened),
         lost=joined("lost"),
         total=joined("total"),

@@ -19,7 +19,16 @@ from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.segmentation.states import EMPTY_STATE, OPEN
 from teacher_server.realign.walk.masses import SIGNIFICANT
-from teacher_server.realign.walk.paths import Fate, Fates, Paths, WalkContext, act, fates
+from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT
+from teacher_server.realign.walk.paths import (
+    Fate,
+    Fates,
+    Paths,
+    WalkContext,
+    act,
+    fates,
+    number_answers,
+)
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 from teacher_server.realign.walk.starts import Starts
 
@@ -30,6 +39,11 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
     """Reads the rows ``at`` their positions; returns the paths whose next row is there."""
     walk.ledger.agree(at.position, np.exp(at.weight))
     paths, joins = _entries(walk, at)
+    if walk.rows.any_wide:
+        more = _numbers(walk, at)
+        first = walk.initial[more.position], more.token[:, None]
+        joins = np.concatenate([joins, walk.pair.states.may_join(*first)[:, 0]])
+        paths += more
     may_extend = walk.extensions.may_extend(paths.token, paths.mass, paths.position)
     paths = replace(paths, after=_rows_after(walk, paths, may_extend))
     answer = walk.kinds.student_token.take(paths.token)
@@ -54,43 +68,74 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
 
 
 def _entries(walk: WalkContext, at: Starts) -> tuple[Paths, Bool]:
-    """(paths, joins) of all entries of the rows: paths of one token that are not written yet,
-    and whether it may join the text before it."""
+    """(paths, joins) of the rows' best ids and the rollout's own tokens: paths of one token that
+    are not written yet, and whether it may join the text before it."""
     ids = walk.rows.ids[at.row].astype(np.int64)
     mass = np.exp(walk.rows.log_probs[at.row] + at.weight[:, None])
     joins = walk.pair.states.may_join(walk.initial[at.position], ids)
-    paths = Paths(
-        position=np.repeat(at.position, ids.shape[1]),
-        row=np.repeat(at.row, ids.shape[1]),
-        token=ids.reshape(-1),
-        mass=mass.reshape(-1),
-        state=np.full(ids.size, EMPTY_STATE),
-        node=np.full(ids.size, TRIE_ROOT),
-        after=np.full(ids.size, NO_ROW),
-        first=np.full(ids.size, -1),
-    )
-    if not walk.rows.any_wide:
-        return paths, joins.reshape(-1)
-    more, they_join = _wide_entries(walk, at)
-    return paths + more, np.concatenate([joins.reshape(-1), they_join])
+    position, row = (np.repeat(one, ids.shape[1]) for one in (at.position, at.row))
+    paths = _not_written(position, row, ids.reshape(-1), mass.reshape(-1))
+    return paths, joins.reshape(-1)
 
 
-def _wide_entries(walk: WalkContext, at: Starts) -> tuple[Paths, Bool]:
-    """``_entries``: what wide rows list besides their best ids."""
-    line, token, log_prob = walk.rows.wide_of(at.row)
-    position, count = at.position[line], len(line)
-    joins = walk.pair.states.may_join(walk.initial[position], token[:, None])[:, 0]
-    paths = Paths(
+def _not_written(position: Int64, row: Int64, token: Int64, mass: Float64) -> Paths:
+    """Paths of one token that are not written yet."""
+    return Paths(
         position=position,
-        row=at.row[line],
+        row=row,
         token=token,
-        mass=np.exp(log_prob + at.weight[line]),
-        state=np.full(count, EMPTY_STATE),
-        node=np.full(count, TRIE_ROOT),
-        after=np.full(count, NO_ROW),
-        first=np.full(count, -1),
+        mass=mass,
+        state=np.full(len(token), EMPTY_STATE),
+        node=np.full(len(token), TRIE_ROOT),
+        after=np.full(len(token), NO_ROW),
+        first=np.full(len(token), -1),
     )
-    return paths, joins
+
+
+def _numbers(walk: WalkContext, at: Starts) -> Paths:
+    """Does with most of what wide rows list besides their best ids what becomes of it; returns
+    those that are paths of their own, as ``_entries`` does."""
+    line, wide = walk.rows.wide_lines(at.row)
+    position, row = at.position[line], at.row[line]
+    log_probs = walk.rows.wide_entries.log_probs.take(wide, 0)
+    mass = np.exp(log_probs + at.weight[line][:, None])
+    keys = zip(walk.initial[position].tolist(), _text_before(walk, row).tolist(), strict=True)
+    places = walk.numbers.places(
+        [("at", *key) for key in keys], lambda index: _answers(walk, position[index], row[index])
+    )
+    sums, alone = walk.numbers.sums(places, mass, np.zeros(0, np.int64))
+    out, lost, settled = sums.answer == RULED_OUT, sums.answer == LOST, sums.answer >= 0
+    at_sum = position[sums.line]
+    walk.ledger.rule_out(at_sum[out], sums.mass[out])
+    walk.ledger.lose(at_sum[lost], sums.mass[lost])
+    walk.ledger.settle(
+        at_sum[settled], sums.answer[settled], sums.mass[settled], sums.parts[settled]
+    )
+    return _not_written(position[alone.line], row[alone.line], alone.token, alone.mass)
+
+
+def _answers(walk: WalkContext, position: int, row: int) -> Int64:
+    """int64 [E]: what all numbers of little mass give at a position, as ``NumberAnswers.places``
+    asks for it. A number that may be extended, or gains from the row after it, is a path of its
+    own whatever its mass: the rollout may have shown more of it."""
+    kinds, ids, states = walk.kinds, walk.numbers.ids, walk.pair.states
+    alike = ~(kinds.estimated | kinds.gains_from_row | kinds.inexpressible)[ids]
+    answers = np.where(alike, kinds.student_token[ids], ALONE)
+    joins = states.may_join(walk.initial[[position]], ids[None])[0]
+    joining = np.flatnonzero(alike & joins)
+    count = len(joining)
+    here = np.full(count, position), np.full(count, row), ids[joining], np.zeros(count)
+    joined, fate, answer = _join(walk, _not_written(*here), np.zeros(count, np.bool_))
+    given = number_answers(fate, answer)
+    given[states.begins_added(joined.state)] = ALONE
+    answers[joining] = given
+    return answers
+
+
+def _text_before(walk: WalkContext, row: Int64) -> Int64:
+    """int64 [n]: the teacher tokens before the rows; -1 where there is none or no text."""
+    before = walk.rows.token_before[row]
+    return np.where((before >= 0) & walk.kinds.not_special[before], before, -1)
 
 
 def _looked_at(walk: WalkContext, paths: Paths) -> Bool:
@@ -119,8 +164,7 @@ def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fat
     begun = walk.pair.states.begins_added(paths.state)
     some = np.flatnonzero(begun & ~paths.have_next_row)
     paths.after[some] = walk.rows.children(paths.row[some], paths.token[some])
-    before = walk.rows.token_before[paths.row]
-    before = np.where((before >= 0) & walk.kinds.not_special[before], before, -1)
+    before = _text_before(walk, paths.row)
     implied = _implied(walk, before, paths)
     answer = np.where(is_implied(implied), implied, walk.pair.states.answer(paths.state))
     contradicted = (answer == CONTRADICTS) & ~paths.have_next_row
@@ -152,7 +196,7 @@ def _rule_out_below(walk: WalkContext, at: Starts, mass: Float64, ruled_out: Flo
     likely half of those that are not too small to be looked at: they are most like it.
 
     Args:
-        mass, ruled_out: float64 [n], of the entries, in the order of ``_entries``.
+        mass, ruled_out: float64 [n], of the entries, those of ``_entries`` first.
     """
     shape = len(at.row), walk.rows.ids.shape[1]
     best = shape[0] * shape[1]

@@ -104,11 +104,12 @@ def _reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, F
 
 def _wide_reaching_across(walk: WalkContext, before: Starts) -> tuple[Int64, Int64, Float64]:
     """``_reaching_across``: of what wide rows list besides their best ids, whatever its mass."""
-    line, token, log_prob = walk.rows.wide_of(before.row, inside=True)
-    rank = walk.pair.tables.teacher.rank[token]
-    fits = (rank >= before.low[line]) & (rank < before.high[line])
-    line, token, log_prob = line[fits], token[fits], log_prob[fits]
-    return line, token, np.exp(log_prob + before.weight[line])
+    line, wide = walk.rows.wide_lines(before.row, inside=True)
+    which, column = walk.numbers.within(before.low[line], before.high[line])
+    log_prob = walk.rows.wide_entries.log_probs[wide[which], column]
+    there = np.flatnonzero(log_prob > -np.inf)
+    line, token = line[which[there]], walk.numbers.ids[column[there]]
+    return line, token, np.exp(log_prob[there] + before.weight[line])
 
 
 def _leave_unlisted_open(

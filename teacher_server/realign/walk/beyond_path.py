@@ -15,7 +15,15 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.static_tables import OFF_TRIE
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
-from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates
+from teacher_server.realign.walk.number_answers import (
+    APART,
+    NO_SINGLE,
+    NO_SUMS,
+    RULED_OUT,
+    Single,
+    Sums,
+)
+from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates, number_answers
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 
 Int64 = NDArray[np.int64]
@@ -29,32 +37,81 @@ def read_rows_beyond(walk: WalkContext, paths: Paths) -> Paths:
     mass = np.exp(walk.rows.log_probs[paths.after]) * paths.mass[:, None]
     joins = states.may_join(paths.state, ids)
     slight = joins & (mass < SIGNIFICANT * paths.mass[:, None])
-    apart, wide_line, wide_token, wide_mass = _wide_entries(walk, paths)
-    ending = _ending(walk, paths, np.where(joins, 0.0, mass).sum(1) + apart)
+    numbers, alone = _numbers(walk, paths)
+    cannot_join = np.where(joins, 0.0, mass).sum(1)
+    apart = numbers.some(numbers.answer == APART)
+    cannot_join += np.bincount(apart.line, apart.mass, len(cannot_join))
+    ending = _ending(walk, paths, cannot_join)
     _leave_slight_open(walk, paths, np.where(slight, mass, 0.0).sum(1))
     line, place = true_places(joins & ~slight)
-    token, mass = np.append(ids.take(place), wide_token), np.append(mass.take(place), wide_mass)
-    line = np.append(line, wide_line)
+    token, mass = np.append(ids.take(place), alone.token), np.append(mass.take(place), alone.mass)
+    line = np.append(line, alone.line)
     longer = _longer(walk, paths, line, token, mass)
     answer, decided = _answers(walk, longer, paths.token.take(line), paths.state.take(line))
     # Most of it leaves the student's token as it was: one entry for each path.
     ended = states.answer(paths.state)
     same = decided & (answer == ended.take(line))
     ending += np.bincount(line, np.where(same, longer.mass, 0.0), len(ending))
+    ending += _settle_numbers(walk, paths, numbers, ended)
     _act(walk, replace(paths, mass=ending), ended, np.ones(len(ending), np.bool_), ending == 0)
     return _act(walk, longer, answer, decided, same)
 
 
-def _wide_entries(walk: WalkContext, paths: Paths) -> tuple[Float64, Int64, Int64, Float64]:
-    """(apart, line, token, mass) of what wide rows after the paths [n] list besides their best ids.
-    apart: float64 [n], the mass of those that cannot join their path; of the others each its
-    line, place in ``paths``."""
-    line, token, log_prob = walk.rows.wide_of(paths.after)
-    mass = np.exp(log_prob) * paths.mass[line]
-    joins = walk.pair.states.may_join(paths.state[line], token[:, None])[:, 0]
-    apart = np.zeros(len(paths.mass))
-    np.add.at(apart, line[~joins], mass[~joins])
-    return apart, line[joins], token[joins], mass[joins]
+def _numbers(walk: WalkContext, paths: Paths) -> tuple[Sums, Single]:
+    """What wide rows after the paths list besides their best ids; lines are places in
+    ``paths``."""
+    line, wide = walk.rows.wide_lines(paths.after)
+    if not len(line):
+        return NO_SUMS, NO_SINGLE
+    after = paths.some(line)
+    mass = np.exp(walk.rows.wide_entries.log_probs.take(wide, 0).astype(np.float64))
+    mass *= after.mass[:, None]
+    known = zip(after.state.tolist(), after.token.tolist(), after.node.tolist(), strict=True)
+    places = walk.numbers.places(
+        [("beyond", *key) for key in known],
+        lambda index: _number_answers(walk, after.some(np.array([index]))),
+    )
+    children = walk.numbers.cells_of(*walk.rows.children_of(after.after))
+    sums, alone = walk.numbers.sums(places, mass, children)
+    return sums._replace(line=line[sums.line]), alone._replace(line=line[alone.line])
+
+
+def _number_answers(walk: WalkContext, path: Paths) -> Int64:
+    """int64 [E]: what all numbers of little mass give after one path, as ``NumberAnswers.places``
+    asks for it."""
+    ids, states = walk.numbers.ids, walk.pair.states
+    joins = np.flatnonzero(states.may_join(path.state, ids[None])[0])
+    paths, token = path.some(np.zeros(len(joins), np.int64)), ids[joins]
+    longer = replace(
+        paths,
+        token=token,
+        mass=np.zeros(len(joins)),
+        state=states.step(paths.state, token),
+        node=walk.pair.tables.trie_steps(paths.node, token),
+        after=np.full(len(joins), NO_ROW),
+    )
+    answer, decided = _answers(walk, longer, paths.token, paths.state)
+    answers = np.full(len(ids), APART)
+    answers[joins] = number_answers(fates(longer, answer, decided), answer)
+    return answers
+
+
+def _settle_numbers(walk: WalkContext, paths: Paths, numbers: Sums, ended: Int64) -> Float64:
+    """Settles the sums of numbers that join their paths, or rules them out.
+
+    Args:
+        ended: int64 [n], the student's tokens if the text ends with the paths.
+
+    Returns float64 [n]: the mass that leaves these as they are.
+    """
+    joined = numbers.some(numbers.answer != APART)
+    same = joined.answer == ended[joined.line]
+    kept, moved = joined.some(same), joined.some(~same)
+    out = moved.answer == RULED_OUT
+    position = paths.position[moved.line]
+    walk.ledger.rule_out(position[out], moved.mass[out])
+    walk.ledger.settle(position[~out], moved.answer[~out], moved.mass[~out], moved.parts[~out])
+    return np.bincount(kept.line, kept.mass, len(ended)).astype(np.float64)
 
 
 def _act(walk: WalkContext, paths: Paths, answer: Int64, decided: Bool, but: Bool) -> Paths:

@@ -15,7 +15,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
-SettledPart = tuple[Int64, Int64, Float64]
+SettledPart = tuple[Int64, Int64, Float64, Int64]
 OpenPart = tuple[Int64, Int64, Float64, Int64, Int64, Int64, Int64]
 # An entry with a smaller part of its row's or path's mass is not looked at one by one:
 # it stays open (inside a teacher token it does not count).
@@ -23,21 +23,35 @@ SIGNIFICANT = 1e-4
 
 
 @dataclass(frozen=True)
-class Entries:
-    """Masses by position, one entry for each path; arrays of equal length.
+class Settled:
+    """Settled masses by position; arrays of equal length.
 
     Attributes:
         position: place among the positions asked for.
-        token: of settled mass the student's token; of open mass the path's last teacher
-            token.
+        token: the student's.
+        mass: of one path, or of several.
+        parts: how many paths have this mass together.
+    """
+
+    position: Int64
+    token: Int64
+    mass: Float64
+    parts: Int64
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Open masses by position, one entry for each path; arrays of equal length.
+
+    Attributes:
+        position: place among the positions asked for.
+        token: the path's last teacher token.
         mass: of the path.
-        row: of open mass the row that ``token`` is read from; the row after both would
-            settle more. -1 where there is no such row to ask for.
-        low, high: of open mass the ranks of the student tokens that begin with the path's
-            bytes.
-        first: of open mass the teacher token that the path begins with at the position,
-            where only student tokens can come of it whose own teacher encoding begins with
-            that token; else -1.
+        row: the row that ``token`` is read from; the row after both would settle more. -1
+            where there is no such row to ask for.
+        low, high: ranks of the student tokens that begin with the path's bytes.
+        first: the teacher token that the path begins with at the position, where only student
+            tokens can come of it whose own teacher encoding begins with that token; else -1.
     """
 
     position: Int64
@@ -54,7 +68,7 @@ class WalkResult:
     """Masses of n positions.
 
     Attributes:
-        settled, open: entries; a position may have several with one token.
+        settled, open: a position may have several entries with one token.
         lost: float64 [n], what no student token can express.
         total: float64 [n], what agrees with the student's tokens so far.
         tail: float64 [n], what lies below the best ids of the rows.
@@ -65,7 +79,7 @@ class WalkResult:
         wanted: int64, ascending: teacher tokens whose context-free rows would settle more.
     """
 
-    settled: Entries
+    settled: Settled
     open: Entries
     lost: Float64
     total: Float64
@@ -96,9 +110,14 @@ class MassLedger:
         self._settled: list[SettledPart] = []
         self._open: list[OpenPart] = []
 
-    def settle(self, position: Int64, token: Int64, mass: Float64) -> None:
-        """Gives mass to student tokens."""
-        self._settled.append((position, token, mass))
+    def settle(
+        self, position: Int64, token: Int64, mass: Float64, parts: Int64 | None = None
+    ) -> None:
+        """Gives mass to student tokens; arguments as in ``Settled``, ``parts`` None for one path
+        each."""
+        if parts is None:
+            parts = np.ones(len(position), np.int64)
+        self._settled.append((position, token, mass, parts))
 
     def leave_open(
         self,
@@ -128,12 +147,8 @@ class MassLedger:
         """Takes mass back that was counted by ``agree``, and does not agree after all."""
         np.subtract.at(self.total, position, mass)
 
-    def settled(self) -> Entries:
-        position, token, mass = (
-            np.concatenate(column) for column in zip(*self._settled, strict=True)
-        )
-        none = np.full(len(position), -1)
-        return Entries(position, token, mass, none, none, none, none)
+    def settled(self) -> Settled:
+        return Settled(*(np.concatenate(column) for column in zip(*self._settled, strict=True)))
 
     def open(self) -> Entries:
         """Without paths of mass 0."""

@@ -19,6 +19,7 @@ from teacher_server.realign.segmentation.kinds import TokenKinds
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger
+from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT, NumberAnswers
 from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
 
 Int64 = NDArray[np.int64]
@@ -36,6 +37,7 @@ class WalkContext:
         initial: int64 [n], the initial state of each position.
         extensions: which tokens may be extended.
         ledger: the masses found so far.
+        numbers: what numbers give where wide rows are read.
     """
 
     kinds: TokenKinds
@@ -44,6 +46,7 @@ class WalkContext:
     initial: Int64
     extensions: Extensions
     ledger: MassLedger
+    numbers: NumberAnswers
 
 
 class Fate(IntEnum):
@@ -116,6 +119,17 @@ def fates(paths: Paths, answer: Int64, decided: Bool) -> Fates:
     fate[decided & (answer == CONTRADICTS)] = Fate.RULE_OUT
     fate[~decided & paths.have_next_row] = Fate.FOLLOW
     return fate
+
+
+def number_answers(fate: Fates, answer: Int64) -> Int64:
+    """int64 [n]: ``answer`` of numbers that settle, by their fates, else why they have none, as
+    ``NumberAnswers`` has it."""
+    answers = np.full(len(fate), ALONE)
+    settled = fate == Fate.SETTLE
+    answers[settled] = answer[settled]
+    answers[fate == Fate.RULE_OUT] = RULED_OUT
+    answers[fate == Fate.LOSE] = LOST
+    return answers
 
 
 def act(

@@ -26,34 +26,28 @@ _SPAN = 1 << 32
 
 @dataclass(frozen=True)
 class WideEntries:
-    """What wide rows list besides their best ids: w entries, by row.
+    """What wide rows list besides their best ids.
 
     Attributes:
         ids: int32 [E], ascending, all that a wide row was asked for.
         rows: int64 [n], ascending, the wide rows.
         everywhere: bool [n], the others are wide only for positions inside the rollout's own token
             after the row: for those at the row or before it, that it comes is not known yet.
-        begins: int64 [n + 1], the entries of each.
-        token: int32 [w], those that have a probability and are not listed otherwise.
-        log_prob: float32 [w], nats.
+        log_probs: float32 [n, E], nats; -inf of those that have no probability, or that the row
+            lists otherwise.
     """
 
     ids: Int32
     rows: Int64
     everywhere: Bool
-    begins: Int64
-    token: Int32
-    log_prob: Float32
+    log_probs: Float32
 
 
-NO_IDS = np.zeros(0, np.int32)
 NOT_WIDE = WideEntries(
-    NO_IDS,
+    np.zeros(0, np.int32),
     np.zeros(0, np.int64),
     np.zeros(0, np.bool_),
-    np.zeros(1, np.int64),
-    NO_IDS,
-    np.zeros(0, np.float32),
+    np.zeros((0, 0), np.float32),
 )
 
 
@@ -103,6 +97,16 @@ class TeacherRows:
             found = np.where((keys[at] == wanted) & ~on_path, values[at], found)
         return found
 
+    def children_of(self, row: Int64) -> tuple[Int64, Int64]:
+        """(line, token), int64 [k] each: of the rows ``row`` [n], the tokens after which there are
+        extra rows."""
+        keys, _ = self._extra_row_keys
+        begin, end = (np.searchsorted(keys, one * _SPAN) for one in (row, row + 1))
+        line = np.repeat(np.arange(len(row)), end - begin)
+        before = np.cumsum(end - begin) - (end - begin)
+        place = np.arange(len(line)) + (begin - before)[line]
+        return line, keys[place] % _SPAN
+
     @cached_property
     def _extra_row_keys(self) -> tuple[Int64, Int64]:
         pairs = sorted(
@@ -119,11 +123,13 @@ class TeacherRows:
         found = np.flatnonzero((self.ids[row] == token) & (self.log_probs[row] > -np.inf))
         if len(found):
             return float(self.log_probs[row, found[0]])
-        if not self.wide_inside[row] or token not in self.wide_entries.ids:
+        wide = self.wide_entries
+        if not self.wide_inside[row]:
             return None
-        _, tokens, values = self.wide_of(np.array([row]), inside=True)
-        found = np.flatnonzero(tokens == token)
-        return float(values[found[0]]) if len(found) else -np.inf
+        place = int(np.searchsorted(wide.ids, token))
+        if place == len(wide.ids) or wide.ids[place] != token:
+            return None
+        return float(wide.log_probs[np.searchsorted(wide.rows, row), place])
 
     @property
     def any_wide(self) -> bool:
@@ -144,33 +150,24 @@ class TeacherRows:
         wide[self.wide_entries.rows] = True
         return wide
 
-    def wide_of(self, row: Int64, *, inside: bool = False) -> tuple[Int64, Int64, Float64]:
-        """(line, token, log_prob) of all entries that the rows ``row`` [n] have besides their
-        best: int64, int64, float64 [k], line ascending in [0, n).
+    def wide_lines(self, row: Int64, *, inside: bool = False) -> tuple[Int64, Int64]:
+        """(line, place), int64 [k] each: which of the rows ``row`` [n] are wide, ascending, and
+        their places in ``wide_entries``.
 
         Args:
             inside: for positions inside the rollout's own tokens after these rows.
         """
-        wide = self.wide_entries
-        if not self.any_wide:
-            return NO_IDS.astype(np.int64), NO_IDS.astype(np.int64), np.zeros(0)
-        at = np.minimum(np.searchsorted(wide.rows, row), len(wide.rows) - 1)
-        begin = wide.begins[at]
-        there = (wide.rows[at] == row) & (inside | wide.everywhere[at])
-        count = np.where(there, wide.begins[at + 1] - begin, 0)
-        line = np.repeat(np.arange(len(row)), count)
-        place = np.arange(len(line)) + np.repeat(begin - (np.cumsum(count) - count), count)
-        return line, wide.token[place].astype(np.int64), wide.log_prob[place].astype(np.float64)
+        line = np.flatnonzero((self.wide_inside if inside else self.wide).take(row))
+        return line, np.searchsorted(self.wide_entries.rows, row.take(line))
 
     @cached_property
     def tail(self) -> Float64:
         """float64 [R]: mass outside the row's ids."""
         listed: Float64 = np.exp(self.log_probs).sum(1)
         wide = self.wide_entries
-        some = np.flatnonzero(np.diff(wide.begins))
         # As float32, and summed as float64: the entries of all wide rows are many.
-        mass = np.add.reduceat(np.exp(wide.log_prob), wide.begins[some], dtype=np.float64)
-        listed[wide.rows[some]] += np.where(wide.everywhere[some], mass, 0.0)
+        mass = np.exp(wide.log_probs).sum(1, dtype=np.float64)
+        listed[wide.rows] += np.where(wide.everywhere, mass, 0.0)
         return np.maximum(1.0 - listed, 0.0)
 
     @cached_property
@@ -187,7 +184,8 @@ class TeacherRows:
     @property
     def most_entries(self) -> int:
         """Entries of the row that has most."""
-        return int(self.ids.shape[1] + np.diff(self.wide_entries.begins).max(initial=0))
+        more = (self.wide_entries.log_probs > -np.inf).sum(1).max(initial=0)
+        return int(self.ids.shape[1] + more)
 
     @cached_property
     def token_before(self) -> Int64:
@@ -229,9 +227,7 @@ def wide_entries_of(ids: Int32, rows: Int64, log_probs: Float32, listed: Int32) 
     kept[own, place[own, -1]] = False
     # The engine has decided it for rows whose own token is none of the ids.
     everywhere = ~there[:, -1] | (below >= LEAST_BELOW)
-    begins = np.concatenate([[0], np.cumsum(kept.sum(1))])
-    tokens = np.broadcast_to(ids, kept.shape)[kept]
-    return WideEntries(ids, rows, everywhere, begins, tokens, log_probs[kept])
+    return WideEntries(ids, rows, everywhere, np.where(kept, log_probs, np.float32(-np.inf)))
 
 
 def teacher_rows(

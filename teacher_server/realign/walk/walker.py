@@ -23,6 +23,7 @@ from teacher_server.realign.walk.beyond_path import read_rows_beyond
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger, WalkResult
+from teacher_server.realign.walk.number_answers import NumberAnswers
 from teacher_server.realign.walk.paths import WalkContext
 from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.walk.start_finder import StartFinder
@@ -38,6 +39,7 @@ class Walker:
         self.pair = PairSegmentation(tables)
         self._kinds = TokenKinds(tables)
         self._starts = StartFinder(self.pair)
+        self._numbers = NumberAnswers(tables)
         self._depth = tables.walk_depth
 
     def walk(
@@ -53,6 +55,7 @@ class Walker:
             context_free: of this teacher and temperature; None to go without.
         """
         self.pair.states.trim()
+        self._numbers.trim(self.pair.states.generation)
         initial = self.pair.states.initial(layout, positions)
         starts = self._starts.find(layout, positions, initial, rows)
         ledger = MassLedger(len(positions))
@@ -65,6 +68,7 @@ class Walker:
                 self._kinds, self.pair, layout, rows, layout.sync[positions], context_free
             ),
             ledger=ledger,
+            numbers=self._numbers,
         )
         self._settle(walk, starts)
         tail, floor, listed, wide = _unlisted(starts.at, rows, len(positions))
