@@ -36,6 +36,7 @@ _RUN = re.compile(
 )
 # A space and a punctuation mark, or one and another, or one and a line end: what precedes them
 # does not matter. A slash may be the last of line ends that belong to symbols before it.
+_CONTRACTION = 3  # characters of one, at most
 _PUNCTUATION = r"[!-/:-@\[-`{-~]"
 _ENOUGH = re.compile(rf" {_PUNCTUATION}|(?!/){_PUNCTUATION}(?:{_PUNCTUATION}|[\r\n])")
 
@@ -108,9 +109,13 @@ def _begin_of_run(data: bytes) -> int:
     """The offset from which on ``data`` is to be whole."""
     text = _text(data)
     start = len(text)
-    while start and _ends_in_digit(text[:start]):
+    while start and _ends_in_digit(text[start - 1 : start]):
         start -= 1
-    found = _RUN.search(text)
+    # No run begins further from the end than its last symbols and white space, or a contraction.
+    begin = len(text)
+    while begin and not text[begin - 1].isalnum():
+        begin -= 1
+    found = _RUN.search(text, min(begin, max(len(text) - _CONTRACTION, 0)))
     if found:
         start = found.start()
         start -= bool(re.match(_APOSTROPHE, found[0])) and start > 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -41,6 +43,16 @@ class Memo:
             result[open_[hit]] = self._values[slot[open_[hit]]]
             open_ = open_[~hit & (found != _EMPTY)]
         return result
+
+    def get_or_ask(self, keys: Int64, ask: Callable[[list[int]], Int64]) -> Int64:
+        """int64 [n]: the value of each key; ``ask``: those of keys that are new, each once."""
+        found = self.get(keys)
+        missing = found == ABSENT
+        if missing.any():
+            new = np.unique(keys[missing])
+            self.put(new, ask(new.tolist()))
+            found = self.get(keys)
+        return found
 
     def put(self, keys: Int64, values: Int64) -> None:
         """Adds keys that are not there yet, each once."""

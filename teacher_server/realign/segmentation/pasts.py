@@ -38,11 +38,17 @@ class TeacherPasts:
         self._states = pair.states
         self._tables = pair.tables
         self._encoded: dict[bytes, list[int]] = {}
+        # The pasts of texts that end in spaces, by what may follow; and what may follow, by the
+        # initial state.
+        self._spaces: dict[tuple[tuple[bytes, ...], bytes], list[Past]] = {}
+        self._possible: dict[int, tuple[bytes, ...]] = {}
+        self._generation = -1
 
     def trim(self) -> None:
         """Forgets all texts when there are too many."""
         if len(self._encoded) > MAX_TEXTS:
             self._encoded.clear()
+            self._spaces.clear()
 
     def of_texts(self, texts: list[bytes]) -> list[Past]:
         """The one past of each text, encoded by itself."""
@@ -68,10 +74,26 @@ class TeacherPasts:
         Args:
             initial: the initial state of the position after the text.
         """
+        kinds = self._kinds(initial)
+        if (kinds, text) not in self._spaces:
+            self._spaces[kinds, text] = self._cut_spaces(kinds, text)
+        return self._spaces[kinds, text]
+
+    def _kinds(self, initial: int) -> tuple[bytes, ...]:
+        """Those of FOLLOWERS that may follow spaces, as far as the student's tokens tell."""
         states = self._states
-        follows = states.enter(np.full(len(FOLLOWERS), initial), list(FOLLOWERS))
-        possible = states.answer(follows) != CONTRADICTS
-        kinds = [one for one, fits in zip(FOLLOWERS, possible.tolist(), strict=True) if fits]
+        if self._generation != states.generation:
+            self._possible.clear()
+            self._generation = states.generation
+        if initial not in self._possible:
+            follows = states.enter(np.full(len(FOLLOWERS), initial), list(FOLLOWERS))
+            possible = (states.answer(follows) != CONTRADICTS).tolist()
+            kinds = tuple(one for one, fits in zip(FOLLOWERS, possible, strict=True) if fits)
+            self._possible[initial] = kinds
+        return self._possible[initial]
+
+    def _cut_spaces(self, kinds: tuple[bytes, ...], text: bytes) -> list[Past]:
+        """As ``of_spaces``, of a text that one of ``kinds`` follows."""
         lengths = self._tables.teacher.lengths_list
         found: dict[tuple[int, ...], tuple[int, int]] = {}
         for kind, path in zip(kinds, self._encodings([text + one for one in kinds]), strict=True):

@@ -27,10 +27,9 @@ def read_rows_before(walk: WalkContext, before: Starts) -> Paths:
     """Reads the rows ``before`` their positions; returns the paths whose next row is there."""
     tables, states = walk.pair.tables, walk.pair.states
     line, token, mass = _reaching_across(walk, before)
-    skip, table = before.skip[line], tables.teacher.token_bytes
-    data = [table[one][gone:] for one, gone in zip(token.tolist(), skip.tolist(), strict=True)]
+    skip = before.skip[line]
     # The rest of the token is read as the token with these bytes, where there is one.
-    rest = np.array([tables.teacher.by_bytes.get(one, -1) for one in data], np.int64)
+    state, rest = states.enter_rests(walk.initial[before.position[line]], token, skip)
     extendable = (rest >= 0) & walk.kinds.asked[rest]
     node = tables.trie_steps(np.full(len(rest), TRIE_ROOT), np.maximum(rest, 0))
     paths = Paths(
@@ -38,7 +37,7 @@ def read_rows_before(walk: WalkContext, before: Starts) -> Paths:
         row=before.row[line],
         token=token,
         mass=mass,
-        state=states.enter(walk.initial[before.position[line]], data),
+        state=state,
         node=np.where(extendable, node, OFF_TRIE),
         after=walk.rows.children(before.row[line], token),
         first=np.full(len(token), -1),

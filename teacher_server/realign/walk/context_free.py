@@ -7,6 +7,8 @@ a rollout: whenever it is asked for, the answer is the same.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool, Float32
@@ -14,6 +16,7 @@ from teacher_proto.types import Bool, Float32
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT, PairTables
 from teacher_server.realign.segmentation.canonical import CONTRADICTS, possible_followers
 from teacher_server.realign.segmentation.extension_shares import LEAST_LOOKED_UP, extension_shares
+from teacher_server.realign.segmentation.memo import Memo
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.rows import Float64
@@ -37,9 +40,8 @@ class ContextFreeRows:
         self.extension_share: Float32 = np.zeros(tables.teacher.size, np.float32)
         self.resegmented: Bool = np.zeros(tables.teacher.size, np.bool_)
         self._rows: dict[int, tuple[Int64, Float64]] = {}
-        self._rests: dict[tuple[int, int], bool] = {}
-        self._kept: dict[tuple[int, int], float] = {}
-        self._moved: dict[tuple[int, int], float] = {}
+        # By token and bytes skipped, and by token and state; shares by their bits.
+        self._rests, self._kept, self._moved = Memo(), Memo(), Memo()
         self._after_spaces: dict[tuple[int, int, int], int] = {}
         self._generation = 0
 
@@ -80,69 +82,87 @@ class ContextFreeRows:
         written = pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
         return float(mass[written].sum())
 
-    def rest_may_extend(self, token: int, skip: int, pair: PairSegmentation) -> bool:
-        """Whether the known token without its first ``skip`` bytes is extended with more than
-        EXTENSION_LIMIT of the mass; True where the row cannot be used."""
-        key = token, skip
-        if key not in self._rests:
-            row = self._rows.get(token)
-            share = 1.0
-            if row is not None:
-                one = np.array([token])
-                shares = extension_shares(one, row[0][None], row[1][None], pair, skip)
-                share = float(shares.extended[0])
-            self._rests[key] = share > EXTENSION_LIMIT
-        return self._rests[key]
+    def rests_may_extend(self, token: Int64, skip: Int64, pair: PairSegmentation) -> Bool:
+        """bool [n]: whether the known tokens without their first ``skip`` bytes are extended with
+        more than EXTENSION_LIMIT of the mass; True where the row cannot be used."""
+        size = len(self.known)
 
-    def share_kept(self, token: int, state: int, pair: PairSegmentation) -> float:
-        """Of the mass after the known token, the part that leaves the text before it cut as the
-        student has cut it; ``state``: once the token is written.
+        def ask(keys: list[int]) -> Int64:
+            shares = [self._rest_extended(*divmod(key, size), pair) for key in keys]
+            return (np.array(shares) > EXTENSION_LIMIT).astype(np.int64)
+
+        may_extend: Bool = self._rests.get_or_ask(skip * size + token, ask) > 0
+        return may_extend
+
+    def _rest_extended(self, skip: int, token: int, pair: PairSegmentation) -> float:
+        row = self._rows.get(token)
+        if row is None:
+            return 1.0
+        shares = extension_shares(np.array([token]), row[0][None], row[1][None], pair, skip)
+        return float(shares.extended[0])
+
+    def shares_kept(self, token: Int64, state: Int64, pair: PairSegmentation) -> Float64:
+        """float64 [n]: of the mass after the known tokens, the part that leaves the text before
+        them cut as the student has cut it; ``state``: once the token is written.
 
         Where the row cannot be used: 0 or 1, as if the text ended there.
         """
-        self._forget_old_states(pair)
-        key = token, state
-        if key not in self._kept:
-            states, row = pair.states, self._rows.get(token)
-            here = np.array([state])
-            contradicted = bool(states.answer(here)[0] == CONTRADICTS)
-            share = 0.0 if contradicted else 1.0
-            if row is not None:
-                ids, log_probs = row
-                joins = states.may_join(here, ids[None])[0]
-                ids, mass = ids[joins], np.exp(log_probs[joins])
-                after = states.step(np.full(len(ids), state), ids)
-                possible = (states.answer(after) != CONTRADICTS) | states.begins_added(after)
-                if contradicted:
-                    share = float(mass[possible].sum())
-                else:
-                    # What the teacher's tokenizer would not write after the token is no evidence.
-                    canonical = pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
-                    share = max(1.0 - float(mass[~possible & canonical].sum()), 0.0)
-            self._kept[key] = share
-        return self._kept[key]
+        return self._shares(self._kept, self._share_kept, token, state, pair)
 
-    def share_moved(self, token: int, state: int, pair: PairSegmentation) -> float:
-        """Of the mass after the known token, the part with which the student's token is another
-        than if the text ended there, or may be, since it goes on with an added token; ``state``:
-        once the token is written. 1 where the row cannot be used."""
+    def _share_kept(self, state: int, token: int, pair: PairSegmentation) -> float:
+        states, row = pair.states, self._rows.get(token)
+        here = np.array([state])
+        contradicted = bool(states.answer(here)[0] == CONTRADICTS)
+        if row is None:
+            return 0.0 if contradicted else 1.0
+        ids, log_probs = row
+        joins = states.may_join(here, ids[None])[0]
+        ids, mass = ids[joins], np.exp(log_probs[joins])
+        after = states.step(np.full(len(ids), state), ids)
+        possible = (states.answer(after) != CONTRADICTS) | states.begins_added(after)
+        if contradicted:
+            return float(mass[possible].sum())
+        # What the teacher's tokenizer would not write after the token is no evidence.
+        canonical = pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
+        return max(1.0 - float(mass[~possible & canonical].sum()), 0.0)
+
+    def shares_moved(self, token: Int64, state: Int64, pair: PairSegmentation) -> Float64:
+        """float64 [n]: of the mass after the known tokens, the part with which the student's token
+        is another than if the text ended there, or may be, since it goes on with an added token;
+        ``state``: once the token is written. 1 where the row cannot be used."""
+        return self._shares(self._moved, self._share_moved, token, state, pair)
+
+    def _share_moved(self, state: int, token: int, pair: PairSegmentation) -> float:
+        states, row = pair.states, self._rows.get(token)
+        if row is None:
+            return 1.0
+        ids, log_probs = row
+        here = np.array([state])
+        joins = states.may_join(here, ids[None])[0]
+        ids, mass = ids[joins], np.exp(log_probs[joins])
+        after = states.step(np.full(len(ids), state), ids)
+        moved = (states.answer(after) != states.answer(here)) | states.begins_added(after)
+        # What the teacher's tokenizer would not write after the token is no evidence.
+        moved &= pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
+        return float(mass[moved].sum())
+
+    def _shares(
+        self,
+        known: Memo,
+        share: Callable[[int, int, PairSegmentation], float],
+        token: Int64,
+        state: Int64,
+        pair: PairSegmentation,
+    ) -> Float64:
+        """float64 [n]: ``share`` of each state and token, asked once and kept in ``known``."""
         self._forget_old_states(pair)
-        key = token, state
-        if key not in self._moved:
-            states, row = pair.states, self._rows.get(token)
-            share = 1.0
-            if row is not None:
-                ids, log_probs = row
-                here = np.array([state])
-                joins = states.may_join(here, ids[None])[0]
-                ids, mass = ids[joins], np.exp(log_probs[joins])
-                after = states.step(np.full(len(ids), state), ids)
-                moved = (states.answer(after) != states.answer(here)) | states.begins_added(after)
-                # What the teacher's tokenizer would not write after the token is no evidence.
-                moved &= pair.canonical_pairs.are_canonical(np.full(len(ids), token), ids)
-                share = float(mass[moved].sum())
-            self._moved[key] = share
-        return self._moved[key]
+        size = len(self.known)
+
+        def ask(keys: list[int]) -> Int64:
+            shares = [share(*divmod(key, size), pair) for key in keys]
+            return np.array(shares, np.float64).view(np.int64)
+
+        return known.get_or_ask(state * size + token, ask).view(np.float64)
 
     def answer_after_spaces(
         self, before: int, token: int, state: int, pair: PairSegmentation
@@ -168,8 +188,7 @@ class ContextFreeRows:
     def _forget_old_states(self, pair: PairSegmentation) -> None:
         """States have other numbers in each generation."""
         if self._generation != pair.states.generation:
-            self._kept.clear()
-            self._moved.clear()
+            self._kept, self._moved = Memo(), Memo()
             self._after_spaces.clear()
             self._generation = pair.states.generation
 

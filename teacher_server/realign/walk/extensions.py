@@ -83,13 +83,13 @@ class Extensions:
         return may_extend
 
     def rests_may_extend(self, token: Int64, mass: Float64, skip: Int64) -> Bool:
-        """bool [n]: ``ContextFreeRows.rest_may_extend``, and where the row is not known or does
+        """bool [n]: ``ContextFreeRows.rests_may_extend``, and where the row is not known or does
         not count True of added tokens alone."""
         known = self._known(token, mass)
         may_extend: Bool = self._pair.tables.teacher.is_spelt.take(token)
-        for index in np.flatnonzero(known).tolist():
-            one = int(token[index]), int(skip[index])
-            may_extend[index] = self._context_free.rest_may_extend(*one, self._pair)
+        which = np.flatnonzero(known)
+        some = token[which], skip[which]
+        may_extend[which] = self._context_free.rests_may_extend(*some, self._pair)
         return may_extend
 
     def resegmented(self, token: Int64, mass: Float64) -> Bool:
@@ -101,28 +101,26 @@ class Extensions:
         return resegmented
 
     def shares_kept(self, token: Int64, mass: Float64, state: Int64) -> Float64:
-        """float64 [n]: ``ContextFreeRows.share_kept``, and 0 or 1 where it is hardly more or
+        """float64 [n]: ``ContextFreeRows.shares_kept``, and 0 or 1 where it is hardly more or
         less, or the row is not known or does not count."""
         states = self._pair.states
         lost = (states.answer(state) == CONTRADICTS) & ~states.begins_added(state)
         shares = np.where(lost, 0.0, 1.0)
-        for index in np.flatnonzero(self._counts(token, mass)).tolist():
-            assert self._context_free is not None
-            one = int(token[index]), int(state[index])
-            shares[index] = self._context_free.share_kept(*one, self._pair)
+        which = np.flatnonzero(self._counts(token, mass))
+        some = token[which], state[which]
+        shares[which] = self._context_free.shares_kept(*some, self._pair)
         shares[shares <= EXTENSION_LIMIT] = 0.0
         shares[shares >= 1 - EXTENSION_LIMIT] = 1.0
         return shares
 
     def may_move(self, token: Int64, mass: Float64, state: Int64, followed: Bool) -> Bool:
         """bool [n]: whether what follows may move the student's tokens of paths that end with the
-        tokens, by ``ContextFreeRows.share_moved``; where the row is not known or does not count,
+        tokens, by ``ContextFreeRows.shares_moved``; where the row is not known or does not count,
         True where an added token has begun, or the path can be ``followed``."""
         may_move = self._pair.states.begins_added(state) | followed
-        for index in np.flatnonzero(self._known(token, mass)).tolist():
-            one = int(token[index]), int(state[index])
-            share = self._context_free.share_moved(*one, self._pair)
-            may_move[index] = share > EXTENSION_LIMIT
+        which = np.flatnonzero(self._known(token, mass))
+        shares = self._context_free.shares_moved(token[which], state[which], self._pair)
+        may_move[which] = shares > EXTENSION_LIMIT
         return may_move
 
     def answers_after_spaces(
