@@ -9,6 +9,7 @@ by side? Tokenizers answer a string at a time, so every answer is kept. Read in 
     left_context.py         how much of the text before a position has a say
     states.py               an automaton over what a path has written: the student's answers
     memo.py                 the hash table of the answers, looked up as arrays
+    rests.py                what is left of teacher tokens after a position, as numbers
     pair_segmentation.py    all of it for one pair, and what the teacher's spaces imply
     extension_shares.py     how much of a row extends the token before it
     kinds.py                what is fixed for each teacher token, whatever the text

@@ -29,6 +29,7 @@ from teacher_server.realign.segmentation.canonical import (
 )
 from teacher_server.realign.segmentation.left_context import LeftContexts
 from teacher_server.realign.segmentation.memo import ABSENT, Memo
+from teacher_server.realign.segmentation.rests import SPAN, NumberedTexts
 from teacher_server.realign.segmentation.spaces import FOLLOWERS, ends_in_spaces
 
 Int64 = NDArray[np.int64]
@@ -39,8 +40,6 @@ EMPTY_STATE = 0
 # Instead of an answer: it depends on what follows.
 OPEN = -2
 _NO_BYTE = 256
-# Above every number of a text: makes one number of it and a state.
-_SPAN = 1 << 32
 _UNKNOWN = -1
 # Kinds of states: the text ends in several spaces; for initial states: in a symbol.
 _SYMBOL, _SPACES = 1, 2
@@ -77,11 +76,7 @@ class StudentStates:
         self._steps = Memo()
         self._initial: dict[LeftContext, int] = {}
         self._initial_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
-        # Texts are numbered; each with the teacher's token that has its bytes, or -1.
-        self._texts: list[bytes] = []
-        self._text_numbers: dict[bytes, int] = {}
-        self._text_token = np.zeros(0, np.int64)
-        self._rests, self._entered = Memo(), Memo()
+        self._texts, self._entered = NumberedTexts(self._tables.teacher), Memo()
         self._followed: dict[tuple[int, int], int] = {}
         self._initial_state(NO_CONTEXT)
 
@@ -189,44 +184,27 @@ class StudentStates:
     def enter(self, initial: Int64, data: Sequence[bytes]) -> Int64:
         """int64 [n]: the states with these bytes; with the initial states' left contexts
         where the two can join, else without any."""
-        return self._enter(initial, self._numbers_of(data))
+        return self._enter(initial, self._texts.numbers(data))
 
     def enter_rests(self, initial: Int64, token: Int64, skip: Int64) -> tuple[Int64, Int64]:
         """(state, rest), int64 [n] each: ``enter`` with the teacher tokens without their first
         ``skip`` bytes, and the teacher tokens with the bytes that are left; -1 where there is
         none."""
-        size, table = self._tables.teacher.size, self._tables.teacher.token_bytes
-
-        def ask(keys: list[int]) -> Int64:
-            each = (divmod(key, size) for key in keys)
-            return self._numbers_of([table[token][skip:] for skip, token in each])
-
-        number = self._rests.get_or_ask(skip * size + token, ask)
-        return self._enter(initial, number), self._text_token.take(number)
-
-    def _numbers_of(self, texts: Sequence[bytes]) -> Int64:
-        """int64 [n]: the numbers of the texts."""
-        numbers, tokens = self._text_numbers, self._tables.teacher.by_bytes
-        new = list(dict.fromkeys(text for text in texts if text not in numbers))
-        if new:
-            numbers.update(zip(new, range(len(numbers), len(numbers) + len(new)), strict=True))
-            self._texts += new
-            added = np.array([tokens.get(text, -1) for text in new], np.int64)
-            self._text_token = np.append(self._text_token, added)
-        return np.array([numbers[text] for text in texts], np.int64)
+        number = self._texts.rests(token, skip)
+        return self._enter(initial, number), self._texts.token(number)
 
     def _enter(self, initial: Int64, number: Int64) -> Int64:
         """As ``enter``, with the texts of these numbers."""
 
         def ask(keys: list[int]) -> Int64:
-            new = [(key // _SPAN, self._texts[key % _SPAN]) for key in keys]
+            new = [(key // SPAN, self._texts.text(key % SPAN)) for key in keys]
             befores = (
                 state if self._may_join_text(state, text) else EMPTY_STATE for state, text in new
             )
             contexts = [self._contexts[state] for state in befores]
             return self._add(contexts, [text for _, text in new])
 
-        return self._entered.get_or_ask(initial * _SPAN + number, ask)
+        return self._entered.get_or_ask(initial * SPAN + number, ask)
 
     def initial(self, layout: Layout, positions: Int64) -> Int64:
         """int64 [n]: the initial state of each position, with its left context as
