@@ -51,7 +51,7 @@ class Sums(NamedTuple):
 
     def some(self, which: Bool) -> Sums:
         """Those where ``which`` [k] is true."""
-        return Sums(*(part[which] for part in self))
+        return Sums(self.line[which], self.answer[which], self.mass[which], self.parts[which])
 
 
 class Single(NamedTuple):
@@ -164,4 +164,5 @@ class NumberAnswers:
         which = np.flatnonzero(parts)
         line, column = np.divmod(which, width)
         answer = self._answers[place[line], column]
-        return Sums(line, answer, whole[which], parts[which].astype(np.int64)), alone
+        of_sums = whole[which].astype(np.float64), parts[which].astype(np.int64)
+        return Sums(line, answer, *of_sums), alone
