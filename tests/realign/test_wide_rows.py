@@ -335,7 +335,7 @@ def test_no_number_is_below_the_best_of_a_wide_row() -> None:
     nothing = np.zeros(0, np.int64)
     walked = WalkResult(
         settled=NOTHING_SETTLED,
-        open=Entries(*[nothing] * 7),
+        open=Entries(nothing, nothing, np.zeros(0), nothing, nothing, nothing, nothing),
         lost=np.zeros(2),
         total=np.ones(2),
         tail=np.full(2, 0.1),
