@@ -57,21 +57,21 @@ class LeftContexts:
     def begins(self, layout: Layout, positions: Int64) -> Int64:
         """int64 [n], of ascending positions: the first token of each one's left context; the
         position itself where a special token, or nothing, precedes it."""
-        begins = self._of_pieces(layout, positions)
+        behind = _behind_special(layout)
+        begins = self._of_pieces(layout, positions, behind)
         offsets = layout.student_offsets
         for start, end in self._added.begun_in(layout.data):
             low, high = np.searchsorted(offsets[positions], [start + 1, end + 1]).tolist()
             if low == high:
                 continue
             first = int(np.searchsorted(offsets, start, "right"))
-            (begin,) = self._of_pieces(layout, np.array([first]))
-            for index in range(low, high):
-                lowest = _lowest(layout, int(positions[index]))
-                begins[index] = max(min(int(begins[index]), int(begin)), lowest)
+            (begin,) = self._of_pieces(layout, np.array([first]), behind)
+            lowest = _lowest(behind, positions[low:high])
+            begins[low:high] = np.maximum(np.minimum(begins[low:high], begin), lowest)
         return begins
 
-    def _of_pieces(self, layout: Layout, positions: Int64) -> Int64:
-        """As ``begins``, but for added tokens."""
+    def _of_pieces(self, layout: Layout, positions: Int64, behind: Int64) -> Int64:
+        """As ``begins``, but for added tokens; ``behind``: as ``_behind_special`` gives it."""
         ids, special = layout.student_ids, layout.special
         last = np.maximum(positions - 1, 0)
         first = np.maximum(last - 1, 0)
@@ -81,14 +81,16 @@ class LeftContexts:
         enough &= ~(self._short[token] & self._apostrophe[before])
         enough &= ~(self._digit[token] & self._wide_digit[before])
         enough |= (last == 0) | special[first]
-        for index in np.flatnonzero((begins < positions) & ~enough).tolist():
-            begins[index] = _begin(layout, int(positions[index]))
+        which = np.flatnonzero((begins < positions) & ~enough)
+        lowest = _lowest(behind, positions[which]).tolist()
+        for index, first_possible in zip(which.tolist(), lowest, strict=True):
+            begins[index] = _begin(layout, int(positions[index]), first_possible)
         return begins
 
 
-def _begin(layout: Layout, position: int) -> int:
-    """The first token of the left context of a position after an ordinary token."""
-    lowest = _lowest(layout, position)
+def _begin(layout: Layout, position: int, lowest: int) -> int:
+    """The first token of the left context of a position after an ordinary token, ``lowest`` or
+    after it."""
     offsets = layout.student_offsets[lowest : position + 1].tolist()
     data = layout.data[offsets[0] : offsets[-1]]
     begin = _begin_of_run(data)
@@ -99,10 +101,17 @@ def _begin(layout: Layout, position: int) -> int:
     return lowest
 
 
-def _lowest(layout: Layout, position: int) -> int:
-    """The first token that a left context may have."""
-    lowest = max(position - MAX_TOKENS, 0)
-    return lowest + int(np.flatnonzero(layout.special[lowest:position]).max(initial=-1)) + 1
+def _behind_special(layout: Layout) -> Int64:
+    """int64 [tokens + 1]: before each token, and at the end, the first token behind the last
+    special one; 0 without one."""
+    behind = np.where(layout.special, np.arange(len(layout.special)) + 1, 0)
+    return np.concatenate([[0], np.maximum.accumulate(behind)])
+
+
+def _lowest(behind: Int64, positions: Int64) -> Int64:
+    """int64 [n]: the first tokens that the left contexts of the positions may have."""
+    lowest: Int64 = np.maximum(positions - MAX_TOKENS, behind[positions])
+    return lowest
 
 
 def _begin_of_run(data: bytes) -> int:

@@ -45,11 +45,10 @@ class PairSegmentation:
         implied, depends = np.full(len(state), NOT_IMPLIED), np.zeros(len(state), np.bool_)
         spaces = np.flatnonzero(self.states.end_in_spaces(state))
         followers = self.canonical_pairs.followers(before[spaces], token[spaces])
-        for index, possible in zip(spaces.tolist(), followers.tolist(), strict=True):
-            if possible:
-                answer = self.states.answer_if_followed(int(state[index]), possible)
-                depends[index] = answer == OPEN
-                implied[index] = answer if possible < END else NOT_IMPLIED
+        spaces, followers = spaces[followers > 0], followers[followers > 0]
+        answers = self.states.answers_if_followed(state[spaces], followers)
+        depends[spaces] = answers == OPEN
+        implied[spaces] = np.where(followers < END, answers, NOT_IMPLIED)
         return implied, depends
 
 

@@ -22,13 +22,14 @@ from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.pair.vocabulary import incomplete_tail, is_symbol
 from teacher_server.realign.segmentation.canonical import (
     CONTRADICTS,
+    END,
     NO_CONTEXT,
     LeftContext,
     contexts_of,
     next_tokens,
 )
 from teacher_server.realign.segmentation.left_context import LeftContexts
-from teacher_server.realign.segmentation.memo import ABSENT, Memo
+from teacher_server.realign.segmentation.memo import Memo
 from teacher_server.realign.segmentation.rests import SPAN, NumberedTexts
 from teacher_server.realign.segmentation.spaces import FOLLOWERS, ends_in_spaces
 
@@ -39,6 +40,8 @@ MAX_STATES = 1_000_000
 EMPTY_STATE = 0
 # Instead of an answer: it depends on what follows.
 OPEN = -2
+# Above every set of what may follow.
+_SETS = END << 1
 _NO_BYTE = 256
 _UNKNOWN = -1
 # Kinds of states: the text ends in several spaces; for initial states: in a symbol.
@@ -78,6 +81,7 @@ class StudentStates:
         self._initial_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
         self._texts, self._entered = NumberedTexts(self._tables.teacher), Memo()
         self._followed: dict[tuple[int, int], int] = {}
+        self._followed_known = Memo()
         self._initial_state(NO_CONTEXT)
 
     def trim(self) -> None:
@@ -96,6 +100,15 @@ class StudentStates:
         another way."""
         spaces: Bool = self._known[_KIND].take(state) == _SPACES
         return spaces
+
+    def answers_if_followed(self, state: Int64, followers: Int64) -> Int64:
+        """int64 [n]: ``answer_if_followed`` of each."""
+
+        def ask(keys: list[int]) -> Int64:
+            each = (divmod(key, _SETS) for key in keys)
+            return np.array([self.answer_if_followed(*one) - OPEN for one in each], np.int64)
+
+        return self._followed_known.get_or_ask(state * _SETS + followers, ask) + OPEN
 
     def answer_if_followed(self, state: int, followers: int) -> int:
         """The answer of one state when something follows it; OPEN where it depends on what.
@@ -166,20 +179,14 @@ class StudentStates:
     def step(self, state: Int64, token: Int64) -> Int64:
         """int64 [n]: the states once these teacher tokens are written."""
         size = self._tables.teacher.size
-        keys = state * size + token
-        found = self._steps.get(keys)
-        missing = found == ABSENT
-        if missing.any():
-            new = np.unique(keys[missing])
-            states, tokens = (part.tolist() for part in np.divmod(new, size))
-            table = self._tables.teacher.token_bytes
-            after = self._add(
-                [self._contexts[one] for one in states],
-                [self._data[one] + table[t] for one, t in zip(states, tokens, strict=True)],
-            )
-            self._steps.put(new, after)
-            found = self._steps.get(keys)
-        return found
+        table = self._tables.teacher.token_bytes
+
+        def ask(keys: list[int]) -> Int64:
+            each = [divmod(key, size) for key in keys]
+            contexts = [self._contexts[state] for state, _ in each]
+            return self._add(contexts, [self._data[state] + table[token] for state, token in each])
+
+        return self._steps.get_or_ask(state * size + token, ask)
 
     def enter(self, initial: Int64, data: Sequence[bytes]) -> Int64:
         """int64 [n]: the states with these bytes; with the initial states' left contexts

@@ -120,9 +120,9 @@ class TeacherRows:
         listed, which has the row's floor at most."""
         if row < len(self.token_log_probs) and self.ids[row, -1] == token:
             return float(self.token_log_probs[row])
-        found = np.flatnonzero((self.ids[row] == token) & (self.log_probs[row] > -np.inf))
-        if len(found):
-            return float(self.log_probs[row, found[0]])
+        for place in (self.ids[row] == token).nonzero()[0].tolist():
+            if (log_prob := float(self.log_probs[row, place])) > -np.inf:
+                return log_prob
         wide = self.wide_entries
         if not self.wide_inside[row]:
             return None

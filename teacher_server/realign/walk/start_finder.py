@@ -169,14 +169,14 @@ class StartFinder:
         own = len(rows.token_log_probs)
         token = layout.teacher_ids.astype(np.int64)
         lengths, table = self._tables.teacher.lengths, self._tables.teacher.token_bytes
-        ids = rows.ids[:own, :-1]
         likely = rows.log_probs[:own, :-1] >= LEAST_LIKELY
-        likely &= (ids != token[:, None]) & (lengths[ids] > 0)
-        first = self._tables.teacher.first_byte
-        likely &= first[ids] == first[token][:, None]
         line, place = true_places(likely)
-        values = rows.log_likelihood[line] + rows.log_probs[line, place - line * likely.shape[1]]
-        found_there = zip(line.tolist(), ids.take(place).tolist(), values.tolist(), strict=True)
+        column = place - line * likely.shape[1]
+        ids, first = rows.ids[line, column], self._tables.teacher.first_byte
+        some = (ids != token[line]) & (lengths[ids] > 0) & (first[ids] == first[token[line]])
+        line, column, ids = line[some], column[some], ids[some]
+        values = rows.log_likelihood[line] + rows.log_probs[line, column]
+        found_there = zip(line.tolist(), ids.tolist(), values.tolist(), strict=True)
         for row, other, log_prob in found_there:
             start = int(layout.teacher_offsets[row])
             end = start + len(table[other])
