@@ -256,8 +256,8 @@ def _threats(walked: WalkResult, total: Float64, ids: Int64, tables: PairTables)
 
 def _threats_of_first_tokens(opened: Entries, ids: Int64, tables: PairTables) -> Float64:
     """float64 [n, w]: what open paths with a ``first`` token threaten each id with: those whose
-    first token the id's own teacher encoding begins with, and those whose first token, by
-    itself, becomes the id."""
+    first token the id's own teacher encoding begins with, and those whose first token becomes the
+    id by itself, or as several spaces before a word."""
     result = np.zeros(ids.shape)
     alone = opened.first >= 0
     keys = opened.position[alone] * tables.teacher.size + opened.first[alone]
@@ -273,17 +273,28 @@ def _threats_of_first_tokens(opened: Entries, ids: Int64, tables: PairTables) ->
     asked = line * tables.teacher.size + first.take(place)
     at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
     result.put(place, np.where(keys[at] == asked, sums[at], 0.0))
-    # By itself a token becomes its first student token, whatever that one's encoding begins
-    # with.
+    # By itself a token becomes its first student token, and several spaces before a word another,
+    # whatever the encodings of these begin with.
     position, token = np.divmod(keys, tables.teacher.size)
-    target = tables.first_student_token[token].astype(np.int64)
-    other = target >= 0
-    other[other] = tables.static.first_teacher_token[target[other]] != token[other]
-    keys = position[other] * tables.student.size + target[other]
-    if len(keys):
-        keys, inverse = np.unique(keys, return_inverse=True)
-        sums = np.bincount(inverse, sums[other])
-        asked = np.arange(len(ids))[:, None] * tables.student.size + ids
-        at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
-        result += np.where(keys[at] == asked, sums[at], 0.0)
+    for targets in (tables.first_student_token, tables.student_token_before_word):
+        target = targets[token].astype(np.int64)
+        other = target >= 0
+        other[other] = tables.static.first_teacher_token[target[other]] != token[other]
+        if other.any():
+            becomes = position[other] * tables.student.size + target[other]
+            result += _sums_at(becomes, sums[other], ids, tables.student.size)
     return result
+
+
+def _sums_at(keys: Int64, mass: Float64, ids: Int64, size: int) -> Float64:
+    """float64 [n, w]: the mass at each id.
+
+    Args:
+        keys: int64 [k], position * size + id, of ``mass`` [k].
+    """
+    keys, inverse = np.unique(keys, return_inverse=True)
+    sums = np.bincount(inverse, mass)
+    asked = np.arange(len(ids))[:, None] * size + ids
+    at = np.minimum(np.searchsorted(keys, asked), len(keys) - 1)
+    found: Float64 = np.where(keys[at] == asked, sums[at], 0.0)
+    return found

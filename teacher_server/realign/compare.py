@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from teacher_proto.program.mask_reasons import REASON_TEXTS
+from teacher_proto.program.mask_reasons import FORMER_REASONS, REASON_TEXTS
 from teacher_proto.types import Level, MaskReason
 
 from teacher_server.realign.pair.cache import TableCache
@@ -34,7 +34,9 @@ def area(radius: float) -> float:
 \tTabs,  two spaces,\r\nline ends \u2581 and <|im_end|> typed as text.
 """
 EXTENSIONS_SHOWN = 10
-NEED_ROWS = tuple(reason.name for reason in MaskReason if reason not in STATIC_REASONS)
+NEED_ROWS = tuple(
+    reason.name for reason in MaskReason if reason not in (*STATIC_REASONS, *FORMER_REASONS)
+)
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ def compare(student: Vocabulary, teacher: Vocabulary, text: bytes, cache: TableC
     layout = lay_out(ids, tables)
     seconds = time.perf_counter() - started
     meets = np.isin(layout.student_offsets[:-1], layout.teacher_offsets)
-    reasons = static_reasons(layout, np.arange(len(ids)), tables)
+    reasons = static_reasons(layout, np.arange(len(ids)))
     masked = reasons != 0
     return Comparison(
         level=pair_level(student, teacher),

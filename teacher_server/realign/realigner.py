@@ -105,7 +105,7 @@ class Realigner:
         if layout.level is Level.CROSS:
             walked = self._walker.walk(layout, positions, rows, context_free)
             certified = certify(walked, sampled, width, most, self.tables)
-            reasons = row_reasons(layout, positions, self.tables, walked, certified, top_k)
+            reasons = row_reasons(layout, positions, walked, certified, top_k)
         else:
             assert self._remap is not None
             walked = self._remap.walk(positions, rows)

@@ -17,7 +17,7 @@ from teacher_proto.types import Bool, Float32, Level, MaskReason, PositionClass,
 
 from teacher_server.realign.certify import Certified
 from teacher_server.realign.pair.layout import Layout
-from teacher_server.realign.pair.tables import MAX_UNSETTLED, PairTables
+from teacher_server.realign.pair.tables import MAX_UNSETTLED
 from teacher_server.realign.walk.masses import WalkResult
 
 Int64 = NDArray[np.int64]
@@ -36,28 +36,21 @@ STATIC_REASONS = (
     MaskReason.UNREADABLE,
     MaskReason.NO_COUNTERPART,
     MaskReason.LONG_CHUNK,
-    MaskReason.MERGED_SPACES,
 )
 # Class of a row that was gathered by id.
 GATHERED = {Level.SAME: PositionClass.EXACT, Level.REMAP: PositionClass.REMAP}
 
 
-def static_reasons(layout: Layout, positions: Int64, tables: PairTables) -> UInt8:
+def static_reasons(layout: Layout, positions: Int64) -> UInt8:
     """uint8 [n], values of MaskReason: what masks the rows at ``positions`` (int64 [n])
     whatever the teacher's rows hold; 0 where nothing does."""
-    before, inside = _teacher_token_before(layout, positions)
     chunk_tokens = layout.chunk_tokens[layout.chunk[positions]]
-    merged = np.zeros(len(positions), np.bool_)
-    if tables.teacher.merges_spaces:
-        # The text of an added token is never merged with what stands around it.
-        merged = inside & ~tables.teacher.is_spelt[layout.teacher_ids[before]]
     return _first_that_holds(
         [
             (MaskReason.NOT_CANONICAL, ~layout.canonical[positions]),
             (MaskReason.UNREADABLE, layout.unreadable[positions]),
             (MaskReason.NO_COUNTERPART, layout.without_counterpart[positions]),
             (MaskReason.LONG_CHUNK, chunk_tokens > MAX_CHUNK_TOKENS),
-            (MaskReason.MERGED_SPACES, merged),
         ]
     )
 
@@ -65,7 +58,6 @@ def static_reasons(layout: Layout, positions: Int64, tables: PairTables) -> UInt
 def row_reasons(
     layout: Layout,
     positions: Int64,
-    tables: PairTables,
     walked: WalkResult,
     certified: Certified,
     top_k: int,
@@ -77,8 +69,8 @@ def row_reasons(
         top_k: K, ids of a row; for 0 ids the row is judged as one of LEAST_IDS. Those of
             ``certified`` beyond it are not told, and count as the rest.
     """
-    static = static_reasons(layout, positions, tables)
-    _, inside = _teacher_token_before(layout, positions)
+    static = static_reasons(layout, positions)
+    inside = _inside_teacher_token(layout, positions)
     told = _mass(certified.log_probs, certified.counts, top_k or LEAST_IDS)
     lone = (certified.counts == 1) & (told < 1 - MAX_UNSETTLED)
     found = _first_that_holds(
@@ -102,7 +94,7 @@ def row_classes(layout: Layout, positions: Int64, reasons: UInt8, coarse: bool) 
     """
     if layout.level is not Level.CROSS:
         return np.full(len(positions), GATHERED[layout.level], np.uint8)
-    _, inside = _teacher_token_before(layout, positions)
+    inside = _inside_teacher_token(layout, positions)
     classes = np.where(inside, PositionClass.MID, PositionClass.ALIGNED)
     classes[layout.special[positions]] = PositionClass.SPECIAL
     classes[reasons != 0] = PositionClass.MASKED
@@ -116,12 +108,12 @@ def _first_that_holds(conditions: Sequence[tuple[MaskReason, Bool]]) -> UInt8:
     return np.select(holds, [np.uint8(reason) for reason in reasons], np.uint8(0))
 
 
-def _teacher_token_before(layout: Layout, positions: Int64) -> tuple[Int64, Bool]:
-    """(token, inside) [n]: the index of the teacher token that ends at or after each position
-    and begins before it (the first one's at 0), and whether the position is inside it."""
+def _inside_teacher_token(layout: Layout, positions: Int64) -> Bool:
+    """bool [n]: a teacher token begins before the position and ends after it."""
     offsets = layout.student_offsets[positions]
     at = np.searchsorted(layout.teacher_offsets, offsets)
-    return np.maximum(at - 1, 0), layout.teacher_offsets[at] != offsets
+    inside: Bool = layout.teacher_offsets[at] != offsets
+    return inside
 
 
 def _mass(log_probs: Float32, counts: NDArray[np.int32], width: int) -> NDArray[np.float64]:

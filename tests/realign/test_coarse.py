@@ -107,15 +107,11 @@ def test_without_ids_a_row_has_the_class_of_two_and_its_sampled_value() -> None:
 
 
 @pytest.mark.parametrize("number", EXACT_ROWS)
-def test_coarse_rows_against_the_references(
-    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_coarse_rows_against_the_references(number: int, tmp_path: Path) -> None:
     """Their ids and their rest are the truth but for one factor: what is open may yet contradict
     the student's tokens so far, and then everything else weighs more."""
     merges = toy_merges(number + 1, seed=11)[number]
     student, teacher = (toy(LETTERS, some) for some in merges)
-    # Toys that do would have all rows inside a token masked.
-    monkeypatch.setitem(vars(teacher), "merges_spaces", False)
     model, layout, got = realigned(student, teacher, seed=number, coarse=True)
     judge = Judge(model, (student, teacher), [raw_toy(tmp_path, some) for some in merges])
     exact = 0

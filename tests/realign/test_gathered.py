@@ -81,33 +81,6 @@ def test_teachers_that_merge_spaces_are_told_by_what_they_write(name: str, merge
     assert vocabulary(name).merges_spaces is merges
 
 
-def test_inside_a_token_of_a_teacher_that_merges_spaces_rows_are_masked(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    realigner = Realigner(pair("qwen3", "gemma3"))
-    student, teacher = realigner.tables.student, realigner.tables.teacher
-    table = teacher.token_bytes
-    long = [t for t, data in enumerate(table) if data[:1] == b" " and data[1:].isalpha()]
-    paths = student.encoder.encode_each([table[t] for t in long])
-    words = [token for token, path in zip(long, paths, strict=True) if len(path) == 2]
-    assert len(words) > 100
-    kept = 0
-    for word in words[:40]:
-        ids = student.encoder.encode(b"x =" + table[word]).ids
-        layout = realigner.lay_out(ids)
-        assert int(layout.teacher_ids[-1]) == word
-        rows = rows_over(layout.teacher_ids, [word, 1000], [0.97, 0.01])
-        at = np.array([len(ids) - 1])
-        got = realigner.realign(layout, at, rows, top_k=4)
-        assert got.position_class[0] == PositionClass.MASKED
-        assert got.certified.counts[0] == 0
-        with monkeypatch.context() as patch:
-            patch.setitem(vars(teacher), "merges_spaces", False)
-            other = realigner.realign(layout, at, rows, top_k=4)
-        kept += int(other.position_class[0] == PositionClass.MID)
-    assert kept > 30, "nothing else masks them"
-
-
 @pytest.mark.parametrize(("mass", "kept"), [(0.9, False), (0.97, True)])
 def test_a_lone_certain_id_is_a_row_when_it_holds_the_row(mass: float, kept: bool) -> None:
     teacher = toy("abc\u0120", [("a", "b")])

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from teacher_proto.types import MaskReason
 
+# Reasons that only servers of an earlier release give.
+FORMER_REASONS = (MaskReason.MERGED_SPACES,)
 # Reasons for which a row is coarse where that was asked for.
 COARSE_REASONS = (MaskReason.ONE_CERTIFIED, MaskReason.DOUBTFUL)
 REASON_TEXTS: Mapping[MaskReason, str] = {

@@ -131,7 +131,9 @@ class _MaskReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MaskReason
     MASK_REASON_LONG_CHUNK: _MaskReason.ValueType  # 4
     """The row's chunk has too many tokens."""
     MASK_REASON_MERGED_SPACES: _MaskReason.ValueType  # 5
-    """Inside a token of a teacher that merges spaces with each other."""
+    """Inside a token of a teacher that merges spaces with each other. Servers of this release realign
+    such rows and do not give it.
+    """
     MASK_REASON_LITTLE_AGREES: _MaskReason.ValueType  # 6
     """Inside a teacher token, where almost nothing of the teacher's row agrees with the text."""
     MASK_REASON_NOTHING_CERTIFIED: _MaskReason.ValueType  # 7
@@ -163,7 +165,9 @@ MASK_REASON_NO_COUNTERPART: MaskReason.ValueType  # 3
 MASK_REASON_LONG_CHUNK: MaskReason.ValueType  # 4
 """The row's chunk has too many tokens."""
 MASK_REASON_MERGED_SPACES: MaskReason.ValueType  # 5
-"""Inside a token of a teacher that merges spaces with each other."""
+"""Inside a token of a teacher that merges spaces with each other. Servers of this release realign
+such rows and do not give it.
+"""
 MASK_REASON_LITTLE_AGREES: MaskReason.ValueType  # 6
 """Inside a teacher token, where almost nothing of the teacher's row agrees with the text."""
 MASK_REASON_NOTHING_CERTIFIED: MaskReason.ValueType  # 7

@@ -197,6 +197,17 @@ class PairTables:
         return np.bincount(known, minlength=self.student.size).astype(np.int64)
 
     @cached_property
+    def student_token_before_word(self) -> Int32:
+        """int32 [V_T]: the first student token of a teacher token of several spaces when a word
+        follows them; -1 for other tokens."""
+        found = np.full(self.teacher.size, -1, np.int32)
+        table = self.teacher.token_bytes
+        spaces = [t for t, data in enumerate(table) if len(data) > 1 and not data.strip()]
+        texts = [table[token] + b"x" for token in spaces]
+        found[spaces] = [ids[0] for ids in self.student.encoder.encode_each(texts)]
+        return found
+
+    @cached_property
     def wide_ids(self) -> Int32:
         """int32 [E], ascending: the teacher's numbers (``Vocabulary.is_number``), where the student
         writes some of them with several tokens; none where there are more than MOST_WIDE. Before a

@@ -8,11 +8,15 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.segmentation.canonical import CONTRADICTS, END, CanonicalPairs
+from teacher_server.realign.segmentation.spaces import FOLLOWERS
 from teacher_server.realign.segmentation.states import OPEN, StudentStates
 
 Int64 = NDArray[np.int64]
 # Instead of an answer: the teacher's own cut does not imply one.
 NOT_IMPLIED = -3
+# Of FOLLOWERS: one more space, and what is no white space.
+SPACE = sum(1 << place for place, one in enumerate(FOLLOWERS) if one[:1] == b" ")
+SOLID = sum(1 << place for place, one in enumerate(FOLLOWERS) if not one[:1].isspace())
 
 
 class PairSegmentation:
@@ -50,6 +54,25 @@ class PairSegmentation:
         depends[spaces] = answers == OPEN
         implied[spaces] = np.where(followers < END, answers, NOT_IMPLIED)
         return implied, depends
+
+    def before_solid(self, state: Int64, token: Int64) -> Int64:
+        """int64 [n]: of paths that end in several spaces with a token behind which the teacher
+        writes no more of them (it has one for each number of spaces), the student's token if a
+        word, a digit or a symbol follows, or CONTRADICTS; OPEN where it depends on which.
+        NOT_IMPLIED elsewhere.
+
+        Args:
+            state: int64 [n], once the path is written.
+            token: int64 [n], the path's last teacher token.
+        """
+        found = np.full(len(state), NOT_IMPLIED)
+        spaces = np.flatnonzero(self.states.end_in_spaces(state))
+        none = np.full(len(spaces), -1)
+        followers = self.canonical_pairs.followers(none, token[spaces])
+        for index, possible in zip(spaces.tolist(), followers.tolist(), strict=True):
+            if possible & SOLID and not possible & SPACE:
+                found[index] = self.states.answer_if_followed(int(state[index]), possible & SOLID)
+        return found
 
 
 def is_implied(implied: Int64) -> Bool:

@@ -18,6 +18,7 @@ from teacher_server.realign.pair.static_tables import TRIE_ROOT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.segmentation.states import EMPTY_STATE, OPEN
+from teacher_server.realign.walk.after_spaces import answers_after_spaces
 from teacher_server.realign.walk.masses import SIGNIFICANT
 from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT
 from teacher_server.realign.walk.paths import (
@@ -60,9 +61,9 @@ def read_rows_at(walk: WalkContext, at: Starts) -> Paths:
     resegmented = walk.extensions.resegmented(token, paths.mass[apart])
     paths.first[apart] = np.where(resegmented, -1, token)
     on = _act(walk, paths, fate, answer)
-    joined, fate, answer = _join(walk, paths.some(joining), may_extend[joining])
-    ruled_out = np.zeros(len(paths.mass))
-    ruled_out[joining] = paths.mass[joining] - np.where(fate == Fate.RULE_OUT, 0.0, joined.mass)
+    joined, fate, answer, settled = _join(walk, paths.some(joining), may_extend[joining])
+    ruled_out, kept = np.zeros(len(paths.mass)), settled + joined.mass
+    ruled_out[joining] = paths.mass[joining] - np.where(fate == Fate.RULE_OUT, 0.0, kept)
     _rule_out_below(walk, at, paths.mass, ruled_out)
     return on + _act(walk, joined, fate, answer)
 
@@ -125,7 +126,7 @@ def _answers(walk: WalkContext, position: int, row: int) -> Int64:
     joining = np.flatnonzero(alike & joins)
     count = len(joining)
     here = np.full(count, position), np.full(count, row), ids[joining], np.zeros(count)
-    joined, fate, answer = _join(walk, _not_written(*here), np.zeros(count, np.bool_))
+    joined, fate, answer, _ = _join(walk, _not_written(*here), np.zeros(count, np.bool_))
     given = number_answers(fate, answer)
     given[states.begins_added(joined.state)] = ALONE
     answers[joining] = given
@@ -156,8 +157,9 @@ def _rows_after(walk: WalkContext, paths: Paths, may_extend: Bool) -> Int64:
     return after
 
 
-def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fates, Int64]:
-    """(paths, fate, answer) of tokens, once they are written after the text before them."""
+def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fates, Int64, Float64]:
+    """(paths, fate, answer, settled) of tokens, once they are written after the text before them.
+    settled: float64 [n], what of them is settled already; the paths have the rest."""
     initial = walk.initial[paths.position]
     paths = replace(paths, state=walk.pair.states.step(initial, paths.token))
     # An added token may have begun in the text before.
@@ -165,7 +167,9 @@ def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fat
     some = np.flatnonzero(begun & ~paths.have_next_row)
     paths.after[some] = walk.rows.children(paths.row[some], paths.token[some])
     before = _text_before(walk, paths.row)
-    implied = _implied(walk, before, paths)
+    whole = paths.mass
+    implied, paths = _implied(walk, before, paths)
+    settled = whole - paths.mass
     answer = np.where(is_implied(implied), implied, walk.pair.states.answer(paths.state))
     contradicted = (answer == CONTRADICTS) & ~paths.have_next_row
     goes_on = may_extend | begun | paths.have_next_row
@@ -188,7 +192,8 @@ def _join(walk: WalkContext, paths: Paths, may_extend: Bool) -> tuple[Paths, Fat
     canonical = walk.pair.canonical_pairs.are_canonical(before[out], paths.token[out])
     fate[out[~canonical]] = Fate.LOSE
     # What must follow several spaces was not taken into the teacher's token with them.
-    return replace(paths, first=np.where(implied == OPEN, paths.token, -1)), fate, answer
+    first = np.where(implied == OPEN, paths.token, -1)
+    return replace(paths, first=first), fate, answer, settled
 
 
 def _rule_out_below(walk: WalkContext, at: Starts, mass: Float64, ruled_out: Float64) -> None:
@@ -214,20 +219,14 @@ def _rule_out_below(walk: WalkContext, at: Starts, mass: Float64, ruled_out: Flo
     walk.ledger.rule_out(at.position, below * share)
 
 
-def _implied(walk: WalkContext, before: Int64, paths: Paths) -> Int64:
-    """int64 [n]: the student's tokens, or CONTRADICTS, of paths that end in several spaces
-    and have no row after them: by the teacher's own cut, else by context-free rows. OPEN
-    where neither decides and something must follow, NOT_IMPLIED elsewhere."""
+def _implied(walk: WalkContext, before: Int64, paths: Paths) -> tuple[Int64, Paths]:
+    """(implied, paths). implied: int64 [n], the student's tokens, or CONTRADICTS, of paths that end
+    in several spaces and have no row after them: by the teacher's own cut, else by context-free
+    rows (``answers_after_spaces``). OPEN where neither decides and something must follow,
+    NOT_IMPLIED elsewhere."""
     implied, _ = walk.pair.implied_by_spaces(paths.state, before, paths.token)
     implied[paths.have_next_row] = NOT_IMPLIED
-    spaces = walk.pair.states.end_in_spaces(paths.state)
-    which = np.flatnonzero(spaces & ~paths.have_next_row & ~is_implied(implied))
-    asked = paths.some(which)
-    answers = walk.extensions.answers_after_spaces(
-        before[which], asked.token, asked.mass, asked.state
-    )
-    implied[which] = np.where(is_implied(answers), answers, implied[which])
-    return implied
+    return answers_after_spaces(walk, before, paths, implied)
 
 
 def _act(walk: WalkContext, paths: Paths, fate: Fates, answer: Int64) -> Paths:

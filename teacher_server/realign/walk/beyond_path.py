@@ -13,7 +13,10 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE
+from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
+from teacher_server.realign.segmentation.states import OPEN
+from teacher_server.realign.walk.after_spaces import answers_after_spaces
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
 from teacher_server.realign.walk.number_answers import (
     APART,
@@ -47,7 +50,7 @@ def read_rows_beyond(walk: WalkContext, paths: Paths) -> Paths:
     token, mass = np.append(ids.take(place), alone.token), np.append(mass.take(place), alone.mass)
     line = np.append(line, alone.line)
     longer = _longer(walk, paths, line, token, mass)
-    answer, decided = _answers(walk, longer, paths.token.take(line), paths.state.take(line))
+    answer, decided, longer = _answers(walk, longer, paths.token.take(line), paths.state.take(line))
     # Most of it leaves the student's token as it was: one entry for each path.
     ended = states.answer(paths.state)
     same = decided & (answer == ended.take(line))
@@ -90,7 +93,7 @@ def _number_answers(walk: WalkContext, path: Paths) -> Int64:
         node=walk.pair.tables.trie_steps(paths.node, token),
         after=np.full(len(joins), NO_ROW),
     )
-    answer, decided = _answers(walk, longer, paths.token, paths.state)
+    answer, decided, _ = _answers(walk, longer, paths.token, paths.state)
     answers = np.full(len(ids), APART)
     answers[joins] = number_answers(fates(longer, answer, decided), answer)
     return answers
@@ -140,12 +143,28 @@ def _ending(walk: WalkContext, paths: Paths, apart: Float64) -> Float64:
 
 def _leave_slight_open(walk: WalkContext, paths: Paths, slight: Float64) -> None:
     """Leaves open what is not looked at: ``slight``, float64 [n], of the entries that may join
-    the path and are too small, and after spaces what is below the row's best."""
+    the path and are too small, and after spaces what is below the row's best. Where the teacher
+    writes no more spaces, that is nearly all of words, digits and symbols."""
     states, none = walk.pair.states, np.full(len(slight), NO_ROW)
     spaces = states.end_in_spaces(paths.state)
     mass = slight + np.where(spaces, _below(walk, paths), 0.0)
     ranges = states.prefix_ranges(paths.state)
-    walk.ledger.leave_open(paths.position, none, mass, none, ranges, paths.first)
+    solid = np.full(len(slight), NOT_IMPLIED)
+    solid[spaces] = walk.pair.before_solid(paths.state[spaces], paths.token[spaces])
+    one = (solid == OPEN) & (ranges == walk.pair.tables.student.prefix_range(b" ")).all(1)
+    most = np.maximum(walk.rows.most_unlisted[paths.after], SIGNIFICANT) * paths.mass
+    walk.ledger.leave_below(paths.position[one], mass[one], most[one])
+    known = is_implied(solid)
+    fate = np.where(known, np.int8(Fate.SETTLE), np.int8(Fate.OPEN))
+    fate[known & (solid == CONTRADICTS)] = Fate.RULE_OUT
+    fate[one | (mass == 0)] = Fate.NOTHING
+    act(
+        replace(paths, mass=mass, token=none, row=none),
+        fate,
+        solid,
+        walk.ledger,
+        lambda left: states.prefix_ranges(left.state),
+    )
 
 
 def _below(walk: WalkContext, paths: Paths) -> Float64:
@@ -169,11 +188,22 @@ def _longer(walk: WalkContext, paths: Paths, line: Int64, token: Int64, mass: Fl
     )
 
 
+def _may_grow(walk: WalkContext, paths: Paths) -> Bool:
+    """bool [n]: some student token begins with all of the path's bytes and is longer, and the path
+    may have begun inside a token of a teacher that merges spaces: its tokens are then not those
+    that the teacher itself begins the longer one with, by which the trie knows it."""
+    if not walk.pair.tables.teacher.merges_spaces:
+        return np.zeros(len(paths.mass), np.bool_)
+    answer, states = walk.pair.states.answer(paths.state), walk.pair.states
+    grows: Bool = walk.pair.tables.student_has_longer[np.maximum(answer, 0)]
+    return grows & states.answer_covers(paths.state)
+
+
 def _answers(
     walk: WalkContext, paths: Paths, before: Int64, state_before: Int64
-) -> tuple[Int64, Bool]:
-    """(answer, decided), [n] each: the student's tokens, or CONTRADICTS, and whether nothing
-    that follows the paths can change them.
+) -> tuple[Int64, Bool, Paths]:
+    """(answer, decided, paths), [n] each: the student's tokens, or CONTRADICTS, whether nothing
+    that follows the paths can change them, and the paths without what is settled already.
 
     Args:
         before, state_before: int64 [n], the paths' tokens before their last, and the states
@@ -182,6 +212,7 @@ def _answers(
     pair, states, state = walk.pair, walk.pair.states, paths.state
     implied, depends = pair.implied_by_spaces(state, before, paths.token)
     implied[paths.have_next_row] = NOT_IMPLIED
+    implied, paths = answers_after_spaces(walk, before, paths, implied)
     # What joins and leaves the trie is settled by the text up to here, unless a row that is
     # there can decide better.
     covers, begun = states.answer_covers(state), states.begins_added(state)
@@ -191,7 +222,7 @@ def _answers(
     goes_on |= may_move & paths.have_next_row
     # The end of a run of symbols, or of a word, may have its beginning cut in another way: what
     # the teacher writes after the path's token shows whether it does.
-    unsure = ~(goes_on | is_implied(implied) | spaces) & (begun | ~covers)
+    unsure = ~(goes_on | is_implied(implied) | spaces) & (begun | ~covers | _may_grow(walk, paths))
     ask = np.flatnonzero(unsure & walk.kinds.asked[paths.token])
     asked = paths.some(ask)
     goes_on[ask] = walk.extensions.may_move(
@@ -204,4 +235,4 @@ def _answers(
     kept[kept] = ~pair.canonical_pairs.are_canonical(before[kept], paths.token[kept])
     answer = np.where(kept, ended, answer)
     sure = is_implied(implied)
-    return np.where(sure, implied, answer), sure | ~goes_on
+    return np.where(sure, implied, answer), sure | ~goes_on, paths

@@ -22,6 +22,9 @@ from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
+# The part of what may follow several spaces that has to give one student token, for that one to get
+# its share of the mass.
+LEAST_SHARE = 0.8
 
 
 class ContextFreeRows:
@@ -42,7 +45,7 @@ class ContextFreeRows:
         self._rows: dict[int, tuple[Int64, Float64]] = {}
         # By token and bytes skipped, and by token and state; shares by their bits.
         self._rests, self._kept, self._moved = Memo(), Memo(), Memo()
-        self._after_spaces: dict[tuple[int, int, int], int] = {}
+        self._after_spaces: dict[tuple[int, int, int], tuple[int, float]] = {}
         self._generation = 0
 
     def leave_open(self, tokens: Int64) -> None:
@@ -166,12 +169,14 @@ class ContextFreeRows:
 
     def answer_after_spaces(
         self, before: int, token: int, state: int, pair: PairSegmentation
-    ) -> int:
-        """The student's token, or CONTRADICTS, where several spaces end with the known token;
-        OPEN where the row does not decide it.
+    ) -> tuple[int, float]:
+        """(answer, share): the student's token, or CONTRADICTS, where several spaces end with the
+        known token, and the part of the mass after them with which it is that one; OPEN and 0
+        where the row does not decide it.
 
-        Only what the teacher's tokenizer itself writes after both tokens counts, and nearly
-        all of that has to give the same student token.
+        Only what the teacher's tokenizer itself writes after both tokens counts, and at least
+        LEAST_SHARE of that has to give the same student token; where nearly all does, the share
+        is 1.
 
         Args:
             before: the teacher's token before, with which the spaces begin; -1: none.
@@ -181,8 +186,8 @@ class ContextFreeRows:
         key = before, token, state
         if key not in self._after_spaces:
             row = self._rows.get(token)
-            answer = OPEN if row is None else _answer_after_spaces(*key, *row, pair)
-            self._after_spaces[key] = answer
+            found = (OPEN, 0.0) if row is None else _answer_after_spaces(*key, *row, pair)
+            self._after_spaces[key] = found
         return self._after_spaces[key]
 
     def _forget_old_states(self, pair: PairSegmentation) -> None:
@@ -195,7 +200,7 @@ class ContextFreeRows:
 
 def _answer_after_spaces(
     before: int, token: int, state: int, ids: Int64, log_probs: Float64, pair: PairSegmentation
-) -> int:
+) -> tuple[int, float]:
     """As ``ContextFreeRows.answer_after_spaces``; ids, log_probs [n] are the token's row."""
     states, teacher = pair.states, pair.tables.teacher
     path = [one for one in (before, token) if one >= 0]
@@ -212,7 +217,9 @@ def _answer_after_spaces(
     found, inverse = np.unique(answers, return_inverse=True)
     shares = np.bincount(inverse, mass, len(found))
     total = float(shares.sum())
-    if total < EXTENSION_LIMIT or shares.max() < (1 - EXTENSION_LIMIT) * total:
-        return OPEN
-    answer = int(found[shares.argmax()])
-    return answer if answer != OPEN and states.ends_within(state, answer) else OPEN
+    if total < EXTENSION_LIMIT or shares.max() < LEAST_SHARE * total:
+        return OPEN, 0.0
+    answer, share = int(found[shares.argmax()]), float(shares.max()) / total
+    if answer == OPEN or not states.ends_within(state, answer):
+        return OPEN, 0.0
+    return answer, 1.0 if share >= 1 - EXTENSION_LIMIT else share

@@ -18,7 +18,7 @@ from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.kinds import TokenKinds
-from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
+from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation, is_implied
 from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.masses import SIGNIFICANT
@@ -125,14 +125,19 @@ class Extensions:
 
     def answers_after_spaces(
         self, before: Int64, token: Int64, mass: Float64, state: Int64
-    ) -> Int64:
-        """int64 [n]: ``ContextFreeRows.answer_after_spaces``, and OPEN where the row is not
-        known or does not count."""
-        answers = np.full(len(token), OPEN)
-        for index in np.flatnonzero(self._counts(token, mass)).tolist():
+    ) -> tuple[Int64, Float64]:
+        """(answer, share) [n]: ``ContextFreeRows.answer_after_spaces``; OPEN and 0 where the row
+        is not known. Where it does not count, the answer if no line end follows, and 1."""
+        answers, shares = np.full(len(token), OPEN), np.zeros(len(token))
+        for index in np.flatnonzero(self._known(token, mass)).tolist():
             one = int(before[index]), int(token[index]), int(state[index])
-            answers[index] = self._context_free.answer_after_spaces(*one, self._pair)
-        return answers
+            found = self._context_free.answer_after_spaces(*one, self._pair)
+            answers[index], shares[index] = found
+        small = np.flatnonzero(mass < LEAST_ASKED)
+        solid = self._pair.before_solid(state[small], token[small])
+        known = is_implied(solid)
+        answers[small[known]], shares[small[known]] = solid[known], 1.0
+        return answers, shares
 
     def shares_of_next(self, token: Int64, mass: Float64, then: Int64) -> Float64:
         """float64 [n]: ``ContextFreeRows.share_of_next``, and 1 where the row is not known or

@@ -101,12 +101,20 @@ def true_places(which: Bool) -> tuple[Int64, Int64]:
 
 
 class MassLedger:
-    """What a walk has found so far for n positions; ``lost`` and ``total`` as in
-    ``WalkResult``."""
+    """What a walk has found so far for n positions.
+
+    Attributes:
+        lost, total: float64 [n], as in ``WalkResult``.
+        below: float64 [n], what lies below the best ids of rows that stand at their positions but
+            for one space.
+        most_below: float64 [n], the most that one id of it can have.
+    """
 
     def __init__(self, count: int) -> None:
         self.lost = np.zeros(count)
         self.total = np.zeros(count)
+        self.below = np.zeros(count)
+        self.most_below = np.zeros(count)
         self._settled: list[SettledPart] = []
         self._open: list[OpenPart] = []
 
@@ -138,6 +146,12 @@ class MassLedger:
     def lose(self, position: Int64, mass: Float64) -> None:
         """Counts mass that no student token can express."""
         np.add.at(self.lost, position, mass)
+
+    def leave_below(self, position: Int64, mass: Float64, most: Float64) -> None:
+        """Counts what rows do not list, where every token that is not listed gives another of the
+        student's; ``most``: what one has at most."""
+        np.add.at(self.below, position, mass)
+        np.maximum.at(self.most_below, position, most)
 
     def agree(self, position: Int64, mass: Float64) -> None:
         """Counts mass that agrees with the student's tokens so far."""

@@ -71,7 +71,7 @@ class Walker:
             numbers=self._numbers,
         )
         self._settle(walk, starts)
-        tail, floor, listed, wide = _unlisted(starts.at, rows, len(positions))
+        tail, floor, listed, wide = _unlisted(starts.at, rows, ledger)
         return WalkResult(
             settled=ledger.settled(),
             open=ledger.open(),
@@ -97,13 +97,15 @@ class Walker:
         walk.ledger.leave_open(paths.position, none, paths.mass, none, ranges, paths.first)
 
 
-def _unlisted(at: Starts, rows: TeacherRows, count: int) -> tuple[Float64, Float64, Int64, Bool]:
+def _unlisted(
+    at: Starts, rows: TeacherRows, ledger: MassLedger
+) -> tuple[Float64, Float64, Int64, Bool]:
     """(tail, floor, listed, wide) of ``WalkResult``: what the rows at the positions do not list."""
-    tail, floor, weight = np.zeros(count), np.zeros(count), np.exp(at.weight)
-    listed = np.zeros(count, np.int64)
+    tail, floor, weight = ledger.below.copy(), ledger.most_below.copy(), np.exp(at.weight)
+    listed = np.where(tail > 0, int(rows.listed.max(initial=0)), 0)
     np.add.at(tail, at.position, rows.tail[at.row] * weight)
     np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
     np.maximum.at(listed, at.position, rows.listed[at.row])
-    wide = np.ones(count, np.bool_)
+    wide = ledger.below == 0
     np.logical_and.at(wide, at.position, rows.wide[at.row])
     return tail, np.minimum(floor, tail), listed, wide
