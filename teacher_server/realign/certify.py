@@ -264,7 +264,7 @@ def _threats_of_first_tokens(opened: Entries, ids: Int64, tables: PairTables) ->
     if not len(keys):
         return result
     keys, inverse = np.unique(keys, return_inverse=True)
-    sums = np.bincount(inverse, opened.mass[alone])
+    sums = np.bincount(inverse, opened.mass[alone]).astype(np.float64)
     # The last place is for ids without an encoding, whose first token is -1.
     opens = np.zeros(tables.teacher.size + 1, np.bool_)
     opens[opened.first[alone]] = True

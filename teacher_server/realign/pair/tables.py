@@ -199,12 +199,13 @@ class PairTables:
     @cached_property
     def student_token_before_word(self) -> Int32:
         """int32 [V_T]: the first student token of a teacher token of several spaces when a word
-        follows them; -1 for other tokens."""
+        follows them, where it is another than by themselves; -1 elsewhere."""
         found = np.full(self.teacher.size, -1, np.int32)
         table = self.teacher.token_bytes
         spaces = [t for t, data in enumerate(table) if len(data) > 1 and not data.strip()]
         texts = [table[token] + b"x" for token in spaces]
         found[spaces] = [ids[0] for ids in self.student.encoder.encode_each(texts)]
+        found[found == self.first_student_token] = -1
         return found
 
     @cached_property
