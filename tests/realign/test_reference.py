@@ -193,6 +193,20 @@ def test_a_token_that_reaches_across_the_position_is_another_past() -> None:
     assert len(cuts) >= 2
 
 
+def test_a_word_of_two_characters_is_cut_apart_once_the_next_joins_the_second() -> None:
+    """One token by itself, and two before a character that has a token with the second."""
+    qwen = raw_tokenizer("qwen3")
+    written = "\u8c08\u8d77\u4e86"
+    assert [len(qwen.decode([one])) // 3 for one in qwen.encode(written)] == [1, 2]
+    assert len(qwen.encode(written[:2])) == 1
+    learnt = qwen.encode(f"\u624b\u673a{written}\u90a3\u6b21\u3002" * 60)
+    model = NgramTeacher(learnt, qwen)
+    said = "\u624b\u673a" + written[:2]
+    window = Window(said.encode(), raw_tokenizer("llama3").encode(said), tuple(learnt[-3:]))
+    (likely,) = [past for past in pasts_of(window, model, qwen) if past.mass > 0.01]
+    assert qwen.decode(list(likely.tokens)).decode() == said[:-1]
+
+
 def test_excess_is_zero_for_right_values_and_the_distance_for_wrong_ones() -> None:
     draw = random.Random(3)
     right = {1: 0.6, 2: 0.3, 3: 0.1}

@@ -92,7 +92,8 @@ def pasts_of(window: Window, model: Teacher, tokenizer: RawTokenizer) -> list[Pa
     ask([end + rest for end in ends for rest in _rests_of_added(end, tokenizer)])
     while True:
         texts = []
-        for tokens in _beginnings(found, window.said, tokenizer):
+        beginnings = _beginnings(found, window.said, tokenizer)
+        for tokens in [*beginnings, *_further(beginnings, window, model, tokenizer)]:
             said = tokenizer.decode(tokens)
             nexts = _next_tokens(window, model, tokenizer, tokens)
             likely = sorted(nexts, key=lambda token: -nexts[token])[:TRIED]
@@ -130,6 +131,21 @@ def _beginnings(
                 break
             found.setdefault(tokens[:count])
     return list(found)
+
+
+def _further(
+    beginnings: list[tuple[int, ...]], window: Window, model: Teacher, tokenizer: RawTokenizer
+) -> list[tuple[int, ...]]:
+    """Beginnings and one more token that the teacher may write inside the rest: a word of two
+    characters is one token, and two once the next character joins the second."""
+    table = tokenizer.token_bytes
+    found: dict[tuple[int, ...], None] = {}
+    for tokens in beginnings:
+        rest = window.said[len(tokenizer.decode(tokens)) :]
+        for token in model.row([*window.before, *tokens]) if rest else ():
+            if rest.startswith(table[token]) and 0 < len(table[token]) < len(rest):
+                found.setdefault((*tokens, token))
+    return [tokens for tokens in found if tokens not in set(beginnings)]
 
 
 def _shared(pasts: list[tuple[int, ...]]) -> int:

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 from teacher_server.realign.walk.rows import Float64
 
 Int64 = NDArray[np.int64]
+# Above every row: makes one number of a position and a row.
+_SPAN = 1 << 32
 
 
 @dataclass(frozen=True)
@@ -111,9 +113,13 @@ class StartCollector:
 
 
 def _starts(columns: _Columns) -> Starts:
+    """The starts, each row of a position once, in whichever ways it was found."""
     position, row, weight, skip, low, high = columns.columns()
     whole = [column.astype(np.int64) for column in (position, row, skip, low, high)]
-    return Starts(whole[0], whole[1], weight.astype(np.float64), *whole[2:])
+    _, first = np.unique(whole[0] * _SPAN + whole[1], return_index=True)
+    first.sort()
+    at, of, *rest = (column[first] for column in whole)
+    return Starts(at, of, weight.astype(np.float64)[first], *rest)
 
 
 def _missing(columns: _Columns) -> MissingStarts:
