@@ -14,6 +14,9 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+# Texts kept with their ids; when there are more, they are forgotten.
+MOST_KNOWN = 100_000
+
 
 class RawTokenizer:
     """A tokenizer of V ids.
@@ -53,6 +56,7 @@ class RawTokenizer:
             self.token_bytes[token] = spelling(text)
         # The library numbers added tokens anew where others have been left out.
         self._renumbered: dict[int, int] = {}
+        self._known: dict[str, list[int]] = {}
         for one in added:
             if one["content"] not in model["vocab"]:
                 self.token_bytes[one["id"]] = one["content"].encode()
@@ -63,11 +67,18 @@ class RawTokenizer:
         return self.encode_each([text])[0]
 
     def encode_each(self, texts: Sequence[str]) -> list[list[int]]:
-        """The ids of each text."""
-        found = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        if not self._renumbered:
-            return [one.ids for one in found]
-        return [[self._renumbered.get(token, token) for token in one.ids] for one in found]
+        """The ids of each text, which are kept: many are drawn more than once."""
+        known = self._known
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            if len(known) > MOST_KNOWN:
+                known = self._known = {text: known[text] for text in texts if text in known}
+            found = self._tokenizer.encode_batch_fast(new, add_special_tokens=False)
+            renumbered = self._renumbered
+            for text, one in zip(new, found, strict=True):
+                ids = one.ids
+                known[text] = [renumbered.get(t, t) for t in ids] if renumbered else ids
+        return [known[text] for text in texts]
 
     def decode(self, ids: Sequence[int]) -> bytes:
         """The bytes of ids, which may begin or end inside a character."""
