@@ -16,7 +16,9 @@ from teacher_server.realign.pair.spelling import as_a_pair
 from teacher_server.realign.pair.vocabulary import Vocabulary, read_vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
 from teacher_server.realign.requests.planned import needed_rows
+from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.walk.rows import teacher_rows
+from teacher_server.realign.walk.start_finder import StartFinder
 from tests.realign.real_tokenizers import pair, tokenizer_file
 from tests.realign.toys import bpe_document
 
@@ -147,28 +149,22 @@ def test_every_row_that_a_long_spelling_is_followed_over_is_asked_for() -> None:
     assert len(rows) == len(layout.teacher_ids) == walked - 2 > 25
 
 
-def test_a_token_that_has_begun_counts_once_in_whichever_ways_it_is_found() -> None:
-    """The row before it stands on the rollout's own way, and before an added token that has
-    begun."""
+def test_a_row_before_a_token_that_has_begun_is_read_once() -> None:
+    """It stands on the rollout's own way, and where the text by itself is cut before the token."""
     tables = pair("llama3", "qwen3")
-    student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
-    layout = realigner.lay_out(student.encoder.encode(b"a turn and <|im_start|> is").ids)
-    start, end = (teacher.by_bytes[one] for one in (b"<|im_start|>", b"<|im_end|>"))
+    layout = Realigner(tables).lay_out(
+        tables.student.encoder.encode(b"a turn and <|im_start|> is").ids
+    )
     own = layout.teacher_ids
-    count = len(own)
-    here = own.tolist().index(start)
-    ids = np.stack([own, np.full(count, end)], 1).astype(np.int32)
-    shares = np.tile([0.99, 0.01], (count, 1))
-    shares[here] = 0.4, 0.6
-    ids[here], shares[here] = ids[here, ::-1], shares[here, ::-1]
-    likely = np.where(np.arange(count) == here, 0.4, 0.99)
-    rows = teacher_rows(own, ids, np.log(shares), np.log(likely))
-    position = [student.token_bytes[t] for t in layout.student_ids.tolist()].index(b"_start")
-    got = realigner.realign(layout, np.array([position]), rows, top_k=2)
-    told = np.exp(got.certified.log_probs[0])
-    found = [student.token_bytes[token] for token in got.certified.ids[0].tolist()]
-    assert found == [b"_end", b"_start"]
-    np.testing.assert_allclose(told, [0.6, 0.4], atol=1e-3)
+    start = own.tolist().index(tables.teacher.token_bytes.index(b"<|im_start|>"))
+    none = np.zeros(len(own))
+    rows = teacher_rows(own, own[:, None], none[:, None], none)
+    known = PairSegmentation(tables)
+    ids = [tables.student.token_bytes[t] for t in layout.student_ids.tolist()]
+    positions = np.array([ids.index(b"_start")])
+    initial = known.states.initial(layout, positions)
+    before = StartFinder(known).find(layout, positions, initial, rows).before
+    assert before.row.tolist().count(start) == 1
 
 
 def test_ends_beginnings_and_padding_are_never_spelt() -> None:
