@@ -192,7 +192,11 @@ def _below_best(
             best is counted in ``parts`` and not in ``WalkResult.listed``: of a student token that
             many numbers give, this makes what is added larger.
     """
-    missing = np.maximum(tables.teacher_token_count[token] - parts, 0)
+    count = tables.teacher_token_count[token]
+    behind = walked.behind_space[position]
+    if behind.any():
+        count[behind] = tables.count_behind_space[token[behind]]
+    missing = np.maximum(count - parts, 0)
     # Of a wide row's numbers none is below its best.
     wide = walked.wide[position]
     missing[wide] = np.minimum(missing, tables.not_wide_count[token])[wide]

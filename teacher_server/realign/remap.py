@@ -108,6 +108,7 @@ class Remap:
             floor=np.minimum(np.exp(rows.floor[positions]), tail),
             listed=rows.listed[positions],
             wide=np.zeros(count, np.bool_),
+            behind_space=np.zeros(count, np.bool_),
             wanted=none,
         )
 

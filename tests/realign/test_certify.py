@@ -64,6 +64,7 @@ def test_a_path_that_no_token_begins_with_threatens_what_it_begins_with(
         floor=none,
         listed=np.ones(1, np.int64),
         wide=np.zeros(1, np.bool_),
+        behind_space=np.zeros(1, np.bool_),
         wanted=np.zeros(0, np.int64),
     )
     found = certify.certify(walked, np.array([own]), 4, student.size, tables)

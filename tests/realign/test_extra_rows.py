@@ -44,6 +44,7 @@ def left_open(count: int, entries: list[tuple[int, int, int, float]], total: Any
         zeros,
         np.zeros(count, int),
         np.zeros(count, bool),
+        np.zeros(count, bool),
         np.zeros(0, int),
     )
 

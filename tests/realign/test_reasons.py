@@ -102,7 +102,7 @@ def toy_layout() -> Layout:
 
 def walked(total: float) -> WalkResult:
     layout_only = dict.fromkeys(
-        ("settled", "open", "lost", "tail", "floor", "listed", "wide", "wanted")
+        ("settled", "open", "lost", "tail", "floor", "listed", "wide", "behind_space", "wanted")
     )
     return WalkResult(total=np.array([total]), **layout_only)  # type: ignore[arg-type]
 

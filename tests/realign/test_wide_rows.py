@@ -234,6 +234,7 @@ def test_small_numbers_that_stay_open_are_kept_together() -> None:
         floor=np.zeros(2),
         listed=np.ones(2, np.int64),
         wide=np.ones(2, np.bool_),
+        behind_space=np.zeros(2, np.bool_),
         wanted=nothing,
     )
     is_wide = np.array([False, False, False, True, False, True])
@@ -342,6 +343,7 @@ def test_no_number_is_below_the_best_of_a_wide_row() -> None:
         floor=np.full(2, 0.004),
         listed=np.full(2, 100),
         wide=np.array([True, False]),
+        behind_space=np.zeros(2, np.bool_),
         wanted=nothing,
     )
     both = np.array([0, 1])

@@ -204,9 +204,26 @@ class PairTables:
         table = self.teacher.token_bytes
         spaces = [t for t, data in enumerate(table) if len(data) > 1 and not data.strip()]
         texts = [table[token] + b"x" for token in spaces]
-        found[spaces] = [ids[0] for ids in self.student.encoder.encode_each(texts)]
+        each = self.student.encoder.encode_each(texts)
+        found[spaces] = [ids[0] if ids else -1 for ids in each]
         found[found == self.first_student_token] = -1
         return found
+
+    @cached_property
+    def count_behind_space(self) -> Int64:
+        """int64 [V_S]: how many teacher tokens may give a student token that begins with a space,
+        where the space is written already: those that begin with the bytes behind it. As
+        ``teacher_token_count`` where that is more, and for other tokens."""
+        counts = self.teacher_token_count.copy()
+        table = self.student.token_bytes
+        for token in range(self.student.size):
+            data = table[token]
+            if data[:1] == b" ":
+                low, high = (
+                    self.teacher.prefix_range(data[1:]) if data[1:] else (0, self.teacher.size)
+                )
+                counts[token] = max(int(counts[token]), high - low)
+        return counts
 
     @cached_property
     def wide_ids(self) -> Int32:

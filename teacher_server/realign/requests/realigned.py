@@ -283,6 +283,7 @@ def _joined(parts: list[WalkResult]) -> WalkResult:
         floor=joined("floor"),
         listed=joined("listed"),
         wide=joined("wide"),
+        behind_space=joined("behind_space"),
         wanted=joined("wanted"),
     )
 

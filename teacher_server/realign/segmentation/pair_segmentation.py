@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import numpy as np
 from numpy.typing import NDArray
 from teacher_proto.types import Bool
@@ -57,22 +59,31 @@ class PairSegmentation:
 
     def before_solid(self, state: Int64, token: Int64) -> Int64:
         """int64 [n]: of paths that end in several spaces with a token behind which the teacher
-        writes no more of them (it has one for each number of spaces), the student's token if a
-        word, a digit or a symbol follows, or CONTRADICTS; OPEN where it depends on which.
-        NOT_IMPLIED elsewhere.
+        writes no more of them (that behind one space more is another token), the student's
+        token if a word, a digit or a symbol follows, or CONTRADICTS; OPEN where it depends on
+        which. NOT_IMPLIED elsewhere.
 
         Args:
             state: int64 [n], once the path is written.
             token: int64 [n], the path's last teacher token.
         """
         found = np.full(len(state), NOT_IMPLIED)
+        if not self._writable & SPACE:
+            return found
         spaces = np.flatnonzero(self.states.end_in_spaces(state))
-        none = np.full(len(spaces), -1)
-        followers = self.canonical_pairs.followers(none, token[spaces])
-        for index, possible in zip(spaces.tolist(), followers.tolist(), strict=True):
-            if possible & SOLID and not possible & SPACE:
-                found[index] = self.states.answer_if_followed(int(state[index]), possible & SOLID)
+        followers = self.canonical_pairs.followers(np.full(len(spaces), -1), token[spaces])
+        solid = followers & self._writable & SOLID
+        last = np.flatnonzero((solid > 0) & (followers & SPACE == 0))
+        found[spaces[last]] = self.states.answers_if_followed(state[spaces[last]], solid[last])
         return found
+
+    @cached_property
+    def _writable(self) -> int:
+        """The set of FOLLOWERS that both sides can write."""
+        sides = self.tables.student, self.tables.teacher
+        each = [side.encoder.encode_each(list(FOLLOWERS)) for side in sides]
+        both = enumerate(zip(*each, strict=True))
+        return sum(1 << place for place, ids in both if all(ids))
 
 
 def is_implied(implied: Int64) -> Bool:

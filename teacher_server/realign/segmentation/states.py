@@ -80,8 +80,7 @@ class StudentStates:
         self._initial: dict[LeftContext, int] = {}
         self._initial_of_token = np.full(self._tables.student.size, _UNKNOWN, np.int64)
         self._texts, self._entered = NumberedTexts(self._tables.teacher), Memo()
-        self._followed: dict[tuple[int, int], int] = {}
-        self._followed_known = Memo()
+        self._followed = Memo()
         self._initial_state(NO_CONTEXT)
 
     def trim(self) -> None:
@@ -102,32 +101,34 @@ class StudentStates:
         return spaces
 
     def answers_if_followed(self, state: Int64, followers: Int64) -> Int64:
-        """int64 [n]: ``answer_if_followed`` of each."""
+        """int64 [n]: the answers of states when something follows them; OPEN where they depend
+        on what.
+
+        Args:
+            followers: int64 [n], the sets of what may follow, as in
+                ``canonical.possible_followers``.
+        """
 
         def ask(keys: list[int]) -> Int64:
             each = (divmod(key, _SETS) for key in keys)
-            return np.array([self.answer_if_followed(*one) - OPEN for one in each], np.int64)
+            return np.array([self._answer_if_followed(*one) - OPEN for one in each], np.int64)
 
-        return self._followed_known.get_or_ask(state * _SETS + followers, ask) + OPEN
+        return self._followed.get_or_ask(state * _SETS + followers, ask) + OPEN
 
     def answer_if_followed(self, state: int, followers: int) -> int:
-        """The answer of one state when something follows it; OPEN where it depends on what.
+        """``answers_if_followed`` of one state."""
+        return int(self.answers_if_followed(np.array([state]), np.array([followers]))[0])
 
-        Args:
-            followers: the set of what may follow, as in ``canonical.possible_followers``.
-        """
-        key = state, followers
-        if key not in self._followed:
-            follows = [one for place, one in enumerate((*FOLLOWERS, b"")) if followers >> place & 1]
-            context, data = self._contexts[state], self._data[state]
-            texts = [data + one for one in follows]
-            answers = set(next_tokens(self._tables.student, [context] * len(texts), texts))
-            answer = answers.pop() if len(answers) == 1 else OPEN
-            # A token that reaches the end may take in some of what follows, whatever it is.
-            if answer >= 0 and self._tables.student.lengths_list[answer] >= len(data):
-                answer = OPEN
-            self._followed[key] = answer
-        return self._followed[key]
+    def _answer_if_followed(self, state: int, followers: int) -> int:
+        follows = [one for place, one in enumerate((*FOLLOWERS, b"")) if followers >> place & 1]
+        context, data = self._contexts[state], self._data[state]
+        texts = [data + one for one in follows]
+        answers = set(next_tokens(self._tables.student, [context] * len(texts), texts))
+        answer = answers.pop() if len(answers) == 1 else OPEN
+        # A token that reaches the end may take in some of what follows, whatever it is.
+        if answer >= 0 and self._tables.student.lengths_list[answer] >= len(data):
+            return OPEN
+        return answer
 
     def ends_within(self, state: int, answer: int) -> bool:
         """Whether the student's token ``answer`` ends where the state's bytes do or before;

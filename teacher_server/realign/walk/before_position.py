@@ -15,6 +15,8 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.static_tables import OFF_TRIE, TRIE_ROOT
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
+from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
 from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates
 from teacher_server.realign.walk.rows import NO_ROW, Float64
@@ -42,9 +44,15 @@ def read_rows_before(walk: WalkContext, before: Starts) -> Paths:
         after=walk.rows.children(before.row[line], token),
         first=np.full(len(token), -1),
     )
-    answer = states.answer(paths.state)
     decided, kept = _decided(walk, paths, skip, extendable)
-    answer = np.where(kept == 0, CONTRADICTS, answer)
+    answer = np.where(kept == 0, CONTRADICTS, states.answer(paths.state))
+    # Of spaces whose last the position stands before, what follows decides.
+    solid = walk.pair.before_solid(paths.state, token)
+    solid[paths.have_next_row] = NOT_IMPLIED
+    known, opened = is_implied(solid), solid == OPEN
+    kept[known | (opened & (kept == 0))] = 1.0
+    answer = np.where(known, solid, answer)
+    decided = known | (decided & ~opened)
     paths = replace(paths, mass=paths.mass * kept)
     fate = fates(paths, answer, decided)
     possible = np.flatnonzero(fate != Fate.RULE_OUT)
@@ -151,6 +159,10 @@ def leave_missing_open(walk: WalkContext, missing: MissingStarts) -> None:
     """Leaves the pasts open whose rows are missing. Of a past that continues with another
     token, or reaches across, only the part that does is open."""
     mass, on = missing.mass.copy(), missing.then >= 0
+    # Where the teacher writes no more spaces, the student may be sure to have cut them otherwise.
+    ends = ~on & (missing.reach_low == missing.reach_high)
+    solid = walk.pair.before_solid(walk.initial[missing.position], missing.token)
+    mass[ends & (solid == CONTRADICTS)] = 0.0
     mass[on] *= walk.extensions.shares_of_next(missing.token[on], mass[on], missing.then[on])
     reaches = missing.reach_low < missing.reach_high
     of_ranks = (part[reaches] for part in (missing.reach_low, missing.reach_high))

@@ -153,7 +153,8 @@ def _leave_slight_open(walk: WalkContext, paths: Paths, slight: Float64) -> None
     solid[spaces] = walk.pair.before_solid(paths.state[spaces], paths.token[spaces])
     one = (solid == OPEN) & (ranges == walk.pair.tables.student.prefix_range(b" ")).all(1)
     most = np.maximum(walk.rows.most_unlisted[paths.after], SIGNIFICANT) * paths.mass
-    walk.ledger.leave_below(paths.position[one], mass[one], most[one])
+    listed = walk.rows.listed[paths.after[one]]
+    walk.ledger.leave_below(paths.position[one], mass[one], most[one], listed)
     known = is_implied(solid)
     fate = np.where(known, np.int8(Fate.SETTLE), np.int8(Fate.OPEN))
     fate[known & (solid == CONTRADICTS)] = Fate.RULE_OUT
@@ -189,9 +190,9 @@ def _longer(walk: WalkContext, paths: Paths, line: Int64, token: Int64, mass: Fl
 
 
 def _may_grow(walk: WalkContext, paths: Paths) -> Bool:
-    """bool [n]: some student token begins with all of the path's bytes and is longer, and the path
-    may have begun inside a token of a teacher that merges spaces: its tokens are then not those
-    that the teacher itself begins the longer one with, by which the trie knows it."""
+    """bool [n]: some student token begins with all of the path's bytes and is longer. Of teachers
+    that merge spaces alone: a path that begins inside such a token has not the tokens that the
+    teacher itself begins the longer one with, by which the trie knows it."""
     if not walk.pair.tables.teacher.merges_spaces:
         return np.zeros(len(paths.mass), np.bool_)
     answer, states = walk.pair.states.answer(paths.state), walk.pair.states

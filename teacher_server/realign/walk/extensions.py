@@ -134,6 +134,7 @@ class Extensions:
             found = self._context_free.answer_after_spaces(*one, self._pair)
             answers[index], shares[index] = found
         small = np.flatnonzero(mass < LEAST_ASKED)
+        small = small[self._pair.canonical_pairs.are_canonical(before[small], token[small])]
         solid = self._pair.before_solid(state[small], token[small])
         known = is_implied(solid)
         answers[small[known]], shares[small[known]] = solid[known], 1.0

@@ -71,11 +71,13 @@ class WalkResult:
         settled, open: a position may have several entries with one token.
         lost: float64 [n], what no student token can express.
         total: float64 [n], what agrees with the student's tokens so far.
-        tail: float64 [n], what lies below the best ids of the rows.
+        tail: float64 [n], what lies below the best ids of the rows, and of ``behind_space`` listed
+            ids of little mass too.
         floor: float64 [n], the most that one id below the best can have.
         listed: int64 [n], how many ids are listed in the row that lists most, without what wide
             rows list besides their best.
         wide: bool [n], all rows are wide.
+        behind_space: bool [n], a row counts that stands at the position but for one space.
         wanted: int64, ascending: teacher tokens whose context-free rows would settle more.
     """
 
@@ -87,6 +89,7 @@ class WalkResult:
     floor: Float64
     listed: Int64
     wide: Bool
+    behind_space: Bool
     wanted: Int64
 
 
@@ -105,9 +108,11 @@ class MassLedger:
 
     Attributes:
         lost, total: float64 [n], as in ``WalkResult``.
-        below: float64 [n], what lies below the best ids of rows that stand at their positions but
-            for one space.
+        below: float64 [n], what is not read of rows that stand at their positions but for one
+            space, which the teacher has written already: what lies below their best ids, and
+            listed ids of little mass.
         most_below: float64 [n], the most that one id of it can have.
+        listed_there: int64 [n], how many ids such a row lists.
     """
 
     def __init__(self, count: int) -> None:
@@ -115,6 +120,7 @@ class MassLedger:
         self.total = np.zeros(count)
         self.below = np.zeros(count)
         self.most_below = np.zeros(count)
+        self.listed_there = np.zeros(count, np.int64)
         self._settled: list[SettledPart] = []
         self._open: list[OpenPart] = []
 
@@ -147,11 +153,12 @@ class MassLedger:
         """Counts mass that no student token can express."""
         np.add.at(self.lost, position, mass)
 
-    def leave_below(self, position: Int64, mass: Float64, most: Float64) -> None:
-        """Counts what rows do not list, where every token that is not listed gives another of the
-        student's; ``most``: what one has at most."""
+    def leave_below(self, position: Int64, mass: Float64, most: Float64, listed: Int64) -> None:
+        """Counts ``below``, of rows that list ``listed`` ids; ``most``: what one id of it has at
+        most."""
         np.add.at(self.below, position, mass)
         np.maximum.at(self.most_below, position, most)
+        np.maximum.at(self.listed_there, position, listed)
 
     def agree(self, position: Int64, mass: Float64) -> None:
         """Counts mass that agrees with the student's tokens so far."""

@@ -89,9 +89,14 @@ class NumberAnswers:
     def trim(self, generation: int) -> None:
         """Forgets all when there are too many, or the student's states have other numbers than
         before; between rollouts only."""
-        if generation != self._generation or self._groups.size > MAX_ANSWERS:
+        if generation != self._generation or self._size() > MAX_ANSWERS:
             self.clear()
         self._generation = generation
+
+    def _size(self) -> int:
+        """Of both tables, in entries of ``_groups``: those of ``_answers`` are four times as
+        large."""
+        return int(self._groups.size + 4 * self._answers.size)
 
     def within(self, low: Int64, high: Int64) -> tuple[Int64, Int64]:
         """(line, column), int64 [k] each: of n ranges of ranks [low, high) the numbers in each,

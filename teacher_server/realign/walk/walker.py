@@ -81,6 +81,7 @@ class Walker:
             floor=floor,
             listed=listed,
             wide=wide,
+            behind_space=ledger.below > 0,
             wanted=walk.extensions.wanted(),
         )
 
@@ -102,7 +103,7 @@ def _unlisted(
 ) -> tuple[Float64, Float64, Int64, Bool]:
     """(tail, floor, listed, wide) of ``WalkResult``: what the rows at the positions do not list."""
     tail, floor, weight = ledger.below.copy(), ledger.most_below.copy(), np.exp(at.weight)
-    listed = np.where(tail > 0, int(rows.listed.max(initial=0)), 0)
+    listed = ledger.listed_there.copy()
     np.add.at(tail, at.position, rows.tail[at.row] * weight)
     np.maximum.at(floor, at.position, np.exp(rows.floor[at.row]) * weight)
     np.maximum.at(listed, at.position, rows.listed[at.row])
