@@ -159,10 +159,6 @@ def leave_missing_open(walk: WalkContext, missing: MissingStarts) -> None:
     """Leaves the pasts open whose rows are missing. Of a past that continues with another
     token, or reaches across, only the part that does is open."""
     mass, on = missing.mass.copy(), missing.then >= 0
-    # Where the teacher writes no more spaces, the student may be sure to have cut them otherwise.
-    ends = ~on & (missing.reach_low == missing.reach_high)
-    solid = walk.pair.before_solid(walk.initial[missing.position], missing.token)
-    mass[ends & (solid == CONTRADICTS)] = 0.0
     mass[on] *= walk.extensions.shares_of_next(missing.token[on], mass[on], missing.then[on])
     reaches = missing.reach_low < missing.reach_high
     of_ranks = (part[reaches] for part in (missing.reach_low, missing.reach_high))
