@@ -24,15 +24,16 @@ SURE = 0.9
 
 
 def realigned(
-    tables: PairTables, after: Mapping[bytes, Row], alone: Mapping[bytes, Row]
+    tables: PairTables, after: Mapping[bytes, Row], alone: Mapping[bytes, Row] | None
 ) -> tuple[RealignedRows, list[bytes]]:
     """The rows of TEXT and the student's tokens. ``after``: the teacher's rows after its tokens;
-    after others it is sure of what was written. ``alone``: its context-free rows."""
+    after others it is sure of what was written. ``alone``: its context-free rows; None: it goes
+    without."""
     student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
     layout = realigner.lay_out(student.encoder.encode(TEXT.encode()).ids)
     own = layout.teacher_ids.tolist()
     known = ContextFreeRows(tables)
-    for token, row in alone.items():
+    for token, row in (alone or {}).items():
         ids = np.array([[teacher.by_bytes[one] for one in row]], np.int32)
         values = np.log([list(row.values())])
         realigner.learn(known, np.array([teacher.by_bytes[token]]), ids, values)
@@ -49,7 +50,8 @@ def realigned(
         likely.append(np.log(row[teacher.token_bytes[token]]))
     rows = teacher_rows(layout.teacher_ids, ids, values, np.array(likely))
     positions = np.arange(len(layout.student_ids))
-    got = realigner.realign(layout, positions, rows, top_k=6, context_free=known)
+    context_free = None if alone is None else known
+    got = realigner.realign(layout, positions, rows, top_k=6, context_free=context_free)
     return got, [student.token_bytes[token] for token in layout.student_ids.tolist()]
 
 
@@ -89,11 +91,31 @@ def test_spaces_without_a_row_get_the_part_that_no_line_end_follows(
     got, tokens = realigned(tables, after, {TWELVE: row, b"word": {b" ": 1.0}})
     here = tokens.index(THREE)
     found = masses(got, here, tables)
+    settled, eleven = got.walked.settled, tables.student.by_bytes[b" " * 11]
+    given = settled.mass[(settled.position == here) & (settled.token == eleven)].sum()
+    assert given == pytest.approx(0.2 * told, abs=1e-3)
     assert got.certified.open_mass[here] == pytest.approx(0.2 * (1 - told), abs=1e-3)
     sure = 1 - told <= 0.05
     assert found.get(b" " * 11, 0.0) == pytest.approx(0.2 if sure else 0.0, abs=1e-3)
     # What is open of twelve spaces may not become three, where it is known to be little.
     assert (THREE in found) == (told > 0)
+
+
+@pytest.mark.parametrize("alone", [None, {}], ids=["without", "unknown"])
+def test_a_space_before_spaces_without_a_row_is_not_taken_for_a_space_alone(
+    alone: dict[bytes, Row] | None,
+) -> None:
+    """GPT-2 writes each space by itself, and the last with the word. Of two spaces behind the first
+    one is left, which the next word takes along: never a token by itself."""
+    tables = pair("gpt2", "gemma3")
+    after = {b"\n": {FOUR: 0.7, b"  ": 0.3}, FOUR: {b"word": 1.0}}
+    got, tokens = realigned(tables, after, alone)
+    here = tokens.index(b" word") - 2
+    assert tokens[here - 1 : here + 3] == [b" ", b" ", b" ", b" word"]
+    assert got.certified.open_mass[here] == pytest.approx(0.3, abs=1e-3)
+    settled, space = got.walked.settled, tables.student.by_bytes[b" "]
+    given = settled.mass[(settled.position == here) & (settled.token == space)].sum()
+    assert given == pytest.approx(0.7, abs=1e-3)
 
 
 def test_few_spaces_without_a_row_stand_before_a_word() -> None:

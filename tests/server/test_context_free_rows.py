@@ -141,7 +141,6 @@ async def test_rows_of_an_extra_round_may_ask_for_them_too(
     behind "b" is there after a round only, and it is the first to hold a "c".
     """
     student = toy("abcd" + SPACE, [("c", "d")])
-    # With a word that takes its space along: no row is masked for merged spaces.
     teacher = toy("abcd" + SPACE, [("b", "c"), (SPACE, "b")])
     behind = {"a": {"b": 0.6, "bc": 0.4}, "b": {"c": 0.9, "a": 0.1}}
     asked: list[Job] = []

@@ -15,7 +15,7 @@ REASON_TEXTS: Mapping[MaskReason, str] = {
     MaskReason.UNREADABLE: "the teacher reads text of the chunk byte by byte",
     MaskReason.NO_COUNTERPART: "the chunk has a special token that the teacher does not have",
     MaskReason.LONG_CHUNK: "the tokenizers meet only after too many tokens",
-    MaskReason.MERGED_SPACES: "inside spaces that the teacher's tokenizer merges",
+    MaskReason.MERGED_SPACES: "inside spaces that the teacher's tokenizer merges (older servers)",
     MaskReason.LITTLE_AGREES: "inside a teacher token, and hardly any of its row agrees",
     MaskReason.NOTHING_CERTIFIED: "no id of the student's is certified",
     MaskReason.LARGE_REST: "the certified ids hold less than a tenth of the row",

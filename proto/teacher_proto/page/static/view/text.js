@@ -59,7 +59,7 @@ const REASONS = {
   UNREADABLE: "the teacher reads text of the chunk byte by byte",
   NO_COUNTERPART: "the chunk has a special token that the teacher does not have",
   LONG_CHUNK: "the tokenizers meet only after too many tokens",
-  MERGED_SPACES: "inside spaces that the teacher's tokenizer merges",
+  MERGED_SPACES: "inside spaces that the teacher's tokenizer merges (older servers)",
   LITTLE_AGREES: "inside a teacher token, and hardly any of its row agrees",
   NOTHING_CERTIFIED: "no id of the student's is certified",
   LARGE_REST: "the certified ids hold less than a tenth of the row",
