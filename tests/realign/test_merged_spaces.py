@@ -3,19 +3,28 @@ the word after it: rows before such a token, inside it, and of what goes on behi
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from teacher_proto.types import PositionClass
 
-from teacher_server.realign.pair.tables import PairTables
+from teacher_server.realign.certify import _below_best
+from teacher_server.realign.pair.static_tables import build_static
+from teacher_server.realign.pair.tables import TAIL_SKEW, PairTables
+from teacher_server.realign.pair.vocabulary import read_vocabulary
 from teacher_server.realign.realigner import RealignedRows, Realigner
+from teacher_server.realign.requests.realigned import NOTHING_SETTLED
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, PairSegmentation
 from teacher_server.realign.segmentation.states import EMPTY_STATE
 from teacher_server.realign.walk.context_free import LEAST_SHARE, ContextFreeRows
+from teacher_server.realign.walk.masses import Entries, WalkResult
 from teacher_server.realign.walk.rows import teacher_rows
 from tests.realign.real_tokenizers import pair
+from tests.realign.toys import SPACE, bpe_document, toy
 
 Row = Mapping[bytes, float]
 TEXT = "x = [\n    word"
@@ -166,3 +175,53 @@ def test_which_spaces_end_with_their_token() -> None:
         state = known.states.step(np.array([EMPTY_STATE]), ids)
         answer = int(known.before_solid(state, ids)[0])
         assert answer == (NOT_IMPLIED if wanted is None else tables.student.by_bytes[wanted])
+
+
+def test_a_side_that_cannot_write_what_may_follow_implies_nothing() -> None:
+    """Letters without the ones that are tried behind spaces: nothing is known, and no error."""
+    apart = dict.fromkeys(("add_prefix_space", "use_regex", "trim_offsets"), False)
+    teacher = read_vocabulary(
+        json.dumps(
+            bpe_document(
+                f"ab{SPACE}", [(SPACE, SPACE)], pre_tokenizer={"type": "ByteLevel", **apart}
+            )
+        )
+    )
+    student = toy(f"ab{SPACE}", [(SPACE, "b")])
+    tables = PairTables(student, teacher, build_static(student, teacher))
+    two = np.array([teacher.by_bytes[b"  "]])
+    assert tables.student_token_before_word[two[0]] == -1
+    known = PairSegmentation(tables)
+    state = known.states.step(np.array([EMPTY_STATE]), two)
+    assert known.before_solid(state, two).tolist() == [NOT_IMPLIED]
+
+
+def test_unread_tokens_behind_a_space_are_as_many_as_begin_with_the_rest() -> None:
+    tables = pair("qwen3", "gemma3")
+    counts, own = tables.count_behind_space, tables.student.by_bytes
+    table = tables.teacher.token_bytes
+    assert counts[own[b" ("]] == sum(data[:1] == b"(" for data in table)
+    assert counts[own[b" "]] >= len(tables.teacher.order)
+    assert counts[own[b"word"]] == tables.teacher_token_count[own[b"word"]]
+    nothing, both = np.zeros(0, np.int64), np.array([0, 1])
+    few: Any = SimpleNamespace(
+        teacher_token_count=np.array([2]),
+        count_behind_space=np.array([30]),
+        not_wide_count=np.array([2]),
+        teacher=SimpleNamespace(size=10_000),
+    )
+    walked = WalkResult(
+        settled=NOTHING_SETTLED,
+        open=Entries(nothing, nothing, np.zeros(0), nothing, nothing, nothing, nothing),
+        lost=np.zeros(2),
+        total=np.ones(2),
+        tail=np.full(2, 0.1),
+        floor=np.full(2, 0.004),
+        listed=np.full(2, 100),
+        wide=np.zeros(2, np.bool_),
+        behind_space=np.array([True, False]),
+        wanted=nothing,
+    )
+    below = _below_best(walked, both, both * 0, np.array([1, 1]), few)
+    one = TAIL_SKEW * 0.1 / 10_000
+    np.testing.assert_allclose(below, [29 * one, one])
