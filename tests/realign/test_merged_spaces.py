@@ -187,7 +187,7 @@ def test_a_side_that_cannot_write_what_may_follow_implies_nothing() -> None:
             )
         )
     )
-    student = toy(f"ab{SPACE}", [(SPACE, "b")])
+    student = toy(f"ab7{SPACE}", [(SPACE, "b")])
     tables = PairTables(student, teacher, build_static(student, teacher))
     two = np.array([teacher.by_bytes[b"  "]])
     assert tables.student_token_before_word[two[0]] == -1
