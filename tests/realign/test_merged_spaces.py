@@ -183,7 +183,7 @@ def test_a_side_that_cannot_write_what_may_follow_implies_nothing() -> None:
     teacher = read_vocabulary(
         json.dumps(
             bpe_document(
-                f"ab{SPACE}", [(SPACE, SPACE)], pre_tokenizer={"type": "ByteLevel", **apart}
+                f"ab7{SPACE}", [(SPACE, SPACE)], pre_tokenizer={"type": "ByteLevel", **apart}
             )
         )
     )
