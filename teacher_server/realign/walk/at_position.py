@@ -18,7 +18,6 @@ from teacher_server.realign.pair.static_tables import TRIE_ROOT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.segmentation.states import EMPTY_STATE, OPEN
-from teacher_server.realign.walk.after_spaces import answers_after_spaces
 from teacher_server.realign.walk.masses import SIGNIFICANT
 from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT
 from teacher_server.realign.walk.paths import (
@@ -29,6 +28,7 @@ from teacher_server.realign.walk.paths import (
     act,
     fates,
     number_answers,
+    settle_after_spaces,
 )
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 from teacher_server.realign.walk.starts import Starts
@@ -222,11 +222,11 @@ def _rule_out_below(walk: WalkContext, at: Starts, mass: Float64, ruled_out: Flo
 def _implied(walk: WalkContext, before: Int64, paths: Paths) -> tuple[Int64, Paths]:
     """(implied, paths). implied: int64 [n], the student's tokens, or CONTRADICTS, of paths that end
     in several spaces and have no row after them: by the teacher's own cut, else by context-free
-    rows (``answers_after_spaces``). OPEN where neither decides and something must follow,
+    rows (``settle_after_spaces``). OPEN where neither decides and something must follow,
     NOT_IMPLIED elsewhere."""
     implied, _ = walk.pair.implied_by_spaces(paths.state, before, paths.token)
     implied[paths.have_next_row] = NOT_IMPLIED
-    return answers_after_spaces(walk, before, paths, implied)
+    return settle_after_spaces(walk, before, paths, implied)
 
 
 def _act(walk: WalkContext, paths: Paths, fate: Fates, answer: Int64) -> Paths:

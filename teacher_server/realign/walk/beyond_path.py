@@ -16,7 +16,6 @@ from teacher_server.realign.pair.static_tables import OFF_TRIE
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.segmentation.states import OPEN
-from teacher_server.realign.walk.after_spaces import answers_after_spaces
 from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
 from teacher_server.realign.walk.number_answers import (
     APART,
@@ -26,7 +25,15 @@ from teacher_server.realign.walk.number_answers import (
     Single,
     Sums,
 )
-from teacher_server.realign.walk.paths import Fate, Paths, WalkContext, act, fates, number_answers
+from teacher_server.realign.walk.paths import (
+    Fate,
+    Paths,
+    WalkContext,
+    act,
+    fates,
+    number_answers,
+    settle_after_spaces,
+)
 from teacher_server.realign.walk.rows import NO_ROW, Float64
 
 Int64 = NDArray[np.int64]
@@ -213,7 +220,7 @@ def _answers(
     pair, states, state = walk.pair, walk.pair.states, paths.state
     implied, depends = pair.implied_by_spaces(state, before, paths.token)
     implied[paths.have_next_row] = NOT_IMPLIED
-    implied, paths = answers_after_spaces(walk, before, paths, implied)
+    implied, paths = settle_after_spaces(walk, before, paths, implied)
     # What joins and leaves the trie is settled by the text up to here, unless a row that is
     # there can decide better.
     covers, begun = states.answer_covers(state), states.begins_added(state)

@@ -7,7 +7,7 @@ beside); only ``act`` does with them what their fates say.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import numpy as np
@@ -16,7 +16,8 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.kinds import TokenKinds
-from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
+from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation, is_implied
+from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger
 from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT, NumberAnswers
@@ -130,6 +131,39 @@ def number_answers(fate: Fates, answer: Int64) -> Int64:
     answers[fate == Fate.RULE_OUT] = RULED_OUT
     answers[fate == Fate.LOSE] = LOST
     return answers
+
+
+def settle_after_spaces(
+    walk: WalkContext, before: Int64, paths: Paths, implied: Int64
+) -> tuple[Int64, Paths]:
+    """(implied, paths): asks the context-free rows of paths [n] that end in several spaces and have
+    no row after them what the teacher's own cut does not imply. Where such a row gives one student
+    token nearly all of the mass, that is implied; where it gives one the larger part, this part
+    is settled at once, and the path that is returned has what is left, OPEN.
+
+    Args:
+        before: int64 [n], the teacher's tokens before the paths' last; -1: none.
+        implied: int64 [n], as ``PairSegmentation.implied_by_spaces`` gives it, NOT_IMPLIED where
+            the row after the path is there.
+    """
+    spaces = walk.pair.states.end_in_spaces(paths.state)
+    which = np.flatnonzero(spaces & ~paths.have_next_row & ~is_implied(implied))
+    if not len(which):
+        return implied, paths
+    asked = paths.some(which)
+    answers, shares = walk.extensions.answers_after_spaces(
+        before[which], asked.token, asked.mass, asked.state
+    )
+    whole = is_implied(answers) & (shares == 1.0)
+    implied = implied.copy()
+    implied[which] = np.where(whole, answers, implied[which])
+    partly = np.flatnonzero((answers >= 0) & (shares < 1.0))
+    part = asked.mass[partly] * shares[partly]
+    walk.ledger.settle(asked.position[partly], answers[partly], part)
+    implied[which[partly]] = OPEN
+    mass = paths.mass.copy()
+    mass[which[partly]] -= part
+    return implied, replace(paths, mass=mass)
 
 
 def act(
