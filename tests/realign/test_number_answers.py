@@ -11,11 +11,11 @@ from teacher_server.realign.certify import sum_by_token
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.realigner import Realigner
-from teacher_server.realign.walk import number_answers
+from teacher_server.realign.segmentation import number_answers
+from teacher_server.realign.segmentation.extension_shares import LEAST_ASKED
+from teacher_server.realign.segmentation.number_answers import ALONE, LOST, RULED_OUT, NumberAnswers
 from teacher_server.realign.walk.context_free import ContextFreeRows
-from teacher_server.realign.walk.extensions import LEAST_ASKED
 from teacher_server.realign.walk.masses import WalkResult
-from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT, NumberAnswers
 from teacher_server.realign.walk.rows import (
     TeacherRows,
     teacher_rows,

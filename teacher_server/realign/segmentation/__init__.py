@@ -12,6 +12,7 @@ by side? Tokenizers answer a string at a time, so every answer is kept. Read in 
     rests.py                what is left of teacher tokens after a position, as numbers
     pair_segmentation.py    all of it for one pair, and what the teacher's spaces imply
     extension_shares.py     how much of a row extends the token before it
+    number_answers.py       what numbers give where a wide row is read, summed
     kinds.py                what is fixed for each teacher token, whatever the text
     pasts.py                in which ways the teacher may have cut the text before a position
 """

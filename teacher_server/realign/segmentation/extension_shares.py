@@ -15,6 +15,8 @@ Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 # Next tokens with less mass are not looked up.
 LEAST_LOOKED_UP = 2e-3
+# Mass from which the context-free row of a token is asked for, and counts.
+LEAST_ASKED = 5e-3
 
 
 @dataclass(frozen=True)

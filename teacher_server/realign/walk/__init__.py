@@ -11,7 +11,6 @@ Read in this order:
     at_position.py, before_position.py, beyond_path.py
                         the steps, which decide fates: rows at a position, before it, and
                         after a path
-    number_answers.py   the numbers of wide rows, summed by what they give the student
     extensions.py       may a token be extended? Asked here alone, whatever the answer is
                         known from: the vocabularies, context-free rows (context_free.py) or
                         the rollout itself (seen.py)

@@ -16,10 +16,10 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import TRIE_ROOT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.segmentation.number_answers import ALONE, LOST, RULED_OUT
 from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
 from teacher_server.realign.segmentation.states import EMPTY_STATE, OPEN
 from teacher_server.realign.walk.masses import SIGNIFICANT
-from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT
 from teacher_server.realign.walk.paths import (
     Fate,
     Fates,

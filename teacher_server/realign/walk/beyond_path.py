@@ -14,10 +14,7 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.static_tables import OFF_TRIE
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
-from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
-from teacher_server.realign.segmentation.states import OPEN
-from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
-from teacher_server.realign.walk.number_answers import (
+from teacher_server.realign.segmentation.number_answers import (
     APART,
     NO_SINGLE,
     NO_SUMS,
@@ -25,6 +22,9 @@ from teacher_server.realign.walk.number_answers import (
     Single,
     Sums,
 )
+from teacher_server.realign.segmentation.pair_segmentation import NOT_IMPLIED, is_implied
+from teacher_server.realign.segmentation.states import OPEN
+from teacher_server.realign.walk.masses import SIGNIFICANT, true_places
 from teacher_server.realign.walk.paths import (
     Fate,
     Paths,

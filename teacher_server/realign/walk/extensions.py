@@ -17,6 +17,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import EXTENSION_LIMIT
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
+from teacher_server.realign.segmentation.extension_shares import LEAST_ASKED
 from teacher_server.realign.segmentation.kinds import TokenKinds
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation, is_implied
 from teacher_server.realign.segmentation.states import OPEN
@@ -26,8 +27,6 @@ from teacher_server.realign.walk.rows import Float64, TeacherRows
 from teacher_server.realign.walk.seen import SeenExtensions
 
 Int64 = NDArray[np.int64]
-# Mass from which the context-free row of a token is asked for, and counts.
-LEAST_ASKED = 5e-3
 
 
 class Extensions:

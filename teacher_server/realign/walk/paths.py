@@ -16,11 +16,11 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
 from teacher_server.realign.segmentation.kinds import TokenKinds
+from teacher_server.realign.segmentation.number_answers import ALONE, LOST, RULED_OUT, NumberAnswers
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation, is_implied
 from teacher_server.realign.segmentation.states import OPEN
 from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger
-from teacher_server.realign.walk.number_answers import ALONE, LOST, RULED_OUT, NumberAnswers
 from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
 
 Int64 = NDArray[np.int64]

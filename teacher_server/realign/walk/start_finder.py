@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.layout import Layout
+from teacher_server.realign.segmentation.extension_shares import LEAST_ASKED
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.segmentation.pasts import MAX_TEXTS, Past, TeacherPasts
 from teacher_server.realign.segmentation.spaces import spaces_before
-from teacher_server.realign.walk.extensions import LEAST_ASKED
 from teacher_server.realign.walk.masses import true_places
 from teacher_server.realign.walk.rows import NO_ROW, TeacherRows
 from teacher_server.realign.walk.starts import FoundStarts, StartCollector

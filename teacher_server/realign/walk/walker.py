@@ -16,6 +16,7 @@ from teacher_proto.types import Bool
 from teacher_server.realign.pair.layout import Layout
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.segmentation.kinds import TokenKinds
+from teacher_server.realign.segmentation.number_answers import NumberAnswers
 from teacher_server.realign.segmentation.pair_segmentation import PairSegmentation
 from teacher_server.realign.walk.at_position import read_rows_at
 from teacher_server.realign.walk.before_position import leave_missing_open, read_rows_before
@@ -23,7 +24,6 @@ from teacher_server.realign.walk.beyond_path import read_rows_beyond
 from teacher_server.realign.walk.context_free import ContextFreeRows
 from teacher_server.realign.walk.extensions import Extensions
 from teacher_server.realign.walk.masses import MassLedger, WalkResult
-from teacher_server.realign.walk.number_answers import NumberAnswers
 from teacher_server.realign.walk.paths import WalkContext
 from teacher_server.realign.walk.rows import NO_ROW, Float64, TeacherRows
 from teacher_server.realign.walk.start_finder import StartFinder

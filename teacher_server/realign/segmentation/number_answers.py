@@ -18,9 +18,9 @@ from teacher_proto.types import Bool
 
 from teacher_server.realign.pair.tables import PairTables
 from teacher_server.realign.segmentation.canonical import CONTRADICTS
-from teacher_server.realign.walk.extensions import LEAST_ASKED
-from teacher_server.realign.walk.rows import Float64
+from teacher_server.realign.segmentation.extension_shares import LEAST_ASKED
 
+Float64 = NDArray[np.float64]
 Int64 = NDArray[np.int64]
 # Answers kept, of all numbers at all places; when there are more, all are forgotten.
 MAX_ANSWERS = 1 << 23
