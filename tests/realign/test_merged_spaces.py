@@ -33,13 +33,16 @@ SURE = 0.9
 
 
 def realigned(
-    tables: PairTables, after: Mapping[bytes, Row], alone: Mapping[bytes, Row] | None
+    tables: PairTables,
+    after: Mapping[bytes, Row],
+    alone: Mapping[bytes, Row] | None,
+    text: str = TEXT,
 ) -> tuple[RealignedRows, list[bytes]]:
-    """The rows of TEXT and the student's tokens. ``after``: the teacher's rows after its tokens;
+    """The rows of a text and the student's tokens. ``after``: the teacher's rows after its tokens;
     after others it is sure of what was written. ``alone``: its context-free rows; None: it goes
     without."""
     student, teacher, realigner = tables.student, tables.teacher, Realigner(tables)
-    layout = realigner.lay_out(student.encoder.encode(TEXT.encode()).ids)
+    layout = realigner.lay_out(student.encoder.encode(text.encode()).ids)
     own = layout.teacher_ids.tolist()
     known = ContextFreeRows(tables)
     for token, row in (alone or {}).items():
@@ -125,6 +128,18 @@ def test_a_space_before_spaces_without_a_row_is_not_taken_for_a_space_alone(
     settled, space = got.walked.settled, tables.student.by_bytes[b" "]
     given = settled.mass[(settled.position == here) & (settled.token == space)].sum()
     assert given == pytest.approx(0.7, abs=1e-3)
+
+
+def test_a_space_and_the_character_behind_it_may_be_two_tokens() -> None:
+    """A thumb with its space is one token of Gemma's; a space alone is as likely, and of what is
+    behind it the first bytes are there."""
+    tables = pair("llama3", "gemma3")
+    thumb = " \U0001f44d".encode()
+    after = {b" sun": {thumb: 0.5, b" ": 0.5}}
+    got, tokens = realigned(tables, after, {}, "the sun \U0001f44d")
+    here = tokens.index(b" \xf0\x9f\x91") + 1
+    assert b"".join(tokens[here - 1 :]) == thumb
+    assert got.certified.open_mass[here] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_few_spaces_without_a_row_stand_before_a_word() -> None:

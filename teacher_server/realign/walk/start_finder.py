@@ -180,7 +180,9 @@ class StartFinder:
         for row, other, log_prob in found_there:
             start = int(layout.teacher_offsets[row])
             end = start + len(table[other])
-            if table[other].isspace() or not layout.data.startswith(table[other], start):
+            if not layout.data.startswith(table[other], start):
+                continue
+            if table[other].isspace() and not self._is_apart(layout.data, start, end):
                 continue  # in which ways spaces may be cut is told by ``_pasts_of_spaces``
             for index in range(int(np.searchsorted(asked.begin, end, "right")), len(asked.begin)):
                 here = int(asked.begin[index])
@@ -198,6 +200,13 @@ class StartFinder:
                     found.missing.add(index, row, other, -1, *reach, mass, *ranks)
                 else:
                     found.before.add(index, after, np.log(mass), here - end, *reach)
+
+    def _is_apart(self, data: bytes, start: int, end: int) -> bool:
+        """Whether a teacher that merges spaces may write this one by itself, and the word after it
+        without."""
+        around = data[max(start - 1, 0) : start], data[end : end + 1]
+        merges = self._tables.teacher.merges_spaces
+        return merges and end - start == 1 and not any(one.isspace() for one in around)
 
     def _longer_range(self, data: bytes) -> tuple[int, int]:
         """``Vocabulary.longer_range`` of the teacher."""
